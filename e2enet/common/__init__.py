@@ -1,0 +1,1 @@
+"""What several rooms share: errors, files, the console, overlay pictures."""

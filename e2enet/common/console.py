@@ -1,0 +1,46 @@
+"""One console for the whole program: tables and messages go through it, and loops show their progress on
+it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sized
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+console = Console()
+Item = TypeVar("Item")
+
+
+def track(iterable: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
+    """Yield the items with a progress bar on a terminal; in a log file, one line when it starts and one when
+    done.
+
+    `total` is the number of items, taken from `len` where the iterable has one.
+    """
+    if total is None and isinstance(iterable, Sized):
+        total = len(iterable)
+    if not console.is_terminal:
+        # A bar redrawn into a file is noise: a cluster log gets two lines.
+        count = "" if total is None else f" ({total})"
+        console.print(f"{description}{count} ...", highlight=False)
+        yield from iterable
+        console.print(f"{description}: done", highlight=False)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        yield from progress.track(iterable, description=description, total=total)

@@ -1,0 +1,40 @@
+"""Errors that a user can mend: one type, raised once with every problem in it, printed without a
+traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+EXIT_CODE_INPUT_ERROR = 2
+
+
+class InputError(ValueError):
+    """Something that the user gave (a file, a config value, a folder) is wrong; the message says what was
+    expected."""
+
+
+def raise_problems(problems: Sequence[str], heading: str) -> None:
+    """Raise one InputError that lists every problem under the heading; return quietly where there is none.
+
+    Collecting first and raising once spares the user a run per mistake.
+    """
+    if problems:
+        lines = "\n".join(f"  - {problem}" for problem in problems)
+        raise InputError(f"{heading}\n{lines}")
+
+
+@contextmanager
+def exit_on_input_error() -> Iterator[None]:
+    """Turn an InputError into its message on stderr and exit code 2 (1 is kept for a check that ran and
+    failed).
+
+    Works as a context (`with exit_on_input_error():`) and as a decorator (`@exit_on_input_error()`) of a
+    main. Any other exception keeps its traceback: it is our fault, not the user's.
+    """
+    try:
+        yield
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_CODE_INPUT_ERROR)

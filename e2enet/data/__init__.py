@@ -1,0 +1,1 @@
+"""Data: raw datasets, geometry, planning, preparation, patches."""

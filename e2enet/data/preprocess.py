@@ -1,0 +1,129 @@
+"""A volume on its way into the network and back: crop to nonzero, resample, normalise; and results restored
+to its grid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from e2enet.common.errors import InputError
+from e2enet.data.crop import Box, crop_to_nonzero, nonzero_mask
+from e2enet.data.plan import Plan, resampled_shape
+from e2enet.data.resample import keep_largest, resample_image, resample_label, resample_linear, separate_axis
+from e2enet.data.volume import Volume
+
+MIN_STD = 1e-8
+
+
+@dataclass(frozen=True, eq=False)
+class Preprocessed:
+    """A network's input and what leads back: the crop's place in the frame's grid.
+
+    `image` is float32 (C, d, h, w) at the plan's spacing; `crop` a box in the original (D, H, W) =
+    `original_shape`; spacings in mm.
+    """
+
+    image: np.ndarray
+    crop: Box
+    original_shape: tuple[int, int, int]
+    original_spacing: tuple[float, float, float]
+    spacing: tuple[float, float, float]
+
+    @property
+    def cropped_shape(self) -> tuple[int, int, int]:
+        """Voxels of the crop before resampling."""
+        depth, height, width = (part.stop - part.start for part in self.crop)
+        return depth, height, width
+
+
+def preprocess(volume: Volume, plan: Plan) -> Preprocessed:
+    """Crop, resample and normalise an image in the frame of the plan's depth axis; labels are not needed.
+
+    Raises InputError where the image has another number of channels or depth axis than the plan, or is zero
+    everywhere.
+    """
+    if len(volume.array) != len(plan.normalisation):
+        raise InputError(f"the image has {len(volume.array)} channels, the plan {len(plan.normalisation)}")
+    if volume.geometry.depth_axis != plan.depth_axis:
+        raise InputError(
+            f"the image was read with depth axis {volume.geometry.depth_axis}, the plan has {plan.depth_axis}"
+        )
+    box = crop_to_nonzero(volume.array)
+    cropped = volume.array[(slice(None), *box)]
+    shape = resampled_shape(cropped.shape[1:], volume.spacing, plan.spacing)
+    axis = separate_axis(volume.spacing, plan.spacing)
+    image = np.stack([resample_image(channel, shape, axis) for channel in cropped])
+    inside = None
+    if any(scheme.get("nonzero") for scheme in plan.normalisation):
+        inside = resample_linear(nonzero_mask(cropped), shape, axis) > 0.5
+    for channel, scheme in zip(image, plan.normalisation, strict=True):
+        normalise(channel, scheme, inside)
+    depth, height, width = volume.array.shape[1:]
+    return Preprocessed(image, box, (depth, height, width), volume.spacing, plan.spacing)
+
+
+def preprocess_label(label: np.ndarray, prepared: Preprocessed) -> np.ndarray:
+    """A label map (D, H, W) of the same image, cropped and resampled alike to (d, h, w); the dtype stays."""
+    _require_shape(label.shape, prepared.original_shape)
+    axis = separate_axis(prepared.original_spacing, prepared.spacing)
+    return resample_label(label[prepared.crop], prepared.image.shape[1:], axis)
+
+
+def restore_labels(probabilities: np.ndarray, prepared: Preprocessed) -> np.ndarray:
+    """Class of largest probability on the original grid: (K, d, h, w) float32 -> (D, H, W) uint8 or int16.
+
+    Each class is resampled linearly by itself and only the largest so far is kept: 100 classes take the
+    memory of two. Outside the crop is background.
+    """
+    _require_shape(probabilities.shape[1:], prepared.image.shape[1:])
+    axis = separate_axis(prepared.spacing, prepared.original_spacing)
+    shape = prepared.cropped_shape
+    winner = np.zeros(shape, dtype=np.uint8 if len(probabilities) <= 256 else np.int16)
+    best = np.full(shape, -np.inf, dtype=np.float32)
+    for value, probability in enumerate(probabilities):
+        keep_largest(best, winner, resample_linear(probability, shape, axis), value)
+    result = np.zeros(prepared.original_shape, dtype=winner.dtype)
+    result[prepared.crop] = winner
+    return result
+
+
+def restore_probabilities(probabilities: np.ndarray, prepared: Preprocessed) -> np.ndarray:
+    """Probabilities on the original grid: (K, d, h, w) -> (K, D, H, W) float32; outside the crop background
+    is certain."""
+    _require_shape(probabilities.shape[1:], prepared.image.shape[1:])
+    axis = separate_axis(prepared.spacing, prepared.original_spacing)
+    result = np.zeros((len(probabilities), *prepared.original_shape), dtype=np.float32)
+    result[0] = 1
+    for restored, probability in zip(result, probabilities, strict=True):
+        restored[prepared.crop] = resample_linear(probability, prepared.cropped_shape, axis)
+    return result
+
+
+def normalise(channel: np.ndarray, scheme: Mapping[str, Any], inside: np.ndarray | None = None) -> None:
+    """Normalise one channel (D, H, W) in place.
+
+    ct: clip to the dataset's percentiles, subtract its mean, divide by its standard deviation. zscore: by the
+    image's own mean and standard deviation; with `nonzero` those of the voxels `inside`, and 0 outside. none:
+    unchanged.
+    """
+    if scheme["scheme"] == "ct":
+        np.clip(channel, scheme["lower"], scheme["upper"], out=channel)
+        channel -= scheme["mean"]
+        channel /= max(scheme["std"], MIN_STD)
+    elif scheme["scheme"] == "zscore":
+        voxels = channel[inside] if scheme["nonzero"] and inside is not None else channel
+        mean, std = voxels.mean(dtype=np.float64), voxels.std(dtype=np.float64)
+        channel -= np.float32(mean)
+        channel /= np.float32(max(std, MIN_STD))
+        if scheme["nonzero"] and inside is not None:
+            channel[~inside] = 0
+    elif scheme["scheme"] != "none":
+        raise InputError(f"normalisation scheme {scheme['scheme']!r}: one of ct, zscore, none expected")
+
+
+def _require_shape(found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if found != expected:
+        raise ValueError(f"shape {found}, {expected} expected")

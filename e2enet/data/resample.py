@@ -1,0 +1,102 @@
+"""Resampling to another shape: cubic for images, linear for labels and probabilities, coarse axes apart.
+
+Voxel centres keep their place as in nnU-Net (scikit-image's resize): output voxel i lies at (i + 1/2) * old /
+new - 1/2. Along an axis that is more than three times coarser than the finest, in-plane detail must not leak
+between slices: each slice is resampled in its plane and the nearest slice is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+ANISOTROPY = 3.0
+
+
+def separate_axis(old_spacing: Sequence[float], new_spacing: Sequence[float]) -> int | None:
+    """The axis to resample apart: the coarsest of the old, else of the new spacing, where it is far coarser;
+    None else.
+
+    Two equally coarse axes, such as (0.2, 1, 1) mm, are no stack of slices: None.
+    """
+    for spacing in (np.asarray(old_spacing, dtype=float), np.asarray(new_spacing, dtype=float)):
+        if spacing.max() / spacing.min() > ANISOTROPY:
+            coarsest = np.flatnonzero(spacing == spacing.max())
+            return int(coarsest[0]) if len(coarsest) == 1 else None
+    return None
+
+
+def resample_image(channel: np.ndarray, shape: Sequence[int], axis: int | None) -> np.ndarray:
+    """One channel (D, H, W) to `shape` by cubic splines, float32, without leaving the range of its values.
+
+    `axis` is resampled apart, by the nearest slice. The range is kept because splines overshoot beside metal
+    and air.
+    """
+    if channel.shape == tuple(shape):
+        return channel.astype(np.float32, copy=True)
+    if axis is None:
+        result = _cubic(channel, shape)
+    else:
+        slices = np.moveaxis(channel, axis, 0)
+        plane = [edge for index, edge in enumerate(shape) if index != axis]
+        picked = nearest_indices(channel.shape[axis], shape[axis])
+        resampled = {index: _cubic(slices[index], plane) for index in np.unique(picked)}
+        result = np.moveaxis(np.stack([resampled[index] for index in picked]), 0, axis)
+    return np.ascontiguousarray(np.clip(result, channel.min(), channel.max()))
+
+
+def resample_linear(values: np.ndarray, shape: Sequence[int], axis: int | None) -> np.ndarray:
+    """One map (D, H, W) to `shape` linearly, float32; `axis` apart, by the nearest slice."""
+    import torch
+    from torch.nn.functional import interpolate
+
+    if values.shape == tuple(shape):
+        return values.astype(np.float32, copy=True)
+    if axis is None:
+        tensor = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))[None, None]
+        return interpolate(tensor, size=tuple(shape), mode="trilinear", align_corners=False)[0, 0].numpy()
+    slices = np.moveaxis(values, axis, 0)
+    plane = tuple(edge for index, edge in enumerate(shape) if index != axis)
+    tensor = torch.from_numpy(np.ascontiguousarray(slices, dtype=np.float32))[None]
+    resampled = interpolate(tensor, size=plane, mode="bilinear", align_corners=False)[0].numpy()
+    picked = nearest_indices(values.shape[axis], shape[axis])
+    return np.ascontiguousarray(np.moveaxis(resampled[picked], 0, axis))
+
+
+def resample_label(label: np.ndarray, shape: Sequence[int], axis: int | None) -> np.ndarray:
+    """A label map (D, H, W) to `shape`: each value's own map linearly, then the largest; the dtype stays."""
+    if label.shape == tuple(shape):
+        return label.copy()
+    values = np.unique(label)
+    best = np.full(tuple(shape), -1.0, dtype=np.float32)
+    result = np.zeros(tuple(shape), dtype=label.dtype)
+    for value in values:
+        keep_largest(best, result, resample_linear(label == value, shape, axis), int(value))
+    return result
+
+
+def keep_largest(best: np.ndarray, winner: np.ndarray, score: np.ndarray, value: int) -> None:
+    """Running argmax, in place: where `score` beats `best`, it replaces it and `winner` becomes `value`.
+
+    Holds two maps instead of one per class; of equal scores the first stays, as in argmax.
+    """
+    better = score > best
+    best[better] = score[better]
+    winner[better] = value
+
+
+def nearest_indices(old: int, new: int) -> np.ndarray:
+    """Old index whose voxel holds the centre of each new one: 2 -> 4 gives 0, 0, 1, 1; 4 -> 2 gives 1, 3."""
+    centres = (np.arange(new) + 0.5) * old / new
+    return np.minimum(np.floor(centres).astype(int), old - 1)
+
+
+def _cubic(values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    from scipy import ndimage
+
+    factors = [new / old for new, old in zip(shape, values.shape, strict=True)]
+    wide = values.astype(np.float32, copy=False)
+    result = ndimage.zoom(wide, factors, order=3, mode="nearest", grid_mode=True)
+    assert result.shape == tuple(shape), (result.shape, tuple(shape))
+    return result

@@ -1,0 +1,234 @@
+"""Which patch to take from which case, as a pure function of (seed, epoch, index).
+
+A sample depends on nothing but these three numbers: not on the worker that builds it, not on the samples
+before it. An interrupted run that continues at an epoch's start therefore sees the very batches it would
+have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from typing import cast
+
+import numpy as np
+import torch
+import torchio as tio
+from torch.utils.data import Dataset, Sampler
+from torchio.data.sampler.sampler import PatchSampler
+
+from e2enet.common.errors import InputError
+from e2enet.data.augmentation import Augmentation
+from e2enet.data.prepare import PreparedCase
+
+Key = tuple[int, int]
+Triple = tuple[int, int, int]
+
+
+class PatchDataset(Dataset):
+    """Augmented training patches; `dataset[(epoch, index)]` is always the same sample for the same seed.
+
+    Each sample comes from a case drawn uniformly. Of each batch the last `b - round(2 b / 3)` samples (1 of
+    2, 2 of 6) are centred on foreground, the others lie anywhere. Only the patch is read from disk, never
+    the volume.
+
+    A sample is {"image": float32 (C, D, H, W), "label": int64 (D, H, W), "case": id}.
+
+    Args:
+        cases: Prepared cases with labels.
+        patch_size: Voxels (D, H, W).
+        batch_size: Samples per batch (per process), which decides the foreground rule.
+        augmentation: What is done to each patch.
+        seed: Any number that is not negative.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[PreparedCase],
+        patch_size: Sequence[int],
+        *,
+        batch_size: int,
+        augmentation: Augmentation,
+        seed: int,
+    ) -> None:
+        if not cases:
+            raise InputError("no training cases: nothing to draw patches from")
+        self.cases = list(cases)
+        self.sampler = ForegroundSampler(patch_size)
+        self.batch_size = batch_size
+        self.augmentation = augmentation
+        self.seed = seed
+
+    def __getitem__(self, key: Key) -> dict[str, object]:
+        epoch, index = key
+        case_draw, torch_seed = np.random.SeedSequence((self.seed, epoch, index)).generate_state(2, np.uint64)
+        subject = load_subject(self.cases[int(case_draw) % len(self.cases)])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch_seed >> np.uint64(1)))  # 63 bits: above, torch takes it for negative
+            patch = self._draw_patch(subject, foreground=is_foreground_sample(index, self.batch_size))
+        return {
+            "image": patch.get_image("image").data,
+            "label": patch.get_image("label").data[0].long(),
+            "case": patch["case"],
+        }
+
+    def _draw_patch(self, subject: tio.Subject, foreground: bool) -> tio.Subject:
+        spatial = self.augmentation.spatial.draw() if self.augmentation.spatial else None
+        start = self.sampler.draw_start(subject, foreground)
+        if spatial is None:
+            patch = crop_subject(subject, start, self.sampler.size)
+        else:  # both sizes differ by an even number: the larger box has the same centre
+            sizes = zip(start, self.sampler.size, spatial.input_size, strict=True)
+            larger_start = [first - (larger - size) // 2 for first, size, larger in sizes]
+            patch = spatial(crop_subject(subject, larger_start, spatial.input_size))
+        return self.augmentation.patch(patch)
+
+
+class CaseDataset(Dataset):
+    """Whole prepared cases, by position: the dict of a training sample, at the case's own shape."""
+
+    def __init__(self, cases: Sequence[PreparedCase]) -> None:
+        self.cases = list(cases)
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, index: int) -> dict[str, object]:
+        case = self.cases[index]
+        return {
+            "image": torch.from_numpy(np.array(case.open_image())),
+            "label": torch.from_numpy(case.open_label().astype(np.int64)),
+            "case": case.id,
+        }
+
+
+class EpochSampler(Sampler[Key]):
+    """Yields the keys (epoch, index) of one epoch, in order; Lightning calls `set_epoch` before each.
+
+    Under several processes each takes every `world_size`-th batch, so that their samples are disjoint,
+    equally many, and keep their place within the batch (which decides the foreground rule).
+
+    Args:
+        steps: Batches per epoch and process.
+        batch_size: Samples per batch and process.
+        rank, world_size: This process and how many there are.
+    """
+
+    def __init__(self, steps: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
+        self.steps = steps
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration yields."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.steps * self.batch_size
+
+    def __iter__(self) -> Iterator[Key]:
+        for step in range(self.steps):
+            first = (step * self.world_size + self.rank) * self.batch_size
+            yield from ((self.epoch, first + position) for position in range(self.batch_size))
+
+
+class ForegroundSampler(PatchSampler):
+    """TorchIO sampler of patches anywhere or on foreground, from coordinates found beforehand.
+
+    TorchIO's LabelSampler builds a probability map of the volume per subject; here the subject carries,
+    under "foreground", the coordinates {class: int array (N, 3)} that preparation has stored. Unlike
+    TorchIO's samplers it takes images smaller than the patch: they are padded, equally on both sides.
+
+    Args:
+        patch_size: Voxels (D, H, W).
+    """
+
+    def __init__(self, patch_size: Sequence[int]) -> None:
+        d, h, w = (int(size) for size in patch_size)
+        super().__init__((d, h, w))
+        self.size: Triple = (d, h, w)
+
+    def __call__(self, subject: tio.Subject, num_patches: int | None = None) -> Generator[tio.Subject]:
+        """Yield patches centred on foreground, `num_patches` of them or without end."""
+        yielded = 0
+        while num_patches is None or yielded < num_patches:
+            yield crop_subject(subject, self.draw_start(subject, foreground=True), self.size)
+            yielded += 1
+
+    def draw_start(self, subject: tio.Subject, foreground: bool) -> Triple:
+        """First voxel (d, h, w) of a random patch; negative where the image is padded.
+
+        Along an axis where the patch fits, it lies within the image: a patch on foreground has the chosen
+        voxel at its centre (voxel size // 2) unless it had to move inwards. Where it does not fit, the
+        image is in its middle. A case without foreground gives a patch anywhere.
+        """
+        lowest, highest = zip(*map(start_range, subject.spatial_shape, self.size), strict=True)
+        coordinates = cast(dict[int, np.ndarray], subject["foreground"])
+        present = [voxels for voxels in coordinates.values() if len(voxels)]
+        if foreground and present:
+            voxels = present[_draw_below(len(present))]  # every class that is present is equally likely
+            voxel = np.asarray(voxels[_draw_below(len(voxels))])
+            start = np.clip(voxel - np.array(self.size) // 2, lowest, highest)
+        else:
+            ranges = zip(lowest, highest, strict=True)
+            start = np.array([low + _draw_below(high - low + 1) for low, high in ranges])
+        return int(start[0]), int(start[1]), int(start[2])
+
+
+def is_foreground_sample(index: int, batch_size: int) -> bool:
+    """Whether a sample is centred on foreground: true of the last b - round(2 b / 3) of each batch of b."""
+    return index % batch_size >= round(2 * batch_size / 3)
+
+
+def start_range(image_size: int, patch_size: int) -> tuple[int, int]:
+    """Smallest and largest start of a patch along one axis.
+
+    0 and 5 for a patch of 8 in 13 voxels; -1 and -1 for 8 in 5 voxels (padding of 1 before and 2 after).
+    """
+    if patch_size <= image_size:
+        return 0, image_size - patch_size
+    start = -((patch_size - image_size) // 2)
+    return start, start
+
+
+def load_subject(case: PreparedCase) -> tio.Subject:
+    """TorchIO subject of a prepared case with "case" and "foreground"; voxels stay on disk until cropped."""
+    images: dict[str, tio.Image] = {"image": tio.ScalarImage(tensor=_memory_mapped(case.image))}
+    if case.label is not None:
+        images["label"] = tio.LabelMap(tensor=_memory_mapped(case.label)[None])
+    return tio.Subject(**images, case=case.id, foreground=case.foreground)
+
+
+def crop_subject(subject: tio.Subject, start: Sequence[int], size: Sequence[int]) -> tio.Subject:
+    """Subject of the box `size` that begins at voxel `start`.
+
+    Outside the image everything is 0: background, at the normalised images' mean intensity.
+    """
+    images = subject.get_images_dict(intensity_only=False)
+    patch = {name: type(image)(tensor=crop(image.data, start, size)) for name, image in images.items()}
+    return tio.Subject(**patch, case=subject["case"])
+
+
+def crop(tensor: torch.Tensor, start: Sequence[int], size: Sequence[int]) -> torch.Tensor:
+    """Copy of the box (C, *size) of a tensor (C, D, H, W), zero where the box leaves the tensor."""
+    box = tensor.new_zeros((tensor.shape[0], *size))
+    source, target = [slice(None)], [slice(None)]
+    for first, length, total in zip(start, size, tensor.shape[1:], strict=True):
+        # -2..6 of an image of 5: reads 0..5 and writes it to 2..7 of the box.
+        begin, end = min(max(first, 0), total), max(min(first + length, total), 0)
+        source.append(slice(begin, end))
+        target.append(slice(begin - first, end - first))
+    if all(part.start < part.stop for part in source[1:]):
+        box[tuple(target)] = tensor[tuple(source)]
+    return box
+
+
+def _memory_mapped(path: object) -> torch.Tensor:
+    # "c" (copy on write) reads like "r", and torch accepts it without a warning about read-only memory.
+    return torch.from_numpy(np.load(str(path), mmap_mode="c"))
+
+
+def _draw_below(limit: int) -> int:
+    """Uniform whole number from 0 to limit - 1, from torch's generator as in TorchIO's samplers."""
+    return int(torch.randint(limit, (1,)).item())

@@ -1,0 +1,244 @@
+"""Images in the project's frame: RAS orientation, the depth axis first, (C, D, H, W); and back to their
+native grid.
+
+Every size, spacing, stride and mirror axis elsewhere is named in this frame. Only this file knows the file's
+own axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel import orientations
+
+from e2enet.common.errors import InputError
+from e2enet.common.files import atomic_path
+
+GRID_TOLERANCE_MM = 1e-3
+TIE_TOLERANCE = 0.01
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """Where a file's voxels lie, and which RAS axis (0, 1, 2) is the depth axis of the frame.
+
+    `shape` (3,) and `affine` (4, 4), voxel -> mm, are the file's own.
+    """
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+    depth_axis: int
+
+    @property
+    def orientation(self) -> np.ndarray:
+        """nibabel's (3, 2) table: the RAS axis and the direction of each axis of the file."""
+        return orientations.io_orientation(self.affine)
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """mm per voxel along the frame's (D, H, W)."""
+        native = np.linalg.norm(self.affine[:3, :3], axis=0)
+        depth, height, width = self._to_frame_order(native)
+        return float(depth), float(height), float(width)
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """(D, H, W)."""
+        depth, height, width = self._to_frame_order(np.asarray(self.shape))
+        return int(depth), int(height), int(width)
+
+    def _to_frame_order(self, native: np.ndarray) -> np.ndarray:
+        ras = np.empty_like(native)
+        ras[self.orientation[:, 0].astype(int)] = native
+        return ras[[self.depth_axis, *(axis for axis in range(3) if axis != self.depth_axis)]]
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """An image in the frame: `array` float32 (C, D, H, W), `spacing` in mm along (D, H, W), and its way
+    back."""
+
+    array: np.ndarray
+    spacing: tuple[float, float, float]
+    geometry: Geometry
+    header: Any = None  # the first file's NIfTI header, for results written on its grid
+
+
+def choose_depth_axis(spacings: np.ndarray | Sequence[Sequence[float]]) -> int:
+    """The RAS axis of largest median spacing over the images, given (n, 3) in RAS order.
+
+    Axes within 1 % of the largest are tied, and the last of them wins: for isotropic data slices are axial.
+    """
+    median = np.median(np.asarray(spacings, dtype=float), axis=0)
+    return int(np.flatnonzero(median >= median.max() * (1 - TIE_TOLERANCE))[-1])
+
+
+def read_geometry(path: str | Path, depth_axis: int | None = None) -> Geometry:
+    """Geometry from the header alone; `depth_axis=None` takes the image's own axis of largest spacing."""
+    return _geometry(_open(Path(path)), Path(path), depth_axis)
+
+
+def read_ras_spacing(path: str | Path) -> tuple[float, float, float]:
+    """mm per voxel along the right-left, anterior-posterior and superior-inferior axis, from the header
+    alone."""
+    ras = read_geometry(path, depth_axis=0)  # with axis 0 in front the frame's order is RAS
+    return ras.spacing
+
+
+def read_volume(paths: Sequence[str | Path], depth_axis: int | None = None) -> Volume:
+    """Read one image: a file per channel, or a single 4D file whose last axis holds the channels.
+
+    Raises InputError naming the file where it is no 3D or 4D NIfTI, cannot be read, holds NaN or infinity,
+    has a singular affine, or where the channels lie on different grids (1e-3 mm).
+    """
+    files = [Path(path) for path in paths]
+    if not files:
+        raise InputError("an image needs at least one file")
+    images = [_open(file) for file in files]
+    geometry = _geometry(images[0], files[0], depth_axis)
+    channels: list[np.ndarray] = []
+    for file, image in zip(files, images, strict=True):
+        require_same_grid(geometry, _geometry(image, file, geometry.depth_axis), f"{files[0]} and {file}")
+        data = _without_singletons(_voxels(image, file, np.float32))
+        if data.ndim == 4 and len(files) > 1:
+            raise InputError(
+                f"{file}: has {data.shape[3]} channels, one expected where each channel has its own file"
+            )
+        channels.extend(np.moveaxis(data, 3, 0) if data.ndim == 4 else [data])
+    array = np.stack([to_frame(channel, geometry) for channel in channels])
+    infinite = array.size - int(np.count_nonzero(np.isfinite(array)))
+    if infinite:
+        raise InputError(f"{files[0]}: {infinite} voxels are NaN or infinite, finite values expected")
+    return Volume(array, geometry.spacing, geometry, images[0].header.copy())
+
+
+def read_label(path: str | Path, depth_axis: int | None) -> tuple[np.ndarray, Geometry]:
+    """Read a label image as (D, H, W), uint8 or where needed int16. InputError where it does not hold labels
+    0, 1, .."""
+    path = Path(path)
+    image = _open(path)
+    geometry = _geometry(image, path, depth_axis)
+    data = _without_singletons(_voxels(image, path, None))
+    if data.ndim != 3:
+        raise InputError(f"{path}: a label image of shape {image.shape}, three axes expected")
+    if data.dtype.kind == "f":
+        rounded = np.rint(data)
+        if not (np.isfinite(data).all() and np.abs(data - rounded).max(initial=0) < 1e-3):
+            raise InputError(f"{path}: holds values that are no integers, labels expected")
+        data = rounded
+    low, high = (data.min(), data.max()) if data.size else (0, 0)
+    if low < 0 or high > np.iinfo(np.int16).max:
+        raise InputError(
+            f"{path}: values from {low:g} to {high:g}, labels from 0 to {np.iinfo(np.int16).max} expected"
+        )
+    return to_frame(data.astype(np.uint8 if high <= 255 else np.int16), geometry), geometry
+
+
+def to_frame(array: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """Native axes -> the frame, contiguous; (X, Y, Z) -> (D, H, W)."""
+    ras = orientations.apply_orientation(array, geometry.orientation)
+    return np.ascontiguousarray(np.moveaxis(ras, geometry.depth_axis, 0))
+
+
+def to_native(array: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """The frame -> the file's own axes, contiguous: (D, H, W) -> (X, Y, Z), (K, D, H, W) -> (K, X, Y, Z).
+    Inverse of to_frame."""
+    if array.ndim == 4:
+        return np.stack([to_native(part, geometry) for part in array])
+    if array.shape != geometry.frame_shape:
+        raise ValueError(f"shape {array.shape} does not lie on the grid {geometry.frame_shape} (D, H, W)")
+    ras_table = np.array([[0, 1], [1, 1], [2, 1]])
+    back = orientations.ornt_transform(ras_table, geometry.orientation)
+    ras = np.moveaxis(array, 0, geometry.depth_axis)
+    return np.ascontiguousarray(orientations.apply_orientation(ras, back))
+
+
+def require_same_grid(
+    first: Geometry, second: Geometry, names: str, tolerance: float = GRID_TOLERANCE_MM
+) -> None:
+    """InputError unless shapes are equal and no corner of the volume is moved by more than the tolerance in
+    mm."""
+    if first.shape != second.shape:
+        raise InputError(f"{names}: shapes {first.shape} and {second.shape}, the same grid expected")
+    corners = np.array(np.meshgrid(*[(0, size - 1) for size in first.shape], [1], indexing="ij")).reshape(
+        4, -1
+    )
+    moved = float(np.linalg.norm(((first.affine - second.affine) @ corners)[:3], axis=0).max())
+    if moved > tolerance:
+        raise InputError(
+            f"{names}: the affines differ by up to {moved:.3g} mm, at most {tolerance:g} mm expected"
+        )
+
+
+def write_label_image(path: str | Path, label: np.ndarray, geometry: Geometry, header: Any = None) -> None:
+    """Write labels (D, H, W) of the frame as NIfTI on the native grid, atomically.
+
+    The affine is the geometry's own; from `header` come units, orientation codes and description, not the
+    data type.
+    """
+    native = to_native(label, geometry)
+    dtype = np.uint8 if native.max(initial=0) <= 255 else np.int16
+    _write(Path(path), native.astype(dtype), geometry, header)
+
+
+def write_image(path: str | Path, array: np.ndarray, geometry: Geometry, header: Any = None) -> None:
+    """Write float32 (D, H, W) or (K, D, H, W), e.g. probabilities, as NIfTI on the native grid, K as the last
+    axis."""
+    native = to_native(array.astype(np.float32, copy=False), geometry)
+    _write(Path(path), np.moveaxis(native, 0, -1) if native.ndim == 4 else native, geometry, header)
+
+
+def _write(path: Path, data: np.ndarray, geometry: Geometry, header: Any) -> None:
+    kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+    image = kind(data, geometry.affine, header)
+    image.set_data_dtype(data.dtype)
+    # The original's display window and scaling describe intensities, not labels.
+    image.header["cal_min"], image.header["cal_max"] = 0, 0
+    image.header.set_slope_inter(1, 0)
+    with atomic_path(path) as temporary:
+        nib.save(image, temporary)
+
+
+def _open(path: Path) -> Any:
+    try:
+        image = nib.load(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (nib.filebasedimages.ImageFileError, OSError, EOFError) as error:
+        raise InputError(f"{path}: cannot be read as an image ({error})") from error
+    if not isinstance(image, nib.Nifti1Image):  # Nifti2Image is one of these
+        raise InputError(f"{path}: {type(image).__name__}, a NIfTI image expected")
+    return image
+
+
+def _voxels(image: Any, path: Path, dtype: type | None) -> np.ndarray:
+    """The scaled values; broken archives become an InputError that names the file."""
+    import zlib
+
+    try:
+        return image.get_fdata(dtype=dtype, caching="unchanged") if dtype else np.asanyarray(image.dataobj)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise InputError(f"{path}: the voxels cannot be read, the file may be cut off ({error})") from error
+
+
+def _without_singletons(data: np.ndarray) -> np.ndarray:
+    """(X, Y, Z, 1, C) and (X, Y, Z, 1) as other tools write them -> (X, Y, Z, C), (X, Y, Z)."""
+    extra = tuple(axis for axis in range(3, data.ndim) if data.shape[axis] == 1)
+    return np.squeeze(data, axis=extra)
+
+
+def _geometry(image: Any, path: Path, depth_axis: int | None) -> Geometry:
+    shape = image.shape
+    if len(shape) < 3 or sum(size != 1 for size in shape[3:]) > 1 or 0 in shape:
+        raise InputError(f"{path}: shape {shape}, a 3D image or a 4D one with channels last expected")
+    affine = np.asarray(image.affine, dtype=float)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise InputError(f"{path}: the affine {affine[:3].tolist()} cannot be inverted")
+    if depth_axis is None:
+        depth_axis = choose_depth_axis([Geometry(shape[:3], affine, 0).spacing])
+    return Geometry(tuple(shape[:3]), affine, depth_axis)

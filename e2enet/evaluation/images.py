@@ -1,0 +1,120 @@
+"""Label images of a folder: which there are, whether two share a grid, and their whole-number voxels."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import SpatialImage
+
+from e2enet.common.errors import InputError
+
+ENDINGS = (".nii.gz", ".nii", ".mgz", ".mgh", ".mnc", ".hdr")
+GRID_TOLERANCE_MM = 1e-3
+READ_ERRORS = (ImageFileError, OSError, EOFError, ValueError, zlib.error)
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """Whole-number voxels in file order, and the set of values among them."""
+
+    array: np.ndarray
+    values: frozenset[int]
+
+
+def find_label_images(folder: Path, problems: list[str]) -> dict[str, Path]:
+    """{case: path} of the images in a folder, sorted; the case is the file's name without its ending.
+
+    Hidden files are passed over (macOS leaves `._case.nii.gz` in archives). Adds to `problems`: no such
+    folder, and two files of one case.
+    """
+    if not folder.is_dir():
+        problems.append(f"{folder}: no such folder")
+        return {}
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        ending = next((ending for ending in ENDINGS if path.name.endswith(ending)), None)
+        if ending is None or path.name.startswith(".") or not path.is_file():
+            continue
+        case = path.name.removesuffix(ending)
+        if case in found:
+            problems.append(f"{case}: two files, {found[case]} and {path.name}; expected one")
+        else:
+            found[case] = path
+    return found
+
+
+def grid_problems(case: str, prediction: Path, reference: Path) -> list[str]:
+    """What keeps two images from being compared: unreadable, other shape, other affine (1e-3 mm)."""
+    try:
+        images = [_open(path) for path in (prediction, reference)]
+    except InputError as error:
+        return [str(error)]
+    shapes = [_shape(image) for image in images]
+    if any(len(shape) != 3 for shape in shapes):
+        return [f"{case}: expected 3D images, got prediction {shapes[0]}, reference {shapes[1]}"]
+    if shapes[0] != shapes[1]:
+        return [f"{case}: shape {shapes[0]} of {prediction} is not the reference's {shapes[1]}"]
+    # Two affines are the same grid when they send every voxel to the same place; the corners differ the most.
+    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(shapes[0]) - 1)
+    places = [nib.affines.apply_affine(image.affine, corners) for image in images]
+    offset = float(np.linalg.norm(places[0] - places[1], axis=1).max())
+    if not offset <= GRID_TOLERANCE_MM:  # NaN too
+        return [
+            f"{case}: the affine of {prediction} puts voxels up to {offset:.4g} mm from the reference's "
+            f"(tolerance {GRID_TOLERANCE_MM} mm)"
+        ]
+    return []
+
+
+def voxel_spacing(path: Path) -> tuple[float, float, float]:
+    """Voxel size in mm per file axis, from the affine."""
+    x, y, z = (float(size) for size in nib.affines.voxel_sizes(_open(path).affine))
+    return x, y, z
+
+
+def read_label_map(path: Path) -> LabelMap:
+    """The voxels of a label image as whole numbers; InputError where they are none or the file is damaged."""
+    image = _open(path)
+    try:
+        raw = np.asanyarray(image.dataobj)
+    except READ_ERRORS as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
+    array = raw.reshape(_shape(image))
+    values = _distinct_values(array)
+    if not np.isfinite(values).all() or (values != np.round(values)).any():
+        shown = [float(value) for value in values[:5]]
+        raise InputError(f"{path}: expected whole-number labels, got values such as {shown}")
+    # Labels stored as float (or with a scale in the header) would cost 8 bytes a voxel.
+    if array.dtype.kind == "f":
+        array = array.astype(np.int32)
+    return LabelMap(array, frozenset(int(value) for value in values))
+
+
+def _distinct_values(array: np.ndarray) -> np.ndarray:
+    """As `np.unique`, without sorting a whole volume where the values are small whole numbers."""
+    if array.dtype.kind == "u" and array.dtype.itemsize <= 2:
+        return np.flatnonzero(np.bincount(array.ravel()))
+    return np.unique(array)
+
+
+def _open(path: Path) -> SpatialImage:
+    try:
+        image = nib.load(path)
+    except READ_ERRORS as error:
+        raise InputError(f"{path}: is no image that nibabel reads ({error})") from error
+    if not isinstance(image, SpatialImage) or image.affine is None:
+        raise InputError(f"{path}: has no affine, so its grid is unknown")
+    return image
+
+
+def _shape(image: SpatialImage) -> tuple[int, ...]:
+    """Shape without trailing axes of length 1, which some writers add."""
+    shape = tuple(int(size) for size in image.shape)
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape

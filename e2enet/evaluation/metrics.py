@@ -1,0 +1,102 @@
+"""Dice, normalised surface Dice and the 95th-percentile Hausdorff distance of two binary masks.
+
+All three need both masks to be non-empty: what an empty mask counts is a decision, taken in `scores.py`.
+A surface is the mask's voxels with a background neighbour across a face; outside the image is background.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+# Spacings come from float32 headers: 1.0000001 mm must not put the next voxel beyond a tolerance of 1 mm.
+TOLERANCE_SLACK_MM = 1e-4
+
+
+def dice(prediction: np.ndarray, reference: np.ndarray) -> float:
+    """Dice coefficient 2 |P and R| / (|P| + |R|) of two bool masks of one shape."""
+    _check_masks(prediction, reference)
+    overlap = np.count_nonzero(prediction & reference)
+    return 2 * overlap / (np.count_nonzero(prediction) + np.count_nonzero(reference))
+
+
+def nsd(
+    prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float], tolerance: float = 1.0
+) -> float:
+    """Normalised surface Dice: share of both surfaces that lies within `tolerance` mm of the other surface.
+
+    `spacing` is in mm per axis of the masks. Nikolov et al. 2018 (arXiv 1809.04430), with surface voxels
+    counted as in MONAI's `compute_surface_dice`, which computes it.
+    """
+    from monai.metrics import compute_surface_dice  # the import takes seconds
+
+    masks = _as_batches(prediction, reference)
+    threshold = float(tolerance) + TOLERANCE_SLACK_MM
+    with _without_deprecation_notes():
+        score = compute_surface_dice(
+            *masks, class_thresholds=[threshold], include_background=True, spacing=_floats(spacing)
+        )
+    return float(score)
+
+
+def hd95(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float]) -> float:
+    """The larger of the two directed 95th percentiles of the surfaces' distances, in mm (MONAI)."""
+    from monai.metrics import compute_hausdorff_distance  # the import takes seconds
+
+    masks = _as_batches(prediction, reference)
+    with _without_deprecation_notes():
+        distance = compute_hausdorff_distance(
+            *masks, include_background=True, percentile=95, spacing=_floats(spacing)
+        )
+    return float(distance)
+
+
+def crop_to_union(prediction: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both masks cut to the bounding box of their union.
+
+    The surfaces stay the same voxels: what is cut away is background, as is whatever lies outside an image.
+    """
+    union = prediction | reference
+    box = []
+    for axis in range(union.ndim):
+        others = tuple(other for other in range(union.ndim) if other != axis)
+        filled = np.flatnonzero(union.any(axis=others))
+        box.append(slice(int(filled[0]), int(filled[-1]) + 1))
+    return prediction[tuple(box)], reference[tuple(box)]
+
+
+def _as_batches(prediction: np.ndarray, reference: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    import torch
+
+    _check_masks(prediction, reference)
+    prediction, reference = crop_to_union(prediction, reference)
+    first, second = (torch.from_numpy(mask.copy())[None, None] for mask in (prediction, reference))
+    return first, second
+
+
+@contextmanager
+def _without_deprecation_notes() -> Iterator[None]:
+    """MONAI 1.6 warns its users of an argument that only MONAI itself passes (always_return_as_numpy)."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)
+        yield
+
+
+def _floats(spacing: Sequence[float]) -> list[float]:
+    return [float(value) for value in spacing]
+
+
+def _check_masks(prediction: np.ndarray, reference: np.ndarray) -> None:
+    if prediction.shape != reference.shape:
+        raise ValueError(f"masks differ in shape: prediction {prediction.shape}, reference {reference.shape}")
+    if prediction.dtype != bool or reference.dtype != bool:
+        raise ValueError(f"masks must be bool, not {prediction.dtype} and {reference.dtype}")
+    if not prediction.any() or not reference.any():
+        raise ValueError("an empty mask has no surface: see e2enet.evaluation.scores for what it counts")

@@ -1,0 +1,122 @@
+"""Scores of one case per class, what a missing structure counts, and the summary over all cases.
+
+A mean that drops undefined scores improves when a network misses organs. Hence this policy:
+
+| prediction | reference | Dice | NSD | HD95                 | counted as           |
+|------------|-----------|------|-----|----------------------|----------------------|
+| present    | present   | as computed              ||| scored               |
+| empty      | present   | 0    | 0   | image diagonal in mm | scored, and missed   |
+| present    | empty     | 0    | 0   | image diagonal in mm | scored, and invented |
+| empty      | empty     | NaN  | NaN | NaN                  | absent: left out     |
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from e2enet.evaluation import metrics
+
+Outcome = Literal["scored", "missed", "invented", "absent"]
+METRICS = ("dice", "nsd", "hd95")
+
+
+@dataclass(frozen=True)
+class Score:
+    """Scores of a class in a case: Dice and NSD in [0, 1], HD95 in mm; all NaN where `outcome` is absent."""
+
+    case: str
+    label: int
+    dice: float
+    nsd: float
+    hd95: float
+    outcome: Outcome
+
+
+def score_case(
+    case: str,
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    spacing: Sequence[float],
+    labels: Iterable[int],
+    *,
+    nsd_tolerance: float = 1.0,
+) -> list[Score]:
+    """Scores of each class but background (0) of two label maps (D, H, W) of one shape.
+
+    `spacing` is in mm in the order of the arrays' axes, `nsd_tolerance` in mm.
+    """
+    if prediction.shape != reference.shape:
+        raise ValueError(
+            f"{case}: label maps differ in shape: prediction {prediction.shape}, reference {reference.shape}"
+        )
+    diagonal = math.hypot(*(size * step for size, step in zip(reference.shape, spacing, strict=True)))
+    scores = []
+    for label in labels:
+        if label == 0:
+            continue
+        predicted, true = prediction == label, reference == label
+        outcome = _outcome(bool(predicted.any()), bool(true.any()))
+        if outcome == "absent":
+            values = (math.nan, math.nan, math.nan)
+        elif outcome == "scored":
+            predicted, true = metrics.crop_to_union(predicted, true)
+            values = (
+                metrics.dice(predicted, true),
+                metrics.nsd(predicted, true, spacing, nsd_tolerance),
+                metrics.hd95(predicted, true, spacing),
+            )
+        else:
+            values = (0.0, 0.0, diagonal)
+        scores.append(Score(case, label, *values, outcome))
+    return scores
+
+
+def summarise(scores: Sequence[Score], labels: Mapping[int, str]) -> dict[str, Any]:
+    """The content of summary.json: mean, standard deviation and counts per class; mean of the class means.
+
+    `n` is the number of cases in which the class counts (scored, missed or invented). Undefined numbers are
+    None.
+    """
+    classes: dict[str, dict[str, Any]] = {}
+    for label, name in labels.items():
+        if label == 0:
+            continue
+        of_class = [score for score in scores if score.label == label]
+        counted = [score for score in of_class if score.outcome != "absent"]
+        columns = {metric: [getattr(score, metric) for score in counted] for metric in METRICS}
+        classes[str(label)] = {
+            "name": name,
+            **{metric: _mean(values) for metric, values in columns.items()},
+            "n": len(counted),
+            "absent": len(of_class) - len(counted),
+            "missed": sum(score.outcome == "missed" for score in of_class),
+            "invented": sum(score.outcome == "invented" for score in of_class),
+            "sd": {metric: _standard_deviation(values) for metric, values in columns.items()},
+        }
+    means = {metric: [entry[metric] for entry in classes.values()] for metric in METRICS}
+    return {
+        "n_cases": len({score.case for score in scores}),
+        "mean": {metric: _mean([mean for mean in means[metric] if mean is not None]) for metric in METRICS},
+        "classes": classes,
+    }
+
+
+def _outcome(predicted: bool, true: bool) -> Outcome:
+    if predicted and true:
+        return "scored"
+    if true:
+        return "missed"
+    return "invented" if predicted else "absent"
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _standard_deviation(values: Sequence[float]) -> float | None:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None

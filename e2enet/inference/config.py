@@ -1,0 +1,144 @@
+"""The config of predict.py: every unknown key and impossible value is found before anything is loaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from e2enet.common.errors import raise_problems
+
+HEADING = "predict.py cannot start (all keys: conf/predict.yaml):"
+PATH_KEYS = ("checkpoint", "input", "output")
+PRECISIONS = ("32", "bf16", "16")
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """Checked settings of one prediction run; see conf/predict.yaml for what each means."""
+
+    checkpoint: tuple[Path, ...]
+    input: Path
+    output: Path
+    overlay: bool = False
+    probabilities: bool = False
+    overwrite: bool = False
+    mirror: bool = True
+    step: float = 0.5
+    batch_size: int = 1
+    device: str = "auto"
+    precision: str = "32"
+
+
+def read_config(config: DictConfig | Mapping[str, Any]) -> PredictConfig:
+    """Settings from a composed config; one InputError lists missing keys, unknown keys and wrong values."""
+    values = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else dict(config)
+    assert isinstance(values, dict)
+    raise_problems(_value_problems(values), HEADING)
+    paths = values["checkpoint"] if isinstance(values["checkpoint"], list) else [values["checkpoint"]]
+    given = {str(key): value for key, value in values.items() if key not in PATH_KEYS}
+    if "precision" in given:
+        given["precision"] = str(given["precision"])
+    return PredictConfig(
+        checkpoint=tuple(Path(path) for path in paths),
+        input=Path(values["input"]),
+        output=Path(values["output"]),
+        **given,
+    )
+
+
+def check_arguments(arguments: Sequence[str], config_folder: str) -> None:
+    """Raise one InputError for all unknown keys and wrong values on the command line.
+
+    Hydra itself stops at the first unknown key. Where there is one, the other overrides are composed without
+    it and checked too. Flags (--help) and sweeps (-m a=1,2) are left to Hydra.
+    """
+    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    known, problems = [], []
+    for override in overrides:
+        try:
+            parsed = OverridesParser.create().parse_override(override)
+        except HydraException:
+            problems.append(
+                f"{override!r}: expected key=value; put values with = or , in quotes, as 'key=\"a=b\"'"
+            )
+            continue
+        key = parsed.key_or_group
+        if parsed.is_hydra_override() or key.startswith("hydra/"):
+            known.append(override)
+        elif key not in CHECKS:
+            problems.append(f"{key}: no such key; allowed are {', '.join(CHECKS)}")
+        elif not parsed.is_sweep_override():
+            known.append(override)
+    if not problems:
+        return
+    with initialize_config_dir(config_folder, version_base="1.3"):
+        values = OmegaConf.to_container(compose("predict", known), resolve=True)
+    assert isinstance(values, dict)
+    raise_problems([*problems, *_value_problems(values)], HEADING)
+
+
+def _value_problems(values: Mapping[Any, Any]) -> list[str]:
+    problems = [f"{key}: no such key; allowed are {', '.join(CHECKS)}" for key in values if key not in CHECKS]
+    for key, (is_allowed, expected) in CHECKS.items():
+        if values.get(key, "???") == "???":
+            if key in PATH_KEYS:
+                problems.append(f"{key}: not given; expected {expected}")
+        elif not is_allowed(values[key]):
+            problems.append(f"{key}={values[key]}: expected {expected}")
+    return problems
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _is_path_or_list(value: Any) -> bool:
+    return _is_path(value) or (isinstance(value, list) and bool(value) and all(map(_is_path, value)))
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_step(value: Any) -> bool:
+    return _is_number(value) and 0 < value <= 1
+
+
+def _is_batch_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_device(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"auto|cpu|cuda(:\d+)?", value) is not None
+
+
+def _is_precision(value: Any) -> bool:
+    return not isinstance(value, bool) and str(value) in PRECISIONS
+
+
+FLAG = (_is_bool, "true or false")
+CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "checkpoint": (_is_path_or_list, "a checkpoint file, a run folder, or a list of them"),
+    "input": (_is_path, "an image file or a folder of images"),
+    "output": (_is_path, "a folder"),
+    "overlay": FLAG,
+    "probabilities": FLAG,
+    "overwrite": FLAG,
+    "mirror": FLAG,
+    "step": (_is_step, "a number above 0 and up to 1"),
+    "batch_size": (_is_batch_size, "a whole number from 1"),
+    "device": (_is_device, "auto, cpu, cuda or cuda:N"),
+    "precision": (_is_precision, "32, bf16 or 16"),
+}

@@ -1,0 +1,168 @@
+"""Predict scans with one model or an ensemble: read, preprocess, slide, restore to the native grid, write."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from e2enet.common.console import console
+from e2enet.common.errors import InputError
+from e2enet.common.files import atomic_path
+from e2enet.common.overlay import save_overlay
+from e2enet.data.layout import Case
+from e2enet.data.preprocess import preprocess, restore_labels, restore_probabilities
+from e2enet.data.volume import Volume, read_label, read_volume, to_native, write_label_image
+from e2enet.inference.checkpoint import LoadedModel
+from e2enet.inference.progress import CaseProgress, show_progress
+from e2enet.inference.sliding_window import count_windows, predict_probabilities
+
+
+@dataclass(frozen=True)
+class WindowSettings:
+    """How the network is run over a scan; see `predict_probabilities`."""
+
+    mirror: bool = True
+    step: float = 0.5
+    batch_size: int = 1
+    device: torch.device | str = "cpu"
+    amp_dtype: torch.dtype | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """Result of one case on the scan's own voxels, in the frame (D, H, W) of `volume`.
+
+    `labels` (D, H, W) are class values, `probabilities` (K, D, H, W) float32 or None where not asked for.
+    """
+
+    volume: Volume
+    labels: np.ndarray
+    probabilities: np.ndarray | None
+
+
+def predict_case(
+    models: Sequence[LoadedModel],
+    case: Case,
+    settings: WindowSettings,
+    *,
+    probabilities: bool = False,
+    progress: CaseProgress | None = None,
+) -> Prediction:
+    """Predict one case with all models (of one plan, networks on `settings.device`), averaging probabilities.
+
+    Raises InputError naming the file where the scan cannot be read or has another number of channels.
+    """
+    first = models[0]
+    volume = read_volume(case.images, first.plan.depth_axis)
+    if len(volume.array) != len(first.channels):
+        raise InputError(
+            f"{', '.join(map(str, case.images))}: {len(volume.array)} channel(s), the model was trained on "
+            f"{len(first.channels)} ({', '.join(first.channels)})"
+        )
+    prepared = preprocess(volume, first.plan)
+    windows = count_windows(prepared.image.shape[1:], first.plan.patch_size, settings.step)
+    result = predict_probabilities(
+        [model.network for model in models],
+        prepared.image,
+        first.plan.patch_size,
+        step=settings.step,
+        mirror_axes=first.mirror_axes if settings.mirror else (),
+        batch_size=settings.batch_size,
+        device=settings.device,
+        amp_dtype=settings.amp_dtype,
+        on_window=progress.windows(windows) if progress else None,
+    ).numpy()
+    if not probabilities:
+        return Prediction(volume, restore_labels(result, prepared), None)
+    restored = restore_probabilities(result, prepared)
+    return Prediction(volume, restored.argmax(axis=0).astype(np.uint16), restored)
+
+
+def predict_cases(
+    models: Sequence[LoadedModel],
+    cases: Sequence[Case],
+    output: str | Path,
+    settings: WindowSettings,
+    *,
+    overlay: bool = False,
+    probabilities: bool = False,
+    overwrite: bool = False,
+) -> dict[str, str]:
+    """Predict cases into a folder; returns {case: reason} of those that failed, which do not stop the others.
+
+    Writes `<case><file ending>` and, on request, `<case>.png` (overlay) and `<case>.npz` (float16
+    probabilities (K, x, y, z) of the native grid). Every file is complete or absent, the label image being
+    written last; a case whose files all exist is skipped unless `overwrite`. Raises InputError, before
+    anything is predicted, where a result would take the place of an input.
+    """
+    output = Path(output)
+    _require_other_files(cases, output, models[0].file_ending)
+    todo = [
+        case for case in cases if overwrite or not _is_done(case, output, models[0], overlay, probabilities)
+    ]
+    if len(todo) < len(cases):
+        done = len(cases) - len(todo)
+        console.print(
+            f"{done} of {len(cases)} cases are in {output} already (overwrite=true predicts them again)"
+        )
+    for model in models:
+        model.network.to(settings.device)
+    failures: dict[str, str] = {}
+    with show_progress(len(todo)) as progress:
+        for case in todo:
+            try:
+                with progress.case(case.id):
+                    prediction = predict_case(
+                        models, case, settings, probabilities=probabilities, progress=progress
+                    )
+                    write_prediction(prediction, case, models[0], output, overlay=overlay)
+            except (InputError, OSError, RuntimeError, MemoryError, ValueError) as error:
+                # RuntimeError is also how torch says that a device is out of memory.
+                reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+                failures[case.id] = reason
+                progress.failed(case.id, reason)
+    return failures
+
+
+def write_prediction(
+    prediction: Prediction, case: Case, model: LoadedModel, output: Path, *, overlay: bool = False
+) -> None:
+    """Write the files of one case, the label image last: it is there only when all are."""
+    volume = prediction.volume
+    if prediction.probabilities is not None:
+        native = to_native(prediction.probabilities.astype(np.float16), volume.geometry)
+        with atomic_path(output / f"{case.id}.npz") as path:
+            np.savez_compressed(path, probabilities=native)
+    if overlay:
+        reference = read_label(case.label, model.plan.depth_axis)[0] if case.label else None
+        save_overlay(
+            output / f"{case.id}.png",
+            volume.array[0],
+            prediction.labels,
+            labels=model.labels,
+            spacing=volume.spacing,
+            reference=reference,
+        )
+    write_label_image(
+        output / f"{case.id}{model.file_ending}", prediction.labels, volume.geometry, volume.header
+    )
+
+
+def _is_done(case: Case, output: Path, model: LoadedModel, overlay: bool, probabilities: bool) -> bool:
+    endings = [model.file_ending] + [".png"] * overlay + [".npz"] * probabilities
+    return all((output / f"{case.id}{ending}").is_file() for ending in endings)
+
+
+def _require_other_files(cases: Sequence[Case], output: Path, file_ending: str) -> None:
+    inputs = {image.resolve() for case in cases for image in case.images}
+    clashes = [case.id for case in cases if (output / f"{case.id}{file_ending}").resolve() in inputs]
+    if clashes:
+        named = ", ".join(clashes[:5]) + " .." * (len(clashes) > 5)
+        raise InputError(
+            f"output={output}: the results of {named} would replace the scans themselves; "
+            "expected another folder"
+        )

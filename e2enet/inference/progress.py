@@ -1,0 +1,65 @@
+"""Progress of a prediction run: bars of cases and windows on a terminal, a line per case in a log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from e2enet.common.console import console
+
+OnWindow = Callable[[int], None]
+
+
+class CaseProgress:
+    """Shows which case is predicted and how many of its windows are done; use within `show_progress`."""
+
+    def __init__(self, num_cases: int, bars: Progress | None) -> None:
+        self._num_cases, self._done, self._bars = num_cases, 0, bars
+        if bars is not None:
+            self._cases = bars.add_task("cases", total=num_cases)
+            self._windows = bars.add_task("windows", total=None)
+
+    @contextmanager
+    def case(self, name: str) -> Iterator[None]:
+        """Mark one case as being predicted; say afterwards how long it took, unless it failed."""
+        start = time.perf_counter()
+        if self._bars is not None:
+            self._bars.update(self._cases, description=name)
+            self._bars.reset(self._windows, total=None)
+        self._done += 1
+        try:
+            yield
+            seconds = time.perf_counter() - start
+            self._print(f"{self._done}/{self._num_cases} {name}: {seconds:.1f} s")
+        finally:
+            if self._bars is not None:
+                self._bars.update(self._cases, completed=self._done)
+
+    def windows(self, total: int) -> OnWindow:
+        """A function that takes the number of windows just done."""
+        bars = self._bars
+        if bars is None:
+            return lambda done: None
+        bars.update(self._windows, total=total, completed=0)
+        return lambda done: bars.advance(self._windows, done)
+
+    def failed(self, name: str, reason: str) -> None:
+        """Report a case that could not be predicted."""
+        self._print(f"{self._done}/{self._num_cases} {name}: FAILED: {reason}")
+
+    def _print(self, message: str) -> None:
+        console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def show_progress(num_cases: int) -> Iterator[CaseProgress]:
+    """Progress of `num_cases` cases; bars only where a terminal can redraw them."""
+    if not console.is_terminal:
+        yield CaseProgress(num_cases, None)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        yield CaseProgress(num_cases, bars)

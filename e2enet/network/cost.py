@@ -1,0 +1,115 @@
+"""Parameters and FLOPs of a network by counting: active kernels only, without computing anything of that size.
+
+The forward pass runs on torch's `meta` device, where tensors have shapes and no memory. FLOPs are 2 x multiply-adds of
+convolutions; norms and activations are not counted. The two conventions differ in transposed convolutions: `exact`
+counts each input voxel times the kernel; `paper` counts each output voxel times the kernel, as the published columns
+do (8 times as much for 2 x 2 x 2). Spec section 5.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+CONVENTIONS = ("exact", "paper")
+CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose2d, nn.ConvTranspose3d)
+KINDS = CONVOLUTIONS + TRANSPOSED
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a network costs: `params` counts numbers that training can make non-zero, `flops` one sample's forward."""
+
+    params: int
+    flops: int
+
+
+def count_cost(model: nn.Module, input_size: Sequence[int], convention: str = "exact") -> Cost:
+    """Count active parameters and FLOPs of one forward pass of one sample.
+
+    Args:
+        model: any network of convolutions that takes one (1, C, D, H, W) tensor; C is read from its `in_channels` or
+            its first convolution. Layers with a `kernel_mask` count active kernels only. Every deep-supervision
+            head is counted, whatever the mode: attributes named `deep_supervision*` are switched on meanwhile.
+        input_size: (D, H, W) in voxels.
+        convention: "exact" or "paper" (see above).
+
+    Raises:
+        ValueError: for another convention, or a size that does not fit the network.
+    """
+    if convention not in CONVENTIONS:
+        raise ValueError(f"convention must be one of {CONVENTIONS}, got {convention!r}")
+    flops = 0
+    kernels: dict[Any, int] = {
+        module: _active_kernels(module) for module in model.modules() if isinstance(module, KINDS)
+    }
+
+    def count(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal flops
+        by_input = isinstance(module, TRANSPOSED) and convention == "exact"
+        voxels = math.prod((inputs[0] if by_input else output).shape[2:])
+        flops += 2 * kernels[module] * math.prod(module.weight.shape[2:]) * voxels
+
+    with ExitStack() as stack, torch.no_grad():
+        stack.enter_context(_every_head(model))
+        for module in kernels:
+            stack.callback(module.register_forward_hook(count).remove)
+        tensors = {name: p.detach() for name, p in [*model.named_parameters(), *model.named_buffers()]}
+        on_meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+        sample = torch.empty((1, _in_channels(model), *input_size), device="meta", dtype=_dtype(model))
+        functional_call(model, on_meta, (sample,))
+    inactive = sum(
+        (math.prod(module.weight.shape[:2]) - active) * math.prod(module.weight.shape[2:])
+        for module, active in kernels.items()
+    )
+    return Cost(params=sum(p.numel() for p in model.parameters()) - inactive, flops=flops)
+
+
+def _active_kernels(module: Any) -> int:
+    """Kernels of a convolution that may be non-zero; dim 1 of a grouped convolution's weight is already per group."""
+    mask = module._buffers.get("kernel_mask")
+    return math.prod(module.weight.shape[:2]) if mask is None else int(mask.sum())
+
+
+@contextmanager
+def _every_head(model: nn.Module) -> Iterator[None]:
+    """Evaluate with every deep-supervision head, and put modes and attributes back."""
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [
+        (module, name, value)
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if name.startswith("deep_supervision") and isinstance(value, bool)
+    ]
+    try:
+        model.eval()
+        for module, name, _ in flags:
+            setattr(module, name, True)
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for module, name, value in flags:
+            setattr(module, name, value)
+
+
+def _in_channels(model: nn.Module) -> int:
+    own = getattr(model, "in_channels", None)
+    if isinstance(own, int):
+        return own
+    for module in model.modules():
+        if isinstance(module, CONVOLUTIONS):
+            return module.in_channels
+    raise ValueError("the network has no convolution to read the number of input channels from")
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in model.parameters()), torch.float32)

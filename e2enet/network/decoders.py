@@ -1,0 +1,109 @@
+"""The two decoders: the paper's fusion grid with sparse layers, and a plain U-Net of the same blocks.
+
+Both take the encoder's outputs, full resolution first, and return the tensors that the heads read, likewise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from e2enet.network.blocks import BlockStack, ConvBlock, Triple, stack_blocks
+from e2enet.network.dsff import register_fusion_layer
+from e2enet.network.layers import StrideMaxPool3d, StrideUp3d
+
+
+class FusionNode(nn.Module):
+    """X[i, j] = block(cat(X[i, j-1], Up(X[i+1, j-1]), Down(X[i-1, j-1]))); level 0 has no Down part."""
+
+    def __init__(
+        self,
+        features: int,
+        deeper: int,
+        shallower: int,
+        up_stride: Triple,
+        down_stride: Triple | None,
+        blocks: int,
+        *,
+        kernel_size: Triple,
+        shift_size: int,
+    ) -> None:
+        super().__init__()
+        self.up = StrideUp3d(deeper, features, up_stride)
+        self.down = None if down_stride is None else StrideMaxPool3d(down_stride)
+        flows = {"forward": features, "up": features, "down": 0 if self.down is None else shallower}
+        self.blocks = stack_blocks(
+            sum(flows.values()), features, blocks, kernel_size=kernel_size, shift_size=shift_size
+        )
+        register_fusion_layer(self.up)
+        for index, block in enumerate(self.blocks):
+            assert isinstance(block, ConvBlock)
+            register_fusion_layer(block.conv, flows=flows if index == 0 else None)
+
+    def forward(self, same: Tensor, deeper: Tensor, shallower: Tensor | None) -> Tensor:
+        sources = [same, self.up(deeper)]
+        if self.down is not None and shallower is not None:
+            sources.append(self.down(shallower))
+        return self.blocks(*sources)
+
+
+class FusionGrid(nn.Module):
+    """The multi-stage fusion: columns j = 1 .. L-1 of nodes at levels i = 0 .. L-1-j (spec section 1).
+
+    `columns[j - 1][i]` is the node X[i, j]. Those on the last diagonal (i + j = L-1) have two blocks and feed heads.
+    """
+
+    def __init__(
+        self, features: Sequence[int], strides: Sequence[Triple], *, kernel_size: Triple, shift_size: int
+    ) -> None:
+        super().__init__()
+        levels = len(features)
+        self.num_heads = max(1, levels - 2)
+        self.columns = nn.ModuleList(
+            nn.ModuleList(
+                FusionNode(
+                    features[i],
+                    features[i + 1],
+                    features[i - 1] if i > 0 else 0,
+                    strides[i],
+                    strides[i - 1] if i > 0 else None,
+                    blocks=2 if i + j == levels - 1 else 1,
+                    kernel_size=kernel_size,
+                    shift_size=shift_size,
+                )
+                for i in range(levels - j)
+            )
+            for j in range(1, levels)
+        )
+
+    def forward(self, column: list[Tensor], heads: int) -> list[Tensor]:
+        """Return the outputs of the last diagonal at the first `heads` levels, full resolution first."""
+        diagonal: list[Tensor] = []
+        for nodes in self.columns:
+            assert isinstance(nodes, nn.ModuleList)
+            column = [node(column[i], column[i + 1], column[i - 1] if i > 0 else None) for i, node in enumerate(nodes)]
+            diagonal.append(column[-1])
+        return diagonal[::-1][:heads]
+
+
+class UNetDecoder(nn.Module):
+    """A plain U-Net's decoder: at each level cat(up, skip), in that order, then two blocks. A head on every level."""
+
+    def __init__(
+        self, features: Sequence[int], strides: Sequence[Triple], *, kernel_size: Triple, shift_size: int
+    ) -> None:
+        super().__init__()
+        self.num_heads = len(strides)
+        self.ups = nn.ModuleList(StrideUp3d(features[i + 1], features[i], stride) for i, stride in enumerate(strides))
+        self.stages: Sequence[BlockStack] = nn.ModuleList(  # type: ignore[assignment]
+            stack_blocks(2 * width, width, 2, kernel_size=kernel_size, shift_size=shift_size) for width in features[:-1]
+        )
+
+    def forward(self, column: list[Tensor], heads: int) -> list[Tensor]:
+        """Return the first `heads` levels' outputs, full resolution first."""
+        x, outputs = column[-1], []
+        for i in reversed(range(len(self.ups))):
+            x = self.stages[i](self.ups[i](x), column[i])
+            outputs.append(x)
+        return outputs[::-1][:heads]

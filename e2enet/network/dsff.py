@@ -1,0 +1,251 @@
+"""Dynamic sparse feature fusion (DSFF): kernel masks of fusion layers, pruned by weight and regrown elsewhere.
+
+A *kernel* is the (k_d, k_h, k_w) slice of one (dim 0, dim 1) pair of a convolution's weight; a layer's mask is a bool
+buffer `kernel_mask` of shape (dim 0, dim 1). Density is the share of active kernels. One update prunes the active
+kernels of smallest L1 norm and regrows as many inactive ones, so the number of active kernels of a layer never
+changes (arXiv 2312.04727, section on DSFF; spec section 3).
+
+Everything here is plain functions on tensors and modules. They serve any network: `register_fusion_layer` marks a
+convolution, `fusion_layers` finds the marked ones. Nothing keeps a copy of a mask, so it may be written in place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Generator = torch.Generator | None
+
+
+def register_fusion_layer(conv: Any, *, flows: Mapping[str, int] | None = None) -> None:
+    """Give a convolution the buffer `kernel_mask`, all True, so that the functions below find it.
+
+    `flows` names consecutive parts of dim 1 (the input channels) and their sizes, such as
+    {"forward": 48, "up": 48, "down": 0}; `flow_shares` reports active kernels by these names.
+    """
+    weight = conv.weight
+    if not isinstance(weight, Tensor) or weight.ndim < 3:
+        raise ValueError(f"a fusion layer is a convolution with a weight of 3 to 5 dimensions, got {conv}")
+    if flows is not None and sum(flows.values()) != weight.shape[1]:
+        raise ValueError(f"flows {dict(flows)} must sum to the {weight.shape[1]} input channels")
+    conv.register_buffer("kernel_mask", torch.ones(weight.shape[:2], dtype=torch.bool, device=weight.device))
+    conv.flows = dict(flows) if flows is not None else None
+
+
+def fusion_layers(model: nn.Module) -> dict[str, Any]:
+    """Return the registered fusion layers by name: the modules, each with `.weight` and a bool buffer `kernel_mask`."""
+    return {name: module for name, module in model.named_modules() if "kernel_mask" in module._buffers}
+
+
+# ---------------------------------------------------------------------------------------------- one layer
+
+
+def kernel_scores(tensor: Tensor) -> Tensor:
+    """Return the L1 norm of every kernel of a weight or a gradient, shape (dim 0, dim 1), in float32 or wider."""
+    wide = tensor if tensor.dtype == torch.float64 else tensor.float()
+    return wide.abs().flatten(2).sum(dim=2)
+
+
+def prune_count(active: int, fraction: float) -> int:
+    """Return n = ceil(fraction * active), the number of kernels one update replaces.
+
+    A product that floating point puts just above a whole number (0.07 * 100 = 7.000000000000001) counts as whole.
+    """
+    return min(active, math.ceil(round(fraction * active, 9)))
+
+
+def prune_kernels(weight: Tensor, mask: Tensor, fraction: float) -> Tensor:
+    """Return `mask` without the `prune_count` active kernels of smallest L1 norm; ties fall to the lower index.
+
+    weight: (dim0, dim1, ...), mask: bool (dim0, dim1). Neither is changed.
+
+    Raises:
+        ValueError: if fraction is outside 0..1 or the shapes disagree.
+    """
+    _check_mask(mask, weight.shape[:2])
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"fraction must lie in 0..1, got {fraction}")
+    active = torch.nonzero(mask.flatten()).flatten()
+    scores = kernel_scores(weight.detach()).flatten()[active]
+    smallest = torch.argsort(scores, stable=True)[: prune_count(len(active), fraction)]
+    pruned = mask.clone().flatten()
+    pruned[active[smallest]] = False
+    return pruned.view_as(mask)
+
+
+def regrow_kernels(mask: Tensor, count: int, *, scores: Tensor | None = None, generator: Generator = None) -> Tensor:
+    """Return `mask` with `count` more kernels active: those of largest `scores`, or random ones without scores.
+
+    mask: bool (dim0, dim1); scores: (dim0, dim1), usually `kernel_scores(weight.grad)`. Random choice is drawn on the
+    CPU from `generator`, so it does not depend on the device.
+
+    Raises:
+        ValueError: if fewer than `count` kernels are inactive.
+    """
+    inactive = torch.nonzero(~mask.flatten()).flatten()
+    if not 0 <= count <= len(inactive):
+        raise ValueError(f"cannot regrow {count} kernels: {len(inactive)} are inactive")
+    if scores is None:
+        chosen = torch.randperm(len(inactive), generator=generator)[:count].to(mask.device)
+    else:
+        _check_mask(mask, scores.shape)
+        chosen = torch.argsort(scores.flatten()[inactive], descending=True, stable=True)[:count]
+    grown = mask.clone().flatten()
+    grown[inactive[chosen]] = True
+    return grown.view_as(mask)
+
+
+def prune_fraction(step: int, total_steps: int, *, initial: float = 0.5, final: float = 0.001) -> float:
+    """Return the share of active kernels to replace at `step`: cosine from `initial` (0) to `final` (total_steps).
+
+    f(t) = final + (initial - final) * (1 + cos(pi t / T)) / 2; later steps keep `final`.
+    """
+    if total_steps < 1 or step < 0:
+        raise ValueError(f"need step >= 0 and total_steps >= 1, got {step} and {total_steps}")
+    progress = min(step, total_steps) / total_steps
+    return final + (initial - final) * (1 + math.cos(math.pi * progress)) / 2
+
+
+# ---------------------------------------------------------------------------------------------- a network
+
+
+def init_masks(
+    model: nn.Module,
+    density: float,
+    *,
+    generator: Generator = None,
+    start: str = "uniform",
+    density_by_dim0: Mapping[int, float] | None = None,
+) -> None:
+    """Draw every fusion layer's mask at random and zero the inactive weights in place.
+
+    Args:
+        density: share of active kernels over the network, in (0, 1].
+        generator: CPU generator of the draw.
+        start: "uniform" gives each layer round(density * kernels); "erk" (Erdos-Renyi-kernel, Evci et al. 2020)
+            gives small layers a larger share at the same total.
+        density_by_dim0: densities of layers whose weight has this dim 0, whatever `density` says. The released code
+            does so for {48: 0.2}.
+
+    Every layer keeps at least one kernel.
+    """
+    layers = fusion_layers(model)
+    if not 0 < density <= 1:
+        raise ValueError(f"density must lie in (0, 1], got {density}")
+    if start == "uniform":
+        densities = dict.fromkeys(layers, density)
+    elif start == "erk":
+        densities = erdos_renyi_kernel({name: tuple(layer.weight.shape) for name, layer in layers.items()}, density)
+    else:
+        raise ValueError(f'start must be "uniform" or "erk", got {start!r}')
+    for name, layer in layers.items():
+        mask = layer.kernel_mask
+        share = (density_by_dim0 or {}).get(mask.shape[0], densities[name])
+        active = max(1, round(share * mask.numel()))
+        mask.copy_(regrow_kernels(torch.zeros_like(mask), active, generator=generator))
+    apply_masks(model)
+
+
+def update_masks(
+    model: nn.Module,
+    fraction: float,
+    *,
+    scores: Mapping[str, Tensor] | None = None,
+    generator: Generator = None,
+) -> dict[str, float]:
+    """Prune and regrow every fusion layer once and zero the inactive weights in place.
+
+    Kernels just pruned may regrow. Regrown weights are zero: a kernel that was dead holds zeros already, one that was
+    pruned and regrown in the same update loses its weights, as it would have one step later.
+
+    Args:
+        fraction: share of each layer's active kernels to replace.
+        scores: by layer name, (dim0, dim1), to grow the largest (gradient growth); None grows at random.
+        generator: CPU generator of random growth.
+
+    Returns:
+        churn by layer: the share of active kernels that were not active before.
+    """
+    churn = {}
+    for name, layer in fusion_layers(model).items():
+        before = layer.kernel_mask.clone()
+        active = int(before.sum())
+        kept = prune_kernels(layer.weight, before, fraction)
+        after = regrow_kernels(
+            kept, active - int(kept.sum()), scores=None if scores is None else scores[name], generator=generator
+        )
+        # Only kernels that stayed active throughout keep their weights.
+        with torch.no_grad():
+            layer.weight.masked_fill_(~expand_mask(kept, layer.weight), 0)
+        layer.kernel_mask.copy_(after)
+        churn[name] = int((after & ~before).sum()) / active
+    return churn
+
+
+@torch.no_grad()
+def apply_masks(model: nn.Module) -> None:
+    """Zero the inactive weights of every fusion layer in place."""
+    for layer in fusion_layers(model).values():
+        layer.weight.masked_fill_(~expand_mask(layer.kernel_mask, layer.weight), 0)
+
+
+def expand_mask(mask: Tensor, weight: Tensor) -> Tensor:
+    """Return a (dim0, dim1) mask shaped to broadcast over a weight (dim0, dim1, ...)."""
+    return mask.view(*mask.shape, *[1] * (weight.ndim - 2))
+
+
+def density(model: nn.Module) -> float:
+    """Return active kernels / all kernels over the fusion layers (1.0 where there are none)."""
+    masks = [layer.kernel_mask for layer in fusion_layers(model).values()]
+    total = sum(mask.numel() for mask in masks)
+    return sum(int(mask.sum()) for mask in masks) / total if total else 1.0
+
+
+def flow_shares(model: nn.Module) -> dict[str, float]:
+    """Return, per flow of the fusion nodes (forward, up, down), active kernels / all kernels of that flow."""
+    active: dict[str, int] = {}
+    total: dict[str, int] = {}
+    for _, flow, part in iterate_flows(model):
+        active[flow] = active.get(flow, 0) + int(part.sum())
+        total[flow] = total.get(flow, 0) + part.numel()
+    return {flow: active[flow] / total[flow] for flow in total if total[flow]}
+
+
+def iterate_flows(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
+    """Yield (layer name, flow, the mask's columns of that flow) for fusion layers registered with flows."""
+    for name, layer in fusion_layers(model).items():
+        flows = layer.flows
+        if isinstance(flows, dict):
+            yield from zip(
+                [name] * len(flows), flows, layer.kernel_mask.split(list(flows.values()), dim=1), strict=True
+            )
+
+
+def erdos_renyi_kernel(shapes: Mapping[str, tuple[int, ...]], density: float) -> dict[str, float]:
+    """Return a density per layer proportional to (dim0 + dim1 + sum of kernel sizes) / (product of all sizes).
+
+    The factor is chosen so that active kernels over all layers are `density` of all kernels; layers that would pass 1
+    become dense and the rest share what remains (Evci et al. 2020, Appendix A).
+    """
+    kernels = {name: shape[0] * shape[1] for name, shape in shapes.items()}
+    raw = {name: sum(shape) / math.prod(shape) for name, shape in shapes.items()}
+    dense: set[str] = set()
+    while True:
+        wanted = density * sum(kernels.values()) - sum(kernels[name] for name in dense)
+        free = [name for name in shapes if name not in dense]
+        if not free:
+            return dict.fromkeys(shapes, 1.0)
+        factor = wanted / sum(raw[name] * kernels[name] for name in free)
+        full = {name for name in free if factor * raw[name] > 1}
+        if not full:
+            return {name: 1.0 if name in dense else factor * raw[name] for name in shapes}
+        dense |= full
+
+
+def _check_mask(mask: Tensor, shape: torch.Size) -> None:
+    if mask.dtype != torch.bool or mask.shape != shape:
+        raise ValueError(f"expected a bool mask of shape {tuple(shape)}, got {mask.dtype} {tuple(mask.shape)}")

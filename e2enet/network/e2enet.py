@@ -1,0 +1,165 @@
+"""E2ENet: an encoder, a decoder (the sparse fusion grid or a plain U-Net) and segmentation heads.
+
+Source: "E2ENet: Dynamic Sparse Feature Fusion for Accurate and Efficient 3D Medical Image Segmentation"
+(arXiv 2312.04727, NeurIPS 2024). The figure in docs/concepts.md draws the grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from e2enet.network.blocks import Triple, stack_blocks
+from e2enet.network.decoders import FusionGrid, UNetDecoder
+from e2enet.network.shift import check_shift_size
+
+KERNEL_SIZES: tuple[Triple, ...] = ((1, 3, 3), (3, 1, 3), (3, 3, 1), (3, 3, 3))
+
+
+class E2ENet(nn.Module):
+    """3D segmentation network with restricted depth-shift and a fusion grid whose kernels may be sparse.
+
+    Args:
+        in_channels: channels of the image (1 for CT, 4 for BraTS).
+        num_classes: output channels, background included.
+        strides: L-1 triples (depth, height, width), the downsampling between level i-1 and i. L >= 2.
+        base_features: channels at full resolution; level i has min(base_features * 2**i, max_features).
+        max_features: upper bound of the channels.
+        shift_size: number of channel groups m of the depth-shift, odd; 1 is no shift. None: 3 for a (1, 3, 3)
+            kernel, 1 for any other, which must not be shifted.
+        shift_input: shift the network's input too, as the authors' code does (`e2enet_released`).
+        kernel_size: (1, 3, 3), (3, 1, 3), (3, 3, 1) or (3, 3, 3).
+        fusion: "grid" (the paper's) or "unet" (a plain U-Net of the same blocks, without sparse layers).
+        deep_supervision: return the logits of every head in training mode.
+
+    Input (B, in_channels, D, H, W), each size divisible by the product of the strides along its axis. Output in
+    training mode with deep supervision: list of logits (B, num_classes, ..), full resolution first, each at its
+    level's resolution; otherwise the full-resolution logits. `deep_supervision_in_eval = True` returns the list
+    in eval mode as well.
+
+    Raises:
+        ValueError: for arguments outside these bounds, and in `forward` for an input of the wrong shape.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        strides: Sequence[Sequence[int]],
+        *,
+        base_features: int = 48,
+        max_features: int = 320,
+        shift_size: int | None = None,
+        shift_input: bool = False,
+        kernel_size: Sequence[int] = (1, 3, 3),
+        fusion: str = "grid",
+        deep_supervision: bool = True,
+    ) -> None:
+        super().__init__()
+        self.strides = _check_strides(strides)
+        kernel = _check_kernel(kernel_size)
+        shift = _check_shift(shift_size, kernel)
+        for name, value in {
+            "in_channels": in_channels,
+            "num_classes": num_classes,
+            "base_features": base_features,
+            "max_features": max_features,
+        }.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.in_channels, self.num_classes = in_channels, num_classes
+        self.deep_supervision, self.deep_supervision_in_eval = deep_supervision, False
+        self.features_per_level = [
+            min(base_features * 2**level, max_features) for level in range(len(self.strides) + 1)
+        ]
+
+        self.encoder = nn.ModuleList(
+            stack_blocks(
+                in_channels if level == 0 else self.features_per_level[level - 1],
+                features,
+                2,
+                kernel_size=kernel,
+                shift_size=shift,
+                stride=(1, 1, 1) if level == 0 else self.strides[level - 1],
+                first_shift=1 if level == 0 and not shift_input else None,
+            )
+            for level, features in enumerate(self.features_per_level)
+        )
+        decoders: dict[str, type[FusionGrid] | type[UNetDecoder]] = {"grid": FusionGrid, "unet": UNetDecoder}
+        decoder = decoders.get(fusion)
+        if decoder is None:
+            raise ValueError(f'fusion must be "grid" or "unet", got {fusion!r}')
+        self.decoder = decoder(self.features_per_level, self.strides, kernel_size=kernel, shift_size=shift)
+        self.heads = nn.ModuleList(
+            nn.Conv3d(self.features_per_level[level], num_classes, 1, bias=False)
+            for level in range(self.decoder.num_heads)
+        )
+        if not deep_supervision:  # unused heads must not wait for gradients that never come (DDP)
+            self.heads[1:].requires_grad_(False)
+        self.apply(_initialise)
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        self._check_input(x)
+        column = []
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+        for stage in self.encoder:
+            x = stage(x)
+            column.append(x)
+        every_head = self.deep_supervision if self.training else self.deep_supervision_in_eval
+        outputs = self.decoder(column, len(self.heads) if every_head else 1)
+        logits = [head(output) for head, output in zip(self.heads, outputs, strict=False)]
+        return logits if every_head else logits[0]
+
+    def _check_input(self, x: Tensor) -> None:
+        if x.ndim != 5 or x.shape[1] != self.in_channels:
+            raise ValueError(f"expected an input (B, {self.in_channels}, D, H, W), got {tuple(x.shape)}")
+        total = [1, 1, 1]
+        for stride in self.strides:
+            total = [t * s for t, s in zip(total, stride, strict=True)]
+        sizes = tuple(x.shape[2:])
+        if any(size == 0 or size % t for size, t in zip(sizes, total, strict=True)):
+            below = tuple(max(size // t, 1) * t for size, t in zip(sizes, total, strict=True))
+            above = tuple(-(-max(size, 1) // t) * t for size, t in zip(sizes, total, strict=True))
+            raise ValueError(
+                f"input size (D, H, W) = {sizes} does not fit the strides: each must be a multiple of "
+                f"{tuple(total)}; the nearest that fit are {below} and {above}"
+            )
+
+
+def _check_strides(strides: Sequence[Sequence[int]]) -> list[Triple]:
+    """Return the strides as triples, or say what is wrong with them."""
+    triples = [tuple(int(s) for s in stride) for stride in strides]
+    if not triples or any(len(triple) != 3 or min(triple) < 1 for triple in triples):
+        raise ValueError(
+            f"strides must be a list of at least one (depth, height, width) triple of positive integers, got {strides}"
+        )
+    return [(d, h, w) for d, h, w in triples]
+
+
+def _check_kernel(kernel_size: Sequence[int]) -> Triple:
+    kernel = tuple(int(size) for size in kernel_size)
+    for allowed in KERNEL_SIZES:
+        if kernel == allowed:
+            return allowed
+    raise ValueError(f"kernel_size must be one of {KERNEL_SIZES}, got {kernel}")
+
+
+def _check_shift(shift_size: int | None, kernel: Triple) -> int:
+    if shift_size is None:
+        return 3 if kernel == (1, 3, 3) else 1
+    check_shift_size(shift_size)
+    if shift_size > 1 and kernel != (1, 3, 3):
+        raise ValueError(
+            f"shift_size {shift_size} with kernel_size {kernel}: the depth-shift belongs to (1, 3, 3), use 1"
+        )
+    return shift_size
+
+
+def _initialise(module: nn.Module) -> None:
+    """He normal with a = 0.01 for every convolution, biases 0 (as the authors' code)."""
+    if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+        nn.init.kaiming_normal_(module.weight, a=0.01)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

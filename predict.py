@@ -1,0 +1,36 @@
+"""Segment scans with trained models: python predict.py checkpoint=RUN input=FILE_OR_FOLDER output=FOLDER.
+
+The keys and what they may be: conf/predict.yaml. Exit codes: 0 done, 1 some case failed, 2 wrong input.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from e2enet.common.errors import exit_on_input_error
+from e2enet.inference.config import check_arguments, read_config
+
+CONFIG_FOLDER = str(Path(__file__).parent / "conf")
+
+
+@hydra.main(version_base="1.3", config_path=CONFIG_FOLDER, config_name="predict")
+def predict(config: DictConfig) -> None:
+    """Check the config, predict the cases, exit with 1 where one failed."""
+    with exit_on_input_error():
+        settings = read_config(config)
+        # Imported here, so that --help and a wrong key do not wait for the frameworks.
+        from e2enet.inference.run import run_prediction
+
+        failures = run_prediction(settings)
+    if failures:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    with exit_on_input_error():
+        check_arguments(sys.argv[1:], CONFIG_FOLDER)
+    predict()

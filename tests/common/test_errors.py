@@ -1,0 +1,38 @@
+"""InputError collects problems and ends a program without a traceback."""
+
+from __future__ import annotations
+
+import pytest
+
+from e2enet.common.errors import InputError, exit_on_input_error, raise_problems
+
+
+def test_no_problem_no_error() -> None:
+    raise_problems([], "wrong:")
+
+
+def test_every_problem_is_in_the_message() -> None:
+    with pytest.raises(InputError) as caught:
+        raise_problems(["a.nii.gz: missing", "b.nii.gz: missing"], "dataset.json:")
+    assert str(caught.value).splitlines() == [
+        "dataset.json:",
+        "  - a.nii.gz: missing",
+        "  - b.nii.gz: missing",
+    ]
+
+
+def test_as_decorator_it_prints_and_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    @exit_on_input_error()
+    def main() -> None:
+        raise InputError("spacing must be positive")
+
+    for _ in range(2):  # a decorator of a generator context must work more than once
+        with pytest.raises(SystemExit) as caught:
+            main()
+        assert caught.value.code == 2
+    assert capsys.readouterr().err == "error: spacing must be positive\n" * 2
+
+
+def test_other_errors_keep_their_traceback() -> None:
+    with pytest.raises(ZeroDivisionError), exit_on_input_error():
+        _ = 1 // 0

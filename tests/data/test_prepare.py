@@ -1,0 +1,204 @@
+"""Fingerprint, plan and prepared cases of a small dataset, and of real scans."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from e2enet.common.errors import InputError
+from e2enet.data import fingerprint as fingerprint_module
+from e2enet.data.fingerprint import Fingerprint, compute_fingerprint
+from e2enet.data.layout import RawDataset, read_msd
+from e2enet.data.plan import Plan, plan_dataset
+from e2enet.data.prepare import prepare_cases, sample_coordinates
+from e2enet.data.preprocess import preprocess, restore_labels
+from e2enet.data.volume import read_label, read_volume, to_native
+
+SHAPE = (12, 14, 6)
+
+
+def load(path: Path) -> Any:
+    """nibabel declares a base class without voxels."""
+    return nib.load(path)
+
+
+def write_dataset(folder: Path, *, channel: str = "MRI", cases: int = 3, depth_mm: float = 3.0) -> RawDataset:
+    """Cases with a zero margin of one voxel; class 1 has the intensity 10 * (case + 1), class 2 is in the
+    first only."""
+    rng = np.random.default_rng(0)
+    training = []
+    for number in range(cases):
+        label = np.zeros(SHAPE, dtype=np.uint8)
+        label[3:8, 3:9, 1:4] = 1
+        if number == 0:
+            label[9, 9, 4] = 2
+        image = rng.uniform(1, 2, SHAPE).astype(np.float32)
+        image[label == 1] = 10 * (number + 1)
+        image[0], image[-1], image[:, 0], image[:, -1], image[..., 0], image[..., -1] = (0,) * 6
+        for kind, data in (("images", image), ("labels", label)):
+            path = folder / f"{kind}Tr/case_{number}.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            nib.save(nib.Nifti1Image(data, np.diag((-1.0, -1.0, depth_mm, 1.0))), path)
+        files = {"image": f"imagesTr/case_{number}.nii.gz", "label": f"labelsTr/case_{number}.nii.gz"}
+        training.append(files)
+    content = {
+        "modality": {"0": channel},
+        "labels": {"0": "background", "1": "a", "2": "b"},
+        "training": training,
+    }
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return read_msd(folder)
+
+
+def test_fingerprint_values(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path)
+    found = compute_fingerprint(dataset, dataset.training)
+    assert found.depth_axis == 2 and found.num_classes == 3
+    assert found.cases[0].spacing == (3.0, 1.0, 1.0) and found.cases[0].shape == (4, 10, 12)
+    assert found.relative_size == pytest.approx(4 * 10 * 12 / np.prod(SHAPE))
+    # Every case weighs the same: foreground of 10, 20 and 30 (but for the one voxel of class 2).
+    assert found.intensities[0]["mean"] == pytest.approx(20, rel=0.02)
+    assert found.intensities[0]["percentile_99_5"] == 30
+    assert Fingerprint.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+
+
+def test_fingerprint_is_read_again_only_when_a_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = write_dataset(tmp_path / "raw")
+    plan = plan_dataset(dataset, tmp_path / "prepared")
+    assert {p.name for p in (tmp_path / "prepared").iterdir()} == {"fingerprint.json", "plan.json"}
+    calls: list[int] = []
+
+    def counted(*arguments: object) -> Fingerprint:
+        calls.append(1)
+        return compute_fingerprint(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fingerprint_module, "compute_fingerprint", counted)
+    assert plan_dataset(dataset, tmp_path / "prepared") == plan and not calls
+    assert plan_dataset(dataset, tmp_path / "prepared", batch_size=5).batch_size == 5 and not calls
+    os.utime(dataset.training[0].images[0], (1, 1))
+    assert plan_dataset(dataset, tmp_path / "prepared") == plan and len(calls) == 1
+    (tmp_path / "prepared/fingerprint.json").write_text("{broken")
+    assert plan_dataset(dataset, tmp_path / "prepared") == plan and len(calls) == 2
+
+
+def test_all_bad_cases_are_reported_at_once(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path)
+    first, second = dataset.training[0].label, dataset.training[1].label
+    assert first is not None and second is not None
+    nib.save(nib.Nifti1Image(np.full(SHAPE, 7, np.uint8), np.diag((-1.0, -1.0, 3.0, 1.0))), first)
+    nib.save(nib.Nifti1Image(np.ones(SHAPE, np.uint8), np.eye(4)), second)
+    with pytest.raises(InputError) as caught:
+        compute_fingerprint(dataset, dataset.training)
+    assert "case_0.nii.gz: holds label values [7]" in str(caught.value)
+    assert "case case_1" in str(caught.value) and "the affines differ" in str(caught.value)
+    assert "case_2" not in str(caught.value)
+
+
+def test_prepared_cases_hold_image_label_and_foreground(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "raw")
+    plan = plan_dataset(dataset, tmp_path / "prepared")
+    prepared = prepare_cases(dataset, dataset.training, plan, tmp_path / "prepared")
+    assert [case.id for case in prepared] == ["case_0", "case_1", "case_2"]
+    case = pickle.loads(pickle.dumps(prepared[0]))
+    image, label = case.open_image(), case.open_label()
+    assert isinstance(image, np.memmap) and image.dtype == np.float32 and image.shape == (1, *case.shape)
+    assert (
+        isinstance(label, np.memmap) and label.dtype == np.uint8 and label.shape == case.shape == (4, 10, 12)
+    )
+    assert case.foreground.keys() == {1, 2} and prepared[1].foreground.keys() == {1}
+    for value, rows in case.foreground.items():
+        assert (label[tuple(rows.T)] == value).all() and len(rows) == (label == value).sum()
+    expected = preprocess(read_volume(dataset.training[0].images, plan.depth_axis), plan)
+    np.testing.assert_array_equal(image, expected.image)
+
+
+def test_finished_cases_are_kept_until_something_changes(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "raw")
+    plan = plan_dataset(dataset, tmp_path / "prepared")
+
+    def times(plan_used: Plan = plan) -> list[int]:
+        cases = prepare_cases(dataset, dataset.training, plan_used, tmp_path / "prepared")
+        return [case.image.stat().st_mtime_ns for case in cases]
+
+    first = times()
+    assert times() == first
+    assert times(replace(plan, patch_size=(4, 4, 4), batch_size=9)) == first  # patches share the cases
+    os.utime(dataset.training[1].images[0], (1, 1))
+    second = times()
+    assert second[0] == first[0] and second[1] != first[1]
+    coarse = prepare_cases(dataset, dataset.training, replace(plan, spacing=(3, 2, 2)), tmp_path / "prepared")
+    assert coarse[0].shape == (4, 5, 6)
+    assert times() == second  # another spacing lives in another folder
+
+
+def test_a_bad_case_does_not_stop_the_others(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "raw")
+    plan = plan_dataset(dataset, tmp_path / "prepared")
+    dataset.training[0].images[0].write_bytes(b"broken")
+    with pytest.raises(
+        InputError, match=r"1 of 3 cases cannot be prepared\n  - case case_0: .*case_0\.nii\.gz"
+    ):
+        prepare_cases(dataset, dataset.training, plan, tmp_path / "prepared")
+    assert len(prepare_cases(dataset, dataset.training[1:], plan, tmp_path / "prepared")) == 2
+
+
+def test_coordinates_are_limited_and_repeatable() -> None:
+    label = np.ones((10, 10, 10), dtype=np.uint8)
+    label[0] = 0
+    rows = sample_coordinates(label, limit=50)[1]
+    assert rows.shape == (50, 3) and len(np.unique(rows, axis=0)) == 50 and rows[:, 0].min() >= 1
+    np.testing.assert_array_equal(rows, sample_coordinates(label, limit=50)[1])
+
+
+def test_real_mri(shared_data: Path, tmp_path: Path) -> None:
+    dataset = read_msd(shared_data / "Task04_Hippocampus")
+    few = replace(dataset, training=dataset.training[:4])
+    plan = plan_dataset(few, tmp_path)
+    assert plan.depth_axis == 2 and plan.spacing == (1.0, 1.0, 1.0)
+    assert plan.normalisation == ({"scheme": "zscore", "nonzero": False},)
+    for case, prepared in zip(few.training, prepare_cases(few, few.training, plan, tmp_path), strict=True):
+        assert prepared.open_image().mean() == pytest.approx(0, abs=1e-3)
+        assert case.label is not None
+        label, geometry = read_label(case.label, plan.depth_axis)
+        volume = preprocess(read_volume(case.images, plan.depth_axis), plan)
+        one_hot = np.stack([prepared.open_label() == value for value in range(3)]).astype(np.float32)
+        restored = restore_labels(one_hot, volume)
+        np.testing.assert_array_equal(restored, label)
+        native = np.asarray(load(case.label).dataobj)
+        np.testing.assert_array_equal(to_native(restored, geometry), native)
+
+
+def test_real_ct(shared_data: Path, tmp_path: Path) -> None:
+    source, raw = shared_data / "CT_example", tmp_path / "raw"
+    for kind, name in (("images", "ct"), ("labels", "seg")):
+        (raw / f"{kind}Tr").mkdir(parents=True)
+        (raw / f"{kind}Tr/ct.nii.gz").symlink_to(source / f"{name}.nii.gz")
+    found = np.unique(np.asarray(load(source / "seg.nii.gz").dataobj))
+    labels = {str(value): f"organ {value}" for value in range(int(found.max()) + 1)}
+    entry = {"image": "imagesTr/ct.nii.gz", "label": "labelsTr/ct.nii.gz"}
+    (raw / "dataset.json").write_text(
+        json.dumps({"modality": {"0": "CT"}, "labels": labels, "training": [entry]})
+    )
+    dataset = read_msd(raw)
+    plan = plan_dataset(dataset, tmp_path / "prepared", spacing=(3.0, 4.0, 4.0))
+    scheme = plan.normalisation[0]
+    assert scheme["scheme"] == "ct" and -1100 < scheme["lower"] < scheme["mean"] < scheme["upper"] < 2000
+    prepared = prepare_cases(dataset, dataset.training, plan, tmp_path / "prepared")[0]
+    image, label = prepared.open_image(), prepared.open_label()
+    assert image.min() >= (scheme["lower"] - scheme["mean"]) / scheme["std"] - 1e-4
+    assert image[0][label > 0].mean() == pytest.approx(0, abs=0.2)
+    volume = read_volume(dataset.training[0].images, plan.depth_axis)
+    one_hot = np.stack([label == value for value in range(len(labels))]).astype(np.float32)
+    restored = restore_labels(one_hot, preprocess(volume, plan))
+    original, _ = read_label(dataset.training[0].label or "", plan.depth_axis)
+    assert (restored == original).mean() > 0.95

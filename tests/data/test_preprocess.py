@@ -1,0 +1,130 @@
+"""Preprocessing and restoring: crop, scale and normalisation have the values that they promise."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from e2enet.common.errors import InputError
+from e2enet.data.crop import crop_to_nonzero, nonzero_mask
+from e2enet.data.plan import Plan
+from e2enet.data.preprocess import (
+    normalise,
+    preprocess,
+    preprocess_label,
+    restore_labels,
+    restore_probabilities,
+)
+from e2enet.data.volume import Geometry, Volume
+
+RNG = np.random.default_rng(0)
+ZSCORE = {"scheme": "zscore", "nonzero": False}
+PLAN = Plan(2, (2.0, 1.0, 1.0), (8, 8, 8), ((2, 2, 2),), 2, (ZSCORE,), (8, 8, 8))
+
+
+def volume(array: np.ndarray, spacing: tuple[float, float, float] = (2.0, 1.0, 1.0)) -> Volume:
+    depth, height, width = array.shape[1:]
+    native = np.diag((spacing[1], spacing[2], spacing[0], 1.0))
+    return Volume(array.astype(np.float32), spacing, Geometry((height, width, depth), native, 2))
+
+
+def boxed() -> np.ndarray:
+    """(1, 10, 12, 14), nonzero in [2:8, 3:9, 4:12] only."""
+    array = np.zeros((1, 10, 12, 14), dtype=np.float32)
+    array[0, 2:8, 3:9, 4:12] = RNG.uniform(1, 2, (6, 6, 8))
+    return array
+
+
+def test_crop_is_the_box_of_all_channels() -> None:
+    array = np.zeros((2, 6, 6, 6))
+    array[0, 1, 2, 3] = array[1, 4, 2, 5] = 1
+    assert crop_to_nonzero(array) == (slice(1, 5), slice(2, 3), slice(3, 6))
+    with pytest.raises(InputError, match="zero everywhere"):
+        crop_to_nonzero(np.zeros((1, 3, 3, 3)))
+
+
+def test_mask_includes_enclosed_holes() -> None:
+    array = np.ones((1, 5, 5, 5))
+    array[0, 2, 2, 2] = 0
+    assert nonzero_mask(array).all()
+
+
+def test_without_resampling_the_image_is_cropped_and_standardised() -> None:
+    array = boxed()
+    prepared = preprocess(volume(array), PLAN)
+    inner = array[:, 2:8, 3:9, 4:12]
+    np.testing.assert_allclose(prepared.image, (inner - inner.mean()) / inner.std(), atol=1e-5)
+    assert prepared.crop == (slice(2, 8), slice(3, 9), slice(4, 12)) and prepared.cropped_shape == (6, 6, 8)
+
+
+def test_input_volume_is_not_changed() -> None:
+    original = volume(boxed())
+    before = original.array.copy()
+    preprocess(original, PLAN)
+    np.testing.assert_array_equal(original.array, before)
+
+
+def test_labels_restored_are_the_labels_prepared() -> None:
+    array = boxed()
+    label = np.zeros(array.shape[1:], dtype=np.uint8)
+    label[3:6, 4:7, 5:9] = 2
+    label[6, 5, 5] = 1
+    prepared = preprocess(volume(array), PLAN)
+    one_hot = np.stack([preprocess_label(label, prepared) == value for value in range(3)]).astype(np.float32)
+    restored = restore_labels(one_hot, prepared)
+    assert restored.dtype == np.uint8
+    np.testing.assert_array_equal(restored, label)
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 2.0, 2.0), (3.0, 0.8, 1.2), (9.0, 1.0, 1.0)])
+def test_round_trip_through_another_spacing(spacing: tuple[float, float, float]) -> None:
+    array = np.ones((1, 12, 20, 20))
+    label = np.zeros((12, 20, 20), dtype=np.uint8)
+    label[3:9, 4:16, 5:15] = 1
+    prepared = preprocess(volume(array, spacing), replace(PLAN, spacing=(1.5, 1.0, 1.0)))
+    small = preprocess_label(label, prepared)
+    assert small.shape == prepared.image.shape[1:]
+    assert small.mean() == pytest.approx(label.mean(), rel=0.2)
+    restored = restore_labels(np.stack([1.0 - small, small]).astype(np.float32), prepared)
+    assert restored.shape == label.shape
+    dice = 2 * (restored & label).sum() / (restored.sum() + label.sum())
+    assert dice > 0.93
+
+
+def test_probabilities_sum_to_one_and_are_background_outside_the_crop() -> None:
+    prepared = preprocess(volume(boxed(), (4.0, 1.5, 1.0)), PLAN)
+    scores = RNG.random((3, *prepared.image.shape[1:])).astype(np.float32)
+    scores /= scores.sum(0)
+    restored = restore_probabilities(scores, prepared)
+    np.testing.assert_allclose(restored.sum(0), 1, atol=1e-5)
+    np.testing.assert_array_equal(restored[:, 0, 0, 0], (1, 0, 0))
+    np.testing.assert_array_equal(restored.argmax(0), restore_labels(scores, prepared))
+
+
+def test_ct_is_clipped_then_scaled_by_the_dataset() -> None:
+    channel = np.array([-1000.0, 0.0, 100.0, 3000.0], dtype=np.float32).reshape(1, 2, 2)
+    normalise(channel, {"scheme": "ct", "lower": -50, "upper": 150, "mean": 50.0, "std": 50.0})
+    np.testing.assert_allclose(channel.ravel(), (-2, -1, 1, 2))
+
+
+def test_zscore_of_the_nonzero_leaves_zero_outside() -> None:
+    channel = np.array([0.0, 0.0, 1.0, 3.0], dtype=np.float32).reshape(1, 2, 2)
+    normalise(channel, {"scheme": "zscore", "nonzero": True}, channel > 0)
+    np.testing.assert_allclose(channel.ravel(), (0, 0, -1, 1))
+
+
+def test_constant_image_does_not_divide_by_zero() -> None:
+    channel = np.full((2, 2, 2), 7.0, dtype=np.float32)
+    normalise(channel, ZSCORE)
+    np.testing.assert_array_equal(channel, 0)
+
+
+def test_image_that_is_not_the_plans_is_refused() -> None:
+    with pytest.raises(InputError, match="2 channels, the plan 1"):
+        preprocess(volume(np.ones((2, 4, 4, 4))), PLAN)
+    with pytest.raises(InputError, match="depth axis 2, the plan has 0"):
+        preprocess(volume(np.ones((1, 4, 4, 4))), replace(PLAN, depth_axis=0))
+    with pytest.raises(InputError, match="one of ct, zscore, none"):
+        normalise(np.ones((1, 1, 1), np.float32), {"scheme": "minmax"})

@@ -1,0 +1,97 @@
+"""Resampling keeps constants, agrees with SciPy and keeps slices of thick stacks apart."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from e2enet.data.resample import (
+    keep_largest,
+    nearest_indices,
+    resample_image,
+    resample_label,
+    resample_linear,
+    separate_axis,
+)
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "axis"),
+    [
+        ((1, 1, 1), (1, 1, 1), None),
+        ((3, 1, 1), (1, 1, 1), None),  # three times is not yet anisotropic
+        ((3.1, 1, 1), (1, 1, 1), 0),
+        ((1, 1, 1), (1, 5, 1), 1),
+        ((1, 1, 9), (5, 1, 1), 2),  # the old spacing decides first
+        ((0.2, 1, 1), (1, 1, 1), None),  # two coarse axes are no stack
+    ],
+)
+def test_separate_axis(old: tuple, new: tuple, axis: int | None) -> None:
+    assert separate_axis(old, new) == axis
+
+
+def test_nearest_indices_by_hand() -> None:
+    assert nearest_indices(2, 4).tolist() == [0, 0, 1, 1]
+    assert nearest_indices(3, 3).tolist() == [0, 1, 2]
+    assert nearest_indices(4, 2).tolist() == [1, 3]
+    assert nearest_indices(1, 3).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1, 2])
+@pytest.mark.parametrize("shape", [(7, 4, 9), (5, 6, 7), (2, 3, 3)])
+def test_constant_in_constant_out(axis: int | None, shape: tuple[int, int, int]) -> None:
+    constant = np.full((5, 6, 7), 3.25, dtype=np.float32)
+    for resample in (resample_image, resample_linear):
+        result = resample(constant, shape, axis)
+        assert result.dtype == np.float32
+        np.testing.assert_allclose(result, np.full(shape, 3.25), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("resample", "order"), [(resample_image, 3), (resample_linear, 1)])
+def test_agrees_with_coordinates_written_out(resample: object, order: int) -> None:
+    image = RNG.normal(size=(6, 5, 7)).astype(np.float32)
+    shape = (9, 4, 11)
+    axes = [(np.arange(new) + 0.5) * old / new - 0.5 for old, new in zip(image.shape, shape, strict=True)]
+    grid = np.meshgrid(*axes, indexing="ij")
+    expected = ndimage.map_coordinates(image, grid, order=order, mode="nearest").clip(
+        image.min(), image.max()
+    )
+    np.testing.assert_allclose(resample(image, shape, None), expected, atol=1e-5)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_separate_axis_only_repeats_slices(axis: int) -> None:
+    image = RNG.normal(size=(3, 3, 3)).astype(np.float32)
+    shape = tuple(6 if index == axis else 3 for index in range(3))
+    for resample in (resample_image, resample_linear):
+        np.testing.assert_allclose(resample(image, shape, axis), np.repeat(image, 2, axis), atol=1e-6)
+
+
+def test_image_stays_in_its_range() -> None:
+    step = np.zeros((8, 8, 8), dtype=np.float32)
+    step[4:] = 1
+    result = resample_image(step, (19, 8, 8), None)
+    assert result.min() >= 0 and result.max() <= 1
+
+
+def test_label_keeps_values_and_volume() -> None:
+    label = np.zeros((8, 8, 8), dtype=np.uint8)
+    label[2:6, 2:6, 2:6] = 2
+    label[0] = 7
+    result = resample_label(label, (16, 16, 16), None)
+    assert result.dtype == np.uint8 and set(np.unique(result)) == {0, 2, 7}
+    # Linear interpolation rounds the corners of the cube only.
+    assert 0.9 * 8 * 64 <= (result == 2).sum() <= 8 * 64
+    np.testing.assert_array_equal(resample_label(label, (8, 8, 8), None), label)
+
+
+def test_running_argmax_is_argmax() -> None:
+    scores = RNG.integers(0, 3, (5, 4, 4, 4)).astype(np.float32)  # with ties
+    best, winner = np.full((4, 4, 4), -np.inf, np.float32), np.zeros((4, 4, 4), np.uint8)
+    for value, score in enumerate(scores):
+        keep_largest(best, winner, score, value)
+    np.testing.assert_array_equal(winner, scores.argmax(0))
+    np.testing.assert_array_equal(best, scores.max(0))

@@ -1,0 +1,224 @@
+"""Patches: where they lie, what they hold, and that each follows from (seed, epoch, index) alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchio as tio
+from torch.utils.data import DataLoader
+
+from e2enet.common.errors import InputError
+from e2enet.data.augmentation import build_augmentation
+from e2enet.data.prepare import PreparedCase, sample_coordinates
+from e2enet.data.sampling import (
+    CaseDataset,
+    EpochSampler,
+    ForegroundSampler,
+    PatchDataset,
+    crop,
+    is_foreground_sample,
+    load_subject,
+    start_range,
+)
+
+PATCH = (4, 6, 8)
+
+
+def make_case(folder: Path, name: str = "a", shape: Sequence[int] = (7, 12, 13), channels: int = 1) -> PreparedCase:
+    """Case whose voxel values are their own flat index; class 1 is a corner, class 2 a block inside."""
+    d, h, w = shape
+    image = np.stack([np.arange(d * h * w, dtype=np.float32).reshape(shape)] * channels)
+    label = np.zeros(shape, np.uint8)
+    label[0, 0, 0] = 1
+    label[d // 2 - 1 : d // 2 + 1, h // 2 - 1 : h // 2 + 1, w // 2 - 1 : w // 2 + 1] = 2
+    paths = folder / f"{name}.image.npy", folder / f"{name}.label.npy"
+    for path, array in zip(paths, (image, label), strict=True):
+        np.save(path, array)
+    coordinates = {str(value): rows for value, rows in sample_coordinates(label).items()}
+    np.savez(folder / f"{name}.foreground.npz", **coordinates)  # type: ignore[arg-type]
+    return PreparedCase(name, *paths, shape=(d, h, w))
+
+
+def make_dataset(cases: Sequence[PreparedCase], recipe: str, seed: int = 7, batch_size: int = 2) -> PatchDataset:
+    augmentation = build_augmentation(PATCH, (0, 1, 2), recipe)
+    return PatchDataset(cases, PATCH, batch_size=batch_size, augmentation=augmentation, seed=seed)
+
+
+@pytest.fixture
+def cases(tmp_path: Path) -> list[PreparedCase]:
+    return [make_case(tmp_path, name, shape) for name, shape in (("a", (7, 12, 13)), ("b", (5, 10, 9)))]
+
+
+def test_foreground_rule_of_each_batch() -> None:
+    rule = {size: [is_foreground_sample(index, size) for index in range(size)] for size in (1, 2, 3, 4, 6)}
+    assert rule[1] == [False]
+    assert rule[2] == [False, True]
+    assert rule[3] == [False, False, True]
+    assert rule[4] == [False, False, False, True]
+    assert rule[6] == [False, False, False, False, True, True]
+    assert is_foreground_sample(7, 2) and not is_foreground_sample(6, 2)
+
+
+def test_start_range_by_hand() -> None:
+    assert start_range(13, 8) == (0, 5)
+    assert start_range(8, 8) == (0, 0)
+    assert start_range(5, 8) == (-1, -1)
+    assert start_range(4, 8) == (-2, -2)
+
+
+def test_crop_reads_the_box_and_pads_with_zero() -> None:
+    tensor = torch.arange(1.0, 25.0).reshape(1, 2, 3, 4)
+    assert torch.equal(crop(tensor, (0, 1, 1), (2, 2, 2)), tensor[:, :, 1:3, 1:3])
+    padded = crop(tensor, (-1, -1, 2), (4, 4, 4))
+    assert torch.equal(padded[:, 1:3, 1:4, :2], tensor[..., 2:])
+    assert padded.sum() == tensor[..., 2:].sum()
+    assert torch.all(crop(tensor, (5, 0, 0), (2, 2, 2)) == 0)
+
+
+def test_foreground_patches_hold_each_class_at_the_centre_or_at_the_border(tmp_path: Path) -> None:
+    subject = load_subject(make_case(tmp_path, shape=(16, 16, 16)))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        patches = list(ForegroundSampler(PATCH)(subject, num_patches=40))
+    centres = [int(patch["label"].data[0, 2, 3, 4]) for patch in patches]
+    corners = [int(patch["label"].data[0, 0, 0, 0]) for patch in patches]
+    # Class 1 is one voxel, class 2 eight: both are drawn, about equally often.
+    assert 10 <= centres.count(2) <= 30 and 10 <= corners.count(1) <= 30
+    assert centres.count(2) + corners.count(1) == 40
+    assert all(patch["image"].shape == (1, *PATCH) for patch in patches)
+
+
+def test_random_patches_reach_every_start_and_stay_inside(tmp_path: Path) -> None:
+    subject = load_subject(make_case(tmp_path, shape=(5, 7, 9)))
+    sampler = ForegroundSampler(PATCH)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        starts = {sampler.draw_start(subject, foreground=False) for _ in range(200)}
+    assert starts == {(d, h, w) for d in range(2) for h in range(2) for w in range(2)}
+
+
+def test_case_without_foreground_gives_a_patch_anywhere(tmp_path: Path) -> None:
+    case = make_case(tmp_path)
+    subject = load_subject(case)
+    subject["foreground"] = {1: np.empty((0, 3), np.int32)}
+    assert len(ForegroundSampler(PATCH).draw_start(subject, foreground=True)) == 3
+
+
+def test_subject_stays_on_disk_until_cropped(tmp_path: Path) -> None:
+    case = make_case(tmp_path)
+    subject = load_subject(case)
+    assert isinstance(subject, tio.Subject) and subject.spatial_shape == case.shape
+    subject["image"].data[0, 0, 0, 0] = 99  # copy on write: neither the file nor another reader sees it
+    assert np.load(case.image)[0, 0, 0, 0] == 0
+    assert load_subject(case)["image"].data[0, 0, 0, 0] == 0
+
+
+def test_unaugmented_sample_is_a_box_of_the_image_with_its_label(cases: list[PreparedCase]) -> None:
+    dataset = make_dataset(cases, "none")
+    for index in range(10):
+        sample = dataset[(0, index)]
+        case = next(case for case in cases if case.id == sample["case"])
+        image, label = sample["image"], sample["label"]
+        assert image.dtype == torch.float32 and label.dtype == torch.int64
+        assert image.shape == (1, *PATCH) and label.shape == PATCH
+        first = np.unravel_index(int(image[0, 0, 0, 0]), case.shape)
+        box = tuple(slice(start, start + size) for start, size in zip(first, PATCH, strict=True))
+        np.testing.assert_array_equal(image[0], np.load(case.image)[0][box])
+        np.testing.assert_array_equal(label, np.load(case.label)[box])
+        if index % 2 == 1:
+            assert label.max() > 0
+
+
+def test_image_smaller_than_the_patch_is_padded_in_its_middle(tmp_path: Path) -> None:
+    case = make_case(tmp_path, shape=(4, 4, 4))
+    sample = make_dataset([case], "none")[(0, 1)]
+    np.testing.assert_array_equal(sample["image"][0, :, 1:5, 2:6], np.load(case.image)[0])
+    assert sample["image"].sum() == np.load(case.image).sum()
+
+
+def test_rotated_sample_keeps_image_and_label_together(tmp_path: Path) -> None:
+    case = make_case(tmp_path, shape=(20, 20, 20))
+    np.save(case.image, np.load(case.label)[None].astype(np.float32))
+    dataset = make_dataset([case], "none")
+    dataset.augmentation = build_augmentation(PATCH, (), "nnunet")
+    assert dataset.augmentation.spatial is not None
+    dataset.augmentation.spatial.rotation_p = 1.0
+    object.__setattr__(dataset.augmentation, "patch", tio.Compose([]))
+    samples = [dataset[(0, index)] for index in range(1, 20, 2)]
+    assert any(len(torch.unique(sample["image"])) > 3 for sample in samples)  # linear interpolation took place
+    for sample in samples:
+        difference = (sample["image"][0] - sample["label"]).abs()
+        assert difference.max() <= 1.5 and difference.mean() < 0.1
+
+
+def test_same_key_same_sample_in_any_order(cases: list[PreparedCase]) -> None:
+    keys = [(epoch, index) for epoch in range(2) for index in range(6)]
+    first = {key: make_dataset(cases, "nnunet")[key] for key in keys}
+    dataset = make_dataset(cases, "nnunet")
+    torch.rand(3)  # the state of the global generator must not matter
+    for key in reversed(keys):
+        again = dataset[key]
+        assert again["case"] == first[key]["case"]
+        assert torch.equal(again["image"], first[key]["image"]) and torch.equal(again["label"], first[key]["label"])
+
+
+def test_other_seed_epoch_or_index_gives_another_sample(cases: list[PreparedCase]) -> None:
+    dataset, other = make_dataset(cases, "nnunet"), make_dataset(cases, "nnunet", seed=8)
+    images = [dataset[(0, 0)], dataset[(1, 0)], dataset[(0, 2)], dataset[(2, 0)], other[(0, 0)]]
+    sums = {round(float(sample["image"].sum()), 3) for sample in images}
+    assert len(sums) == len(images)
+
+
+def test_sampling_leaves_the_global_generator_alone(cases: list[PreparedCase]) -> None:
+    dataset = make_dataset(cases, "nnunet")
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    dataset[(0, 1)]
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_worker_count_does_not_change_the_batches(cases: list[PreparedCase]) -> None:
+    epochs = []
+    for workers in (0, 2):
+        sampler = EpochSampler(3, 2)
+        loader = DataLoader(make_dataset(cases, "nnunet"), batch_size=2, sampler=sampler, num_workers=workers)
+        sampler.set_epoch(4)
+        epochs.append(list(loader))
+    for here, there in zip(*epochs, strict=True):
+        assert torch.equal(here["image"], there["image"]) and torch.equal(here["label"], there["label"])
+        assert here["case"] == there["case"]
+        assert here["image"].shape == (2, 1, *PATCH) and here["label"].shape == (2, *PATCH)
+
+
+def test_epoch_sampler_yields_keys_of_its_epoch() -> None:
+    sampler = EpochSampler(2, 3)
+    assert len(sampler) == 6 and list(sampler) == [(0, index) for index in range(6)]
+    sampler.set_epoch(5)
+    assert list(sampler) == [(5, index) for index in range(6)]
+
+
+def test_ranks_are_disjoint_equally_long_and_keep_the_foreground_rule() -> None:
+    first, second = (list(EpochSampler(3, 2, rank=rank, world_size=2)) for rank in (0, 1))
+    assert len(first) == len(second) == 6
+    assert sorted(first + second) == [(0, index) for index in range(12)]
+    for keys in (first, second):
+        assert [is_foreground_sample(index, 2) for _, index in keys] == [False, True] * 3
+
+
+def test_case_dataset_gives_whole_cases(cases: list[PreparedCase]) -> None:
+    dataset = CaseDataset(cases)
+    assert len(dataset) == 2
+    sample = dataset[1]
+    np.testing.assert_array_equal(sample["image"], np.load(cases[1].image))
+    np.testing.assert_array_equal(sample["label"], np.load(cases[1].label))
+    assert sample["case"] == "b" and sample["label"].dtype == torch.int64
+
+
+def test_no_cases_is_an_input_error() -> None:
+    with pytest.raises(InputError, match="no training cases"):
+        make_dataset([], "none")

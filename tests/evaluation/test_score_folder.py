@@ -1,0 +1,186 @@
+"""Folders of NIfTI files: pairing, refusals, class names, the two written files, and the command."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from e2enet.common.errors import InputError
+from e2enet.evaluation import score_folder
+from e2enet.evaluation.__main__ import main
+from e2enet.evaluation.labels import parse_class_names
+
+AFFINE = np.diag([1.0, 2.0, 3.0, 1.0])
+
+
+def write(path: Path, array: np.ndarray, affine: np.ndarray = AFFINE) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array, affine), path)
+
+
+def cube(value: int = 1, start: int = 2) -> np.ndarray:
+    array = np.zeros((8, 8, 8), np.uint8)
+    array[start : start + 3, 2:5, 2:5] = value
+    return array
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """Case a is predicted exactly, case b misses class 2."""
+    predictions, labels = tmp_path / "predictions", tmp_path / "data" / "labelsTs"
+    write(predictions / "a.nii.gz", cube())
+    write(labels / "a.nii.gz", cube())
+    write(predictions / "b.nii.gz", cube())
+    write(labels / "b.nii.gz", np.maximum(cube(), cube(2, start=5)))
+    return predictions, labels
+
+
+def test_scores_and_files(folders, tmp_path, capsys):
+    predictions, labels = folders
+    names = {"labels": {"0": "background", "1": "liver", "2": "gut"}}
+    (labels.parent / "dataset.json").write_text(json.dumps(names))
+    main([str(predictions), str(labels), "--output", str(tmp_path / "out")])
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    diagonal = math.sqrt(8**2 + 16**2 + 24**2)
+    assert summary["n_cases"] == 2
+    liver, gut = summary["classes"]["1"], summary["classes"]["2"]
+    assert {"name": "liver", "dice": 1.0, "nsd": 1.0, "hd95": 0.0, "n": 2}.items() <= liver.items()
+    assert {"name": "gut", "dice": 0.0, "nsd": 0.0, "n": 1, "missed": 1}.items() <= gut.items()
+    assert gut["hd95"] == pytest.approx(diagonal)
+    assert summary["mean"] == pytest.approx({"dice": 0.5, "nsd": 0.5, "hd95": diagonal / 2})
+    with (tmp_path / "out" / "scores.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(row["case"], row["class"], row["outcome"]) for row in rows] == [
+        ("a", "1", "scored"),
+        ("a", "2", "absent"),
+        ("b", "1", "scored"),
+        ("b", "2", "missed"),
+    ]
+    assert (rows[0]["dice"], rows[1]["dice"], rows[3]["nsd"]) == ("1.0", "", "0.0")
+    assert "mean of classes" in capsys.readouterr().out
+
+
+def test_tolerance_is_in_mm(folders):
+    predictions, labels = folders
+    write(predictions / "a.nii.gz", np.roll(cube(), 1, axis=2))  # 3 mm along z
+    write(predictions / "b.nii.gz", np.roll(cube(), 1, axis=2))
+    narrow = score_folder(predictions, labels, nsd_tolerance=2.9)[1]["classes"]["1"]["nsd"]
+    wide = score_folder(predictions, labels, nsd_tolerance=3.0)[1]["classes"]["1"]["nsd"]
+    assert narrow < 1.0
+    assert wide == 1.0
+
+
+def test_classes_found_in_the_references(folders):
+    _, summary, warnings = score_folder(*folders)
+    assert {label: entry["name"] for label, entry in summary["classes"].items()} == {"1": "1", "2": "2"}
+    assert any("no dataset.json" in warning for warning in warnings)
+
+
+def test_extra_prediction_is_a_warning(folders):
+    predictions, labels = folders
+    write(predictions / "c.nii.gz", cube())
+    (predictions / "._a.nii.gz").write_bytes(b"left by macOS")
+    _, summary, warnings = score_folder(predictions, labels, names={1: "x", 2: "y"})
+    assert summary["n_cases"] == 2
+    assert [warning for warning in warnings if "c.nii.gz" in warning and "no reference" in warning]
+    assert len(warnings) == 1
+
+
+def test_every_problem_is_listed_at_once(folders, tmp_path, capsys):
+    predictions, labels = folders
+    moved = AFFINE.copy()
+    moved[0, 3] = 0.5
+    write(labels / "c.nii.gz", cube())
+    write(predictions / "d.nii.gz", cube()[:7])
+    write(labels / "d.nii.gz", cube())
+    write(predictions / "e.nii.gz", cube(), moved)
+    write(labels / "e.nii.gz", cube())
+    (predictions / "f.nii.gz").write_bytes(b"no image")
+    write(labels / "f.nii.gz", cube())
+    with pytest.raises(SystemExit) as stopped:
+        main([str(predictions), str(labels), "--output", str(tmp_path / "out")])
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err
+    assert "c: no prediction" in message
+    assert "d: shape (7, 8, 8)" in message
+    assert "e: the affine" in message and "0.5 mm" in message
+    assert "f.nii.gz: is no image" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_affine_noise_is_tolerated(folders):
+    predictions, labels = folders
+    noisy = AFFINE + 1e-5
+    noisy[3] = [0, 0, 0, 1]
+    write(predictions / "a.nii.gz", cube(), noisy)
+    assert score_folder(predictions, labels)[1]["classes"]["1"]["dice"] == 1.0
+
+
+def test_voxels_that_are_no_classes(folders):
+    predictions, labels = folders
+    write(predictions / "a.nii.gz", cube(9))
+    write(predictions / "b.nii.gz", cube().astype(np.float32) / 2)
+    both = r"(?s)a\.nii\.gz: holds the values \[9\].*b\.nii\.gz: expected whole-number"
+    with pytest.raises(InputError, match=both):
+        score_folder(predictions, labels)
+
+
+def test_float_files_and_other_endings(folders):
+    predictions, labels = folders
+    (predictions / "a.nii.gz").unlink()
+    write(predictions / "a.nii", cube().astype(np.float64))
+    assert score_folder(predictions, labels)[1]["classes"]["1"]["dice"] == 1.0
+    write(predictions / "a.nii.gz", cube())
+    with pytest.raises(InputError, match="a: two files"):
+        score_folder(predictions, labels)
+
+
+@pytest.mark.parametrize("tolerance", [-1.0, math.nan, math.inf])
+def test_impossible_tolerance(folders, tolerance):
+    with pytest.raises(InputError, match="expected a number of mm"):
+        score_folder(*folders, nsd_tolerance=tolerance)
+
+
+def test_missing_and_empty_folders(tmp_path):
+    with pytest.raises(InputError, match=r"(?s)nowhere: no such folder.*neither: no such folder"):
+        score_folder(tmp_path / "nowhere", tmp_path / "neither")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no label image"):
+        score_folder(tmp_path / "empty", tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [{"0": "background", "2": "spleen", "1": "liver"}, {"background": 0, "spleen": 2, "liver": 1}],
+    ids=["msd", "nnunet"],
+)
+def test_both_dialects_of_names(labels):
+    assert parse_class_names(labels, "dataset.json") == {1: "liver", 2: "spleen"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"whole": [1, 2]}, "region"),
+        ({"ignore": 3}, "ignore"),
+        ({"liver": "one"}, "neither"),
+        ({"liver": 1, "spleen": 1}, "named twice"),
+    ],
+)
+def test_unusable_names(labels, message):
+    with pytest.raises(InputError, match=message):
+        parse_class_names(labels, "dataset.json")
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert "PREDICTIONS LABELS" in text and "--nsd-tolerance MM" in text and "scores.csv" in text

@@ -1,0 +1,158 @@
+"""Checkpoints: what is loaded, what is refused and how it is said, and which form an ensemble."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from e2enet.common.errors import InputError
+from e2enet.data.plan import Plan
+from e2enet.inference.checkpoint import load_ensemble, load_model
+from e2enet.network import E2ENet
+
+LABELS = {0: "background", 1: "liver", 2: "spleen"}
+
+
+class Harmful:
+    """An object that only pickle can restore."""
+
+
+def test_model_is_restored(write_checkpoint, make_content):
+    content = make_content(num_channels=2)
+    model = load_model(write_checkpoint(num_channels=2))
+    assert (model.labels, model.channels) == (LABELS, ("MRI0", "MRI1"))
+    assert (model.mirror_axes, model.file_ending) == ((2,), ".nii.gz")
+    assert model.plan == Plan.from_dict(content["hyper_parameters"]["plan"])
+    assert not model.network.training
+    expected = E2ENet(2, 3, model.plan.strides, base_features=4, max_features=16).eval()
+    state = {name.removeprefix("network."): value for name, value in content["state_dict"].items()}
+    expected.load_state_dict(state)
+    image = torch.randn(1, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(model.network(image), expected(image))
+
+
+def test_masks_come_with_the_weights(write_checkpoint):
+    def sparsify(content):
+        masks = [value for name, value in content["state_dict"].items() if name.endswith("kernel_mask")]
+        assert masks
+        for mask in masks:
+            mask[0] = False
+
+    network = load_model(write_checkpoint(edit=sparsify)).network
+    masks = [value for name, value in network.state_dict().items() if name.endswith("kernel_mask")]
+    assert all(not mask[0].any() and mask[1:].all() for mask in masks)
+
+
+def test_compiled_training_loads_too(write_checkpoint):
+    def rename(content):
+        state = content["state_dict"]
+        content["state_dict"] = {
+            name.replace("network.", "network._orig_mod.", 1): value for name, value in state.items()
+        }
+
+    plain, compiled = (
+        load_model(write_checkpoint()),
+        load_model(write_checkpoint("compiled.ckpt", edit=rename)),
+    )
+    for ours, theirs in zip(plain.network.parameters(), compiled.network.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_run_folder_means_its_best_checkpoint(write_checkpoint, tmp_path):
+    path = write_checkpoint("run/checkpoints/best.ckpt")
+    assert load_model(tmp_path / "run").path == path
+    with pytest.raises(InputError, match=r"a folder without checkpoints/best\.ckpt"):
+        load_model(tmp_path)
+
+
+def test_pickled_objects_are_refused(write_checkpoint):
+    path = write_checkpoint(edit=lambda content: content.update(callbacks=Harmful()))
+    with pytest.raises(InputError, match=r"best\.ckpt.*could run code"):
+        load_model(path)
+
+
+def test_unreadable_files(tmp_path: Path):
+    with pytest.raises(InputError, match=r"nowhere\.ckpt: no such checkpoint"):
+        load_model(tmp_path / "nowhere.ckpt")
+    (tmp_path / "text.ckpt").write_text("no checkpoint")
+    with pytest.raises(InputError, match=r"text\.ckpt: "):
+        load_model(tmp_path / "text.ckpt")
+    (tmp_path / "empty.ckpt").touch()
+    with pytest.raises(InputError, match=r"empty\.ckpt: "):
+        load_model(tmp_path / "empty.ckpt")
+    torch.save([1, 2], tmp_path / "list.ckpt")
+    with pytest.raises(InputError, match=r"list\.ckpt: holds a list"):
+        load_model(tmp_path / "list.ckpt")
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    with pytest.raises(InputError, match=r"other\.ckpt: is no checkpoint of train\.py"):
+        load_model(tmp_path / "other.ckpt")
+
+
+def test_cut_off_file(write_checkpoint):
+    path = write_checkpoint()
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(InputError, match=r"best\.ckpt: "):
+        load_model(path)
+
+
+def test_another_number_of_classes(write_checkpoint):
+    def add_class(content):
+        content["hyper_parameters"]["dataset"]["labels"] = {**LABELS, 3: "kidney"}
+
+    with pytest.raises(
+        InputError, match=r"(?s)best\.ckpt: its weights do not fit.*heads.*shape \(3.*network \(4"
+    ):
+        load_model(write_checkpoint(edit=add_class))
+
+
+def test_missing_and_extra_weights(write_checkpoint):
+    def rename(content):
+        state = content["state_dict"]
+        state["network.stranger"] = state.pop("network.heads.0.weight")
+
+    with pytest.raises(InputError, match=r"(?s)lacks heads\.0\.weight.*has stranger"):
+        load_model(write_checkpoint(edit=rename))
+
+
+@pytest.mark.parametrize("key", ["plan", "dataset", "network"])
+def test_missing_hyper_parameters(write_checkpoint, key):
+    with pytest.raises(InputError, match=rf"best\.ckpt: its hyper_parameters lack '{key}'"):
+        load_model(write_checkpoint(edit=lambda content: content["hyper_parameters"].pop(key)))
+
+
+def test_impossible_network(write_checkpoint):
+    def break_network(content):
+        content["hyper_parameters"]["network"] = {
+            **content["hyper_parameters"]["network"],
+            "kernel_size": [5, 5, 5],
+        }
+
+    with pytest.raises(InputError, match=r"best\.ckpt: .*kernel_size"):
+        load_model(write_checkpoint(edit=break_network))
+
+
+def test_ensemble_of_one_task(write_checkpoint):
+    models = load_ensemble([write_checkpoint("a.ckpt", seed=0), write_checkpoint("b.ckpt", seed=1)])
+    first, second = (model.network.heads[0].weight for model in models)
+    assert not torch.equal(first, second)
+
+
+def test_ensemble_names_every_difference(write_checkpoint):
+    def differ(content):
+        content["hyper_parameters"]["plan"]["spacing"] = [2.0, 1.0, 1.0]
+        content["hyper_parameters"]["dataset"]["labels"] = {0: "background", 1: "spleen", 2: "liver"}
+
+    paths = [write_checkpoint("a.ckpt"), write_checkpoint("b.ckpt", edit=differ)]
+    with pytest.raises(InputError) as raised:
+        load_ensemble(paths)
+    message = str(raised.value)
+    assert "b.ckpt: labels is {0: 'background', 1: 'spleen', 2: 'liver'}, expected" in message
+    assert "b.ckpt: plan.spacing is [2.0, 1.0, 1.0], expected [3.0, 1.2, 1.0]" in message
+
+
+def test_ensemble_lists_every_unusable_file(tmp_path: Path):
+    with pytest.raises(InputError, match=r"(?s)a\.ckpt: no such.*b\.ckpt: no such"):
+        load_ensemble([tmp_path / "a.ckpt", tmp_path / "b.ckpt"])

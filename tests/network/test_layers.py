@@ -1,0 +1,109 @@
+"""The fast layers give what torch's own layers give, forward and backward."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import e2enet.network.norm as norm
+from e2enet.network.layers import PlaneConv3d, StrideMaxPool3d, StrideUp3d
+from e2enet.network.norm import InstanceNormAct, batch_norm_act, channel_moments
+
+
+def same_forward_and_backward(ours: nn.Module, theirs: nn.Module, x: Tensor) -> None:
+    theirs.load_state_dict(ours.state_dict())
+    inputs = [x.clone().requires_grad_(), x.clone().requires_grad_()]
+    outputs = [layer(value) for layer, value in zip((ours, theirs), inputs, strict=True)]
+    torch.testing.assert_close(outputs[0], outputs[1])
+    weights = torch.randn_like(outputs[1])
+    for output in outputs:
+        (output * weights).sum().backward()
+    torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
+    for (name, ours_p), theirs_p in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(ours_p.grad, theirs_p.grad, msg=name)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize("kernel", [(1, 3, 3), (3, 1, 3), (3, 3, 1), (3, 3, 3)])
+@pytest.mark.parametrize("stride", [(1, 1, 1), (1, 2, 2), (2, 2, 2)])
+def test_plane_conv(batch, layout, kernel, stride) -> None:
+    torch.manual_seed(0)
+    arguments = (3, 4, kernel, stride, tuple(size // 2 for size in kernel))
+    x = torch.randn(batch, 3, 5, 6, 8, dtype=torch.float64).contiguous(memory_format=layout)
+    same_forward_and_backward(PlaneConv3d(*arguments).double(), nn.Conv3d(*arguments).double(), x)
+
+
+@pytest.mark.parametrize("stride", [(1, 2, 2), (2, 2, 2), (1, 1, 2), (3, 1, 2)])
+def test_stride_up(stride) -> None:
+    torch.manual_seed(0)
+    ours = StrideUp3d(3, 5, stride).double()
+    theirs = nn.ConvTranspose3d(3, 5, stride, stride, bias=False).double()
+    same_forward_and_backward(ours, theirs, torch.randn(2, 3, 3, 2, 4, dtype=torch.float64))
+
+
+def test_max_pool_equals_torch() -> None:
+    x = torch.randn(2, 3, 4, 6, 8, dtype=torch.float64)
+    same_forward_and_backward(StrideMaxPool3d((2, 3, 2)), nn.MaxPool3d((2, 3, 2)), x)
+
+
+@pytest.mark.parametrize("block", [7, 50, 10**6])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_norm_act_equals_torch(block: int, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norm, "BLOCK_VALUES", block)
+    torch.manual_seed(1)
+    ours = InstanceNormAct(4).double()
+    nn.init.normal_(ours.weight)
+    nn.init.normal_(ours.bias)
+    theirs = nn.InstanceNorm3d(4, affine=True).double()
+    x = torch.randn(batch, 4, 3, 5, 4, dtype=torch.float64) * 3 + 2
+    same_forward_and_backward(ours, _Then(theirs), x)
+
+
+class _Then(nn.Module):
+    """torch's instance norm followed by LeakyReLU, with the parameter names of ours."""
+
+    def __init__(self, inner: nn.InstanceNorm3d) -> None:
+        super().__init__()
+        self.weight, self.bias = inner.weight, inner.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(F.instance_norm(x, None, None, self.weight, self.bias, True, 0.0, 1e-5), 0.01)
+
+
+def test_gradcheck_of_the_blocked_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norm, "BLOCK_VALUES", 40)
+    torch.manual_seed(0)
+    layer = InstanceNormAct(3).double()
+    x = torch.randn(2, 3, 2, 3, 4, dtype=torch.float64, requires_grad=True)
+    weight, bias = (torch.rand(3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(
+        lambda *tensors: torch.func.functional_call(layer, {"weight": tensors[1], "bias": tensors[2]}, tensors[0]),
+        (x, weight, bias),
+    )
+
+
+def test_the_path_of_other_devices_gives_the_same() -> None:
+    torch.manual_seed(0)
+    layer = InstanceNormAct(4)
+    x = torch.randn(2, 4, 3, 5, 4)
+    torch.testing.assert_close(batch_norm_act(x, layer.weight, layer.bias, 1e-5, 0.01), layer(x))
+
+
+def test_moments_of_large_volumes_keep_their_digits() -> None:
+    torch.manual_seed(0)
+    rows = torch.randn(400_000, 4) * 0.1 + 30  # mean 300 times the deviation
+    mean, variance = channel_moments(rows)
+    torch.testing.assert_close(mean.double(), rows.double().mean(0), rtol=1e-7, atol=0)
+    torch.testing.assert_close(variance.double(), rows.double().var(0, unbiased=False), rtol=1e-5, atol=0)
+
+
+def test_statistics_are_float32_for_bfloat16() -> None:
+    torch.manual_seed(0)
+    layer = InstanceNormAct(4)
+    x = (torch.randn(1, 4, 8, 16, 16) + 4).bfloat16()
+    out = layer(x)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), layer(x.float()), atol=2e-2, rtol=1e-2)
