@@ -11,6 +11,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
+from e2enet.common.console import flush_every_line
 from e2enet.common.errors import exit_on_input_error
 from e2enet.inference.config import check_arguments, read_config
 
@@ -23,14 +24,17 @@ def predict(config: DictConfig) -> None:
     with exit_on_input_error():
         settings = read_config(config)
         # Imported here, so that --help and a wrong key do not wait for the frameworks.
+        from e2enet.common.memory import keep_freed_memory
         from e2enet.inference.run import run_prediction
 
+        keep_freed_memory()
         failures = run_prediction(settings)
     if failures:
         sys.exit(1)
 
 
 if __name__ == "__main__":
+    flush_every_line()
     with exit_on_input_error():
         check_arguments(sys.argv[1:], CONFIG_FOLDER)
     predict()

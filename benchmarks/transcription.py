@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Triple = tuple[int, int, int]
+
 
 def shift_depth_plainly(x: Tensor, shift_size: int) -> Tensor:
     """Shift channel group g of (B, C, D, H, W) by g - shift_size // 2 slices: pad, chunk, roll, cat, crop."""
@@ -27,10 +29,10 @@ def shift_depth_plainly(x: Tensor, shift_size: int) -> Tensor:
 class PlainBlock(nn.Module):
     """Depth shift, (1, 3, 3) convolution, instance norm, LeakyReLU."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: Sequence[int], shift_size: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: Triple, shift_size: int) -> None:
         super().__init__()
         self.shift_size = shift_size
-        self.conv = nn.Conv3d(in_channels, out_channels, (1, 3, 3), tuple(stride), (0, 1, 1))
+        self.conv = nn.Conv3d(in_channels, out_channels, (1, 3, 3), stride, (0, 1, 1))
         self.norm = nn.InstanceNorm3d(out_channels, eps=1e-5, affine=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,7 +48,7 @@ class PlainE2ENet(nn.Module):
         self,
         in_channels: int,
         num_classes: int,
-        strides: Sequence[Sequence[int]],
+        strides: Sequence[Triple],
         base_features: int = 48,
         max_features: int = 320,
         shift_size: int = 3,
@@ -64,7 +66,7 @@ class PlainE2ENet(nn.Module):
         self.up, self.down, self.node = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         for j in range(1, levels):
             for i in range(levels - j):
-                key, stride = f"{i}_{j}", tuple(strides[i])
+                key, stride = f"{i}_{j}", strides[i]
                 self.up[key] = nn.ConvTranspose3d(widths[i + 1], widths[i], stride, stride, bias=False)
                 if i > 0:
                     self.down[key] = nn.MaxPool3d(tuple(strides[i - 1]), tuple(strides[i - 1]))

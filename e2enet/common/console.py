@@ -1,8 +1,9 @@
-"""One console for the whole program: tables and messages go through it, and loops show their progress on
-it."""
+"""One console for the whole program: tables, messages and progress go through it."""
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
@@ -18,6 +19,12 @@ from rich.progress import (
 
 console = Console()
 Item = TypeVar("Item")
+
+
+def flush_every_line() -> None:
+    """Let a log file of this process be read while the process runs: Python keeps back kilobytes otherwise."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
 
 
 def track(iterable: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:

@@ -45,9 +45,7 @@ def save_overlay(
     maps = {"prediction": segmentation} | ({} if reference is None else {"reference": reference})
     for name, labelling in maps.items():
         if labelling.shape != image.shape or image.ndim != 3:
-            raise ValueError(
-                f"{name} has shape {labelling.shape}, the image {image.shape}: both must be one (D, H, W)"
-            )
+            raise ValueError(f"{name} has shape {labelling.shape}, the image {image.shape}: both must be one (D, H, W)")
     figure = _draw(image, maps, labels, np.asarray(spacing, dtype=float))
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120, facecolor="white")
@@ -64,9 +62,7 @@ def fullest_slices(labelling: np.ndarray) -> tuple[int, int, int]:
     return int(counts[0].argmax()), int(counts[1].argmax()), int(counts[2].argmax())
 
 
-def _draw(
-    image: np.ndarray, maps: Mapping[str, np.ndarray], labels: Mapping[int, str], spacing: np.ndarray
-) -> Figure:
+def _draw(image: np.ndarray, maps: Mapping[str, np.ndarray], labels: Mapping[int, str], spacing: np.ndarray) -> Figure:
     # The object API with its own canvas: pyplot's global state leaks figures when many cases are drawn.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -87,17 +83,13 @@ def _draw(
                 "aspect": float(spacing[down] / spacing[across]),
                 "interpolation": "nearest",
             }
-            panel.imshow(
-                image.take(slices[axis], axis), cmap="gray", vmin=low, vmax=max(high, low + 1e-6), **view
-            )
+            panel.imshow(image.take(slices[axis], axis), cmap="gray", vmin=low, vmax=max(high, low + 1e-6), **view)
             _paint(panel, labelling.take(slices[axis], axis), colours, view)
             panel.set_title(f"{name}, {AXIS_NAMES[axis]} {slices[axis]}", fontsize=9)
             panel.set_axis_off()
     shown = [Patch(color=colours[value], label=labels[value]) for value in colours]
     if shown:
-        figure.legend(
-            handles=shown, loc="outside lower center", ncols=min(len(shown), 6), fontsize=8, frameon=False
-        )
+        figure.legend(handles=shown, loc="outside lower center", ncols=min(len(shown), 6), fontsize=8, frameon=False)
     return figure
 
 

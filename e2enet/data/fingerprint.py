@@ -61,9 +61,7 @@ class Fingerprint:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Fingerprint:
         cases = tuple(
-            CaseFingerprint(
-                case["id"], _triple(case["spacing"]), _triple(case["shape"]), case["relative_size"]
-            )
+            CaseFingerprint(case["id"], _triple(case["spacing"]), _triple(case["shape"]), case["relative_size"])
             for case in content["cases"]
         )
         return cls(content["depth_axis"], content["num_classes"], cases, tuple(content["intensities"]))
@@ -114,10 +112,7 @@ def cached_fingerprint(dataset: RawDataset, path: Path) -> Fingerprint:
 
 def fingerprint_key(dataset: RawDataset) -> str:
     """Hash of the channels, the labels and the state of every training file."""
-    cases = [
-        [case.id, file_states([*case.images, *([case.label] if case.label else [])])]
-        for case in dataset.training
-    ]
+    cases = [[case.id, file_states([*case.images, *([case.label] if case.label else [])])] for case in dataset.training]
     labels = sorted(dataset.labels.items())
     return content_key([FINGERPRINT_VERSION, list(dataset.channels), labels, cases])
 
@@ -139,9 +134,7 @@ def check_label_values(path: Path, label: np.ndarray, labels: Mapping[int, str])
     """InputError where a label image holds values that the dataset does not name."""
     unknown = [int(value) for value in np.unique(label) if int(value) not in labels]
     if unknown:
-        raise InputError(
-            f"{path}: holds label values {unknown}, those of dataset.json expected: 0 to {max(labels)}"
-        )
+        raise InputError(f"{path}: holds label values {unknown}, those of dataset.json expected: 0 to {max(labels)}")
 
 
 def _read_case(

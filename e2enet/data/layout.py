@@ -54,9 +54,7 @@ def read_msd(folder: str | Path) -> RawDataset:
     endings = {ending for case in training for ending in FILE_ENDINGS if case.images[0].name.endswith(ending)}
     ending = min(endings, key=len) if len(endings) == 1 else ".nii.gz"
     if len(endings) > 1:
-        problems.append(
-            f"training images end in {sorted(endings)}: one ending for the whole dataset is expected"
-        )
+        problems.append(f"training images end in {sorted(endings)}: one ending for the whole dataset is expected")
     return _finish(folder, content, channels, labels, ending, training, test, problems)
 
 
@@ -80,9 +78,7 @@ def read_nnunet(folder: str | Path) -> RawDataset:
         training = _section_cases(folder, content["dataset"], len(channels), problems)
     else:
         training = _folder_cases(folder, "Tr", len(channels), ending, problems)
-    test = (
-        _folder_cases(folder, "Ts", len(channels), ending, problems) if (folder / "imagesTs").is_dir() else []
-    )
+    test = _folder_cases(folder, "Ts", len(channels), ending, problems) if (folder / "imagesTs").is_dir() else []
     return _finish(folder, content, channels, labels, ending, training, test, problems)
 
 
@@ -101,9 +97,7 @@ def _channels(content: Mapping[str, Any], problems: list[str]) -> tuple[str, ...
         problems.append(f"channel_names (or modality) is {found!r}: an object like {{'0': 'CT'}} expected")
         return ("unknown",)
     if sorted(map(str, found)) != sorted(str(index) for index in range(len(found))):
-        problems.append(
-            f"channel_names has the keys {sorted(map(str, found))}: consecutive numbers from 0 expected"
-        )
+        problems.append(f"channel_names has the keys {sorted(map(str, found))}: consecutive numbers from 0 expected")
         return tuple(str(name) for name in found.values())
     return tuple(str(found[str(index)]) for index in range(len(found)))
 
@@ -116,25 +110,17 @@ def _labels(content: Mapping[str, Any], problems: list[str]) -> dict[int, str]:
         return {0: "background"}
     value_first = all(str(key).isdigit() for key in found)
     pairs = [(key, name) if value_first else (name, key) for key, name in found.items()]
-    wrong = [
-        f"{name!r}: {value!r}" for value, name in pairs if isinstance(value, bool) or not str(value).isdigit()
-    ]
+    wrong = [f"{name!r}: {value!r}" for value, name in pairs if isinstance(value, bool) or not str(value).isdigit()]
     if wrong:
-        problems.append(
-            f"labels {', '.join(wrong)}: one integer per label expected (no regions, no ignore label)"
-        )
+        problems.append(f"labels {', '.join(wrong)}: one integer per label expected (no regions, no ignore label)")
         return {0: "background"}
     labels = {int(value): str(name) for value, name in sorted(pairs, key=lambda pair: int(pair[0]))}
     if len(labels) < len(pairs):
         counts = Counter(int(value) for value, _ in pairs)
-        problems.append(
-            f"labels give the values {[v for v, n in counts.items() if n > 1]} to more than one name"
-        )
+        problems.append(f"labels give the values {[v for v, n in counts.items() if n > 1]} to more than one name")
     elif list(labels) != list(range(len(labels))):
         missing = sorted(set(range(max(labels) + 1)) - set(labels))
-        problems.append(
-            f"label values are {list(labels)}: consecutive integers from 0 expected, {missing} missing"
-        )
+        problems.append(f"label values are {list(labels)}: consecutive integers from 0 expected, {missing} missing")
     if len(labels) < 2:
         problems.append("labels name no foreground class: background and at least one other expected")
     return labels
@@ -185,11 +171,7 @@ def _section_cases(folder: Path, section: Any, num_channels: int, problems: list
     for name, entry in section.items():
         images = entry.get("images") if isinstance(entry, dict) else None
         label = entry.get("label") if isinstance(entry, dict) else None
-        if (
-            not isinstance(images, list)
-            or not isinstance(label, str)
-            or not all(isinstance(i, str) for i in images)
-        ):
+        if not isinstance(images, list) or not isinstance(label, str) or not all(isinstance(i, str) for i in images):
             problems.append(f"dataset entry {name!r}: a list of images and a label expected")
         elif len(images) != num_channels:
             problems.append(
@@ -203,9 +185,7 @@ def _section_cases(folder: Path, section: Any, num_channels: int, problems: list
     return cases
 
 
-def _folder_cases(
-    folder: Path, split: str, num_channels: int, ending: str, problems: list[str]
-) -> list[Case]:
+def _folder_cases(folder: Path, split: str, num_channels: int, ending: str, problems: list[str]) -> list[Case]:
     """Cases of imagesTr or imagesTs by their names; training labels must exist, test labels may."""
     images, labels = folder / f"images{split}", folder / f"labels{split}"
     if not images.is_dir():
@@ -219,9 +199,7 @@ def _folder_cases(
     labelled = [Case(case.id, case.images, labels / f"{case.id}{ending}") for case in cases]
     if split == "Tr":
         return labelled
-    return [
-        case if case.label and case.label.is_file() else Case(case.id, case.images, None) for case in labelled
-    ]
+    return [case if case.label and case.label.is_file() else Case(case.id, case.images, None) for case in labelled]
 
 
 def _finish(

@@ -62,15 +62,11 @@ def case_id(file_name: str) -> str:
 def visible_files(folder: Path, file_ending: str) -> list[Path]:
     """Files of this ending, sorted, without the hidden `._x.nii.gz` that macOS archives carry."""
     return sorted(
-        p
-        for p in folder.iterdir()
-        if p.name.endswith(file_ending) and not p.name.startswith(".") and p.is_file()
+        p for p in folder.iterdir() if p.name.endswith(file_ending) and not p.name.startswith(".") and p.is_file()
     )
 
 
-def group_modalities(
-    files: Sequence[Path], num_channels: int, file_ending: str
-) -> tuple[list[Case], list[str]]:
+def group_modalities(files: Sequence[Path], num_channels: int, file_ending: str) -> tuple[list[Case], list[str]]:
     """Group files into cases; returns the cases and, in words, what is wrong with the others.
 
     A four-digit end is a modality only where `_0000` occurs, or where every number is a possible channel of
@@ -95,9 +91,7 @@ def group_modalities(
         if missing:
             problems.append(f"case {name}: {', '.join(missing)} missing ({num_channels} channels expected)")
         elif extra:
-            problems.append(
-                f"case {name}: {', '.join(extra)} not expected ({num_channels} channels expected)"
-            )
+            problems.append(f"case {name}: {', '.join(extra)} not expected ({num_channels} channels expected)")
         else:
             cases.append(Case(name, tuple(channels[c] for c in range(num_channels))))
     return cases, problems

@@ -113,9 +113,7 @@ def make_plan(
     chosen = tuple(_integers(stride) for stride in strides) if strides is not None else None
     if kind == "paper":
         chosen = chosen or PAPER_STRIDES
-        patch = (
-            _integers(patch_size) if patch_size is not None else round_up(PAPER_PATCH, total_stride(chosen))
-        )
+        patch = _integers(patch_size) if patch_size is not None else round_up(PAPER_PATCH, total_stride(chosen))
     elif patch_size is not None:
         patch = _integers(patch_size)
         chosen = chosen or pooling_strides(target, patch) or (tiny_stride(target, patch),)
@@ -236,15 +234,9 @@ def _check_overrides(
         problems.append(f"spacing is {spacing!r}: three positive numbers in mm (D, H, W) expected")
     if patch_size is not None and not _are(patch_size, int):
         problems.append(f"patch_size is {patch_size!r}: three positive integers (D, H, W) expected")
-    if strides is not None and not (
-        _is_list(strides) and len(strides) >= 1 and all(_are(s, int) for s in strides)
-    ):
-        problems.append(
-            f"strides is {strides!r}: at least one triple of positive integers (D, H, W) expected"
-        )
-    if batch_size is not None and (
-        isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1
-    ):
+    if strides is not None and not (_is_list(strides) and len(strides) >= 1 and all(_are(s, int) for s in strides)):
+        problems.append(f"strides is {strides!r}: at least one triple of positive integers (D, H, W) expected")
+    if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
         problems.append(f"batch_size is {batch_size!r}: a positive integer expected")
     if isinstance(memory_gb, bool) or not isinstance(memory_gb, (int, float)) or not memory_gb > 0:
         problems.append(f"memory_gb is {memory_gb!r}: a positive number expected")

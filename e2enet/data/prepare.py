@@ -63,9 +63,7 @@ class PreparedCase:
             return {int(value): stored[value] for value in stored.files}
 
 
-def prepare_cases(
-    dataset: RawDataset, cases: Iterable[Case], plan: Plan, folder: str | Path
-) -> list[PreparedCase]:
+def prepare_cases(dataset: RawDataset, cases: Iterable[Case], plan: Plan, folder: str | Path) -> list[PreparedCase]:
     """Preprocess the cases that are not yet in the folder and return all, in the given order.
 
     A case counts as finished when its record holds the same key (plan, and size and time of the raw files);
@@ -98,8 +96,7 @@ def plan_key(plan: Plan) -> str:
     """Hash of what of a plan changes a prepared case: depth axis, spacing and normalisation."""
     content = plan.to_dict()
     return content_key(
-        {name: content[name] for name in ("depth_axis", "spacing", "normalisation")}
-        | {"v": PREPARATION_VERSION}
+        {name: content[name] for name in ("depth_axis", "spacing", "normalisation")} | {"v": PREPARATION_VERSION}
     )
 
 
@@ -151,11 +148,7 @@ def _finished(case: Case, plan: Plan, target: Path) -> PreparedCase | None:
         return None
     content = read_json(record)
     image, label = target / f"{case.id}.image.npy", target / f"{case.id}.label.npy"
-    if (
-        content.get("key") != _case_key(case, plan)
-        or not image.is_file()
-        or (case.label and not label.is_file())
-    ):
+    if content.get("key") != _case_key(case, plan) or not image.is_file() or (case.label and not label.is_file()):
         return None
     depth, height, width = content["shape"]
     return PreparedCase(case.id, image, label if case.label else None, (depth, height, width))

@@ -27,9 +27,7 @@ def five_fold(case_ids: Sequence[str], fold: int) -> tuple[list[str], list[str]]
         )
     repeated = [name for name, count in Counter(case_ids).items() if count > 1]
     if repeated:
-        raise InputError(
-            f"case ids {repeated} occur more than once: a case must not be in training and validation"
-        )
+        raise InputError(f"case ids {repeated} occur more than once: a case must not be in training and validation")
     ordered = sorted(case_ids)
     splits = list(KFold(NUM_FOLDS, shuffle=True, random_state=SPLIT_SEED).split(ordered))
     training, validation = splits[fold]

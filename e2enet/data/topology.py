@@ -107,9 +107,7 @@ def fit_patch(
     return patch, strides
 
 
-def fit_batch(
-    patch_size: Triple, strides: Strides, num_classes: int, memory_gb: float, dataset_voxels: float
-) -> int:
+def fit_batch(patch_size: Triple, strides: Strides, num_classes: int, memory_gb: float, dataset_voxels: float) -> int:
     """Batch size that fills the memory, covers at most 5 % of the dataset's voxels, and is at least 2."""
     size = feature_map_size(patch_size, strides, num_classes)
     fitting = round(REFERENCE_SIZE * memory_gb / REFERENCE_GB / size * REFERENCE_BATCH)

@@ -106,9 +106,7 @@ def read_volume(paths: Sequence[str | Path], depth_axis: int | None = None) -> V
         require_same_grid(geometry, _geometry(image, file, geometry.depth_axis), f"{files[0]} and {file}")
         data = _without_singletons(_voxels(image, file, np.float32))
         if data.ndim == 4 and len(files) > 1:
-            raise InputError(
-                f"{file}: has {data.shape[3]} channels, one expected where each channel has its own file"
-            )
+            raise InputError(f"{file}: has {data.shape[3]} channels, one expected where each channel has its own file")
         channels.extend(np.moveaxis(data, 3, 0) if data.ndim == 4 else [data])
     array = np.stack([to_frame(channel, geometry) for channel in channels])
     infinite = array.size - int(np.count_nonzero(np.isfinite(array)))
@@ -133,9 +131,7 @@ def read_label(path: str | Path, depth_axis: int | None) -> tuple[np.ndarray, Ge
         data = rounded
     low, high = (data.min(), data.max()) if data.size else (0, 0)
     if low < 0 or high > np.iinfo(np.int16).max:
-        raise InputError(
-            f"{path}: values from {low:g} to {high:g}, labels from 0 to {np.iinfo(np.int16).max} expected"
-        )
+        raise InputError(f"{path}: values from {low:g} to {high:g}, labels from 0 to {np.iinfo(np.int16).max} expected")
     return to_frame(data.astype(np.uint8 if high <= 255 else np.int16), geometry), geometry
 
 
@@ -158,21 +154,15 @@ def to_native(array: np.ndarray, geometry: Geometry) -> np.ndarray:
     return np.ascontiguousarray(orientations.apply_orientation(ras, back))
 
 
-def require_same_grid(
-    first: Geometry, second: Geometry, names: str, tolerance: float = GRID_TOLERANCE_MM
-) -> None:
+def require_same_grid(first: Geometry, second: Geometry, names: str, tolerance: float = GRID_TOLERANCE_MM) -> None:
     """InputError unless shapes are equal and no corner of the volume is moved by more than the tolerance in
     mm."""
     if first.shape != second.shape:
         raise InputError(f"{names}: shapes {first.shape} and {second.shape}, the same grid expected")
-    corners = np.array(np.meshgrid(*[(0, size - 1) for size in first.shape], [1], indexing="ij")).reshape(
-        4, -1
-    )
+    corners = np.array(np.meshgrid(*[(0, size - 1) for size in first.shape], [1], indexing="ij")).reshape(4, -1)
     moved = float(np.linalg.norm(((first.affine - second.affine) @ corners)[:3], axis=0).max())
     if moved > tolerance:
-        raise InputError(
-            f"{names}: the affines differ by up to {moved:.3g} mm, at most {tolerance:g} mm expected"
-        )
+        raise InputError(f"{names}: the affines differ by up to {moved:.3g} mm, at most {tolerance:g} mm expected")
 
 
 def write_label_image(path: str | Path, label: np.ndarray, geometry: Geometry, header: Any = None) -> None:

@@ -34,9 +34,7 @@ Example: python -m e2enet.evaluation predictions/ data/Task04_Hippocampus/labels
 def main(arguments: Sequence[str] | None = None) -> None:
     """Score the folders named on the command line, write the two files and print the table."""
     options = _parser().parse_args(arguments)
-    scores, summary, warnings = score_folder(
-        options.predictions, options.labels, nsd_tolerance=options.nsd_tolerance
-    )
+    scores, summary, warnings = score_folder(options.predictions, options.labels, nsd_tolerance=options.nsd_tolerance)
     scores_path, summary_path = write_scores(options.output or options.predictions, scores, summary)
     for warning in warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
@@ -52,9 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "predictions", metavar="PREDICTIONS", type=Path, help="folder of predicted label images"
-    )
+    parser.add_argument("predictions", metavar="PREDICTIONS", type=Path, help="folder of predicted label images")
     parser.add_argument("labels", metavar="LABELS", type=Path, help="folder of reference label images")
     parser.add_argument(
         "--output", metavar="FOLDER", type=Path, help="where the two files are written (default: PREDICTIONS)"

@@ -56,24 +56,18 @@ def score_folder(
             strange = sorted(label_map.values - {0, *names})
             if strange:
                 expected = [0, *names]
-                problems.append(
-                    f"{path}: holds the values {strange}, which are no classes; expected {expected}"
-                )
+                problems.append(f"{path}: holds the values {strange}, which are no classes; expected {expected}")
         # Once the result is lost, the other files are still checked, but nothing slow is computed.
         if not problems:
             spacing = voxel_spacing(reference_path)
-            scores += score_case(
-                case, prediction.array, reference.array, spacing, names, nsd_tolerance=nsd_tolerance
-            )
+            scores += score_case(case, prediction.array, reference.array, spacing, names, nsd_tolerance=nsd_tolerance)
     raise_problems(problems, heading)
     summary = summarise(scores, names)
     summary["nsd_tolerance_mm"] = nsd_tolerance
     return scores, summary, warnings
 
 
-def write_scores(
-    folder: str | Path, scores: Sequence[Score], summary: Mapping[str, Any]
-) -> tuple[Path, Path]:
+def write_scores(folder: str | Path, scores: Sequence[Score], summary: Mapping[str, Any]) -> tuple[Path, Path]:
     """Write scores.csv (a row per case and class, undefined scores empty) and summary.json; their paths."""
     folder = Path(folder)
     names = {int(label): entry["name"] for label, entry in summary["classes"].items()}
@@ -96,9 +90,7 @@ def write_scores(
     return scores_path, summary_path
 
 
-def _pair_files(
-    predictions: Path, labels: Path, heading: str
-) -> tuple[dict[str, tuple[Path, Path]], list[str]]:
+def _pair_files(predictions: Path, labels: Path, heading: str) -> tuple[dict[str, tuple[Path, Path]], list[str]]:
     """{case: (prediction, reference)} of all references, checked by their headers alone, and warnings."""
     problems: list[str] = []
     predicted = find_label_images(predictions, problems)

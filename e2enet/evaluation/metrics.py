@@ -27,9 +27,7 @@ def dice(prediction: np.ndarray, reference: np.ndarray) -> float:
     return 2 * overlap / (np.count_nonzero(prediction) + np.count_nonzero(reference))
 
 
-def nsd(
-    prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float], tolerance: float = 1.0
-) -> float:
+def nsd(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float], tolerance: float = 1.0) -> float:
     """Normalised surface Dice: share of both surfaces that lies within `tolerance` mm of the other surface.
 
     `spacing` is in mm per axis of the masks. Nikolov et al. 2018 (arXiv 1809.04430), with surface voxels
@@ -52,9 +50,7 @@ def hd95(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float]
 
     masks = _as_batches(prediction, reference)
     with _without_deprecation_notes():
-        distance = compute_hausdorff_distance(
-            *masks, include_background=True, percentile=95, spacing=_floats(spacing)
-        )
+        distance = compute_hausdorff_distance(*masks, include_background=True, percentile=95, spacing=_floats(spacing))
     return float(distance)
 
 

@@ -92,9 +92,7 @@ def checkpoint_file(path: Path) -> Path:
     if path.is_dir():
         best = path / "checkpoints" / "best.ckpt"
         if not best.is_file():
-            raise InputError(
-                f"{path}: is a folder without checkpoints/best.ckpt; expected a checkpoint or a run"
-            )
+            raise InputError(f"{path}: is a folder without checkpoints/best.ckpt; expected a checkpoint or a run")
         return best
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint")
@@ -112,9 +110,7 @@ def _read(path: Path) -> dict[str, Any]:
     except (RuntimeError, OSError, EOFError, BadZipFile, ValueError, KeyError) as error:
         raise InputError(f"{path}: cannot be read as a checkpoint ({_first_line(error)})") from error
     if not isinstance(content, dict):
-        raise InputError(
-            f"{path}: holds a {type(content).__name__}, expected the dictionary that train.py saves"
-        )
+        raise InputError(f"{path}: holds a {type(content).__name__}, expected the dictionary that train.py saves")
     return content
 
 

@@ -66,9 +66,7 @@ def check_arguments(arguments: Sequence[str], config_folder: str) -> None:
         try:
             parsed = OverridesParser.create().parse_override(override)
         except HydraException:
-            problems.append(
-                f"{override!r}: expected key=value; put values with = or , in quotes, as 'key=\"a=b\"'"
-            )
+            problems.append(f"{override!r}: expected key=value; put values with = or , in quotes, as 'key=\"a=b\"'")
             continue
         key = parsed.key_or_group
         if parsed.is_hydra_override() or key.startswith("hydra/"):

@@ -101,14 +101,10 @@ def predict_cases(
     """
     output = Path(output)
     _require_other_files(cases, output, models[0].file_ending)
-    todo = [
-        case for case in cases if overwrite or not _is_done(case, output, models[0], overlay, probabilities)
-    ]
+    todo = [case for case in cases if overwrite or not _is_done(case, output, models[0], overlay, probabilities)]
     if len(todo) < len(cases):
         done = len(cases) - len(todo)
-        console.print(
-            f"{done} of {len(cases)} cases are in {output} already (overwrite=true predicts them again)"
-        )
+        console.print(f"{done} of {len(cases)} cases are in {output} already (overwrite=true predicts them again)")
     for model in models:
         model.network.to(settings.device)
     failures: dict[str, str] = {}
@@ -116,9 +112,7 @@ def predict_cases(
         for case in todo:
             try:
                 with progress.case(case.id):
-                    prediction = predict_case(
-                        models, case, settings, probabilities=probabilities, progress=progress
-                    )
+                    prediction = predict_case(models, case, settings, probabilities=probabilities, progress=progress)
                     write_prediction(prediction, case, models[0], output, overlay=overlay)
             except (InputError, OSError, RuntimeError, MemoryError, ValueError) as error:
                 # RuntimeError is also how torch says that a device is out of memory.
@@ -147,9 +141,7 @@ def write_prediction(
             spacing=volume.spacing,
             reference=reference,
         )
-    write_label_image(
-        output / f"{case.id}{model.file_ending}", prediction.labels, volume.geometry, volume.header
-    )
+    write_label_image(output / f"{case.id}{model.file_ending}", prediction.labels, volume.geometry, volume.header)
 
 
 def _is_done(case: Case, output: Path, model: LoadedModel, overlay: bool, probabilities: bool) -> bool:
@@ -163,6 +155,5 @@ def _require_other_files(cases: Sequence[Case], output: Path, file_ending: str) 
     if clashes:
         named = ", ".join(clashes[:5]) + " .." * (len(clashes) > 5)
         raise InputError(
-            f"output={output}: the results of {named} would replace the scans themselves; "
-            "expected another folder"
+            f"output={output}: the results of {named} would replace the scans themselves; expected another folder"
         )

@@ -60,7 +60,5 @@ def resolve_device(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
-        raise InputError(
-            f"device={name}: this machine has {count} CUDA device(s); expected auto, cpu or one of them"
-        )
+        raise InputError(f"device={name}: this machine has {count} CUDA device(s); expected auto, cpu or one of them")
     return device

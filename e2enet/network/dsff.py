@@ -12,7 +12,7 @@ convolution, `fusion_layers` finds the marked ones. Nothing keeps a copy of a ma
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -206,13 +206,24 @@ def density(model: nn.Module) -> float:
 
 
 def flow_shares(model: nn.Module) -> dict[str, float]:
-    """Return, per flow of the fusion nodes (forward, up, down), active kernels / all kernels of that flow."""
-    active: dict[str, int] = {}
-    total: dict[str, int] = {}
+    """Return the share of each flow (forward, up, down) among the active kernels of the fusion nodes; they sum to 1."""
+    active = _sum_by_flow(model, lambda part: int(part.sum()))
+    total = sum(active.values())
+    return {flow: count / total for flow, count in active.items()} if total else {}
+
+
+def flow_densities(model: nn.Module) -> dict[str, float]:
+    """Return active kernels / all kernels within each flow of the fusion nodes."""
+    active = _sum_by_flow(model, lambda part: int(part.sum()))
+    kernels = _sum_by_flow(model, Tensor.numel)
+    return {flow: active[flow] / kernels[flow] for flow in kernels if kernels[flow]}
+
+
+def _sum_by_flow(model: nn.Module, count: Callable[[Tensor], int]) -> dict[str, int]:
+    sums: dict[str, int] = {}
     for _, flow, part in iterate_flows(model):
-        active[flow] = active.get(flow, 0) + int(part.sum())
-        total[flow] = total.get(flow, 0) + part.numel()
-    return {flow: active[flow] / total[flow] for flow in total if total[flow]}
+        sums[flow] = sums.get(flow, 0) + count(part)
+    return sums
 
 
 def iterate_flows(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:

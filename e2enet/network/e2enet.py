@@ -102,6 +102,12 @@ class E2ENet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         self._check_input(x)
+        if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and not half_precision_pays_on_cpu():
+            with torch.autocast("cpu", enabled=False):
+                return self._forward(x.float())
+        return self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor | list[Tensor]:
         column = []
         x = x.contiguous(memory_format=torch.channels_last_3d)
         for stage in self.encoder:
@@ -126,6 +132,11 @@ class E2ENet(nn.Module):
                 f"input size (D, H, W) = {sizes} does not fit the strides: each must be a multiple of "
                 f"{tuple(total)}; the nearest that fit are {below} and {above}"
             )
+
+
+def half_precision_pays_on_cpu() -> bool:
+    """Whether autocast saves time: only with AMX, without which bfloat16 convolutions are slower than float32."""
+    return torch.cpu._is_amx_tile_supported()
 
 
 def _check_strides(strides: Sequence[Sequence[int]]) -> list[Triple]:

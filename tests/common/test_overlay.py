@@ -42,9 +42,7 @@ def test_picture_is_coloured_only_where_there_is_a_segmentation(tmp_path: Path) 
 
 def test_shapes_that_differ_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"prediction has shape \(2, 2, 2\)"):
-        save_overlay(
-            tmp_path / "x.png", np.zeros((3, 3, 3)), np.zeros((2, 2, 2)), labels={}, spacing=(1, 1, 1)
-        )
+        save_overlay(tmp_path / "x.png", np.zeros((3, 3, 3)), np.zeros((2, 2, 2)), labels={}, spacing=(1, 1, 1))
     assert not list(tmp_path.iterdir())
 
 

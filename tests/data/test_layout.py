@@ -42,9 +42,7 @@ def msd(folder: Path, **changes: Any) -> Path:
 def nnunet(folder: Path, **changes: Any) -> Path:
     """Two training cases of two modalities, one test case."""
     for case in "ab":
-        touch(
-            folder / f"labelsTr/{case}.nii.gz", *(folder / f"imagesTr/{case}_000{c}.nii.gz" for c in range(2))
-        )
+        touch(folder / f"labelsTr/{case}.nii.gz", *(folder / f"imagesTr/{case}_000{c}.nii.gz" for c in range(2)))
     touch(*(folder / f"imagesTs/c_000{c}.nii.gz" for c in range(2)), folder / "imagesTr/._a_0000.nii.gz")
     content: dict[str, Any] = {
         "channel_names": {"0": "T1", "1": "T2"},
@@ -59,9 +57,7 @@ def test_msd(tmp_path: Path) -> None:
     dataset = read_msd(msd(tmp_path))
     assert dataset.name == "Toy" and dataset.channels == ("CT",) and dataset.file_ending == ".nii.gz"
     assert dataset.labels == {0: "background", 1: "liver", 2: "spleen"}
-    assert [case.id for case in dataset.training] == ["a", "b"] and [case.id for case in dataset.test] == [
-        "c"
-    ]
+    assert [case.id for case in dataset.training] == ["a", "b"] and [case.id for case in dataset.test] == ["c"]
     assert dataset.training[0].images == (tmp_path / "imagesTr/a.nii.gz",)
     assert dataset.training[0].label == tmp_path / "labelsTr/a.nii.gz"
     assert dataset.test[0].label is None

@@ -54,9 +54,7 @@ RECORDED: list[Any] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("spacing", "shape", "classes", "cases", "gb", "patch", "strides", "batch"), RECORDED
-)
+@pytest.mark.parametrize(("spacing", "shape", "classes", "cases", "gb", "patch", "strides", "batch"), RECORDED)
 def test_plan_is_that_of_nnunet(
     spacing: Any, shape: Any, classes: int, cases: int, gb: float, patch: Any, strides: list[str], batch: int
 ) -> None:
@@ -112,17 +110,13 @@ def test_overrides_hold_and_the_rest_is_fitted() -> None:
     assert by_strides.patch_size == (48, 64, 48) and by_strides.batch_size == 3
     by_patch = make_plan(small, ["MRI"], patch_size=[16, 32, 32])
     assert by_patch.patch_size == (16, 32, 32)
-    assert all(
-        size % step == 0 for size, step in zip((16, 32, 32), total_stride(by_patch.strides), strict=True)
-    )
+    assert all(size % step == 0 for size, step in zip((16, 32, 32), total_stride(by_patch.strides), strict=True))
     both = make_plan(small, ["MRI"], patch_size=[8, 12, 10], strides=[[1, 2, 2]])
     assert both.patch_size == (8, 12, 10) and both.strides == ((1, 2, 2),)
 
 
 def test_patch_that_does_not_fit_names_sizes_that_do() -> None:
-    with pytest.raises(
-        InputError, match=r"patch_size \[30, 64, 64\].*\[16, 64, 64\] or \[32, 64, 64\] would fit"
-    ):
+    with pytest.raises(InputError, match=r"patch_size \[30, 64, 64\].*\[16, 64, 64\] or \[32, 64, 64\] would fit"):
         make_plan(fingerprint((1, 1, 1), (64,) * 3), ["CT"], patch_size=[30, 64, 64], strides=[[2, 2, 2]] * 4)
 
 

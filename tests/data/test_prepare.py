@@ -70,9 +70,7 @@ def test_fingerprint_values(tmp_path: Path) -> None:
     assert Fingerprint.from_dict(json.loads(json.dumps(found.to_dict()))) == found
 
 
-def test_fingerprint_is_read_again_only_when_a_file_changes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fingerprint_is_read_again_only_when_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = write_dataset(tmp_path / "raw")
     plan = plan_dataset(dataset, tmp_path / "prepared")
     assert {p.name for p in (tmp_path / "prepared").iterdir()} == {"fingerprint.json", "plan.json"}
@@ -112,9 +110,7 @@ def test_prepared_cases_hold_image_label_and_foreground(tmp_path: Path) -> None:
     case = pickle.loads(pickle.dumps(prepared[0]))
     image, label = case.open_image(), case.open_label()
     assert isinstance(image, np.memmap) and image.dtype == np.float32 and image.shape == (1, *case.shape)
-    assert (
-        isinstance(label, np.memmap) and label.dtype == np.uint8 and label.shape == case.shape == (4, 10, 12)
-    )
+    assert isinstance(label, np.memmap) and label.dtype == np.uint8 and label.shape == case.shape == (4, 10, 12)
     assert case.foreground.keys() == {1, 2} and prepared[1].foreground.keys() == {1}
     for value, rows in case.foreground.items():
         assert (label[tuple(rows.T)] == value).all() and len(rows) == (label == value).sum()
@@ -145,9 +141,7 @@ def test_a_bad_case_does_not_stop_the_others(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "raw")
     plan = plan_dataset(dataset, tmp_path / "prepared")
     dataset.training[0].images[0].write_bytes(b"broken")
-    with pytest.raises(
-        InputError, match=r"1 of 3 cases cannot be prepared\n  - case case_0: .*case_0\.nii\.gz"
-    ):
+    with pytest.raises(InputError, match=r"1 of 3 cases cannot be prepared\n  - case case_0: .*case_0\.nii\.gz"):
         prepare_cases(dataset, dataset.training, plan, tmp_path / "prepared")
     assert len(prepare_cases(dataset, dataset.training[1:], plan, tmp_path / "prepared")) == 2
 
@@ -186,9 +180,7 @@ def test_real_ct(shared_data: Path, tmp_path: Path) -> None:
     found = np.unique(np.asarray(load(source / "seg.nii.gz").dataobj))
     labels = {str(value): f"organ {value}" for value in range(int(found.max()) + 1)}
     entry = {"image": "imagesTr/ct.nii.gz", "label": "labelsTr/ct.nii.gz"}
-    (raw / "dataset.json").write_text(
-        json.dumps({"modality": {"0": "CT"}, "labels": labels, "training": [entry]})
-    )
+    (raw / "dataset.json").write_text(json.dumps({"modality": {"0": "CT"}, "labels": labels, "training": [entry]}))
     dataset = read_msd(raw)
     plan = plan_dataset(dataset, tmp_path / "prepared", spacing=(3.0, 4.0, 4.0))
     scheme = plan.normalisation[0]

@@ -56,9 +56,7 @@ def test_agrees_with_coordinates_written_out(resample: object, order: int) -> No
     shape = (9, 4, 11)
     axes = [(np.arange(new) + 0.5) * old / new - 0.5 for old, new in zip(image.shape, shape, strict=True)]
     grid = np.meshgrid(*axes, indexing="ij")
-    expected = ndimage.map_coordinates(image, grid, order=order, mode="nearest").clip(
-        image.min(), image.max()
-    )
+    expected = ndimage.map_coordinates(image, grid, order=order, mode="nearest").clip(image.min(), image.max())
     np.testing.assert_allclose(resample(image, shape, None), expected, atol=1e-5)  # type: ignore[operator]
 
 

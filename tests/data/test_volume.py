@@ -144,13 +144,9 @@ def test_same_grid_tolerates_rounding_only(tmp_path: Path) -> None:
     first = read_geometry(save(tmp_path / "a.nii", np.zeros(SHAPE, np.uint8), np.eye(4)), 2)
     nearly, moved = np.eye(4), np.eye(4)
     nearly[0, 3], moved[0, 3] = 5e-4, 0.1
-    require_same_grid(
-        first, read_geometry(save(tmp_path / "b.nii", np.zeros(SHAPE, np.uint8), nearly), 2), "x"
-    )
+    require_same_grid(first, read_geometry(save(tmp_path / "b.nii", np.zeros(SHAPE, np.uint8), nearly), 2), "x")
     with pytest.raises(InputError, match=r"x: the affines differ by up to 0\.1 mm"):
-        require_same_grid(
-            first, read_geometry(save(tmp_path / "c.nii", np.zeros(SHAPE, np.uint8), moved), 2), "x"
-        )
+        require_same_grid(first, read_geometry(save(tmp_path / "c.nii", np.zeros(SHAPE, np.uint8), moved), 2), "x")
     with pytest.raises(InputError, match=r"shapes \(4, 5, 6\) and \(4, 5, 7\)"):
         other = save(tmp_path / "d.nii", np.zeros((4, 5, 7), np.uint8), np.eye(4))
         require_same_grid(first, read_geometry(other, 2), "x")
@@ -187,9 +183,7 @@ def test_a_singular_affine_is_refused(tmp_path: Path) -> None:
         read_volume([tmp_path / "a.nii"])
 
 
-@pytest.mark.parametrize(
-    ("value", "message"), [(0.5, "no integers"), (-1.0, "from -1 to 0"), (1e6, "from 0 to 1e")]
-)
+@pytest.mark.parametrize(("value", "message"), [(0.5, "no integers"), (-1.0, "from -1 to 0"), (1e6, "from 0 to 1e")])
 def test_label_values_are_checked(tmp_path: Path, value: float, message: str) -> None:
     data = np.zeros(SHAPE, np.float32)
     data[0, 0, 0] = value

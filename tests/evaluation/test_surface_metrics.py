@@ -98,9 +98,7 @@ def test_crop_to_union_keeps_every_voxel():
     assert np.argwhere(small_b).tolist() == [[3, 0, 2]]
 
 
-@pytest.mark.parametrize(
-    "metric", [dice, lambda a, b: nsd(a, b, (1, 1, 1)), lambda a, b: hd95(a, b, (1, 1, 1))]
-)
+@pytest.mark.parametrize("metric", [dice, lambda a, b: nsd(a, b, (1, 1, 1)), lambda a, b: hd95(a, b, (1, 1, 1))])
 def test_unusable_masks_are_refused(metric):
     full, empty = np.ones((3, 3, 3), bool), np.zeros((3, 3, 3), bool)
     with pytest.raises(ValueError, match="empty mask"):

@@ -102,9 +102,7 @@ def test_another_number_of_classes(write_checkpoint):
     def add_class(content):
         content["hyper_parameters"]["dataset"]["labels"] = {**LABELS, 3: "kidney"}
 
-    with pytest.raises(
-        InputError, match=r"(?s)best\.ckpt: its weights do not fit.*heads.*shape \(3.*network \(4"
-    ):
+    with pytest.raises(InputError, match=r"(?s)best\.ckpt: its weights do not fit.*heads.*shape \(3.*network \(4"):
         load_model(write_checkpoint(edit=add_class))
 
 

@@ -72,9 +72,7 @@ def test_mirroring_is_the_average_of_the_flipped_predictions():
     result = predict_probabilities([network], image, PATCH, mirror_axes=(0, 2))
     with torch.no_grad():
         single = [
-            network(image[None].flip(axes)).softmax(1).flip(axes)[0]
-            if axes
-            else network(image[None]).softmax(1)[0]
+            network(image[None].flip(axes)).softmax(1).flip(axes)[0] if axes else network(image[None]).softmax(1)[0]
             for axes in ((), (2,), (4,), (2, 4))
         ]
     assert (single[0] - single[1]).abs().max() > 0.01
@@ -99,9 +97,7 @@ def test_ensemble_is_the_mean_of_the_probabilities():
 
 
 def test_bf16_adds_up_in_float32():
-    result = predict_probabilities(
-        [one_sided_network(6)], torch.randn(1, 9, 9, 9), PATCH, amp_dtype=torch.bfloat16
-    )
+    result = predict_probabilities([one_sided_network(6)], torch.randn(1, 9, 9, 9), PATCH, amp_dtype=torch.bfloat16)
     assert result.dtype == torch.float32
     torch.testing.assert_close(result.sum(0), torch.ones(9, 9, 9), atol=1e-5, rtol=0)
 

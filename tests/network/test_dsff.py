@@ -183,7 +183,8 @@ def test_flow_shares_by_hand() -> None:
     conv = nn.Conv3d(4, 2, (1, 3, 3))
     register_fusion_layer(conv, flows={"forward": 1, "up": 2, "down": 1})
     conv.kernel_mask.copy_(torch.tensor([[True, True, False, False], [True, False, False, False]]))
-    assert dsff.flow_shares(conv) == {"forward": 1.0, "up": 0.25, "down": 0.0}
+    assert dsff.flow_shares(conv) == {"forward": 2 / 3, "up": 1 / 3, "down": 0.0}
+    assert dsff.flow_densities(conv) == {"forward": 1.0, "up": 0.25, "down": 0.0}
     with pytest.raises(ValueError, match="must sum to"):
         register_fusion_layer(conv, flows={"forward": 1})
 

@@ -1,0 +1,189 @@
+"""Time and memory of E2ENet's forward pass and training step against a plain transcription and nnU-Net's U-Net.
+
+    python -m benchmarks.network                       # CPU, and GPU where there is one
+    python -m benchmarks.network --precisions float32 --runs 7
+
+Work: base 48, 16 classes, strides (1,2,2) then four (2,2,2), one patch of 32 x 96 x 96. `forward` is eval mode without
+gradients; `step` is forward + backward of every head in training mode. Every network runs in a process of its own, one
+after the other, so that peaks of memory do not mix; times are medians of warm runs. Contenders:
+
+- e2enet: this package's network, as `train.py` runs it: on the CPU with `keep_freed_memory`;
+- e2enet-malloc: the same with the C library's own settings of malloc;
+- transcription: the same network written down plainly (`benchmarks/transcription.py`): pad, chunk, roll, cat;
+- transcription-kept: that with `keep_freed_memory` as well;
+- plainconvunet: nnU-Net's plain U-Net (features 32..320), from `dynamic-network-architectures`
+  (`pip install --no-deps dynamic-network-architectures`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+
+CONTENDERS = ("e2enet", "e2enet-malloc", "transcription", "transcription-kept", "plainconvunet")
+KEEP_MEMORY = ("e2enet", "transcription-kept")
+PRECISIONS = ("float32", "bfloat16")
+STRIDES = [(1, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2)]
+
+
+def main() -> None:
+    options = parse_arguments()
+    if options.worker:
+        print(json.dumps(measure(options.worker, options)))
+        return
+    import torch
+
+    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    print("command: python -m benchmarks.network", *sys.argv[1:])
+    print(f"machine: {processor()}, {options.threads} threads, torch {torch.__version__}, {platform.platform()}")
+    print(f"work: patch {options.patch}, batch 1, base 48, 16 classes; median of {options.runs} warm runs")
+    contenders = list(CONTENDERS)
+    if find_spec("dynamic_network_architectures") is None:
+        contenders.remove("plainconvunet")
+        print("plainconvunet left out: dynamic-network-architectures is not installed")
+    for device in devices:
+        if device == "cuda":
+            print(f"GPU: {torch.cuda.get_device_name()}")
+        for precision in options.precisions:
+            report(device, precision, {name: run_worker(name, device, precision) for name in contenders})
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    parser.add_argument("--patch", nargs=3, type=int, default=[32, 96, 96], metavar=("D", "H", "W"))
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--worker", choices=CONTENDERS, help=argparse.SUPPRESS)
+    parser.add_argument("--device", default="cpu", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def run_worker(name: str, device: str, precision: str) -> dict[str, float]:
+    """Measure one contender in a fresh process and return its figures."""
+    command = [sys.executable, "-m", "benchmarks.network", *sys.argv[1:]]
+    command += ["--worker", name, "--device", device, "--precisions", precision]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"{name} on {device} in {precision} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
+    """Return seconds of forward and step, and the peak memory of each in GiB."""
+    import torch
+
+    from e2enet.common.memory import keep_freed_memory
+
+    if name in KEEP_MEMORY and options.device == "cpu":
+        keep_freed_memory()
+    torch.manual_seed(0)
+    torch.set_num_threads(options.threads)
+    device, dtype = torch.device(options.device), getattr(torch, options.precisions[0])
+    network = make_network(name.split("-")[0]).to(device)
+    x = torch.randn(1, 1, *options.patch, device=device)
+    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+    def forward() -> None:
+        with torch.no_grad(), autocast:
+            network(x)
+
+    def step() -> None:
+        with autocast:
+            outputs = network(x)
+        sum(output.float().mean() for output in outputs).backward()
+        network.zero_grad(set_to_none=True)
+
+    network.eval()
+    if name.startswith("e2enet"):
+        network.deep_supervision_in_eval = True  # the others return every head as well
+    figures = {"forward_s": median_seconds(forward, options.runs, device), "forward_gib": peak_gib(device)}
+    network.train()
+    figures |= {"step_s": median_seconds(step, options.runs, device), "step_gib": peak_gib(device)}
+    return figures
+
+
+def make_network(name: str):
+    """Build a contender; each returns every head in training mode."""
+    from torch import nn
+
+    if name == "e2enet":
+        from e2enet.network import E2ENet
+
+        return E2ENet(1, 16, STRIDES)
+    if name == "transcription":
+        from benchmarks.transcription import PlainE2ENet
+
+        return PlainE2ENet(1, 16, STRIDES)
+    from dynamic_network_architectures.architectures.unet import PlainConvUNet
+
+    return PlainConvUNet(
+        1, 6, [32, 64, 128, 256, 320, 320], nn.Conv3d, [[1, 3, 3]] + [[3, 3, 3]] * 5, [[1, 1, 1], *map(list, STRIDES)],
+        2, 16, 2, conv_bias=True, norm_op=nn.InstanceNorm3d, norm_op_kwargs={"eps": 1e-5, "affine": True},
+        nonlin=nn.LeakyReLU, nonlin_kwargs={"inplace": True}, deep_supervision=True,
+    )  # fmt: skip
+
+
+def median_seconds(work: Callable[[], None], runs: int, device) -> float:
+    """Return the median of `runs` timed runs after one that is not counted."""
+    import torch
+
+    times = []
+    for _ in range(runs + 1):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def peak_gib(device) -> float:
+    """Return the peak so far: of the device's allocator on a GPU, of the process on a CPU."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def report(device: str, precision: str, figures: dict[str, dict[str, float]]) -> None:
+    """Print a table: seconds, GiB, and the baselines' time divided by ours."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{device}, {precision}")
+    for column in ("network", "forward s", "peak GiB", "step s", "peak GiB", "e2enet is faster by: forward", "step"):
+        table.add_column(column, justify="left" if column == "network" else "right")
+    ours = figures["e2enet"]
+    for name, row in figures.items():
+        ratios = [f"{row[key] / ours[key]:.2f}x" if name != "e2enet" else "" for key in ("forward_s", "step_s")]
+        cells = [f"{row[key]:.3f}" for key in ("forward_s", "forward_gib", "step_s", "step_gib")]
+        table.add_row(name, *cells, *ratios)
+    Console(width=120).print(table)
+
+
+def processor() -> str:
+    """Return the processor's name and the matrix extensions that decide bf16 speed."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return platform.processor()
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    known = [flag for flag in ("avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
+    return f"{name} ({', '.join(known) or 'no avx512'})"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Figures of finished and running trainings."""

@@ -1,0 +1,1 @@
+"""Training: loss, schedules, the Lightning module, the DSFF callback, config checks and the run itself."""

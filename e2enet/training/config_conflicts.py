@@ -1,0 +1,97 @@
+"""Config values that are fine alone and impossible together, or on this machine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """`find` gets the values of `paths`, in this order, and returns a message or None."""
+
+    paths: tuple[str, ...]
+    find: Callable[..., str | None]
+
+
+def _shift_and_kernel(shift_size: int | None, kernel_size: Sequence[int]) -> str | None:
+    if shift_size is not None and shift_size > 1 and list(kernel_size) != [1, 3, 3]:
+        return (
+            f"network.shift_size={shift_size}: the depth-shift belongs to "
+            f"kernel_size [1,3,3], not {kernel_size}; "
+            "set network.shift_size=1 (or null)"
+        )
+    return None
+
+
+def _patch_and_strides(patch_size: Sequence[int] | None, strides: Sequence[Sequence[int]] | None) -> str | None:
+    if patch_size is None or not strides:
+        return None
+    totals = [math.prod(stride[axis] for stride in strides) for axis in range(3)]
+    if any(size % total for size, total in zip(patch_size, totals, strict=True)):
+        fitting = [max(total, round(size / total) * total) for size, total in zip(patch_size, totals, strict=True)]
+        return f"plan.patch_size={list(patch_size)}: the strides need multiples of {totals}, e.g. {fitting}"
+    return None
+
+
+def _masks_and_fusion(masks: bool, fusion: str) -> str | None:
+    if masks and fusion == "unet":
+        return "dsff.masks=true: the unet variant has no fusion layers to mask; use dsff=dense"
+    return None
+
+
+def _fractions(schedule: str, initial: float, final: float) -> str | None:
+    if schedule == "cosine" and final > initial:
+        return f"dsff.fraction_final={final}: more than dsff.fraction_initial={initial}, and a cosine falls"
+    return None
+
+
+def _density_one(masks: bool, updates: bool, density: float) -> str | None:
+    if masks and updates and density == 1:
+        return "dsff.density=1: updates would only reset kernels to zero; use dsff=dense (or dsff.updates=false)"
+    return None
+
+
+def _validation_happens(validate_every: int, epochs: int) -> str | None:
+    if validate_every > epochs:
+        return (
+            f"training.validate_every={validate_every}: more than training.epochs={epochs}, "
+            "so that no epoch would be validated"
+        )
+    return None
+
+
+def _precision_and_device(precision: Any, accelerator: str) -> str | None:
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
+    if precision == "16-mixed" and on_cpu:
+        return "training.precision=16-mixed: needs a GPU; expected 32 | bf16-mixed on a CPU"
+    return None
+
+
+def _device_exists(accelerator: str) -> str | None:
+    if accelerator == "gpu" and not torch.cuda.is_available():
+        return "trainer.accelerator=gpu: this machine has no GPU that torch can use; expected auto | cpu"
+    return None
+
+
+def _fused_and_masks(fused: bool | None, precision: Any, masks: bool) -> str | None:
+    if fused and masks and precision == "16-mixed":
+        return "training.optimizer.fused=true: hides skipped steps of 16-mixed from DSFF; expected false"
+    return None
+
+
+CONFLICTS: tuple[Conflict, ...] = (
+    Conflict(("network.shift_size", "network.kernel_size"), _shift_and_kernel),
+    Conflict(("plan.patch_size", "plan.strides"), _patch_and_strides),
+    Conflict(("dsff.masks", "network.fusion"), _masks_and_fusion),
+    Conflict(("dsff.fraction_schedule", "dsff.fraction_initial", "dsff.fraction_final"), _fractions),
+    Conflict(("dsff.masks", "dsff.updates", "dsff.density"), _density_one),
+    Conflict(("training.validate_every", "training.epochs"), _validation_happens),
+    Conflict(("training.precision", "trainer.accelerator"), _precision_and_device),
+    Conflict(("trainer.accelerator",), _device_exists),
+    Conflict(("training.optimizer.fused", "training.precision", "dsff.masks"), _fused_and_masks),
+)

@@ -1,0 +1,72 @@
+"""After training: predict cases on their native grid with the best checkpoint, and score the files."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from e2enet.common.console import console
+from e2enet.common.errors import raise_problems
+from e2enet.data.layout import Case
+from e2enet.evaluation import score_folder, scores_table, write_scores
+from e2enet.inference.checkpoint import LoadedModel, load_model
+from e2enet.inference.predictor import WindowSettings, predict_cases
+from e2enet.inference.run import AMP_TYPES, resolve_device
+
+# Training precisions by the names of e2enet.inference.
+PRECISIONS = {"32": "32", "bf16-mixed": "bf16", "16-mixed": "16"}
+
+
+def score_run(
+    config: DictConfig, run_folder: Path, checkpoint: Path, validation: Sequence[Case], test: Sequence[Case]
+) -> dict[str, Any]:
+    """Predict and score the fold's validation cases and the labelled test cases; the validation summary.
+
+    Writes RUN/validation/<case>.nii.gz with RUN/scores.csv and RUN/summary.json, and the same three of the
+    test cases into RUN/test. Prints both tables.
+    """
+    model = load_model(checkpoint)
+    summary = _score(config, model, validation, run_folder / "validation", run_folder, "Validation cases")
+    labelled = [case for case in test if case.label is not None]
+    if labelled:
+        _score(config, model, labelled, run_folder / "test", run_folder / "test", "Test cases")
+    return summary
+
+
+def _score(
+    config: DictConfig,
+    model: LoadedModel,
+    cases: Sequence[Case],
+    predictions: Path,
+    scores_folder: Path,
+    title: str,
+) -> dict[str, Any]:
+    """Predict into one folder, write scores into another, print the table."""
+    cases = cases[: config.final.max_cases]
+    device = "cpu" if config.trainer.accelerator == "cpu" else "auto"
+    settings = WindowSettings(
+        mirror=config.final.mirror,
+        step=config.final.step,
+        device=resolve_device(device),
+        amp_dtype=AMP_TYPES[PRECISIONS[str(config.training.precision)]],
+    )
+    # A resumed run has other weights than those that the files of an earlier end were predicted with.
+    failures = predict_cases([model], cases, predictions, settings, overlay=config.final.overlay, overwrite=True)
+    raise_problems([f"{case}: {reason}" for case, reason in failures.items()], f"{title} that cannot be predicted:")
+    with tempfile.TemporaryDirectory() as references:
+        # A dataset keeps the labels of all folds in one folder; these are the ones to be scored.
+        for case in cases:
+            assert case.label is not None
+            (Path(references) / f"{case.id}{model.file_ending}").symlink_to(case.label.resolve())
+        scores, summary, warnings = score_folder(
+            predictions, references, names=model.labels, nsd_tolerance=config.final.nsd_tolerance
+        )
+    for warning in warnings:
+        console.print(f"warning: {warning}", markup=False, highlight=False)
+    write_scores(scores_folder, scores, summary)
+    console.print(scores_table(summary, title=title))
+    return summary

@@ -1,0 +1,89 @@
+"""What a run folder records about itself: the resolved config, software and machine, the network's cost."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from e2enet.common.files import atomic_path, write_json
+from e2enet.network import dsff
+from e2enet.network.cost import count_cost
+from e2enet.training.configs import project_root
+
+PACKAGES = (
+    "e2enet",
+    "torch",
+    "lightning",
+    "hydra-core",
+    "torchio",
+    "torchmetrics",
+    "monai",
+    "nibabel",
+    "numpy",
+    "wandb",
+)
+
+
+def write_config(path: Path, config: DictConfig) -> None:
+    """Write the config with every interpolation resolved, so that it means the same anywhere."""
+    with atomic_path(path) as temporary:
+        OmegaConf.save(OmegaConf.create(OmegaConf.to_container(config, resolve=True)), temporary)
+
+
+def write_versions(path: Path) -> None:
+    """Write package versions, the git commit (null outside a checkout) and the machine."""
+    write_json(
+        path,
+        {
+            "packages": {name: _version(name) for name in PACKAGES},
+            "python": platform.python_version(),
+            "git": {"commit": _git("rev-parse", "HEAD"), "changed_files": _git("status", "--porcelain")},
+            "machine": {
+                "system": platform.platform(),
+                "cores": os.cpu_count(),
+                "threads": torch.get_num_threads(),
+                "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+            },
+        },
+    )
+
+
+def write_cost(path: Path, network: nn.Module, patch_size: Sequence[int]) -> dict[str, Any]:
+    """Write and return parameters and one patch's FLOPs by both conventions, at the current masks."""
+    content: dict[str, Any] = {"patch_size": list(patch_size), "density": dsff.density(network)}
+    for convention in ("exact", "paper"):
+        cost = count_cost(network, patch_size, convention)
+        content[convention] = {"params": cost.params, "flops": cost.flops}
+    write_json(path, content)
+    return content
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> Any:
+    """Output of a git command (its number of lines for `status`); None outside a checkout."""
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(project_root()), *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return len(result.stdout.splitlines()) if arguments[0] == "status" else result.stdout.strip()

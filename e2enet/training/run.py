@@ -1,0 +1,130 @@
+"""One training run, from a checked config to scored predictions in a run folder."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from e2enet.common.console import console
+from e2enet.common.errors import InputError
+from e2enet.data.datamodule import SegmentationDataModule
+from e2enet.training.config_check import check_config
+from e2enet.training.configs import as_plain
+from e2enet.training.final import score_run
+from e2enet.training.loggers import build_loggers, finish_wandb
+from e2enet.training.module import SegmentationModule
+from e2enet.training.records import write_config, write_versions
+from e2enet.training.resume import CONFIG_FILE, LAST_CHECKPOINT
+from e2enet.training.trainer import MONITOR, build_trainer
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """`dice` is the mean validation Dice, of the final prediction where there is one."""
+
+    folder: Path
+    dice: float
+
+
+def run_training(config: DictConfig, run_folder: Path) -> RunResult:
+    """Prepare the data where needed, train, predict and score; everything is written to `run_folder`.
+
+    `config.resume`, where set, is the run folder itself and training goes on from its last checkpoint.
+
+    Raises:
+        InputError: an unusable config or dataset, or a folder that holds another run already.
+    """
+    check_config(config)
+    checkpoint = run_folder / LAST_CHECKPOINT if config.resume else None
+    if checkpoint is None and (run_folder / CONFIG_FILE).exists():
+        raise InputError(f"{run_folder}: holds a run already; go on with it by resume={run_folder}, or name another")
+    _quiet()
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    data = build_datamodule(config)
+    data.prepare_data()
+    data.setup("fit")
+    module = build_module(config, data)
+    write_config(run_folder / CONFIG_FILE, config)
+    write_versions(run_folder / "versions.json")
+    try:
+        loggers = build_loggers(config, run_folder, _step_of(checkpoint))
+        trainer = build_trainer(config, module, run_folder, loggers)
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    finally:
+        finish_wandb()
+    if trainer.interrupted:
+        raise KeyboardInterrupt(f"stopped; go on with it by resume={run_folder}")
+    return RunResult(run_folder, _finish(config, run_folder, data, trainer))
+
+
+def build_datamodule(config: DictConfig) -> SegmentationDataModule:
+    """The data module of `config.data`; the rest of the config gives fold, seed, plan, paths and steps."""
+    section = as_plain(config.data)
+    section.pop("facts", None)
+    module: SegmentationDataModule = instantiate(
+        section,
+        root=config.paths.data,
+        prepared_root=config.paths.prepared,
+        fold=config.fold,
+        seed=config.seed,
+        plan=as_plain(config.plan),
+        steps_per_epoch=config.training.steps_per_epoch,
+        _convert_="all",
+    )
+    return module
+
+
+def build_module(config: DictConfig, data: SegmentationDataModule) -> SegmentationModule:
+    """The training module for a data module that is set up."""
+    return SegmentationModule(
+        network=as_plain(config.network),
+        plan=data.plan.to_dict(),
+        dataset={
+            "name": data.dataset.name,
+            "labels": dict(data.dataset.labels),
+            "channels": list(data.dataset.channels),
+            "mirror_axes": list(data.mirror_axes),
+            "file_ending": data.dataset.file_ending,
+        },
+        training=as_plain(config.training),
+    )
+
+
+def _finish(config: DictConfig, run_folder: Path, data: SegmentationDataModule, trainer: pl.Trainer) -> float:
+    """Score the best checkpoint where asked; the mean validation Dice."""
+    best = run_folder / "checkpoints" / "best.ckpt"
+    dice = float(trainer.callback_metrics.get(MONITOR, float("nan")))
+    if not config.final.predict or not trainer.is_global_zero:
+        return dice
+    # Without a validated class there is no best checkpoint: the last one stands in.
+    checkpoint = best if best.is_file() else run_folder / LAST_CHECKPOINT
+    summary = score_run(config, run_folder, checkpoint, data.val_cases, data.dataset.test)
+    console.print(f"run folder: {run_folder}", markup=False, highlight=False, soft_wrap=True)
+    return float(summary["mean"]["dice"])
+
+
+def _step_of(checkpoint: Path | None) -> int:
+    """Optimizer steps that a checkpoint has behind it, in Lightning's count."""
+    if checkpoint is None:
+        return 0
+    return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
+
+
+def _quiet() -> None:
+    """Silence remarks about choices made on purpose, and Lightning's advertisements."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for remark in (
+        "does not have many workers",
+        "isinstance.treespec, LeafSpec",
+        "is smaller than the logging interval",
+        "Experiment logs directory .* exists and is not empty",  # config.yaml is there before
+        "Checkpoint directory .* exists and is not empty",  # a resumed run
+    ):
+        warnings.filterwarnings("ignore", f".*{remark}")

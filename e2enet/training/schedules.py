@@ -1,0 +1,44 @@
+"""Learning-rate schedules, chosen by `training.schedule._target_`.
+
+Each takes the optimizer and `total`, the length of the run in the schedule's own unit (epochs or optimizer
+steps, by `training.schedule.interval`), which the training module supplies. Torch's schedulers work in the
+same place.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def poly(optimizer: Optimizer, total: int, exponent: float = 0.9) -> LambdaLR:
+    """nnU-Net's decay: learning rate times (1 - t / total) ** exponent."""
+    return LambdaLR(optimizer, lambda t: max(0.0, 1.0 - t / total) ** exponent)
+
+
+def cosine(optimizer: Optimizer, total: int, warmup: float = 0.0, start: float = 0.01, final: float = 0.0) -> LambdaLR:
+    """Cosine decay to `final` times the learning rate, after a linear warm-up.
+
+    Args:
+        optimizer: its groups' `lr` is the peak.
+        total: length of the run, in epochs or steps.
+        warmup: share of `total` spent rising from `start` times the peak to the peak.
+        start: factor at the first step of a warm-up.
+        final: factor at the end.
+    """
+    rise = warmup * total
+
+    def factor(t: int) -> float:
+        if t < rise:
+            return start + (1.0 - start) * t / rise
+        progress = min(1.0, (t - rise) / max(total - rise, 1e-9))
+        return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+    return LambdaLR(optimizer, factor)
+
+
+def constant(optimizer: Optimizer, total: int) -> LambdaLR:
+    """The learning rate never changes."""
+    return LambdaLR(optimizer, lambda t: 1.0)

@@ -1,0 +1,43 @@
+"""A phantom of five tiny cases, prepared once for all runs of this folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+# A network of two levels, patches of 8 x 16 x 16, and no second pass over anything.
+TINY = (
+    "data.num_train=5",
+    "data.num_test=1",
+    "data.shape=[40,40,16]",
+    "data.num_workers=0",
+    "plan.patch_size=[8,16,16]",
+    "plan.strides=[[1,2,2],[2,2,2]]",
+    "plan.batch_size=2",
+    "network.base_features=4",
+    "training.epochs=1",
+    "training.steps_per_epoch=1",
+    "training.validate_every=1",
+    "training.precision=32",
+    "trainer.accelerator=cpu",
+    "trainer.limit_val_batches=1",
+    "final.max_cases=1",
+    "final.mirror=false",
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tiny")
+
+
+@pytest.fixture
+def tiny(tiny_root: Path, tmp_path: Path) -> list[str]:
+    """Overrides of a run that takes a second; its data folder is shared, its run folders are not."""
+    return [
+        *TINY,
+        f"paths.data={tiny_root}/data",
+        f"paths.prepared={tiny_root}/prepared",
+        f"paths.runs={tmp_path}/runs",
+    ]

@@ -1,0 +1,129 @@
+"""Every mistake of a command line is reported, all at once, with what is allowed."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from e2enet.common.errors import InputError
+from e2enet.network.e2enet import E2ENet
+from e2enet.training.config_check import check_command_line, force_added, target_parameters
+from e2enet.training.config_rules import RULES
+from e2enet.training.configs import compose_config
+from e2enet.training.dsff_callback import DSFFCallback
+
+
+def problems(line: str) -> list[str]:
+    """The problem lines that a command line is refused with; [] where it is accepted."""
+    try:
+        check_command_line(line.split())
+    except InputError as error:
+        return [text.removeprefix("  - ") for text in str(error).splitlines()[1:]]
+    return []
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    found = problems("dsff.densty=0.1 training.lrr=2 network.kernel_size=[2,3,3] dsff.density=7")
+    assert len(found) == 4
+    text = "\n".join(found)
+    assert "dsff.densty: unknown key; did you mean dsff.density?" in text
+    assert "training.lrr: unknown key; known here: accumulate, " in text
+    assert "network.kernel_size=[2, 3, 3]: expected [1,3,3] | [3,1,3] | [3,3,1] | [3,3,3]" in text
+    assert "dsff.density=7: expected a number in (0, 1]" in text
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("fold=5", "fold=5: expected a whole number from 0 to 4, or all"),
+        ("seed=1.5", "seed=1.5: expected a whole number >= 0"),
+        ("training.epochs=true", "training.epochs=True: expected a whole number >= 1"),
+        ("data=msd", "data.name: needs a value"),
+        ("data=nope", "data=nope: no such choice; expected msd | nnunet | phantom"),
+        ("experiments=missing", "experiments=missing: no such choice"),
+        ("experiments=null", "experiments=null: no such choice"),
+        ("dsff=rigll", "did you mean rigl?"),
+        ("dsff=set,rigl", "add -m"),
+        (
+            "network.shift_size=3 network.kernel_size=[3,3,3]",
+            "the depth-shift belongs to kernel_size [1,3,3]",
+        ),
+        ("network.fusion=unet", "use dsff=dense"),
+        (
+            "plan.patch_size=[16,30,32] plan.strides=[[1,2,2],[2,2,2]]",
+            "multiples of [2, 4, 4], e.g. [16, 32, 32]",
+        ),
+        ("dsff.density=1", "use dsff=dense"),
+        ("training.validate_every=50", "more than training.epochs=10"),
+        ("training.precision=16-mixed trainer.accelerator=cpu", "needs a GPU"),
+        ("training.optimizer._target_=torch.optim.Adamm", "cannot be imported"),
+        ("training.optimizer.momentum=0.9", "training.optimizer.momentum: unknown key"),
+        (
+            "training.schedule._target_=torch.optim.lr_scheduler.StepLR",
+            "training.schedule.step_size: needs a value",
+        ),
+        ("data.numworkers=1", "data.numworkers: unknown key; did you mean data.num_workers?"),
+        ("~dsff.density", "dsff.density: is missing"),
+        ("dsff.density=${nothing}", "interpolation"),
+        ("-m dsff.density=0.1,3", "dsff.density=3"),
+        ("-m resume=folder", "resume: continues one run"),
+        ("-m experiments=density dsff.start=x", "dsff.start=x: expected uniform | erk"),
+        ("-m dsff=set,nope", "dsff=nope: no such choice"),
+    ],
+)
+def test_mistakes(line: str, expected: str) -> None:
+    assert any(expected in problem for problem in problems(line)), problems(line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "dsff.density_by_dim0={48:0.2} data.mirror_axes=[] plan.spacing=[3,1,1]",
+        "data=msd data.name=Task04_Hippocampus training=hippocampus fold=all",
+        "training.optimizer._target_=torch.optim.SGD training.optimizer.momentum=0.9",
+        "network=unet debug=one_batch",
+        "-m dsff.density=0.1,0.2 dsff=set,rigl",
+        "-m seed=range(0,20) dsff=set,rigl",
+    ],
+)
+def test_sound_command_lines_pass(line: str) -> None:
+    assert problems(line) == []
+
+
+def test_experiments_bring_their_own_sweep() -> None:
+    config = compose_config(["experiments=density"], with_hydra=True)
+    assert dict(config.hydra.sweeper.params) == {"dsff.density": "0.1,0.2,0.3"}
+
+
+def test_values_are_forced_in_after_the_check() -> None:
+    given = ["-m", "dsff=set,rigl", "seed=1", "~training.clip_norm", "hydra.verbose=true", "+x.y=1"]
+    assert force_added(given) == ["-m", "dsff=set,rigl", "++seed=1", *given[3:]]
+
+
+def test_target_parameters() -> None:
+    def target(a: int, *, b: int = 0, **others: int) -> None: ...
+
+    assert target_parameters(target) == (["a", "b"], ["a"], True)
+    assert target_parameters(torch.optim.SGD)[1] == ["params"]
+
+
+@pytest.mark.parametrize(("section", "target"), [("network", E2ENet), ("dsff", DSFFCallback)])
+def test_the_sections_are_the_parameters_of_what_they_build(section: str, target: Callable) -> None:
+    ruled = {path.split(".")[1] for path in RULES if path.startswith(f"{section}.")}
+    parameters = set(inspect.signature(target).parameters)
+    assert ruled - {"name", "masks"} == parameters - {"in_channels", "num_classes", "strides", "seed"}
+
+
+def test_a_hippocampus_is_mirrored_left_right_only() -> None:
+    def axes(name: str, *more: str) -> list[int]:
+        config = compose_config(["data=msd", f"data.name={name}", *more])
+        return OmegaConf.to_container(config, resolve=True)["data"]["mirror_axes"]  # type: ignore[index,call-overload,return-value]
+
+    assert axes("Task04_Hippocampus") == [1]
+    assert axes("Task09_Spleen") == [0, 1, 2]
+    assert axes("Task04_Hippocampus", "data.mirror_axes=[2]") == [2]

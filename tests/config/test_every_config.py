@@ -1,0 +1,100 @@
+"""Every file of conf/ and experiments/ composes, passes the check, opens with its command; some are run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from e2enet.training.config_check import check_command_line, check_config, config_problems
+from e2enet.training.configs import compose_config, group_options, project_root
+from e2enet.training.run import run_training
+
+FILES = [(group, option) for group, options in group_options().items() for option in options]
+# What a choice needs beside it to be complete, or to run where there is no GPU.
+COMPANIONS = {
+    ("data", "msd"): ["data.name=Task01_BrainTumour"],
+    ("data", "nnunet"): ["data.name=Dataset001_BrainTumour"],
+    ("training", "paper"): ["training.precision=32"],
+    ("trainer", "gpu"): ["trainer.accelerator=cpu"],
+    ("trainer", "ddp"): ["trainer.accelerator=cpu"],
+}
+
+
+@pytest.mark.parametrize(("group", "option"), FILES)
+def test_composes_and_passes_the_check(group: str, option: str) -> None:
+    config = compose_config([f"{group}={option}", *COMPANIONS.get((group, option), [])])
+    assert config_problems(config) == []
+
+
+@pytest.mark.parametrize(("group", "option"), FILES)
+def test_opens_with_its_command(group: str, option: str) -> None:
+    folder = project_root() if group == "experiments" else project_root() / "conf"
+    lines = (folder / group / f"{option}.yaml").read_text().splitlines()
+    comments = [line for line in lines[:2] if line.startswith("#") and "@package" not in line]
+    assert "train.py" in comments[0] and f"{group}={option}" in comments[0]
+
+
+@pytest.mark.parametrize("name", group_options()["experiments"])
+def test_every_job_of_every_experiment_passes_the_check(name: str) -> None:
+    check_command_line(["-m", f"experiments={name}"])
+
+
+def run(overrides: list[str], folder: Path) -> dict[str, object]:
+    config = compose_config([*overrides, f"run_folder={folder}"])
+    check_config(config)
+    result = run_training(config, folder)
+    assert 0 <= result.dice <= 1
+    return torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["callbacks"]
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        ["dsff=rigl", "dsff.update_every=1"],
+        ["dsff=dense", "training=paper"],
+        ["network=e2enet_released", "dsff=static", "logger=csv"],
+        ["network=unet", "training=hippocampus", "debug=one_batch"],
+        ["debug=overfit_one_case", "dsff=set", "experiments=density", "training.precision=bf16-mixed"],
+    ],
+    ids=" ".join,
+)
+def test_dry_run(choices: list[str], tiny: list[str], tmp_path: Path) -> None:
+    run([*choices, *tiny], tmp_path / "run")
+
+
+def test_a_sweep_gives_each_job_its_folder(tiny: list[str], tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "train.py",
+        "-m",
+        *tiny,
+        "dsff.density=0.1,0.2",
+        f"run_folder={tmp_path}/sweep",
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=project_root(), env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    densities = [json.loads((tmp_path / "sweep" / job / "cost.json").read_text())["density"] for job in "01"]
+    assert densities == pytest.approx([0.1, 0.2], abs=0.02)
+
+
+def test_a_mistake_in_a_sweep_stops_it_before_the_first_job(tiny: list[str], tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "train.py",
+        "-m",
+        *tiny,
+        "dsff.density=0.1,7",
+        "trainingg=small",
+        f"run_folder={tmp_path}/sweep",
+    ]
+    done = subprocess.run(command, cwd=project_root(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and not (tmp_path / "sweep").exists()
+    assert "dsff.density=7: expected" in done.stderr and "did you mean training?" in done.stderr
+    assert "Traceback" not in done.stderr

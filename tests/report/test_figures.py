@@ -1,0 +1,39 @@
+"""Curves are read as they were written, and drawn only where there is something to draw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from e2enet.common.errors import InputError
+from e2enet.report.figures import draw_figures, read_curves
+
+METRICS = """epoch,step,train/loss,val/dice,val/dice_liver,dsff/density
+0,9,1.5,,,
+0,9,,0.25,0.5,
+1,19,0.5,nan,,
+"""
+
+
+def test_curves_skip_empty_cells_and_nan(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text(METRICS)
+    curves = read_curves(tmp_path / "metrics.csv")
+    assert curves == {
+        "train/loss": ([1.0, 2.0], [1.5, 0.5]),
+        "val/dice": ([1.0], [0.25]),
+        "val/dice_liver": ([1.0], [0.5]),
+    }
+
+
+def test_figures_are_drawn_where_there_are_numbers(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text(METRICS)
+    assert draw_figures(tmp_path) == [tmp_path / "figures" / "learning_curves.png"]
+    assert (tmp_path / "figures" / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "metrics.csv").write_text(METRICS.replace("1,19,0.5,nan,,", "1,19,0.5,nan,,0.2"))
+    assert [path.name for path in draw_figures(tmp_path)] == ["learning_curves.png", "dsff.png"]
+
+
+def test_a_folder_without_metrics_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"metrics\.csv"):
+        draw_figures(tmp_path)

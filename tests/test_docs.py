@@ -1,0 +1,137 @@
+"""The documentation holds: its Python runs, its commands compose, its links and pictures exist."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from e2enet.common.errors import InputError
+from e2enet.inference.config import check_arguments, read_config
+from e2enet.training.config_check import check_command_line
+from e2enet.training.configs import compose_config, group_options
+from e2enet.training.records import write_config
+from e2enet.training.resume import CONFIG_FILE, LAST_CHECKPOINT
+
+PROJECT = Path(__file__).parents[1]
+CONF = PROJECT / "conf"
+DOCUMENTS = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+INLINE_COMMAND = re.compile(r"`((?:python|torchrun) [^`]+)`")
+
+
+def blocks(document: Path, language: str) -> list[str]:
+    """The fenced code blocks of one language, in order."""
+    return [code for found, code in FENCE.findall(document.read_text(encoding="utf-8")) if found == language]
+
+
+def commands(document: Path) -> list[list[str]]:
+    """Commands of a document, of bash blocks and of inline code, split into words."""
+    text = FENCE.sub("", document.read_text(encoding="utf-8"))
+    lines = [line for code in blocks(document, "bash") for line in code.replace("\\\n", " ").splitlines()]
+    parts = [part for line in [*lines, *INLINE_COMMAND.findall(text)] for part in line.split("&&")]
+    return [words for words in map(shlex.split, parts) if words]
+
+
+def arguments_of(script: str) -> list[list[str]]:
+    """Arguments of every documented call of a script, under torchrun too."""
+    calls = [words for document in DOCUMENTS for words in commands(document) if script in words]
+    return [words[words.index(script) + 1 :] for words in calls]
+
+
+def anchors(document: Path) -> set[str]:
+    """GitHub's anchors of a document's headings."""
+    text = FENCE.sub("", document.read_text(encoding="utf-8"))
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("document", [d for d in DOCUMENTS if blocks(d, "python")], ids=lambda d: d.name)
+def test_python_runs(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # examples may write data/ and prepared/
+    namespace: dict[str, object] = {"__name__": "docs"}
+    with torch.random.fork_rng():
+        for number, code in enumerate(blocks(document, "python"), start=1):
+            # One namespace for a document: a later block goes on from an earlier one.
+            exec(compile(code, f"{document.name}, Python block {number}", "exec"), namespace)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
+def test_links_and_pictures_exist(document: Path) -> None:
+    text = FENCE.sub("", document.read_text(encoding="utf-8"))
+    broken = []
+    for target in LINK.findall(text):
+        if target.startswith(("http://", "https://")):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (document.parent / name).resolve() if name else document
+        if not path.is_relative_to(PROJECT) or not path.exists() or (anchor and anchor not in anchors(path)):
+            broken.append(target)
+    assert not broken
+
+
+@pytest.mark.parametrize("arguments", arguments_of("train.py"), ids=" ".join)
+def test_train_commands_compose(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    # The check also refuses what this machine cannot do, which is no fault of the documentation.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for folder in (Path(word.removeprefix("resume=")) for word in arguments if word.startswith("resume=")):
+        write_config(folder / CONFIG_FILE, compose_config())  # a run to go on with
+        (folder / LAST_CHECKPOINT).parent.mkdir()
+        (folder / LAST_CHECKPOINT).touch()
+    check_command_line(arguments)
+
+
+def test_documented_mistakes_are_reported_like_that() -> None:
+    transcripts = [
+        code for document in DOCUMENTS for code in blocks(document, "") if code.startswith("$ python train.py")
+    ]
+    assert transcripts
+    for transcript in transcripts:
+        command, _, output = transcript.partition("\n")
+        with pytest.raises(InputError) as caught:
+            check_command_line(shlex.split(command)[3:])
+        assert output.strip() == f"error: {caught.value}"
+
+
+@pytest.mark.parametrize("arguments", arguments_of("predict.py"), ids=" ".join)
+def test_predict_commands_compose(arguments: list[str]) -> None:
+    check_arguments(arguments, str(CONF))
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        read_config(compose("predict", arguments))
+
+
+def test_documented_modules_exist() -> None:
+    calls = [words for document in DOCUMENTS for words in commands(document) if words[:2] == ["python", "-m"]]
+    modules = {words[2] for words in calls}
+    assert {"pip", "pytest", "e2enet.evaluation"} <= modules
+    assert [name for name in sorted(modules) if importlib.util.find_spec(name) is None] == []
+
+
+def test_every_choice_of_every_group_is_documented() -> None:
+    text = (PROJECT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", text, re.MULTILINE))
+    documented = {group: sorted(re.findall(r"`(\w+)`", choices)) for group, choices in rows.items()}
+    assert documented == group_options()
+
+
+def test_the_readme_marks_the_two_commands_of_the_gate() -> None:
+    text = (PROJECT / "README.md").read_text(encoding="utf-8")
+    marked = dict(re.findall(r"^<!-- ci: (\w+) -->\n```bash\n(.+)\n```$", text, re.MULTILINE))
+    assert marked["main"].endswith("&& python train.py") and marked["tests"].endswith("&& python -m pytest")
+
+
+def test_figures_are_drawn_by_their_script(tmp_path: Path) -> None:
+    script = runpy.run_path(str(PROJECT / "docs" / "figures" / "draw.py"))
+    drawn = script["main"](tmp_path)
+    for path in drawn:
+        assert path.stat().st_size > 10_000
+        assert (PROJECT / "docs" / "figures" / path.name).is_file()
+        assert f"figures/{path.name}" in (PROJECT / "docs" / "concepts.md").read_text(encoding="utf-8")

@@ -1,0 +1,66 @@
+"""A tiny sparse module with one parameter outside the fusion layers, trained on random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import Tensor, nn
+
+from e2enet.network.dsff import register_fusion_layer
+
+
+class TinySparse(pl.LightningModule):
+    """Two fusion convs (6, 4) and (5, 6) of (1, 3, 3) kernels, and a dense head."""
+
+    def __init__(self, make_optimizer: Callable[[Any], torch.optim.Optimizer]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.make_optimizer = make_optimizer
+        self.first = nn.Conv3d(4, 6, (1, 3, 3), padding=(0, 1, 1))
+        self.second = nn.Conv3d(6, 5, (1, 3, 3), padding=(0, 1, 1))
+        self.head = nn.Conv3d(5, 2, 1)
+        register_fusion_layer(self.first, flows={"forward": 2, "up": 1, "down": 1})
+        register_fusion_layer(self.second, flows={"forward": 3, "up": 3, "down": 0})
+        self.spoil_step: int | None = None
+        self.seen: list[int] = []
+
+    def training_step(self, batch: list[Tensor], batch_index: int) -> Tensor:
+        self.seen.append(batch_index)
+        loss: Tensor = self.head(self.second(torch.relu(self.first(batch[0])))).square().mean()
+        return loss * float("inf") if batch_index == self.spoil_step else loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.make_optimizer(self.parameters())
+
+
+@pytest.fixture
+def tiny_sparse() -> type[TinySparse]:
+    return TinySparse
+
+
+@pytest.fixture
+def fit_tiny(tmp_path: Any) -> Callable[..., pl.Trainer]:
+    """Fit a module for some batches of random patches (2, 4, 2, 5, 5), with callbacks, on the CPU."""
+
+    def fit(module: pl.LightningModule, *callbacks: pl.Callback, batches: int = 6, **options: Any) -> pl.Trainer:
+        images = torch.randn(2 * batches, 4, 2, 5, 5, generator=torch.Generator().manual_seed(1))
+        loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images), batch_size=2)
+        ckpt_path = options.pop("ckpt_path", None)
+        defaults: dict[str, Any] = {
+            "max_epochs": 1,
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "default_root_dir": tmp_path,
+        }
+        trainer = pl.Trainer(callbacks=list(callbacks), **(defaults | options))
+        trainer.fit(module, loader, ckpt_path=ckpt_path)
+        return trainer
+
+    return fit

@@ -1,0 +1,133 @@
+"""The Lightning module: what it stores, what it scores, how it builds its optimizer."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torchmetrics.functional.segmentation import dice_score
+
+from e2enet.inference.checkpoint import load_model
+from e2enet.training.configs import compose_config
+from e2enet.training.module import SegmentationModule, dice_per_class
+
+PLAN: dict[str, Any] = {
+    "depth_axis": 2,
+    "spacing": [3.0, 1.0, 1.0],
+    "patch_size": [2, 8, 8],
+    "strides": [[1, 2, 2]],
+    "batch_size": 2,
+    "normalisation": [{"scheme": "none"}],
+    "median_shape": [4, 10, 8],
+}
+DATASET: dict[str, Any] = {
+    "name": "Tiny",
+    "labels": {0: "background", 1: "liver", 2: "spleen"},
+    "channels": ["CT"],
+    "mirror_axes": [0, 1],
+    "file_ending": ".nii.gz",
+}
+
+
+def make_module(*overrides: str) -> SegmentationModule:
+    from omegaconf import OmegaConf
+
+    config = compose_config(["network.base_features=4", *overrides])
+    network, training = (OmegaConf.to_container(config[key], resolve=True) for key in ("network", "training"))
+    return SegmentationModule(network, copy.deepcopy(PLAN), copy.deepcopy(DATASET), training)  # type: ignore[arg-type]
+
+
+def loader(shape: tuple[int, int, int], count: int, batch_size: int) -> torch.utils.data.DataLoader:
+    generator = torch.Generator().manual_seed(0)
+    samples = [
+        {
+            "image": torch.randn(1, *shape, generator=generator),
+            "label": torch.randint(0, 3, shape, generator=generator),
+            "case": f"case_{index}",
+        }
+        for index in range(count)
+    ]
+    return torch.utils.data.DataLoader(samples, batch_size=batch_size)  # type: ignore[arg-type]
+
+
+def fit(module: SegmentationModule, folder: Path, **options: Any) -> pl.Trainer:
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+        **({"max_epochs": 1} | options),
+    )
+    trainer.fit(module, loader((2, 8, 8), 4, 2), loader((4, 10, 8), 2, 1))
+    return trainer
+
+
+def test_dice_from_counts_agrees_with_torchmetrics() -> None:
+    generator = torch.Generator().manual_seed(0)
+    true, predicted = torch.randint(0, 4, (2, 3, 5, 6, 7), generator=generator)
+    confusion = torch.bincount((true * 5 + predicted).flatten(), minlength=25).view(5, 5)
+    found = dice_per_class(confusion)
+    expected = dice_score(predicted, true, 5, average=None, aggregation_level="global", input_format="index")
+    torch.testing.assert_close(found[:4], expected[0][:4])
+    assert torch.isnan(found[4])  # class 4 is in neither
+
+
+def test_a_checkpoint_holds_the_contract_and_opens_anywhere(tmp_path: Path) -> None:
+    module = make_module()
+    trainer = fit(module, tmp_path)
+    trainer.save_checkpoint(tmp_path / "model.ckpt")
+    content = torch.load(tmp_path / "model.ckpt", weights_only=True)
+    assert content["hyper_parameters"]["plan"] == PLAN
+    assert content["hyper_parameters"]["dataset"] == DATASET
+    assert content["hyper_parameters"]["network"]["base_features"] == 4
+    assert all(name.startswith("network.") for name in content["state_dict"])
+    loaded = load_model(tmp_path / "model.ckpt")
+    image = torch.randn(1, 1, 2, 8, 8)
+    torch.testing.assert_close(loaded.network(image), module.eval()(image))
+    again = SegmentationModule.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
+    torch.testing.assert_close(again.eval()(image), module(image))
+
+
+def test_validation_scores_whole_cases_by_class(tmp_path: Path) -> None:
+    module = make_module()
+    trainer = fit(module, tmp_path)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    assert metrics["val/dice"] == pytest.approx((metrics["val/dice_liver"] + metrics["val/dice_spleen"]) / 2)
+    assert 0 <= metrics["val/dice"] <= 1 and metrics["train/loss"] > 0
+    assert metrics["train/lr"] == pytest.approx(0.01 * 3e-3)  # the warm-up's first step
+
+
+def test_optimizer_and_schedule_come_from_the_config(tmp_path: Path) -> None:
+    paper = make_module("training=paper")
+    trainer = fit(paper, tmp_path, max_epochs=4)
+    optimizer = trainer.optimizers[0]
+    assert type(optimizer) is torch.optim.SGD
+    assert {key: optimizer.defaults[key] for key in ("momentum", "nesterov", "weight_decay")} == {
+        "momentum": 0.99,
+        "nesterov": True,
+        "weight_decay": 3e-5,
+    }
+    assert float(trainer.callback_metrics["train/lr"]) == pytest.approx(0.01 * (1 / 4) ** 0.9)
+    torch_schedule = make_module(
+        "training.schedule._target_=torch.optim.lr_scheduler.StepLR",
+        "training.schedule.interval=epoch",
+        "++training.schedule.step_size=1",
+        "++training.schedule.gamma=0.5",
+        "~training.schedule.warmup",
+    )
+    trainer = fit(torch_schedule, tmp_path, max_epochs=3)
+    assert float(trainer.callback_metrics["train/lr"]) == pytest.approx(3e-3 / 4)
+
+
+def test_bf16_training_keeps_float32_weights_and_loss(tmp_path: Path) -> None:
+    module = make_module()
+    trainer = fit(module, tmp_path, precision="bf16-mixed")
+    assert all(parameter.dtype == torch.float32 for parameter in module.parameters())
+    assert trainer.callback_metrics["train/loss"].isfinite()

@@ -1,0 +1,135 @@
+"""One tiny run from data to scores: what lies in its folder, resuming it, and W&B offline."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import wandb
+from omegaconf import OmegaConf
+
+from e2enet.common.errors import InputError
+from e2enet.report.figures import draw_figures
+from e2enet.training.configs import compose_config
+from e2enet.training.resume import resumed_config
+from e2enet.training.run import run_training
+
+
+@pytest.fixture(scope="module")
+def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    root = tmp_path_factory.mktemp("run_data")
+    return [
+        "data.num_train=5",
+        "data.num_test=1",
+        "data.shape=[40,40,16]",
+        "plan.patch_size=[8,16,16]",
+        "plan.strides=[[1,2,2],[2,2,2]]",
+        "plan.batch_size=2",
+        "network.base_features=4",
+        "training.epochs=2",
+        "training.steps_per_epoch=3",
+        "training.validate_every=1",
+        "training.schedule.interval=epoch",
+        "dsff.update_every=2",
+        "trainer.accelerator=cpu",
+        "final.mirror=false",
+        "final.predict=false",
+        f"paths.data={root}/data",
+        f"paths.prepared={root}/prepared",
+    ]
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_the_run_folder_is_complete(overrides: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    config = compose_config([*overrides, "final.predict=true", f"run_folder={folder}"])
+    result = run_training(config, folder)
+    draw_figures(folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert result.dice == summary["mean"]["dice"] and summary["n_cases"] == 1
+    assert json.loads((folder / "test" / "summary.json").read_text())["n_cases"] == 1
+    assert len(list((folder / "validation").glob("*.nii.gz"))) == 1
+    stored = OmegaConf.load(folder / "config.yaml")
+    assert stored.name == "phantom" and stored == OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    cost = json.loads((folder / "cost.json").read_text())
+    assert cost["patch_size"] == [8, 16, 16] and cost["density"] == pytest.approx(0.2, abs=0.01)
+    assert cost["exact"]["params"] == cost["paper"]["params"] and cost["exact"]["flops"] < cost["paper"]["flops"]
+    assert json.loads((folder / "versions.json").read_text())["packages"]["torch"] == torch.__version__
+    figures = {path.name for path in (folder / "figures").iterdir()}
+    assert {"learning_curves.png", "dsff.png"} <= figures and any(name.startswith("validation_") for name in figures)
+    logged = {name for row in rows(folder) for name, cell in row.items() if cell}
+    assert {
+        "train/loss",
+        "train/lr",
+        "val/dice",
+        "val/dice_cone_up",
+        "time/step",
+        "time/data_share",
+    } <= logged
+    assert {"dsff/density", "dsff/fraction", "dsff/churn", "dsff/ever_active", "dsff/share_up"} <= logged
+    with pytest.raises(InputError, match="holds a run already"):
+        run_training(config, folder)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(overrides: list[str], tmp_path: Path) -> None:
+    def train(folder: Path, *more: str, resume: bool = False) -> dict[str, Any]:
+        given = [*more, f"resume={folder}"] if resume else [*overrides, *more, f"run_folder={folder}"]
+        config = compose_config(given)
+        run_training(resumed_config(config, given) if resume else config, folder)
+        return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+    # A schedule that does not look ahead: the first half must not know the length of the whole.
+    fixed = ["training.schedule._target_=e2enet.training.schedules.constant", "~training.schedule.warmup"]
+    # The update at step 4 is the last step of neither; one at step 6 would be the shorter run's last, and
+    # left out.
+    fixed += ["dsff.fraction_schedule=constant", "dsff.update_every=4"]
+    whole = train(tmp_path / "whole", *fixed, "training.epochs=3")
+    train(tmp_path / "halves", *fixed, "training.epochs=2")
+    resumed = train(tmp_path / "halves", "training.epochs=3", resume=True)
+    assert resumed["global_step"] == whole["global_step"] == 9
+    for name, value in whole["state_dict"].items():
+        torch.testing.assert_close(resumed["state_dict"][name], value, rtol=0, atol=0)
+    for name in ("step", "train/loss", "train/lr", "val/dice", "dsff/churn"):
+        assert [row[name] for row in rows(tmp_path / "halves")] == [row[name] for row in rows(tmp_path / "whole")]
+
+
+def test_resume_refuses_another_config(overrides: list[str], tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    OmegaConf.save(
+        OmegaConf.create(OmegaConf.to_container(compose_config(overrides), resolve=True)),
+        tmp_path / "config.yaml",
+    )
+    given = [f"resume={tmp_path}", "dsff.density=0.3", "network=unet", "training.epochs=9", "seed=0"]
+    with pytest.raises(InputError) as caught:
+        resumed_config(compose_config(given), given)
+    assert "dsff.density=0.3: the run has 0.2" in str(caught.value)
+    assert "network=" in str(caught.value) and "seed" not in str(caught.value)
+    allowed = resumed_config(compose_config([given[0], given[3]]), [given[0], given[3]])
+    assert allowed.training.epochs == 9 and allowed.training.steps_per_epoch == 3
+    with pytest.raises(InputError, match=r"last\.ckpt: no such file"):
+        resumed_config(compose_config(["resume=nowhere"]), [])
+
+
+def test_wandb_offline_one_run_with_config_and_pictures(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    for name in ("first", "second"):
+        config = compose_config([*overrides, "logger=wandb", "training.epochs=1", f"run_folder={tmp_path / name}"])
+        run_training(config, tmp_path / name)
+        assert wandb.run is None
+        folders = list((tmp_path / name / "wandb").glob("offline-run-*"))
+        assert len(folders) == 1
+        assert len(list(folders[0].rglob("*.png"))) == 1
+        content = b"".join(path.read_bytes() for path in folders[0].glob("*.wandb"))
+        assert b"density_by_dim0" in content and b"dsff/ever_active" in content
