@@ -1,6 +1,6 @@
 """Scores of predicted segmentations: Dice, NSD and HD95 per case and class, on the grid of the reference."""
 
-from e2enet.evaluation.folder import score_folder, write_scores
+from e2enet.evaluation.folder import score_files, score_folder, write_scores
 from e2enet.evaluation.metrics import dice, hd95, nsd
 from e2enet.evaluation.scores import Score, score_case, summarise
 from e2enet.evaluation.table import scores_table
@@ -11,6 +11,7 @@ __all__ = [
     "hd95",
     "nsd",
     "score_case",
+    "score_files",
     "score_folder",
     "scores_table",
     "summarise",

@@ -15,6 +15,8 @@ from e2enet.evaluation.images import find_label_images, grid_problems, read_labe
 from e2enet.evaluation.labels import read_class_names
 from e2enet.evaluation.scores import METRICS, Score, score_case, summarise
 
+Pairs = Mapping[str, tuple[Path, Path]]
+
 
 def score_folder(
     predictions: str | Path,
@@ -26,45 +28,38 @@ def score_folder(
     """Scores per case and class, their summary (as in summary.json), and warnings.
 
     Files are paired by name. `names` are the classes {value: name}; without them they come from the
-    dataset.json in or above `labels`, else from the values in the references. `nsd_tolerance` is in mm.
-    A prediction without a reference is a warning. Raises one InputError that lists every reference without
-    prediction, pair whose grids (shape, affine) differ, unreadable file, and value that is no class.
+    dataset.json in or above `labels`, else from the values in the references. A prediction without a reference
+    is a warning, a reference without a prediction an InputError; for the rest see `score_files`.
     """
     predictions, labels = Path(predictions), Path(labels)
-    if not (math.isfinite(nsd_tolerance) and nsd_tolerance >= 0):
-        raise InputError(f"NSD tolerance {nsd_tolerance}: expected a number of mm >= 0")
     heading = f"the predictions in {predictions} cannot be scored against {labels}:"
-    pairs, warnings = _pair_files(predictions, labels, heading)
+    pairs, problems, warnings = _pair_files(predictions, labels)
+    raise_problems([*problems, *_grid_problems(pairs)], heading)
     if names is None:
         names = read_class_names(labels)
     if names is None:
         names = _names_found(labels, [reference for _, reference in pairs.values()])
         warnings.append(f"no dataset.json names the classes: scored are the references' values {list(names)}")
-    names = {label: name for label, name in names.items() if label != 0}
-    if not names:
+    if not set(names) - {0}:
         raise InputError(f"{labels}: no class to score, only background (0)")
-
-    scores: list[Score] = []
-    problems: list[str] = []
-    for case, (prediction_path, reference_path) in track(pairs.items(), "Scoring cases", total=len(pairs)):
-        try:
-            prediction, reference = read_label_map(prediction_path), read_label_map(reference_path)
-        except InputError as error:
-            problems.append(str(error))
-            continue
-        for path, label_map in ((prediction_path, prediction), (reference_path, reference)):
-            strange = sorted(label_map.values - {0, *names})
-            if strange:
-                expected = [0, *names]
-                problems.append(f"{path}: holds the values {strange}, which are no classes; expected {expected}")
-        # Once the result is lost, the other files are still checked, but nothing slow is computed.
-        if not problems:
-            spacing = voxel_spacing(reference_path)
-            scores += score_case(case, prediction.array, reference.array, spacing, names, nsd_tolerance=nsd_tolerance)
-    raise_problems(problems, heading)
-    summary = summarise(scores, names)
-    summary["nsd_tolerance_mm"] = nsd_tolerance
+    scores, summary = _score_pairs(pairs, names, nsd_tolerance, heading)
     return scores, summary, warnings
+
+
+def score_files(
+    pairs: Pairs, names: Mapping[int, str], *, nsd_tolerance: float = 1.0
+) -> tuple[list[Score], dict[str, Any]]:
+    """Scores per case and class of {case: (prediction, reference)}, and their summary (as in summary.json).
+
+    `names` are the classes {value: name}; 0 is left out. `nsd_tolerance` is in mm.
+
+    Raises:
+        InputError: listing every pair whose grids (shape, affine) differ, every unreadable file and every value that
+            is no class.
+    """
+    heading = "these predictions cannot be scored:"
+    raise_problems(_grid_problems(pairs), heading)
+    return _score_pairs(pairs, names, nsd_tolerance, heading)
 
 
 def write_scores(folder: str | Path, scores: Sequence[Score], summary: Mapping[str, Any]) -> tuple[Path, Path]:
@@ -90,8 +85,41 @@ def write_scores(folder: str | Path, scores: Sequence[Score], summary: Mapping[s
     return scores_path, summary_path
 
 
-def _pair_files(predictions: Path, labels: Path, heading: str) -> tuple[dict[str, tuple[Path, Path]], list[str]]:
-    """{case: (prediction, reference)} of all references, checked by their headers alone, and warnings."""
+def _score_pairs(
+    pairs: Pairs, names: Mapping[int, str], nsd_tolerance: float, heading: str
+) -> tuple[list[Score], dict[str, Any]]:
+    if not (math.isfinite(nsd_tolerance) and nsd_tolerance >= 0):
+        raise InputError(f"NSD tolerance {nsd_tolerance}: expected a number of mm >= 0")
+    names = {label: name for label, name in names.items() if label != 0}
+    scores: list[Score] = []
+    problems: list[str] = []
+    for case, (prediction_path, reference_path) in track(pairs.items(), "Scoring cases", total=len(pairs)):
+        try:
+            prediction, reference = read_label_map(prediction_path), read_label_map(reference_path)
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        for path, label_map in ((prediction_path, prediction), (reference_path, reference)):
+            strange = sorted(label_map.values - {0, *names})
+            if strange:
+                expected = [0, *names]
+                problems.append(f"{path}: holds the values {strange}, which are no classes; expected {expected}")
+        # Once the result is lost, the other files are still checked, but nothing slow is computed.
+        if not problems:
+            spacing = voxel_spacing(reference_path)
+            scores += score_case(case, prediction.array, reference.array, spacing, names, nsd_tolerance=nsd_tolerance)
+    raise_problems(problems, heading)
+    summary = summarise(scores, names)
+    summary["nsd_tolerance_mm"] = nsd_tolerance
+    return scores, summary
+
+
+def _grid_problems(pairs: Pairs) -> list[str]:
+    return [problem for case, pair in pairs.items() for problem in grid_problems(case, *pair)]
+
+
+def _pair_files(predictions: Path, labels: Path) -> tuple[dict[str, tuple[Path, Path]], list[str], list[str]]:
+    """{case: (prediction, reference)} of all references, problems, and warnings."""
     problems: list[str] = []
     predicted = find_label_images(predictions, problems)
     references = find_label_images(labels, problems)
@@ -103,10 +131,8 @@ def _pair_files(predictions: Path, labels: Path, heading: str) -> tuple[dict[str
             problems.append(f"{case}: no prediction for {reference}")
             continue
         pairs[case] = (predicted[case], reference)
-        problems += grid_problems(case, *pairs[case])
-    raise_problems(problems, heading)
     extra = sorted(predicted.keys() - references.keys())
-    return pairs, [f"{predicted[case]}: has no reference and is not scored" for case in extra]
+    return pairs, problems, [f"{predicted[case]}: has no reference and is not scored" for case in extra]
 
 
 def _names_found(labels: Path, references: Sequence[Path]) -> dict[int, str]:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-BLOCK_VALUES = 2**19  # values per block: 2 MiB in float32, about one core's second-level cache
+BLOCK_VALUES = 2**18  # values per block: 1 MiB in float32, half of one core's second-level cache
 
 
 class InstanceNormAct(nn.Module):
@@ -30,7 +30,7 @@ class InstanceNormAct(nn.Module):
         self.eps, self.slope = eps, slope
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type in ("cpu", "meta") and x.dtype in (torch.float32, torch.float64):
+        if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
             return _BlockedNormAct.apply(x, self.weight, self.bias, self.eps, self.slope)
         return batch_norm_act(x, self.weight, self.bias, self.eps, self.slope)
 

@@ -16,7 +16,7 @@ Curve = tuple[list[float], list[float]]
 DSFF_PANELS: Panels = {
     "share of kernels": {"dsff/density": "active", "dsff/ever_active": "ever active"},
     "update": {"dsff/fraction": "pruned fraction", "dsff/churn": "churn"},
-    "active kernels per flow": {f"dsff/share_{flow}": flow for flow in ("forward", "up", "down")},
+    "share of active kernels by flow": {f"dsff/share_{flow}": flow for flow in ("forward", "up", "down")},
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from omegaconf import DictConfig
 from e2enet.common.console import console
 from e2enet.common.errors import raise_problems
 from e2enet.data.layout import Case
-from e2enet.evaluation import score_folder, scores_table, write_scores
+from e2enet.evaluation import score_files, scores_table, write_scores
 from e2enet.inference.checkpoint import LoadedModel, load_model
 from e2enet.inference.predictor import WindowSettings, predict_cases
 from e2enet.inference.run import AMP_TYPES, resolve_device
@@ -57,16 +56,8 @@ def _score(
     # A resumed run has other weights than those that the files of an earlier end were predicted with.
     failures = predict_cases([model], cases, predictions, settings, overlay=config.final.overlay, overwrite=True)
     raise_problems([f"{case}: {reason}" for case, reason in failures.items()], f"{title} that cannot be predicted:")
-    with tempfile.TemporaryDirectory() as references:
-        # A dataset keeps the labels of all folds in one folder; these are the ones to be scored.
-        for case in cases:
-            assert case.label is not None
-            (Path(references) / f"{case.id}{model.file_ending}").symlink_to(case.label.resolve())
-        scores, summary, warnings = score_folder(
-            predictions, references, names=model.labels, nsd_tolerance=config.final.nsd_tolerance
-        )
-    for warning in warnings:
-        console.print(f"warning: {warning}", markup=False, highlight=False)
+    pairs = {case.id: (predictions / f"{case.id}{model.file_ending}", case.label) for case in cases if case.label}
+    scores, summary = score_files(pairs, model.labels, nsd_tolerance=config.final.nsd_tolerance)
     write_scores(scores_folder, scores, summary)
     console.print(scores_table(summary, title=title))
     return summary

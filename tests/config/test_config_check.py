@@ -58,7 +58,7 @@ def test_all_mistakes_are_told_at_once() -> None:
             "multiples of [2, 4, 4], e.g. [16, 32, 32]",
         ),
         ("dsff.density=1", "use dsff=dense"),
-        ("training.validate_every=50", "more than training.epochs=10"),
+        ("training.validate_every=50", "more than training.epochs=20"),
         ("training.precision=16-mixed trainer.accelerator=cpu", "needs a GPU"),
         ("training.optimizer._target_=torch.optim.Adamm", "cannot be imported"),
         ("training.optimizer.momentum=0.9", "training.optimizer.momentum: unknown key"),
