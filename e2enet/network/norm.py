@@ -30,7 +30,8 @@ class InstanceNormAct(nn.Module):
         self.eps, self.slope = eps, slope
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
+        blocked = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+        if blocked and not torch.compiler.is_compiling():  # a compiler fuses by itself and would unroll the blocks
             return _BlockedNormAct.apply(x, self.weight, self.bias, self.eps, self.slope)
         return batch_norm_act(x, self.weight, self.bias, self.eps, self.slope)
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -123,7 +124,21 @@ def shift_concat(sources: Sequence[Tensor], shift_size: int = 3) -> Tensor:
     if len(dtypes) > 1:
         lowest = min(dtypes, key=lambda dtype: dtype.itemsize)
         sources = [source.to(lowest) for source in sources]
+    if torch.compiler.is_compiling():  # a compiler fuses plain operations by itself
+        return torch.cat(
+            [
+                shift_depth(sources[slab.source][:, slab.start : slab.stop], slab.shift)
+                for slab in plan_slabs([source.shape[1] for source in sources], shift_size)
+            ],
+            dim=1,
+        )
     return _ShiftConcat.apply(shift_size, *sources)
+
+
+def shift_depth(x: Tensor, shift: int) -> Tensor:
+    """Move (B, C, D, H, W) by `shift` slices along depth, zero-filled: +1 means out[d] = in[d - 1]."""
+    before, after = max(shift, 0), max(-shift, 0)
+    return F.pad(x, (0, 0, 0, 0, before, after)).narrow(2, after, x.shape[2])
 
 
 def check_shift_size(shift_size: int) -> None:
