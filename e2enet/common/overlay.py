@@ -100,7 +100,8 @@ def _paint(panel: Any, labels: np.ndarray, colours: Mapping[int, Colour], view: 
         inside = labels == value
         fill[inside] = (*colour[:3], FILL_OPACITY)
         if inside.any() and not inside.all() and min(labels.shape) >= 2:
-            panel.contour(inside.astype(float), levels=[0.5], colors=[colour], linewidths=1.0, origin="lower")
+            # No `origin` here: with one, contour takes voxel centres at halves, where imshow has whole numbers.
+            panel.contour(inside.astype(float), levels=[0.5], colors=[colour], linewidths=1.0)
     panel.imshow(fill, **view)
 
 
