@@ -98,3 +98,10 @@ def test_a_mistake_in_a_sweep_stops_it_before_the_first_job(tiny: list[str], tmp
     assert done.returncode == 2 and not (tmp_path / "sweep").exists()
     assert "dsff.density=7: expected" in done.stderr and "did you mean training?" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_presets_win_over_the_primary_config() -> None:
+    assert compose_config(["debug=overfit_one_case"]).fold == "all"
+    assert compose_config(["debug=overfit_one_case"]).final.predict is False
+    assert compose_config(["debug=one_batch"]).final.max_cases == 1
+    assert compose_config(["debug=overfit_one_case", "fold=2"]).fold == 2
