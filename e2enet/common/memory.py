@@ -12,7 +12,7 @@ def keep_freed_memory() -> bool:
     """Let malloc keep what tensors free, instead of giving it back to the system and asking for it anew.
 
     glibc serves large requests with fresh pages, which the system clears at first touch. A network on the CPU frees and
-    takes the same gigabytes at every step, so this clearing is a third of its time (docs/performance.md). Call it once
+    takes the same gigabytes at every step, so this clearing is a fifth of its time (docs/performance.md). Call it once
     per process, before large tensors are made. The price: memory once taken stays with the process.
 
     Returns False where the C library has no such setting (macOS, Windows, musl).
