@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -81,3 +82,17 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def content_key(content: Any) -> str:
+    """SHA-256 of plain containers, independent of the order of their keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def file_states(files: Iterable[Path]) -> list[Any]:
+    """Name, size in bytes and modification time of each file: what tells a changed raw file from the one
+    used.
+
+    Contents are not read: hashing a terabyte of scans at every start would cost more than it saves.
+    """
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, TypedDict
 
 import lightning
 import torch
 from torch.utils.data import DataLoader
 
 from e2enet.common.errors import InputError, raise_problems
-from e2enet.data.augmentation import AUGMENTATIONS, build_augmentation
-from e2enet.data.layout import Case, RawDataset
-from e2enet.data.phantom import phantom_settings
-from e2enet.data.plan import Plan, plan_dataset
-from e2enet.data.prepare import PreparedCase, prepare_cases
+from e2enet.data.augmentation.recipe import AUGMENTATIONS, build_augmentation
+from e2enet.data.formats.layout import Case, RawDataset
+from e2enet.data.planning.plan import Plan, plan_dataset
+from e2enet.data.preparation.store import PreparedCase, prepare_cases
 from e2enet.data.sampling import CaseDataset, EpochSampler, PatchDataset
-from e2enet.data.sources import DataSource, MSDSource, NNUNetSource, PhantomSource
+from e2enet.data.sources import DataSource
 from e2enet.data.splits import NUM_FOLDS, five_fold
 
 PLAN_KEYS = ("kind", "spacing", "patch_size", "strides", "batch_size", "memory_gb")
@@ -184,49 +183,6 @@ class SegmentationDataModule(lightning.LightningDataModule):
         if self._prepared is None:
             raise RuntimeError("call setup() before asking for a data loader")
         return self._prepared
-
-
-class MSDDataModule(SegmentationDataModule):
-    """A dataset in Medical Segmentation Decathlon layout at `root/name`."""
-
-    def __init__(
-        self, *, name: str, root: str | Path, prepared_root: str | Path, **options: Unpack[DataOptions]
-    ) -> None:
-        super().__init__(MSDSource(Path(root) / name), prepared_root=prepared_root, **options)
-
-
-class NNUNetDataModule(SegmentationDataModule):
-    """A dataset in nnU-Net raw layout at `root/name`."""
-
-    def __init__(
-        self, *, name: str, root: str | Path, prepared_root: str | Path, **options: Unpack[DataOptions]
-    ) -> None:
-        super().__init__(NNUNetSource(Path(root) / name), prepared_root=prepared_root, **options)
-
-
-class PhantomDataModule(SegmentationDataModule):
-    """The phantom, generated at `root/name_<hash>`; its parameters are those of `write_phantom`.
-
-    `phantom_seed` decides the phantom; `seed`, as everywhere, the samples drawn from it.
-    """
-
-    def __init__(
-        self,
-        *,
-        root: str | Path,
-        prepared_root: str | Path,
-        name: str = "phantom",
-        num_train: int = 20,
-        num_test: int = 4,
-        shape: Sequence[int] = (64, 64, 24),
-        spacing: Sequence[float] = (1.0, 1.0, 3.0),
-        phantom_seed: int = 0,
-        **options: Unpack[DataOptions],
-    ) -> None:
-        settings = phantom_settings(
-            num_train=num_train, num_test=num_test, shape=shape, spacing=spacing, seed=phantom_seed
-        )
-        super().__init__(PhantomSource(Path(root), name, settings), prepared_root=prepared_root, **options)
 
 
 def limit_worker_threads(worker: int) -> None:

@@ -17,8 +17,8 @@ from torch.utils.data import Dataset, Sampler
 from torchio.data.sampler.sampler import PatchSampler
 
 from e2enet.common.errors import InputError
-from e2enet.data.augmentation import Augmentation
-from e2enet.data.prepare import PreparedCase
+from e2enet.data.augmentation.recipe import Augmentation
+from e2enet.data.preparation.store import PreparedCase
 
 Key = tuple[int, int]
 Triple = tuple[int, int, int]

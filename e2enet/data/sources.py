@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from e2enet.data.layout import RawDataset, read_msd, read_nnunet
-from e2enet.data.phantom import phantom_folder_name, write_phantom
+from e2enet.data.formats.layout import RawDataset, read_msd, read_nnunet
+from e2enet.data.synthetic.phantom import phantom_folder_name, write_phantom
 
 
 class DataSource(Protocol):

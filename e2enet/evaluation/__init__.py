@@ -2,8 +2,7 @@
 
 from e2enet.evaluation.folder import score_files, score_folder, write_scores
 from e2enet.evaluation.metrics import dice, hd95, nsd
-from e2enet.evaluation.scores import Score, score_case, summarise
-from e2enet.evaluation.table import scores_table
+from e2enet.evaluation.scores import Score, score_case, scores_table, summarise
 
 __all__ = [
     "Score",

@@ -9,7 +9,7 @@ from pathlib import Path
 from e2enet.common.console import console
 from e2enet.common.errors import exit_on_input_error
 from e2enet.evaluation.folder import score_folder, write_scores
-from e2enet.evaluation.table import scores_table
+from e2enet.evaluation.scores import scores_table
 
 DESCRIPTION = """\
 Dice, normalised surface Dice (NSD) and 95th-percentile Hausdorff distance (HD95) of predicted label images

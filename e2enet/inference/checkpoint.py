@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from e2enet.common.errors import InputError, raise_problems
-from e2enet.data.plan import Plan
+from e2enet.data.planning.plan import Plan
 from e2enet.network.build import build_network
 
 # Where the network sits in the training module; torch.compile adds the second prefix.

@@ -13,9 +13,9 @@ from e2enet.common.console import console
 from e2enet.common.errors import InputError
 from e2enet.common.files import atomic_path
 from e2enet.common.overlay import save_overlay
-from e2enet.data.layout import Case
-from e2enet.data.preprocess import preprocess, restore_labels, restore_probabilities
-from e2enet.data.volume import Volume, read_label, read_volume, to_native, write_label_image
+from e2enet.data.formats.layout import Case
+from e2enet.data.formats.volume import Volume, read_label, read_volume, to_native, write_label_image
+from e2enet.data.preparation.preprocess import preprocess, restore_labels, restore_probabilities
 from e2enet.inference.checkpoint import LoadedModel
 from e2enet.inference.progress import CaseProgress, show_progress
 from e2enet.inference.sliding_window import count_windows, predict_probabilities

@@ -6,7 +6,7 @@ import torch
 
 from e2enet.common.console import console
 from e2enet.common.errors import InputError
-from e2enet.data.layout import find_cases
+from e2enet.data.formats.layout import find_cases
 from e2enet.inference.checkpoint import load_ensemble
 from e2enet.inference.config import PredictConfig
 from e2enet.inference.predictor import WindowSettings, predict_cases

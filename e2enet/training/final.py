@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from e2enet.common.console import console
 from e2enet.common.errors import raise_problems
-from e2enet.data.layout import Case
+from e2enet.data.formats.layout import Case
 from e2enet.evaluation import score_files, scores_table, write_scores
 from e2enet.inference.checkpoint import LoadedModel, load_model
 from e2enet.inference.predictor import WindowSettings, predict_cases

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from e2enet.data.plan import Plan
+from e2enet.data.planning.plan import Plan
 from e2enet.inference.sliding_window import predict_probabilities
 from e2enet.network.build import build_network
 from e2enet.training.losses import DeepSupervisionLoss

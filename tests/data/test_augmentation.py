@@ -9,9 +9,9 @@ import torchio as tio
 from scipy import ndimage
 
 from e2enet.common.errors import InputError
-from e2enet.data import augment_intensity as intensity
-from e2enet.data.augment_spatial import RandomRotateScale, RotateScale, rotation_matrix
-from e2enet.data.augmentation import build_augmentation
+from e2enet.data.augmentation import intensity as intensity
+from e2enet.data.augmentation.recipe import build_augmentation
+from e2enet.data.augmentation.spatial import RandomRotateScale, RotateScale, rotation_matrix
 
 PATCH = (6, 8, 10)
 CHANNEL = np.random.default_rng(0).normal(size=PATCH).astype(np.float32)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from e2enet.common.errors import InputError
-from e2enet.data.datamodule import MSDDataModule, NNUNetDataModule, PhantomDataModule
+from e2enet.data.datasets import MSDDataModule, NNUNetDataModule, PhantomDataModule
 from e2enet.data.splits import five_fold
 
 PATCH = (8, 16, 16)

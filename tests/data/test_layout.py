@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from e2enet.common.errors import InputError
-from e2enet.data.layout import find_cases, read_msd, read_nnunet
+from e2enet.data.formats.layout import find_cases, read_msd, read_nnunet
 
 
 def touch(*paths: Path) -> None:

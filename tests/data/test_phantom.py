@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from e2enet.common.errors import InputError
-from e2enet.data.phantom import phantom_folder_name, phantom_settings, write_phantom
-from e2enet.data.phantom_anatomy import ORGANS, cone_radii, draw_case
+from e2enet.data.synthetic.phantom import phantom_folder_name, phantom_settings, write_phantom
+from e2enet.data.synthetic.phantom_anatomy import ORGANS, cone_radii, draw_case
 
 SMALL = {"num_train": 2, "num_test": 1, "shape": (32, 32, 12), "spacing": (1.0, 1.0, 3.0), "seed": 3}
 

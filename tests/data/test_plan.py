@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from e2enet.common.errors import InputError
-from e2enet.data.fingerprint import CaseFingerprint, Fingerprint
-from e2enet.data.plan import Plan, make_plan, resampled_shape, target_spacing
-from e2enet.data.topology import feature_map_size, total_stride
+from e2enet.data.planning.fingerprint import CaseFingerprint, Fingerprint
+from e2enet.data.planning.plan import Plan, make_plan, resampled_shape, target_spacing
+from e2enet.data.planning.topology import feature_map_size, total_stride
 
 INTENSITIES = {"mean": 100.0, "std": 20.0, "percentile_00_5": -50.0, "percentile_99_5": 200.0}
 

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from e2enet.common.errors import InputError
-from e2enet.data import fingerprint as fingerprint_module
-from e2enet.data.fingerprint import Fingerprint, compute_fingerprint
-from e2enet.data.layout import RawDataset, read_msd
-from e2enet.data.plan import Plan, plan_dataset
-from e2enet.data.prepare import prepare_cases, sample_coordinates
-from e2enet.data.preprocess import preprocess, restore_labels
-from e2enet.data.volume import read_label, read_volume, to_native
+from e2enet.data.formats.layout import RawDataset, read_msd
+from e2enet.data.formats.volume import read_label, read_volume, to_native
+from e2enet.data.planning import fingerprint as fingerprint_module
+from e2enet.data.planning.fingerprint import Fingerprint, compute_fingerprint
+from e2enet.data.planning.plan import Plan, plan_dataset
+from e2enet.data.preparation.preprocess import preprocess, restore_labels
+from e2enet.data.preparation.store import prepare_cases, sample_coordinates
 
 SHAPE = (12, 14, 6)
 

@@ -8,16 +8,15 @@ import numpy as np
 import pytest
 
 from e2enet.common.errors import InputError
-from e2enet.data.crop import crop_to_nonzero, nonzero_mask
-from e2enet.data.plan import Plan
-from e2enet.data.preprocess import (
+from e2enet.data.formats.volume import Geometry, Volume, crop_to_nonzero, nonzero_mask
+from e2enet.data.planning.plan import Plan
+from e2enet.data.preparation.preprocess import (
     normalise,
     preprocess,
     preprocess_label,
     restore_labels,
     restore_probabilities,
 )
-from e2enet.data.volume import Geometry, Volume
 
 RNG = np.random.default_rng(0)
 ZSCORE = {"scheme": "zscore", "nonzero": False}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from e2enet.data.resample import (
+from e2enet.data.preparation.resample import (
     keep_largest,
     nearest_indices,
     resample_image,

@@ -12,8 +12,8 @@ import torchio as tio
 from torch.utils.data import DataLoader
 
 from e2enet.common.errors import InputError
-from e2enet.data.augmentation import build_augmentation
-from e2enet.data.prepare import PreparedCase, sample_coordinates
+from e2enet.data.augmentation.recipe import build_augmentation
+from e2enet.data.preparation.store import PreparedCase, sample_coordinates
 from e2enet.data.sampling import (
     CaseDataset,
     EpochSampler,

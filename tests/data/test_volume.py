@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from e2enet.common.errors import InputError
-from e2enet.data.volume import (
+from e2enet.data.formats.volume import (
     choose_depth_axis,
     read_geometry,
     read_label,

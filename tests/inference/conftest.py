@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from e2enet.data.plan import Plan
+from e2enet.data.planning.plan import Plan
 from e2enet.network import E2ENet
 
 STRIDES = ((1, 2, 2), (2, 2, 2))

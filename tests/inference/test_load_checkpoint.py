@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from e2enet.common.errors import InputError
-from e2enet.data.plan import Plan
+from e2enet.data.planning.plan import Plan
 from e2enet.inference.checkpoint import load_ensemble, load_model
 from e2enet.network import E2ENet
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from e2enet.common.errors import InputError, raise_problems
 from e2enet.common.files import read_json
-from e2enet.data.naming import FILE_ENDINGS, Case, case_id, find_cases, group_modalities, visible_files
+from e2enet.data.formats.naming import FILE_ENDINGS, Case, case_id, find_cases, group_modalities, visible_files
 
 __all__ = ["Case", "RawDataset", "find_cases", "read_msd", "read_nnunet"]
 

@@ -12,11 +12,16 @@ import numpy as np
 
 from e2enet.common.console import track
 from e2enet.common.errors import InputError, raise_problems
-from e2enet.common.files import read_json, write_json
-from e2enet.data.crop import crop_to_nonzero
-from e2enet.data.keys import content_key, file_states
-from e2enet.data.layout import Case, RawDataset
-from e2enet.data.volume import choose_depth_axis, read_label, read_ras_spacing, read_volume, require_same_grid
+from e2enet.common.files import content_key, file_states, read_json, write_json
+from e2enet.data.formats.layout import Case, RawDataset
+from e2enet.data.formats.volume import (
+    choose_depth_axis,
+    crop_to_nonzero,
+    read_label,
+    read_ras_spacing,
+    read_volume,
+    require_same_grid,
+)
 
 # nnU-Net draws 1e8 voxels; the percentiles of 1e7 are the same to the digits that matter, in a tenth of the
 # memory.

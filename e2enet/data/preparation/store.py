@@ -17,13 +17,12 @@ import numpy as np
 
 from e2enet.common.console import track
 from e2enet.common.errors import InputError, raise_problems
-from e2enet.common.files import atomic_path, read_json, write_json
-from e2enet.data.fingerprint import check_label_values
-from e2enet.data.keys import content_key, file_states
-from e2enet.data.layout import Case, RawDataset
-from e2enet.data.plan import Plan
-from e2enet.data.preprocess import preprocess, preprocess_label
-from e2enet.data.volume import read_label, read_volume, require_same_grid
+from e2enet.common.files import atomic_path, content_key, file_states, read_json, write_json
+from e2enet.data.formats.layout import Case, RawDataset
+from e2enet.data.formats.volume import read_label, read_volume, require_same_grid
+from e2enet.data.planning.fingerprint import check_label_values
+from e2enet.data.planning.plan import Plan
+from e2enet.data.preparation.preprocess import preprocess, preprocess_label
 
 PREPARATION_VERSION = 1  # raise it when preprocessing changes, so that older caches are made anew
 MAX_COORDINATES = 10_000

@@ -12,9 +12,9 @@ import numpy as np
 
 from e2enet.common.errors import InputError, raise_problems
 from e2enet.common.files import read_json, write_json
-from e2enet.data.fingerprint import Fingerprint, cached_fingerprint
-from e2enet.data.layout import RawDataset
-from e2enet.data.topology import (
+from e2enet.data.formats.layout import RawDataset
+from e2enet.data.planning.fingerprint import Fingerprint, cached_fingerprint
+from e2enet.data.planning.topology import (
     Strides,
     Triple,
     fit_batch,

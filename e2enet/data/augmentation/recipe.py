@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torchio as tio
 
 from e2enet.common.errors import InputError
-from e2enet.data.augment_intensity import (
+from e2enet.data.augmentation.intensity import (
     RandomPerChannel,
     blur,
     change_gamma,
@@ -22,7 +22,7 @@ from e2enet.data.augment_intensity import (
     multiply,
     scale_contrast,
 )
-from e2enet.data.augment_spatial import RandomRotateScale
+from e2enet.data.augmentation.spatial import RandomRotateScale
 
 AUGMENTATIONS = ("nnunet", "mirror", "none")
 

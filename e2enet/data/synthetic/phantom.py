@@ -18,7 +18,7 @@ import numpy as np
 
 from e2enet.common.errors import InputError, raise_problems
 from e2enet.common.files import atomic_path, read_json, write_json
-from e2enet.data.phantom_anatomy import MINIMUM_SHAPE, ORGANS, draw_case
+from e2enet.data.synthetic.phantom_anatomy import MINIMUM_SHAPE, ORGANS, draw_case
 
 # Part of what a finished folder is compared by: raise it when the same parameters no longer give the same
 # voxels.

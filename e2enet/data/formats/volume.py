@@ -22,6 +22,8 @@ from e2enet.common.files import atomic_path
 GRID_TOLERANCE_MM = 1e-3
 TIE_TOLERANCE = 0.01
 
+Box = tuple[slice, slice, slice]
+
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
@@ -152,6 +154,27 @@ def to_native(array: np.ndarray, geometry: Geometry) -> np.ndarray:
     back = orientations.ornt_transform(ras_table, geometry.orientation)
     ras = np.moveaxis(array, 0, geometry.depth_axis)
     return np.ascontiguousarray(orientations.apply_orientation(ras, back))
+
+
+def crop_to_nonzero(array: np.ndarray) -> Box:
+    """The smallest box of (D, H, W) outside which every channel of (C, D, H, W) is zero. InputError where all
+    is zero."""
+    nonzero = np.any(array != 0, axis=0)
+    if not nonzero.any():
+        raise InputError("the image is zero everywhere")
+    parts = []
+    for axis in range(3):
+        occupied = np.flatnonzero(nonzero.any(axis=tuple(other for other in range(3) if other != axis)))
+        parts.append(slice(int(occupied[0]), int(occupied[-1]) + 1))
+    return parts[0], parts[1], parts[2]
+
+
+def nonzero_mask(array: np.ndarray) -> np.ndarray:
+    """True where any channel of (C, D, H, W) is nonzero, and in holes that this encloses (dark ventricles are
+    inside)."""
+    from scipy.ndimage import binary_fill_holes
+
+    return binary_fill_holes(np.any(array != 0, axis=0))
 
 
 def require_same_grid(first: Geometry, second: Geometry, names: str, tolerance: float = GRID_TOLERANCE_MM) -> None:

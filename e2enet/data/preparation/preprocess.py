@@ -10,10 +10,15 @@ from typing import Any
 import numpy as np
 
 from e2enet.common.errors import InputError
-from e2enet.data.crop import Box, crop_to_nonzero, nonzero_mask
-from e2enet.data.plan import Plan, resampled_shape
-from e2enet.data.resample import keep_largest, resample_image, resample_label, resample_linear, separate_axis
-from e2enet.data.volume import Volume
+from e2enet.data.formats.volume import Box, Volume, crop_to_nonzero, nonzero_mask
+from e2enet.data.planning.plan import Plan, resampled_shape
+from e2enet.data.preparation.resample import (
+    keep_largest,
+    resample_image,
+    resample_label,
+    resample_linear,
+    separate_axis,
+)
 
 MIN_STD = 1e-8
 

@@ -1,0 +1,1 @@
+"""What happens to a training patch: rotation, scaling, intensities, mirroring."""

@@ -1,0 +1,1 @@
+"""From a dataset to its plan: fingerprint, spacing, patch, strides, batch and normalisation."""

@@ -1,0 +1,1 @@
+"""From raw images to prepared cases: crop, resample, normalise, store."""

@@ -1,0 +1,1 @@
+"""Datasets that the project writes itself: the phantom, and small look-alikes of public datasets."""
