@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from e2enet.network.layers import PlaneConv3d
+from e2enet.network.layers import PlaneConv3d, Triple
 from e2enet.network.norm import InstanceNormAct
 from e2enet.network.shift import check_shift_size, shift_concat
-
-Triple = tuple[int, int, int]
 
 
 class ConvBlock(nn.Module):
@@ -31,7 +29,7 @@ class ConvBlock(nn.Module):
         check_shift_size(shift_size)
         self.shift_size = shift_size
         depth, height, width = (size // 2 for size in kernel_size)
-        self.conv = PlaneConv3d(in_channels, out_channels, kernel_size, stride, (depth, height, width))
+        self.conv = PlaneConv3d(in_channels, out_channels, kernel_size, stride, (depth, height, width), normalised=True)
         self.norm = InstanceNormAct(out_channels)
 
     def forward(self, *sources: Tensor) -> Tensor:

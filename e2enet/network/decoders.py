@@ -30,7 +30,7 @@ class FusionNode(nn.Module):
         shift_size: int,
     ) -> None:
         super().__init__()
-        self.up = StrideUp3d(deeper, features, up_stride)
+        self.up = StrideUp3d(deeper, features, up_stride, blocks=True)
         self.down = None if down_stride is None else StrideMaxPool3d(down_stride)
         flows = {"forward": features, "up": features, "down": 0 if self.down is None else shallower}
         self.blocks = stack_blocks(
@@ -95,7 +95,9 @@ class UNetDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.num_heads = len(strides)
-        self.ups = nn.ModuleList(StrideUp3d(features[i + 1], features[i], stride) for i, stride in enumerate(strides))
+        self.ups = nn.ModuleList(
+            StrideUp3d(features[i + 1], features[i], stride, blocks=True) for i, stride in enumerate(strides)
+        )
         self.stages: Sequence[BlockStack] = nn.ModuleList(  # type: ignore[assignment]
             stack_blocks(2 * width, width, 2, kernel_size=kernel_size, shift_size=shift_size) for width in features[:-1]
         )

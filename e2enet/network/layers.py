@@ -7,22 +7,60 @@ stride is one matrix product of voxels by weights.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Triple = tuple[int, int, int]
+
 
 class PlaneConv3d(nn.Conv3d):
-    """`nn.Conv3d`, run as a 2D convolution of slices where its kernel has depth 1 and no depth padding."""
+    """`nn.Conv3d`, run as a 2D convolution of slices where its kernel has depth 1 and no depth padding.
+
+    With `normalised=True` an instance norm follows, which subtracts the bias again: the bias's gradient is zero. It is
+    then given as zero, instead of summing a volume for rounding errors, which AdamW would turn into a random walk.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Triple,
+        stride: Triple = (1, 1, 1),
+        padding: Triple = (0, 0, 0),
+        *,
+        normalised: bool = False,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding)
+        self.normalised = normalised
 
     def forward(self, x: Tensor) -> Tensor:
-        flat = self.kernel_size[0] == 1 and self.padding[0] == 0 and self.groups == 1
-        if not flat:
-            return super().forward(x.contiguous(memory_format=torch.channels_last_3d))
-        stride_depth, *stride_plane = self.stride
-        planes, batch = to_planes(x[:, :, ::stride_depth]), x.shape[0]
-        out = F.conv2d(planes, self.weight.squeeze(2), self.bias, tuple(stride_plane), self.padding[1:])
-        return from_planes(out, batch)
+        assert self.bias is not None
+        bias = self.bias.detach() if self.normalised else self.bias
+        if self.kernel_size[0] == 1 and self.padding[0] == 0:
+            stride_depth, *stride_plane = self.stride
+            planes, batch = to_planes(x[:, :, ::stride_depth]), x.shape[0]
+            plane_padding = tuple(int(size) for size in self.padding[1:])
+            out = F.conv2d(planes, self.weight.squeeze(2), bias, tuple(stride_plane), plane_padding)
+            out = from_planes(out, batch)
+        else:
+            out = self._conv_forward(x.contiguous(memory_format=torch.channels_last_3d), self.weight, bias)
+        return _WithoutGradient.apply(out, self.bias) if self.normalised else out
+
+
+class _WithoutGradient(torch.autograd.Function):
+    """The first tensor as it is; the second gets a gradient of zeros, as if the first did not depend on it."""
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, parameter: Tensor) -> Tensor:
+        ctx.save_for_backward(parameter)
+        return out.view_as(out)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return grad, torch.zeros_like(ctx.saved_tensors[0])
 
 
 def to_planes(x: Tensor) -> Tensor:
@@ -43,11 +81,16 @@ class StrideUp3d(nn.ConvTranspose3d):
     """`nn.ConvTranspose3d` with kernel = stride and no padding, as one matrix product.
 
     Output voxel (s d + a, ..) takes input voxel d times weight[:, :, a, ..]: no two products meet in a voxel, so
-    (voxels, C_in) @ (C_in, C_out * volume) holds every output value once and only has to be laid out.
+    (voxels, C_in) @ (C_in, C_out * volume) holds every output value once and only has to be laid out. With
+    `blocks=True` even that is left to whoever reads it: the output is a view (B, C_out, D, sd, H, sh, W, sw) of the
+    product, as `shift_concat` takes it.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: tuple[int, int, int]) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: tuple[int, int, int], *, blocks: bool = False
+    ) -> None:
         super().__init__(in_channels, out_channels, stride, stride, bias=False)
+        self.blocks = blocks
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         batch, _, depth, height, width = x.shape
@@ -55,8 +98,11 @@ class StrideUp3d(nn.ConvTranspose3d):
         weight = self.weight.permute(0, 2, 3, 4, 1).reshape(self.in_channels, -1)
         out = x.permute(0, 2, 3, 4, 1) @ weight
         out = out.view(batch, depth, height, width, sd, sh, sw, self.out_channels)
-        out = out.permute(0, 1, 4, 2, 5, 3, 6, 7)
-        out = out.reshape(batch, depth * sd, height * sh, width * sw, self.out_channels)
+        out = out.permute(0, 7, 1, 4, 2, 5, 3, 6)
+        if self.blocks:
+            return out
+        # Through (B, D, H, W, C), so that the copy that this takes is channels-last.
+        out = out.permute(0, 2, 3, 4, 5, 6, 7, 1).reshape(batch, depth * sd, height * sh, width * sw, -1)
         return out.permute(0, 4, 1, 2, 3)
 
 

@@ -2,22 +2,22 @@
 
 torch's instance norm leaves the channels-last layout, and its channels-last batch norm adds up a whole volume in
 float32, voxel after voxel, which loses digits on large patches (errors of 2e-3 in the golden outputs, where 1e-4 is
-allowed). On the CPU both passes run here over blocks of voxels that fit the cache: sums of blocks keep their digits,
-and the activation finds its input still in the cache. On other devices, and in half precision, whose inputs carry
-three digits, torch's batch norm of each sample serves.
+allowed). On the CPU compiled loops do both passes here: x is read twice and y written once, where a chain of tensor
+operations takes four times as long. On other devices, and in half precision, whose inputs carry three digits, torch's
+batch norm of each sample serves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-BLOCK_VALUES = 2**18  # values per block: 1 MiB in float32, half of one core's second-level cache
+from e2enet.network.compiled import as_array, parts, run_parts
 
 
 class InstanceNormAct(nn.Module):
@@ -30,9 +30,9 @@ class InstanceNormAct(nn.Module):
         self.eps, self.slope = eps, slope
 
     def forward(self, x: Tensor) -> Tensor:
-        blocked = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-        if blocked and not torch.compiler.is_compiling():  # a compiler fuses by itself and would unroll the blocks
-            return _BlockedNormAct.apply(x, self.weight, self.bias, self.eps, self.slope)
+        looped = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+        if looped and not torch.compiler.is_compiling():  # torch's compiler fuses by itself
+            return _LoopedNormAct.apply(x, self.weight, self.bias, self.eps, self.slope)
         return batch_norm_act(x, self.weight, self.bias, self.eps, self.slope)
 
 
@@ -42,79 +42,86 @@ def batch_norm_act(x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: f
     return F.leaky_relu(samples[0] if len(samples) == 1 else torch.cat(samples), slope, inplace=True)
 
 
-class _BlockedNormAct(torch.autograd.Function):
-    """leaky_relu(scale * x + offset), scale = weight / std, offset = bias - mean * scale, per sample and channel."""
+class _LoopedNormAct(torch.autograd.Function):
+    """leaky_relu((x - mean) * scale + bias), scale = weight / std, per sample and channel."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float) -> Tensor:
         rows = voxel_rows(x)
         y = torch.empty_like(rows)
-        means, rstds = [], []
-        for sample, out in zip(rows, y, strict=True):
+        ctx.constants, ctx.rstds = [], []
+        for sample, out in zip(as_array(rows), as_array(y), strict=True):
             mean, variance = channel_moments(sample)
-            rstd = torch.rsqrt(variance + eps)
-            scale = weight * rstd
-            offset = bias - mean * scale
-            for part, target in _blocks(sample, out):
-                F.leaky_relu_(torch.mul(part, scale, out=target).add_(offset), slope)
-            means.append(mean)
-            rstds.append(rstd)
-        ctx.save_for_backward(rows, y, weight, torch.stack(means), torch.stack(rstds))
-        ctx.slope = slope
+            rstd = 1 / np.sqrt(variance + eps)
+            values = mean, as_array(weight) * rstd, as_array(bias), np.float64(slope)
+            constants = tuple(value.astype(sample.dtype) for value in values)
+            _normalise(sample, constants, out)
+            ctx.constants.append(constants)
+            ctx.rstds.append(rstd)
+        ctx.save_for_backward(rows)
         return _from_rows(y, x.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, y, weight, means, rstds = ctx.saved_tensors
+        (rows,) = ctx.saved_tensors
         grads = voxel_rows(grad)
         grad_x = torch.empty_like(rows)
-        sums = [
-            _backward_sample(g, out, x, mean, rstd, into, weight, ctx.slope)
-            for g, out, x, mean, rstd, into in zip(grads, y, rows, means, rstds, grad_x, strict=True)
-        ]
-        grad_weight, grad_bias = (torch.stack(part).sum(0) for part in zip(*sums, strict=True))
+        samples = zip(as_array(grads), as_array(rows), ctx.constants, ctx.rstds, as_array(grad_x), strict=True)
+        sums = [_backward_sample(*sample) for sample in samples]
+        grad_weight, grad_bias = (
+            torch.from_numpy(np.sum(part, axis=0)).to(grad.dtype) for part in zip(*sums, strict=True)
+        )
         return _from_rows(grad_x, grad.shape), grad_weight, grad_bias, None, None
 
 
+def _normalise(x: np.ndarray, constants: tuple[np.ndarray, ...], y: np.ndarray) -> None:
+    from e2enet.network import norm_loops
+
+    run_parts(lambda _, start, stop: norm_loops.normalise(x, *constants, start, stop, y), *x.shape)
+
+
 def _backward_sample(
-    grad: Tensor, y: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, grad_x: Tensor, weight: Tensor, slope: float
-) -> tuple[Tensor, Tensor]:
+    grad: np.ndarray, x: np.ndarray, constants: tuple[np.ndarray, ...], rstd: np.ndarray, grad_x: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Fill `grad_x` of one sample, rows (voxels, C); return the gradients of weight and bias.
 
     With g the gradient before the activation and n = (x - mean) * rstd:
     grad_x = weight * rstd * (g - average(g) - n * average(g * n)).
     """
-    sum_g, sum_gn = torch.zeros_like(mean), torch.zeros_like(mean)
-    for g, out, part, target in _blocks(grad, y, x, grad_x):
-        torch.ops.aten.leaky_relu_backward.grad_input(g, out, slope, True, grad_input=target)
-        normalised = (part - mean).mul_(rstd)
-        sum_g += target.sum(0)
-        sum_gn += normalised.mul_(target).sum(0)
-    count = len(x)
-    scale = weight * rstd
-    by_x = -scale * rstd * sum_gn / count
-    constant = -scale * sum_g / count - by_x * mean
-    for part, target in _blocks(x, grad_x):
-        target.mul_(scale).add_(constant).addcmul_(part, by_x)
+    from e2enet.network import norm_loops
+
+    sum_g, sum_gx = _sum_parts(lambda *part: norm_loops.add_gradient_sums(grad, x, *constants, *part), x)
+    sum_gn = sum_gx * rstd
+    scale = constants[1]
+    constant = (-scale * sum_g / len(x)).astype(x.dtype)
+    by_x = (-scale * rstd * sum_gn / len(x)).astype(x.dtype)
+    run_parts(
+        lambda _, start, stop: norm_loops.input_gradient(grad, x, *constants, constant, by_x, start, stop, grad_x),
+        *x.shape,
+    )
     return sum_gn, sum_g
 
 
-def channel_moments(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and (biased) variance of each channel of rows (voxels, C).
+def channel_moments(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and (biased) variance of each channel of rows (voxels, C), in float64.
 
-    Sums run over blocks, of values from which an estimate of the mean has been subtracted, so that neither a large mean
-    nor a large number of voxels costs digits.
+    From every value an estimate of the mean is subtracted before it is squared, so that a large mean costs no digits.
     """
-    blocks = [part for (part,) in _blocks(rows)]
-    centre = blocks[0].mean(0)
-    first, second = torch.zeros_like(centre), torch.zeros_like(centre)
-    for part in blocks:
-        centred = part - centre
-        first += centred.sum(0)
-        second += centred.mul_(centred).sum(0)
-    first /= len(rows)
-    return centre + first, (second / len(rows) - first * first).clamp_(min=0)
+    from e2enet.network import norm_loops
+
+    centre = rows[: min(512, len(rows))].mean(axis=0)
+    first, second = _sum_parts(lambda *part: norm_loops.add_moments(rows, centre, *part), rows)
+    first, second = first / len(rows), second / len(rows)
+    return centre + first, np.maximum(second - first * first, 0)
+
+
+def _sum_parts(add: Any, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sum `add(start, stop, first, second)` over the parts of rows (voxels, C): two float64 (C,)."""
+    sums = np.zeros((len(parts(*rows.shape)), 2, rows.shape[1]))
+    run_parts(lambda index, start, stop: add(start, stop, sums[index, 0], sums[index, 1]), *rows.shape)
+    first, second = sums.sum(axis=0)
+    return first, second
 
 
 def voxel_rows(x: Tensor) -> Tensor:
@@ -125,9 +132,3 @@ def voxel_rows(x: Tensor) -> Tensor:
 def _from_rows(rows: Tensor, shape: torch.Size) -> Tensor:
     batch, channels, *size = shape
     return rows.view(batch, *size, channels).permute(0, 4, 1, 2, 3)
-
-
-def _blocks(*rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Cut tensors (voxels, C) of one shape into the same blocks of about BLOCK_VALUES values."""
-    size = max(1, BLOCK_VALUES // rows[0].shape[1])
-    yield from zip(*(tensor.split(size) for tensor in rows), strict=True)

@@ -72,42 +72,76 @@ class _ShiftConcat(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, shift_size: int, *sources: Tensor) -> Tensor:
         first = sources[0]
-        batch, _, depth, height, width = first.shape
         ctx.slabs = plan_slabs([source.shape[1] for source in sources], shift_size)
-        ctx.shapes = [source.shape for source in sources]
+        ctx.templates = [_template(source) for source in sources]
         total = sum(source.shape[1] for source in sources)
+        size = whole_size(first)
         out = torch.empty(
-            (batch, total, depth, height, width),
-            dtype=first.dtype, device=first.device, memory_format=torch.channels_last_3d,
-        )  # fmt: skip
+            (len(first), total, *size), dtype=first.dtype, device=first.device, memory_format=torch.channels_last_3d
+        )
         for slab in ctx.slabs:
             target = out[:, slab.target : slab.target + slab.stop - slab.start]
-            _move(sources[slab.source][:, slab.start : slab.stop], target, slab.shift)
+            _move(sources[slab.source][:, slab.start : slab.stop], target, slab.shift, back=False)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grads: list[Tensor | None] = [
-            torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last_3d)
-            if needed else None
-            for shape, needed in zip(ctx.shapes, ctx.needs_input_grad[1:], strict=True)
-        ]  # fmt: skip
+        grads = [
+            torch.empty_like(template, dtype=grad.dtype, device=grad.device) if needed else None
+            for template, needed in zip(ctx.templates, ctx.needs_input_grad[1:], strict=True)
+        ]
         for slab in ctx.slabs:
             into = grads[slab.source]
             if into is not None:
                 part = grad[:, slab.target : slab.target + slab.stop - slab.start]
-                _move(part, into[:, slab.start : slab.stop], -slab.shift)
+                _move(into[:, slab.start : slab.stop], part, slab.shift, back=True)
         return None, *grads
 
 
-def _move(source: Tensor, target: Tensor, shift: int) -> None:
-    """Write `source` moved by `shift` slices into `target` (both (B, c, D, H, W)), zeros where nothing arrives."""
-    depth = source.shape[2]
-    kept, taken = overlap(depth, shift)
-    target[:, :, kept].copy_(source[:, :, taken])
-    target[:, :, : kept.start].zero_()
-    target[:, :, kept.stop :].zero_()
+def _template(source: Tensor) -> Tensor:
+    """A tensor without memory of the shape and the order in memory that the source's gradient takes."""
+    if source.ndim == 8:
+        return torch.empty_like(source, device="meta")
+    return torch.empty(source.shape, device="meta", memory_format=torch.channels_last_3d)
+
+
+def _move(source: Tensor, whole: Tensor, shift: int, *, back: bool) -> None:
+    """Write `source` moved by `shift` slices into `whole` (B, c, D, H, W), or, with `back`, the opposite.
+
+    What is written is zero where nothing arrives. A source of blocks, (B, c, D / sd, sd, H / sh, sh, W / sw, sw), is
+    moved one slice of its blocks at a time: slice a of block d lies at depth d sd + a, and a + shift = q sd + r puts
+    it into slice r of block d + q.
+    """
+    blocks = source if source.ndim == 8 else as_blocks(source, (1, 1, 1))
+    stride = blocks.shape[3]
+    cells = as_blocks(whole, (stride, blocks.shape[5], blocks.shape[7]))
+    for slice_in in range(stride):
+        moved_blocks, slice_out = divmod(slice_in + shift, stride)
+        there, here = overlap(blocks.shape[2], moved_blocks)
+        read, kept, write, taken = (
+            (cells[:, :, :, slice_out], there, blocks[:, :, :, slice_in], here)
+            if back
+            else (blocks[:, :, :, slice_in], here, cells[:, :, :, slice_out], there)
+        )
+        write[:, :, taken].copy_(read[:, :, kept])
+        write[:, :, : taken.start].zero_()
+        write[:, :, taken.stop :].zero_()
+
+
+def as_blocks(x: Tensor, stride: Sequence[int]) -> Tensor:
+    """View (B, C, D, H, W) as (B, C, D / sd, sd, H / sh, sh, W / sw, sw)."""
+    batch, channels, *size = x.shape
+    split = [part for edge, step in zip(size, stride, strict=True) for part in (edge // step, step)]
+    return x.view(batch, channels, *split)
+
+
+def whole_size(source: Tensor) -> tuple[int, int, int]:
+    """(D, H, W) of a tensor (B, C, D, H, W) or of its blocks (`as_blocks`)."""
+    if source.ndim == 5:
+        return source.shape[2], source.shape[3], source.shape[4]
+    _, _, depth, sd, height, sh, width, sw = source.shape
+    return depth * sd, height * sh, width * sw
 
 
 def shift_concat(sources: Sequence[Tensor], shift_size: int = 3) -> Tensor:
@@ -115,9 +149,12 @@ def shift_concat(sources: Sequence[Tensor], shift_size: int = 3) -> Tensor:
 
     Equal to `shift(torch.cat(sources, dim=1))`; the groups are those of the concatenated channels. The result is
     channels-last. One source and `shift_size` 1 is returned as it is. Sources of different dtype (autocast) are
-    brought to the lowest floating precision among them.
+    brought to the lowest floating precision among them. A source may come in blocks, as `StrideUp3d` can give it:
+    (B, C_k, D / sd, sd, H / sh, sh, W / sw, sw).
     """
     check_shift_size(shift_size)
+    if torch.compiler.is_compiling():  # a compiler fuses plain operations by itself
+        sources = [source.reshape(*source.shape[:2], *whole_size(source)) for source in sources]
     if shift_size == 1 and len(sources) == 1:
         return sources[0]
     dtypes = {source.dtype for source in sources}

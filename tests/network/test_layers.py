@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import e2enet.network.norm as norm
+import e2enet.network.compiled as compiled
 from e2enet.network.layers import PlaneConv3d, StrideMaxPool3d, StrideUp3d
 from e2enet.network.norm import InstanceNormAct, batch_norm_act, channel_moments
+from e2enet.network.shift import whole_size
 
 
 def same_forward_and_backward(ours: nn.Module, theirs: nn.Module, x: Tensor) -> None:
@@ -36,10 +37,27 @@ def test_plane_conv(batch, layout, kernel, stride) -> None:
     same_forward_and_backward(PlaneConv3d(*arguments).double(), nn.Conv3d(*arguments).double(), x)
 
 
-@pytest.mark.parametrize("stride", [(1, 2, 2), (2, 2, 2), (1, 1, 2), (3, 1, 2)])
-def test_stride_up(stride) -> None:
+@pytest.mark.parametrize("kernel", [(1, 3, 3), (3, 1, 3)])
+def test_a_normalised_conv_has_no_bias_gradient(kernel) -> None:
     torch.manual_seed(0)
-    ours = StrideUp3d(3, 5, stride).double()
+    arguments = (3, 4, kernel, (1, 1, 1), tuple(size // 2 for size in kernel))
+    ours, theirs = PlaneConv3d(*arguments, normalised=True).double(), nn.Conv3d(*arguments).double()
+    theirs.load_state_dict(ours.state_dict())
+    x, norm = torch.randn(2, 3, 5, 6, 8, dtype=torch.float64), nn.InstanceNorm3d(4)
+    for conv in (ours, theirs):
+        norm(conv(x)).pow(3).sum().backward()
+    torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
+    assert torch.equal(ours.bias.grad, torch.zeros(4, dtype=torch.float64))
+    torch.testing.assert_close(theirs.bias.grad, ours.bias.grad, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+@pytest.mark.parametrize("stride", [(1, 2, 2), (2, 2, 2), (1, 1, 2), (3, 1, 2)])
+def test_stride_up(stride, blocks: bool) -> None:
+    torch.manual_seed(0)
+    ours = StrideUp3d(3, 5, stride, blocks=blocks).double()
+    if blocks:
+        ours.register_forward_hook(lambda layer, args, out: out.reshape(2, 5, *whole_size(out)))
     theirs = nn.ConvTranspose3d(3, 5, stride, stride, bias=False).double()
     same_forward_and_backward(ours, theirs, torch.randn(2, 3, 3, 2, 4, dtype=torch.float64))
 
@@ -52,7 +70,7 @@ def test_max_pool_equals_torch() -> None:
 @pytest.mark.parametrize("block", [7, 50, 10**6])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_norm_act_equals_torch(block: int, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(norm, "BLOCK_VALUES", block)
+    monkeypatch.setattr(compiled, "VALUES_PER_PART", block)
     torch.manual_seed(1)
     ours = InstanceNormAct(4).double()
     nn.init.normal_(ours.weight)
@@ -73,8 +91,8 @@ class _Then(nn.Module):
         return F.leaky_relu(F.instance_norm(x, None, None, self.weight, self.bias, True, 0.0, 1e-5), 0.01)
 
 
-def test_gradcheck_of_the_blocked_norm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(norm, "BLOCK_VALUES", 40)
+def test_gradcheck_of_the_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "VALUES_PER_PART", 40)
     torch.manual_seed(0)
     layer = InstanceNormAct(3).double()
     x = torch.randn(2, 3, 2, 3, 4, dtype=torch.float64, requires_grad=True)
@@ -83,6 +101,27 @@ def test_gradcheck_of_the_blocked_norm(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda *tensors: torch.func.functional_call(layer, {"weight": tensors[1], "bias": tensors[2]}, tensors[0]),
         (x, weight, bias),
     )
+
+
+def test_threads_change_no_bit_of_the_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "VALUES_PER_PART", 100)
+    torch.manual_seed(0)
+    x, layer, threads = torch.randn(2, 5, 4, 6, 6), InstanceNormAct(5), torch.get_num_threads()
+    found = []
+    for count in (1, 3):
+        torch.set_num_threads(count)
+        source = x.clone().requires_grad_()
+        out = layer(source)
+        found.append([out, *torch.autograd.grad((out * x).sum(), [source, layer.weight, layer.bias])])
+    torch.set_num_threads(threads)
+    assert all(torch.equal(one, three) for one, three in zip(*found, strict=True))
+
+
+def test_nothing_finite_comes_of_nan() -> None:
+    x = torch.randn(1, 2, 3, 4, 4)
+    x[0, 1, 2, 3, 3] = torch.nan
+    out = InstanceNormAct(2)(x)
+    assert out[0, 0].isfinite().all() and out[0, 1].isnan().all()
 
 
 def test_the_path_of_other_devices_gives_the_same() -> None:
@@ -95,9 +134,9 @@ def test_the_path_of_other_devices_gives_the_same() -> None:
 def test_moments_of_large_volumes_keep_their_digits() -> None:
     torch.manual_seed(0)
     rows = torch.randn(400_000, 4) * 0.1 + 30  # mean 300 times the deviation
-    mean, variance = channel_moments(rows)
-    torch.testing.assert_close(mean.double(), rows.double().mean(0), rtol=1e-7, atol=0)
-    torch.testing.assert_close(variance.double(), rows.double().var(0, unbiased=False), rtol=1e-5, atol=0)
+    mean, variance = map(torch.from_numpy, channel_moments(rows.numpy()))
+    torch.testing.assert_close(mean, rows.double().mean(0), rtol=1e-7, atol=0)
+    torch.testing.assert_close(variance, rows.double().var(0, unbiased=False), rtol=1e-5, atol=0)
 
 
 def test_statistics_are_float32_for_bfloat16() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from benchmarks.transcription import shift_depth_plainly
-from e2enet.network.shift import DepthShift, group_shifts, overlap, plan_slabs, shift_concat
+from e2enet.network.shift import DepthShift, as_blocks, group_shifts, overlap, plan_slabs, shift_concat
 
 
 def test_group_sizes_follow_chunk() -> None:
@@ -36,6 +36,20 @@ def test_slabs_cut_where_source_or_shift_changes() -> None:
     assert [(s.source, s.start, s.stop, s.target, s.shift) for s in slabs] == [
         (0, 0, 3, 0, -1), (0, 3, 4, 3, 0), (1, 0, 2, 4, 0), (1, 2, 5, 6, 1),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("stride", [(1, 2, 2), (2, 2, 2), (3, 1, 2)])
+@pytest.mark.parametrize("shift_size", [1, 3, 5, 11])
+def test_blocks_give_what_their_whole_gives(stride: tuple[int, int, int], shift_size: int) -> None:
+    torch.manual_seed(0)
+    plain = torch.randn(2, 3, 6, 4, 4, dtype=torch.float64, requires_grad=True)
+    whole = torch.randn(2, 8, 6, 4, 4, dtype=torch.float64, requires_grad=True)
+    expected = shift_concat([plain, whole], shift_size)
+    found = shift_concat([plain, as_blocks(whole, stride)], shift_size)
+    assert torch.equal(found, expected)
+    weights = torch.randn_like(expected)
+    gradients = [torch.autograd.grad((out * weights).sum(), [plain, whole]) for out in (expected, found)]
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
 
 
 @settings(max_examples=40, deadline=None)

@@ -1,0 +1,62 @@
+"""Loops over a tensor's voxels, compiled by numba and run by as many threads as torch uses.
+
+A chain of tensor operations reads and writes a whole volume from memory at each link; one compiled loop does all of
+them while a voxel is in registers. numba brings its own compiler, so users need no toolchain, and keeps what it has
+compiled on disk.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+VALUES_PER_PART = 2**19  # of one part of the work: 2 MiB in float32, long against the microseconds of handing it out
+
+
+def compiled(function: Callable[..., None]) -> Callable[..., None]:
+    """Compile a loop at its first call for the types it gets; it runs without holding Python's lock."""
+    # A product may go into a sum unrounded (one instruction); NaN, infinity and the order of sums stay what they are.
+    options: dict[str, Any] = {"nogil": True, "fastmath": {"contract"}}
+    try:
+        return numba.njit(**options, cache=True)(function)
+    except RuntimeError:  # neither beside this file nor in the user's cache folder may anything be written
+        return numba.njit(**options)(function)
+
+
+def parts(rows: int, columns: int) -> list[tuple[int, int]]:
+    """Cut `rows` of `columns` values into (start, stop) of about VALUES_PER_PART values.
+
+    They depend on the size alone, so that sums over parts come out the same with any number of threads.
+    """
+    size = max(1, VALUES_PER_PART // columns)
+    return [(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+def run_parts(work: Callable[[int, int, int], None], rows: int, columns: int) -> None:
+    """Call `work(index, start, stop)` for each part, in threads where there are several; return when all are done."""
+    pieces = [(index, start, stop) for index, (start, stop) in enumerate(parts(rows, columns))]
+    threads = torch.get_num_threads()
+    if threads == 1 or len(pieces) == 1:
+        for piece in pieces:
+            work(*piece)
+    else:
+        list(_pool(os.getpid(), threads).map(lambda piece: work(*piece), pieces))
+
+
+def as_array(tensor: Tensor) -> np.ndarray:
+    """The tensor's memory as a NumPy array, outside autograd."""
+    return tensor.detach().numpy()
+
+
+@cache
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    # One per process: threads do not survive a fork.
+    return ThreadPoolExecutor(threads, thread_name_prefix="e2enet")
