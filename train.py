@@ -13,9 +13,9 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from e2enet.common.configs import register_resolvers
 from e2enet.common.console import flush_every_line
 from e2enet.common.errors import exit_on_input_error
-from e2enet.training.configs import register_resolvers
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")

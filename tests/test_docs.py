@@ -12,16 +12,19 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
+from e2enet.common.configs import compose_config, group_options
 from e2enet.common.errors import InputError
+from e2enet.data import check
+from e2enet.data.command import compose_data
+from e2enet.data.synthetic.lookalikes import LOOKALIKES
 from e2enet.inference.config import check_arguments, read_config
 from e2enet.training.config_check import check_command_line
-from e2enet.training.configs import compose_config, group_options
 from e2enet.training.records import write_config
 from e2enet.training.resume import CONFIG_FILE, LAST_CHECKPOINT
 
 PROJECT = Path(__file__).parents[1]
 CONF = PROJECT / "conf"
-DOCUMENTS = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").glob("*.md"))]
+DOCUMENTS = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 INLINE_COMMAND = re.compile(r"`((?:python|torchrun) [^`]+)`")
@@ -106,6 +109,16 @@ def test_predict_commands_compose(arguments: list[str]) -> None:
     check_arguments(arguments, str(CONF))
     with initialize_config_dir(str(CONF), version_base="1.3"):
         read_config(compose("predict", arguments))
+
+
+@pytest.mark.parametrize("arguments", arguments_of("e2enet.data.check"), ids=" ".join)
+def test_check_commands_compose(arguments: list[str]) -> None:
+    compose_data(arguments, check.OPTIONS)
+
+
+def test_documented_lookalikes_exist() -> None:
+    calls = arguments_of("e2enet.data.synthetic")
+    assert {name for name, _ in calls} == set(LOOKALIKES)
 
 
 def test_documented_modules_exist() -> None:

@@ -15,6 +15,8 @@ from typing import Any
 
 from e2enet.common.errors import InputError
 
+TEMPORARY = ".tmp-"
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
@@ -28,7 +30,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".tmp-{uuid.uuid4().hex[:8]}-{path.name}"
+    temporary = path.parent / f"{TEMPORARY}{uuid.uuid4().hex[:8]}-{path.name}"
     try:
         yield temporary
         os.replace(temporary, path)
@@ -38,6 +40,15 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         else:
             temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what writes that were killed left in a folder and below; only where nobody else writes."""
+    for path in [*folder.rglob(f"{TEMPORARY}*")]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, content: Any) -> None:

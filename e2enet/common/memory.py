@@ -1,9 +1,12 @@
-"""How the process asks the operating system for memory."""
+"""How the process asks the operating system for memory, and how much it may still ask for."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1  # from glibc's malloc.h
 
@@ -24,3 +27,52 @@ def keep_freed_memory() -> bool:
         return False
     largest = 2**31 - 1
     return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, largest))
+
+
+def available_memory(root: Path = Path("/")) -> int:
+    """Bytes that new processes can take before the machine swaps or the job's cgroup kills one of them.
+
+    On Linux the smaller of what the kernel calls available and what the limits of the cgroups (v1 or v2; as
+    set by SLURM, Docker, Kubernetes) leave; elsewhere half of the machine's memory. `root` is where /proc and
+    /sys are, for tests.
+    """
+    meminfo = root / "proc/meminfo"
+    if not meminfo.is_file():
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+    machine = int(fields.get("MemAvailable", fields["MemFree"]).split()[0]) * 1024
+    return max(0, min([machine, *_left_by_cgroups(root)]))
+
+
+def _left_by_cgroups(root: Path) -> Iterator[int]:
+    """Limit minus use of every cgroup that this process is in; file pages, which can be dropped, are no use."""
+    try:
+        entries = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for entry in entries:
+        _, controllers, place = entry.split(":", 2)
+        if controllers == "":
+            base, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            base = root / "sys/fs/cgroup/memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        # A limit may be set on any parent; within a container the own place may not be visible, only the top.
+        below = base / place.lstrip("/")
+        for folder in (below, *below.parents):
+            if not folder.is_relative_to(base):
+                break
+            yield from _left_in(folder, *names)
+
+
+def _left_in(folder: Path, limit_name: str, use_name: str, droppable_name: str) -> Iterator[int]:
+    try:
+        limit = (folder / limit_name).read_text().strip()
+        used = int((folder / use_name).read_text())
+        statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return  # no such limit, or a place that this process may not see
+    if limit != "max":
+        yield int(limit) - used + int(statistics.get(droppable_name, 0))

@@ -11,31 +11,54 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import lightning
-import torch
+import torchio as tio
 from torch.utils.data import DataLoader
 
 from e2enet.common.errors import InputError, raise_problems
-from e2enet.data.augmentation.recipe import AUGMENTATIONS, build_augmentation
+from e2enet.data.augmentation.recipe import AUGMENTATIONS, Augmentation, build_augmentation
+from e2enet.data.checking.first_use import require_sound
 from e2enet.data.formats.layout import Case, RawDataset
-from e2enet.data.planning.plan import Plan, plan_dataset
-from e2enet.data.preparation.store import PreparedCase, prepare_cases
-from e2enet.data.sampling import CaseDataset, EpochSampler, PatchDataset
+from e2enet.data.loading import patch_loader
+from e2enet.data.planning.plan import Plan
+from e2enet.data.planning.plan_file import plan_dataset
+from e2enet.data.preparation.cases import prepare_cases
+from e2enet.data.preparation.store import PreparedCase
+from e2enet.data.sampling import CaseDataset, EpochSampler, PatchDataset, frame_affine
 from e2enet.data.sources import DataSource
-from e2enet.data.splits import NUM_FOLDS, five_fold
+from e2enet.data.splits import NUM_FOLDS, SplitRule, rule_problem, split_dataset
+from e2enet.data.validation import PeriodicSampler, ValidationPatches
 
 PLAN_KEYS = ("kind", "spacing", "patch_size", "strides", "batch_size", "memory_gb")
+
+LEAST_VALUES = {
+    "seed": 0,
+    "steps_per_epoch": 1,
+    "validation_patches": 1,
+    "validate_every": 1,
+    "validate_full": 0,
+    "num_workers": 0,
+    "prepare_workers": 0,
+    "limit_cases": 1,
+}
 
 
 class DataOptions(TypedDict, total=False):
     """Keyword arguments that every data module shares; see SegmentationDataModule."""
 
     fold: int | Literal["all"]
+    split: SplitRule
     seed: int
     plan: Mapping[str, Any]
     mirror_axes: Sequence[int]
     augmentation: str
+    augment_on: Literal["worker", "device"]
+    transforms: Sequence[tio.Transform]
     steps_per_epoch: int
+    validation_patches: int
+    validate_every: int
+    validate_full: int | None
     num_workers: int
+    prepare_workers: int | None
     limit_cases: int | None
 
 
@@ -44,22 +67,29 @@ class SegmentationDataModule(lightning.LightningDataModule):
 
     `prepare_data` (one process) creates the phantom where asked, plans and prepares cases; `setup` finds
     all of it finished. After `setup` the attributes `dataset` (RawDataset), `plan` (Plan), `train_cases`,
-    `val_cases` (raw Cases) and `mirror_axes` are there. Training batches: {"image": float32 (B, C, D, H,
-    W), "label": int64 (B, D, H, W), "case": list of ids}, drawn as `PatchDataset` describes. Validation
-    batches: the same for one whole case at the plan's spacing.
+    `val_cases`, `test_cases` (raw Cases) and `mirror_axes` are there. Training batches, as `training_step` gets
+    them: {"image": float32 (B, C, D, H, W), "label": int64 (B, D, H, W), "case": list of ids}, drawn as
+    `PatchDataset` describes; out of the loader itself they come as `on_after_batch_transfer` takes them. Validation
+    batches: the same for patches as `ValidationPatches` describes, and for one whole case at the plan's spacing.
 
     Args:
         source: Where the raw dataset comes from.
-        prepared_root: Folder of all prepared datasets; this one takes the subfolder named like its raw
-            folder.
+        prepared_root: Folder of all prepared datasets; this one takes the subfolder `source.prepared_name`.
         fold: 0..4 of nnU-Net's five-fold split, or "all": train and validate on every training case.
+        split: "five_fold", "official" or {"train": ids, "validation": ids}; see `splits.split_dataset`.
         seed: Decides every sample together with its epoch and index.
         plan: Keywords of `plan_dataset`: kind, spacing, patch_size, strides, batch_size, memory_gb; those
             left out are planned.
         mirror_axes: Axes (0 = D, 1 = H, 2 = W) along which a mirrored image is still one of this dataset.
         augmentation: "nnunet", "mirror" or "none".
+        augment_on: Where that takes place: in the "worker" that reads the patch, or on the training "device".
+        transforms: TorchIO transforms of each training patch, before the augmentation, in the worker.
         steps_per_epoch: Training batches per epoch and process.
+        validation_patches: Patches that validation reads; at least one per case, and whole batches.
+        validate_every: Epochs from one validation of patches to the next; the last epoch has one too.
+        validate_full: The same of whole cases; None or 0 for never.
         num_workers: Worker processes of the training loader.
+        prepare_workers: Processes that check and prepare cases; None for as many as cores and free memory allow.
         limit_cases: Keep only the first so many training cases (sorted by id) of the fold. The split itself
             is made of all cases, so the validation cases stay those of the fold and scores stay comparable.
 
@@ -72,6 +102,7 @@ class SegmentationDataModule(lightning.LightningDataModule):
     dataset: RawDataset
     train_cases: list[Case]
     val_cases: list[Case]
+    test_cases: list[Case]
 
     def __init__(
         self,
@@ -79,31 +110,52 @@ class SegmentationDataModule(lightning.LightningDataModule):
         *,
         prepared_root: str | Path,
         fold: int | Literal["all"] = 0,
+        split: SplitRule = "five_fold",
         seed: int = 0,
         plan: Mapping[str, Any] | None = None,
         mirror_axes: Sequence[int] = (0, 1, 2),
         augmentation: str = "nnunet",
+        augment_on: Literal["worker", "device"] = "worker",
+        transforms: Sequence[tio.Transform] = (),
         steps_per_epoch: int = 250,
+        validation_patches: int = 100,
+        validate_every: int = 1,
+        validate_full: int | None = None,
         num_workers: int = 2,
+        prepare_workers: int | None = None,
         limit_cases: int | None = None,
     ) -> None:
         super().__init__()
         self.source = source
         self.prepared_root = Path(prepared_root)
         self.fold = fold
+        self.split = split
         self.seed = seed
         self.plan_options = dict(plan or {})
         self.mirror_axes = tuple(int(axis) for axis in mirror_axes)
         self.augmentation = augmentation
+        self.augment_on = augment_on
+        self.transforms = list(transforms)
         self.steps_per_epoch = steps_per_epoch
+        self.validation_patches = validation_patches
+        self.validate_every = validate_every
+        self.validate_full = validate_full
         self.num_workers = num_workers
+        self.prepare_workers = prepare_workers
         self.limit_cases = limit_cases
         raise_problems(self._find_problems(), "The data configuration cannot be used:")
         self._prepared: tuple[list[PreparedCase], list[PreparedCase]] | None = None
 
+    @property
+    def prepared_folder(self) -> Path:
+        """Fingerprint, plan.json and prepared cases of this dataset."""
+        return self.prepared_root / self.source.prepared_name
+
     def prepare_data(self) -> None:
-        """Create the raw data where the source can, then plan and prepare what is not yet on disk."""
+        """Create the raw data where the source can and check it at its first use; then plan and prepare what is
+        not yet on disk."""
         self.source.create()
+        require_sound(self.source, self.prepared_folder, self.prepare_workers)
         self._prepare()
 
     def setup(self, stage: str | None = None) -> None:
@@ -117,36 +169,62 @@ class SegmentationDataModule(lightning.LightningDataModule):
             self._prepared_cases()[0],
             self.plan.patch_size,
             batch_size=self.plan.batch_size,
-            augmentation=build_augmentation(self.plan.patch_size, self.mirror_axes, self.augmentation),
+            augmentation=self._augmentation(),
             seed=self.seed,
+            augment_here=self.augment_on == "worker",
+            transforms=self.transforms,
+            affine=frame_affine(self.plan.spacing, self.plan.depth_axis),
         )
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         sampler = EpochSampler(self.steps_per_epoch, self.plan.batch_size, rank=rank, world_size=world_size)
-        return DataLoader(
-            dataset,
-            batch_size=self.plan.batch_size,
-            sampler=sampler,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=limit_worker_threads,
-        )
+        return patch_loader(dataset, sampler, num_workers=self.num_workers)
 
-    def val_dataloader(self) -> DataLoader:
-        """Whole prepared validation cases, one per batch, read from the memory map in this process."""
-        return DataLoader(CaseDataset(self._prepared_cases()[1]), batch_size=1)
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """On the training device: augment training patches where that is asked for, and widen labels to int64.
+
+        Until here labels have their stored type, an eighth of the bytes.
+        """
+        draws = batch.pop("draw", None)
+        if draws is not None:
+            batch["image"], batch["label"] = self._augmentation().apply(batch["image"], batch["label"], draws)
+        batch["label"] = batch["label"].long()
+        return batch
+
+    def val_dataloader(self) -> list[DataLoader]:
+        """Loader 0: batches of patches; loader 1, with `validate_full`: whole cases, one per batch. Both read
+        from the memory map in this process, and are empty in epochs without such a validation."""
+        cases, size = self._prepared_cases()[1], self.plan.batch_size
+        epochs = self.trainer.max_epochs if self.trainer else None
+        patches = ValidationPatches(
+            cases, self.plan.patch_size, count=self.validation_patches, batch_size=size, seed=self.seed
+        )
+        sampler = PeriodicSampler(len(patches), self.validate_every, epochs)
+        loaders = [DataLoader(patches, batch_size=size, sampler=sampler)]
+        if self.validate_full:
+            whole = PeriodicSampler(len(cases), self.validate_full, epochs)
+            loaders.append(DataLoader(CaseDataset(cases), batch_size=1, sampler=whole))
+        return loaders
+
+    def _augmentation(self) -> Augmentation:
+        return build_augmentation(self.plan.patch_size, self.mirror_axes, self.augmentation)
 
     def _find_problems(self) -> list[str]:
         problems = []
         if self.fold != "all" and self.fold not in range(NUM_FOLDS):
             problems.append(f"fold={self.fold!r} must be 0 to {NUM_FOLDS - 1} or 'all'")
+        if problem := rule_problem(self.split):
+            problems.append(problem)
         if unknown := sorted(set(self.plan_options) - set(PLAN_KEYS)):
             problems.append(f"plan has unknown keys {unknown}; known are {list(PLAN_KEYS)}")
         if self.augmentation not in AUGMENTATIONS:
             problems.append(f"augmentation={self.augmentation!r} must be one of {', '.join(AUGMENTATIONS)}")
+        if self.augment_on not in ("worker", "device"):
+            problems.append(f"augment_on={self.augment_on!r} must be 'worker' or 'device'")
+        if strange := [repr(item) for item in self.transforms if not isinstance(item, tio.Transform)]:
+            problems.append(f"transforms={', '.join(strange)} must be TorchIO transforms")
         if not set(self.mirror_axes) <= {0, 1, 2} or len(set(self.mirror_axes)) < len(self.mirror_axes):
             problems.append(f"mirror_axes={list(self.mirror_axes)} must be different axes out of 0, 1, 2 (D, H, W)")
-        for name, least in (("seed", 0), ("steps_per_epoch", 1), ("num_workers", 0), ("limit_cases", 1)):
+        for name, least in LEAST_VALUES.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 problems.append(f"{name}={value} must be at least {least}")
@@ -154,40 +232,31 @@ class SegmentationDataModule(lightning.LightningDataModule):
 
     def _prepare(self) -> None:
         self.dataset = self.source.read()
-        self.train_cases, self.val_cases = self._split(self.dataset.training)
-        folder = self.prepared_root / self.source.folder.name
-        self.plan = plan_dataset(self.dataset, folder, **self.plan_options)
+        self._split()
+        folder = self.prepared_folder
+        self.plan = plan_dataset(self.dataset, folder, workers=self.prepare_workers, **self.plan_options)
         needed = {case.id: case for case in (*self.train_cases, *self.val_cases)}
-        prepared = {case.id: case for case in prepare_cases(self.dataset, list(needed.values()), self.plan, folder)}
+        made = prepare_cases(self.dataset, list(needed.values()), self.plan, folder, self.prepare_workers)
+        prepared = {case.id: case for case in made}
         self._prepared = (
             [prepared[case.id] for case in self.train_cases],
             [prepared[case.id] for case in self.val_cases],
         )
 
-    def _split(self, cases: Sequence[Case]) -> tuple[list[Case], list[Case]]:
-        by_id = {case.id: case for case in cases}
+    def _split(self) -> None:
+        """Set train_cases, val_cases and test_cases."""
+        split = split_dataset(self.dataset, self.split, self.fold)
+        if self.limit_cases is not None and self.limit_cases > len(split.train):
+            raise InputError(
+                f"limit_cases={self.limit_cases}, but fold {self.fold} of {self.source.folder} has "
+                f"{len(split.train)} training cases"
+            )
+        self.train_cases = list(split.train[: self.limit_cases])
+        self.val_cases, self.test_cases = list(split.validation), list(split.test)
         if self.fold == "all":
-            train_ids = val_ids = sorted(by_id)
-        else:
-            train_ids, val_ids = five_fold(list(by_id), self.fold)
-        if self.limit_cases is not None:
-            if self.limit_cases > len(train_ids):
-                raise InputError(
-                    f"limit_cases={self.limit_cases}, but fold {self.fold} of {self.source.folder} has "
-                    f"{len(train_ids)} training cases"
-                )
-            train_ids = sorted(train_ids)[: self.limit_cases]
-        return [by_id[name] for name in train_ids], [by_id[name] for name in val_ids]
+            self.val_cases = self.train_cases  # nothing is held out, so a limit holds for both
 
     def _prepared_cases(self) -> tuple[list[PreparedCase], list[PreparedCase]]:
         if self._prepared is None:
             raise RuntimeError("call setup() before asking for a data loader")
         return self._prepared
-
-
-def limit_worker_threads(worker: int) -> None:
-    """One thread per worker process: torch and ITK would each use every core in each of them."""
-    import SimpleITK
-
-    torch.set_num_threads(1)
-    SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)

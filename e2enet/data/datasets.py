@@ -1,32 +1,123 @@
-"""One Lightning data module per kind of dataset: the same machinery behind another source."""
+"""One Lightning data module per kind of dataset: the same machinery behind another source.
+
+All but the phantom lie at `root/name` and take what their files do not say of their labels: `labels` (label ->
+name, background included), `label_map` (value in the files -> label) and `regions` (name -> labels united).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Unpack
+from typing import Literal, Unpack
 
+from e2enet.common.errors import InputError
 from e2enet.data.datamodule import DataOptions, SegmentationDataModule
-from e2enet.data.sources import MSDSource, NNUNetSource, PhantomSource
+from e2enet.data.formats.amos import Modality
+from e2enet.data.formats.labels import LabelTable
+from e2enet.data.formats.layout import scan_amos, scan_brats, scan_btcv, scan_msd, scan_nnunet
+from e2enet.data.sources import FolderSource, PhantomSource
 from e2enet.data.synthetic.phantom import phantom_settings
+
+Names = Mapping[int, str] | None
+LabelMap = Mapping[int, int] | None
+Regions = Mapping[str, Sequence[int]] | None
 
 
 class MSDDataModule(SegmentationDataModule):
-    """A dataset in Medical Segmentation Decathlon layout at `root/name`."""
+    """A dataset in Medical Segmentation Decathlon layout."""
 
     def __init__(
-        self, *, name: str, root: str | Path, prepared_root: str | Path, **options: Unpack[DataOptions]
+        self,
+        *,
+        name: str,
+        root: str | Path,
+        prepared_root: str | Path,
+        labels: Names = None,
+        label_map: LabelMap = None,
+        regions: Regions = None,
+        **options: Unpack[DataOptions],
     ) -> None:
-        super().__init__(MSDSource(Path(root) / name), prepared_root=prepared_root, **options)
+        scan = partial(scan_msd, table=label_table(labels, label_map, regions))
+        super().__init__(FolderSource(Path(root) / name, scan), prepared_root=prepared_root, **options)
 
 
 class NNUNetDataModule(SegmentationDataModule):
-    """A dataset in nnU-Net raw layout at `root/name`."""
+    """A dataset in nnU-Net raw layout."""
 
     def __init__(
-        self, *, name: str, root: str | Path, prepared_root: str | Path, **options: Unpack[DataOptions]
+        self,
+        *,
+        name: str,
+        root: str | Path,
+        prepared_root: str | Path,
+        labels: Names = None,
+        label_map: LabelMap = None,
+        regions: Regions = None,
+        **options: Unpack[DataOptions],
     ) -> None:
-        super().__init__(NNUNetSource(Path(root) / name), prepared_root=prepared_root, **options)
+        scan = partial(scan_nnunet, table=label_table(labels, label_map, regions))
+        super().__init__(FolderSource(Path(root) / name, scan), prepared_root=prepared_root, **options)
+
+
+class AMOSDataModule(SegmentationDataModule):
+    """AMOS22 as downloaded; `modality` picks its CT or its MRI cases."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        root: str | Path,
+        prepared_root: str | Path,
+        modality: Modality,
+        labels: Names = None,
+        label_map: LabelMap = None,
+        regions: Regions = None,
+        **options: Unpack[DataOptions],
+    ) -> None:
+        scan = partial(scan_amos, table=label_table(labels, label_map, regions), modality=modality)
+        source = FolderSource(Path(root) / name, scan, prepared_suffix=f"_{modality.lower()}")
+        super().__init__(source, prepared_root=prepared_root, **options)
+
+
+class BTCVDataModule(SegmentationDataModule):
+    """BTCV as downloaded; it has no dataset.json, so `labels` must name its organs."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        root: str | Path,
+        prepared_root: str | Path,
+        labels: Names,
+        label_map: LabelMap = None,
+        regions: Regions = None,
+        **options: Unpack[DataOptions],
+    ) -> None:
+        scan = partial(scan_btcv, table=label_table(labels, label_map, regions))
+        super().__init__(FolderSource(Path(root) / name, scan), prepared_root=prepared_root, **options)
+
+
+class BraTSDataModule(SegmentationDataModule):
+    """BraTS: the Decathlon's Task01 (`layout="msd"`), or a folder per case as of 2020 and 2021 (`"cases"`)."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        root: str | Path,
+        prepared_root: str | Path,
+        layout: Literal["msd", "cases"],
+        labels: Names,
+        label_map: LabelMap = None,
+        regions: Regions = None,
+        **options: Unpack[DataOptions],
+    ) -> None:
+        layouts = {"msd": scan_msd, "cases": scan_brats}
+        if layout not in layouts:
+            raise InputError(f"layout={layout!r}: {' | '.join(layouts)} expected")
+        scan = partial(layouts[layout], table=label_table(labels, label_map, regions))
+        super().__init__(FolderSource(Path(root) / name, scan), prepared_root=prepared_root, **options)
 
 
 class PhantomDataModule(SegmentationDataModule):
@@ -52,3 +143,12 @@ class PhantomDataModule(SegmentationDataModule):
             num_train=num_train, num_test=num_test, shape=shape, spacing=spacing, seed=phantom_seed
         )
         super().__init__(PhantomSource(Path(root), name, settings), prepared_root=prepared_root, **options)
+
+
+def label_table(names: Names, label_map: LabelMap, regions: Regions) -> LabelTable:
+    """The three sections of a config as one table, their numbers as integers."""
+    return LabelTable(
+        None if names is None else {int(label): str(name) for label, name in names.items()},
+        {int(value): int(label) for value, label in (label_map or {}).items()},
+        {str(name): tuple(int(label) for label in labels) for name, labels in (regions or {}).items()},
+    )

@@ -7,7 +7,7 @@ have seen.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import cast
 
 import numpy as np
@@ -17,7 +17,8 @@ from torch.utils.data import Dataset, Sampler
 from torchio.data.sampler.sampler import PatchSampler
 
 from e2enet.common.errors import InputError
-from e2enet.data.augmentation.recipe import Augmentation
+from e2enet.data.augmentation.recipe import Augmentation, Draw
+from e2enet.data.augmentation.torchio_transforms import apply_transforms
 from e2enet.data.preparation.store import PreparedCase
 
 Key = tuple[int, int]
@@ -25,13 +26,15 @@ Triple = tuple[int, int, int]
 
 
 class PatchDataset(Dataset):
-    """Augmented training patches; `dataset[(epoch, index)]` is always the same sample for the same seed.
+    """Training patches; `dataset[(epoch, index)]` is always the same sample for the same seed.
 
     Each sample comes from a case drawn uniformly. Of each batch the last `b - round(2 b / 3)` samples (1 of
     2, 2 of 6) are centred on foreground, the others lie anywhere. Only the patch is read from disk, never
     the volume.
 
-    A sample is {"image": float32 (C, D, H, W), "label": int64 (D, H, W), "case": id}.
+    A sample is {"image": float32 (C, D, H, W), "label": (D, H, W) in the stored type, "case": id}. Without
+    `augment_here` image and label are the box (C, d, h, w) that the patch is to be made from, and "draw" is
+    what `Augmentation.apply` is to do with it.
 
     Args:
         cases: Prepared cases with labels.
@@ -39,6 +42,9 @@ class PatchDataset(Dataset):
         batch_size: Samples per batch (per process), which decides the foreground rule.
         augmentation: What is done to each patch.
         seed: Any number that is not negative.
+        augment_here: Carry out the augmentation; else only draw it.
+        transforms: TorchIO transforms of each patch, before the augmentation and wherever that takes place.
+        affine: Voxels (d, h, w) -> mm (4, 4) of the prepared cases, see `frame_affine`; for `transforms`.
     """
 
     def __init__(
@@ -49,6 +55,9 @@ class PatchDataset(Dataset):
         batch_size: int,
         augmentation: Augmentation,
         seed: int,
+        augment_here: bool = True,
+        transforms: Sequence[tio.Transform] = (),
+        affine: np.ndarray | None = None,
     ) -> None:
         if not cases:
             raise InputError("no training cases: nothing to draw patches from")
@@ -57,30 +66,31 @@ class PatchDataset(Dataset):
         self.batch_size = batch_size
         self.augmentation = augmentation
         self.seed = seed
+        self.augment_here = augment_here
+        self.transforms = list(transforms)
+        self.affine = affine
 
     def __getitem__(self, key: Key) -> dict[str, object]:
         epoch, index = key
         case_draw, torch_seed = np.random.SeedSequence((self.seed, epoch, index)).generate_state(2, np.uint64)
-        subject = load_subject(self.cases[int(case_draw) % len(self.cases)])
+        subject = load_subject(self.cases[int(case_draw) % len(self.cases)], self.affine)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch_seed >> np.uint64(1)))  # 63 bits: above, torch takes it for negative
-            patch = self._draw_patch(subject, foreground=is_foreground_sample(index, self.batch_size))
-        return {
-            "image": patch.get_image("image").data,
-            "label": patch.get_image("label").data[0].long(),
-            "case": patch["case"],
-        }
+            draw = self.augmentation.draw(subject.get_image("image").shape[0])
+            box = self._read_box(subject, draw, foreground=is_foreground_sample(index, self.batch_size))
+            box = apply_transforms(box, self.transforms)
+        image, label = box.get_image("image").data, box.get_image("label").data[0]
+        sample: dict[str, object] = {"image": image, "label": label, "case": box["case"]}
+        if self.augment_here:
+            images, labels = self.augmentation.apply([image], [label], [draw])
+            return sample | {"image": images[0], "label": labels[0]}
+        return sample | {"draw": draw}
 
-    def _draw_patch(self, subject: tio.Subject, foreground: bool) -> tio.Subject:
-        spatial = self.augmentation.spatial.draw() if self.augmentation.spatial else None
-        start = self.sampler.draw_start(subject, foreground)
-        if spatial is None:
-            patch = crop_subject(subject, start, self.sampler.size)
-        else:  # both sizes differ by an even number: the larger box has the same centre
-            sizes = zip(start, self.sampler.size, spatial.input_size, strict=True)
-            larger_start = [first - (larger - size) // 2 for first, size, larger in sizes]
-            patch = spatial(crop_subject(subject, larger_start, spatial.input_size))
-        return self.augmentation.patch(patch)
+    def _read_box(self, subject: tio.Subject, draw: Draw, foreground: bool) -> tio.Subject:
+        """The box around a patch that the draw needs; both sizes differ by an even number, so their centre is one."""
+        start, box_size = self.sampler.draw_start(subject, foreground), self.augmentation.box_size(draw)
+        sizes = zip(start, self.sampler.size, box_size, strict=True)
+        return crop_subject(subject, [first - (larger - size) // 2 for first, size, larger in sizes], box_size)
 
 
 class CaseDataset(Dataset):
@@ -164,11 +174,11 @@ class ForegroundSampler(PatchSampler):
         image is in its middle. A case without foreground gives a patch anywhere.
         """
         lowest, highest = zip(*map(start_range, subject.spatial_shape, self.size), strict=True)
-        coordinates = cast(dict[int, np.ndarray], subject["foreground"])
-        present = [voxels for voxels in coordinates.values() if len(voxels)]
+        coordinates = cast(Mapping[int, np.ndarray], subject["foreground"])
+        present = sorted(coordinates)
         if foreground and present:
-            voxels = present[_draw_below(len(present))]  # every class that is present is equally likely
-            voxel = np.asarray(voxels[_draw_below(len(voxels))])
+            voxels = coordinates[present[_draw_below(len(present))]]  # every class that is present is equally likely
+            voxel = voxels[_draw_below(len(voxels))]
             start = np.clip(voxel - np.array(self.size) // 2, lowest, highest)
         else:
             ranges = zip(lowest, highest, strict=True)
@@ -192,27 +202,49 @@ def start_range(image_size: int, patch_size: int) -> tuple[int, int]:
     return start, start
 
 
-def load_subject(case: PreparedCase) -> tio.Subject:
+def frame_affine(spacing: Sequence[float], depth_axis: int) -> np.ndarray:
+    """Affine (4, 4) of a prepared case: voxels (d, h, w) -> mm to the right, to the front and upward (RAS).
+
+    The origin is the case's own first voxel. For axial slices (`depth_axis` 2) an orientation of "SRA".
+
+    Args:
+        spacing: mm along (D, H, W).
+        depth_axis: The RAS axis (0, 1, 2) that is D; the others follow in order.
+    """
+    ras_axes = [depth_axis, *(axis for axis in range(3) if axis != depth_axis)]
+    affine = np.zeros((4, 4))
+    affine[ras_axes, range(3)] = spacing
+    affine[3, 3] = 1
+    return affine
+
+
+def load_subject(case: PreparedCase, affine: np.ndarray | None = None) -> tio.Subject:
     """TorchIO subject of a prepared case with "case" and "foreground"; voxels stay on disk until cropped."""
-    images: dict[str, tio.Image] = {"image": tio.ScalarImage(tensor=_memory_mapped(case.image))}
+    images: dict[str, tio.Image] = {"image": tio.ScalarImage(tensor=_memory_mapped(case.image), affine=affine)}
     if case.label is not None:
-        images["label"] = tio.LabelMap(tensor=_memory_mapped(case.label)[None])
+        images["label"] = tio.LabelMap(tensor=_memory_mapped(case.label)[None], affine=affine)
     return tio.Subject(**images, case=case.id, foreground=case.foreground)
 
 
 def crop_subject(subject: tio.Subject, start: Sequence[int], size: Sequence[int]) -> tio.Subject:
-    """Subject of the box `size` that begins at voxel `start`.
+    """Subject of the box `size` that begins at voxel `start`, which its affine tells.
 
     Outside the image everything is 0: background, at the normalised images' mean intensity.
     """
-    images = subject.get_images_dict(intensity_only=False)
-    patch = {name: type(image)(tensor=crop(image.data, start, size)) for name, image in images.items()}
+    patch = {}
+    for name, image in subject.get_images_dict(intensity_only=False).items():
+        affine = image.affine.copy()
+        affine[:3, 3] += affine[:3, :3] @ np.asarray(start)
+        patch[name] = type(image)(tensor=crop(image.data, start, size), affine=affine)
     return tio.Subject(**patch, case=subject["case"])
 
 
 def crop(tensor: torch.Tensor, start: Sequence[int], size: Sequence[int]) -> torch.Tensor:
     """Copy of the box (C, *size) of a tensor (C, D, H, W), zero where the box leaves the tensor."""
-    box = tensor.new_zeros((tensor.shape[0], *size))
+    inside = all(
+        0 <= first <= total - length for first, length, total in zip(start, size, tensor.shape[1:], strict=True)
+    )
+    box = (tensor.new_empty if inside else tensor.new_zeros)((tensor.shape[0], *size))
     source, target = [slice(None)], [slice(None)]
     for first, length, total in zip(start, size, tensor.shape[1:], strict=True):
         # -2..6 of an image of 5: reads 0..5 and writes it to 2..7 of the box.

@@ -1,13 +1,18 @@
-"""Where raw datasets come from: folders that a user brings, in two layouts, and the generated phantom."""
+"""Where raw datasets come from: folders that a user brings, in one of several layouts, and the generated phantom."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from e2enet.data.formats.layout import RawDataset, read_msd, read_nnunet
+from e2enet.data.formats.dataset import RawDataset
+from e2enet.data.formats.layout import read_or_raise, scan_msd
+from e2enet.data.formats.problems import Problem
 from e2enet.data.synthetic.phantom import phantom_folder_name, write_phantom
+
+Scan = Callable[[Path, list[Problem]], RawDataset]
 
 
 class DataSource(Protocol):
@@ -15,41 +20,54 @@ class DataSource(Protocol):
 
     @property
     def folder(self) -> Path:
-        """The dataset's folder; its name also names the folder of prepared cases."""
+        """The dataset's folder."""
+
+    @property
+    def prepared_name(self) -> str:
+        """Name of the folder of prepared cases; sources that read a folder differently give different names."""
 
     def create(self) -> None:
         """Make the raw dataset where that is possible; nothing for data that a user brings."""
 
+    def scan(self, problems: list[Problem]) -> RawDataset:
+        """Read what can be read, before any voxel, and add to `problems` what is wrong.
+
+        InputError where there is nothing to read at all.
+        """
+
     def read(self) -> RawDataset:
-        """Read and check dataset.json."""
+        """The dataset; InputError with all errors that `scan` finds."""
 
 
 @dataclass(frozen=True)
-class MSDSource:
-    """A folder that the user brings, read as Medical Segmentation Decathlon."""
+class FolderSource:
+    """A folder that the user brings.
+
+    Attributes:
+        folder: The dataset's folder.
+        scan_folder: The reader of its layout, of `formats.layout`, with its options filled in.
+        prepared_suffix: Told apart by this where several datasets are read from one folder (AMOS: CT and MRI).
+    """
 
     folder: Path
+    scan_folder: Scan
+    prepared_suffix: str = ""
+
+    @property
+    def prepared_name(self) -> str:
+        """The folder's own name, with the suffix."""
+        return f"{self.folder.name}{self.prepared_suffix}"
 
     def create(self) -> None:
         """Nothing: the data must be there."""
 
-    def read(self) -> RawDataset:
-        """See `layout.read_msd`."""
-        return read_msd(self.folder)
-
-
-@dataclass(frozen=True)
-class NNUNetSource:
-    """A folder that the user brings, read as nnU-Net raw data."""
-
-    folder: Path
-
-    def create(self) -> None:
-        """Nothing: the data must be there."""
+    def scan(self, problems: list[Problem]) -> RawDataset:
+        """What the layout's reader finds in the folder."""
+        return self.scan_folder(self.folder, problems)
 
     def read(self) -> RawDataset:
-        """See `layout.read_nnunet`."""
-        return read_nnunet(self.folder)
+        """The same, raising all errors at once."""
+        return read_or_raise(self.scan, self.folder)
 
 
 @dataclass(frozen=True)
@@ -67,11 +85,20 @@ class PhantomSource:
         """Folder of exactly this phantom."""
         return self.root / phantom_folder_name(self.name, self.settings)
 
+    @property
+    def prepared_name(self) -> str:
+        """The folder's name, hash included."""
+        return self.folder.name
+
     def create(self) -> None:
         """Write the phantom unless it is there."""
         parameters = {key: value for key, value in self.settings.items() if key != "version"}
         write_phantom(self.folder, **parameters)
 
+    def scan(self, problems: list[Problem]) -> RawDataset:
+        """The phantom is in Decathlon layout."""
+        return scan_msd(self.folder, problems)
+
     def read(self) -> RawDataset:
         """The phantom is in Decathlon layout."""
-        return read_msd(self.folder)
+        return read_or_raise(self.scan, self.folder)

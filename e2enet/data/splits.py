@@ -1,17 +1,70 @@
-"""nnU-Net's five-fold split, exactly, so that folds can be compared with published ones."""
+"""Which cases train, which validate, which are left for testing.
+
+Three kinds of split: nnU-Net's five folds of the training cases, exactly, so that folds can be compared with
+published ones; the publisher's own (AMOS: imagesTr and imagesVa); and lists of ids that a config gives.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-from e2enet.common.errors import InputError
+from e2enet.common.errors import InputError, raise_problems
+from e2enet.data.formats.dataset import RawDataset
+from e2enet.data.formats.naming import Case
 
 NUM_FOLDS = 5
 SPLIT_SEED = 12345
 
+Fold = int | Literal["all"]
+# "five_fold", "official", or {"train": ids, "validation": ids}.
+SplitRule = str | Mapping[str, Sequence[str]]
+NAMED_RULES = ("five_fold", "official")
 
-def five_fold(case_ids: Sequence[str], fold: int) -> tuple[list[str], list[str]]:
+
+@dataclass(frozen=True)
+class Split:
+    """Cases by their use, each sorted by id; `test` cases have a label only where the dataset brings one."""
+
+    train: tuple[Case, ...]
+    validation: tuple[Case, ...]
+    test: tuple[Case, ...]
+
+
+def split_dataset(dataset: RawDataset, rule: SplitRule = "five_fold", fold: Fold = 0) -> Split:
+    """Split a dataset's cases.
+
+    `five_fold` splits the training cases by `fold` (0..4). `official` trains on all of them and validates on
+    those that the publisher set aside. A mapping names train and validation ids among both. The latter two
+    have one split only, so `fold` must be 0. `fold="all"` trains and validates on every training case, with any
+    rule. Labelled cases that are neither trained nor validated on are test cases.
+
+    Raises:
+        InputError: another rule or fold; too few cases for five folds; a dataset without validation cases for
+            `official`; ids that the dataset lacks, that are given twice, or lists that are empty.
+    """
+    labelled = {case.id: case for case in (*dataset.training, *dataset.validation)}
+    if fold == "all":
+        train_ids = validation_ids = sorted(case.id for case in dataset.training)
+    elif rule == "five_fold":
+        train_ids, validation_ids = five_fold([case.id for case in dataset.training], fold)
+    else:
+        if fold != 0:
+            raise InputError(f"fold={fold}: the split {_spell(rule)} is a single one, fold=0 or fold=all expected")
+        train_ids, validation_ids = _single_split(dataset, rule, labelled)
+    used = {*train_ids, *validation_ids}
+    left = [case for name, case in labelled.items() if name not in used]
+    test = {case.id: case for case in (*dataset.test, *left)}
+    return Split(
+        tuple(labelled[name] for name in train_ids),
+        tuple(labelled[name] for name in validation_ids),
+        tuple(test[name] for name in sorted(test)),
+    )
+
+
+def five_fold(case_ids: Sequence[str], fold: Fold) -> tuple[list[str], list[str]]:
     """Training and validation ids of a fold (0..4), each sorted.
 
     The ids are sorted, then split by scikit-learn's KFold(5, shuffle=True, random_state=12345), as nnU-Net
@@ -32,3 +85,36 @@ def five_fold(case_ids: Sequence[str], fold: int) -> tuple[list[str], list[str]]
     splits = list(KFold(NUM_FOLDS, shuffle=True, random_state=SPLIT_SEED).split(ordered))
     training, validation = splits[fold]
     return [ordered[index] for index in training], [ordered[index] for index in validation]
+
+
+def rule_problem(rule: object) -> str | None:
+    """What is wrong with a split rule by itself, before any dataset is read; None where nothing is."""
+    expected = f"{' | '.join(NAMED_RULES)} | {{train: [ids], validation: [ids]}}"
+    if isinstance(rule, str):
+        return None if rule in NAMED_RULES else f"split={rule!r}: expected {expected}"
+    if not isinstance(rule, Mapping) or set(rule) != {"train", "validation"}:
+        return f"split={rule!r}: expected {expected}"
+    lists = [ids for ids in rule.values() if isinstance(ids, Sequence) and not isinstance(ids, str)]
+    if len(lists) < 2 or not all(ids and all(isinstance(name, str) for name in ids) for ids in lists):
+        return f"split={rule!r}: two lists of at least one case id each expected"
+    return None
+
+
+def _single_split(dataset: RawDataset, rule: SplitRule, labelled: Mapping[str, Case]) -> tuple[list[str], list[str]]:
+    problem = rule_problem(rule)
+    if problem is not None:
+        raise InputError(problem)
+    if isinstance(rule, str):
+        if not dataset.validation:
+            raise InputError(f"{dataset.folder}: split=official, but the dataset has no validation cases of its own")
+        return sorted(case.id for case in dataset.training), sorted(case.id for case in dataset.validation)
+    train, validation = list(rule["train"]), list(rule["validation"])
+    counts = Counter([*train, *validation])
+    problems = [f"case {name} is given {count} times" for name, count in counts.items() if count > 1]
+    problems += [f"case {name}: no labelled case of the dataset" for name in counts if name not in labelled]
+    raise_problems(problems, f"{dataset.folder}: the split of the config cannot be used")
+    return sorted(train), sorted(validation)
+
+
+def _spell(rule: SplitRule) -> str:
+    return repr(rule) if isinstance(rule, str) else "of given ids"

@@ -1,4 +1,4 @@
-"""Score predictions: python -m e2enet.evaluation PREDICTIONS LABELS [--output DIR] [--nsd-tolerance MM]."""
+"""Score predictions: python -m e2enet.evaluation PREDICTIONS LABELS [--output DIR] [--nsd-tolerance MM] .."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from e2enet.common.console import console
 from e2enet.common.errors import exit_on_input_error
 from e2enet.evaluation.folder import score_folder, write_scores
+from e2enet.evaluation.pairing import DEFAULT_NAMES
 from e2enet.evaluation.scores import scores_table
 
 DESCRIPTION = """\
@@ -26,7 +27,10 @@ it scores Dice 0, NSD 0 and the image's diagonal in mm as HD95, and is counted a
 Writes scores.csv (a row per case and class) and summary.json (means per class, and their mean).
 Exit code: 0 scored, 2 wrong input (every problem is listed, nothing is written).
 
-Example: python -m e2enet.evaluation predictions/ data/Task04_Hippocampus/labelsTs --nsd-tolerance 2
+Examples:
+  python -m e2enet.evaluation predictions/ data/Task04_Hippocampus/labelsTs --nsd-tolerance 2
+  python -m e2enet.evaluation predictions/ data/BraTS2021 --label-names "*/*_seg" --label-map 4=3 \\
+      --region "whole tumour=1,2,3" --region "tumour core=1,3"
 """
 
 
@@ -34,7 +38,15 @@ Example: python -m e2enet.evaluation predictions/ data/Task04_Hippocampus/labels
 def main(arguments: Sequence[str] | None = None) -> None:
     """Score the folders named on the command line, write the two files and print the table."""
     options = _parser().parse_args(arguments)
-    scores, summary, warnings = score_folder(options.predictions, options.labels, nsd_tolerance=options.nsd_tolerance)
+    scores, summary, warnings = score_folder(
+        options.predictions,
+        options.labels,
+        nsd_tolerance=options.nsd_tolerance,
+        label_map=dict(options.label_map),
+        regions=dict(options.region),
+        prediction_names=options.prediction_names,
+        label_names=options.label_names,
+    )
     scores_path, summary_path = write_scores(options.output or options.predictions, scores, summary)
     for warning in warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
@@ -50,19 +62,60 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("predictions", metavar="PREDICTIONS", type=Path, help="folder of predicted label images")
-    parser.add_argument("labels", metavar="LABELS", type=Path, help="folder of reference label images")
-    parser.add_argument(
-        "--output", metavar="FOLDER", type=Path, help="where the two files are written (default: PREDICTIONS)"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("predictions", metavar="PREDICTIONS", type=Path, help="folder of predicted label images")
+    add("labels", metavar="LABELS", type=Path, help="folder of reference label images")
+    add("--output", metavar="FOLDER", type=Path, help="where the two files are written (default: PREDICTIONS)")
+    add(
         "--nsd-tolerance",
         metavar="MM",
         type=float,
         default=1.0,
         help="distance in mm up to which surfaces count as agreeing in NSD (default: %(default)s)",
     )
+    add(
+        "--label-map",
+        metavar="VALUE=LABEL",
+        type=_renumbering,
+        action="append",
+        default=[],
+        help="a value of the references is this label, e.g. 4=3 for BraTS (may be repeated)",
+    )
+    add(
+        "--region",
+        metavar="NAME=LABELS",
+        type=_region,
+        action="append",
+        default=[],
+        help='classes united and scored beside them, e.g. "whole tumour=1,2,3" (may be repeated)',
+    )
+    names = "files in {}, without ending and with * for the case, e.g. {} (default: %(default)s)"
+    add(
+        "--prediction-names",
+        metavar="NAME",
+        default=DEFAULT_NAMES,
+        help=names.format("PREDICTIONS", '"img*"'),
+    )
+    add("--label-names", metavar="NAME", default=DEFAULT_NAMES, help=names.format("LABELS", '"label*" or "*/*_seg"'))
     return parser
+
+
+def _renumbering(text: str) -> tuple[int, int]:
+    value, _, label = text.partition("=")
+    return _label(value), _label(label)
+
+
+def _region(text: str) -> tuple[str, tuple[int, ...]]:
+    name, _, labels = text.rpartition("=")
+    if not name.strip():
+        raise argparse.ArgumentTypeError(f'{text!r}: NAME=LABELS expected, e.g. "whole tumour=1,2,3"')
+    return name.strip(), tuple(_label(label) for label in labels.split(","))
+
+
+def _label(text: str) -> int:
+    if not text.strip().isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: a whole number from 0 expected")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Label images of a folder: which there are, whether two share a grid, and their whole-number voxels."""
+"""Label images: whether two share a grid, and their whole-number voxels."""
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,40 +13,18 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import SpatialImage
 
 from e2enet.common.errors import InputError
+from e2enet.data.formats.labels import apply_label_map
 
-ENDINGS = (".nii.gz", ".nii", ".mgz", ".mgh", ".mnc", ".hdr")
 GRID_TOLERANCE_MM = 1e-3
 READ_ERRORS = (ImageFileError, OSError, EOFError, ValueError, zlib.error)
 
 
 @dataclass(frozen=True)
-class LabelMap:
+class LabelImage:
     """Whole-number voxels in file order, and the set of values among them."""
 
     array: np.ndarray
     values: frozenset[int]
-
-
-def find_label_images(folder: Path, problems: list[str]) -> dict[str, Path]:
-    """{case: path} of the images in a folder, sorted; the case is the file's name without its ending.
-
-    Hidden files are passed over (macOS leaves `._case.nii.gz` in archives). Adds to `problems`: no such
-    folder, and two files of one case.
-    """
-    if not folder.is_dir():
-        problems.append(f"{folder}: no such folder")
-        return {}
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        ending = next((ending for ending in ENDINGS if path.name.endswith(ending)), None)
-        if ending is None or path.name.startswith(".") or not path.is_file():
-            continue
-        case = path.name.removesuffix(ending)
-        if case in found:
-            problems.append(f"{case}: two files, {found[case]} and {path.name}; expected one")
-        else:
-            found[case] = path
-    return found
 
 
 def grid_problems(case: str, prediction: Path, reference: Path) -> list[str]:
@@ -77,8 +56,11 @@ def voxel_spacing(path: Path) -> tuple[float, float, float]:
     return x, y, z
 
 
-def read_label_map(path: Path) -> LabelMap:
-    """The voxels of a label image as whole numbers; InputError where they are none or the file is damaged."""
+def read_label_image(path: Path, label_map: Mapping[int, int] | None = None) -> LabelImage:
+    """The voxels of a label image as whole numbers, renumbered by `label_map` (value in the file -> label).
+
+    InputError where they are no whole numbers or the file is damaged.
+    """
     image = _open(path)
     try:
         raw = np.asanyarray(image.dataobj)
@@ -92,7 +74,9 @@ def read_label_map(path: Path) -> LabelMap:
     # Labels stored as float (or with a scale in the header) would cost 8 bytes a voxel.
     if array.dtype.kind == "f":
         array = array.astype(np.int32)
-    return LabelMap(array, frozenset(int(value) for value in values))
+    label_map = label_map or {}
+    labels = frozenset(label_map.get(int(value), int(value)) for value in values)
+    return LabelImage(apply_label_map(array, label_map), labels)
 
 
 def _distinct_values(array: np.ndarray) -> np.ndarray:

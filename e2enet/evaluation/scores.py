@@ -1,4 +1,4 @@
-"""Scores of one case per class, what a missing structure counts, and the summary over all cases.
+"""Scores of one case per class and region, what a missing structure counts, and the summary over all cases.
 
 A mean that drops undefined scores improves when a network misses organs. Hence this policy:
 
@@ -8,6 +8,8 @@ A mean that drops undefined scores improves when a network misses organs. Hence 
 | empty      | present   | 0    | 0   | image diagonal in mm | scored, and missed   |
 | present    | empty     | 0    | 0   | image diagonal in mm | scored, and invented |
 | empty      | empty     | NaN  | NaN | NaN                  | absent: left out     |
+
+A region is several classes united, such as BraTS' whole tumour; it is scored like a class, beside them.
 """
 
 from __future__ import annotations
@@ -28,10 +30,13 @@ METRICS = ("dice", "nsd", "hd95")
 
 @dataclass(frozen=True)
 class Score:
-    """Scores of a class in a case: Dice and NSD in [0, 1], HD95 in mm; all NaN where `outcome` is absent."""
+    """Scores of a class in a case: Dice and NSD in [0, 1], HD95 in mm; all NaN where `outcome` is absent.
+
+    `label` is the class's value, or the name of a region.
+    """
 
     case: str
-    label: int
+    label: int | str
     dice: float
     nsd: float
     hd95: float
@@ -45,82 +50,98 @@ def score_case(
     spacing: Sequence[float],
     labels: Iterable[int],
     *,
+    regions: Mapping[str, Sequence[int]] | None = None,
     nsd_tolerance: float = 1.0,
 ) -> list[Score]:
-    """Scores of each class but background (0) of two label maps (D, H, W) of one shape.
+    """Scores of each class but background (0), then of each region, of two label maps (D, H, W) of one shape.
 
-    `spacing` is in mm in the order of the arrays' axes, `nsd_tolerance` in mm.
+    `spacing` is in mm in the order of the arrays' axes, `nsd_tolerance` in mm; `regions` are {name: labels}.
     """
     if prediction.shape != reference.shape:
         raise ValueError(
             f"{case}: label maps differ in shape: prediction {prediction.shape}, reference {reference.shape}"
         )
-    diagonal = math.hypot(*(size * step for size, step in zip(reference.shape, spacing, strict=True)))
     scores = []
     for label in labels:
-        if label == 0:
-            continue
-        predicted, true = prediction == label, reference == label
-        outcome = _outcome(bool(predicted.any()), bool(true.any()))
-        if outcome == "absent":
-            values = (math.nan, math.nan, math.nan)
-        elif outcome == "scored":
-            predicted, true = metrics.crop_to_union(predicted, true)
-            values = (
-                metrics.dice(predicted, true),
-                metrics.nsd(predicted, true, spacing, nsd_tolerance),
-                metrics.hd95(predicted, true, spacing),
-            )
-        else:
-            values = (0.0, 0.0, diagonal)
-        scores.append(Score(case, label, *values, outcome))
+        if label != 0:
+            values = _score_masks(prediction == label, reference == label, spacing, nsd_tolerance)
+            scores.append(Score(case, label, *values))
+    for name, united in (regions or {}).items():
+        masks = np.isin(prediction, list(united)), np.isin(reference, list(united))
+        scores.append(Score(case, name, *_score_masks(*masks, spacing, nsd_tolerance)))
     return scores
 
 
-def summarise(scores: Sequence[Score], labels: Mapping[int, str]) -> dict[str, Any]:
-    """The content of summary.json: mean, standard deviation and counts per class; mean of the class means.
+def summarise(
+    scores: Sequence[Score], labels: Mapping[int, str], regions: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, Any]:
+    """The content of summary.json: mean, standard deviation and counts per class and region; mean of the class
+    means.
 
     `n` is the number of cases in which the class counts (scored, missed or invented). Undefined numbers are
-    None.
+    None. The overall mean is over classes: regions repeat their voxels. Without regions there is no such key.
     """
-    classes: dict[str, dict[str, Any]] = {}
-    for label, name in labels.items():
-        if label == 0:
-            continue
-        of_class = [score for score in scores if score.label == label]
-        counted = [score for score in of_class if score.outcome != "absent"]
-        columns = {metric: [getattr(score, metric) for score in counted] for metric in METRICS}
-        classes[str(label)] = {
-            "name": name,
-            **{metric: _mean(values) for metric, values in columns.items()},
-            "n": len(counted),
-            "absent": len(of_class) - len(counted),
-            "missed": sum(score.outcome == "missed" for score in of_class),
-            "invented": sum(score.outcome == "invented" for score in of_class),
-            "sd": {metric: _standard_deviation(values) for metric, values in columns.items()},
-        }
+    classes = {str(label): {"name": name, **_statistics(scores, label)} for label, name in labels.items() if label != 0}
     means = {metric: [entry[metric] for entry in classes.values()] for metric in METRICS}
-    return {
+    summary = {
         "n_cases": len({score.case for score in scores}),
         "mean": {metric: _mean([mean for mean in means[metric] if mean is not None]) for metric in METRICS},
         "classes": classes,
     }
+    if regions:
+        summary["regions"] = {
+            name: {"labels": list(united), **_statistics(scores, name)} for name, united in regions.items()
+        }
+    return summary
 
 
 def scores_table(summary: Mapping[str, Any], *, title: str = "Scores") -> Table:
-    """Rich table of a summary (the content of summary.json): a row per class, then their mean."""
+    """Rich table of a summary (the content of summary.json): a row per class, their mean, a row per region."""
     classes = list(summary["classes"].values())
     table = Table(title=f"{title} ({summary['n_cases']} cases)")
     table.add_column("class")
     for column in ("Dice", "NSD", "HD95 (mm)", "cases", "missed", "invented"):
         table.add_column(column, justify="right")
     for label, entry in summary["classes"].items():
-        counts = (str(entry.get(key, "-")) for key in ("n", "missed", "invented"))
-        table.add_row(f"{label} {entry['name']}", *_scores(entry), *counts)
+        table.add_row(f"{label} {entry['name']}", *_scores(entry), *_counts(entry))
     table.add_section()
     missed, invented = (str(sum(entry.get(key, 0) for entry in classes)) for key in ("missed", "invented"))
     table.add_row("mean of classes", *_scores(summary["mean"]), "", missed, invented, style="bold")
+    table.add_section()
+    for name, entry in summary.get("regions", {}).items():
+        united = ", ".join(str(label) for label in entry["labels"])
+        table.add_row(f"{name} ({united})", *_scores(entry), *_counts(entry))
     return table
+
+
+def _score_masks(
+    predicted: np.ndarray, true: np.ndarray, spacing: Sequence[float], nsd_tolerance: float
+) -> tuple[float, float, float, Outcome]:
+    """Dice, NSD, HD95 and outcome of two bool masks, by the policy above."""
+    outcome = _outcome(bool(predicted.any()), bool(true.any()))
+    if outcome == "absent":
+        return math.nan, math.nan, math.nan, outcome
+    if outcome != "scored":
+        diagonal = math.hypot(*(size * step for size, step in zip(true.shape, spacing, strict=True)))
+        return 0.0, 0.0, diagonal, outcome
+    predicted, true = metrics.crop_to_union(predicted, true)
+    surface = metrics.nsd(predicted, true, spacing, nsd_tolerance)
+    return metrics.dice(predicted, true), surface, metrics.hd95(predicted, true, spacing), outcome
+
+
+def _statistics(scores: Sequence[Score], label: int | str) -> dict[str, Any]:
+    """Means, counts and standard deviations of one class or region over the cases."""
+    own = [score for score in scores if score.label == label]
+    counted = [score for score in own if score.outcome != "absent"]
+    columns = {metric: [getattr(score, metric) for score in counted] for metric in METRICS}
+    return {
+        **{metric: _mean(values) for metric, values in columns.items()},
+        "n": len(counted),
+        "absent": len(own) - len(counted),
+        "missed": sum(score.outcome == "missed" for score in own),
+        "invented": sum(score.outcome == "invented" for score in own),
+        "sd": {metric: _standard_deviation(values) for metric, values in columns.items()},
+    }
 
 
 def _outcome(predicted: bool, true: bool) -> Outcome:
@@ -137,6 +158,10 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def _standard_deviation(values: Sequence[float]) -> float | None:
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def _counts(entry: Mapping[str, Any]) -> list[str]:
+    return [str(entry.get(key, "-")) for key in ("n", "missed", "invented")]
 
 
 def _scores(entry: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -23,7 +23,10 @@ COMPILED_PREFIX = "_orig_mod."
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A network in eval mode and all that prediction needs to know of its training."""
+    """A network in eval mode and all that prediction and scoring need to know of its training.
+
+    `label_map` renumbers the dataset's label files (value -> label), `regions` unites labels (name -> labels).
+    """
 
     path: Path
     network: nn.Module
@@ -32,6 +35,8 @@ class LoadedModel:
     channels: tuple[str, ...]
     mirror_axes: tuple[int, ...]
     file_ending: str
+    label_map: dict[int, int] = field(default_factory=dict)
+    regions: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def load_model(path: str | Path) -> LoadedModel:
@@ -60,12 +65,16 @@ def load_model(path: str | Path) -> LoadedModel:
             strides=plan.strides,
         )
         file_ending = str(dataset["file_ending"])
+        label_map = {int(value): int(label) for value, label in dataset.get("label_map", {}).items()}
+        regions = {str(name): tuple(map(int, united)) for name, united in dataset.get("regions", {}).items()}
     except KeyError as error:
         raise InputError(f"{path}: its hyper_parameters lack {error}, so it cannot be used") from error
     except (TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: its hyper_parameters describe no usable network: {error}") from error
     _load_weights(network, state, path)
-    return LoadedModel(path, network.eval(), plan, labels, channels, mirror_axes, file_ending)
+    return LoadedModel(
+        path, network.eval(), plan, labels, channels, mirror_axes, file_ending, label_map=label_map, regions=regions
+    )
 
 
 def load_ensemble(paths: Sequence[str | Path]) -> list[LoadedModel]:

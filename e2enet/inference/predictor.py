@@ -132,7 +132,7 @@ def write_prediction(
         with atomic_path(output / f"{case.id}.npz") as path:
             np.savez_compressed(path, probabilities=native)
     if overlay:
-        reference = read_label(case.label, model.plan.depth_axis)[0] if case.label else None
+        reference = read_label(case.label, model.plan.depth_axis, model.label_map)[0] if case.label else None
         save_overlay(
             output / f"{case.id}.png",
             volume.array[0],

@@ -27,12 +27,13 @@ def draw_figures(run_folder: Path) -> list[Path]:
         InputError: the run folder has no metrics.csv.
     """
     curves = read_curves(run_folder / "metrics.csv")
-    classes = {name: name.removeprefix("val/dice_") for name in sorted(curves) if name.startswith("val/dice_")}
-    learning: Panels = {
+    learning = {
         "training loss": {"train/loss": "loss"},
-        "validation Dice": {"val/dice": "mean", **classes},
+        "validation Dice of patches": _dice_columns(curves, "val/dice"),
+        "validation Dice of whole cases": _dice_columns(curves, "val_full/dice"),
         "learning rate": {"train/lr": "learning rate"},
     }
+    learning = {title: columns for title, columns in learning.items() if any(name in curves for name in columns)}
     figures = {"learning_curves.png": learning, "dsff.png": DSFF_PANELS}
     written = []
     for name, panels in figures.items():
@@ -59,6 +60,11 @@ def read_curves(path: Path) -> dict[str, Curve]:
     return curves
 
 
+def _dice_columns(curves: Mapping[str, Curve], score: str) -> dict[str, str]:
+    classes = sorted(name for name in curves if name.startswith(f"{score}_"))
+    return {score: "mean"} | {name: name.removeprefix(f"{score}_") for name in classes}
+
+
 def _draw(path: Path, panels: Panels, curves: Mapping[str, Curve]) -> None:
     # The object API with its own canvas needs no display and leaves no global state behind.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -69,13 +75,14 @@ def _draw(path: Path, panels: Panels, curves: Mapping[str, Curve]) -> None:
     for axes, (title, columns) in zip(_axes(figure, len(panels)), panels.items(), strict=True):
         for column, label in columns.items():
             if column in curves:
-                mean = column == "val/dice"
+                mean = label == "mean"
                 style = {"color": "black", "linewidth": 2.0} if mean else {"linewidth": 1.3}
                 # A single point has no line: mark the points of short runs.
                 marker = "." if len(curves[column][0]) < 30 else None
                 axes.plot(*curves[column], label=label, marker=marker, **style)
         axes.set_title(title)
         axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         if len(columns) > 1 and axes.has_data():
             axes.legend(fontsize="small")

@@ -1,8 +1,7 @@
-"""Observers of a training run: where the time goes, a line per epoch, the cost, a validation picture."""
+"""Observers of a training run: a line per epoch, the cost, a validation picture."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,61 +11,39 @@ from lightning.pytorch.loggers import WandbLogger
 
 from e2enet.common.console import console
 from e2enet.common.overlay import save_overlay
-from e2enet.training.module import SegmentationModule
+from e2enet.training.module import PATCHES, SCORES, WHOLE_CASES, SegmentationModule
 from e2enet.training.records import write_cost
 
-
-class TimeKeeper(pl.Callback):
-    """Logs `time/step` (seconds per batch, waiting included) and `time/data_share` (of it, waiting)."""
-
-    def __init__(self) -> None:
-        self._last = 0.0
-        self._waited = 0.0
-        self._worked = 0.0
-        self._batches = 0
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the epoch's clock."""
-        self._waited, self._worked, self._batches = 0.0, 0.0, 0
-        self._last = time.perf_counter()
-
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """What passed since the last batch ended was waiting for this one."""
-        now = time.perf_counter()
-        self._waited += now - self._last
-        self._last = now
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """What passed since the batch arrived was work."""
-        now = time.perf_counter()
-        self._worked += now - self._last
-        self._batches += 1
-        self._last = now
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the epoch's sums."""
-        total = self._waited + self._worked
-        if self._batches and total > 0:
-            pl_module.log("time/step", total / self._batches, rank_zero_only=True)
-            pl_module.log("time/data_share", self._waited / total, rank_zero_only=True)
+# Share of waiting for data from which it is worth telling.
+NOTICEABLE_WAIT = 0.1
+SCORE_LABELS = {SCORES[PATCHES]: "val dice", SCORES[WHOLE_CASES]: "whole cases"}
 
 
 class EpochLines(pl.Callback):
     """Prints one line per epoch, which a log file keeps where a progress bar leaves nothing."""
 
+    def __init__(self) -> None:
+        self._advised = False
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Print loss, Dice where it was measured in this epoch, and seconds per step."""
+        """Print loss, Dice where it was measured in this epoch, seconds per step, and much waiting for data."""
         if not trainer.is_global_zero:
             return
-        shown = {"train/loss": "loss", "val/dice": "val dice", "time/step": "s/step"}
-        if (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1):
-            del shown["val/dice"]  # what is stored is an earlier epoch's
-        parts = [
-            f"{label} {float(trainer.callback_metrics[key]):.3f}"
-            for key, label in shown.items()
-            if key in trainer.callback_metrics
-        ]
+        assert isinstance(pl_module, SegmentationModule)
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        # The metrics also hold scores of earlier epochs.
+        shown = {"loss": metrics["train/loss"]}
+        shown |= {label: pl_module.scores[name] for name, label in SCORE_LABELS.items() if name in pl_module.scores}
+        shown["s/step"] = metrics["time/step"]
+        parts = [f"{label} {value:.3f}" for label, value in shown.items()]
+        waits = metrics["time/data_share"] >= NOTICEABLE_WAIT
+        if waits:
+            parts.append(f"waited {metrics['time/data_share']:.0%} for data")
         console.print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: " + ", ".join(parts), highlight=False)
+        # Once, and not after the first epoch, whose loader has only just started.
+        if waits and trainer.current_epoch > 0 and not self._advised:
+            self._advised = True
+            console.print("To wait less: more data.num_workers, or data.augment_on=device", highlight=False)
 
 
 class CostFile(pl.Callback):
@@ -83,18 +60,22 @@ class CostFile(pl.Callback):
 
 
 class ValidationPicture(pl.Callback):
-    """Saves the first validation case with its segmentation and reference; sends it to W&B where that is on.
+    """Saves the first validated case (or patch) with its segmentation and reference; sends it to W&B where that is on.
 
     Args:
         folder: where `validation_<case>.png` is written; each validation replaces it, W&B keeps them all.
         labels: class names by label, background 0 included.
         spacing: voxel size of prepared cases in mm, depth first.
+        loader: the validation loader to draw from, PATCHES or WHOLE_CASES.
     """
 
-    def __init__(self, folder: Path, labels: Mapping[int, str], spacing: tuple[float, float, float]) -> None:
+    def __init__(
+        self, folder: Path, labels: Mapping[int, str], spacing: tuple[float, float, float], loader: int
+    ) -> None:
         self.folder = folder
         self.labels = dict(labels)
         self.spacing = spacing
+        self.loader = loader
 
     def on_validation_batch_end(
         self,
@@ -105,14 +86,14 @@ class ValidationPicture(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Draw the first case of a validation."""
-        if batch_idx != 0 or not trainer.is_global_zero or trainer.sanity_checking:
+        """Draw the first case, or patch, of a validation."""
+        if batch_idx != 0 or dataloader_idx != self.loader or not trainer.is_global_zero or trainer.sanity_checking:
             return
         path = self.folder / f"validation_{batch['case'][0]}.png"
         save_overlay(
             path,
             batch["image"][0, 0].float().cpu().numpy(),
-            outputs["segmentation"].cpu().numpy(),
+            outputs["segmentation"][0].cpu().numpy(),
             reference=batch["label"][0].cpu().numpy(),
             labels=self.labels,
             spacing=self.spacing,

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-
-@dataclass(frozen=True)
-class Conflict:
-    """`find` gets the values of `paths`, in this order, and returns a message or None."""
-
-    paths: tuple[str, ...]
-    find: Callable[..., str | None]
+from e2enet.common.config_check import Conflict
 
 
 def _shift_and_kernel(shift_size: int | None, kernel_size: Sequence[int]) -> str | None:
@@ -56,15 +49,6 @@ def _density_one(masks: bool, updates: bool, density: float) -> str | None:
     return None
 
 
-def _validation_happens(validate_every: int, epochs: int) -> str | None:
-    if validate_every > epochs:
-        return (
-            f"training.validate_every={validate_every}: more than training.epochs={epochs}, "
-            "so that no epoch would be validated"
-        )
-    return None
-
-
 def _precision_and_device(precision: Any, accelerator: str) -> str | None:
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
     if precision == "16-mixed" and on_cpu:
@@ -90,7 +74,6 @@ CONFLICTS: tuple[Conflict, ...] = (
     Conflict(("dsff.masks", "network.fusion"), _masks_and_fusion),
     Conflict(("dsff.fraction_schedule", "dsff.fraction_initial", "dsff.fraction_final"), _fractions),
     Conflict(("dsff.masks", "dsff.updates", "dsff.density"), _density_one),
-    Conflict(("training.validate_every", "training.epochs"), _validation_happens),
     Conflict(("training.precision", "trainer.accelerator"), _precision_and_device),
     Conflict(("trainer.accelerator",), _device_exists),
     Conflict(("training.optimizer.fused", "training.precision", "dsff.masks"), _fused_and_masks),

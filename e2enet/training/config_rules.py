@@ -1,98 +1,28 @@
-"""What every config key accepts: one declarative table, `RULES`, read by `config_check`."""
+"""What every config key accepts, beside those that concern data (data/config_rules.py)."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
-
-from e2enet.network.build import NETWORKS
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A test of one value, and what it accepts in words."""
-
-    accepts: Callable[[Any], bool]
-    expected: str
-
-
-def whole(low: int, high: int | None = None) -> Rule:
-    """Whole numbers from `low` to `high`."""
-    words = f"a whole number >= {low}" if high is None else f"a whole number from {low} to {high}"
-    return Rule(lambda v: _is_whole(v) and v >= low and (high is None or v <= high), words)
-
-
-def number(low: float, high: float = math.inf, *, above: bool = False) -> Rule:
-    """Finite numbers from `low` (excluded with `above`) to `high`."""
-    if high == math.inf:
-        words = f"a number {'>' if above else '>='} {low:g}"
-    else:
-        words = f"a number in {'(' if above else '['}{low:g}, {high:g}]"
-    return Rule(lambda v: _is_number(v) and (v > low if above else v >= low) and v <= high, words)
-
-
-def choice(*values: Any) -> Rule:
-    """One of the given values; true and 1 are not the same."""
-    words = " | ".join(_spell(value) for value in values)
-    return Rule(lambda v: any(v == value and type(v) is type(value) for value in values), words)
-
-
-def optional(rule: Rule) -> Rule:
-    """Null or what `rule` accepts."""
-    return Rule(lambda v: v is None or rule.accepts(v), f"null or {rule.expected}")
-
-
-def list_of(rule: Rule, length: int | None = None) -> Rule:
-    """A list whose items `rule` accepts."""
-    count = "" if length is None else f"{length} items: "
-    return Rule(
-        lambda v: isinstance(v, list) and length in (None, len(v)) and all(map(rule.accepts, v)),
-        f"a list of {count}each {rule.expected}",
-    )
-
-
-def table_of(key: Rule, value: Rule) -> Rule:
-    """A mapping whose keys and values the two rules accept."""
-    return Rule(
-        lambda v: isinstance(v, Mapping) and all(key.accepts(k) and value.accepts(x) for k, x in v.items()),
-        f"a mapping from {key.expected} to {value.expected}",
-    )
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _spell(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    return str(value).replace(" ", "")
-
-
-flag = choice(True, False)
-text = Rule(lambda v: isinstance(v, str) and bool(v.strip()), "text")
-positive = number(0, above=True)
-share = number(0, 1, above=True)
-anything = Rule(lambda v: True, "anything")
-axes = Rule(
-    lambda v: isinstance(v, list) and all(_is_whole(a) and 0 <= a <= 2 for a in v) and len(set(v)) == len(v),
-    "a list of different axes out of 0 (depth), 1, 2",
+from e2enet.common.config_check import Schema
+from e2enet.common.config_rules import (
+    Rule,
+    choice,
+    flag,
+    list_of,
+    number,
+    optional,
+    positive,
+    share,
+    table_of,
+    text,
+    whole,
 )
-voxels = list_of(whole(1), 3)
+from e2enet.data import config_rules as data
+from e2enet.network.build import NETWORKS
+from e2enet.training.config_conflicts import CONFLICTS
 
 RULES: dict[str, Rule] = {
-    "paths.data": text,
-    "paths.prepared": text,
-    "paths.runs": text,
+    **data.RULES,
     "name": text,
-    "seed": whole(0),
-    "fold": Rule(lambda v: v == "all" or (_is_whole(v) and 0 <= v <= 4), "a whole number from 0 to 4, or all"),
     "run_folder": text,
     "resume": optional(text),
     "final.predict": flag,
@@ -101,12 +31,6 @@ RULES: dict[str, Rule] = {
     "final.step": share,
     "final.nsd_tolerance": positive,
     "final.overlay": flag,
-    "plan.kind": choice("auto", "paper"),
-    "plan.spacing": optional(list_of(positive, 3)),
-    "plan.patch_size": optional(voxels),
-    "plan.strides": optional(list_of(voxels)),
-    "plan.batch_size": optional(whole(1)),
-    "plan.memory_gb": optional(positive),
     "network.name": choice(*NETWORKS),
     "network.base_features": whole(1),
     "network.max_features": whole(1),
@@ -134,6 +58,8 @@ RULES: dict[str, Rule] = {
     "training.precision": choice(32, "bf16-mixed", "16-mixed"),
     "training.compile": flag,
     "training.validate_every": whole(1),
+    "training.validation_patches": whole(1),
+    "training.validate_full": optional(whole(0)),
     "training.checkpoint_every": whole(1),
     "trainer.accelerator": choice("auto", "cpu", "gpu"),
     "trainer.devices": whole(1),
@@ -142,6 +68,7 @@ RULES: dict[str, Rule] = {
     "trainer.deterministic": choice(False, True, "warn"),
     "trainer.progress": flag,
     "trainer.limit_val_batches": optional(whole(1)),
+    "trainer.log_every": whole(1),
     "logger.wandb": flag,
     "logger.project": optional(text),
     "logger.group": optional(text),
@@ -152,22 +79,13 @@ RULES: dict[str, Rule] = {
 # Sections built through `_target_`: their keys are the target's parameters, minus those that the code
 # supplies. A rule for a key here holds wherever the key is given.
 SUPPLIED: dict[str, set[str]] = {
-    "data": {"root", "prepared_root", "fold", "seed", "plan", "steps_per_epoch"},
+    **data.SUPPLIED,
     "training.loss": set(),
     "training.optimizer": {"params"},
     "training.schedule": {"optimizer", "total", "last_epoch"},
 }
 TARGET_RULES: dict[str, Rule] = {
-    "data.name": text,
-    "data.mirror_axes": axes,
-    "data.augmentation": choice("nnunet", "mirror", "none"),
-    "data.num_workers": whole(0),
-    "data.num_train": whole(5),
-    "data.num_test": whole(0),
-    "data.shape": voxels,
-    "data.spacing": list_of(positive, 3),
-    "data.phantom_seed": whole(0),
-    "data.limit_cases": optional(whole(1)),
+    **data.TARGET_RULES,
     "training.loss.smooth": number(0),
     "training.loss.dice_weight": number(0),
     "training.loss.cross_entropy_weight": number(0),
@@ -178,7 +96,6 @@ TARGET_RULES: dict[str, Rule] = {
     "training.schedule.warmup": number(0, 1),
 }
 # Keys of such sections that are no parameters of the target.
-EXTRAS: dict[str, dict[str, Rule]] = {
-    "data": {"facts": table_of(text, anything)},
-    "training.schedule": {"interval": choice("epoch", "step")},
-}
+EXTRAS: dict[str, dict[str, Rule]] = {**data.EXTRAS, "training.schedule": {"interval": choice("epoch", "step")}}
+
+SCHEMA = Schema(RULES, SUPPLIED, TARGET_RULES, EXTRAS, (*data.CONFLICTS, *CONFLICTS))

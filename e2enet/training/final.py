@@ -57,7 +57,13 @@ def _score(
     failures = predict_cases([model], cases, predictions, settings, overlay=config.final.overlay, overwrite=True)
     raise_problems([f"{case}: {reason}" for case, reason in failures.items()], f"{title} that cannot be predicted:")
     pairs = {case.id: (predictions / f"{case.id}{model.file_ending}", case.label) for case in cases if case.label}
-    scores, summary = score_files(pairs, model.labels, nsd_tolerance=config.final.nsd_tolerance)
+    scores, summary = score_files(
+        pairs,
+        model.labels,
+        nsd_tolerance=config.final.nsd_tolerance,
+        label_map=model.label_map,
+        regions=model.regions,
+    )
     write_scores(scores_folder, scores, summary)
     console.print(scores_table(summary, title=title))
     return summary

@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from omegaconf import DictConfig
 
-from e2enet.training.configs import as_plain
+from e2enet.common.configs import as_plain
 
 METRICS_FILE = "metrics.csv"
 

@@ -1,4 +1,4 @@
-"""The Lightning module: one network with its loss, optimizer, schedule and whole-case validation."""
+"""The Lightning module: one network with its loss, optimizer, schedule, and validation of patches and cases."""
 
 from __future__ import annotations
 
@@ -7,19 +7,30 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from hydra.utils import get_method, instantiate
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torchmetrics.classification import MulticlassConfusionMatrix
 
 from e2enet.data.planning.plan import Plan
 from e2enet.inference.sliding_window import predict_probabilities
 from e2enet.network.build import build_network
+from e2enet.training.dice import DiceCounts
 from e2enet.training.losses import DeepSupervisionLoss
+
+# The two validation loaders of the data module, by Lightning's `dataloader_idx`, and the name of their scores. Dice of
+# patches and of whole cases are on different scales (a patch on foreground holds less background to be wrong in),
+# so that they are never mixed or compared.
+PATCHES, WHOLE_CASES = 0, 1
+SCORES = {PATCHES: "val/dice", WHOLE_CASES: "val_full/dice"}
 
 
 class SegmentationModule(pl.LightningModule):
     """A segmentation network in training.
+
+    Validation loader 0 gives batches of patches, which are scored as `val/dice`; loader 1, where there is
+    one, whole cases one by one, which are scored as `val_full/dice`. Either may be empty in an epoch.
+    `scores` holds what this epoch's validation has measured, by these names.
 
     The constructor takes plain containers only, so that a checkpoint's `hyper_parameters` hold them exactly
     and open with `weights_only=True`.
@@ -27,7 +38,8 @@ class SegmentationModule(pl.LightningModule):
     Args:
         network: the `network` config group, for `build_network`.
         plan: `Plan.to_dict()`; its strides shape the network, its patch size the validation windows.
-        dataset: {"name", "labels": {int: str}, "channels", "mirror_axes", "file_ending"}.
+        dataset: {"name", "labels": {int: str}, "channels", "mirror_axes", "file_ending"}, and what scoring of its
+            label files needs: {"label_map": {int: int}, "regions": {str: [int]}}.
         training: the `training` config group: `loss`, `optimizer`, `schedule` (each with `_target_`),
             `compile`.
     """
@@ -51,7 +63,9 @@ class SegmentationModule(pl.LightningModule):
             strides=self.plan.strides,
         )
         self.loss = DeepSupervisionLoss(instantiate(training["loss"]))
-        self.confusion = MulticlassConfusionMatrix(num_classes=len(self.labels), validate_args=False)
+        self.scores: dict[str, float] = {}
+        self.patch_counts = DiceCounts(len(self.labels))
+        self.case_counts = DiceCounts(len(self.labels))
 
     def setup(self, stage: str) -> None:
         """Compile the network in place where asked: parameter names and checkpoints stay the same."""
@@ -74,27 +88,33 @@ class SegmentationModule(pl.LightningModule):
         """Log the learning rate that this epoch starts with."""
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], rank_zero_only=True)
 
-    def validation_step(self, batch: Mapping[str, Any], batch_index: int) -> dict[str, Tensor]:
-        """Segment one whole prepared case, without mirroring; count its voxels by (true, predicted) class."""
-        probabilities = predict_probabilities(
-            [self.network],
-            batch["image"][0],
-            self.plan.patch_size,
-            mirror_axes=(),
-            device=self.device,
-        )
-        segmentation = probabilities.argmax(dim=0).to(batch["label"].device)
-        self.confusion.update(segmentation[None], batch["label"])
+    def validation_step(
+        self, batch: Mapping[str, Any], batch_index: int, dataloader_idx: int = PATCHES
+    ) -> dict[str, Tensor]:
+        """Segment a batch of patches or one whole prepared case, without mirroring, and count its voxels."""
+        image, label = batch["image"], batch["label"]
+        if dataloader_idx == PATCHES:
+            segmentation = self(image).argmax(dim=1)
+            self.patch_counts.update(segmentation, label)
+        else:
+            segmentation = self._segment_case(image)
+            self.case_counts.update(segmentation, label)
         return {"segmentation": segmentation}
 
     def on_validation_epoch_end(self) -> None:
-        """Log Dice per class over all validation voxels, and the mean of the classes."""
-        dice = dice_per_class(self.confusion.compute())
-        self.confusion.reset()
-        for label, name in self.labels.items():
-            if label != 0:
-                self.log(f"val/dice_{name}", dice[label])
-        self.log("val/dice", dice[1:].nanmean(), prog_bar=True)
+        """Log Dice per class over all voxels, and the mean of the classes, of what was validated in this epoch."""
+        self.scores = {}
+        for score, counts in ((SCORES[PATCHES], self.patch_counts), (SCORES[WHOLE_CASES], self.case_counts)):
+            if not counts.update_called:
+                continue
+            dice = counts.compute()
+            counts.reset()
+            for label, name in self.labels.items():
+                if label != 0:
+                    self.log(f"{score}_{name}", dice[label])
+            mean = dice[1:].nanmean()
+            self.log(score, mean, prog_bar=True)
+            self.scores[score] = float(mean)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build optimizer and schedule from `training.optimizer` and `training.schedule`."""
@@ -107,13 +127,20 @@ class SegmentationModule(pl.LightningModule):
         scheduler = instantiate(config, **supplied)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
 
+    def _segment_case(self, image: Tensor) -> Tensor:
+        """Classes (1, D, H, W) of a whole image (1, C, D, H, W), by sliding window in the run's own precision."""
+        kind = self.device.type
+        probabilities = predict_probabilities(
+            [self.network],
+            image[0],
+            self.plan.patch_size,
+            mirror_axes=(),
+            device=self.device,
+            amp_dtype=torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,
+        )
+        return probabilities.argmax(dim=0)[None].to(image.device)
+
     def _length(self, interval: str) -> int:
         if interval == "step":
             return int(self.trainer.estimated_stepping_batches)
         return max(1, self.trainer.max_epochs or 1)
-
-
-def dice_per_class(confusion: Tensor) -> Tensor:
-    """Dice (K,) from a confusion matrix (K, K) of voxel counts; NaN for a class that is nowhere."""
-    counts = confusion.double()
-    return (2 * counts.diagonal() / (counts.sum(0) + counts.sum(1))).float()

@@ -14,10 +14,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from e2enet.common.configs import project_root
 from e2enet.common.files import atomic_path, write_json
 from e2enet.network import dsff
 from e2enet.network.cost import count_cost
-from e2enet.training.configs import project_root
 
 PACKAGES = (
     "e2enet",

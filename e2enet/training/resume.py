@@ -15,7 +15,7 @@ CONFIG_FILE = "config.yaml"
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 # What a resumed run may change: its length, where it runs and logs, where files are, and what follows
 # training.
-CHANGEABLE = ("training.epochs", "trainer", "logger", "paths", "final", "data.num_workers")
+CHANGEABLE = ("training.epochs", "trainer", "logger", "paths", "final", "data.num_workers", "data.prepare_workers")
 
 
 def resumed_config(config: DictConfig, overrides: Sequence[str]) -> DictConfig:

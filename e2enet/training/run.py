@@ -9,20 +9,20 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from e2enet.common.configs import as_plain
 from e2enet.common.console import console
 from e2enet.common.errors import InputError
+from e2enet.data.command import build_datamodule
 from e2enet.data.datamodule import SegmentationDataModule
 from e2enet.training.config_check import check_config
-from e2enet.training.configs import as_plain
 from e2enet.training.final import score_run
 from e2enet.training.loggers import build_loggers, finish_wandb
 from e2enet.training.module import SegmentationModule
 from e2enet.training.records import write_config, write_versions
 from e2enet.training.resume import CONFIG_FILE, LAST_CHECKPOINT
-from e2enet.training.trainer import MONITOR, build_trainer
+from e2enet.training.trainer import build_trainer, monitored
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,13 @@ def run_training(config: DictConfig, run_folder: Path) -> RunResult:
         raise InputError(f"{run_folder}: holds a run already; go on with it by resume={run_folder}, or name another")
     _quiet()
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    data = build_datamodule(config)
+    data = build_datamodule(
+        config,
+        steps_per_epoch=config.training.steps_per_epoch,
+        validation_patches=config.training.validation_patches,
+        validate_every=config.training.validate_every,
+        validate_full=config.training.validate_full,
+    )
     data.prepare_data()
     data.setup("fit")
     module = build_module(config, data)
@@ -64,23 +70,6 @@ def run_training(config: DictConfig, run_folder: Path) -> RunResult:
     return RunResult(run_folder, _finish(config, run_folder, data, trainer))
 
 
-def build_datamodule(config: DictConfig) -> SegmentationDataModule:
-    """The data module of `config.data`; the rest of the config gives fold, seed, plan, paths and steps."""
-    section = as_plain(config.data)
-    section.pop("facts", None)
-    module: SegmentationDataModule = instantiate(
-        section,
-        root=config.paths.data,
-        prepared_root=config.paths.prepared,
-        fold=config.fold,
-        seed=config.seed,
-        plan=as_plain(config.plan),
-        steps_per_epoch=config.training.steps_per_epoch,
-        _convert_="all",
-    )
-    return module
-
-
 def build_module(config: DictConfig, data: SegmentationDataModule) -> SegmentationModule:
     """The training module for a data module that is set up."""
     return SegmentationModule(
@@ -92,6 +81,8 @@ def build_module(config: DictConfig, data: SegmentationDataModule) -> Segmentati
             "channels": list(data.dataset.channels),
             "mirror_axes": list(data.mirror_axes),
             "file_ending": data.dataset.file_ending,
+            "label_map": dict(data.dataset.label_map),
+            "regions": {name: list(labels) for name, labels in data.dataset.regions.items()},
         },
         training=as_plain(config.training),
     )
@@ -100,12 +91,12 @@ def build_module(config: DictConfig, data: SegmentationDataModule) -> Segmentati
 def _finish(config: DictConfig, run_folder: Path, data: SegmentationDataModule, trainer: pl.Trainer) -> float:
     """Score the best checkpoint where asked; the mean validation Dice."""
     best = run_folder / "checkpoints" / "best.ckpt"
-    dice = float(trainer.callback_metrics.get(MONITOR, float("nan")))
+    dice = float(trainer.callback_metrics.get(monitored(config.training.validate_full), float("nan")))
     if not config.final.predict or not trainer.is_global_zero:
         return dice
     # Without a validated class there is no best checkpoint: the last one stands in.
     checkpoint = best if best.is_file() else run_folder / LAST_CHECKPOINT
-    summary = score_run(config, run_folder, checkpoint, data.val_cases, data.dataset.test)
+    summary = score_run(config, run_folder, checkpoint, data.val_cases, data.test_cases)
     console.print(f"run folder: {run_folder}", markup=False, highlight=False, soft_wrap=True)
     return float(summary["mean"]["dice"])
 

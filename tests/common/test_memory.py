@@ -1,11 +1,14 @@
-"""Freed memory stays with the process: taking it again costs no new pages."""
+"""Freed memory stays with the process, and what may be taken is the smallest of all limits."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from e2enet.common.memory import available_memory
 
 PROGRAM = """
 import resource, sys
@@ -30,3 +33,37 @@ def test_memory_taken_again_needs_no_new_pages() -> None:
         return int(done.stdout)
 
     assert page_faults("keep") < page_faults("default") / 10
+
+
+def write(root: Path, **files: str) -> None:
+    for name, text in files.items():
+        path = root / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def test_available_memory_is_the_smallest_limit(tmp_path: Path) -> None:
+    assert available_memory() > 0
+    write(tmp_path, proc__meminfo="MemTotal: 64 kB\nMemFree: 10 kB\nMemAvailable:   48 kB\n")
+    assert available_memory(tmp_path) == 48 * 1024
+    # Version 2: a limit on the parent (a SLURM job), none on the own place (a step of it).
+    own, parent = tmp_path / "sys/fs/cgroup/job/step", tmp_path / "sys/fs/cgroup/job"
+    write(tmp_path, proc__self__cgroup="0::/job/step\n")
+    for folder, limit, used in ((own, "max", "1000"), (parent, "9000", "5000")):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "memory.max").write_text(limit)
+        (folder / "memory.current").write_text(used)
+        (folder / "memory.stat").write_text("anon 1000\ninactive_file 400\n")
+    assert available_memory(tmp_path) == 9000 - 5000 + 400
+    (parent / "memory.max").write_text("4000")
+    assert available_memory(tmp_path) == 0
+
+
+def test_available_memory_of_version_one(tmp_path: Path) -> None:
+    write(tmp_path, proc__meminfo="MemFree: 48 kB\n", proc__self__cgroup="4:cpu,memory:/hidden/from/here\n")
+    folder = tmp_path / "sys/fs/cgroup/memory"
+    folder.mkdir(parents=True)
+    (folder / "memory.limit_in_bytes").write_text("20000")
+    (folder / "memory.usage_in_bytes").write_text("5000")
+    (folder / "memory.stat").write_text("total_inactive_file 1000\n")
+    assert available_memory(tmp_path) == 16000

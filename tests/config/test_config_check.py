@@ -9,11 +9,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from e2enet.common.config_check import target_parameters
+from e2enet.common.configs import compose_config
 from e2enet.common.errors import InputError
 from e2enet.network.e2enet import E2ENet
-from e2enet.training.config_check import check_command_line, force_added, target_parameters
+from e2enet.training.config_check import check_command_line, force_added
 from e2enet.training.config_rules import RULES
-from e2enet.training.configs import compose_config
 from e2enet.training.dsff_callback import DSFFCallback
 
 
@@ -43,7 +44,7 @@ def test_all_mistakes_are_told_at_once() -> None:
         ("seed=1.5", "seed=1.5: expected a whole number >= 0"),
         ("training.epochs=true", "training.epochs=True: expected a whole number >= 1"),
         ("data=msd", "data.name: needs a value"),
-        ("data=nope", "data=nope: no such choice; expected msd | nnunet | phantom"),
+        ("data=nope", "data=nope: no such choice; expected amos_ct | amos_mri | brats | btcv | msd | nnunet | phantom"),
         ("experiments=missing", "experiments=missing: no such choice"),
         ("experiments=null", "experiments=null: no such choice"),
         ("dsff=rigll", "did you mean rigl?"),
@@ -58,7 +59,7 @@ def test_all_mistakes_are_told_at_once() -> None:
             "multiples of [2, 4, 4], e.g. [16, 32, 32]",
         ),
         ("dsff.density=1", "use dsff=dense"),
-        ("training.validate_every=50", "more than training.epochs=20"),
+        ("training.validate_full=-1", "training.validate_full=-1: expected null or a whole number >= 0"),
         ("training.precision=16-mixed trainer.accelerator=cpu", "needs a GPU"),
         ("training.optimizer._target_=torch.optim.Adamm", "cannot be imported"),
         ("training.optimizer.momentum=0.9", "training.optimizer.momentum: unknown key"),

@@ -1,48 +1,72 @@
-"""Augmentation: identities, constants, hand-worked values and SciPy as reference."""
+"""Augmentation: identities, constants, hand-worked values, SciPy and torch as references; what is drawn how often."""
 
 from __future__ import annotations
+
+import runpy
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torchio as tio
-from scipy import ndimage
+from scipy import ndimage, stats
+from torch.nn import functional
 
 from e2enet.common.errors import InputError
-from e2enet.data.augmentation import intensity as intensity
-from e2enet.data.augmentation.recipe import build_augmentation
-from e2enet.data.augmentation.spatial import RandomRotateScale, RotateScale, rotation_matrix
+from e2enet.data.augmentation import intensity
+from e2enet.data.augmentation.recipe import Augmentation, Draw, build_augmentation
+from e2enet.data.augmentation.spatial import RandomRotateScale, box_size, rotate_scale, rotation_matrix
 
+DOCS = Path(__file__).parents[2] / "docs"
 PATCH = (6, 8, 10)
 CHANNEL = np.random.default_rng(0).normal(size=PATCH).astype(np.float32)
+LABEL = np.random.default_rng(1).integers(0, 4, PATCH).astype(np.uint8)
+NOTHING = Draw(None, 0.0, 0, {}, ())
 
 
-def make_subject(image: np.ndarray, label: np.ndarray | None = None) -> tio.Subject:
-    """Subject of one channel (D, H, W) and a label; the label is where the image is positive unless given."""
-    label = (image > 0).astype(np.uint8) if label is None else label
-    return tio.Subject(
-        image=tio.ScalarImage(tensor=torch.from_numpy(image.copy())[None]),
-        label=tio.LabelMap(tensor=torch.from_numpy(label.copy())[None]),
+def change(function: intensity.Change, channel: np.ndarray, strength: float) -> np.ndarray:
+    """A channel (D, H, W) after a change of intensity."""
+    rows = torch.from_numpy(channel.copy())[None]
+    function(rows, [strength])
+    return rows[0].numpy()
+
+
+def turn(image: np.ndarray, label: np.ndarray, matrix: np.ndarray, size: Sequence[int]) -> tuple[np.ndarray, ...]:
+    """Image and label (D, H, W) after `rotate_scale`."""
+    turned, nearest = rotate_scale(torch.from_numpy(image)[None], torch.from_numpy(label), matrix, size)
+    return turned[0].numpy(), nearest.numpy()
+
+
+def apply_one(augmentation: Augmentation, draw: Draw) -> tuple[np.ndarray, np.ndarray]:
+    """CHANNEL and LABEL after one draw."""
+    image, label = augmentation.apply(
+        [torch.from_numpy(CHANNEL.copy())[None]], [torch.from_numpy(LABEL.copy())], [draw]
     )
+    return image[0, 0].numpy(), label[0].numpy()
+
+
+def draw_many(augmentation: Augmentation, count: int, channels: int = 1) -> list[Draw]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return [augmentation.draw(channels) for _ in range(count)]
 
 
 # Intensity
 
 
 @pytest.mark.parametrize(
-    ("function", "identity"),
+    "function",
     [
-        (intensity.multiply, 1.0),
-        (intensity.scale_contrast, 1.0),
-        (intensity.change_gamma, 1.0),
-        (intensity.change_gamma_inverted, 1.0),
-        (intensity.lower_resolution, 1.0),
-        (intensity.lower_resolution_in_plane, 1.0),
-        (intensity.blur, 0.0),
+        intensity.multiply,
+        intensity.scale_contrast,
+        intensity.change_gamma,
+        intensity.change_gamma_inverted,
+        intensity.lower_resolution,
+        intensity.lower_resolution_in_plane,
     ],
 )
-def test_neutral_strength_changes_nothing(function: intensity.ChannelFunction, identity: float) -> None:
-    np.testing.assert_allclose(function(CHANNEL, identity), CHANNEL, atol=1e-5)
+def test_neutral_strength_changes_nothing(function: intensity.Change) -> None:
+    np.testing.assert_allclose(change(function, CHANNEL, 1.0), CHANNEL, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -56,22 +80,22 @@ def test_neutral_strength_changes_nothing(function: intensity.ChannelFunction, i
         intensity.blur,
     ],
 )
-def test_constant_channel_stays_constant(function: intensity.ChannelFunction) -> None:
-    np.testing.assert_allclose(function(np.full(PATCH, -1.5, np.float32), 0.7), -1.5, atol=1e-6)
+def test_constant_channel_stays_constant(function: intensity.Change) -> None:
+    np.testing.assert_allclose(change(function, np.full(PATCH, -1.5, np.float32), 0.7), -1.5, atol=1e-6)
 
 
 def test_contrast_by_hand() -> None:
     # Mean 0; -1 and 1 would go to -1.25 and 1.25 and are clipped to the old range, 0.5 goes to 0.625.
     channel = np.array([-1, 1, 0.5, -0.5], np.float32).reshape(1, 2, 2)
-    np.testing.assert_allclose(intensity.scale_contrast(channel, 1.25).ravel(), [-1, 1, 0.625, -0.625], atol=1e-6)
+    np.testing.assert_allclose(
+        change(intensity.scale_contrast, channel, 1.25).ravel(), [-1, 1, 0.625, -0.625], atol=1e-6
+    )
 
 
 def test_gamma_keeps_mean_and_deviation_and_bends_the_right_end() -> None:
     ramp = np.linspace(-2, 3, 101, dtype=np.float32).reshape(1, 1, 101)
-    powered, inverted = (
-        intensity.change_gamma(ramp, 1.5).ravel(),
-        intensity.change_gamma_inverted(ramp, 1.5).ravel(),
-    )
+    powered = change(intensity.change_gamma, ramp, 1.5).ravel()
+    inverted = change(intensity.change_gamma_inverted, ramp, 1.5).ravel()
     for changed in (powered, inverted):
         assert changed.mean() == pytest.approx(ramp.mean(), abs=1e-4)
         assert changed.std() == pytest.approx(ramp.std(), abs=1e-4)
@@ -80,92 +104,96 @@ def test_gamma_keeps_mean_and_deviation_and_bends_the_right_end() -> None:
     assert inverted[1] - inverted[0] > inverted[-1] - inverted[-2]  # bright end flattened
 
 
-def test_low_resolution_smooths_and_in_plane_leaves_slices_apart() -> None:
-    assert intensity.lower_resolution(CHANNEL, 0.5).std() < CHANNEL.std()
-    slices = np.zeros((4, 6, 6), np.float32) + np.arange(4, dtype=np.float32)[:, None, None]
-    np.testing.assert_allclose(intensity.lower_resolution_in_plane(slices, 0.5), slices, atol=1e-6)
-    assert not np.allclose(intensity.lower_resolution(slices, 0.5), slices)
+@pytest.mark.parametrize("sigma", [0.5, 0.77, 1.0])
+def test_blur_is_scipys_gaussian(sigma: float) -> None:
+    for channel in (CHANNEL, CHANNEL[:2, :1, :3]):  # the second is smaller than the Gaussian
+        np.testing.assert_allclose(
+            change(intensity.blur, channel, sigma), ndimage.gaussian_filter(channel, sigma), atol=1e-6
+        )
 
 
-def test_channels_are_drawn_apart_and_labels_left_alone() -> None:
-    subject = tio.Subject(
-        image=tio.ScalarImage(tensor=torch.ones(8, 2, 2, 2)),
-        label=tio.LabelMap(tensor=torch.ones(1, 2, 2, 2)),
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        changed = intensity.RandomPerChannel(intensity.multiply, (2.0, 3.0), channel_p=0.5)(subject)
-    factors = changed["image"].data[:, 0, 0, 0]
-    assert 0 < (factors == 1).sum() < 8
-    assert torch.all((factors == 1) | ((factors >= 2) & (factors <= 3)))
-    assert len(set(factors.tolist())) > 2
-    assert torch.all(changed["label"].data == 1)
+@pytest.mark.parametrize("zoom", [0.5, 0.63, 0.9])
+def test_low_resolution_is_nearest_sampling_and_linearly_back(zoom: float) -> None:
+    channel = torch.from_numpy(CHANNEL)
+    small = functional.interpolate(channel[None, None], size=[round(zoom * n) for n in PATCH], mode="nearest-exact")
+    expected = functional.interpolate(small, size=PATCH, mode="trilinear")[0, 0]
+    np.testing.assert_allclose(change(intensity.lower_resolution, CHANNEL, zoom), expected, atol=1e-5)
+    planes = functional.interpolate(channel[:, None], size=[round(zoom * n) for n in PATCH[1:]], mode="nearest-exact")
+    expected = functional.interpolate(planes, size=PATCH[1:], mode="bilinear")[:, 0]
+    np.testing.assert_allclose(change(intensity.lower_resolution_in_plane, CHANNEL, zoom), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["blur", "brightness", "contrast", "low_resolution", "gamma_inverted", "gamma"])
+def test_rows_of_different_strength_are_changed_as_one_by_one(name: str) -> None:
+    function = build_augmentation(PATCH, ()).steps[name].change
+    channels = np.random.default_rng(3).normal(size=(3, *PATCH)).astype(np.float32)
+    rows = torch.from_numpy(channels.copy())
+    function(rows, [0.7, 0.9, 0.8])
+    for row, channel, strength in zip(rows, channels, (0.7, 0.9, 0.8), strict=True):
+        np.testing.assert_allclose(row, change(function, channel, strength), atol=1e-5)
 
 
 # Rotation and scale
 
 
 def test_identity_matrix_returns_the_patch() -> None:
-    subject = make_subject(CHANNEL)
-    turned = RotateScale(np.eye(3), PATCH)(subject)
-    np.testing.assert_allclose(turned["image"].numpy()[0], CHANNEL, atol=1e-4)
-    np.testing.assert_array_equal(turned["label"].numpy(), subject["label"].numpy())
+    image, label = turn(CHANNEL, LABEL, np.eye(3), PATCH)
+    np.testing.assert_allclose(image, CHANNEL, atol=1e-4)
+    np.testing.assert_array_equal(label, LABEL)
+    assert label.dtype == np.uint8
 
 
 def test_quarter_turn_is_rot90() -> None:
     cube = np.random.default_rng(1).normal(size=(4, 7, 7)).astype(np.float32)
-    turned = RotateScale(rotation_matrix(np.array([np.pi / 2, 0, 0])), cube.shape)(make_subject(cube))
-    assert any(
-        np.allclose(turned["image"].numpy()[0], np.rot90(cube, turns, axes=(1, 2)), atol=1e-4) for turns in (1, 3)
-    )
+    marks = np.random.default_rng(1).integers(0, 300, cube.shape).astype(np.int16)
+    image, label = turn(cube, marks, rotation_matrix([np.pi / 2, 0, 0]), cube.shape)
+    for turns in (1, 3):
+        if np.allclose(image, np.rot90(cube, turns, axes=(1, 2)), atol=1e-4):
+            np.testing.assert_array_equal(label, np.rot90(marks, turns, axes=(1, 2)))
+            return
+    raise AssertionError("neither a quarter turn to the left nor to the right")
 
 
 def test_agrees_with_scipy_affine_transform() -> None:
     matrix = rotation_matrix(np.deg2rad([20, -15, 30])) * 1.2
-    transform = RotateScale(matrix, PATCH)
-    image = ndimage.gaussian_filter(np.random.default_rng(2).normal(size=transform.input_size), 1).astype(np.float32)
+    image = ndimage.gaussian_filter(np.random.default_rng(2).normal(size=box_size(matrix, PATCH)), 1).astype(np.float32)
+    marks = np.random.default_rng(2).integers(0, 9, image.shape).astype(np.uint8)
     centre_in, centre_out = (np.array(image.shape) - 1) / 2, (np.array(PATCH) - 1) / 2
-    expected = ndimage.affine_transform(image, matrix, centre_in - matrix @ centre_out, PATCH, order=1)
-    turned = transform(make_subject(image))
-    np.testing.assert_allclose(turned["image"].numpy()[0], expected, atol=1e-4)
-    assert turned["label"].shape == (1, *PATCH)
+    offset = centre_in - matrix @ centre_out
+    turned, label = turn(image, marks, matrix, PATCH)
+    np.testing.assert_allclose(turned, ndimage.affine_transform(image, matrix, offset, PATCH, order=1), atol=1e-4)
+    np.testing.assert_array_equal(label, ndimage.affine_transform(marks, matrix, offset, PATCH, order=0))
 
 
-def test_enlarged_input_leaves_no_black_corners() -> None:
+def test_enlarged_box_leaves_no_black_corners() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        draws = [RandomRotateScale(PATCH, rotation_p=1, scale_p=1).draw() for _ in range(20)]
-    for transform in draws:
-        assert transform is not None
-        assert all(
-            (more - size) % 2 == 0 and more >= size for more, size in zip(transform.input_size, PATCH, strict=True)
-        )
-        turned = transform(make_subject(np.ones(transform.input_size, np.float32)))
-        np.testing.assert_allclose(turned["image"].numpy(), 1, atol=1e-5)
+        matrices = [RandomRotateScale(rotation_p=1, scale_p=1).draw() for _ in range(20)]
+    for matrix in matrices:
+        assert matrix is not None
+        size = box_size(matrix, PATCH)
+        assert all((more - least) % 2 == 0 and more >= least for more, least in zip(size, PATCH, strict=True))
+        image, label = turn(np.ones(size, np.float32), np.ones(size, np.uint8), np.array(matrix), PATCH)
+        np.testing.assert_allclose(image, 1, atol=1e-5)
+        assert np.all(label == 1)
 
 
-def test_input_size_by_hand() -> None:
+def test_box_size_by_hand() -> None:
     # 39 / 2 * 1.4 = 27.3 from the centre: 56 voxels reach 27.5.
-    assert RotateScale(1.4 * np.eye(3), (40, 40, 40)).input_size == (56, 56, 56)
-    assert RotateScale(0.7 * np.eye(3), (40, 40, 40)).input_size == (40, 40, 40)
+    assert box_size(1.4 * np.eye(3), (40, 40, 40)) == (56, 56, 56)
+    assert box_size(0.7 * np.eye(3), (40, 40, 40)) == (40, 40, 40)
+    assert box_size(None, (40, 41, 42)) == (40, 41, 42)
 
 
 def test_in_plane_draws_never_mix_slices() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for _ in range(10):
-            transform = RandomRotateScale(PATCH, rotation_p=1, scale_p=1, in_plane=True).draw()
-            assert transform is not None
-            np.testing.assert_allclose(transform.matrix[0], [1, 0, 0])
-            np.testing.assert_allclose(transform.matrix[:, 0], [1, 0, 0])
-            assert transform.input_size[0] == PATCH[0]
-
-
-def test_share_of_rotated_or_scaled_samples() -> None:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        drawn = sum(RandomRotateScale(PATCH).draw() is not None for _ in range(2000)) / 2000
-    assert drawn == pytest.approx(1 - 0.8 * 0.8, abs=0.04)
+            matrix = RandomRotateScale(rotation_p=1, scale_p=1, in_plane=True).draw()
+            assert matrix is not None
+            np.testing.assert_allclose(matrix[0], [1, 0, 0])
+            np.testing.assert_allclose(np.array(matrix)[:, 0], [1, 0, 0])
+            assert box_size(matrix, PATCH)[0] == PATCH[0]
 
 
 # Recipes
@@ -173,40 +201,122 @@ def test_share_of_rotated_or_scaled_samples() -> None:
 
 def test_none_changes_nothing() -> None:
     augmentation = build_augmentation(PATCH, (0, 1, 2), "none")
-    assert augmentation.spatial is None
-    np.testing.assert_array_equal(augmentation.patch(make_subject(CHANNEL))["image"].numpy()[0], CHANNEL)
+    assert all(draw._replace(noise_seed=0) == NOTHING for draw in draw_many(augmentation, 20))
+    image, label = apply_one(augmentation, NOTHING)
+    np.testing.assert_array_equal(image, CHANNEL)
+    np.testing.assert_array_equal(label, LABEL)
 
 
 def test_mirror_flips_image_and_label_on_the_given_axes_only() -> None:
-    augmentation = build_augmentation(PATCH, (1,), "mirror")
-    seen = set()
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        for _ in range(20):
-            patch = augmentation.patch(make_subject(CHANNEL))
-            flipped = not np.array_equal(patch["image"].numpy()[0], CHANNEL)
-            expected = CHANNEL[:, ::-1] if flipped else CHANNEL
-            np.testing.assert_array_equal(patch["image"].numpy()[0], expected)
-            np.testing.assert_array_equal(patch["label"].numpy()[0], expected > 0)
-            seen.add(flipped)
-    assert seen == {True, False}
+    draws = draw_many(build_augmentation(PATCH, (1, 2), "mirror"), 40)
+    assert {draw.mirrored for draw in draws} == {(), (1,), (2,), (1, 2)}
+    for draw in draws:
+        image, label = apply_one(build_augmentation(PATCH, (1, 2), "mirror"), draw)
+        np.testing.assert_array_equal(image, np.flip(CHANNEL, draw.mirrored))
+        np.testing.assert_array_equal(label, np.flip(LABEL, draw.mirrored))
+
+
+def test_steps_follow_one_another_in_the_recipes_order() -> None:
+    augmentation = build_augmentation(PATCH, ())
+    draw = NOTHING._replace(strengths={"gamma": [0.8], "contrast": [1.2], "blur": [0.6]})
+    expected = CHANNEL
+    for function, strength in ((intensity.blur, 0.6), (intensity.scale_contrast, 1.2), (intensity.change_gamma, 0.8)):
+        expected = change(function, expected, strength)
+    np.testing.assert_allclose(apply_one(augmentation, draw)[0], expected, atol=1e-6)
+
+
+def test_only_drawn_channels_of_drawn_patches_change() -> None:
+    images = [torch.ones(3, 2, 2, 2), torch.ones(3, 2, 2, 2)]
+    labels = [torch.zeros(2, 2, 2, dtype=torch.uint8)] * 2
+    draws = [
+        NOTHING._replace(strengths={"brightness": [2.0, None, 3.0]}),
+        NOTHING._replace(strengths={"brightness": [None, 5.0, None]}),
+    ]
+    image, _ = build_augmentation((2, 2, 2), ()).apply(images, labels, draws)
+    assert image[:, :, 0, 0, 0].tolist() == [[2, 1, 3], [1, 5, 1]]
+
+
+def test_noise_follows_from_its_seed_and_has_its_deviation() -> None:
+    augmentation = build_augmentation((40, 40, 40), ())
+    image, label = torch.zeros(2, 40, 40, 40), torch.zeros(40, 40, 40)
+    draws = [NOTHING._replace(noise=0.05, noise_seed=seed) for seed in (7, 7, 8)]
+    first, again, other = augmentation.apply([image] * 3, [label] * 3, draws)[0]
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert float(first.std()) == pytest.approx(0.05, rel=0.02) and float(first.mean()) == pytest.approx(0, abs=1e-3)
+    assert not torch.equal(first[0], first[1])  # each channel has noise of its own
+
+
+def test_each_change_is_drawn_as_often_and_as_strongly_as_nnunet_draws_it() -> None:
+    draws = draw_many(build_augmentation(PATCH, (0, 2)), 4000, channels=2)
+
+    def share(count: int, of: int = len(draws)) -> float:
+        return count / of
+
+    assert share(sum(draw.matrix is not None for draw in draws)) == pytest.approx(1 - 0.8 * 0.8, abs=0.03)
+    noises = [draw.noise for draw in draws if draw.noise]
+    assert share(len(noises)) == pytest.approx(0.1, abs=0.02)
+    assert 0 < min(noises) < 0.005 and 0.095 < max(noises) <= 0.1
+    # Probability per patch and channel, range, mean strength (two halves around 1 are drawn equally often).
+    expected = {
+        "blur": (0.2, 0.5, 0.5, 1.0, 0.75),
+        "brightness": (0.15, 1.0, 0.75, 1.25, 1.0),
+        "contrast": (0.15, 1.0, 0.75, 1.25, 1.0),
+        "low_resolution": (0.25, 0.5, 0.5, 1.0, 0.75),
+        "gamma_inverted": (0.1, 1.0, 0.7, 1.5, 1.05),
+        "gamma": (0.3, 1.0, 0.7, 1.5, 1.05),
+    }
+    assert list(build_augmentation(PATCH, ()).steps) == list(expected)
+    for name, (p, channel_p, low, high, mean) in expected.items():
+        drawn = [draw.strengths[name] for draw in draws if name in draw.strengths]
+        values = [value for strengths in drawn for value in strengths if value is not None]
+        assert share(len(drawn)) == pytest.approx(p, abs=0.03), name
+        assert share(len(values), 2 * len(drawn)) == pytest.approx(channel_p, abs=0.04), name
+        assert low <= min(values) < low + 0.05 and high - 0.05 < max(values) <= high, name
+        assert np.mean(values) == pytest.approx(mean, abs=0.03), name
+    for axis in (0, 2):
+        assert share(sum(axis in draw.mirrored for draw in draws)) == pytest.approx(0.5, abs=0.03)
+    assert not any(1 in draw.mirrored for draw in draws)
+
+
+def test_rotation_angles_and_scales_fill_their_ranges() -> None:
+    matrices = [np.array(draw.matrix) for draw in draw_many(build_augmentation(PATCH, ()), 4000) if draw.matrix]
+    scales = np.array([np.cbrt(np.linalg.det(matrix)) for matrix in matrices])
+    scaled = scales[np.abs(scales - 1) > 1e-6]
+    assert len(scaled) / 4000 == pytest.approx(0.2, abs=0.03)
+    assert 0.7 <= scaled.min() < 0.72 and 1.38 < scaled.max() <= 1.4
+    assert np.mean(scaled > 1) == pytest.approx(0.5, abs=0.06)
+    turned = [matrix / scale for matrix, scale in zip(matrices, scales, strict=True)]
+    turned = [matrix for matrix in turned if not np.allclose(matrix, np.eye(3))]
+    assert len(turned) / 4000 == pytest.approx(0.2, abs=0.03)
+    # R = R_w R_h R_d holds sin of the angle about H in one place; it is uniform over +-30 degrees.
+    angles = np.rad2deg([np.arcsin(matrix[2, 0]) for matrix in turned])
+    assert stats.kstest(angles, stats.uniform(-30, 60).cdf).pvalue > 0.01
 
 
 def test_whole_recipe_gives_finite_patches_with_old_labels() -> None:
     augmentation = build_augmentation(PATCH, (0, 1, 2))
-    label = np.random.default_rng(0).integers(0, 4, PATCH).astype(np.uint8)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        for _ in range(30):
-            patch = augmentation.patch(make_subject(CHANNEL, label))
-            assert patch["image"].data.dtype == torch.float32 and patch["image"].shape == (1, *PATCH)
-            assert torch.isfinite(patch["image"].data).all()
-            np.testing.assert_array_equal(np.bincount(patch["label"].numpy().ravel()), np.bincount(label.ravel()))
+    for draw in draw_many(augmentation, 30):
+        image, label = apply_one(augmentation, draw._replace(matrix=None))
+        assert image.dtype == np.float32 and image.shape == PATCH and np.isfinite(image).all()
+        np.testing.assert_array_equal(np.bincount(label.ravel()), np.bincount(LABEL.ravel()))
+
+
+def test_half_precision_of_the_training_step_does_not_reach_the_images() -> None:
+    augmentation = build_augmentation(PATCH, (0,))
+    draw = NOTHING._replace(matrix=np.eye(3).tolist(), strengths={"blur": [0.8], "gamma": [1.2]})
+    expected = apply_one(augmentation, draw)
+    with torch.autocast("cpu", torch.bfloat16):
+        image, label = apply_one(augmentation, draw)
+    np.testing.assert_array_equal(image, expected[0])
+    np.testing.assert_array_equal(label, expected[1])
 
 
 def test_very_anisotropic_patches_are_augmented_in_plane() -> None:
-    assert build_augmentation((8, 25, 25), ()).spatial.in_plane  # type: ignore[union-attr]
-    assert not build_augmentation((8, 24, 24), ()).spatial.in_plane  # type: ignore[union-attr]
+    flat, deep = build_augmentation((8, 25, 25), ()), build_augmentation((8, 24, 24), ())
+    assert flat.spatial is not None and flat.spatial.in_plane
+    assert flat.steps["low_resolution"].change is intensity.lower_resolution_in_plane
+    assert deep.spatial is not None and not deep.spatial.in_plane
+    assert deep.steps["low_resolution"].change is intensity.lower_resolution
 
 
 def test_unknown_recipe_or_axis_is_an_input_error() -> None:
@@ -214,3 +324,10 @@ def test_unknown_recipe_or_axis_is_an_input_error() -> None:
         build_augmentation(PATCH, (), "heavy")
     with pytest.raises(InputError, match="mirror_axes"):
         build_augmentation(PATCH, (3,))
+
+
+def test_pictures_of_the_documentation_are_drawn_by_their_script(tmp_path: Path) -> None:
+    document = (DOCS / "augmentation.md").read_text(encoding="utf-8")
+    for path in runpy.run_path(str(DOCS / "figures" / "draw_augmentation.py"))["main"](tmp_path):
+        assert path.stat().st_size > 50_000
+        assert (DOCS / "figures" / path.name).is_file() and f"figures/{path.name}" in document

@@ -56,11 +56,27 @@ def test_batches_have_the_promised_form(folder: Path) -> None:
     batches = list(module.train_dataloader())
     assert len(batches) == 2
     for batch in batches:
+        assert batch["label"].dtype == torch.uint8  # as stored, until it is on the training device
+        batch = module.on_after_batch_transfer(batch, 0)
         assert batch["image"].shape == (2, 1, *PATCH) and batch["image"].dtype == torch.float32
         assert batch["label"].shape == (2, *PATCH) and batch["label"].dtype == torch.int64
         assert set(batch["case"]) <= {case.id for case in module.train_cases}
         assert batch["label"][1].max() > 0  # the second of two is centred on foreground
-    (first, *_) = list(module.val_dataloader())
+
+
+def test_validation_reads_patches_every_epoch_and_whole_cases_in_some(folder: Path) -> None:
+    module = phantom_module(folder, validation_patches=3, validate_full=2)
+    module.setup("fit")
+    patches, cases = module.val_dataloader()
+    for epoch in (0, 1):
+        patches.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        cases.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        batches = list(patches)
+        assert [batch["image"].shape for batch in batches] == [(2, 1, *PATCH)] * 2
+        assert {name for batch in batches for name in batch["case"]} == {case.id for case in module.val_cases}
+        whole = list(cases)
+        assert len(whole) == (len(module.val_cases) if epoch == 1 else 0)
+    first = whole[0]
     assert first["case"] == [module.val_cases[0].id]
     assert first["image"].shape[0] == 1 and first["image"].shape[2:] == first["label"].shape[1:]
     assert set(np.unique(first["label"])) == set(range(6))
@@ -89,6 +105,9 @@ def test_limit_keeps_the_folds_validation_cases(folder: Path) -> None:
     whole.setup()
     limited.setup()
     assert limited.train_cases == whole.train_cases[:2] and limited.val_cases == whole.val_cases
+    everything = phantom_module(folder, fold="all", limit_cases=1)
+    everything.setup()
+    assert len(everything.val_cases) == 1 and everything.val_cases == everything.train_cases
     with pytest.raises(InputError, match="limit_cases=9"):
         phantom_module(folder, limit_cases=9).setup()
 
@@ -132,9 +151,26 @@ def test_msd_and_nnunet_layouts_give_the_same_samples(folder: Path, tmp_path: Pa
 def test_every_impossible_value_is_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         phantom_module(
-            tmp_path, fold=5, plan={"patch": 3}, augmentation="x", mirror_axes=(1, 1), seed=-1, limit_cases=0
+            tmp_path,
+            fold=5,
+            plan={"patch": 3},
+            augmentation="x",
+            augment_on="y",
+            transforms=["z"],
+            mirror_axes=(1, 1),
+            seed=-1,
+            limit_cases=0,
         )
-    for word in ("fold=5", "['patch']", "augmentation='x'", "mirror_axes=[1, 1]", "seed=-1", "limit_cases=0"):
+    for word in (
+        "fold=5",
+        "['patch']",
+        "augmentation='x'",
+        "augment_on='y'",
+        "transforms='z'",
+        "mirror_axes=[1, 1]",
+        "seed=-1",
+        "limit_cases=0",
+    ):
         assert word in str(error.value)
 
 

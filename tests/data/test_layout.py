@@ -185,7 +185,7 @@ def test_find_cases_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"case b: b_0001\.nii\.gz not expected"):
         find_cases(tmp_path, 1)
     touch(tmp_path / "t/a_0000.nii.gz", tmp_path / "t/a.nii.gz")
-    with pytest.raises(InputError, match="case a is there twice"):
+    with pytest.raises(InputError, match="case a: is there twice"):
         find_cases(tmp_path / "t", 1)
 
 

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 from e2enet.common.errors import InputError
-from e2enet.data.planning.fingerprint import CaseFingerprint, Fingerprint
-from e2enet.data.planning.plan import Plan, make_plan, resampled_shape, target_spacing
+from e2enet.data.command import compose_data
+from e2enet.data.planning.case_fingerprint import CaseFingerprint
+from e2enet.data.planning.fingerprint import Fingerprint
+from e2enet.data.planning.plan import Plan, resampled_shape
+from e2enet.data.planning.planner import make_plan, target_spacing
 from e2enet.data.planning.topology import feature_map_size, total_stride
 
 INTENSITIES = {"mean": 100.0, "std": 20.0, "percentile_00_5": -50.0, "percentile_99_5": 200.0}
@@ -104,6 +107,14 @@ def test_paper_kind_fixes_five_strides_and_its_patch() -> None:
     assert smaller.patch_size == (96, 96, 96) and smaller.strides == ((2, 2, 2),) * 5
 
 
+def test_paper_patch_is_that_of_the_dataset() -> None:
+    for name, patch in (("btcv", [96, 96, 96]), ("amos_ct", None), ("brats", None)):
+        config = compose_data([f"data={name}", "plan=paper", "training=paper"]).config
+        assert config.plan.patch_size == patch  # null: 128^3
+    btcv = make_plan(fingerprint((3, 0.76, 0.76), (148, 512, 512)), ["CT"], kind="paper", patch_size=[96, 96, 96])
+    assert len(btcv.strides) + 1 == 6  # levels
+
+
 def test_overrides_hold_and_the_rest_is_fitted() -> None:
     small = fingerprint((1, 1, 1), (36, 50, 35), classes=3, cases=200)
     by_strides = make_plan(small, ["MRI"], strides=[[2, 2, 2]] * 4, batch_size=3)
@@ -159,5 +170,5 @@ def test_dict_round_trip_is_plain_and_exact() -> None:
     content = plan.to_dict()
     assert Plan.from_dict(content) == plan
     assert not any(isinstance(value, (np.generic, tuple)) for value in content.values())
-    with pytest.raises(InputError, match=r"missing \['spacing'\], unknown \['space'\]"):
+    with pytest.raises(InputError, match=r"spacing: is missing.*\n  - space: unknown key"):
         Plan.from_dict({("space" if key == "spacing" else key): value for key, value in content.items()})

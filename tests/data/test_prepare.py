@@ -1,4 +1,4 @@
-"""Fingerprint, plan and prepared cases of a small dataset, and of real scans."""
+"""Prepared cases of a small dataset, and of real scans."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ import pytest
 from e2enet.common.errors import InputError
 from e2enet.data.formats.layout import RawDataset, read_msd
 from e2enet.data.formats.volume import read_label, read_volume, to_native
-from e2enet.data.planning import fingerprint as fingerprint_module
-from e2enet.data.planning.fingerprint import Fingerprint, compute_fingerprint
-from e2enet.data.planning.plan import Plan, plan_dataset
+from e2enet.data.planning.plan import Plan
+from e2enet.data.planning.plan_file import plan_dataset
+from e2enet.data.preparation.cases import prepare_cases
 from e2enet.data.preparation.preprocess import preprocess, restore_labels
-from e2enet.data.preparation.store import prepare_cases, sample_coordinates
 
 SHAPE = (12, 14, 6)
 
@@ -56,50 +55,6 @@ def write_dataset(folder: Path, *, channel: str = "MRI", cases: int = 3, depth_m
     }
     (folder / "dataset.json").write_text(json.dumps(content))
     return read_msd(folder)
-
-
-def test_fingerprint_values(tmp_path: Path) -> None:
-    dataset = write_dataset(tmp_path)
-    found = compute_fingerprint(dataset, dataset.training)
-    assert found.depth_axis == 2 and found.num_classes == 3
-    assert found.cases[0].spacing == (3.0, 1.0, 1.0) and found.cases[0].shape == (4, 10, 12)
-    assert found.relative_size == pytest.approx(4 * 10 * 12 / np.prod(SHAPE))
-    # Every case weighs the same: foreground of 10, 20 and 30 (but for the one voxel of class 2).
-    assert found.intensities[0]["mean"] == pytest.approx(20, rel=0.02)
-    assert found.intensities[0]["percentile_99_5"] == 30
-    assert Fingerprint.from_dict(json.loads(json.dumps(found.to_dict()))) == found
-
-
-def test_fingerprint_is_read_again_only_when_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = write_dataset(tmp_path / "raw")
-    plan = plan_dataset(dataset, tmp_path / "prepared")
-    assert {p.name for p in (tmp_path / "prepared").iterdir()} == {"fingerprint.json", "plan.json"}
-    calls: list[int] = []
-
-    def counted(*arguments: object) -> Fingerprint:
-        calls.append(1)
-        return compute_fingerprint(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(fingerprint_module, "compute_fingerprint", counted)
-    assert plan_dataset(dataset, tmp_path / "prepared") == plan and not calls
-    assert plan_dataset(dataset, tmp_path / "prepared", batch_size=5).batch_size == 5 and not calls
-    os.utime(dataset.training[0].images[0], (1, 1))
-    assert plan_dataset(dataset, tmp_path / "prepared") == plan and len(calls) == 1
-    (tmp_path / "prepared/fingerprint.json").write_text("{broken")
-    assert plan_dataset(dataset, tmp_path / "prepared") == plan and len(calls) == 2
-
-
-def test_all_bad_cases_are_reported_at_once(tmp_path: Path) -> None:
-    dataset = write_dataset(tmp_path)
-    first, second = dataset.training[0].label, dataset.training[1].label
-    assert first is not None and second is not None
-    nib.save(nib.Nifti1Image(np.full(SHAPE, 7, np.uint8), np.diag((-1.0, -1.0, 3.0, 1.0))), first)
-    nib.save(nib.Nifti1Image(np.ones(SHAPE, np.uint8), np.eye(4)), second)
-    with pytest.raises(InputError) as caught:
-        compute_fingerprint(dataset, dataset.training)
-    assert "case_0.nii.gz: holds label values [7]" in str(caught.value)
-    assert "case case_1" in str(caught.value) and "the affines differ" in str(caught.value)
-    assert "case_2" not in str(caught.value)
 
 
 def test_prepared_cases_hold_image_label_and_foreground(tmp_path: Path) -> None:
@@ -144,14 +99,6 @@ def test_a_bad_case_does_not_stop_the_others(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"1 of 3 cases cannot be prepared\n  - case case_0: .*case_0\.nii\.gz"):
         prepare_cases(dataset, dataset.training, plan, tmp_path / "prepared")
     assert len(prepare_cases(dataset, dataset.training[1:], plan, tmp_path / "prepared")) == 2
-
-
-def test_coordinates_are_limited_and_repeatable() -> None:
-    label = np.ones((10, 10, 10), dtype=np.uint8)
-    label[0] = 0
-    rows = sample_coordinates(label, limit=50)[1]
-    assert rows.shape == (50, 3) and len(np.unique(rows, axis=0)) == 50 and rows[:, 0].min() >= 1
-    np.testing.assert_array_equal(rows, sample_coordinates(label, limit=50)[1])
 
 
 def test_real_mri(shared_data: Path, tmp_path: Path) -> None:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
+import SimpleITK
 import torch
 import torchio as tio
-from torch.utils.data import DataLoader
+from threadpoolctl import threadpool_info
+from torch.utils.data import DataLoader, Dataset
 
 from e2enet.common.errors import InputError
 from e2enet.data.augmentation.recipe import build_augmentation
+from e2enet.data.augmentation.spatial import RandomRotateScale
+from e2enet.data.loading import limit_worker_threads
 from e2enet.data.preparation.store import PreparedCase, sample_coordinates
 from e2enet.data.sampling import (
     CaseDataset,
@@ -20,6 +26,8 @@ from e2enet.data.sampling import (
     ForegroundSampler,
     PatchDataset,
     crop,
+    crop_subject,
+    frame_affine,
     is_foreground_sample,
     load_subject,
     start_range,
@@ -104,7 +112,7 @@ def test_random_patches_reach_every_start_and_stay_inside(tmp_path: Path) -> Non
 def test_case_without_foreground_gives_a_patch_anywhere(tmp_path: Path) -> None:
     case = make_case(tmp_path)
     subject = load_subject(case)
-    subject["foreground"] = {1: np.empty((0, 3), np.int32)}
+    subject["foreground"] = {}
     assert len(ForegroundSampler(PATCH).draw_start(subject, foreground=True)) == 3
 
 
@@ -117,13 +125,37 @@ def test_subject_stays_on_disk_until_cropped(tmp_path: Path) -> None:
     assert load_subject(case)["image"].data[0, 0, 0, 0] == 0
 
 
+def test_coordinates_of_cases_are_not_kept(tmp_path: Path) -> None:
+    case = make_case(tmp_path)
+    assert list(case.foreground) == [1, 2] and len(case.foreground) == 2
+    np.testing.assert_array_equal(case.foreground[1], [[0, 0, 0]])
+    assert case.foreground[1] is not case.foreground[1]  # read anew each time: 200 cases would fill a worker's memory
+
+
+def test_affine_of_a_patch_tells_spacing_directions_and_place(tmp_path: Path) -> None:
+    affine = frame_affine((3.0, 0.5, 0.75), depth_axis=2)
+    subject = load_subject(make_case(tmp_path), affine)
+    patch = crop_subject(subject, (2, -4, 8), PATCH)
+    for image in patch.get_images(intensity_only=False):
+        # D runs upward, H to the right, W to the front; the first voxel is 2 * 3 mm up, 4 * 0.5 mm to the left, ..
+        np.testing.assert_allclose(image.affine @ (0, 0, 0, 1), [-2, 6, 6, 1])
+        np.testing.assert_allclose(image.affine @ (1, 1, 1, 1), [-1.5, 6.75, 9, 1])
+        assert image.spacing == (3.0, 0.5, 0.75) and image.orientation == ("S", "R", "A")
+
+
+@pytest.mark.parametrize(("depth_axis", "orientation"), [(0, "RAS"), (1, "ARS"), (2, "SRA")])
+def test_frame_affine_follows_the_depth_axis(depth_axis: int, orientation: str) -> None:
+    image = tio.ScalarImage(tensor=torch.zeros(1, 2, 2, 2), affine=frame_affine((1, 2, 3), depth_axis))
+    assert "".join(image.orientation) == orientation and image.spacing == (1, 2, 3)
+
+
 def test_unaugmented_sample_is_a_box_of_the_image_with_its_label(cases: list[PreparedCase]) -> None:
     dataset = make_dataset(cases, "none")
     for index in range(10):
         sample = dataset[(0, index)]
         case = next(case for case in cases if case.id == sample["case"])
         image, label = sample["image"], sample["label"]
-        assert image.dtype == torch.float32 and label.dtype == torch.int64
+        assert image.dtype == torch.float32 and label.dtype == torch.uint8
         assert image.shape == (1, *PATCH) and label.shape == PATCH
         first = np.unravel_index(int(image[0, 0, 0, 0]), case.shape)
         box = tuple(slice(start, start + size) for start, size in zip(first, PATCH, strict=True))
@@ -144,14 +176,11 @@ def test_rotated_sample_keeps_image_and_label_together(tmp_path: Path) -> None:
     case = make_case(tmp_path, shape=(20, 20, 20))
     np.save(case.image, np.load(case.label)[None].astype(np.float32))
     dataset = make_dataset([case], "none")
-    dataset.augmentation = build_augmentation(PATCH, (), "nnunet")
-    assert dataset.augmentation.spatial is not None
-    dataset.augmentation.spatial.rotation_p = 1.0
-    object.__setattr__(dataset.augmentation, "patch", tio.Compose([]))
+    dataset.augmentation = replace(dataset.augmentation, spatial=RandomRotateScale(rotation_p=1))
     samples = [dataset[(0, index)] for index in range(1, 20, 2)]
     assert any(len(torch.unique(sample["image"])) > 3 for sample in samples)  # linear interpolation took place
     for sample in samples:
-        difference = (sample["image"][0] - sample["label"]).abs()
+        difference = (sample["image"][0] - sample["label"].float()).abs()
         assert difference.max() <= 1.5 and difference.mean() < 0.1
 
 
@@ -222,3 +251,21 @@ def test_case_dataset_gives_whole_cases(cases: list[PreparedCase]) -> None:
 def test_no_cases_is_an_input_error() -> None:
     with pytest.raises(InputError, match="no training cases"):
         make_dataset([], "none")
+
+
+class Threads(Dataset):
+    """Tells how many threads the process of each item uses."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> dict[str, int]:
+        pools = {pool["filepath"]: pool["num_threads"] for pool in threadpool_info()}
+        itk = SimpleITK.ProcessObject.GetGlobalDefaultNumberOfThreads()
+        return {"torch": torch.get_num_threads(), "itk": itk, "numba": numba.get_num_threads()} | pools
+
+
+def test_a_worker_uses_one_thread() -> None:
+    (threads,) = DataLoader(Threads(), batch_size=2, num_workers=1, worker_init_fn=limit_worker_threads)
+    assert {"torch", "itk", "numba"} < threads.keys()
+    assert {key: value.tolist() for key, value in threads.items() if value.tolist() != [1, 1]} == {}

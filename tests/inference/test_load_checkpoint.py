@@ -34,6 +34,16 @@ def test_model_is_restored(write_checkpoint, make_content):
         assert torch.equal(model.network(image), expected(image))
 
 
+def test_what_scoring_of_its_label_files_needs_is_restored(write_checkpoint):
+    def describe(content):
+        content["hyper_parameters"]["dataset"] |= {"label_map": {4: 2}, "regions": {"whole": [1, 2]}}
+
+    model = load_model(write_checkpoint(edit=describe))
+    assert (model.label_map, model.regions) == ({4: 2}, {"whole": (1, 2)})
+    plain = load_model(write_checkpoint("plain.ckpt"))  # as checkpoints were before
+    assert (plain.label_map, plain.regions) == ({}, {})
+
+
 def test_masks_come_with_the_weights(write_checkpoint):
     def sparsify(content):
         masks = [value for name, value in content["state_dict"].items() if name.endswith("kernel_mask")]

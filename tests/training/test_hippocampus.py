@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from e2enet.training.configs import compose_config
+from e2enet.common.configs import compose_config
 from e2enet.training.run import run_training
 
 

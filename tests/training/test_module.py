@@ -9,11 +9,11 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from torchmetrics.functional.segmentation import dice_score
 
+from e2enet.common.configs import compose_config
 from e2enet.inference.checkpoint import load_model
-from e2enet.training.configs import compose_config
-from e2enet.training.module import SegmentationModule, dice_per_class
+from e2enet.inference.sliding_window import predict_probabilities
+from e2enet.training.module import SegmentationModule
 
 PLAN: dict[str, Any] = {
     "depth_axis": 2,
@@ -65,18 +65,8 @@ def fit(module: SegmentationModule, folder: Path, **options: Any) -> pl.Trainer:
         default_root_dir=folder,
         **({"max_epochs": 1} | options),
     )
-    trainer.fit(module, loader((2, 8, 8), 4, 2), loader((4, 10, 8), 2, 1))
+    trainer.fit(module, loader((2, 8, 8), 4, 2), [loader((2, 8, 8), 4, 2), loader((4, 10, 8), 2, 1)])
     return trainer
-
-
-def test_dice_from_counts_agrees_with_torchmetrics() -> None:
-    generator = torch.Generator().manual_seed(0)
-    true, predicted = torch.randint(0, 4, (2, 3, 5, 6, 7), generator=generator)
-    confusion = torch.bincount((true * 5 + predicted).flatten(), minlength=25).view(5, 5)
-    found = dice_per_class(confusion)
-    expected = dice_score(predicted, true, 5, average=None, aggregation_level="global", input_format="index")
-    torch.testing.assert_close(found[:4], expected[0][:4])
-    assert torch.isnan(found[4])  # class 4 is in neither
 
 
 def test_a_checkpoint_holds_the_contract_and_opens_anywhere(tmp_path: Path) -> None:
@@ -95,13 +85,40 @@ def test_a_checkpoint_holds_the_contract_and_opens_anywhere(tmp_path: Path) -> N
     torch.testing.assert_close(again.eval()(image), module(image))
 
 
-def test_validation_scores_whole_cases_by_class(tmp_path: Path) -> None:
+def test_patches_and_whole_cases_are_scored_apart_and_by_class(tmp_path: Path) -> None:
     module = make_module()
     trainer = fit(module, tmp_path)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    assert metrics["val/dice"] == pytest.approx((metrics["val/dice_liver"] + metrics["val/dice_spleen"]) / 2)
-    assert 0 <= metrics["val/dice"] <= 1 and metrics["train/loss"] > 0
+    for score in ("val/dice", "val_full/dice"):
+        mean = (metrics[f"{score}_liver"] + metrics[f"{score}_spleen"]) / 2
+        assert metrics[score] == pytest.approx(mean) == pytest.approx(module.scores[score])
+        assert 0 < metrics[score] < 1
+    assert metrics["val/dice"] != metrics["val_full/dice"]
+    assert metrics["train/loss"] > 0
     assert metrics["train/lr"] == pytest.approx(0.01 * 3e-3)  # the warm-up's first step
+
+
+def test_the_whole_case_score_is_that_of_the_sliding_window(tmp_path: Path) -> None:
+    module = make_module()
+    fit(module, tmp_path)
+    hits, sizes = torch.zeros(3), torch.zeros(3)
+    for case in loader((4, 10, 8), 2, 1):
+        windows = predict_probabilities([module.eval().network], case["image"][0], PLAN["patch_size"])
+        segmentation = windows.argmax(dim=0)
+        for label in range(3):
+            hits[label] += ((segmentation == label) & (case["label"][0] == label)).sum()
+            sizes[label] += (segmentation == label).sum() + (case["label"] == label).sum()
+    assert module.scores["val_full/dice"] == pytest.approx(float((2 * hits / sizes)[1:].mean()))
+
+
+def test_scores_are_forgotten_where_nothing_is_validated(tmp_path: Path) -> None:
+    module = make_module()
+    module.on_validation_epoch_end()
+    assert module.scores == {}
+    fit(module, tmp_path, limit_val_batches=1)
+    assert set(module.scores) == {"val/dice", "val_full/dice"}
+    module.on_validation_epoch_end()
+    assert module.scores == {}
 
 
 def test_optimizer_and_schedule_come_from_the_config(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ import torch
 import wandb
 from omegaconf import OmegaConf
 
+from e2enet.common.configs import compose_config
 from e2enet.common.errors import InputError
 from e2enet.report.figures import draw_figures
-from e2enet.training.configs import compose_config
 from e2enet.training.resume import resumed_config
 from e2enet.training.run import run_training
 
@@ -32,9 +32,10 @@ def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "network.base_features=4",
         "training.epochs=2",
         "training.steps_per_epoch=3",
-        "training.validate_every=1",
+        "training.validate_full=2",
         "training.schedule.interval=epoch",
         "dsff.update_every=2",
+        "trainer.log_every=2",
         "trainer.accelerator=cpu",
         "final.mirror=false",
         "final.predict=false",
@@ -71,9 +72,16 @@ def test_the_run_folder_is_complete(overrides: list[str], tmp_path: Path) -> Non
         "train/lr",
         "val/dice",
         "val/dice_cone_up",
+        "val_full/dice",
+        "val_full/dice_cone_up",
         "time/step",
         "time/data_share",
     } <= logged
+    # Six steps, a row for every second; patches are scored in both epochs, whole cases in the second.
+    shares = [float(row["time/data_share_step"]) for row in rows(folder) if row["time/data_share_step"]]
+    assert len(shares) == 3 and all(0 <= share <= 1 for share in shares)
+    assert [row["epoch"] for row in rows(folder) if row["val/dice"]] == ["0", "1"]
+    assert [row["epoch"] for row in rows(folder) if row["val_full/dice"]] == ["1"]
     assert {"dsff/density", "dsff/fraction", "dsff/churn", "dsff/ever_active", "dsff/share_up"} <= logged
     with pytest.raises(InputError, match="holds a run already"):
         run_training(config, folder)
@@ -97,8 +105,23 @@ def test_a_resumed_run_equals_an_uninterrupted_one(overrides: list[str], tmp_pat
     assert resumed["global_step"] == whole["global_step"] == 9
     for name, value in whole["state_dict"].items():
         torch.testing.assert_close(resumed["state_dict"][name], value, rtol=0, atol=0)
-    for name in ("step", "train/loss", "train/lr", "val/dice", "dsff/churn"):
+    for name in ("step", "train/loss", "train/lr", "val/dice", "val_full/dice", "dsff/churn"):
         assert [row[name] for row in rows(tmp_path / "halves")] == [row[name] for row in rows(tmp_path / "whole")]
+    best = [
+        torch.load(tmp_path / run / "checkpoints" / "best.ckpt", weights_only=True)["global_step"]
+        for run in ("halves", "whole")
+    ]
+    assert best[0] == best[1]
+
+
+def test_without_whole_cases_patches_choose_and_are_drawn(overrides: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    result = run_training(compose_config([*overrides, "training.validate_full=0", f"run_folder={folder}"]), folder)
+    scores = {int(row["epoch"]): float(row["val/dice"]) for row in rows(folder) if row["val/dice"]}
+    assert "val_full/dice" not in rows(folder)[0] and result.dice == pytest.approx(scores[1])
+    best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+    assert best["epoch"] == max(scores, key=scores.__getitem__)
+    assert len(list((folder / "figures").glob("validation_*.png"))) == 1
 
 
 def test_resume_refuses_another_config(overrides: list[str], tmp_path: Path) -> None:
@@ -130,6 +153,6 @@ def test_wandb_offline_one_run_with_config_and_pictures(
         assert wandb.run is None
         folders = list((tmp_path / name / "wandb").glob("offline-run-*"))
         assert len(folders) == 1
-        assert len(list(folders[0].rglob("*.png"))) == 1
+        assert len(list(folders[0].rglob("*.png"))) == 1  # of the whole case
         content = b"".join(path.read_bytes() for path in folders[0].glob("*.wandb"))
         assert b"density_by_dim0" in content and b"dsff/ever_active" in content

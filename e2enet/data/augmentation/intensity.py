@@ -1,112 +1,116 @@
-"""Changes of intensity, each a function of one channel, and the TorchIO transform that applies them.
+"""Changes of intensity, in place, on many channels at once: the same code in a worker and on the training device.
 
-The images are normalised (about zero mean, unit variance), so every function handles negative values.
-Ranges and order are chosen in `augmentation`; the recipe is nnU-Net's (Isensee et al. 2021, supplement 4;
-the spec's section 4).
+Every function takes rows, float32 (N, D, H, W), each a channel of some patch, and the strength of each row. Nothing
+here waits for the device. The images are normalised (about zero mean, unit variance), so every function handles
+negative values. Ranges, order and probabilities are chosen in `recipe`, which is nnU-Net's (Isensee et al. 2021,
+supplement 4; the spec's section 4).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
-import torchio as tio
-from scipy import ndimage
+from torch import Tensor
 from torch.nn import functional
 
-ChannelFunction = Callable[[np.ndarray, float], np.ndarray]
+Change = Callable[[Tensor, Sequence[float]], None]
+
+VOXELS = (1, 2, 3)
+TRUNCATE = 4  # the Gaussian ends at so many standard deviations, as SciPy's does
+SMALLEST_RANGE = 1e-6  # a channel that varies less counts as constant
 
 
-class RandomPerChannel(tio.transforms.augmentation.RandomTransform, tio.transforms.IntensityTransform):
-    """Apply `function(channel, strength)` to each channel, with a strength of its own.
-
-    Args:
-        function: Maps a channel, float32 (D, H, W), and a strength to the changed channel.
-        strength: Range that the strength is drawn from.
-        channel_p: Probability for each channel, once the transform itself is drawn (`p`).
-        halves: Draw below and above 1 equally often, as nnU-Net does for factors whose range is not
-            symmetric around 1.
-        **kwargs: `p` and others of torchio.Transform.
-    """
-
-    def __init__(
-        self,
-        function: ChannelFunction,
-        strength: tuple[float, float],
-        *,
-        channel_p: float = 1.0,
-        halves: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.function = function
-        self.strength = strength
-        self.channel_p = channel_p
-        self.halves = halves
-
-    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        """Change the channels of every intensity image of the subject."""
-        for image in self.get_images(subject):
-            channels = [
-                self.function(channel, self._draw()) if torch.rand(1).item() < self.channel_p else channel
-                for channel in image.numpy()
-            ]
-            image.set_data(torch.from_numpy(np.stack(channels)))
-        return subject
-
-    def _draw(self) -> float:
-        low, high = self.strength
-        if self.halves:
-            low, high = (low, 1.0) if torch.rand(1).item() < 0.5 else (1.0, high)
-        return self.sample_uniform(low, high)
+def multiply(rows: Tensor, factors: Sequence[float]) -> None:
+    """Brightness: every value times the row's factor."""
+    rows.mul_(per_row(factors, rows))
 
 
-def multiply(channel: np.ndarray, factor: float) -> np.ndarray:
-    """Brightness: every value times the factor."""
-    return channel * np.float32(factor)
-
-
-def scale_contrast(channel: np.ndarray, factor: float) -> np.ndarray:
+def scale_contrast(rows: Tensor, factors: Sequence[float]) -> None:
     """Spread the values around their mean by the factor, clipped to the range they had before."""
-    mean = channel.mean()
-    return np.clip((channel - mean) * np.float32(factor) + mean, channel.min(), channel.max())
+    mean, low, high = (reduce(VOXELS, keepdim=True) for reduce in (rows.mean, rows.amin, rows.amax))
+    rows.sub_(mean).mul_(per_row(factors, rows)).add_(mean)
+    torch.clamp(rows, low, high, out=rows)
 
 
-def blur(channel: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur; sigma in voxels."""
-    return ndimage.gaussian_filter(channel, sigma)
+def blur(rows: Tensor, sigmas: Sequence[float]) -> None:
+    """Gaussian blur, sigma > 0 in voxels; beyond its border an image goes on as in a mirror."""
+    _mix_along_axes(rows, sigmas, blur_matrix, VOXELS)
 
 
-def lower_resolution(channel: np.ndarray, zoom: float) -> np.ndarray:
+def lower_resolution(rows: Tensor, zooms: Sequence[float]) -> None:
     """Simulate a coarser scan: nearest-neighbour sampling to `zoom` times the size, then back linearly.
 
     nnU-Net goes back by cubic splines; linear is several times faster and the picture is as coarse.
     """
-    coarse = [max(1, round(size * zoom)) for size in channel.shape]
-    small = functional.interpolate(torch.from_numpy(channel)[None, None], size=coarse, mode="nearest-exact")
-    back = functional.interpolate(small, size=channel.shape, mode="trilinear", align_corners=False)
-    return back[0, 0].numpy()
+    _mix_along_axes(rows, zooms, coarsening_matrix, VOXELS)
 
 
-def lower_resolution_in_plane(channel: np.ndarray, zoom: float) -> np.ndarray:
+def lower_resolution_in_plane(rows: Tensor, zooms: Sequence[float]) -> None:
     """`lower_resolution` within the slices (H, W), for patches that are coarse in depth already."""
-    coarse = [max(1, round(size * zoom)) for size in channel.shape[1:]]
-    small = functional.interpolate(torch.from_numpy(channel)[:, None], size=coarse, mode="nearest-exact")
-    back = functional.interpolate(small, size=channel.shape[1:], mode="bilinear", align_corners=False)
-    return back[:, 0].numpy()
+    _mix_along_axes(rows, zooms, coarsening_matrix, VOXELS[1:])
 
 
-def change_gamma(channel: np.ndarray, gamma: float) -> np.ndarray:
-    """Raise the channel, scaled to 0..1, to the power gamma; then restore its mean and standard deviation."""
-    low, high = channel.min(), channel.max()
-    if high - low < 1e-6:
-        return channel
-    powered = ((channel - low) / (high - low)) ** np.float32(gamma)
-    return (powered - powered.mean()) * (channel.std() / powered.std()) + channel.mean()
+def change_gamma(rows: Tensor, gammas: Sequence[float]) -> None:
+    """Raise each row, scaled to 0..1, to the power gamma; then restore its mean and standard deviation."""
+    mean, low, high = (reduce(VOXELS, keepdim=True) for reduce in (rows.mean, rows.amin, rows.amax))
+    deviation = _deviation(rows, mean)
+    rows.sub_(low).div_((high - low).clamp_min(SMALLEST_RANGE)).pow_(per_row(gammas, rows))
+    rows.sub_(rows.mean(VOXELS, keepdim=True))
+    # A constant row is 0 here, and its deviation too: it becomes its mean again.
+    rows.mul_(deviation / _deviation(rows, 0).clamp_min(SMALLEST_RANGE)).add_(mean)
 
 
-def change_gamma_inverted(channel: np.ndarray, gamma: float) -> np.ndarray:
+def change_gamma_inverted(rows: Tensor, gammas: Sequence[float]) -> None:
     """`change_gamma` of the negative image: bends the bright end instead of the dark one."""
-    return -change_gamma(-channel, gamma)
+    change_gamma(rows.neg_(), gammas)
+    rows.neg_()
+
+
+def per_row(values: Sequence[float], rows: Tensor) -> Tensor:
+    """One number per row, (N, 1, 1, 1) on the rows' device; the host does not wait for the copy."""
+    return torch.tensor(values, dtype=rows.dtype).view(-1, 1, 1, 1).to(rows.device, non_blocking=True)
+
+
+def blur_matrix(size: int, sigma: float) -> Tensor:
+    """Gaussian blur of a line of voxels as a matrix (size, size): row o holds what each voxel gives to voxel o.
+
+    Beyond its ends the line goes on as in a mirror: a, b, c reads .. b a a b c c b ..
+    """
+    radius = int(TRUNCATE * sigma + 0.5)
+    offsets = torch.arange(-radius, radius + 1)
+    weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    to_and_fro = (torch.arange(size)[:, None] + offsets) % (2 * size)
+    voxels = torch.minimum(to_and_fro, 2 * size - 1 - to_and_fro)
+    return torch.zeros(size, size).scatter_add_(1, voxels, (weights / weights.sum()).expand(size, -1))
+
+
+def coarsening_matrix(size: int, zoom: float) -> Tensor:
+    """Nearest-neighbour sampling of a line of voxels to `zoom` times its size and linearly back, as a matrix."""
+    coarse = max(1, round(size * zoom))
+    each_voxel = torch.eye(size)[None]
+    small = functional.interpolate(each_voxel, size=coarse, mode="nearest-exact")
+    return functional.interpolate(small, size=size, mode="linear", align_corners=False)[0].T
+
+
+def _mix_along_axes(
+    rows: Tensor, strengths: Sequence[float], matrix: Callable[[int, float], Tensor], axes: Sequence[int]
+) -> None:
+    """Multiply each row along each axis by its own `matrix(size, strength)`.
+
+    Dense products, mostly with zeros, are faster here than convolving, and take rows of different strength at once.
+    """
+    for axis in axes:
+        size = rows.shape[axis]
+        matrices = torch.stack([matrix(size, strength) for strength in strengths]).to(rows.device, non_blocking=True)
+        if axis == 1:
+            rows.copy_((matrices @ rows.flatten(2)).view_as(rows))
+        elif axis == 2:
+            rows.copy_(matrices[:, None] @ rows)
+        else:
+            rows.copy_(rows @ matrices.mT[:, None])
+
+
+def _deviation(rows: Tensor, mean: Tensor | float) -> Tensor:
+    # Several times as fast as torch.std, which goes through the voxels one by one.
+    return (rows - mean).square_().mean(VOXELS, keepdim=True).sqrt_()

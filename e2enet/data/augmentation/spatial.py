@@ -1,83 +1,65 @@
 """Rotation and scaling of a patch, drawn before the patch is read, so that just enough is read for it.
 
-A patch turned within itself has empty corners. The transform therefore takes a larger patch around the same
-centre, of `input_size` voxels, and returns the patch size. Only samples that are rotated or scaled pay for
-the larger read.
+A patch turned within itself has empty corners. So a larger box around the same centre is read, of `box_size` voxels,
+from which `rotate_scale` samples the patch. Only samples that are rotated or scaled pay for the larger read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
-import torchio as tio
+from torch import Tensor
 from torch.nn import functional
 
+# (3, 3) in the order D, H, W: output voxel o reads the input at `matrix @ o`, both relative to their centre.
+Matrix = Sequence[Sequence[float]]
+Triple = tuple[int, int, int]
 
-class RotateScale(tio.transforms.SpatialTransform):
-    """Sample a patch through a linear map around its centre.
 
-    Output voxel o reads the input at `matrix @ o`, both relative to their patch's centre, in voxels (the
-    anisotropy of the voxels is left out of account, as in nnU-Net). Images are interpolated linearly,
-    labels take the nearest voxel; nnU-Net uses cubic splines, which take some twenty times as long here.
-    Outside the input is 0.
+def rotate_scale(image: Tensor, label: Tensor, matrix: Matrix, patch_size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Sample a patch from a box around the same centre, through a linear map in voxels.
+
+    The anisotropy of the voxels is left out of account, as in nnU-Net. The image is interpolated linearly, the
+    label takes the nearest voxel; nnU-Net uses cubic splines, which take some twenty times as long here, and
+    interpolates each label by itself. Outside the box is 0.
 
     Args:
-        matrix: (3, 3) in the order D, H, W.
+        image: float32 (C, d, h, w), the box.
+        label: any integers (d, h, w).
+        matrix: See `Matrix`.
         patch_size: Output size in voxels (D, H, W).
+
+    Returns:
+        Image (C, D, H, W) and label (D, H, W), in the types they had.
     """
+    grid = _grid(matrix, patch_size, image.shape[1:], image.device)
+    turned = functional.grid_sample(image[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    nearest = functional.grid_sample(
+        label[None, None].to(image.dtype), grid, mode="nearest", padding_mode="zeros", align_corners=False
+    )
+    return turned[0], nearest[0, 0].to(label.dtype)
 
-    def __init__(self, matrix: np.ndarray, patch_size: Sequence[int], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.matrix = np.asarray(matrix, dtype=np.float64)
-        self.patch_size = tuple(int(size) for size in patch_size)
-        self.args_names = ["matrix", "patch_size"]
 
-    @property
-    def input_size(self) -> tuple[int, int, int]:
-        """Size of the input patch that holds every voxel the output reads.
+def box_size(matrix: Matrix | None, patch_size: Sequence[int]) -> Triple:
+    """Size of the box that holds every voxel a patch is sampled from; the patch's own where nothing is drawn.
 
-        It is the patch size plus an even number, so that both have the same centre. The outermost output
-        voxel is (p - 1) / 2 from it, so at most |matrix| @ (p - 1) / 2 in the input: for 40 voxels scaled by
-        1.4 that is 27.3 to either side, 55.6 voxels, and by an even margin 56.
-        """
-        half = np.abs(self.matrix) @ ((np.array(self.patch_size) - 1) / 2)
-        margin = np.ceil(np.maximum(half + 0.5 - np.array(self.patch_size) / 2, 0) - 1e-6).astype(int)
-        d, h, w = (size + 2 * int(more) for size, more in zip(self.patch_size, margin, strict=True))
-        return d, h, w
-
-    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        """Replace each image, of any size around the patch's centre, by (C, *patch_size) voxels of it."""
-        for image in self.get_images(subject):
-            data = image.data
-            mode = "bilinear" if image.type == tio.INTENSITY else "nearest"
-            sampled = functional.grid_sample(
-                data[None].float(),
-                self._grid(data.shape[1:]),
-                mode=mode,
-                padding_mode="zeros",
-                align_corners=False,
-            )
-            image.set_data(sampled[0].to(data.dtype))
-        return subject
-
-    def _grid(self, input_size: Sequence[int]) -> torch.Tensor:
-        # torch's coordinates run over (W, H, D) and from -1 to 1 across an image: n = 2 * offset / size. So
-        # offset_in = matrix @ offset_out becomes n_in[i] = sum_j matrix[i, j] * size_out[j] / size_in[i] *
-        # n_out[j].
-        scaled = self.matrix * np.array(self.patch_size)[None, :] / np.array(input_size)[:, None]
-        theta = np.zeros((1, 3, 4))
-        theta[0, :, :3] = scaled[::-1, ::-1]
-        return functional.affine_grid(torch.from_numpy(theta).float(), [1, 1, *self.patch_size], align_corners=False)
+    It is the patch size plus an even number, so that both have the same centre. The outermost output voxel is
+    (p - 1) / 2 from it, so at most |matrix| @ (p - 1) / 2 in the input: for 40 voxels scaled by 1.4 that is
+    27.3 to either side, 55.6 voxels, and by an even margin 56.
+    """
+    size = np.array(patch_size)
+    half = np.abs(np.eye(3) if matrix is None else np.asarray(matrix)) @ ((size - 1) / 2)
+    margin = np.ceil(np.maximum(half + 0.5 - size / 2, 0) - 1e-6).astype(int)
+    d, h, w = size + 2 * margin
+    return int(d), int(h), int(w)
 
 
 class RandomRotateScale:
-    """Draws a RotateScale, or none, from torch's global generator.
+    """Draws a rotation, a scaling, both or none, from torch's global generator.
 
     Args:
-        patch_size: Output size in voxels (D, H, W).
         degrees: Largest rotation to either side, about each axis.
         scales: Range of the scale; above 1 the patch covers more of the image. Drawn below and above 1
             equally often.
@@ -89,7 +71,6 @@ class RandomRotateScale:
 
     def __init__(
         self,
-        patch_size: Sequence[int],
         *,
         degrees: float = 30.0,
         scales: tuple[float, float] = (0.7, 1.4),
@@ -97,15 +78,14 @@ class RandomRotateScale:
         scale_p: float = 0.2,
         in_plane: bool = False,
     ) -> None:
-        self.patch_size = tuple(patch_size)
         self.degrees = degrees
         self.scales = scales
         self.rotation_p = rotation_p
         self.scale_p = scale_p
         self.in_plane = in_plane
 
-    def draw(self) -> RotateScale | None:
-        """A transform with random angles and scale; None where the sample is neither rotated nor scaled."""
+    def draw(self) -> Matrix | None:
+        """A matrix of random angles and scale; None where the sample is neither rotated nor scaled."""
         rotate, scale, side, *uniform = torch.rand(7).tolist()
         if rotate >= self.rotation_p and scale >= self.scale_p:
             return None
@@ -117,10 +97,10 @@ class RandomRotateScale:
             low, high = (self.scales[0], 1.0) if side < 0.5 else (1.0, self.scales[1])
             factor = low + (high - low) * uniform[3]
             matrix = matrix @ np.diag((1.0 if self.in_plane else factor, factor, factor))
-        return RotateScale(matrix, self.patch_size, copy=False)
+        return tuple(tuple(row) for row in matrix.tolist())
 
 
-def rotation_matrix(angles: np.ndarray) -> np.ndarray:
+def rotation_matrix(angles: Sequence[float] | np.ndarray) -> np.ndarray:
     """Rotation by `angles` (radians) about D, then H, then W: a (3, 3) matrix in the order D, H, W."""
     matrix = np.eye(3)
     for axis, angle in enumerate(angles):
@@ -130,3 +110,12 @@ def rotation_matrix(angles: np.ndarray) -> np.ndarray:
         turn[first, second], turn[second, first] = -np.sin(angle), np.sin(angle)
         matrix = turn @ matrix
     return matrix
+
+
+def _grid(matrix: Matrix, output_size: Sequence[int], input_size: Sequence[int], device: torch.device) -> Tensor:
+    # torch's coordinates run over (W, H, D) and from -1 to 1 across an image: n = 2 * offset / size. So
+    # offset_in = matrix @ offset_out becomes n_in[i] = sum_j matrix[i, j] * size_out[j] / size_in[i] * n_out[j].
+    scaled = np.asarray(matrix) * np.array(output_size)[None, :] / np.array(input_size)[:, None]
+    theta = torch.zeros(1, 3, 4)
+    theta[0, :, :3] = torch.from_numpy(scaled[::-1, ::-1].copy())
+    return functional.affine_grid(theta.to(device, non_blocking=True), [1, 1, *output_size], align_corners=False)

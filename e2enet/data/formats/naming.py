@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from e2enet.common.errors import InputError, raise_problems
+from e2enet.common.errors import InputError
+from e2enet.data.formats.problems import Problem, case_error, raise_errors
 
 FILE_ENDINGS = (".nii.gz", ".nii")
 MODALITY = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
@@ -25,8 +26,10 @@ class Case:
     label: Path | None = None
 
 
-def find_cases(source: str | Path, num_channels: int, file_ending: str = ".nii.gz") -> list[Case]:
-    """Cases to predict, in a folder or given as one file, sorted by id; hidden files are ignored.
+def find_named_cases(source: str | Path, num_channels: int, file_ending: str = ".nii.gz") -> list[Case]:
+    """Cases to predict by the names of their files, in a folder or given as one file, sorted by id.
+
+    Hidden files are ignored.
 
     With one channel both `x.nii.gz` and `x_0000.nii.gz` are case x. With several, `x_0000`, `x_0001`, .. are
     one case and a plain `x.nii.gz` is a 4D file. Raises InputError naming what is missing: the path, any
@@ -46,8 +49,8 @@ def find_cases(source: str | Path, num_channels: int, file_ending: str = ".nii.g
     else:
         raise InputError(f"{source}: no such file or folder")
     repeated = [name for name, count in Counter(case.id for case in cases).items() if count > 1]
-    problems += [f"case {name} is there twice, with and without a modality number" for name in repeated]
-    raise_problems(problems, f"{source}: the cases cannot be told from the file names")
+    problems += [case_error(name, "is there twice, with and without a modality number") for name in repeated]
+    raise_errors(problems, f"{source}: the cases cannot be told from the file names")
     return sorted(cases, key=lambda case: case.id)
 
 
@@ -66,8 +69,8 @@ def visible_files(folder: Path, file_ending: str) -> list[Path]:
     )
 
 
-def group_modalities(files: Sequence[Path], num_channels: int, file_ending: str) -> tuple[list[Case], list[str]]:
-    """Group files into cases; returns the cases and, in words, what is wrong with the others.
+def group_modalities(files: Sequence[Path], num_channels: int, file_ending: str) -> tuple[list[Case], list[Problem]]:
+    """Group files into cases; returns the cases and what is wrong with the others.
 
     A four-digit end is a modality only where `_0000` occurs, or where every number is a possible channel of
     several: amos_0001.nii.gz, amos_0004.nii.gz are two cases of one channel.
@@ -85,13 +88,14 @@ def group_modalities(files: Sequence[Path], num_channels: int, file_ending: str)
         plain, numbered = list(files), defaultdict(dict)
     cases = [Case(file.name.removesuffix(file_ending), (file,)) for file in plain]
     problems = []
+    expected = f"({num_channels} channels expected)"
     for name, channels in numbered.items():
         missing = [f"{name}_{c:04d}{file_ending}" for c in range(num_channels) if c not in channels]
         extra = [channels[c].name for c in sorted(channels) if c >= num_channels]
         if missing:
-            problems.append(f"case {name}: {', '.join(missing)} missing ({num_channels} channels expected)")
+            problems.append(case_error(name, f"{', '.join(missing)} missing {expected}"))
         elif extra:
-            problems.append(f"case {name}: {', '.join(extra)} not expected ({num_channels} channels expected)")
+            problems.append(case_error(name, f"{', '.join(extra)} not expected {expected}"))
         else:
             cases.append(Case(name, tuple(channels[c] for c in range(num_channels))))
     return cases, problems

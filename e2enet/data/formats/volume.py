@@ -7,7 +7,7 @@ own axes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from nibabel import orientations
+from nibabel.spatialimages import HeaderDataError
 
 from e2enet.common.errors import InputError
 from e2enet.common.files import atomic_path
+from e2enet.data.formats.labels import apply_label_map, whole_labels
 
 GRID_TOLERANCE_MM = 1e-3
 TIE_TOLERANCE = 0.01
@@ -82,7 +84,7 @@ def choose_depth_axis(spacings: np.ndarray | Sequence[Sequence[float]]) -> int:
 
 def read_geometry(path: str | Path, depth_axis: int | None = None) -> Geometry:
     """Geometry from the header alone; `depth_axis=None` takes the image's own axis of largest spacing."""
-    return _geometry(_open(Path(path)), Path(path), depth_axis)
+    return geometry_of(open_image(Path(path)), Path(path), depth_axis)
 
 
 def read_ras_spacing(path: str | Path) -> tuple[float, float, float]:
@@ -101,46 +103,49 @@ def read_volume(paths: Sequence[str | Path], depth_axis: int | None = None) -> V
     files = [Path(path) for path in paths]
     if not files:
         raise InputError("an image needs at least one file")
-    images = [_open(file) for file in files]
-    geometry = _geometry(images[0], files[0], depth_axis)
-    channels: list[np.ndarray] = []
-    for file, image in zip(files, images, strict=True):
-        require_same_grid(geometry, _geometry(image, file, geometry.depth_axis), f"{files[0]} and {file}")
-        data = _without_singletons(_voxels(image, file, np.float32))
-        if data.ndim == 4 and len(files) > 1:
-            raise InputError(f"{file}: has {data.shape[3]} channels, one expected where each channel has its own file")
-        channels.extend(np.moveaxis(data, 3, 0) if data.ndim == 4 else [data])
-    array = np.stack([to_frame(channel, geometry) for channel in channels])
-    infinite = array.size - int(np.count_nonzero(np.isfinite(array)))
+    images = [open_image(file) for file in files]
+    geometry = geometry_of(images[0], files[0], depth_axis)
+    array: np.ndarray | None = None
+    for index, (file, image) in enumerate(zip(files, images, strict=True)):
+        require_same_grid(geometry, geometry_of(image, file, geometry.depth_axis), f"{files[0]} and {file}")
+        stored = _without_singletons(_voxels(image.dataobj.get_unscaled, file))
+        if stored.ndim == 4 and len(files) > 1:
+            raise InputError(
+                f"{file}: has {stored.shape[3]} channels, one expected where each channel has its own file"
+            )
+        channels = np.moveaxis(stored, 3, 0) if stored.ndim == 4 else stored[None]
+        if array is None:
+            array = np.empty((max(len(files), len(channels)), *geometry.frame_shape), dtype=np.float32)
+        for channel, target in zip(channels, array[index:], strict=False):
+            _fill(target, _frame_view(channel, geometry), image.dataobj.slope, image.dataobj.inter)
+    assert array is not None
+    infinite = array.size - sum(int(np.count_nonzero(np.isfinite(plane))) for channel in array for plane in channel)
     if infinite:
         raise InputError(f"{files[0]}: {infinite} voxels are NaN or infinite, finite values expected")
     return Volume(array, geometry.spacing, geometry, images[0].header.copy())
 
 
-def read_label(path: str | Path, depth_axis: int | None) -> tuple[np.ndarray, Geometry]:
-    """Read a label image as (D, H, W), uint8 or where needed int16. InputError where it does not hold labels
-    0, 1, .."""
+def read_label(
+    path: str | Path, depth_axis: int | None, label_map: Mapping[int, int] | None = None
+) -> tuple[np.ndarray, Geometry]:
+    """Read a label image as (D, H, W), uint8 or where needed int16, its values renumbered by `label_map`
+    (value in the file -> label).
+
+    InputError where it does not hold whole numbers 0, 1, ..
+    """
     path = Path(path)
-    image = _open(path)
-    geometry = _geometry(image, path, depth_axis)
-    data = _without_singletons(_voxels(image, path, None))
+    image = open_image(path)
+    geometry = geometry_of(image, path, depth_axis)
+    data = _without_singletons(_voxels(lambda: image.dataobj, path))
     if data.ndim != 3:
         raise InputError(f"{path}: a label image of shape {image.shape}, three axes expected")
-    if data.dtype.kind == "f":
-        rounded = np.rint(data)
-        if not (np.isfinite(data).all() and np.abs(data - rounded).max(initial=0) < 1e-3):
-            raise InputError(f"{path}: holds values that are no integers, labels expected")
-        data = rounded
-    low, high = (data.min(), data.max()) if data.size else (0, 0)
-    if low < 0 or high > np.iinfo(np.int16).max:
-        raise InputError(f"{path}: values from {low:g} to {high:g}, labels from 0 to {np.iinfo(np.int16).max} expected")
-    return to_frame(data.astype(np.uint8 if high <= 255 else np.int16), geometry), geometry
+    labels = apply_label_map(whole_labels(data, path), label_map or {})
+    return to_frame(labels, geometry), geometry
 
 
 def to_frame(array: np.ndarray, geometry: Geometry) -> np.ndarray:
     """Native axes -> the frame, contiguous; (X, Y, Z) -> (D, H, W)."""
-    ras = orientations.apply_orientation(array, geometry.orientation)
-    return np.ascontiguousarray(np.moveaxis(ras, geometry.depth_axis, 0))
+    return np.ascontiguousarray(_frame_view(array, geometry))
 
 
 def to_native(array: np.ndarray, geometry: Geometry) -> np.ndarray:
@@ -178,14 +183,29 @@ def nonzero_mask(array: np.ndarray) -> np.ndarray:
 
 
 def require_same_grid(first: Geometry, second: Geometry, names: str, tolerance: float = GRID_TOLERANCE_MM) -> None:
-    """InputError unless shapes are equal and no corner of the volume is moved by more than the tolerance in
-    mm."""
+    """InputError, opening with `names`, where `grid_problem` finds that two images do not lie on one grid."""
+    problem = grid_problem(first, second, tolerance=tolerance)
+    if problem:
+        raise InputError(f"{names}: {problem}")
+
+
+def grid_problem(
+    first: Geometry,
+    second: Geometry,
+    names: tuple[str, str] = ("first", "second"),
+    tolerance: float = GRID_TOLERANCE_MM,
+) -> str | None:
+    """What keeps two images from lying on one grid, both affines in it; None where shapes are equal and no
+    corner of the volume is moved by more than the tolerance in mm."""
     if first.shape != second.shape:
-        raise InputError(f"{names}: shapes {first.shape} and {second.shape}, the same grid expected")
+        return f"shapes {first.shape} and {second.shape}, the same grid expected"
     corners = np.array(np.meshgrid(*[(0, size - 1) for size in first.shape], [1], indexing="ij")).reshape(4, -1)
     moved = float(np.linalg.norm(((first.affine - second.affine) @ corners)[:3], axis=0).max())
-    if moved > tolerance:
-        raise InputError(f"{names}: the affines differ by up to {moved:.3g} mm, at most {tolerance:g} mm expected")
+    if moved <= tolerance:
+        return None
+    affines = [np.array2string(geometry.affine, suppress_small=True) for geometry in (first, second)]
+    matrices = "".join(f"\n{name}:\n{affine}" for name, affine in zip(names, affines, strict=True))
+    return f"the affines differ by up to {moved:.3g} mm, at most {tolerance:g} mm expected{matrices}"
 
 
 def write_label_image(path: str | Path, label: np.ndarray, geometry: Geometry, header: Any = None) -> None:
@@ -217,26 +237,45 @@ def _write(path: Path, data: np.ndarray, geometry: Geometry, header: Any) -> Non
         nib.save(image, temporary)
 
 
-def _open(path: Path) -> Any:
+def open_image(path: Path) -> Any:
+    """The NIfTI file as nibabel opens it, voxels unread; InputError where it is none or holds no numbers."""
     try:
         image = nib.load(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (nib.filebasedimages.ImageFileError, OSError, EOFError) as error:
-        raise InputError(f"{path}: cannot be read as an image ({error})") from error
+    except (nib.filebasedimages.ImageFileError, HeaderDataError, OSError, EOFError) as error:
+        raise InputError(
+            f"{path}: cannot be read as an image: cut off, damaged or of another kind ({error})"
+        ) from error
     if not isinstance(image, nib.Nifti1Image):  # Nifti2Image is one of these
         raise InputError(f"{path}: {type(image).__name__}, a NIfTI image expected")
+    if image.get_data_dtype().kind not in "iuf":
+        raise InputError(f"{path}: voxels of type {image.get_data_dtype()}, numbers expected")
     return image
 
 
-def _voxels(image: Any, path: Path, dtype: type | None) -> np.ndarray:
-    """The scaled values; broken archives become an InputError that names the file."""
+def _voxels(read: Callable[[], Any], path: Path) -> np.ndarray:
+    """What nibabel reads; broken archives become an InputError that names the file."""
     import zlib
 
     try:
-        return image.get_fdata(dtype=dtype, caching="unchanged") if dtype else np.asanyarray(image.dataobj)
+        return np.asanyarray(read())
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise InputError(f"{path}: the voxels cannot be read, the file may be cut off ({error})") from error
+
+
+def _frame_view(array: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """(X, Y, Z) seen as (D, H, W), without a copy."""
+    ras = orientations.apply_orientation(array, geometry.orientation)
+    return np.moveaxis(ras, geometry.depth_axis, 0)
+
+
+def _fill(target: np.ndarray, stored: np.ndarray, slope: float, inter: float) -> None:
+    """Scale stored values into float32 (D, H, W), by planes: one fits in the cache, in whichever order it lies."""
+    # Beyond the range of float32 values become infinite, which is reported below.
+    with np.errstate(over="ignore"):
+        for plane, values in zip(target, stored, strict=True):
+            plane[...] = values if (slope, inter) == (1, 0) else values * slope + inter
 
 
 def _without_singletons(data: np.ndarray) -> np.ndarray:
@@ -245,9 +284,10 @@ def _without_singletons(data: np.ndarray) -> np.ndarray:
     return np.squeeze(data, axis=extra)
 
 
-def _geometry(image: Any, path: Path, depth_axis: int | None) -> Geometry:
+def geometry_of(image: Any, path: Path, depth_axis: int | None) -> Geometry:
+    """Geometry of an open image; InputError where its shape or its affine cannot be used."""
     shape = image.shape
-    if len(shape) < 3 or sum(size != 1 for size in shape[3:]) > 1 or 0 in shape:
+    if len(shape) < 3 or sum(size != 1 for size in shape[3:]) > 1 or min(shape) < 1:
         raise InputError(f"{path}: shape {shape}, a 3D image or a 4D one with channels last expected")
     affine = np.asarray(image.affine, dtype=float)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:

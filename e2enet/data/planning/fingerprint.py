@@ -10,35 +10,24 @@ from typing import Any
 
 import numpy as np
 
-from e2enet.common.console import track
+from e2enet.common.console import console, track
 from e2enet.common.errors import InputError, raise_problems
 from e2enet.common.files import content_key, file_states, read_json, write_json
-from e2enet.data.formats.layout import Case, RawDataset
-from e2enet.data.formats.volume import (
-    choose_depth_axis,
-    crop_to_nonzero,
-    read_label,
-    read_ras_spacing,
-    read_volume,
-    require_same_grid,
-)
+from e2enet.common.locks import locked_folder
+from e2enet.common.processes import run_in_processes
+from e2enet.common.workload import fit_workers
+from e2enet.data.formats.dataset import RawDataset
+from e2enet.data.formats.naming import Case
+from e2enet.data.formats.volume import choose_depth_axis, read_ras_spacing
+from e2enet.data.planning.case_fingerprint import CaseFingerprint, Measuring
+from e2enet.data.planning.casework import SMALL_VOXELS, image_voxels, raise_failures
 
-# nnU-Net draws 1e8 voxels; the percentiles of 1e7 are the same to the digits that matter, in a tenth of the
-# memory.
+# In all; nnU-Net draws 1e8 voxels, whose percentiles are the same to the digits that matter.
 INTENSITY_SAMPLES = 10_000_000
-SAMPLE_SEED = 1234
-FINGERPRINT_VERSION = 1  # raise it when the fingerprint changes meaning
-
-
-@dataclass(frozen=True)
-class CaseFingerprint:
-    """One case: spacing in mm and nonzero-cropped shape along the frame's (D, H, W), cropped / whole
-    voxels."""
-
-    id: str
-    spacing: tuple[float, float, float]
-    shape: tuple[int, int, int]
-    relative_size: float
+MOST_SAMPLES_PER_CASE = 2**20
+FINGERPRINT_VERSION = 2  # raise it when the fingerprint changes meaning
+FINGERPRINT_FILE = "fingerprint.json"
+BYTES_PER_VOXEL = 16  # at most, while a case is measured: float32, what the file stores, masks, foreground
 
 
 @dataclass(frozen=True)
@@ -65,33 +54,55 @@ class Fingerprint:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Fingerprint:
-        cases = tuple(
-            CaseFingerprint(case["id"], _triple(case["spacing"]), _triple(case["shape"]), case["relative_size"])
-            for case in content["cases"]
-        )
+        cases = tuple(CaseFingerprint.from_dict(case) for case in content["cases"])
         return cls(content["depth_axis"], content["num_classes"], cases, tuple(content["intensities"]))
 
 
-def compute_fingerprint(dataset: RawDataset, cases: Sequence[Case]) -> Fingerprint:
-    """Read every labelled case once. Unreadable cases and wrong labels are all reported in one InputError at
-    the end."""
-    problems: list[str] = []
+def cached_fingerprint(dataset: RawDataset, folder: Path, workers: int | None = None) -> Fingerprint:
+    """The fingerprint of the training cases, from `folder` where it was made from the same raw files, else
+    made and kept; then only cases that are new or changed are read, by `workers` (see `fit_workers`)."""
+    key = fingerprint_key(dataset)
+    kept = _kept_fingerprint(folder / FINGERPRINT_FILE, key)
+    if kept is not None:
+        return kept
+    with locked_folder(folder, f"Reading {dataset.name}"):
+        kept = _kept_fingerprint(folder / FINGERPRINT_FILE, key)  # of the run that held the lock before
+        if kept is None:
+            kept = measure_fingerprint(dataset, dataset.training, folder / "fingerprint", workers)
+            write_json(folder / FINGERPRINT_FILE, {"key": key, "fingerprint": kept.to_dict()})
+    return kept
+
+
+def measure_fingerprint(
+    dataset: RawDataset, cases: Sequence[Case], folder: Path, workers: int | None = None
+) -> Fingerprint:
+    """Read every labelled case that `folder` holds no measurement of, and sum up.
+
+    Unreadable cases and wrong labels are all reported in one InputError at the end.
+    """
     labelled = [case for case in cases if case.label is not None]
     if not labelled:
         raise InputError(f"{dataset.folder}: no labelled case to plan from")
     depth_axis = dataset_depth_axis(dataset, labelled)
-    samples_per_case = max(1, INTENSITY_SAMPLES // len(labelled))
-    rows: list[CaseFingerprint] = []
-    samples: list[np.ndarray] = []
-    for case in track(labelled, f"Reading {dataset.name}"):
-        try:
-            row, intensities = _read_case(dataset, case, depth_axis, samples_per_case)
-        except InputError as error:
-            problems.append(f"case {case.id}: {error}")
-            continue
-        rows.append(row)
-        samples.append(intensities)
-    raise_problems(problems, f"{dataset.folder}: {len(problems)} of {len(labelled)} cases cannot be used")
+    measuring = Measuring(dataset, depth_axis, samples_per_case(len(labelled)), folder)
+    waiting = [case for case in labelled if measuring.kept(case) is None]
+    if waiting:
+        voxels = {case.id: image_voxels(case) for case in waiting}
+        needs = {name: count * BYTES_PER_VOXEL for name, count in voxels.items()}
+        load = fit_workers(needs, workers, small=sum(voxels.values()) <= SMALL_VOXELS)
+        if load.workers:
+            console.print(f"Reading {len(waiting)} cases of {dataset.name}: {load}", markup=False, highlight=False)
+        waiting.sort(key=lambda case: voxels[case.id], reverse=True)  # the last to finish are small ones
+        outcomes = run_in_processes(measuring.measure, waiting, load.workers)
+        failures = [o for o in track(outcomes, f"Reading {dataset.name}", total=len(waiting)) if o.failure]
+        raise_failures(failures, f"{dataset.folder}: {len(failures)} of {len(labelled)} cases cannot be used")
+    rows, samples = [], []
+    for case in labelled:
+        measured = measuring.kept(case)
+        if measured is None:
+            raise InputError(f"case {case.id}: its files changed while they were read; start again")
+        rows.append(measured[0])
+        samples.append(measured[1])
     merged = np.concatenate(samples, axis=1)
     if merged.shape[1] == 0:
         raise InputError(f"{dataset.folder}: no case has any labelled voxel, foreground expected")
@@ -99,27 +110,18 @@ def compute_fingerprint(dataset: RawDataset, cases: Sequence[Case]) -> Fingerpri
     return Fingerprint(depth_axis, len(dataset.labels), tuple(rows), statistics)
 
 
-def cached_fingerprint(dataset: RawDataset, path: Path) -> Fingerprint:
-    """The fingerprint of the training cases, from `path` where it was made from the same raw files, else made
-    and kept."""
-    key = fingerprint_key(dataset)
-    if path.is_file():
-        try:
-            content = read_json(path)
-        except InputError:
-            content = {}  # damaged by another hand: made anew, since nothing is lost
-        if isinstance(content, dict) and content.get("key") == key:
-            return Fingerprint.from_dict(content["fingerprint"])
-    fingerprint = compute_fingerprint(dataset, dataset.training)
-    write_json(path, {"key": key, "fingerprint": fingerprint.to_dict()})
-    return fingerprint
-
-
 def fingerprint_key(dataset: RawDataset) -> str:
-    """Hash of the channels, the labels and the state of every training file."""
+    """Hash of the channels, the labels with their map, and the state of every training file."""
     cases = [[case.id, file_states([*case.images, *([case.label] if case.label else [])])] for case in dataset.training]
-    labels = sorted(dataset.labels.items())
+    labels = [sorted(dataset.labels.items()), sorted(dataset.label_map.items())]
     return content_key([FINGERPRINT_VERSION, list(dataset.channels), labels, cases])
+
+
+def samples_per_case(num_cases: int) -> int:
+    """Intensities drawn from each case: a power of two, so that one case more or less leaves those drawn from
+    the others as they are."""
+    wanted = max(1, INTENSITY_SAMPLES // num_cases)
+    return min(MOST_SAMPLES_PER_CASE, 1 << (wanted.bit_length() - 1))
 
 
 def dataset_depth_axis(dataset: RawDataset, cases: Sequence[Case]) -> int:
@@ -135,34 +137,16 @@ def dataset_depth_axis(dataset: RawDataset, cases: Sequence[Case]) -> int:
     return choose_depth_axis(spacings)
 
 
-def check_label_values(path: Path, label: np.ndarray, labels: Mapping[int, str]) -> None:
-    """InputError where a label image holds values that the dataset does not name."""
-    unknown = [int(value) for value in np.unique(label) if int(value) not in labels]
-    if unknown:
-        raise InputError(f"{path}: holds label values {unknown}, those of dataset.json expected: 0 to {max(labels)}")
-
-
-def _read_case(
-    dataset: RawDataset, case: Case, depth_axis: int, num_samples: int
-) -> tuple[CaseFingerprint, np.ndarray]:
-    """The case's row and (C, n) foreground intensities: n drawn with replacement, so that every case weighs
-    the same."""
-    assert case.label is not None
-    volume = read_volume(case.images, depth_axis)
-    label, geometry = read_label(case.label, depth_axis)
-    if len(volume.array) != len(dataset.channels):
-        raise InputError(f"{case.images[0]}: {len(volume.array)} channels, {len(dataset.channels)} expected")
-    require_same_grid(volume.geometry, geometry, f"{case.label} and {case.images[0]}")
-    check_label_values(case.label, label, dataset.labels)
-    box = crop_to_nonzero(volume.array)
-    cropped, inside = volume.array[(slice(None), *box)], label[box] > 0
-    foreground = cropped[:, inside]
-    if foreground.shape[1]:
-        picks = np.random.default_rng(SAMPLE_SEED).integers(foreground.shape[1], size=num_samples)
-        foreground = foreground[:, picks]
-    depth, height, width = cropped.shape[1:]
-    row = CaseFingerprint(case.id, volume.spacing, (depth, height, width), inside.size / label.size)
-    return row, foreground
+def _kept_fingerprint(path: Path, key: str) -> Fingerprint | None:
+    if not path.is_file():
+        return None
+    try:
+        content = read_json(path)
+    except InputError:
+        return None  # damaged by another hand: made anew, since nothing is lost
+    if not isinstance(content, dict) or content.get("key") != key:
+        return None
+    return Fingerprint.from_dict(content["fingerprint"])
 
 
 def _statistics(values: np.ndarray) -> dict[str, float]:
@@ -174,8 +158,3 @@ def _statistics(values: np.ndarray) -> dict[str, float]:
         "percentile_00_5": float(low),
         "percentile_99_5": float(high),
     }
-
-
-def _triple(values: Sequence[Any]) -> tuple[Any, Any, Any]:
-    first, second, third = values
-    return first, second, third

@@ -1,8 +1,9 @@
-"""A volume on its way into the network and back: crop to nonzero, resample, normalise; and results restored
+"""A volume on its way into the network and back: crop to nonzero, normalise, resample; and results restored
 to its grid."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +13,8 @@ import numpy as np
 from e2enet.common.errors import InputError
 from e2enet.data.formats.volume import Box, Volume, crop_to_nonzero, nonzero_mask
 from e2enet.data.planning.plan import Plan, resampled_shape
-from e2enet.data.preparation.resample import (
-    keep_largest,
-    resample_image,
-    resample_label,
-    resample_linear,
-    separate_axis,
-)
+from e2enet.data.preparation.resample import keep_largest, resample_image, resample_linear, separate_axis
+from e2enet.data.preparation.resample_labels import resample_label
 
 MIN_STD = 1e-8
 
@@ -45,7 +41,7 @@ class Preprocessed:
 
 
 def preprocess(volume: Volume, plan: Plan) -> Preprocessed:
-    """Crop, resample and normalise an image in the frame of the plan's depth axis; labels are not needed.
+    """Crop, normalise and resample an image in the frame of the plan's depth axis; labels are not needed.
 
     Raises InputError where the image has another number of channels or depth axis than the plan, or is zero
     everywhere.
@@ -60,12 +56,14 @@ def preprocess(volume: Volume, plan: Plan) -> Preprocessed:
     cropped = volume.array[(slice(None), *box)]
     shape = resampled_shape(cropped.shape[1:], volume.spacing, plan.spacing)
     axis = separate_axis(volume.spacing, plan.spacing)
-    image = np.stack([resample_image(channel, shape, axis) for channel in cropped])
-    inside = None
-    if any(scheme.get("nonzero") for scheme in plan.normalisation):
-        inside = resample_linear(nonzero_mask(cropped), shape, axis) > 0.5
-    for channel, scheme in zip(image, plan.normalisation, strict=True):
-        normalise(channel, scheme, inside)
+    inside = nonzero_mask(cropped) if any(scheme.get("nonzero") for scheme in plan.normalisation) else None
+    channels = []
+    for channel, scheme in zip(cropped, plan.normalisation, strict=True):
+        # Before resampling, as nnU-Net: a spline across metal or air would ring far into the organ beside it.
+        normalised = channel.copy()
+        normalise(normalised, scheme, inside)
+        channels.append(normalised if channel.shape == shape else resample_image(normalised, shape, axis))
+    image = channels[0][None] if len(channels) == 1 else np.stack(channels)
     depth, height, width = volume.array.shape[1:]
     return Preprocessed(image, box, (depth, height, width), volume.spacing, plan.spacing)
 
@@ -119,12 +117,12 @@ def normalise(channel: np.ndarray, scheme: Mapping[str, Any], inside: np.ndarray
         channel -= scheme["mean"]
         channel /= max(scheme["std"], MIN_STD)
     elif scheme["scheme"] == "zscore":
-        voxels = channel[inside] if scheme["nonzero"] and inside is not None else channel
-        mean, std = voxels.mean(dtype=np.float64), voxels.std(dtype=np.float64)
+        within = inside if scheme["nonzero"] else None
+        mean, std = _mean_and_std(channel, within)
         channel -= np.float32(mean)
         channel /= np.float32(max(std, MIN_STD))
-        if scheme["nonzero"] and inside is not None:
-            channel[~inside] = 0
+        if within is not None:
+            channel[~within] = 0
     elif scheme["scheme"] != "none":
         raise InputError(f"normalisation scheme {scheme['scheme']!r}: one of ct, zscore, none expected")
 
@@ -132,3 +130,13 @@ def normalise(channel: np.ndarray, scheme: Mapping[str, Any], inside: np.ndarray
 def _require_shape(found: tuple[int, ...], expected: tuple[int, ...]) -> None:
     if found != expected:
         raise ValueError(f"shape {found}, {expected} expected")
+
+
+def _mean_and_std(channel: np.ndarray, inside: np.ndarray | None) -> tuple[float, float]:
+    """Of the voxels inside, in double precision and plane by plane: at once they would take three volumes."""
+    count = channel.size if inside is None else int(np.count_nonzero(inside))
+    masks = [None] * len(channel) if inside is None else inside
+    planes = [plane if mask is None else plane[mask] for plane, mask in zip(channel, masks, strict=True)]
+    mean = sum(float(plane.sum(dtype=np.float64)) for plane in planes) / max(count, 1)
+    square = sum(float(np.square(plane.astype(np.float64) - mean).sum()) for plane in planes) / max(count, 1)
+    return mean, math.sqrt(square)

@@ -1,4 +1,4 @@
-"""Resampling to another shape: cubic for images, linear for labels and probabilities, coarse axes apart.
+"""Resampling to another shape: cubic for images, linear for probabilities, coarse axes apart.
 
 Voxel centres keep their place as in nnU-Net (scikit-image's resize): output voxel i lies at (i + 1/2) * old /
 new - 1/2. Along an axis that is more than three times coarser than the finest, in-plane detail must not leak
@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+
+from e2enet.data.preparation.axes import resample_slices, resample_volume
 
 ANISOTROPY = 3.0
 
@@ -36,14 +38,13 @@ def resample_image(channel: np.ndarray, shape: Sequence[int], axis: int | None) 
     if channel.shape == tuple(shape):
         return channel.astype(np.float32, copy=True)
     if axis is None:
-        result = _cubic(channel, shape)
+        result = resample_volume(channel, shape)
     else:
-        slices = np.moveaxis(channel, axis, 0)
         plane = [edge for index, edge in enumerate(shape) if index != axis]
         picked = nearest_indices(channel.shape[axis], shape[axis])
-        resampled = {index: _cubic(slices[index], plane) for index in np.unique(picked)}
-        result = np.moveaxis(np.stack([resampled[index] for index in picked]), 0, axis)
-    return np.ascontiguousarray(np.clip(result, channel.min(), channel.max()))
+        slices = resample_slices(np.moveaxis(channel, axis, 0), picked.tolist(), plane)
+        result = np.ascontiguousarray(np.moveaxis(slices, 0, axis))
+    return np.clip(result, channel.min(), channel.max(), out=result)
 
 
 def resample_linear(values: np.ndarray, shape: Sequence[int], axis: int | None) -> np.ndarray:
@@ -64,18 +65,6 @@ def resample_linear(values: np.ndarray, shape: Sequence[int], axis: int | None) 
     return np.ascontiguousarray(np.moveaxis(resampled[picked], 0, axis))
 
 
-def resample_label(label: np.ndarray, shape: Sequence[int], axis: int | None) -> np.ndarray:
-    """A label map (D, H, W) to `shape`: each value's own map linearly, then the largest; the dtype stays."""
-    if label.shape == tuple(shape):
-        return label.copy()
-    values = np.unique(label)
-    best = np.full(tuple(shape), -1.0, dtype=np.float32)
-    result = np.zeros(tuple(shape), dtype=label.dtype)
-    for value in values:
-        keep_largest(best, result, resample_linear(label == value, shape, axis), int(value))
-    return result
-
-
 def keep_largest(best: np.ndarray, winner: np.ndarray, score: np.ndarray, value: int) -> None:
     """Running argmax, in place: where `score` beats `best`, it replaces it and `winner` becomes `value`.
 
@@ -90,13 +79,3 @@ def nearest_indices(old: int, new: int) -> np.ndarray:
     """Old index whose voxel holds the centre of each new one: 2 -> 4 gives 0, 0, 1, 1; 4 -> 2 gives 1, 3."""
     centres = (np.arange(new) + 0.5) * old / new
     return np.minimum(np.floor(centres).astype(int), old - 1)
-
-
-def _cubic(values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    from scipy import ndimage
-
-    factors = [new / old for new, old in zip(shape, values.shape, strict=True)]
-    wide = values.astype(np.float32, copy=False)
-    result = ndimage.zoom(wide, factors, order=3, mode="nearest", grid_mode=True)
-    assert result.shape == tuple(shape), (result.shape, tuple(shape))
-    return result

@@ -3,30 +3,25 @@ when read.
 
 Folder: `<folder>/cases_<key>/<case>.{image.npy,label.npy,foreground.npz,json}`, where the key names the
 spacing, depth axis and normalisation, so that plans that differ only in patch or batch share their cases and
-others never mix.
+others never mix. The record (json) is removed first and written last: where it is, the case is complete.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from e2enet.common.console import track
-from e2enet.common.errors import InputError, raise_problems
+from e2enet.common.errors import InputError
 from e2enet.common.files import atomic_path, content_key, file_states, read_json, write_json
-from e2enet.data.formats.layout import Case, RawDataset
-from e2enet.data.formats.volume import read_label, read_volume, require_same_grid
-from e2enet.data.planning.fingerprint import check_label_values
+from e2enet.data.formats.dataset import RawDataset
+from e2enet.data.formats.naming import Case
 from e2enet.data.planning.plan import Plan
-from e2enet.data.preparation.preprocess import preprocess, preprocess_label
+from e2enet.data.preparation.foreground import sample_coordinates
 
-PREPARATION_VERSION = 1  # raise it when preprocessing changes, so that older caches are made anew
-MAX_COORDINATES = 10_000
-COORDINATE_SEED = 1234
+PREPARATION_VERSION = 2  # raise it when preprocessing changes, so that older caches are made anew
 
 
 @dataclass(frozen=True)
@@ -52,43 +47,88 @@ class PreparedCase:
             raise InputError(f"case {self.id} has no label")
         return np.load(self.label, mmap_mode="r")
 
-    @cached_property
-    def foreground(self) -> dict[int, np.ndarray]:
+    @property
+    def foreground(self) -> Mapping[int, np.ndarray]:
         """Class -> (n, 3) int32 voxel coordinates, at most 10 000 drawn at random; classes that are absent
         are left out."""
-        if self.label is None:
-            return {}
-        with np.load(self.label.with_name(f"{self.id}.foreground.npz")) as stored:
-            return {int(value): stored[value] for value in stored.files}
+        return {} if self.label is None else _StoredCoordinates(self.label.with_name(f"{self.id}.foreground.npz"))
 
 
-def prepare_cases(dataset: RawDataset, cases: Iterable[Case], plan: Plan, folder: str | Path) -> list[PreparedCase]:
-    """Preprocess the cases that are not yet in the folder and return all, in the given order.
+class _StoredCoordinates(Mapping[int, np.ndarray]):
+    """Coordinates on disk, read class by class and not kept: workers would come to hold those of every case."""
 
-    A case counts as finished when its record holds the same key (plan, and size and time of the raw files);
-    it is written last, so an interrupted run goes on where it stopped. Every unreadable case is reported in
-    one InputError, after the others are done.
-    """
-    target = Path(folder) / f"cases_{plan_key(plan)[:10]}"
-    prepared: list[PreparedCase] = []
-    problems: list[str] = []
-    to_do = list(cases)
-    waiting = [case for case in to_do if _finished(case, plan, target) is None]
-    for case in track(waiting, f"Preparing {dataset.name}") if waiting else ():
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __getitem__(self, value: int) -> np.ndarray:
+        with np.load(self.path) as stored:
+            return stored[str(value)]
+
+    def __iter__(self) -> Iterator[int]:
+        with np.load(self.path) as stored:
+            return iter([int(name) for name in stored.files])
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+
+@dataclass(frozen=True)
+class CaseStore:
+    """The prepared cases of a dataset for one plan, in `folder`."""
+
+    folder: Path
+    dataset: RawDataset
+    plan: Plan
+
+    @classmethod
+    def of(cls, folder: str | Path, dataset: RawDataset, plan: Plan) -> CaseStore:
+        """The store in the dataset's prepared folder."""
+        return cls(Path(folder) / f"cases_{plan_key(plan)[:10]}", dataset, plan)
+
+    def find(self, case: Case) -> PreparedCase | None:
+        """The case where it is complete and was made from the raw files as they are now."""
         try:
-            _prepare_case(dataset, case, plan, target)
-        except InputError as error:
-            problems.append(f"case {case.id}: {error}")
-        except Exception as error:
-            error.add_note(f"while preparing case {case.id} of {dataset.name}")
-            raise
-    raise_problems(problems, f"{dataset.folder}: {len(problems)} of {len(to_do)} cases cannot be prepared")
-    for case in to_do:
-        finished = _finished(case, plan, target)
-        if finished is None:
-            raise InputError(f"case {case.id}: its raw files changed while they were prepared; start again")
-        prepared.append(finished)
-    return prepared
+            content = read_json(self._file(case, ".json"))
+        except InputError:
+            return None  # none, or damaged by another hand: the case is made anew
+        image, label = self._file(case, ".image.npy"), self._file(case, ".label.npy")
+        files = [image, *([label, self._file(case, ".foreground.npz")] if case.label else [])]
+        if content.get("key") != self.key(case) or not all(file.is_file() for file in files):
+            return None
+        depth, height, width = content["shape"]
+        return PreparedCase(case.id, image, label if case.label else None, (depth, height, width))
+
+    def key(self, case: Case) -> str:
+        """Hash of what a prepared case depends on; changed raw files have another size or time."""
+        files = [*case.images, *([case.label] if case.label else [])]
+        label_map = sorted(self.dataset.label_map.items())
+        return content_key({"plan": plan_key(self.plan), "files": file_states(files), "label_map": label_map})
+
+    def forget(self, case: Case) -> None:
+        """From here to `finish` the case is incomplete, whatever stops the process."""
+        self._file(case, ".json").unlink(missing_ok=True)
+
+    def write_image(self, case: Case, image: np.ndarray) -> None:
+        """Float32 (C, D, H, W)."""
+        _save_array(self._file(case, ".image.npy"), image)
+
+    def write_label(self, case: Case, label: np.ndarray) -> None:
+        """A label map (D, H, W) and the coordinates of its foreground."""
+        _save_array(self._file(case, ".label.npy"), label)
+        with atomic_path(self._file(case, ".foreground.npz")) as temporary:
+            coordinates = {str(value): rows for value, rows in sample_coordinates(label).items()}
+            np.savez(temporary, **coordinates)  # type: ignore[arg-type]
+
+    def finish(self, case: Case, key: str, shape: tuple[int, int, int]) -> None:
+        """Write the record; `key` is that from before the raw files were read."""
+        write_json(self._file(case, ".json"), {"key": key, "shape": shape, "labelled": case.label is not None})
+
+    def stored_ids(self) -> set[str]:
+        """Ids of all cases with a record, also of those that the raw dataset no longer has."""
+        return {path.stem for path in self.folder.glob("*.json") if not path.name.startswith(".")}
+
+    def _file(self, case: Case, ending: str) -> Path:
+        return self.folder / f"{case.id}{ending}"
 
 
 def plan_key(plan: Plan) -> str:
@@ -99,60 +139,6 @@ def plan_key(plan: Plan) -> str:
     )
 
 
-def sample_coordinates(label: np.ndarray, limit: int = MAX_COORDINATES) -> dict[int, np.ndarray]:
-    """Class -> (n, 3) int32 coordinates of at most `limit` of its voxels, drawn without replacement by a
-    fixed seed."""
-    generator = np.random.default_rng(COORDINATE_SEED)
-    found = {}
-    for value in np.unique(label):
-        if value == 0:
-            continue
-        flat = np.flatnonzero(label == value)
-        if len(flat) > limit:
-            flat = np.sort(generator.choice(flat, limit, replace=False))
-        found[int(value)] = np.stack(np.unravel_index(flat, label.shape), axis=1).astype(np.int32)
-    return found
-
-
-def _prepare_case(dataset: RawDataset, case: Case, plan: Plan, target: Path) -> None:
-    key = _case_key(case, plan)
-    volume = read_volume(case.images, plan.depth_axis)
-    if len(volume.array) != len(dataset.channels):
-        raise InputError(f"{case.images[0]}: {len(volume.array)} channels, {len(dataset.channels)} expected")
-    result = preprocess(volume, plan)
-    if case.label is not None:
-        label, geometry = read_label(case.label, plan.depth_axis)
-        require_same_grid(volume.geometry, geometry, f"{case.label} and {case.images[0]}")
-        check_label_values(case.label, label, dataset.labels)
-        prepared_label = preprocess_label(label, result)
-        _save_array(target / f"{case.id}.label.npy", prepared_label)
-        with atomic_path(target / f"{case.id}.foreground.npz") as temporary:
-            coordinates = {str(value): rows for value, rows in sample_coordinates(prepared_label).items()}
-            np.savez(temporary, **coordinates)  # type: ignore[arg-type]
-    _save_array(target / f"{case.id}.image.npy", result.image)
-    write_json(
-        target / f"{case.id}.json",
-        {"key": key, "shape": result.image.shape[1:], "labelled": case.label is not None},
-    )
-
-
 def _save_array(path: Path, array: np.ndarray) -> None:
     with atomic_path(path) as temporary:
         np.save(temporary, np.ascontiguousarray(array))
-
-
-def _finished(case: Case, plan: Plan, target: Path) -> PreparedCase | None:
-    record = target / f"{case.id}.json"
-    if not record.is_file():
-        return None
-    content = read_json(record)
-    image, label = target / f"{case.id}.image.npy", target / f"{case.id}.label.npy"
-    if content.get("key") != _case_key(case, plan) or not image.is_file() or (case.label and not label.is_file()):
-        return None
-    depth, height, width = content["shape"]
-    return PreparedCase(case.id, image, label if case.label else None, (depth, height, width))
-
-
-def _case_key(case: Case, plan: Plan) -> str:
-    files = [*case.images, *([case.label] if case.label else [])]
-    return content_key({"plan": plan_key(plan), "files": file_states(files)})

@@ -1,0 +1,165 @@
+"""Draw the figures of docs/augmentation.md: python docs/figures/draw_augmentation.py [FOLDER].
+
+A generated phantom goes through the project's own augmentation, from fixed seeds.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchio as tio
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from e2enet.data.augmentation.recipe import Augmentation, Draw, build_augmentation
+from e2enet.data.augmentation.spatial import rotation_matrix
+from e2enet.data.augmentation.torchio_transforms import apply_transforms
+from e2enet.data.sampling import crop_subject, frame_affine
+from e2enet.data.synthetic.phantom_anatomy import ORGANS, draw_case
+
+PATCH = (40, 112, 112)
+SPACING = (3.0, 1.0, 1.0)
+NOTHING = Draw(None, 0.0, 0, {}, ())
+# Okabe and Ito's colours, told apart by colour-blind readers too.
+COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00")
+WINDOW = (-2.6, 5.2)  # normalised intensity, black and white
+INK, PAPER = "#1d2530", "#ffffff"
+DPI = 110
+SEED = 4
+
+
+def main(folder: Path) -> list[Path]:
+    """Write every figure into the folder; their paths."""
+    paths = []
+    for name, figure in (("augmentation_steps", steps()), ("augmentation_samples", samples())):
+        FigureCanvasAgg(figure)
+        paths.append(folder / f"{name}.png")
+        figure.savefig(paths[-1], dpi=DPI, facecolor=PAPER, metadata={"Software": None})
+    return paths
+
+
+def steps() -> Figure:
+    """The same patch after each change alone, at the end of its range; below them the voxels' values."""
+    augmentation = build_augmentation(PATCH, (0, 1, 2))
+    turn = rotation_matrix(np.deg2rad([30, 0, 0])).tolist()
+    shown = {
+        "the patch as it is": NOTHING,
+        "rotation by 30° (about depth)": NOTHING._replace(matrix=turn),
+        "scale 0.7": NOTHING._replace(matrix=(0.7 * np.eye(3)).tolist()),
+        "scale 1.4": NOTHING._replace(matrix=(1.4 * np.eye(3)).tolist()),
+        "mirrored along H": NOTHING._replace(mirrored=(1,)),
+        "noise of deviation 0.1": NOTHING._replace(noise=0.1),
+        "blur, sigma 1 voxel": NOTHING._replace(strengths={"blur": [1.0]}),
+        "low resolution, zoom 0.5": NOTHING._replace(strengths={"low_resolution": [0.5]}),
+        "brightness x 1.25": NOTHING._replace(strengths={"brightness": [1.25]}),
+        "contrast x 0.75": NOTHING._replace(strengths={"contrast": [0.75]}),
+        "gamma 1.5": NOTHING._replace(strengths={"gamma": [1.5]}),
+        "gamma 1.5, inverted": NOTHING._replace(strengths={"gamma_inverted": [1.5]}),
+    }
+    figure = Figure(figsize=(11.2, 11.6))
+    plain = augment(augmentation, NOTHING)[0]
+    for position, (title, draw) in enumerate(shown.items()):
+        row, column = divmod(position, 4)
+        left, bottom = 0.012 + 0.248 * column, 1 - 0.333 * (row + 1)
+        image, label = augment(augmentation, draw)
+        axes = figure.add_axes((left, bottom + 0.075, 0.235, 0.227))
+        draw_slice(axes, image, label)
+        axes.set_title(title, fontsize=11, color=INK, pad=5)
+        draw_values(figure.add_axes((left, bottom + 0.022, 0.235, 0.046)), plain, image)
+    return figure
+
+
+def samples() -> Figure:
+    """Six draws of the whole recipe that do something to a patch, and two TorchIO transforms beside the recipe."""
+    augmentation = build_augmentation(PATCH, (1, 2))
+    figure = Figure(figsize=(11.2, 6.2))
+    with torch.random.fork_rng():
+        torch.manual_seed(8)
+        draws = [draw for draw in (augmentation.draw(channels=1) for _ in range(40)) if describe(draw)][:6]
+        shown = {describe(draw): augment(augmentation, draw) for draw in draws}
+        for transform in (tio.RandomBiasField(coefficients=0.6), tio.RandomGhosting(axes=(1,), intensity=2.0)):
+            shown[f"no draw, but\ntorchio.{transform.name}"] = augment(augmentation, NOTHING, [transform])
+    for position, (title, (image, label)) in enumerate(shown.items()):
+        row, column = divmod(position, 4)
+        axes = figure.add_axes((0.012 + 0.248 * column, 0.5 - 0.5 * row + 0.005, 0.235, 0.415))
+        draw_slice(axes, image, label)
+        axes.set_title(title, fontsize=9, color=INK, pad=4)
+    return figure
+
+
+def augment(
+    augmentation: Augmentation, draw: Draw, transforms: Sequence[tio.Transform] = ()
+) -> tuple[np.ndarray, np.ndarray]:
+    """Image and label (D, H, W) of the phantom's middle after a draw, as a training sample is made."""
+    subject = phantom()
+    size = augmentation.box_size(draw)
+    start = [(whole - part) // 2 for whole, part in zip(subject.spatial_shape, size, strict=True)]
+    box = apply_transforms(crop_subject(subject, start, size), transforms)
+    image, label = augmentation.apply([box["image"].data], [box["label"].data[0]], [draw])
+    return image[0, 0].numpy(), label[0].numpy()
+
+
+@cache
+def phantom() -> tio.Subject:
+    """A phantom in the frame, normalised."""
+    image, label, _ = draw_case(np.random.default_rng(SEED), (168, 168, 60), (1.0, 1.0, 3.0))
+    values = np.moveaxis(image, 2, 0).astype(np.float32)
+    values = (values - values.mean()) / values.std()
+    affine = frame_affine(SPACING, depth_axis=2)
+    return tio.Subject(
+        image=tio.ScalarImage(tensor=torch.from_numpy(values)[None], affine=affine),
+        label=tio.LabelMap(tensor=torch.from_numpy(np.moveaxis(label, 2, 0).copy())[None], affine=affine),
+        case="phantom",
+    )
+
+
+def draw_slice(axes: Axes, image: np.ndarray, label: np.ndarray) -> None:
+    """The middle slice, H to the right and W upward, with the outlines of its labels."""
+    middle = image.shape[0] // 2
+    axes.imshow(image[middle].T, cmap="gray", vmin=WINDOW[0], vmax=WINDOW[1], origin="lower", interpolation="nearest")
+    for value, colour in enumerate(COLOURS[: len(ORGANS)], start=1):
+        inside = (label[middle] == value).T
+        if inside.any():
+            axes.contour(inside, levels=[0.5], colors=[colour], linewidths=1.3)
+    axes.set_axis_off()
+
+
+def draw_values(axes: Axes, plain: np.ndarray, image: np.ndarray) -> None:
+    """Histogram of the patch's values, filled, over that of the patch as it is, a line."""
+    bins: Any = np.linspace(*WINDOW, 61)
+    axes.hist(image.ravel(), bins, color="#9db7cc")
+    axes.hist(plain.ravel(), bins, histtype="step", color=INK, linewidth=0.9)
+    axes.set_xlim(bins[0], bins[-1])
+    axes.set_yscale("log")
+    axes.set_yticks([])
+    axes.minorticks_off()
+    axes.set_xticks([-2, 0, 2, 4])
+    axes.tick_params(labelsize=8, colors=INK, length=2, pad=1)
+    for side in ("top", "left", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def describe(draw: Draw) -> str:
+    """What a draw does, in lines of two; empty where it does nothing."""
+    parts = []
+    if draw.matrix is not None:
+        scale = np.cbrt(np.linalg.det(np.array(draw.matrix)))
+        turned = not np.allclose(np.array(draw.matrix) / scale, np.eye(3))
+        parts += (["rotated"] if turned else []) + ([f"scale {scale:.2f}"] if abs(scale - 1) > 1e-3 else [])
+    parts += [f"noise {draw.noise:.2f}"] if draw.noise else []
+    for name, strengths in draw.strengths.items():
+        parts += [f"{name.replace('_', ' ')} {value:.2f}" for value in strengths if value is not None]
+    parts += [f"mirrored {''.join('DHW'[axis] for axis in draw.mirrored)}"] if draw.mirrored else []
+    return "\n".join(", ".join(parts[first : first + 2]) for first in range(0, len(parts), 2))
+
+
+if __name__ == "__main__":
+    for path in main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent):
+        print(path)

@@ -1,0 +1,170 @@
+"""What is wrong with a composed config: unknown keys, wrong values, contradictions, all of them at once."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import pkgutil
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from e2enet.common.config_rules import Rule
+from e2enet.common.configs import as_plain
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """`find` gets the values of `paths`, in this order, and returns a message or None."""
+
+    paths: tuple[str, ...]
+    find: Callable[..., str | None]
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Which keys a config has and what they accept.
+
+    Attributes:
+        rules: Path of every plain key -> what it accepts.
+        supplied: Sections built through `_target_` -> parameters of the target that the code supplies itself; the
+            section's keys are the target's other parameters.
+        target_rules: What keys of such sections accept, where they are given.
+        extras: Keys of such sections that are no parameters of the target.
+        conflicts: Values that are fine alone and impossible together.
+    """
+
+    rules: Mapping[str, Rule]
+    supplied: Mapping[str, AbstractSet[str]]
+    target_rules: Mapping[str, Rule]
+    extras: Mapping[str, Mapping[str, Rule]]
+    conflicts: tuple[Conflict, ...] = ()
+
+
+def config_problems(config: DictConfig, schema: Schema) -> list[str]:
+    """What is wrong with a composed config, a line per problem."""
+    raw = as_plain(config, resolve=False)
+    raw.pop("hydra", None)
+    config = OmegaConf.create(raw)  # a copy that may be written to
+    missing = sorted(path for path in _paths(raw) if _get(raw, path) == "???")
+    problems = {path: f"{path}: needs a value, e.g. {path}=VALUE" for path in missing}
+    for path in missing:
+        # Interpolations of a missing value would fail and hide the other problems.
+        OmegaConf.update(config, path, "missing")
+    try:
+        content = as_plain(config)
+    except OmegaConfBaseException as error:
+        return [*problems.values(), f"an interpolation cannot be resolved: {first_line(error)}"]
+    problems |= {path: text for path, text in _section_problems(content, "", schema) if path not in problems}
+    problems |= {path: f"{path}: is missing" for path in schema.rules if path not in _paths(content)}
+    for conflict in schema.conflicts:
+        # A value that is wrong by itself would only confuse the comparison.
+        if not any(_overlap(path, wrong) for path in conflict.paths for wrong in problems):
+            values = [_get(content, path) for path in conflict.paths]
+            message = conflict.find(*values)
+            if message:
+                problems[" ".join(conflict.paths)] = message
+    return list(problems.values())
+
+
+def target_parameters(target: Callable[..., Any]) -> tuple[list[str], list[str], bool]:
+    """A callable's keyword parameters, those without default, and whether it takes any other name too.
+
+    `**options: Unpack[SomeTypedDict]` counts as the TypedDict's keys.
+    """
+    named, needed, takes_any = [], [], False
+    for name, parameter in inspect.signature(target).parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            hint = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target).get(name)
+            options = [option for option in typing.get_args(hint) if typing.is_typeddict(option)]
+            named += [key for option in options for key in option.__annotations__]
+            takes_any = not options
+        elif parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            named.append(name)
+            if parameter.default is parameter.empty:
+                needed.append(name)
+    return named, needed, takes_any
+
+
+def wrong_value(path: str, value: Any, rule: Rule) -> str:
+    """The problem of a value that its rule does not accept."""
+    return f"{path}={value}: expected {rule.expected}"
+
+
+def unknown_key(path: str, key: str, prefix: str, known: Iterable[str]) -> str:
+    """The problem of a key that does not exist, with the nearest that does; `prefix` is empty or ends with a dot."""
+    names = sorted(set(known))
+    close = difflib.get_close_matches(key, names, n=1)
+    hint = f"did you mean {prefix}{close[0]}?" if close else f"known here: {', '.join(names)}"
+    return f"{path}: unknown key; {hint}"
+
+
+def first_line(error: BaseException) -> str:
+    """An error's message without what libraries append below it."""
+    return str(error).strip().split("\n", 1)[0]
+
+
+def _section_problems(section: Mapping[str, Any], prefix: str, schema: Schema) -> Iterator[tuple[str, str]]:
+    """(path, problem) of every key below `prefix`, which is empty or ends with a dot."""
+    known_paths = [*schema.rules, *schema.supplied]
+    for key, value in section.items():
+        path = f"{prefix}{key}"
+        if path in schema.rules:
+            if not schema.rules[path].accepts(value):
+                yield path, wrong_value(path, value, schema.rules[path])
+        elif path in schema.supplied and isinstance(value, Mapping):
+            yield from _target_problems(path, value, schema)
+        elif isinstance(value, Mapping) and any(known.startswith(f"{path}.") for known in known_paths):
+            yield from _section_problems(value, f"{path}.", schema)
+        elif not path.startswith("_"):
+            known = [other.removeprefix(prefix).split(".")[0] for other in known_paths if other.startswith(prefix)]
+            yield path, unknown_key(path, str(key), prefix, known)
+
+
+def _target_problems(path: str, section: Mapping[str, Any], schema: Schema) -> Iterator[tuple[str, str]]:
+    """(path, problem) of a section that is built through `_target_`."""
+    target = section.get("_target_")
+    try:
+        named, needed, takes_any = target_parameters(pkgutil.resolve_name(str(target)))
+    except Exception as error:  # whatever importing a user's module raises is the user's to see
+        yield f"{path}._target_", f"{path}._target_: {target} cannot be imported: {first_line(error)}"
+        return
+    extras = schema.extras.get(path, {})
+    allowed = [name for name in named if name not in schema.supplied[path]] + list(extras)
+    for key, value in section.items():
+        child = f"{path}.{key}"
+        rule = extras.get(str(key)) or schema.target_rules.get(child)
+        if key in ("_target_", "_convert_", "_partial_"):
+            continue
+        if key not in allowed and not takes_any:
+            yield child, unknown_key(child, str(key), f"{path}.", allowed)
+        elif rule is not None and not rule.accepts(value):
+            yield child, wrong_value(child, value, rule)
+    for name in needed:
+        if name in allowed and name not in section:
+            yield f"{path}.{name}", f"{path}.{name}: needs a value ({target} has no default for it)"
+
+
+def _paths(section: Mapping[str, Any], prefix: str = "") -> set[str]:
+    found = set()
+    for key, value in section.items():
+        found.add(f"{prefix}{key}")
+        if isinstance(value, Mapping):
+            found |= _paths(value, f"{prefix}{key}.")
+    return found
+
+
+def _get(content: Mapping[str, Any], path: str) -> Any:
+    value: Any = content
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _overlap(path: str, other: str) -> bool:
+    return f"{path}.".startswith(f"{other}.") or f"{other}.".startswith(f"{path}.")

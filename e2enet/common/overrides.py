@@ -1,0 +1,43 @@
+"""Overrides on a command line (`group=choice`, `key=value`, `~key`), read with Hydra's own parser."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+
+
+def parse_override(text: str) -> Override:
+    """One argument as Hydra reads it; HydraException where it is no override."""
+    return OverridesParser.create().parse_override(text)
+
+
+def is_override(argument: str) -> bool:
+    """Whether an argument looks like an override rather than a flag."""
+    return "=" in argument or argument.startswith("~")
+
+
+def override_values(override: Override) -> list[str]:
+    """The values as Hydra would spell them, more than one for a sweep (`key=a,b`)."""
+    if override.is_sweep_override():
+        return list(override.sweep_string_iterator())
+    return [override.get_value_element_as_str()]
+
+
+def chooses_group(override: Override, groups: Mapping[str, Sequence[str]]) -> bool:
+    """Whether an override picks a file of a config group; `groups` are those of `configs.group_options`."""
+    return override.key_or_group in groups and not override.is_delete() and not isinstance(override.value(), dict)
+
+
+def forced(override: Override, value: str) -> str:
+    """`++key=value`, which Hydra takes for keys that are not in the config too: they are told apart later."""
+    return f"++{override.key_or_group}={value}"
+
+
+def unknown_choice(group: str, option: str, options: Sequence[str]) -> str:
+    """The problem of a choice that a config group does not have."""
+    close = difflib.get_close_matches(option, options, n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    return f"{group}={option}: no such choice{hint}; expected {' | '.join(options)}"

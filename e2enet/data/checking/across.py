@@ -1,0 +1,111 @@
+"""What only shows when cases are compared: duplicates, outliers, labels that nobody has."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from e2enet.data.checking.case import CaseFacts
+from e2enet.data.formats.dataset import RawDataset
+from e2enet.data.formats.problems import Problem, case_warning, dataset_error
+from e2enet.data.formats.volume import Geometry, choose_depth_axis
+
+# A voxel size further than this factor from the median is rather a wrong header than another scanner.
+SPACING_FACTOR = 3.0
+# Where more cases than this differ from the most frequent kind, the dataset is mixed and no case is the odd one.
+MOST_ODD_ONES = 0.25
+
+
+def compare_cases(dataset: RawDataset, facts: Sequence[CaseFacts]) -> list[Problem]:
+    """Problems of the dataset as a whole, and of cases beside the others."""
+    if not facts:
+        return []
+    depth_axis = frame_depth_axis(facts)
+    return [
+        *_duplicates(facts),
+        *_odd_orientations(facts),
+        *_odd_spacings(facts, depth_axis),
+        *_single_slices(facts, depth_axis),
+        *_missing_labels(dataset, facts),
+    ]
+
+
+def frame_depth_axis(facts: Sequence[CaseFacts]) -> int:
+    """The RAS axis that training will take as depth: chosen from the training cases, as the fingerprint does."""
+    chosen = [case for case in facts if case.part == "training"] or list(facts)
+    # With axis 0 in front the frame's order is RAS.
+    return choose_depth_axis([in_frame(case, 0).spacing for case in chosen])
+
+
+def in_frame(case: CaseFacts, depth_axis: int) -> Geometry:
+    """The case's geometry, whose `frame_shape` and `spacing` are depth first."""
+    return replace(case.geometry, depth_axis=depth_axis)
+
+
+def _duplicates(facts: Sequence[CaseFacts]) -> Iterator[Problem]:
+    """The same voxels under several ids: a network would be validated on what it was trained on."""
+    alike: dict[tuple, list[CaseFacts]] = defaultdict(list)
+    for case in facts:
+        if case.digest is not None:
+            alike[case.geometry.shape, case.dtypes, case.digest].append(case)
+    for first, *others in alike.values():
+        for other in others:
+            both_test = first.part == other.part == "test"
+            text = f"the same image, voxel for voxel, as case {first.case.id} ({first.part}): {first.case.images[0]}"
+            yield Problem(other.case.id, "warning" if both_test else "error", text, str(other.case.images[0]))
+
+
+def _odd_orientations(facts: Sequence[CaseFacts]) -> Iterator[Problem]:
+    counts = Counter(case.orientation for case in facts)
+    usual, count = counts.most_common(1)[0]
+    if len(facts) - count > MOST_ODD_ONES * len(facts):
+        found = ", ".join(f"{name} {number}" for name, number in counts.most_common())
+        yield Problem(None, "warning", f"cases are stored in several orientations: {found}")
+        return
+    for case in facts:
+        if case.orientation != usual:
+            text = f"stored in orientation {case.orientation}, {count} of {len(facts)} cases in {usual}"
+            yield case_warning(case.case.id, text, case.case.images[0])
+
+
+def _odd_spacings(facts: Sequence[CaseFacts], depth_axis: int) -> Iterator[Problem]:
+    spacings = np.array([in_frame(case, depth_axis).spacing for case in facts])
+    median = np.median(spacings, axis=0)
+    odd = (np.maximum(spacings / median, median / spacings) > SPACING_FACTOR).any(axis=1)
+    if odd.sum() > MOST_ODD_ONES * len(facts):
+        low, high = spacings.min(axis=0), spacings.max(axis=0)
+        text = f"voxel sizes are mixed: from {in_mm(low)} to {in_mm(high)}, the median is {in_mm(median)} (depth first)"
+        yield Problem(None, "warning", text)
+        return
+    for case, spacing in ((facts[index], spacings[index]) for index in np.flatnonzero(odd).tolist()):
+        text = f"voxels of {in_mm(spacing)}, the median is {in_mm(median)} (depth first): is its header right?"
+        yield case_warning(case.case.id, text, case.case.images[0])
+
+
+def _single_slices(facts: Sequence[CaseFacts], depth_axis: int) -> Iterator[Problem]:
+    for case in facts:
+        shape = in_frame(case, depth_axis).frame_shape
+        if min(shape) == 1:
+            text = f"an image of {' x '.join(map(str, shape))} voxels (depth first): a single slice"
+            yield case_warning(case.case.id, text, case.case.images[0])
+
+
+def _missing_labels(dataset: RawDataset, facts: Sequence[CaseFacts]) -> Iterator[Problem]:
+    counted = [case.voxels for case in facts if case.part == "training" and case.voxels is not None]
+    if len(counted) < len(dataset.training):
+        return  # the cases that could not be read may hold them
+    present = {value for voxels in counted for value in voxels}
+    absent = [value for value in sorted(dataset.labels) if value > 0 and value not in present]
+    if not present & set(dataset.labels) - {0}:
+        yield dataset_error("no training case has any labelled voxel, foreground expected", dataset.folder)
+    elif absent:
+        found = ", ".join(f"{value} ({dataset.labels[value]})" for value in absent)
+        yield Problem(None, "warning", f"no training case has a voxel of label {found}", str(dataset.folder))
+
+
+def in_mm(spacing: Sequence[float] | np.ndarray) -> str:
+    """Three sizes as text: `3 x 0.8 x 0.8 mm`."""
+    return f"{' x '.join(f'{size:.3g}' for size in spacing)} mm"

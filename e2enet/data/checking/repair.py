@@ -1,0 +1,112 @@
+"""Corrected copies of label files whose affine is not their image's. Originals are never touched."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+
+from e2enet.common.errors import InputError
+from e2enet.common.files import atomic_path
+from e2enet.data.checking.case import CaseFacts
+
+# What of a NIfTI header says where the voxels lie; pixdim holds voxel sizes and the handedness of the qform.
+GEOMETRY_FIELDS = (
+    "qform_code",
+    "sform_code",
+    "quatern_b",
+    "quatern_c",
+    "quatern_d",
+    "qoffset_x",
+    "qoffset_y",
+    "qoffset_z",
+    "srow_x",
+    "srow_y",
+    "srow_z",
+)
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What became of one label: the corrected copy, or why there is none."""
+
+    case: str
+    label: Path
+    copy: Path | None
+    reason: str = ""
+
+
+def require_repair_folder(target: Path, dataset: Path) -> None:
+    """InputError unless corrected copies can go to `target`: a new or empty folder outside of the dataset."""
+    if target.resolve().is_relative_to(dataset.resolve()) or dataset.resolve().is_relative_to(target.resolve()):
+        raise InputError(f"repair={target}: a folder apart from the dataset ({dataset}) expected")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"repair={target}: a new or empty folder expected")
+
+
+def repair_labels(facts: Iterable[CaseFacts], dataset: Path, target: Path) -> list[Repair]:
+    """Copy each label that lies off its image's grid to `target`, with the image's affine; voxels stay byte for byte.
+
+    A copy has the path in `target` that its original has in the dataset's folder. There is none where shapes
+    differ, or where the two affines order or direct the axes differently: then the voxels themselves may be
+    stored in another order, which only a look at both can tell.
+    """
+    repairs = []
+    for case in facts:
+        label = case.case.label
+        if label is None or case.label_geometry is None:
+            continue
+        reason = _why_not(case)
+        copy = None if reason else target / _relative(label, dataset)
+        if copy is not None:
+            _write_copy(label, case.case.images[0], copy)
+        repairs.append(Repair(case.case.id, label, copy, reason))
+    return repairs
+
+
+def _why_not(case: CaseFacts) -> str:
+    label = case.label_geometry
+    assert label is not None
+    if label.shape != case.geometry.shape:
+        return f"its shape {label.shape} is not the image's {case.geometry.shape}"
+    orientation = "".join(nib.aff2axcodes(label.affine))
+    if orientation != case.orientation:
+        return f"its orientation {orientation} is not the image's {case.orientation}: look at both"
+    return ""
+
+
+def _relative(label: Path, dataset: Path) -> Path:
+    """The label's place in the dataset; its name alone where it lies elsewhere (nnU-Net's `dataset` section)."""
+    return label.relative_to(dataset) if label.is_relative_to(dataset) else Path(label.name)
+
+
+def _write_copy(label: Path, image: Path, copy: Path) -> None:
+    """The label's bytes, but for the fields of its header that say where voxels lie."""
+    with (
+        atomic_path(copy) as temporary,
+        _opener(label)(label, "rb") as source,
+        _opener(copy)(temporary, "wb") as stream,
+    ):
+        header, reference = _stored_fields(label), _stored_fields(image)
+        for field in GEOMETRY_FIELDS:
+            header[field] = reference[field]
+        header["pixdim"][:4] = reference["pixdim"][:4]
+        source.seek(len(header.binaryblock))
+        stream.write(header.binaryblock)
+        while piece := source.read(2**20):
+            stream.write(piece)
+
+
+def _stored_fields(path: Path) -> Any:
+    """The header as it stands in the file; that of a loaded image has lost offset and scaling."""
+    header: Any = nib.load(path).header
+    with _opener(path)(path, "rb") as stream:
+        return type(header)(stream.read(len(header.binaryblock)), check=False)
+
+
+def _opener(path: Path) -> Any:
+    return gzip.open if path.name.endswith(".gz") else open

@@ -1,0 +1,178 @@
+"""A report for people, on the terminal, and for programs, as JSON. Ids and paths are never cut short."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.text import Text
+
+from e2enet.common.console import console
+from e2enet.common.errors import InputError
+from e2enet.common.files import read_json, write_json
+from e2enet.data.checking.across import frame_depth_axis, in_frame, in_mm
+from e2enet.data.checking.case import CaseFacts
+from e2enet.data.checking.repair import Repair
+from e2enet.data.checking.run import Report
+from e2enet.data.formats.dataset import RawDataset
+
+CASE_COLUMNS = ("case", "part", "shape", "spacing", "orientation", "channels", "type", "label type", "voxels of labels")
+STYLES = {"error": "red", "warning": "yellow"}
+PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
+AXIS_NAMES = ("right-left", "anterior-posterior", "superior-inferior")
+
+
+def require_report_file(path: Path) -> None:
+    """InputError unless a report can be written to `path`; a dataset.json, say, must not be written over."""
+    if path.suffix != ".json" or path.is_dir():
+        raise InputError(f"report={path}: a file ending in .json expected")
+    if path.exists() and not isinstance(read_json(path), list):
+        raise InputError(f"report={path}: holds something else than a report, another name expected")
+
+
+def write_report(path: str | Path, report: Report) -> None:
+    """Write the problems as a JSON list of {"case", "severity", "problem", "file"}, atomically."""
+    write_json(path, [problem.to_dict() for problem in report.problems])
+
+
+def print_report(report: Report, verbose: bool = False) -> None:
+    """Print what the dataset is like, every problem, and the verdict last; `verbose` adds a row per case."""
+    if report.dataset is not None:
+        _print_line(f"{report.dataset.name}: {_parts(report.dataset)} in {report.folder}")
+        if report.facts:
+            for name, text in _summary(report.dataset, report.facts):
+                _print_line(f"  {name:<13}{text}")
+            _print_table(("label", "name", "voxels", "share", "training cases"), _label_rows(report))
+        if verbose:
+            _print_table(
+                (
+                    "case",
+                    "part",
+                    "shape",
+                    "spacing",
+                    "orientation",
+                    "channels",
+                    "type",
+                    "label type",
+                    "voxels of labels",
+                ),
+                _case_rows(report.facts),
+            )
+    for problem in report.problems:
+        # Matrices stand below the line that says what they are.
+        text = str(problem).replace("\n", "\n    ")
+        console.print(Text(f"{problem.severity}: ", STYLES[problem.severity]), text, sep="", **PLAIN)
+    _print_line(verdict(report))
+
+
+def verdict(report: Report) -> str:
+    """One sentence: how many problems there are, and whether training would be wrong."""
+    errors, warnings = report.num_errors, len(report.problems) - report.num_errors
+    counts = " and ".join(_counted(n, name) for n, name in ((errors, "error"), (warnings, "warning")) if n)
+    if errors:
+        return f"{counts}: training would be wrong."
+    return f"{counts}: training can start." if warnings else "No problem found."
+
+
+def print_repairs(repairs: Sequence[Repair], dataset: Path, target: Path) -> None:
+    """Print which corrected copies were written, which labels have none and why, and what to do with the copies."""
+    for repair in repairs:
+        text = f"corrected copy {repair.copy}" if repair.copy else f"no corrected copy: {repair.reason}"
+        _print_line(f"repair: case {repair.case}: {repair.label}: {text}")
+    copies = sum(repair.copy is not None for repair in repairs)
+    if copies:
+        advice = f"Look at them on their images, then: cp -r {target}/. {dataset}"
+        _print_line(f"{_counted(copies, 'corrected label')} in {target}; the originals are as they were. {advice}")
+    else:
+        _print_line("repair: nothing was written.")
+
+
+def _print_line(text: str) -> None:
+    console.print(text, **PLAIN)
+
+
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Aligned columns as wide as they must be: a rich table would fold or cut ids to fit the terminal."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for line, style in ((header, "bold"), *((row, "") for row in rows)):
+        cells = (f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True))
+        console.print(Text(f"  {'  '.join(cells)}".rstrip(), style), **PLAIN)
+
+
+def _parts(dataset: RawDataset) -> str:
+    parts = {"training": dataset.training, "validation": dataset.validation, "test": dataset.test}
+    return ", ".join(f"{len(cases)} {name}" for name, cases in parts.items() if cases) + " cases"
+
+
+def _summary(dataset: RawDataset, facts: Sequence[CaseFacts]) -> Iterator[tuple[str, str]]:
+    depth_axis = frame_depth_axis(facts)
+    frames = [in_frame(case, depth_axis) for case in facts]
+    yield "channels", ", ".join(dataset.channels)
+    yield "orientation", _frequencies(case.orientation for case in facts)
+    yield "depth", f"the {AXIS_NAMES[depth_axis]} axis; shapes and spacings below name it first"
+    yield "shape", _range([frame.frame_shape for frame in frames], "voxels")
+    yield "spacing", _range([frame.spacing for frame in frames], "mm")
+    yield "image type", _frequencies(dtype for case in facts for dtype in case.dtypes)
+    yield "label type", _frequencies(case.label_dtype for case in facts if case.label_dtype)
+    lows, highs = zip(*(case.intensities for case in facts), strict=True)
+    yield "intensities", f"{min(lows):g} to {max(highs):g}"
+
+
+def _range(triples: Sequence[Sequence[float]], unit: str) -> str:
+    values = np.asarray(triples, dtype=float)
+    low, high, median = (
+        [f"{size:.4g}" for size in row] for row in (values.min(0), values.max(0), np.median(values, 0))
+    )
+    if low == high:
+        return f"{' x '.join(low)} {unit} in every case"
+    spans = [a if a == b else f"{a}-{b}" for a, b in zip(low, high, strict=True)]
+    return f"{' x '.join(spans)} {unit}, median {' x '.join(median)}"
+
+
+def _frequencies(values: Iterator[str]) -> str:
+    return ", ".join(f"{value} ({count})" for value, count in Counter(values).most_common()) or "none"
+
+
+def _label_rows(report: Report) -> list[list[str]]:
+    """A row per label of the dataset or of its files, over the training cases."""
+    assert report.dataset is not None
+    counted = [case.voxels for case in report.facts if case.part == "training" and case.voxels is not None]
+    total = sum(sum(voxels.values()) for voxels in counted)
+    names = report.dataset.labels
+    rows = []
+    for value in sorted({*names, *(value for voxels in counted for value in voxels)}):
+        here = [voxels[value] for voxels in counted if value in voxels]
+        share = f"{sum(here) / total:.3%}" if total else "-"
+        rows.append(
+            [str(value), names.get(value, "(unknown)"), str(sum(here)), share, f"{len(here)} of {len(counted)}"]
+        )
+    return rows
+
+
+def _case_rows(facts: Sequence[CaseFacts]) -> list[list[str]]:
+    depth_axis = frame_depth_axis(facts) if facts else 0
+    rows = []
+    for case in facts:
+        frame = in_frame(case, depth_axis)
+        voxels = "-" if case.voxels is None else ", ".join(f"{label}: {count}" for label, count in case.voxels.items())
+        rows.append(
+            [
+                case.case.id,
+                case.part,
+                " x ".join(map(str, frame.frame_shape)),
+                in_mm(frame.spacing),
+                case.orientation,
+                str(case.num_channels),
+                "/".join(dict.fromkeys(case.dtypes)),
+                case.label_dtype or "-",
+                voxels,
+            ]
+        )
+    return rows
+
+
+def _counted(number: int, name: str) -> str:
+    return f"{number} {name}{'' if number == 1 else 's'}"

@@ -1,0 +1,120 @@
+"""A dataset's check: the folder scanned, every case looked through in worker processes, the cases compared."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from e2enet.common.console import track
+from e2enet.common.errors import InputError
+from e2enet.common.memory import available_memory
+from e2enet.common.processes import run_in_processes
+from e2enet.data.checking.across import compare_cases
+from e2enet.data.checking.case import CaseFacts, CaseTask, examine_case
+from e2enet.data.formats.dataset import RawDataset
+from e2enet.data.formats.problems import Problem, case_error
+from e2enet.data.formats.stored import read_stored_header
+from e2enet.data.sources import DataSource
+
+# Interpreter and libraries of a worker (40 MiB measured), and the pieces that voxels are looked through in.
+WORKER_BYTES = 256 * 2**20
+SHARE_OF_MEMORY = 0.8
+SMALL_BYTES = 100 * 2**20  # of all voxels: looked through in this process before others have started
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that was found.
+
+    Attributes:
+        folder: The dataset's.
+        dataset: None where the folder cannot be read at all.
+        facts: Of every case with a readable image, in the dataset's order.
+        problems: Errors first, then by case.
+    """
+
+    folder: Path
+    dataset: RawDataset | None
+    facts: tuple[CaseFacts, ...]
+    problems: tuple[Problem, ...]
+
+    @property
+    def num_errors(self) -> int:
+        """Problems that make training wrong."""
+        return sum(problem.severity == "error" for problem in self.problems)
+
+
+def check_dataset(source: DataSource, num_workers: int | None = None) -> Report:
+    """Look through a dataset; problems are collected, never raised, and nothing is written.
+
+    `num_workers=None` starts as many processes as cores and free memory allow, none for a small dataset; 0 works in
+    this process. Raises InputError where there is no folder to look through.
+    """
+    if not source.folder.is_dir():
+        raise InputError(f"{source.folder}: no such folder (paths.data is its parent, data.name its name)")
+    problems: list[Problem] = []
+    try:
+        dataset = source.scan(problems)
+    except InputError as error:
+        problems.append(Problem(None, "error", str(error), str(source.folder)))
+        return Report(source.folder, None, (), _sorted(problems))
+    tasks = _tasks(dataset)
+    sizes = {task.case: _largest_file(task) for task in track(tasks, f"Reading headers of {dataset.name}")}
+    if num_workers is None:
+        num_workers = 0 if sum(sizes.values()) <= SMALL_BYTES else affordable_workers(list(sizes.values()))
+    largest_first = sorted(tasks, key=lambda task: sizes[task.case], reverse=True)
+    found: dict[int, CaseFacts] = {}
+    order = {id(task): number for number, task in enumerate(tasks)}
+    outcomes = run_in_processes(examine_case, largest_first, num_workers)
+    for outcome in track(outcomes, f"Checking {dataset.name}", total=len(tasks)):
+        case = outcome.item.case
+        if outcome.result is None:
+            assert outcome.failure is not None
+            # With the traceback of what went wrong, which is a fault of the program, not of the case.
+            text = f"could not be looked through: {outcome.failure.message}\n{outcome.failure.traceback}".rstrip()
+            problems.append(case_error(case.id, text, case.images[0]))
+            continue
+        facts, of_case = outcome.result
+        problems += of_case
+        if facts is not None:
+            found[order[id(outcome.item)]] = facts
+    in_order = [found[number] for number in sorted(found)]
+    problems += compare_cases(dataset, in_order)
+    return Report(source.folder, dataset, tuple(in_order), _sorted(problems))
+
+
+def affordable_workers(sizes: Sequence[int]) -> int:
+    """Processes that cores and free memory allow for cases whose largest files have these sizes in bytes."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    needed = WORKER_BYTES + max(sizes, default=0)
+    return max(1, min(len(sizes), cores, int(SHARE_OF_MEMORY * available_memory()) // needed))
+
+
+def _tasks(dataset: RawDataset) -> list[CaseTask]:
+    parts = {"training": dataset.training, "validation": dataset.validation, "test": dataset.test}
+    return [
+        CaseTask(case, part, len(dataset.channels), dataset.labels, dataset.label_map)  # type: ignore[arg-type]
+        for part, cases in parts.items()
+        for case in dict.fromkeys(cases)
+    ]
+
+
+def _largest_file(task: CaseTask) -> int:
+    """Bytes of the voxels of a case's largest file, 0 where no header can be read: the worker will say why."""
+    files = [*task.case.images, *([task.case.label] if task.case.label else [])]
+    return max(map(_num_bytes, files))
+
+
+def _num_bytes(file: Path) -> int:
+    try:
+        return read_stored_header(file).num_bytes
+    except InputError:
+        return 0
+
+
+def _sorted(problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    """Errors before warnings, those of the dataset before those of its cases; each problem once."""
+    unique = dict.fromkeys(problems)
+    return tuple(sorted(unique, key=lambda one: (one.severity, one.case is not None, one.case or "", one.file or "")))

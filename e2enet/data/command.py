@@ -1,0 +1,148 @@
+"""Command lines of the data room: `data=NAME paths.data=DIR [key=value ..]`, composed as train.py composes them.
+
+`python -m e2enet.data.check` and `python -m e2enet.data.prepare` are plain modules, not Hydra apps: nothing is written
+but what they say they write. They take the overrides of train.py, so that the line of a run can be used for its data,
+and keys of their own.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from e2enet.common.config_check import config_problems, first_line, unknown_key, wrong_value
+from e2enet.common.config_rules import Rule
+from e2enet.common.configs import as_plain, compose_config, group_options
+from e2enet.common.errors import raise_problems
+from e2enet.common.overrides import chooses_group, forced, override_values, parse_override, unknown_choice
+from e2enet.data.config_rules import EXTRAS, SCHEMA
+
+if TYPE_CHECKING:
+    from e2enet.data.datamodule import SegmentationDataModule
+
+HEADING = "The command line cannot be used (--help shows the keys):"
+# What the commands read of a config; the other sections are train.py's to check.
+SECTIONS = ["paths", "seed", "fold", "data", "plan"]
+
+
+@dataclass(frozen=True)
+class Option:
+    """A key that a command has beside those of the config: its default, what it accepts and what it does."""
+
+    default: Any
+    rule: Rule
+    help: str
+
+
+@dataclass(frozen=True)
+class DataCommand:
+    """A checked command line: the composed config, as train.py has it, and the command's own keys."""
+
+    config: DictConfig
+    options: dict[str, Any]
+
+
+def compose_data(arguments: Sequence[str], options: Mapping[str, Option] | None = None) -> DataCommand:
+    """Compose conf/config.yaml for the arguments of a command that has the given keys of its own.
+
+    Checked here: that every key exists, and the values of `paths`, `seed`, `fold`, `data`, `plan` and the options.
+    Keys of the other sections (`training=hippocampus`, `network.base_features=8`) are let pass, since a choice there
+    may set a plan. Raises one InputError with all problems.
+    """
+    options = options or {}
+    values = {name: option.default for name, option in options.items()}
+    overrides: list[str] = []
+    problems: list[str] = []
+    groups = group_options()
+    for argument in arguments:
+        try:
+            override = _parse(argument)
+        except HydraException as error:
+            problems.append(f"{argument}: expected key=value ({first_line(error)})")
+            continue
+        if override.is_sweep_override():
+            problems.append(f"{argument}: one value expected (write a list as [a,b])")
+        elif override.key_or_group in options and not override.is_delete():
+            values[override.key_or_group] = override.value()
+        elif chooses_group(override, groups):
+            (chosen,) = override_values(override)
+            known = groups[override.key_or_group]
+            if chosen in known:
+                overrides.append(argument)
+            else:
+                problems.append(unknown_choice(override.key_or_group, chosen, known))
+        else:
+            overrides.append(argument if override.is_delete() else forced(override, *override_values(override)))
+    problems += [
+        wrong_value(name, values[name], option.rule)
+        for name, option in options.items()
+        if not option.rule.accepts(values[name])
+    ]
+    config = _compose(overrides, problems, options)
+    raise_problems(list(dict.fromkeys(problems)), HEADING)
+    return DataCommand(config, values)
+
+
+def build_datamodule(config: DictConfig, **more: Any) -> SegmentationDataModule:
+    """The data module of `config.data`; the rest of the config gives paths, fold, seed and plan.
+
+    `more` are further parameters of the module that the config's section does not hold (`steps_per_epoch`).
+    """
+    section = as_plain(config.data)
+    for name in EXTRAS["data"]:
+        section.pop(name, None)  # facts that other keys are looked up in
+    module: SegmentationDataModule = instantiate(
+        section,
+        root=config.paths.data,
+        prepared_root=config.paths.prepared,
+        fold=config.fold,
+        seed=config.seed,
+        plan=as_plain(config.plan),
+        **more,
+        _convert_="all",
+    )
+    return module
+
+
+def show_help(arguments: Sequence[str], text: str, options: Mapping[str, Option]) -> None:
+    """Where --help or -h is among the arguments: print the text, the command's own keys and the datasets, and exit."""
+    if not {"--help", "-h"} & set(arguments):
+        return
+    width = max(map(len, options), default=0)
+    keys = "\n".join(f"  {name:<{width}}  {option.help}" for name, option in options.items())
+    print(f"{text.strip()}\n\nKeys beside those of conf/config.yaml:\n{keys}" if keys else text.strip())
+    print(f"\ndata= one of: {', '.join(group_options()['data'])}\nkeys of each: conf/data/NAME.yaml")
+    sys.exit(0)
+
+
+def _parse(argument: str) -> Override:
+    if argument.startswith("-"):
+        raise HydraException("there is no flag but --help")
+    return parse_override(argument)
+
+
+def _compose(overrides: Sequence[str], problems: list[str], options: Mapping[str, Option]) -> DictConfig:
+    """The config; what is wrong with its keys and values is added to the problems."""
+    known = compose_config()
+    try:
+        config = compose_config(overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        problems.append(first_line(error))
+        return known
+    problems.extend(_unknown_sections(config, [*map(str, known), *options]))
+    problems.extend(config_problems(OmegaConf.masked_copy(config, SECTIONS), SCHEMA))
+    return config
+
+
+def _unknown_sections(config: DictConfig, known: Sequence[str]) -> Iterator[str]:
+    for key in map(str, config):
+        if key not in known and not key.startswith("_"):
+            yield unknown_key(key, key, "", known)

@@ -1,0 +1,82 @@
+"""What the config keys that concern data accept; training/config_rules.py holds the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from e2enet.common.config_check import Conflict, Schema
+from e2enet.common.config_rules import (
+    Rule,
+    anything,
+    axes,
+    choice,
+    is_whole,
+    list_of,
+    optional,
+    positive,
+    table_of,
+    text,
+    voxels,
+    whole,
+)
+from e2enet.data.splits import NAMED_RULES, rule_problem
+
+RULES: dict[str, Rule] = {
+    "paths.data": text,
+    "paths.prepared": text,
+    "paths.runs": text,
+    "seed": whole(0),
+    "fold": Rule(lambda v: v == "all" or (is_whole(v) and 0 <= v <= 4), "a whole number from 0 to 4, or all"),
+    "plan.kind": choice("auto", "paper"),
+    "plan.spacing": optional(list_of(positive, 3)),
+    "plan.patch_size": optional(voxels),
+    "plan.strides": optional(list_of(voxels)),
+    "plan.batch_size": optional(whole(1)),
+    "plan.memory_gb": optional(positive),
+}
+# The section `data` is built through `_target_`: its keys are the target's parameters, minus those that the code
+# supplies. A rule for a key here holds wherever the key is given.
+SUPPLIED: dict[str, set[str]] = {
+    "data": {"root", "prepared_root", "fold", "seed", "plan", "steps_per_epoch"}
+    | {"validation_patches", "validate_every", "validate_full"}
+}
+TARGET_RULES: dict[str, Rule] = {
+    "data.name": text,
+    "data.layout": choice("msd", "cases"),
+    "data.modality": choice("CT", "MRI"),
+    "data.split": Rule(
+        lambda v: rule_problem(v) is None, f"{' | '.join(NAMED_RULES)} | {{train: [ids], validation: [ids]}}"
+    ),
+    "data.labels": optional(table_of(whole(0), text)),
+    "data.label_map": table_of(whole(0), whole(0)),
+    "data.regions": table_of(text, list_of(whole(1))),
+    "data.mirror_axes": axes,
+    "data.augmentation": choice("nnunet", "mirror", "none"),
+    "data.augment_on": choice("worker", "device"),
+    "data.transforms": list_of(Rule(lambda v: isinstance(v, Mapping), "an entry {_target_: .., parameter: ..}")),
+    "data.num_workers": whole(0),
+    "data.prepare_workers": optional(whole(0)),
+    "data.num_train": whole(5),
+    "data.num_test": whole(0),
+    "data.shape": voxels,
+    "data.spacing": list_of(positive, 3),
+    "data.phantom_seed": whole(0),
+    "data.limit_cases": optional(whole(1)),
+}
+# Keys of the section that are no parameters of the target.
+EXTRAS: dict[str, dict[str, Rule]] = {"data": {"facts": table_of(text, anything), "paper_patch": voxels}}
+
+
+def _transforms(entries: Sequence[Mapping[str, Any]] | None) -> str | None:
+    if not entries:
+        return None
+    # Imported here: torch would take seconds and hundreds of megabytes from commands and workers that need none.
+    from e2enet.data.augmentation.torchio_transforms import transform_problem
+
+    return transform_problem(entries)
+
+
+CONFLICTS = (Conflict(("data.transforms",), _transforms),)
+
+SCHEMA = Schema(RULES, SUPPLIED, TARGET_RULES, EXTRAS, CONFLICTS)

@@ -1,0 +1,90 @@
+"""AMOS22 as it is downloaded: abdominal CT and MRI in one folder, told apart by the number of the case.
+
+```
+amos22/dataset.json   labels {"1": "spleen", ..}, training and validation [{"image", "label"}], test [{"image"}]
+       imagesTr/amos_0001.nii.gz   labelsTr/amos_0001.nii.gz
+       imagesVa/amos_0008.nii.gz   labelsVa/amos_0008.nii.gz
+       imagesTs/amos_0002.nii.gz
+```
+
+Numbers to 500 are CT, from 501 on MRI (docs/datasets/amos.md).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal, get_args
+
+from e2enet.common.errors import InputError
+from e2enet.data.formats.dataset import RawDataset, finish, warn_unlisted
+from e2enet.data.formats.description import Description
+from e2enet.data.formats.labels import LabelTable, resolve_labels
+from e2enet.data.formats.naming import Case
+from e2enet.data.formats.problems import Problem, case_error
+
+Modality = Literal["CT", "MRI"]
+LAST_CT = 500
+NAME = re.compile(r"amos_(?P<number>\d{4})")
+
+
+def scan_amos(
+    folder: str | Path, problems: list[Problem], table: LabelTable | None = None, *, modality: Modality = "CT"
+) -> RawDataset:
+    """Read one modality of an AMOS22 folder as far as it can be read; what is wrong is added to `problems`.
+
+    The cases are those that dataset.json lists; `validation` are those of imagesVa. The one channel is called
+    by the modality, which decides the normalisation. Problems of the other modality are left out.
+    """
+    if modality not in get_args(Modality):
+        raise InputError(f"modality={modality!r}: one of {', '.join(get_args(Modality))} expected")
+    folder, table = Path(folder), table or LabelTable()
+    description = Description(folder, problems)
+    found = description.labels()
+    labels = resolve_labels(found, table, problems) if found or table.names else {0: "background"}
+    listed = {
+        "Tr": description.listed_cases("training", labels_folder="labelsTr"),
+        "Va": description.listed_cases("validation", labels_folder="labelsVa"),
+        "Ts": description.listed_cases("test", labels_folder="labelsTs"),
+    }
+    parts = {part: _of_modality(cases, modality, problems) for part, cases in listed.items()}
+    for part, cases in listed.items():
+        warn_unlisted(folder / f"images{part}", [case.images[0] for case in cases], problems)
+    for part in ("Tr", "Va"):
+        problems += [
+            case_error(case.id, "the case has no label", folder / f"labels{part}" / case.images[0].name)
+            for case in parts[part]
+            if case.label is None
+        ]
+    return finish(
+        f"{description.name} {modality}",
+        folder,
+        (modality,),
+        labels,
+        table,
+        training=[case for case in parts["Tr"] if case.label],
+        validation=[case for case in parts["Va"] if case.label],
+        test=parts["Ts"],
+        problems=problems,
+    )
+
+
+def modality_of(case: str) -> Modality | None:
+    """Modality by the case's number; None where the id is not like amos_0001."""
+    match = NAME.fullmatch(case)
+    if match is None:
+        return None
+    return "CT" if int(match["number"]) <= LAST_CT else "MRI"
+
+
+def _of_modality(cases: Iterable[Case], modality: Modality, problems: list[Problem]) -> list[Case]:
+    """The cases of one modality; wrongly named ones belong to none, so they are reported for both."""
+    kept = []
+    for case in cases:
+        found = modality_of(case.id)
+        if found is None:
+            problems.append(case_error(case.id, "a name like amos_0001.nii.gz expected", case.images[0]))
+        elif found == modality:
+            kept.append(case)
+    return kept

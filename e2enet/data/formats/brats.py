@@ -1,0 +1,89 @@
+"""BraTS as the challenges of 2020 and 2021 hand it out: a folder per case, a file per modality.
+
+```
+BraTS2021/BraTS2021_00000/BraTS2021_00000_flair.nii.gz, .._t1.nii.gz, .._t1ce.nii.gz, .._t2.nii.gz, .._seg.nii.gz
+```
+
+Cases without `_seg` are test cases. Labels are 1, 2 and 4: the config maps 4 to 3. The same scans in
+Decathlon layout (Task01_BrainTumour, with labels of another order) are read by `msd`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from e2enet.common.errors import InputError
+from e2enet.data.formats.dataset import RawDataset, finish, require_folder
+from e2enet.data.formats.labels import LabelTable, resolve_labels
+from e2enet.data.formats.naming import FILE_ENDINGS, Case, case_id, visible_files
+from e2enet.data.formats.problems import Problem, case_error, case_warning
+
+# Channel -> end of the file's name; in the order of the Decathlon's Task01.
+MODALITIES = {"FLAIR": "flair", "T1w": "t1", "T1gd": "t1ce", "T2w": "t2"}
+LABEL = "seg"
+
+
+def scan_brats(folder: str | Path, problems: list[Problem], table: LabelTable) -> RawDataset:
+    """Read a folder of BraTS cases as far as it can be read; what is wrong is added to `problems`.
+
+    Raises InputError where no folder in it holds NIfTI files, or where the table names no labels.
+    """
+    folder = Path(folder)
+    if table.names is None:
+        raise InputError("BraTS case folders bring no names of their labels: give them as `labels`")
+    require_folder(folder, "BraTS, holding a folder per case,")
+    labels = resolve_labels(None, table, problems)
+    cases = read_case_folders(find_case_folders(folder), problems)
+    if not cases and not problems:
+        raise InputError(f"{folder}: holds no case folder like BraTS2021_00000/BraTS2021_00000_flair.nii.gz")
+    training = [case for case in cases if case.label is not None]
+    test = [case for case in cases if case.label is None]
+    return finish("BraTS", folder, tuple(MODALITIES), labels, table, training=training, test=test, problems=problems)
+
+
+def find_case_folders(folder: Path) -> list[Path]:
+    """The subfolders, sorted, hidden ones left out."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def holds_case(folder: Path) -> bool:
+    """Whether a folder is a case, by the name of its FLAIR image."""
+    return any(path.is_file() for path in folder.glob(f"{folder.name}_flair.nii*"))
+
+
+def read_case_folders(folders: Iterable[Path], problems: list[Problem]) -> list[Case]:
+    """Cases of these folders; those that lack a modality are left out and added to `problems`."""
+    cases = [_read_case(folder, problems) for folder in folders]
+    return [case for case in cases if case is not None]
+
+
+def _read_case(folder: Path, problems: list[Problem]) -> Case | None:
+    """The case of a folder; None without a NIfTI file, or where a modality is missing."""
+    case = folder.name
+    files = [file for ending in FILE_ENDINGS for file in visible_files(folder, ending)]
+    if not files:
+        return None
+    found: dict[str, Path] = {}
+    strange = []
+    for file in files:
+        part = case_id(file.name).removeprefix(f"{case}_")
+        if part not in (*MODALITIES.values(), LABEL) or part == case_id(file.name):
+            strange.append(file.name)
+        elif part in found:
+            problems.append(case_error(case, f"is there twice, also as {found[part].name}", file))
+        else:
+            found[part] = file
+    ending = ".nii" if files[0].name.endswith(".nii") else ".nii.gz"
+    missing = [f"{case}_{part}{ending}" for part in MODALITIES.values() if part not in found]
+    if LABEL not in found and strange:
+        missing.append(f"{case}_{LABEL}{ending}")  # such as W39_1998.09.19_Segm.nii of BraTS20_Training_355
+    if missing:
+        hint = f"; not expected: {', '.join(strange)} (rename it?)" if strange else ""
+        problems.append(case_error(case, f"{', '.join(missing)} missing{hint}", folder))
+        return None
+    if strange:
+        problems.append(case_warning(case, f"not expected and not used: {', '.join(strange)}", folder))
+    if LABEL not in found:
+        problems.append(case_warning(case, f"has no {case}_{LABEL}{ending}: a test case", folder))
+    return Case(case, tuple(found[part] for part in MODALITIES.values()), found.get(LABEL))

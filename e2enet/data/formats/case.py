@@ -1,0 +1,90 @@
+"""One case as training needs it: image and label on one grid, the right channels, known labels.
+
+`python -m e2enet.data.check` reports by the same rules, so that what passes the check can be prepared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from e2enet.common.errors import InputError, raise_problems
+from e2enet.data.formats.dataset import RawDataset
+from e2enet.data.formats.labels import apply_label_map
+from e2enet.data.formats.naming import Case
+from e2enet.data.formats.volume import Volume, grid_problem, read_label, read_volume
+
+CHUNK_VOXELS = 2**22
+
+
+@dataclass(frozen=True, eq=False)
+class CaseVolumes:
+    """A case in memory: `image` (C, D, H, W) and `label` (D, H, W), uint8 or int16, None where it has none."""
+
+    image: Volume
+    label: np.ndarray | None
+
+
+def read_case(dataset: RawDataset, case: Case, depth_axis: int) -> CaseVolumes:
+    """Read image and label of a case; one InputError with all that keeps it from being used.
+
+    The label's values are renumbered by `dataset.label_map`. Wrong are: files that cannot be read, another
+    number of channels than the dataset names, grids that differ by more than 1e-3 mm, unknown label values.
+    """
+    problems: list[str] = []
+    volume, label = None, None
+    try:
+        volume = read_volume(case.images, depth_axis)
+        wrong_count = channel_problem(len(volume.array), len(dataset.channels))
+        problems += [f"{case.images[0]}: {wrong_count}"] if wrong_count else []
+    except InputError as error:
+        problems.append(str(error))
+    if case.label is not None:
+        try:
+            label, geometry = read_label(case.label, depth_axis, dataset.label_map)
+            found = [
+                grid_problem(volume.geometry, geometry, ("image", "label")) if volume is not None else None,
+                label_problem(count_labels([label]), dataset.labels),
+            ]
+            problems += [f"{case.label}: {text}" for text in found if text]
+        except InputError as error:
+            problems.append(str(error))
+    if len(problems) == 1:
+        raise InputError(problems[0])
+    raise_problems(problems, "cannot be used:")
+    assert volume is not None
+    return CaseVolumes(volume, label)
+
+
+def channel_problem(found: int, expected: int) -> str | None:
+    """What is wrong with the number of channels of a case's image; None where it is as expected."""
+    return None if found == expected else f"{found} channels, {expected} expected"
+
+
+def label_problem(counts: Mapping[int, int], labels: Mapping[int, str]) -> str | None:
+    """What is wrong with label values, given as value -> voxels after the label map; None where all are known."""
+    unknown = {value: count for value, count in sorted(counts.items()) if value not in labels}
+    if not unknown:
+        return None
+    found = ", ".join(f"{value} ({count} voxel{'s' if count > 1 else ''})" for value, count in unknown.items())
+    return f"holds label values {found}; those of the dataset expected: {min(labels)} to {max(labels)}"
+
+
+def count_labels(pieces: Iterable[np.ndarray], label_map: Mapping[int, int] | None = None) -> dict[int, int]:
+    """Label -> voxels over arrays of whole numbers from 0, renumbered by `label_map`; sorted, absent ones left out."""
+    total = np.zeros(1, np.int64)
+    for piece in pieces:
+        flat = piece.ravel(order="K")
+        for start in range(0, flat.size, CHUNK_VOXELS):
+            # In chunks, since bincount makes 8-byte integers of what it counts.
+            counts = np.bincount(flat[start : start + CHUNK_VOXELS], minlength=len(total))
+            counts[: len(total)] += total
+            total = counts
+    values = np.flatnonzero(total)
+    renumbered = apply_label_map(values, label_map or {})
+    found: dict[int, int] = {}
+    for label, value in zip(renumbered, values, strict=True):
+        found[int(label)] = found.get(int(label), 0) + int(total[value])
+    return dict(sorted(found.items()))

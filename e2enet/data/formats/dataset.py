@@ -1,0 +1,122 @@
+"""A raw dataset as its files and its config describe it, and the checks that all layouts share."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from e2enet.common.errors import InputError
+from e2enet.data.formats.labels import LabelTable
+from e2enet.data.formats.naming import FILE_ENDINGS, Case, visible_files
+from e2enet.data.formats.problems import Problem, case_error, case_warning, dataset_error
+
+
+@dataclass(frozen=True)
+class RawDataset:
+    """A dataset on disk; nothing of its voxels has been read.
+
+    Attributes:
+        name: Of the dataset, for people.
+        folder: Where it lies.
+        channels: `channels[c]` names channel c ("CT", "T1", ..).
+        labels: Label -> name, 0 is background; numbered as after `label_map`.
+        file_ending: ".nii.gz" or ".nii".
+        training: Cases that all have a label.
+        test: Cases that have a label where the dataset brings one.
+        validation: Labelled cases that the publisher set aside for validation; empty where there are none.
+        label_map: Value in the label files -> label; empty: as they are. Apply it wherever a label is read.
+        regions: Name -> labels united, scored beside the labels; empty: none.
+    """
+
+    name: str
+    folder: Path
+    channels: tuple[str, ...]
+    labels: dict[int, str]
+    file_ending: str
+    training: tuple[Case, ...]
+    test: tuple[Case, ...]
+    validation: tuple[Case, ...] = ()
+    label_map: dict[int, int] = field(default_factory=dict)
+    regions: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+def finish(
+    name: str,
+    folder: Path,
+    channels: Sequence[str],
+    labels: Mapping[int, str],
+    table: LabelTable,
+    *,
+    training: Iterable[Case],
+    test: Iterable[Case] = (),
+    validation: Iterable[Case] = (),
+    file_ending: str | None = None,
+    problems: list[Problem],
+) -> RawDataset:
+    """The dataset of these cases, after the checks that every layout needs: files exist, no case comes twice,
+    one ending.
+
+    `file_ending=None` takes that of the training images. What is wrong is added to `problems`; a training or
+    validation case whose image or label is missing stays in the dataset, since its other files can be read.
+    """
+    parts = {"training": tuple(training), "validation": tuple(validation), "test": tuple(test)}
+    for part, cases in parts.items():
+        counts = Counter(case.id for case in cases)
+        problems += [
+            case_error(name, f"{part} lists case {name} more than once") for name, n in sorted(counts.items()) if n > 1
+        ]
+    ids = {part: {case.id for case in cases} for part, cases in parts.items()}
+    for first, second in (("training", "validation"), ("training", "test"), ("validation", "test")):
+        shared = sorted(ids[first] & ids[second])
+        problems += [case_warning(name, f"the id is in {first} and in {second}") for name in shared]
+    every = [case for cases in parts.values() for case in cases]
+    for case in every:
+        files = [file for file in (*case.images, case.label) if file is not None]
+        problems += [case_error(case.id, "no such file", file) for file in files if not file.is_file()]
+    if not parts["training"] and not problems:
+        problems.append(dataset_error("there is no training case", folder))
+    ending = file_ending or common_ending(parts["training"], problems)
+    regions = {str(region): tuple(int(value) for value in values) for region, values in table.regions.items()}
+    label_map = {int(old): int(new) for old, new in table.label_map.items()}
+    return RawDataset(
+        name,
+        folder,
+        tuple(channels),
+        dict(labels),
+        ending,
+        parts["training"],
+        parts["test"],
+        parts["validation"],
+        label_map,
+        regions,
+    )
+
+
+def common_ending(cases: Sequence[Case], problems: list[Problem]) -> str:
+    """The ending that all images share; more than one is a problem, and .nii.gz stands in."""
+    endings = {
+        next(ending for ending in FILE_ENDINGS if file.name.endswith(ending))
+        for case in cases
+        for file in case.images
+        if file.name.endswith(FILE_ENDINGS)
+    }
+    if len(endings) > 1:
+        problems.append(
+            dataset_error(f"training images end in {sorted(endings)}: one ending for the whole dataset is expected")
+        )
+    return endings.pop() if len(endings) == 1 else ".nii.gz"
+
+
+def require_folder(folder: Path, expected: str) -> None:
+    """InputError where the folder is missing; nothing can be scanned then."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder ({expected} is expected)")
+
+
+def warn_unlisted(folder: Path, known: Iterable[Path], problems: list[Problem], ending: str = FILE_ENDINGS[0]) -> None:
+    """Warn of images in a folder that belong to no case; a folder that is not there has none."""
+    if folder.is_dir():
+        extra = sorted(set(visible_files(folder, ending)) - set(known))
+        problems += [Problem(None, "warning", "belongs to no case of the dataset", str(file)) for file in extra]

@@ -1,0 +1,120 @@
+"""What dataset.json says of channels, labels and cases, in the dialects of the Decathlon, of AMOS and of nnU-Net."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from e2enet.common.errors import InputError
+from e2enet.common.files import read_json
+from e2enet.data.formats.naming import FILE_ENDINGS, Case, case_id
+from e2enet.data.formats.problems import Problem, dataset_error
+
+FILE_NAME = "dataset.json"
+
+
+class Description:
+    """The content of a folder's dataset.json; what it gets wrong is added to `problems`, naming the file.
+
+    Raises InputError where the folder or the file is missing or is no JSON object: nothing can be read then.
+    """
+
+    def __init__(self, folder: Path, problems: list[Problem]) -> None:
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder (a raw dataset holding {FILE_NAME} is expected)")
+        self.folder = folder
+        self.file = folder / FILE_NAME
+        self.problems = problems
+        content = read_json(self.file)
+        if not isinstance(content, dict):
+            raise InputError(f"{self.file}: holds {type(content).__name__}, an object expected")
+        self.content: Mapping[str, Any] = content
+
+    @property
+    def name(self) -> str:
+        """The dataset's name, else that of its folder."""
+        return str(self.content.get("name") or self.folder.name)
+
+    def wrong(self, text: str) -> None:
+        """Add a problem of the file."""
+        self.problems.append(dataset_error(text, self.file))
+
+    def channels(self) -> tuple[str, ...]:
+        """Names in order, from `channel_names` (nnU-Net) or `modality` (Decathlon), both {"0": name}."""
+        found = self.content.get("channel_names", self.content.get("modality"))
+        if not isinstance(found, dict) or not found:
+            self.wrong(f"channel_names (or modality) is {found!r}: an object like {{'0': 'CT'}} expected")
+            return ("unknown",)
+        if sorted(map(str, found)) != sorted(str(index) for index in range(len(found))):
+            self.wrong(f"channel_names has the keys {sorted(map(str, found))}: consecutive numbers from 0 expected")
+            return tuple(str(name) for name in found.values())
+        return tuple(str(found[str(index)]) for index in range(len(found)))
+
+    def labels(self) -> dict[int, str] | None:
+        """Value -> name as the files number them, from {"1": "liver"} (Decathlon) or {"liver": 1} (nnU-Net).
+
+        None where they cannot be read.
+        """
+        found = self.content.get("labels")
+        if not isinstance(found, dict) or not found:
+            self.wrong(f"labels is {found!r}: an object of names and values expected")
+            return None
+        value_first = all(str(key).isdigit() for key in found)
+        pairs = [(key, name) if value_first else (name, key) for key, name in found.items()]
+        wrong = [f"{name!r}: {value!r}" for value, name in pairs if isinstance(value, bool) or not str(value).isdigit()]
+        if wrong:
+            self.wrong(f"labels {', '.join(wrong)}: one integer per label expected (no regions, no ignore label)")
+            return None
+        counts = Counter(int(value) for value, _ in pairs)
+        if len(counts) < len(pairs):
+            self.wrong(f"labels give the values {[v for v, n in counts.items() if n > 1]} to more than one name")
+            return None
+        return {int(value): str(name) for value, name in sorted(pairs, key=lambda pair: int(pair[0]))}
+
+    def listed_cases(self, section: str, labels_folder: str | None = None) -> list[Case]:
+        """Cases of a list of {"image", "label"} or of paths, relative to the folder; hidden files are left out.
+
+        Entries without a label take the file of the image's name in `labels_folder`, where there is one;
+        without a `labels_folder` each must name its label.
+        """
+        entries = self.content.get(section, [])
+        if not isinstance(entries, list):
+            self.wrong(f"{section} is {type(entries).__name__}: a list of cases expected")
+            return []
+        cases = []
+        for entry in entries:
+            image = entry.get("image") if isinstance(entry, dict) else entry
+            label = entry.get("label") if isinstance(entry, dict) else None
+            if not isinstance(image, str) or (labels_folder is None and not isinstance(label, str)):
+                self.wrong(
+                    f"{section} entry {entry!r}: an image{' and label' if labels_folder is None else ''} expected"
+                )
+            elif Path(image).name.startswith("."):
+                continue  # some archives list the ._ files that macOS leaves
+            elif not image.endswith(FILE_ENDINGS):
+                self.wrong(f"{section} image {image}: a name ending in {' or '.join(FILE_ENDINGS)} expected")
+            else:
+                image_path = self._inside(image)
+                label_path = self._inside(label) if label is not None else None
+                if label_path is None and labels_folder is not None:
+                    beside = self.folder / labels_folder / image_path.name
+                    label_path = beside if beside.is_file() else None
+                cases.append(Case(case_id(image_path.name), (image_path,), label_path))
+        return cases
+
+    def check_count(self, training: list[Case]) -> None:
+        """Add a problem where numTraining says another number of cases; pointless beside other problems."""
+        expected = self.content.get("numTraining")
+        broken = any(problem.severity == "error" for problem in self.problems)
+        if isinstance(expected, int) and expected != len(training) and not broken:
+            self.wrong(f"numTraining is {expected}, but {len(training)} training cases were found")
+
+    def _inside(self, relative: str) -> Path:
+        """The path in the folder; compared as written, so that a folder of symbolic links still works."""
+        path = Path(os.path.normpath(self.folder / relative))
+        if not path.is_relative_to(os.path.normpath(self.folder)):
+            self.wrong(f"{relative} lies outside the dataset's folder {self.folder}")
+        return path

@@ -1,0 +1,58 @@
+"""What is wrong with a dataset, case by case: collected first, reported once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from e2enet.common.errors import raise_problems
+
+Severity = Literal["error", "warning"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a dataset.
+
+    Attributes:
+        case: The id of the case that has it; None where it concerns the dataset as a whole.
+        severity: "error" where training would be wrong, "warning" where it is only worth knowing.
+        problem: What is wrong and what was expected, in words; it need not repeat case and file.
+        file: The file (or folder) at fault, as the user would open it; None where there is no single one.
+    """
+
+    case: str | None
+    severity: Severity
+    problem: str
+    file: str | None = None
+
+    def to_dict(self) -> dict[str, str | None]:
+        """The four fields as JSON holds them."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """One line: `case a: FILE: no such file`."""
+        parts = [f"case {self.case}" if self.case else None, self.file, self.problem]
+        return ": ".join(part for part in parts if part)
+
+
+def dataset_error(problem: str, file: Path | None = None) -> Problem:
+    """An error of the dataset as a whole."""
+    return Problem(None, "error", problem, None if file is None else str(file))
+
+
+def case_error(case: str, problem: str, file: Path | None = None) -> Problem:
+    """An error of one case."""
+    return Problem(case, "error", problem, None if file is None else str(file))
+
+
+def case_warning(case: str, problem: str, file: Path | None = None) -> Problem:
+    """Something about a case that does not keep it from being used."""
+    return Problem(case, "warning", problem, None if file is None else str(file))
+
+
+def raise_errors(problems: Iterable[Problem], heading: str) -> None:
+    """Raise one InputError that lists all errors under the heading; warnings alone pass."""
+    raise_problems([str(problem) for problem in problems if problem.severity == "error"], heading)

@@ -1,0 +1,93 @@
+"""What planning needs to know of one case, measured once and kept beside the fingerprint.
+
+`<folder>/fingerprint/<case>.npz` holds the case's row and its sampled intensities, so that a measurement of
+hundreds of cases that is interrupted goes on where it stopped, and one changed file costs one reading.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from e2enet.common.files import atomic_path, content_key, file_states
+from e2enet.data.formats.case import read_case
+from e2enet.data.formats.dataset import RawDataset
+from e2enet.data.formats.naming import Case
+from e2enet.data.formats.volume import crop_to_nonzero
+
+SAMPLE_SEED = 1234
+MEASUREMENT_VERSION = 1  # raise it when a measurement changes meaning
+
+
+@dataclass(frozen=True)
+class CaseFingerprint:
+    """One case: spacing in mm and nonzero-cropped shape along the frame's (D, H, W), cropped / whole
+    voxels."""
+
+    id: str
+    spacing: tuple[float, float, float]
+    shape: tuple[int, int, int]
+    relative_size: float
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> CaseFingerprint:
+        """Inverse of `asdict` after a way through JSON."""
+        (depth, height, width), (thick, tall, wide) = content["shape"], content["spacing"]
+        return cls(content["id"], (thick, tall, wide), (depth, height, width), content["relative_size"])
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """How the cases of a dataset are measured: in the frame of `depth_axis`, with `num_samples` intensities
+    of the labelled voxels each, kept in `folder`."""
+
+    dataset: RawDataset
+    depth_axis: int
+    num_samples: int
+    folder: Path
+
+    def measure(self, case: Case) -> None:
+        """Read a labelled case and keep what was measured. InputError where it cannot be used."""
+        key = self._key(case)
+        volumes = read_case(self.dataset, case, self.depth_axis)
+        image, label = volumes.image, volumes.label
+        assert label is not None
+        box = crop_to_nonzero(image.array)
+        cropped, inside = image.array[(slice(None), *box)], label[box] > 0
+        depth, height, width = inside.shape
+        row = CaseFingerprint(case.id, image.spacing, (depth, height, width), inside.size / label.size)
+        with atomic_path(self._path(case)) as temporary:
+            np.savez(temporary, key=key, row=json.dumps(asdict(row)), samples=self._samples(cropped, inside))
+
+    def kept(self, case: Case) -> tuple[CaseFingerprint, np.ndarray] | None:
+        """The case's row and its (C, n) intensities, n = 0 without foreground; None where they are not there,
+        or of other files."""
+        try:
+            with np.load(self._path(case)) as stored:
+                if str(stored["key"]) != self._key(case):
+                    return None
+                return CaseFingerprint.from_dict(json.loads(str(stored["row"]))), stored["samples"]
+        except (OSError, KeyError, ValueError, BadZipFile):
+            return None  # absent, or damaged by another hand: measured anew, since nothing is lost
+
+    def _samples(self, cropped: np.ndarray, inside: np.ndarray) -> np.ndarray:
+        """Drawn with replacement, so that every case weighs the same."""
+        foreground = cropped[:, inside]
+        if foreground.shape[1] == 0:
+            return foreground
+        picks = np.random.default_rng(SAMPLE_SEED).integers(foreground.shape[1], size=self.num_samples)
+        return foreground[:, picks]
+
+    def _path(self, case: Case) -> Path:
+        return self.folder / f"{case.id}.npz"
+
+    def _key(self, case: Case) -> str:
+        assert case.label is not None
+        labels = [sorted(self.dataset.labels), sorted(self.dataset.label_map.items())]
+        how = [MEASUREMENT_VERSION, len(self.dataset.channels), labels, self.depth_axis, self.num_samples]
+        return content_key([*how, file_states([*case.images, case.label])])

@@ -1,0 +1,101 @@
+"""What a plan that was read from a file may hold: every problem in words, for checkpoints and edited files alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from e2enet.data.planning.topology import total_stride
+
+Test = Callable[[Any], bool]
+
+
+def plan_problems(content: Mapping[str, Any]) -> list[str]:
+    """What is wrong with a plan's plain containers, a line per key with its value and what is expected."""
+    problems = [
+        f"{name}: is missing, {expected} expected" for name, (_, expected) in KEYS.items() if name not in content
+    ]
+    for name, value in content.items():
+        if name not in KEYS:
+            problems.append(f"{name}: unknown key; known are {', '.join(KEYS)}")
+        elif not KEYS[name][0](value):
+            problems.append(f"{name} is {value!r}: {KEYS[name][1]} expected")
+    if not problems:
+        problems += _patch_problems(content["patch_size"], content["strides"])
+        problems += [
+            text for index, one in enumerate(content["normalisation"]) for text in _scheme_problems(index, one)
+        ]
+    return problems
+
+
+def _patch_problems(patch: Any, strides: Any) -> Iterator[str]:
+    total = total_stride(strides)
+    if any(edge % step for edge, step in zip(patch, total, strict=True)):
+        lower = [max(edge // step, 1) * step for edge, step in zip(patch, total, strict=True)]
+        upper = [math.ceil(edge / step) * step for edge, step in zip(patch, total, strict=True)]
+        yield (
+            f"patch_size is {list(patch)}: a multiple of {list(total)}, the product of the strides, expected, "
+            f"such as {lower} or {upper}"
+        )
+
+
+def _scheme_problems(index: int, scheme: Mapping[str, Any]) -> Iterator[str]:
+    """Problems of the normalisation of channel `index`."""
+    name = f"normalisation[{index}]"
+    known = SCHEMES.get(scheme.get("scheme", ""))
+    if known is None:
+        yield f"{name} is {dict(scheme)}: a scheme out of {', '.join(SCHEMES)} expected"
+        return
+    if set(scheme) != {"scheme", *known}:
+        yield f"{name} has the keys {sorted(scheme)}: {sorted(['scheme', *known])} expected for {scheme['scheme']}"
+        return
+    for key, (accepts, expected) in known.items():
+        if not accepts(scheme[key]):
+            yield f"{name}.{key} is {scheme[key]!r}: {expected} expected"
+    limits: list[Any] = [scheme.get("lower"), scheme.get("upper")]
+    if all(map(_is_number, limits)) and limits[0] >= limits[1]:
+        yield f"{name}.lower is {limits[0]}: less than upper, {limits[1]}, expected"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_positive(value: Any) -> bool:
+    return _is_number(value) and value > 0
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _three(test: Test) -> Test:
+    return lambda value: isinstance(value, list | tuple) and len(value) == 3 and all(map(test, value))
+
+
+def _several(test: Test) -> Test:
+    return lambda value: isinstance(value, list | tuple) and len(value) >= 1 and all(map(test, value))
+
+
+VOXELS = (_three(_is_count), "three whole numbers of voxels >= 1 (D, H, W)")
+KEYS: dict[str, tuple[Test, str]] = {
+    "depth_axis": (lambda v: v in (0, 1, 2) and not isinstance(v, bool | float), "0, 1 or 2"),
+    "spacing": (_three(_is_positive), "three numbers of mm > 0 (D, H, W)"),
+    "patch_size": VOXELS,
+    "strides": (_several(_three(_is_count)), "one triple of whole numbers >= 1 (D, H, W) per level but the first"),
+    "batch_size": (_is_count, "a whole number >= 1"),
+    "normalisation": (_several(lambda v: isinstance(v, Mapping)), "one object with a scheme per channel"),
+    "median_shape": VOXELS,
+}
+NUMBER = (_is_number, "a number")
+SCHEMES: dict[str, dict[str, tuple[Test, str]]] = {
+    "ct": {
+        "lower": NUMBER,
+        "upper": NUMBER,
+        "mean": NUMBER,
+        "std": (lambda v: _is_number(v) and v >= 0, "a number >= 0"),
+    },
+    "zscore": {"nonzero": (lambda v: isinstance(v, bool), "true or false")},
+    "none": {},
+}

@@ -1,0 +1,167 @@
+"""plan.json: the plan of a dataset, written for people to read and to edit.
+
+The file holds the plan's values, then `derived` (follows from them; never read) and `made_from` (the options
+asked for, and a hash of what the rules made of data and options). A file whose values still have that hash is
+as it was written, and is written anew whenever the rules give another plan. Any other file is an edit: it is
+used in place of the rules' plan for as long as data and options give the plan that it was an edit of.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from e2enet.common.console import console
+from e2enet.common.errors import InputError, raise_problems
+from e2enet.common.files import atomic_path, content_key, read_json
+from e2enet.common.locks import locked_folder
+from e2enet.data.formats.dataset import RawDataset
+from e2enet.data.planning.fingerprint import cached_fingerprint
+from e2enet.data.planning.plan import Plan
+from e2enet.data.planning.planner import DEFAULT_MEMORY_GB, make_plan
+
+PLAN_FILE = "plan.json"
+MOST_COLUMNS = 100  # of a list or object that is written on one line
+
+
+def plan_dataset(
+    dataset: RawDataset,
+    folder: str | Path,
+    *,
+    kind: str = "auto",
+    spacing: Sequence[float] | None = None,
+    patch_size: Sequence[int] | None = None,
+    strides: Sequence[Sequence[int]] | None = None,
+    batch_size: int | None = None,
+    memory_gb: float | None = None,
+    workers: int | None = None,
+) -> Plan:
+    """Plan for all training cases of a dataset; see make_plan for the values, None follows the rule.
+
+    Writes the fingerprint to the prepared folder, once for the same raw files, labels and channels (the scans
+    are read only then, by `workers`), and `plan.json`. A plan.json that was edited by hand is used instead of
+    the rules' plan. Raises InputError where it holds a mistake, or where data or options changed since.
+    """
+    folder = Path(folder)
+    options = {
+        "kind": kind,
+        "spacing": spacing,
+        "patch_size": patch_size,
+        "strides": strides,
+        "batch_size": batch_size,
+        "memory_gb": DEFAULT_MEMORY_GB if memory_gb is None else memory_gb,
+    }
+    options = {name: _plain(value) for name, value in options.items()}
+    fingerprint = cached_fingerprint(dataset, folder, workers)
+    planned = make_plan(fingerprint, dataset.channels, **options)  # type: ignore[arg-type]
+    return settle_plan(folder / PLAN_FILE, planned, options)
+
+
+def settle_plan(path: Path, planned: Plan, options: Mapping[str, Any]) -> Plan:
+    """The plan to use: that of an edited file, else `planned`, which is then in the file."""
+    key = content_key([planned.to_dict(), dict(options)])
+    found = _read(path)
+    if found is None:
+        return _write(path, planned, options, key)
+    values = {name: value for name, value in found.items() if name not in ("derived", "made_from")}
+    made_from = found.get("made_from")
+    if made_from is None:
+        # Whoever removed the note says that the values are meant for the data and options of today.
+        plan = _checked(path, values, planned)
+        return _write(path, plan, options, key)
+    if not isinstance(made_from, Mapping) or not {"options", "planned"} <= set(made_from):
+        raise InputError(f"{path}: made_from is {made_from!r}: as it was written, or nothing, expected")
+    as_written = content_key([values, made_from["options"]]) == made_from["planned"]
+    if as_written:
+        return planned if made_from["planned"] == key else _write(path, planned, options, key)
+    plan = _checked(path, values, planned)
+    if made_from["planned"] != key:
+        raise InputError(_outdated(path, plan, planned, made_from["options"], options))
+    changes = ", ".join(_differences(planned.to_dict(), plan.to_dict()))
+    console.print(f"{path} was edited, and is used: {changes or 'no value changed'}", markup=False, soft_wrap=True)
+    if found.get("derived") != _derived(plan, options):
+        _write(path, plan, options, key)
+    return plan
+
+
+def _checked(path: Path, values: Mapping[str, Any], planned: Plan) -> Plan:
+    plan = Plan.from_dict(values, str(path))
+    problems = []
+    if plan.depth_axis != planned.depth_axis:
+        problems.append(f"depth_axis is {plan.depth_axis}: {planned.depth_axis}, the data's, expected")
+    if len(plan.normalisation) != len(planned.normalisation):
+        problems.append(
+            f"normalisation has {len(plan.normalisation)} entries: one for each of the "
+            f"{len(planned.normalisation)} channels expected"
+        )
+    raise_problems(problems, f"{path}: does not fit the dataset")
+    return plan
+
+
+def _outdated(
+    path: Path, edited: Plan, planned: Plan, old_options: Mapping[str, Any], options: Mapping[str, Any]
+) -> str:
+    changed = _differences(dict(old_options), dict(options))
+    why = (
+        f"it was made for other options ({', '.join(changed)})"
+        if changed
+        else "the data changed since, or the rules of planning"
+    )
+    differences = "; ".join(_differences(edited.to_dict(), planned.to_dict()))
+    return (
+        f"{path}: was edited, but {why}. Expected one of: delete the file, to plan anew ({differences}); remove "
+        "`made_from` from it, to use its values for the data and options of now"
+        + ("; the options that it was made for" if changed else "")
+    )
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name} {json.dumps(old.get(name))} -> {json.dumps(new[name])}" for name in new if old.get(name) != new[name]
+    ]
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds {type(content).__name__}, an object with a plan expected")
+    return content
+
+
+def _write(path: Path, plan: Plan, options: Mapping[str, Any], key: str) -> Plan:
+    made_from = {"options": dict(options), "planned": key}
+    text = json.dumps(plan.to_dict() | {"derived": _derived(plan, options), "made_from": made_from}, indent=2)
+    with locked_folder(path.parent, "Writing plan.json"), atomic_path(path) as temporary:
+        temporary.write_text(_on_one_line(text) + "\n", encoding="utf-8")
+    return plan
+
+
+def _derived(plan: Plan, options: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "levels": len(plan.strides) + 1,
+        "anisotropy": round(max(plan.spacing) / min(plan.spacing), 3),
+        "memory_gb": options["memory_gb"],
+    }
+
+
+def _on_one_line(text: str) -> str:
+    """Indented JSON with each innermost list or object on one line where it is short: [2, 2, 2]."""
+
+    def joined(match: re.Match[str]) -> str:
+        line = re.sub(r"\s+", " ", match[0])
+        line = line[0] + line[1:-1].strip() + line[-1]
+        return line if len(line) <= MOST_COLUMNS else match[0]
+
+    return re.sub(r"[\[{][^\[\]{}]*[\]}]", joined, text)
+
+
+def _plain(value: Any) -> Any:
+    """Lists where the caller has tuples or a config's own lists: what JSON gives back."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,89 @@
+"""Preparing a dataset's cases: those that are missing, in parallel, each complete or absent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from e2enet.common.console import console, track
+from e2enet.common.errors import InputError
+from e2enet.common.locks import locked_folder
+from e2enet.common.processes import run_in_processes
+from e2enet.data.formats.case import read_case
+from e2enet.data.formats.dataset import RawDataset
+from e2enet.data.formats.naming import Case
+from e2enet.data.planning.casework import raise_failures
+from e2enet.data.planning.plan import Plan
+from e2enet.data.preparation.forecast import forecast
+from e2enet.data.preparation.preprocess import preprocess, preprocess_label
+from e2enet.data.preparation.store import CaseStore, PreparedCase
+
+
+def prepare_cases(
+    dataset: RawDataset, cases: Iterable[Case], plan: Plan, folder: str | Path, workers: int | None = None
+) -> list[PreparedCase]:
+    """Preprocess the cases that are not yet in the folder and return all, in the given order.
+
+    A case is redone when what it was made from changed: the plan's spacing, depth axis or normalisation, the
+    label map, size or time of a raw file. `workers` processes share the work (None: what cores and free
+    memory allow; 0: this process); the result does not depend on them. A run that is killed leaves complete
+    cases and none half done; two at once take turns. Every case that cannot be used is reported in one
+    InputError, after the others are done.
+    """
+    store = CaseStore.of(folder, dataset, plan)
+    wanted = list(cases)
+    if any(store.find(case) is None for case in wanted):
+        with locked_folder(Path(folder), f"Preparing {dataset.name}"):
+            # Looked for again: another run may have made them while this one waited.
+            _prepare_missing(store, [case for case in wanted if store.find(case) is None], workers)
+    prepared = []
+    for case in wanted:
+        found = store.find(case)
+        if found is None:
+            raise InputError(f"case {case.id}: its raw files changed while they were prepared; start again")
+        prepared.append(found)
+    return prepared
+
+
+def prepare_case(store: CaseStore, case: Case) -> None:
+    """Read, crop, resample, normalise and store one case. InputError where it cannot be used."""
+    with _one_thread():
+        key = store.key(case)
+        volumes = read_case(store.dataset, case, store.plan.depth_axis)
+        label = volumes.label
+        result = preprocess(volumes.image, store.plan)
+        del volumes  # what is not needed any more must not add to the peak
+        store.forget(case)
+        store.write_image(case, result.image)
+        depth, height, width = result.image.shape[1:]
+        if label is not None:
+            store.write_label(case, preprocess_label(label, result))
+        store.finish(case, key, (depth, height, width))
+
+
+def _prepare_missing(store: CaseStore, cases: list[Case], workers: int | None) -> None:
+    if not cases:
+        return
+    dataset = store.dataset
+    expected = forecast(dataset, cases, store.plan, store.folder, workers)
+    console.print(f"{dataset.name}: {expected}", markup=False, highlight=False, soft_wrap=True)
+    # Large cases first, so that the last to finish are small ones.
+    cases = sorted(cases, key=lambda case: sum(file.stat().st_size for file in case.images), reverse=True)
+    outcomes = run_in_processes(partial(prepare_case, store), cases, expected.load.workers)
+    failures = [one for one in track(outcomes, f"Preparing {dataset.name}", total=len(cases)) if one.failure]
+    raise_failures(failures, f"{dataset.folder}: {len(failures)} of {len(cases)} cases cannot be prepared")
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread wherever a case is prepared: results are equal to the last bit, and workers do not crowd."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

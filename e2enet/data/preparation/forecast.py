@@ -1,0 +1,80 @@
+"""What preparing will take, told from headers before it starts, and refused where it cannot fit."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from e2enet.common.errors import InputError
+from e2enet.common.workload import Workload, fit_workers, gigabytes
+from e2enet.data.formats.dataset import RawDataset
+from e2enet.data.formats.naming import Case
+from e2enet.data.formats.volume import read_geometry
+from e2enet.data.planning.casework import SMALL_VOXELS, image_voxels
+from e2enet.data.planning.plan import Plan, resampled_shape
+from e2enet.data.preparation.foreground import MAX_COORDINATES
+
+# Peak of a worker in float32 sizes of its case (raw or resampled, whichever is larger); docs/preparation.md
+# has the measurements, a test keeps them below.
+PEAK_FACTOR = 5.0
+COORDINATE_BYTES = 12
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What cases need: `disk` bytes of `free_disk`, and workers with their memory."""
+
+    num_cases: int
+    disk: int
+    free_disk: int
+    load: Workload
+
+    def __str__(self) -> str:
+        return (
+            f"{self.num_cases} cases to prepare: up to {gigabytes(self.disk)} of disk "
+            f"({gigabytes(self.free_disk)} free); {self.load}"
+        )
+
+
+def forecast(
+    dataset: RawDataset, cases: Sequence[Case], plan: Plan, folder: Path, workers: int | None = None
+) -> Forecast:
+    """What preparing the cases takes at most: the crop to nonzero, which makes it less, is not foreseen.
+
+    Raises InputError where the disk of `folder` or the memory of this machine will not do.
+    """
+    disk, total = 0, 0
+    needs: dict[str, int] = {}
+    for case in cases:
+        try:
+            raw, prepared = _voxels(case, plan)
+        except InputError:
+            raw, prepared = 0, 0  # the worker will say what is wrong, and the others go on
+        channels = len(dataset.channels)
+        coordinates = min(prepared, MAX_COORDINATES * (len(dataset.labels) - 1)) * COORDINATE_BYTES
+        label_bytes = prepared * (1 if len(dataset.labels) <= 256 else 2) + coordinates
+        disk += prepared * channels * 4 + (label_bytes if case.label is not None else 0)
+        needs[case.id] = int(PEAK_FACTOR * 4 * max(raw, prepared * channels))
+        total += max(raw, prepared * channels)
+    free = free_disk(folder)
+    if disk > free:
+        raise InputError(
+            f"{folder}: preparing {len(cases)} cases takes up to {gigabytes(disk)}, {gigabytes(free)} are free on its "
+            "disk: free some, or set paths.prepared to a folder on another"
+        )
+    return Forecast(len(needs), disk, free, fit_workers(needs, workers, small=total <= SMALL_VOXELS))
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes that may be written to the folder, which need not exist yet."""
+    existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.is_dir())
+    return shutil.disk_usage(existing).free
+
+
+def _voxels(case: Case, plan: Plan) -> tuple[int, int]:
+    """Of all raw channels, and of one resampled channel."""
+    geometry = read_geometry(case.images[0], plan.depth_axis)
+    return image_voxels(case), math.prod(resampled_shape(geometry.frame_shape, geometry.spacing, plan.spacing))

@@ -1,0 +1,42 @@
+"""Where the voxels of each class are: coordinates drawn once, so that foreground patches need no search."""
+
+from __future__ import annotations
+
+import numpy as np
+
+MAX_COORDINATES = 10_000
+COORDINATE_SEED = 1234
+
+
+def sample_coordinates(label: np.ndarray, limit: int = MAX_COORDINATES) -> dict[int, np.ndarray]:
+    """Class -> (n, 3) int32 coordinates of at most `limit` of its voxels, drawn without replacement by a
+    fixed seed.
+
+    Of a label map (D, H, W) one plane is looked at at a time: the list of all foreground voxels could be
+    larger than the image.
+    """
+    planes = [np.bincount(plane.ravel()) for plane in label]
+    values = max(map(len, planes), default=1)
+    counts = np.stack([np.pad(found, (0, values - len(found))) for found in planes])  # (D, values)
+    generator = np.random.default_rng(COORDINATE_SEED)
+    found = {}
+    for value in range(1, values):
+        total = int(counts[:, value].sum())
+        if total:
+            ranks = generator.choice(total, limit, replace=False) if total > limit else np.arange(total)
+            found[value] = _coordinates(label, value, counts[:, value], np.sort(ranks))
+    return found
+
+
+def _coordinates(label: np.ndarray, value: int, counts: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    """(n, 3): where the voxels of `value` are that have these ranks, in ascending order, among all of them."""
+    ends = np.cumsum(counts)
+    pieces = []
+    for depth in np.flatnonzero(counts):
+        first = ends[depth] - counts[depth]
+        within = ranks[np.searchsorted(ranks, first) : np.searchsorted(ranks, ends[depth])] - first
+        if len(within):
+            flat = np.flatnonzero(label[depth] == value)[within]
+            row, column = np.unravel_index(flat, label.shape[1:])
+            pieces.append(np.stack([np.full(len(flat), depth), row, column], axis=1))
+    return np.concatenate(pieces).astype(np.int32)

@@ -1,0 +1,45 @@
+"""Write a look-alike of a public dataset: python -m e2enet.data.synthetic NAME FOLDER [--cases N] [--seed S]."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from e2enet.common.console import console
+from e2enet.common.errors import exit_on_input_error
+from e2enet.data.synthetic.lookalikes import LOOKALIKES
+
+DESCRIPTION = """\
+Write a small look-alike of a public dataset below FOLDER, in the layout, with the names, label values, data types
+and orientations of the download, but with drawn scans. It shows what a folder must look like, and lets you try
+every command before you have the data.
+"""
+# What the config of a look-alike is called, and what must be said beside it.
+CONFIGS = {
+    "amos": "data=amos_ct",
+    "btcv": "data=btcv",
+    "brats": "data=brats",
+    "brats_cases": "data=brats data.layout=cases",
+    "msd": "data=msd data.name=Task05_Prostate",
+    "nnunet": "data=nnunet data.name=Dataset005_Prostate",
+}
+
+
+@exit_on_input_error()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write what the command line asks for, and say how to go on."""
+    parser = argparse.ArgumentParser(prog="python -m e2enet.data.synthetic", description=DESCRIPTION)
+    parser.add_argument("name", choices=sorted(LOOKALIKES), help="the dataset")
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="parent folder of raw datasets (paths.data)")
+    parser.add_argument("--cases", type=int, default=5, help="labelled training cases (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="every voxel follows from it (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    write, folder_name = LOOKALIKES[options.name]
+    written = write(options.folder / folder_name, options.cases, options.seed)
+    command = f"python train.py {CONFIGS[options.name]} paths.data={options.folder}"
+    console.print(f"written: {written}\ntrain on it: {command}", markup=False, highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Which file of predictions belongs to which file of references, by the case in their names.
+
+Names are given without ending, with `*` for the case: `*` in one folder, `img*` with `label*` where a dataset
+calls its files so (BTCV), `*/*_seg` where each case has a folder (BraTS; both `*` are the same text).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from e2enet.common.errors import InputError
+
+ENDINGS = (".nii.gz", ".nii", ".mgz", ".mgh", ".mnc", ".hdr")
+DEFAULT_NAMES = "*"
+
+
+def pair_files(
+    predictions: Path, labels: Path, *, prediction_names: str = DEFAULT_NAMES, label_names: str = DEFAULT_NAMES
+) -> tuple[dict[str, tuple[Path, Path]], list[str], list[str]]:
+    """{case: (prediction, reference)} of all references, problems, and warnings.
+
+    A reference without a prediction is a problem, a prediction without a reference a warning.
+    """
+    problems: list[str] = []
+    predicted = find_label_images(predictions, problems, prediction_names)
+    references = find_label_images(labels, problems, label_names)
+    if not references and not problems:
+        problems.append(f"{labels}: holds no label image" + _named_like(label_names))
+    pairs = {}
+    for case, reference in references.items():
+        if case not in predicted:
+            problems.append(f"{case}: no prediction for {reference}")
+            continue
+        pairs[case] = (predicted[case], reference)
+    extra = sorted(predicted.keys() - references.keys())
+    return pairs, problems, [f"{predicted[case]}: has no reference and is not scored" for case in extra]
+
+
+def find_label_images(folder: Path, problems: list[str], names: str = DEFAULT_NAMES) -> dict[str, Path]:
+    """{case: path} of the images of a folder, sorted; the case is what `*` stands for in `names`.
+
+    Hidden files are passed over (macOS leaves `._case.nii.gz` in archives). Adds to `problems`: no such
+    folder, and two files of one case. InputError for names without `*`, or that leave the folder.
+    """
+    pattern = _pattern(names)
+    if not folder.is_dir():
+        problems.append(f"{folder}: no such folder")
+        return {}
+    found: dict[str, Path] = {}
+    for path in sorted(folder.glob(f"{names}.*")):
+        ending = next((ending for ending in ENDINGS if path.name.endswith(ending)), None)
+        relative = path.relative_to(folder).as_posix()
+        if ending is None or any(part.startswith(".") for part in relative.split("/")) or not path.is_file():
+            continue
+        match = pattern.fullmatch(relative.removesuffix(ending))
+        if match is None:
+            continue  # such as a/b_seg, whose two cases differ
+        if match["case"] in found:
+            problems.append(f"{match['case']}: two files, {found[match['case']]} and {path.name}; expected one")
+        else:
+            found[match["case"]] = path
+    return found
+
+
+def _pattern(names: str) -> re.Pattern[str]:
+    """`*/*_seg` as a regular expression whose later `*` repeat the first."""
+    first, *others = names.split("*")
+    if not others or names.startswith("/") or ".." in names.split("/"):
+        raise InputError(f"file names {names!r}: a name within the folder with * for the case expected, e.g. img*")
+    parts = [re.escape(first), "(?P<case>[^/]+)", re.escape(others[0])]
+    parts += [f"(?P=case){re.escape(other)}" for other in others[1:]]
+    return re.compile("".join(parts))
+
+
+def _named_like(names: str) -> str:
+    return "" if names == DEFAULT_NAMES else f" named like {names}"

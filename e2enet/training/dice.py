@@ -1,0 +1,40 @@
+"""Dice per class from voxel counts that are added up over patches or cases, and over processes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class DiceCounts(Metric):
+    """Dice (K,) of all voxels seen since the last reset; NaN for a class that is nowhere.
+
+    torchmetrics' confusion matrix would do, but under deterministic algorithms (`trainer.deterministic`) it
+    compares every voxel with each of the K * K pairs of classes at once: 29 GB for a CT of 140 x 320 x 320
+    with 16 classes. Three counts per class are enough for Dice.
+    """
+
+    full_state_update = False
+    hits: Tensor
+    true: Tensor
+    predicted: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        for name in ("hits", "true", "predicted"):
+            self.add_state(name, torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, segmentation: Tensor, label: Tensor) -> None:
+        """Add two images of class values, of one shape and on one device."""
+        self.hits += self._count(label[segmentation == label])
+        self.true += self._count(label)
+        self.predicted += self._count(segmentation)
+
+    def compute(self) -> Tensor:
+        """Dice (K,), background included."""
+        return (2 * self.hits.double() / (self.true + self.predicted).double()).float()
+
+    def _count(self, values: Tensor) -> Tensor:
+        return torch.bincount(values.flatten(), minlength=self.num_classes)

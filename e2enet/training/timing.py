@@ -1,0 +1,81 @@
+"""Where the time of training steps goes: work, or waiting for the loader's next batch."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.profilers import PassThroughProfiler
+
+FETCH = "[_TrainingEpochLoop].train_dataloader_next"  # Lightning's name of the wait for a training batch
+
+
+class LoaderWait(PassThroughProfiler):
+    """Adds up the seconds that training has waited for its loader.
+
+    A profiler, since Lightning's hooks for callbacks come after the batch went to the device: what is done to
+    it there, such as augmentation, is work and not waiting.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds = 0.0
+        self._since = 0.0
+
+    def start(self, action_name: str) -> None:
+        """Note when a fetch begins."""
+        if action_name == FETCH:
+            self._since = time.perf_counter()
+
+    def stop(self, action_name: str) -> None:
+        """Add what it took."""
+        if action_name == FETCH:
+            self.seconds += time.perf_counter() - self._since
+
+
+class TimeKeeper(pl.Callback):
+    """Logs seconds per training step, waiting included, and the share of them spent waiting for data.
+
+    `time/step` and `time/data_share` are an epoch's; `time/data_share_step`, in every row of steps that the
+    loggers write, is that of the steps since the row before.
+
+    Args:
+        wait: the trainer's profiler.
+        log_every: the trainer's `log_every_n_steps`.
+    """
+
+    def __init__(self, wait: LoaderWait, log_every: int) -> None:
+        self.wait = wait
+        self._last = 0.0
+        self._waited_before = 0.0
+        self._epoch: list[tuple[float, float]] = []
+        self._recent: deque[tuple[float, float]] = deque(maxlen=log_every)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the epoch's clock."""
+        self._epoch = []
+        self._waited_before, self._last = self.wait.seconds, time.perf_counter()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """What passed since the last batch ended was this step."""
+        now = time.perf_counter()
+        step = (self.wait.seconds - self._waited_before, now - self._last)
+        self._waited_before, self._last = self.wait.seconds, now
+        self._epoch.append(step)
+        self._recent.append(step)
+        pl_module.log("time/data_share_step", share_waited(self._recent), on_step=True, on_epoch=False)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the epoch's mean and share."""
+        if self._epoch:
+            seconds = sum(total for _, total in self._epoch)
+            pl_module.log("time/step", seconds / len(self._epoch), rank_zero_only=True)
+            pl_module.log("time/data_share", share_waited(self._epoch), rank_zero_only=True, prog_bar=True)
+
+
+def share_waited(steps: deque[tuple[float, float]] | list[tuple[float, float]]) -> float:
+    """Share of the seconds of steps (waited, in all) that were waited; 0 of no time at all."""
+    total = sum(seconds for _, seconds in steps)
+    return sum(waited for waited, _ in steps) / total if total > 0 else 0.0

@@ -1,0 +1,94 @@
+"""A dataset is looked through at its first use and after a change, and never where nothing changed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from e2enet.common.errors import InputError
+from e2enet.data.checking import run as checking
+from e2enet.data.checking.first_use import require_sound
+from e2enet.data.formats.layout import LabelTable, scan_msd
+from e2enet.data.sources import FolderSource
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> FolderSource:
+    """Three cases of 6 x 6 x 6 voxels in Decathlon layout."""
+    folder = tmp_path / "Task00_Tiny"
+    generator = np.random.default_rng(0)
+    names = ["a", "b", "c"]
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True)
+    for name in names:
+        label = np.zeros((6, 6, 6), np.uint8)
+        label[2:4, 2:4, 2:4] = 1
+        image = generator.normal(size=label.shape).astype(np.float32)
+        nib.save(nib.Nifti1Image(image, np.eye(4)), folder / "imagesTr" / f"{name}.nii.gz")
+        nib.save(nib.Nifti1Image(label, np.eye(4)), folder / "labelsTr" / f"{name}.nii.gz")
+    content = {
+        "modality": {"0": "MRI"},
+        "labels": {"0": "background", "1": "organ"},
+        "training": [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in names],
+        "test": [],
+    }
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return FolderSource(folder, scan_msd)
+
+
+@pytest.fixture
+def checks(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The folders that were looked through, as they are; in this process."""
+    seen: list[Path] = []
+    check = checking.check_dataset
+
+    def counted(source: FolderSource, num_workers: int | None = None) -> checking.Report:
+        seen.append(source.folder)
+        return check(source, num_workers=0)
+
+    monkeypatch.setattr(checking, "check_dataset", counted)
+    return seen
+
+
+def test_it_is_looked_through_once(source: FolderSource, checks: list[Path], tmp_path: Path) -> None:
+    for _ in range(2):
+        require_sound(source, tmp_path / "prepared")
+    assert checks == [source.folder]
+    assert json.loads((tmp_path / "prepared" / "checked.json").read_text())["warnings"] == []
+
+
+def test_a_changed_file_and_another_label_table_are_looked_at_again(
+    source: FolderSource, checks: list[Path], tmp_path: Path
+) -> None:
+    require_sound(source, tmp_path / "prepared")
+    image = source.folder / "imagesTr" / "b.nii.gz"
+    os.utime(image, ns=(0, image.stat().st_mtime_ns + 1))
+    require_sound(source, tmp_path / "prepared")
+    assert len(checks) == 2
+    renamed = LabelTable({0: "background", 1: "liver"}, {}, {})
+    other = FolderSource(source.folder, lambda folder, problems: scan_msd(folder, problems, renamed))
+    require_sound(other, tmp_path / "prepared")
+    assert len(checks) == 3
+
+
+def test_every_error_is_told_and_nothing_remembered(source: FolderSource, checks: list[Path], tmp_path: Path) -> None:
+    image = source.folder / "imagesTr" / "a.nii.gz"
+    image.write_bytes(image.read_bytes()[:-20])
+    label = np.full((6, 6, 6), 7, np.uint8)
+    nib.save(nib.Nifti1Image(label, np.eye(4)), source.folder / "labelsTr" / "c.nii.gz")
+    for _ in range(2):
+        with pytest.raises(InputError) as caught:
+            require_sound(source, tmp_path / "prepared")
+        assert "a.nii.gz" in str(caught.value) and "c.nii.gz" in str(caught.value)
+    assert len(checks) == 2 and not (tmp_path / "prepared" / "checked.json").exists()
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="Task99_None"):
+        require_sound(FolderSource(tmp_path / "Task99_None", scan_msd), tmp_path / "prepared")
+    assert list(tmp_path.iterdir()) == []

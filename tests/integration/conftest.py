@@ -1,0 +1,108 @@
+"""The five commands on one dataset, called as a user would type them but inside this process."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from e2enet.common.configs import compose_config
+from e2enet.data.check import main as check
+from e2enet.data.prepare import main as prepare
+from e2enet.evaluation.__main__ import main as evaluate
+from e2enet.inference.config import read_config
+from e2enet.inference.run import run_prediction
+from e2enet.training.config_check import check_command_line, force_added
+from e2enet.training.run import run_training
+
+# A network of four channels and two steps: what is tried is that everything fits together.
+QUICK = (
+    "network.base_features=4",
+    "network.max_features=8",
+    "plan.batch_size=2",
+    "training.epochs=1",
+    "training.steps_per_epoch=2",
+    "training.validation_patches=2",
+    "trainer.accelerator=cpu",
+    "data.num_workers=0",
+    "final.mirror=false",
+)
+
+COMPARED = ("dice", "nsd", "hd95", "outcome")
+Rows = dict[tuple[str, str], dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Tour:
+    """What the five commands left behind: a run folder, prepared cases, predictions, and scores of both.
+
+    `scores` are the rows of the evaluation by (case, class), `trained` those of train.py's own validation.
+    """
+
+    run: Path
+    prepared: Path
+    predictions: Path
+    summary: dict[str, Any]
+    scores: Rows
+    trained: Rows
+
+    def assert_agreement(self, case_of: Callable[[str], str] = lambda case: case) -> None:
+        """Scan by scan, predict.py and the evaluation give the scores that train.py ended with.
+
+        `case_of` is the evaluation's name of a case of the dataset.
+        """
+        assert self.trained
+        for (case, label), row in self.trained.items():
+            again = self.scores[case_of(case), label]
+            assert {name: row[name] for name in COMPARED} == {name: again[name] for name in COMPARED}
+
+    def assert_grid(self, case: str, scan: Path) -> None:
+        """A prediction lies on its scan's own voxels, as whole numbers."""
+        written, read = nib.load(self.predictions / f"{case}.nii.gz"), nib.load(scan)
+        assert written.shape == read.shape[:3]
+        np.testing.assert_allclose(written.affine, read.affine, atol=1e-3)
+        assert np.issubdtype(written.get_data_dtype(), np.integer)
+
+
+@pytest.fixture
+def take_tour(tmp_path: Path) -> Callable[..., Tour]:
+    """Check, prepare, train, predict and evaluate.
+
+    `dataset` are the overrides that name it, `scans` what predict.py is given, `labels` the arguments of the
+    evaluation, the folder of references first.
+    """
+
+    def tour(dataset: Sequence[str], scans: Path, labels: Sequence[str], *more: str) -> Tour:
+        run, predictions, prepared = (tmp_path / name for name in ("run", "predictions", "prepared"))
+        shared = [*dataset, *QUICK, *more, f"paths.prepared={prepared}"]
+        assert not check([*dataset, f"report={tmp_path / 'health.json'}"])
+        assert all(entry["severity"] == "warning" for entry in json.loads((tmp_path / "health.json").read_text()))
+        assert not prepare(shared)
+        arguments = [*shared, f"run_folder={run}"]
+        check_command_line(arguments)
+        run_training(compose_config(force_added(arguments)), run)
+        settings = {"checkpoint": str(run), "input": str(scans), "output": str(predictions)}
+        assert run_prediction(read_config({**settings, "mirror": False, "device": "cpu"})) == {}
+        evaluate([str(predictions), *labels])
+        return Tour(
+            run,
+            prepared,
+            predictions,
+            json.loads((predictions / "summary.json").read_text()),
+            read_scores(predictions / "scores.csv"),
+            read_scores(run / "scores.csv"),
+        )
+
+    return tour
+
+
+def read_scores(path: Path) -> Rows:
+    with path.open(newline="") as stream:
+        return {(row["case"], row["class"]): row for row in csv.DictReader(stream)}

@@ -1,0 +1,61 @@
+"""best.ckpt follows one score, measured in some epochs; it is never compared with another one."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from e2enet.training.checkpoints import BestCheckpoint, monitored
+from e2enet.training.module import SegmentationModule
+
+
+class FakeTrainer:
+    def __init__(self) -> None:
+        self.saved: list[Path] = []
+
+    def save_checkpoint(self, path: Path, weights_only: bool) -> None:
+        assert not weights_only
+        self.saved.append(path)
+
+
+def saves(callback: BestCheckpoint, epochs: list[dict[str, float]]) -> list[bool]:
+    """Whether each epoch, given its scores, writes the checkpoint."""
+    module = SegmentationModule.__new__(SegmentationModule)
+    found = []
+    for scores in epochs:
+        object.__setattr__(module, "scores", scores)
+        trainer: Any = FakeTrainer()
+        callback.on_train_epoch_end(trainer, module)
+        found.append(trainer.saved == [callback.path])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("validate_full", "score"), [(None, "val/dice"), (0, "val/dice"), (1, "val_full/dice"), (50, "val_full/dice")]
+)
+def test_whole_cases_choose_where_they_are_validated(validate_full: int | None, score: str) -> None:
+    assert monitored(validate_full) == score
+
+
+def test_only_the_largest_score_of_its_own_kind_counts() -> None:
+    callback = BestCheckpoint(Path("best.ckpt"), "val_full/dice")
+    epochs = [
+        {"val/dice": 0.9},  # of patches: not looked at
+        {"val/dice": 0.9, "val_full/dice": 0.5},
+        {"val_full/dice": 0.4},
+        {},
+        {"val_full/dice": math.nan},
+        {"val_full/dice": 0.5},
+        {"val_full/dice": 0.6},
+    ]
+    assert saves(callback, epochs) == [False, True, False, False, False, False, True]
+
+
+def test_a_resumed_run_remembers_its_best() -> None:
+    first, second = (BestCheckpoint(Path("best.ckpt"), "val/dice") for _ in range(2))
+    assert saves(first, [{"val/dice": 0.7}]) == [True]
+    second.load_state_dict(first.state_dict())
+    assert saves(second, [{"val/dice": 0.6}, {"val/dice": 0.8}]) == [False, True]
