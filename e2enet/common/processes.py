@@ -66,6 +66,10 @@ def run_in_processes(
         items: Taken one by one as workers become free, so the largest belong first.
         num_workers: Processes; 0 does the work in this process, for debugging.
 
+    Raises:
+        RuntimeError: where a process ends before it could take its first item, as it does for each when they are
+            started by a script without `if __name__ == "__main__":`, which they import.
+
     Left early, by an exception or `close()`, the generator ends its processes.
     """
     if num_workers == 0:
@@ -82,7 +86,11 @@ def run_in_processes(
         while workers:
             for connection in wait(list(workers)):
                 assert isinstance(connection, Connection)
-                worker = workers.pop(connection)
+                worker = workers[connection]
+                if not worker.ready:
+                    worker.greet()
+                    continue
+                del workers[connection]
                 outcome = worker.outcome()
                 for item in waiting:  # at most one
                     if not worker.take(item):
@@ -108,7 +116,23 @@ class _Worker(Generic[Item]):
             self.process.start()
         theirs.close()  # so that the pipe ends when the process does
         self.item = item
+        self.ready = False
         self.take(item)
+
+    def greet(self) -> None:
+        """Receive the first sign of life; RuntimeError where the process ended by itself without one."""
+        self.ready = True
+        try:
+            self.connection.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            if (self.process.exitcode or 0) < 0:
+                return  # killed: told with its item
+            raise RuntimeError(
+                f"a worker process ended with exit code {self.process.exitcode} before its first item (its own message "
+                'is above). A script that starts workers must do so under `if __name__ == "__main__":`, since they '
+                "import it"
+            ) from None
 
     def take(self, item: Item) -> bool:
         """Hand over an item; False where the process is gone."""
@@ -140,6 +164,7 @@ def _serve(function: Callable[[Any], Any], connection: Connection) -> None:
     """Main of a worker: items in, outcomes out, until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    connection.send("ready")
     while True:
         try:
             item = connection.recv()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -53,3 +56,15 @@ def test_left_early_it_ends_its_processes() -> None:
 
 def test_no_items_no_processes() -> None:
     assert list(run_in_processes(eval, [], 4)) == []
+
+
+def test_a_script_without_a_main_guard_ends_with_a_word(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from e2enet.common.processes import run_in_processes\n"
+        "print(list(run_in_processes(eval, ['1', '2', '3'], 2)))\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1 and done.stdout == ""
+    assert "RuntimeError: a worker process ended with exit code 1 before its first item" in done.stderr
+    assert 'under `if __name__ == "__main__":`' in done.stderr

@@ -16,7 +16,7 @@ from e2enet.data.checking.case import CaseFacts, CaseTask, examine_case
 from e2enet.data.formats.dataset import RawDataset
 from e2enet.data.formats.problems import Problem, case_error
 from e2enet.data.formats.stored import read_stored_header
-from e2enet.data.sources import DataSource
+from e2enet.data.sources import DataSource, PhantomSource
 
 # Interpreter and libraries of a worker (40 MiB measured), and the pieces that voxels are looked through in.
 WORKER_BYTES = 256 * 2**20
@@ -53,7 +53,9 @@ def check_dataset(source: DataSource, num_workers: int | None = None) -> Report:
     this process. Raises InputError where there is no folder to look through.
     """
     if not source.folder.is_dir():
-        raise InputError(f"{source.folder}: no such folder (paths.data is its parent, data.name its name)")
+        generated = isinstance(source, PhantomSource)
+        hint = "train.py or e2enet.data.prepare writes it" if generated else "paths.data is its parent, data.name its name"
+        raise InputError(f"{source.folder}: no such folder ({hint})")
     problems: list[Problem] = []
     try:
         dataset = source.scan(problems)
