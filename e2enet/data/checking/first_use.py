@@ -41,11 +41,11 @@ def require_sound(source: DataSource, prepared: Path, num_workers: int | None = 
 def _look_through(source: DataSource, num_workers: int | None) -> tuple[Problem, ...]:
     """Check the dataset and print what was found; its warnings, InputError where there are errors."""
     # Imported here: a dataset that has been checked is opened without them.
-    from e2enet.data.checking.report import print_report
+    from e2enet.data.checking.report import print_report, verdict
     from e2enet.data.checking.run import check_dataset
 
     report = check_dataset(source, num_workers)
-    raise_errors(report.problems, f"{source.folder}: training would be wrong, {report.num_errors} errors:")
+    raise_errors(report.problems, f"{source.folder}: {verdict(report)}")
     print_report(report)
     return report.problems
 

@@ -53,8 +53,9 @@ def check_dataset(source: DataSource, num_workers: int | None = None) -> Report:
     this process. Raises InputError where there is no folder to look through.
     """
     if not source.folder.is_dir():
-        generated = isinstance(source, PhantomSource)
-        hint = "train.py or e2enet.data.prepare writes it" if generated else "paths.data is its parent, data.name its name"
+        hint = "paths.data is its parent, data.name its name"
+        if isinstance(source, PhantomSource):
+            hint = "train.py or e2enet.data.prepare writes it"
         raise InputError(f"{source.folder}: no such folder ({hint})")
     problems: list[Problem] = []
     try:
