@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from e2enet.common.errors import InputError
-from e2enet.data.formats.layout import find_cases, read_msd, read_nnunet
+from e2enet.data.formats.layout import find_cases, read_msd, read_nnunet, scan_msd, scan_nnunet
+from e2enet.data.formats.problems import Problem
+from e2enet.data.synthetic.lookalikes import write_msd, write_nnunet
 
 
 def touch(*paths: Path) -> None:
@@ -83,7 +85,7 @@ def test_nnunet_dataset_section(tmp_path: Path) -> None:
     entry = {"images": ["../elsewhere/x1.nii.gz", "../elsewhere/x2.nii.gz"], "label": "../elsewhere/l.nii.gz"}
     dataset = read_nnunet(nnunet(tmp_path / "d", dataset={"x": entry}, numTraining=1))
     assert [case.id for case in dataset.training] == ["x"]
-    assert dataset.training[0].images[1] == tmp_path / "elsewhere/x2.nii.gz"
+    assert dataset.training[0].images[1].resolve() == (tmp_path / "elsewhere/x2.nii.gz").resolve()
 
 
 @pytest.mark.parametrize(
@@ -193,3 +195,12 @@ def test_real_dataset(shared_data: Path) -> None:
     dataset = read_msd(shared_data / "Task04_Hippocampus")
     assert len(dataset.training) == 200 and len(dataset.test) == 60
     assert dataset.channels == ("MRI",) and dataset.labels[2] == "Posterior"
+
+
+@pytest.mark.parametrize(("write", "scan"), [(write_msd, scan_msd), (write_nnunet, scan_nnunet)])
+def test_a_folder_with_dots_in_its_path_is_the_same_folder(write: Any, scan: Any, tmp_path: Path) -> None:
+    folder = write(tmp_path / "raw" / "Dataset")
+    (tmp_path / "elsewhere").mkdir()
+    problems: list[Problem] = []
+    dataset = scan(tmp_path / "elsewhere" / ".." / "raw" / folder.name, problems)
+    assert problems == [] and len(dataset.training) >= 5

@@ -113,8 +113,8 @@ class Description:
             self.wrong(f"numTraining is {expected}, but {len(training)} training cases were found")
 
     def _inside(self, relative: str) -> Path:
-        """The path in the folder; compared as written, so that a folder of symbolic links still works."""
-        path = Path(os.path.normpath(self.folder / relative))
-        if not path.is_relative_to(os.path.normpath(self.folder)):
+        """The path in the folder; as written, so that a folder of symbolic links, or with .. in its path, works."""
+        path = self.folder / os.path.normpath(relative)
+        if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(self.folder)):
             self.wrong(f"{relative} lies outside the dataset's folder {self.folder}")
         return path

@@ -73,8 +73,8 @@ def _section_cases(description: Description, num_channels: int) -> list[Case]:
         elif Path(name).name != name or name.startswith("."):
             description.wrong(f"dataset entry {name!r}: an id that can be a file's name expected")
         else:
-            paths = tuple(Path(os.path.normpath(description.folder / image)) for image in images)
-            cases.append(Case(name, paths, Path(os.path.normpath(description.folder / label))))
+            paths = tuple(description.folder / os.path.normpath(image) for image in images)
+            cases.append(Case(name, paths, description.folder / os.path.normpath(label)))
     return cases
 
 
