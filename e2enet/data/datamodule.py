@@ -1,4 +1,4 @@
-"""Lightning data modules: one per kind of dataset, all of them the same machinery behind another source.
+"""The machinery of every Lightning data module; `datasets` has one module per kind of dataset.
 
 A source says where the raw dataset lies, how it is read and, for the phantom, how it comes to be.
 Everything else (plan, prepared cases, split, loaders) is `SegmentationDataModule`.

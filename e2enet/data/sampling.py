@@ -8,6 +8,7 @@ have seen.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import cast
 
 import numpy as np
@@ -74,8 +75,7 @@ class PatchDataset(Dataset):
         epoch, index = key
         case_draw, torch_seed = np.random.SeedSequence((self.seed, epoch, index)).generate_state(2, np.uint64)
         subject = load_subject(self.cases[int(case_draw) % len(self.cases)], self.affine)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch_seed >> np.uint64(1)))  # 63 bits: above, torch takes it for negative
+        with torch_seeded(torch_seed):
             draw = self.augmentation.draw(subject.get_image("image").shape[0])
             box = self._read_box(subject, draw, foreground=is_foreground_sample(index, self.batch_size))
             box = apply_transforms(box, self.transforms)
@@ -184,6 +184,14 @@ class ForegroundSampler(PatchSampler):
             ranges = zip(lowest, highest, strict=True)
             start = np.array([low + _draw_below(high - low + 1) for low, high in ranges])
         return int(start[0]), int(start[1]), int(start[2])
+
+
+@contextmanager
+def torch_seeded(seed: np.uint64) -> Iterator[None]:
+    """Within the block torch draws from this seed; after it, as if the block had not been."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(seed >> np.uint64(1)))  # 63 bits: above, torch takes it for negative
+        yield
 
 
 def is_foreground_sample(index: int, batch_size: int) -> bool:

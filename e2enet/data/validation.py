@@ -6,12 +6,11 @@ import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset, Sampler
 
 from e2enet.common.errors import InputError
 from e2enet.data.preparation.store import PreparedCase
-from e2enet.data.sampling import ForegroundSampler, crop_subject, load_subject
+from e2enet.data.sampling import ForegroundSampler, crop_subject, load_subject, torch_seeded
 
 
 class ValidationPatches(Dataset):
@@ -50,8 +49,7 @@ class ValidationPatches(Dataset):
         turn, position = divmod(index, len(self.cases))
         subject = load_subject(self.cases[position])
         (torch_seed,) = np.random.SeedSequence((self.seed, index)).generate_state(1, np.uint64)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch_seed >> np.uint64(1)))  # 63 bits: above, torch takes it for negative
+        with torch_seeded(torch_seed):
             start = self.sampler.draw_start(subject, foreground=turn % 2 == 0)
         patch = crop_subject(subject, start, self.sampler.size)
         return {

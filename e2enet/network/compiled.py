@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,6 +22,8 @@ VALUES_PER_PART = 2**19  # of one part of the work: 2 MiB in float32, long again
 
 def compiled(function: Callable[..., None]) -> Callable[..., None]:
     """Compile a loop at its first call for the types it gets; it runs without holding Python's lock."""
+    import numba  # here: it takes longer to import than all else of the network, and only the CPU's path needs it
+
     # A product may go into a sum unrounded (one instruction); NaN, infinity and the order of sums stay what they are.
     options: dict[str, Any] = {"nogil": True, "fastmath": {"contract"}}
     try:

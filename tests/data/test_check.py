@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from e2enet.common import workload
 from e2enet.common.errors import InputError
 from e2enet.data.checking import run
 from e2enet.data.checking.across import SPACING_FACTOR
@@ -262,7 +263,7 @@ def test_a_folder_that_cannot_be_scanned(toy: Any, tmp_path: Path) -> None:
 
 
 def test_workers_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run.os, "sched_getaffinity", lambda pid: range(64))
+    monkeypatch.setattr(workload.os, "sched_getaffinity", lambda pid: range(64))
     monkeypatch.setattr(run, "available_memory", lambda: 10 * 2**30)
     assert affordable_workers([10**6] * 100) == 31  # 0.8 * 10 GiB / 257 MiB
     assert affordable_workers([10**6] * 3) == 3

@@ -61,7 +61,7 @@ def _dataset_key(source: DataSource) -> str | None:
     try:
         dataset = source.scan(problems)
         cases = [*dataset.training, *dataset.validation, *dataset.test]
-        states = {case.id: file_states([*case.images, *([case.label] if case.label else [])]) for case in cases}
+        states = {case.id: file_states(case.files) for case in cases}
     except (InputError, OSError):
         return None
     content = {

@@ -47,20 +47,7 @@ def print_report(report: Report, verbose: bool = False) -> None:
                 _print_line(f"  {name:<13}{text}")
             _print_table(("label", "name", "voxels", "share", "training cases"), _label_rows(report))
         if verbose:
-            _print_table(
-                (
-                    "case",
-                    "part",
-                    "shape",
-                    "spacing",
-                    "orientation",
-                    "channels",
-                    "type",
-                    "label type",
-                    "voxels of labels",
-                ),
-                _case_rows(report.facts),
-            )
+            _print_table(CASE_COLUMNS, _case_rows(report.facts))
     for problem in report.problems:
         # Matrices stand below the line that says what they are.
         text = str(problem).replace("\n", "\n    ")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from e2enet.common.console import track
 from e2enet.common.errors import InputError
 from e2enet.common.memory import available_memory
 from e2enet.common.processes import run_in_processes
+from e2enet.common.workload import available_cores
 from e2enet.data.checking.across import compare_cases
 from e2enet.data.checking.case import CaseFacts, CaseTask, examine_case
 from e2enet.data.formats.dataset import RawDataset
@@ -90,9 +90,8 @@ def check_dataset(source: DataSource, num_workers: int | None = None) -> Report:
 
 def affordable_workers(sizes: Sequence[int]) -> int:
     """Processes that cores and free memory allow for cases whose largest files have these sizes in bytes."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     needed = WORKER_BYTES + max(sizes, default=0)
-    return max(1, min(len(sizes), cores, int(SHARE_OF_MEMORY * available_memory()) // needed))
+    return max(1, min(len(sizes), available_cores(), int(SHARE_OF_MEMORY * available_memory()) // needed))
 
 
 def _tasks(dataset: RawDataset) -> list[CaseTask]:
@@ -106,8 +105,7 @@ def _tasks(dataset: RawDataset) -> list[CaseTask]:
 
 def _largest_file(task: CaseTask) -> int:
     """Bytes of the voxels of a case's largest file, 0 where no header can be read: the worker will say why."""
-    files = [*task.case.images, *([task.case.label] if task.case.label else [])]
-    return max(map(_num_bytes, files))
+    return max(map(_num_bytes, task.case.files))
 
 
 def _num_bytes(file: Path) -> int:

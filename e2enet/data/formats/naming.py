@@ -25,6 +25,11 @@ class Case:
     images: tuple[Path, ...]
     label: Path | None = None
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The images, then the label where there is one."""
+        return self.images if self.label is None else (*self.images, self.label)
+
 
 def find_named_cases(source: str | Path, num_channels: int, file_ending: str = ".nii.gz") -> list[Case]:
     """Cases to predict by the names of their files, in a folder or given as one file, sorted by id.

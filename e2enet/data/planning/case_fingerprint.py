@@ -90,4 +90,4 @@ class Measuring:
         assert case.label is not None
         labels = [sorted(self.dataset.labels), sorted(self.dataset.label_map.items())]
         how = [MEASUREMENT_VERSION, len(self.dataset.channels), labels, self.depth_axis, self.num_samples]
-        return content_key([*how, file_states([*case.images, case.label])])
+        return content_key([*how, file_states(case.files)])

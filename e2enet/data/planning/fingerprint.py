@@ -85,7 +85,8 @@ def measure_fingerprint(
         raise InputError(f"{dataset.folder}: no labelled case to plan from")
     depth_axis = dataset_depth_axis(dataset, labelled)
     measuring = Measuring(dataset, depth_axis, samples_per_case(len(labelled)), folder)
-    waiting = [case for case in labelled if measuring.kept(case) is None]
+    measured = {case.id: measuring.kept(case) for case in labelled}
+    waiting = [case for case in labelled if measured[case.id] is None]
     if waiting:
         voxels = {case.id: image_voxels(case) for case in waiting}
         needs = {name: count * BYTES_PER_VOXEL for name, count in voxels.items()}
@@ -96,13 +97,13 @@ def measure_fingerprint(
         outcomes = run_in_processes(measuring.measure, waiting, load.workers)
         failures = [o for o in track(outcomes, f"Reading {dataset.name}", total=len(waiting)) if o.failure]
         raise_failures(failures, f"{dataset.folder}: {len(failures)} of {len(labelled)} cases cannot be used")
+        measured |= {case.id: measuring.kept(case) for case in waiting}
     rows, samples = [], []
-    for case in labelled:
-        measured = measuring.kept(case)
-        if measured is None:
-            raise InputError(f"case {case.id}: its files changed while they were read; start again")
-        rows.append(measured[0])
-        samples.append(measured[1])
+    for name, found in measured.items():
+        if found is None:
+            raise InputError(f"case {name}: its files changed while they were read; start again")
+        rows.append(found[0])
+        samples.append(found[1])
     merged = np.concatenate(samples, axis=1)
     if merged.shape[1] == 0:
         raise InputError(f"{dataset.folder}: no case has any labelled voxel, foreground expected")
@@ -112,7 +113,7 @@ def measure_fingerprint(
 
 def fingerprint_key(dataset: RawDataset) -> str:
     """Hash of the channels, the labels with their map, and the state of every training file."""
-    cases = [[case.id, file_states([*case.images, *([case.label] if case.label else [])])] for case in dataset.training]
+    cases = [[case.id, file_states(case.files)] for case in dataset.training]
     labels = [sorted(dataset.labels.items()), sorted(dataset.label_map.items())]
     return content_key([FINGERPRINT_VERSION, list(dataset.channels), labels, cases])
 

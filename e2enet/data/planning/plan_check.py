@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from e2enet.data.planning.topology import total_stride
+from e2enet.data.planning.topology import round_down, round_up, total_stride
 
 Test = Callable[[Any], bool]
 
@@ -32,8 +32,7 @@ def plan_problems(content: Mapping[str, Any]) -> list[str]:
 def _patch_problems(patch: Any, strides: Any) -> Iterator[str]:
     total = total_stride(strides)
     if any(edge % step for edge, step in zip(patch, total, strict=True)):
-        lower = [max(edge // step, 1) * step for edge, step in zip(patch, total, strict=True)]
-        upper = [math.ceil(edge / step) * step for edge, step in zip(patch, total, strict=True)]
+        lower, upper = (list(nearest(patch, total)) for nearest in (round_down, round_up))
         yield (
             f"patch_size is {list(patch)}: a multiple of {list(total)}, the product of the strides, expected, "
             f"such as {lower} or {upper}"

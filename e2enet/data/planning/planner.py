@@ -16,6 +16,7 @@ from e2enet.data.planning.topology import (
     fit_batch,
     fit_patch,
     pooling_strides,
+    round_down,
     round_up,
     tiny_stride,
     total_stride,
@@ -112,8 +113,7 @@ def _check_divisible(patch: Triple, strides: Strides) -> None:
     total = total_stride(strides)
     if all(edge % step == 0 for edge, step in zip(patch, total, strict=True)):
         return
-    lower = [max(edge // step, 1) * step for edge, step in zip(patch, total, strict=True)]
-    fitting = " or ".join(dict.fromkeys([str(lower), str(list(round_up(patch, total)))]))
+    fitting = " or ".join(dict.fromkeys(str(list(nearest(patch, total))) for nearest in (round_down, round_up)))
     raise InputError(
         f"patch_size {list(patch)} is no multiple of the strides' product {list(total)} "
         f"(strides {[list(stride) for stride in strides]}): {fitting} would fit"

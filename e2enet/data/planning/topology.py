@@ -68,6 +68,11 @@ def round_up(size: Sequence[float], multiple: Sequence[int]) -> Triple:
     return _triple(math.ceil(edge / step) * step for edge, step in zip(size, multiple, strict=True))
 
 
+def round_down(size: Sequence[int], multiple: Sequence[int]) -> Triple:
+    """The last size that is a multiple, which is at least one: 35 and 8 -> 32, 5 and 8 -> 8."""
+    return _triple(max(edge // step, 1) * step for edge, step in zip(size, multiple, strict=True))
+
+
 def feature_map_size(patch_size: Sequence[int], strides: Strides, num_classes: int) -> int:
     """Values in all conv outputs of nnU-Net's PlainConvUNet for one patch, its measure of memory.
 

@@ -36,16 +36,17 @@ def prepare_cases(
     """
     store = CaseStore.of(folder, dataset, plan)
     wanted = list(cases)
-    if any(store.find(case) is None for case in wanted):
+    found = [store.find(case) for case in wanted]
+    if None in found:
         with locked_folder(Path(folder), f"Preparing {dataset.name}"):
             # Looked for again: another run may have made them while this one waited.
             _prepare_missing(store, [case for case in wanted if store.find(case) is None], workers)
+        found = [store.find(case) for case in wanted]
     prepared = []
-    for case in wanted:
-        found = store.find(case)
-        if found is None:
+    for case, one in zip(wanted, found, strict=True):
+        if one is None:
             raise InputError(f"case {case.id}: its raw files changed while they were prepared; start again")
-        prepared.append(found)
+        prepared.append(one)
     return prepared
 
 

@@ -100,9 +100,8 @@ class CaseStore:
 
     def key(self, case: Case) -> str:
         """Hash of what a prepared case depends on; changed raw files have another size or time."""
-        files = [*case.images, *([case.label] if case.label else [])]
         label_map = sorted(self.dataset.label_map.items())
-        return content_key({"plan": plan_key(self.plan), "files": file_states(files), "label_map": label_map})
+        return content_key({"plan": plan_key(self.plan), "files": file_states(case.files), "label_map": label_map})
 
     def forget(self, case: Case) -> None:
         """From here to `finish` the case is incomplete, whatever stops the process."""
