@@ -1,6 +1,7 @@
 """Train a network on a dataset, then predict and score its validation cases: python train.py [overrides].
 
-The keys and what they may be: conf/config.yaml and the groups beside it. Exit codes: 0 done, 2 wrong input.
+With -m, a sweep: every combination of the values, each in its own processes (docs/sweeps.md). The keys and what they
+may be: conf/config.yaml and the groups beside it. Exit codes: 0 done, 1 jobs of a sweep crashed, 2 wrong input.
 """
 
 from __future__ import annotations
@@ -11,41 +12,69 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from e2enet.common.configs import register_resolvers
 from e2enet.common.console import flush_every_line
 from e2enet.common.errors import exit_on_input_error
+from e2enet.common.overrides import force_added
+from e2enet.training.sweeps.inside import end_with_launcher, run_held, tell_score, telling_errors
+from e2enet.training.sweeps.rows import compose_job
+
+QUESTIONS = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i")
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def train(config: DictConfig) -> float:
     """Run one job; the mean validation Dice, for sweepers."""
-    with exit_on_input_error():
-        from e2enet.common.memory import keep_freed_memory
-        from e2enet.report.figures import draw_figures
-        from e2enet.training.resume import resumed_config
-        from e2enet.training.run import run_training
+    # Imported here, as in `main` and `run`, so that --help does not wait for the frameworks.
+    from e2enet.training.resume import resumed_config
+    from e2enet.training.sweeps.job import run_job
 
-        keep_freed_memory()
+    register_resolvers()  # this may be a process of a launcher, which knows nothing of main
+    given, output = HydraConfig.get().overrides.task, Path(HydraConfig.get().runtime.output_dir)
+    with exit_on_input_error(), telling_errors():
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            return run_job(given, output)
         if config.resume is not None:
-            config = resumed_config(config, HydraConfig.get().overrides.task)
-        result = run_training(config, Path(HydraConfig.get().runtime.output_dir))
+            config = resumed_config(config, given)
+        elif config.row is not None:
+            config = compose_job(given).config
+            config.run_folder = str(output)  # it may hold the time, which has moved on
+        return run(config, output)
+
+
+def run(config: DictConfig, folder: Path) -> float:
+    """Train in this process, which holds the folder: a run is never written to by two."""
+    from e2enet.common.memory import keep_freed_memory
+    from e2enet.report.figures import draw_figures
+    from e2enet.training.run import run_training
+
+    keep_freed_memory()
+    with run_held(folder):
+        result = run_training(config, folder)
         draw_figures(result.folder)
-        return result.dice
+        tell_score(result.dice)
+    return result.dice
 
 
 def main() -> None:
     """Check the whole command line first, so that neither a run nor a sweep starts with a mistake in it."""
     arguments = sys.argv[1:]
     os.environ["E2ENET_ROOT"] = str(Path(__file__).resolve().parent)  # anchors experiments/ in conf/config.yaml
+    end_with_launcher()
     flush_every_line()
     register_resolvers()
-    if not any(flag in arguments for flag in ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i")):
-        from e2enet.training.config_check import check_command_line, force_added
+    if not any(flag in arguments for flag in QUESTIONS):
+        from e2enet.training.config_check import check_command_line
+        from e2enet.training.sweeps.command_line import is_multirun
+        from e2enet.training.sweeps.launch import launch_sweep
 
-        with exit_on_input_error():
+        with exit_on_input_error(), telling_errors():
             check_command_line(arguments)
+            if is_multirun(arguments):
+                sys.exit(launch_sweep(arguments, train))
         sys.argv[1:] = force_added(arguments)
     train()
 

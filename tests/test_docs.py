@@ -85,10 +85,14 @@ def test_train_commands_compose(arguments: list[str], tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     # The check also refuses what this machine cannot do, which is no fault of the documentation.
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("e2enet.network.baselines.PLAIN_UNET_PACKAGE", "torch")
     for folder in (Path(word.removeprefix("resume=")) for word in arguments if word.startswith("resume=")):
         write_config(folder / CONFIG_FILE, compose_config())  # a run to go on with
         (folder / LAST_CHECKPOINT).parent.mkdir()
         (folder / LAST_CHECKPOINT).touch()
+    for folder in (Path(word.partition("=")[2]) for word in arguments if word.startswith("initial_weights=")):
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "checkpoints" / "best.ckpt").touch()
     check_command_line(arguments)
 
 

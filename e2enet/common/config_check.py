@@ -8,13 +8,13 @@ import pkgutil
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from e2enet.common.config_rules import Rule
+from e2enet.common.config_rules import Rule, choice
 from e2enet.common.configs import as_plain
 
 
@@ -36,6 +36,7 @@ class Schema:
             section's keys are the target's other parameters.
         target_rules: What keys of such sections accept, where they are given.
         extras: Keys of such sections that are no parameters of the target.
+        by_name: Sections among these whose key `name` chooses the target out of a table, instead of `_target_`.
         conflicts: Values that are fine alone and impossible together.
     """
 
@@ -44,6 +45,7 @@ class Schema:
     target_rules: Mapping[str, Rule]
     extras: Mapping[str, Mapping[str, Rule]]
     conflicts: tuple[Conflict, ...] = ()
+    by_name: Mapping[str, Mapping[str, Callable[..., Any]]] = field(default_factory=dict)
 
 
 def config_problems(config: DictConfig, schema: Schema) -> list[str]:
@@ -127,10 +129,15 @@ def _section_problems(section: Mapping[str, Any], prefix: str, schema: Schema) -
 
 
 def _target_problems(path: str, section: Mapping[str, Any], schema: Schema) -> Iterator[tuple[str, str]]:
-    """(path, problem) of a section that is built through `_target_`."""
-    target = section.get("_target_")
+    """(path, problem) of a section that is built through `_target_`, or by its name out of a table."""
+    makers = schema.by_name.get(path)
+    target = str(section.get("_target_" if makers is None else "name"))
+    if makers is not None and target not in makers:
+        yield f"{path}.name", wrong_value(f"{path}.name", target, choice(*makers))
+        return
     try:
-        named, needed, takes_any = target_parameters(pkgutil.resolve_name(str(target)))
+        maker = pkgutil.resolve_name(target) if makers is None else makers[target]
+        named, needed, takes_any = target_parameters(maker)
     except Exception as error:  # whatever importing a user's module raises is the user's to see
         yield f"{path}._target_", f"{path}._target_: {target} cannot be imported: {first_line(error)}"
         return

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 ROOT_VARIABLE = "E2ENET_ROOT"
@@ -24,14 +26,17 @@ def project_root() -> Path:
 
 
 def register_resolvers() -> None:
-    """Make `${first_set:a,b}` (the first value that is not null) known to OmegaConf."""
+    """Make `${first_set:a,b}` (the first value that is not null) and `${row_names:${ablation.rows}}` (their names, as
+    a sweep's parameter) known to OmegaConf."""
     OmegaConf.register_new_resolver("first_set", _first_set, replace=True)
+    OmegaConf.register_new_resolver("row_names", ",".join, replace=True)
 
 
 def compose_config(overrides: Sequence[str] = (), *, with_hydra: bool = False) -> DictConfig:
     """The config that `python train.py OVERRIDES` would run with; `with_hydra` keeps Hydra's own section."""
     register_resolvers()
-    with initialize_config_dir(version_base="1.3", config_dir=str(project_root() / "conf")):
+    folder = str(project_root() / "conf")
+    with _outside_of_apps(), initialize_config_dir(version_base="1.3", config_dir=folder, job_name="train"):
         return compose("config", overrides=list(overrides), return_hydra_config=with_hydra)
 
 
@@ -46,7 +51,19 @@ def group_options() -> dict[str, list[str]]:
     """Config groups and the names that each accepts."""
     root = project_root()
     folders = [*(folder for folder in (root / "conf").iterdir() if folder.is_dir()), root / EXPERIMENTS]
+    folders = [folder for folder in folders if folder.name != "hydra"]  # choices of Hydra's own groups
     return {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in sorted(folders)}
+
+
+@contextmanager
+def _outside_of_apps() -> Iterator[None]:
+    """Set aside, for the block, the Hydra app that this process may be: Hydra composes for one at a time."""
+    app = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = app
 
 
 def _first_set(*values: Any) -> Any:

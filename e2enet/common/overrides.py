@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
+from e2enet.common.configs import group_options
+
 
 def parse_override(text: str) -> Override:
     """One argument as Hydra reads it; HydraException where it is no override."""
@@ -36,8 +38,30 @@ def forced(override: Override, value: str) -> str:
     return f"++{override.key_or_group}={value}"
 
 
+def quoted(text: str) -> str:
+    """A value that Hydra reads as this text, whatever is in it."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def force_added(arguments: Sequence[str]) -> list[str]:
+    """The command line with `key=value` as `++key=value`, for arguments that the config check let pass.
+
+    Hydra would demand a `+` before a key that the composed config lacks, such as a parameter of another
+    optimizer.
+    """
+    return [f"++{text}" if _sets_value(text) else text for text in arguments]
+
+
 def unknown_choice(group: str, option: str, options: Sequence[str]) -> str:
     """The problem of a choice that a config group does not have."""
     close = difflib.get_close_matches(option, options, n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""
     return f"{group}={option}: no such choice{hint}; expected {' | '.join(options)}"
+
+
+def _sets_value(argument: str) -> bool:
+    if argument.startswith(("-", "+", "~")) or not is_override(argument):
+        return False
+    override = parse_override(argument)
+    return not chooses_group(override, group_options()) and not override.key_or_group.startswith("hydra")

@@ -96,6 +96,18 @@ def load_ensemble(paths: Sequence[str | Path]) -> list[LoadedModel]:
     return models
 
 
+def read_hyper_parameters(path: str | Path) -> dict[str, Any]:
+    """What a checkpoint says of its network, plan, dataset and training, as plain containers; weights stay unread.
+
+    Raises InputError as `load_model` does.
+    """
+    path = checkpoint_file(Path(path))
+    hyper_parameters = _read(path, mmap=True).get("hyper_parameters")
+    if not isinstance(hyper_parameters, dict):
+        raise InputError(f"{path}: is no checkpoint of train.py (expected hyper_parameters)")
+    return hyper_parameters
+
+
 def checkpoint_file(path: Path) -> Path:
     """The path itself, or the best checkpoint of the run folder that it names."""
     if path.is_dir():
@@ -108,9 +120,9 @@ def checkpoint_file(path: Path) -> Path:
     return path
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path}: is no checkpoint, or holds pickled objects, which could run code when loaded and are "
@@ -130,7 +142,13 @@ def _load_weights(network: nn.Module, state: Mapping[str, Any], path: Path) -> N
         for name, value in state.items()
         if name.startswith(NETWORK_PREFIX)
     }
-    expected = network.state_dict()
+    problems = weight_problems(network.state_dict(), weights)
+    raise_problems(problems, f"{path}: its weights do not fit the network, labels and channels it describes:")
+    network.load_state_dict(weights)
+
+
+def weight_problems(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
+    """Every name and shape in which weights differ from a network's, at most nine lines; [] where they fit."""
     problems = [f"lacks {name}" for name in expected if name not in weights]
     problems += [f"has {name}, which the network has not" for name in weights if name not in expected]
     problems += [
@@ -140,8 +158,7 @@ def _load_weights(network: nn.Module, state: Mapping[str, Any], path: Path) -> N
     ]
     if len(problems) > 8:
         problems = [*problems[:8], f"and {len(problems) - 8} more"]
-    raise_problems(problems, f"{path}: its weights do not fit the network, labels and channels it describes:")
-    network.load_state_dict(weights)
+    return problems
 
 
 def _differences(first: LoadedModel, other: LoadedModel) -> list[str]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -14,6 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from e2enet.common.errors import raise_problems
+from e2enet.inference.folds import ALL_SEEDS, Choice
 
 HEADING = "predict.py cannot start (all keys: conf/predict.yaml):"
 PATH_KEYS = ("checkpoint", "input", "output")
@@ -35,6 +36,16 @@ class PredictConfig:
     batch_size: int = 1
     device: str = "auto"
     precision: str = "32"
+    experiment: str | None = None
+    row: str | None = None
+    seed: int | Literal["all"] | None = None
+    allow_missing_folds: bool = False
+    postprocessing: str = "auto"
+
+    @property
+    def choice(self) -> Choice:
+        """Which configuration of a sweep folder is meant."""
+        return Choice(self.experiment, self.row, self.seed)
 
 
 def read_config(config: DictConfig | Mapping[str, Any]) -> PredictConfig:
@@ -126,9 +137,17 @@ def _is_precision(value: Any) -> bool:
     return not isinstance(value, bool) and str(value) in PRECISIONS
 
 
+def _is_name(value: Any) -> bool:
+    return value is None or _is_path(value)
+
+
+def _is_seed(value: Any) -> bool:
+    return value in (None, ALL_SEEDS) or (isinstance(value, int) and not isinstance(value, bool) and value >= 0)
+
+
 FLAG = (_is_bool, "true or false")
 CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "checkpoint": (_is_path_or_list, "a checkpoint file, a run folder, or a list of them"),
+    "checkpoint": (_is_path_or_list, "a checkpoint file, a run folder, a list of them, or a sweep folder"),
     "input": (_is_path, "an image file or a folder of images"),
     "output": (_is_path, "a folder"),
     "overlay": FLAG,
@@ -139,4 +158,9 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "batch_size": (_is_batch_size, "a whole number from 1"),
     "device": (_is_device, "auto, cpu, cuda or cuda:N"),
     "precision": (_is_precision, "32, bf16 or 16"),
+    "experiment": (_is_name, "null or an experiment's name"),
+    "row": (_is_name, "null or a row's name"),
+    "seed": (_is_seed, "null, all or a whole number from 0"),
+    "allow_missing_folds": FLAG,
+    "postprocessing": (_is_path, "auto, none or a postprocessing.json"),
 }

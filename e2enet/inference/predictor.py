@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from e2enet.data.formats.layout import Case
 from e2enet.data.formats.volume import Volume, read_label, read_volume, to_native, write_label_image
 from e2enet.data.preparation.preprocess import preprocess, restore_labels, restore_probabilities
 from e2enet.inference.checkpoint import LoadedModel
+from e2enet.inference.postprocess import keep_largest
 from e2enet.inference.progress import CaseProgress, show_progress
 from e2enet.inference.sliding_window import count_windows, predict_probabilities
 
@@ -91,12 +92,14 @@ def predict_cases(
     overlay: bool = False,
     probabilities: bool = False,
     overwrite: bool = False,
+    keep_largest_of: Sequence[int] = (),
 ) -> dict[str, str]:
     """Predict cases into a folder; returns {case: reason} of those that failed, which do not stop the others.
 
     Writes `<case><file ending>` and, on request, `<case>.png` (overlay) and `<case>.npz` (float16
     probabilities (K, x, y, z) of the native grid). Every file is complete or absent, the label image being
-    written last; a case whose files all exist is skipped unless `overwrite`. Raises InputError, before
+    written last; a case whose files all exist is skipped unless `overwrite`. Classes of `keep_largest_of` keep only
+    their largest component (`postprocess.keep_largest`); probabilities stay as they are. Raises InputError, before
     anything is predicted, where a result would take the place of an input.
     """
     output = Path(output)
@@ -113,6 +116,8 @@ def predict_cases(
             try:
                 with progress.case(case.id):
                     prediction = predict_case(models, case, settings, probabilities=probabilities, progress=progress)
+                    if keep_largest_of:
+                        prediction = replace(prediction, labels=keep_largest(prediction.labels, keep_largest_of))
                     write_prediction(prediction, case, models[0], output, overlay=overlay)
             except (InputError, OSError, RuntimeError, MemoryError, ValueError) as error:
                 # RuntimeError is also how torch says that a device is out of memory.

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from e2enet.common.console import console
 from e2enet.common.errors import InputError
 from e2enet.data.formats.layout import find_cases
-from e2enet.inference.checkpoint import load_ensemble
+from e2enet.inference.checkpoint import LoadedModel, load_ensemble
 from e2enet.inference.config import PredictConfig
+from e2enet.inference.folds import find_folds, is_sweep
+from e2enet.inference.postprocess import Postprocessing, find_postprocessing, read_postprocessing, require_labels
 from e2enet.inference.predictor import WindowSettings, predict_cases
 
 AMP_TYPES = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
@@ -24,10 +28,13 @@ def run_prediction(config: PredictConfig) -> dict[str, str]:
         raise InputError("precision=16: float16 needs a GPU; on the CPU expected 32 or bf16")
     if config.output.exists() and not config.output.is_dir():
         raise InputError(f"output={config.output}: is a file, expected a folder")
-    models = load_ensemble(config.checkpoint)
+    models = load_ensemble(find_checkpoints(config))
+    postprocessing = resolve_postprocessing(config.postprocessing, models)
     cases = find_cases(config.input, len(models[0].channels), models[0].file_ending)
     names = f"{len(models)} models" if len(models) > 1 else str(models[0].path)
-    console.print(f"{len(cases)} cases, {names}, on {device}", highlight=False, markup=False, soft_wrap=True)
+    _say(f"{len(cases)} cases, {names}, on {device}")
+    if postprocessing is not None:
+        _say(f"postprocessing: {postprocessing.describe()} ({postprocessing.path})")
     settings = WindowSettings(
         mirror=config.mirror,
         step=config.step,
@@ -43,22 +50,67 @@ def run_prediction(config: PredictConfig) -> dict[str, str]:
         overlay=config.overlay,
         probabilities=config.probabilities,
         overwrite=config.overwrite,
+        keep_largest_of=postprocessing.classes if postprocessing else (),
     )
     if failures:
         lines = "\n".join(f"  - {case}: {reason}" for case, reason in failures.items())
         text = f"{len(failures)} of {len(cases)} cases failed:\n{lines}"
     else:
         text = f"all {len(cases)} cases are in {config.output}"
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    _say(text)
     return failures
+
+
+def find_checkpoints(config: PredictConfig) -> list[Path]:
+    """Checkpoints and run folders as given, and in the place of a sweep folder the runs of the configuration's folds.
+
+    Raises InputError where the configuration is not one or lacks folds, and where one is chosen but no sweep is given.
+    """
+    found: list[Path] = []
+    for path in config.checkpoint:
+        if not is_sweep(path):
+            found.append(path)
+            continue
+        folds = find_folds(path, config.choice, allow_missing=config.allow_missing_folds)
+        found += folds.folders
+        for line in folds.left_out:
+            _say(f"warning: predicted without {line}")
+    if config.choice and not any(map(is_sweep, config.checkpoint)):
+        named = ", ".join(map(str, config.checkpoint))
+        raise InputError(f"experiment, row and seed choose runs of a sweep folder, but checkpoint={named} is none")
+    return found
+
+
+def resolve_postprocessing(given: str, models: list[LoadedModel]) -> Postprocessing | None:
+    """What `postprocessing=auto|none|FILE` means for these models; None: nothing is done.
+
+    Raises InputError for a file that is no choice of postprocessing, or one of other classes.
+    """
+    if given == "none":
+        return None
+    if given == "auto":
+        # RUN/checkpoints/best.ckpt
+        choice = find_postprocessing([model.path.resolve().parent.parent for model in models])
+    else:
+        choice = read_postprocessing(given)
+    if choice is not None:
+        require_labels(choice, models[0].labels)
+    return choice
 
 
 def resolve_device(name: str) -> torch.device:
     """The device of a config value; `auto` is a GPU where there is one. InputError where it is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"device={name}: expected auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise InputError(f"device={name}: this machine has {count} CUDA device(s); expected auto, cpu or one of them")
     return device
+
+
+def _say(text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

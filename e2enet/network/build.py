@@ -9,9 +9,19 @@ from typing import Any
 from torch import nn
 
 from e2enet.common.errors import InputError
+from e2enet.network.baselines import DynUNet, PlainUNet, SwinUNETR
 from e2enet.network.e2enet import E2ENet
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"e2enet": E2ENet}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "e2enet": E2ENet,
+    "plain_unet": PlainUNet,
+    "dynunet": DynUNet,
+    "swin_unetr": SwinUNETR,
+}
+# Parameters that the data and its plan give, not the settings.
+SUPPLIED = ("in_channels", "num_classes", "strides")
+# Settings in channels, which the setting `width` multiplies.
+CHANNELS = ("base_features", "max_features")
 
 
 def build_network(
@@ -19,7 +29,9 @@ def build_network(
 ) -> nn.Module:
     """Build the network `config["name"]` with the other keys of `config` as its settings.
 
-    Names are looked up in a fixed table, so a checkpoint cannot make this call anything else.
+    The setting `width` is a factor that every network has: it multiplies `base_features` and `max_features`, each
+    rounded to a whole number and at least 1. Names are looked up in a fixed table, so a checkpoint cannot make this
+    call anything else.
 
     Raises:
         InputError: for an unknown name, unknown settings, or values that the network refuses.
@@ -29,10 +41,15 @@ def build_network(
     if name not in NETWORKS:
         raise InputError(f"network.name is {name!r}; expected one of {sorted(NETWORKS)}")
     maker = NETWORKS[name]
-    allowed = inspect.signature(maker).parameters.keys() - {"in_channels", "num_classes", "strides"}
+    parameters = inspect.signature(maker).parameters
+    width = settings.pop("width", 1)
+    for key in CHANNELS:
+        if key in parameters and width != 1:
+            settings[key] = max(1, round(width * settings.get(key, parameters[key].default)))
+    allowed = parameters.keys() - set(SUPPLIED)
     unknown = sorted(settings.keys() - allowed)
     if unknown:
-        raise InputError(f"network {name} has no settings {unknown}; it has {sorted(allowed)}")
+        raise InputError(f"network {name} has no settings {unknown}; it has {sorted({*allowed, 'width'})}")
     try:
         return maker(in_channels, num_classes, strides, **settings)
     except ValueError as error:

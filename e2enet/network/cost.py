@@ -1,9 +1,9 @@
 """Parameters and FLOPs of a network by counting: active kernels only, without computing anything of that size.
 
 The forward pass runs on torch's `meta` device, where tensors have shapes and no memory. FLOPs are 2 x multiply-adds of
-convolutions; norms and activations are not counted. The two conventions differ in transposed convolutions: `exact`
-counts each input voxel times the kernel; `paper` counts each output voxel times the kernel, as the published columns
-do (8 times as much for 2 x 2 x 2). Spec section 5.
+convolutions and of other products of matrices (linear layers, attention); norms and activations are not counted. The
+two conventions differ in transposed convolutions: `exact` counts each input voxel times the kernel; `paper` counts each
+output voxel times the kernel, as the published columns do (8 times as much for 2 x 2 x 2). Spec section 5.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
 
 CONVENTIONS = ("exact", "paper")
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
@@ -36,7 +37,7 @@ def count_cost(model: nn.Module, input_size: Sequence[int], convention: str = "e
     """Count active parameters and FLOPs of one forward pass of one sample.
 
     Args:
-        model: any network of convolutions that takes one (1, C, D, H, W) tensor; C is read from its `in_channels` or
+        model: any network with convolutions that takes one (1, C, D, H, W) tensor; C is read from its `in_channels` or
             its first convolution. Layers with a `kernel_mask` count active kernels only. Every deep-supervision
             head is counted, whatever the mode: attributes named `deep_supervision*` are switched on meanwhile.
         input_size: (D, H, W) in voxels.
@@ -47,13 +48,18 @@ def count_cost(model: nn.Module, input_size: Sequence[int], convention: str = "e
     """
     if convention not in CONVENTIONS:
         raise ValueError(f"convention must be one of {CONVENTIONS}, got {convention!r}")
-    flops = 0
+    flops = inside = 0
     kernels: dict[Any, int] = {
         module: _active_kernels(module) for module in model.modules() if isinstance(module, KINDS)
     }
 
+    def enter(module: Any, inputs: tuple[Tensor, ...]) -> None:
+        nonlocal inside
+        inside -= products.get_total_flops()
+
     def count(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal flops
+        nonlocal flops, inside
+        inside += products.get_total_flops()
         by_input = isinstance(module, TRANSPOSED) and convention == "exact"
         voxels = math.prod((inputs[0] if by_input else output).shape[2:])
         flops += 2 * kernels[module] * math.prod(module.weight.shape[2:]) * voxels
@@ -61,16 +67,33 @@ def count_cost(model: nn.Module, input_size: Sequence[int], convention: str = "e
     with ExitStack() as stack, torch.no_grad():
         stack.enter_context(_every_head(model))
         for module in kernels:
+            stack.callback(module.register_forward_pre_hook(enter).remove)
             stack.callback(module.register_forward_hook(count).remove)
-        tensors = {name: p.detach() for name, p in [*model.named_parameters(), *model.named_buffers()]}
-        on_meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+        on_meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in _tensors(model).items()}
         sample = torch.empty((1, _in_channels(model), *input_size), device="meta", dtype=_dtype(model))
-        functional_call(model, on_meta, (sample,))
+        # Everything that multiplies, masks unknown to it: what happens outside of the convolutions is taken from here.
+        products = stack.enter_context(FlopCounterMode(display=False))
+        functional_call(model, on_meta, (sample,), tie_weights=False)
+        flops += products.get_total_flops() - inside
     inactive = sum(
         (math.prod(module.weight.shape[:2]) - active) * math.prod(module.weight.shape[2:])
         for module, active in kernels.items()
     )
     return Cost(params=sum(p.numel() for p in model.parameters()) - inactive, flops=flops)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer, under one name of the module that holds it.
+
+    Other makers' networks register a module twice; were both names replaced, `functional_call` would not put the tensor
+    back.
+    """
+    return {
+        ".".join(part for part in (prefix, name) if part): tensor.detach()
+        for prefix, module in model.named_modules()
+        for name, tensor in [*module._parameters.items(), *module._buffers.items()]
+        if tensor is not None
+    }
 
 
 def _active_kernels(module: Any) -> int:

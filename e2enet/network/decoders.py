@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from e2enet.network.blocks import BlockStack, ConvBlock, Triple, stack_blocks
 from e2enet.network.dsff import register_fusion_layer
-from e2enet.network.layers import StrideMaxPool3d, StrideUp3d
+from e2enet.network.layers import StrideUp3d
+from e2enet.network.pooling import StrideMaxPool3d
 
 
 class FusionNode(nn.Module):
@@ -41,21 +42,27 @@ class FusionNode(nn.Module):
             assert isinstance(block, ConvBlock)
             register_fusion_layer(block.conv, flows=flows if index == 0 else None)
 
-    def forward(self, same: Tensor, deeper: Tensor, shallower: Tensor | None) -> Tensor:
+    def forward(self, same: Tensor, deeper: Tensor, pooled: Tensor | None) -> Tensor:
+        """X[i, j] of X[i, j-1], X[i+1, j-1] and, below level 0, what `self.down` made of X[i-1, j-1]."""
         sources = [same, self.up(deeper)]
-        if self.down is not None and shallower is not None:
-            sources.append(self.down(shallower))
-        return self.blocks(*sources)
+        return self.blocks(*sources) if pooled is None else self.blocks(*sources, pooled)
 
 
 class FusionGrid(nn.Module):
     """The multi-stage fusion: columns j = 1 .. L-1 of nodes at levels i = 0 .. L-1-j (spec section 1).
 
-    `columns[j - 1][i]` is the node X[i, j]. Those on the last diagonal (i + j = L-1) have two blocks and feed heads.
+    `columns[j - 1][i]` is the node X[i, j]. Those on the last diagonal (i + j = L-1) have two blocks, feed heads and
+    convolve with `kernel_size`; the others have one block and convolve with `inner_kernel_size`.
     """
 
     def __init__(
-        self, features: Sequence[int], strides: Sequence[Triple], *, kernel_size: Triple, shift_size: int
+        self,
+        features: Sequence[int],
+        strides: Sequence[Triple],
+        *,
+        kernel_size: Triple,
+        inner_kernel_size: Triple,
+        shift_size: int,
     ) -> None:
         super().__init__()
         levels = len(features)
@@ -69,7 +76,7 @@ class FusionGrid(nn.Module):
                     strides[i],
                     strides[i - 1] if i > 0 else None,
                     blocks=2 if i + j == levels - 1 else 1,
-                    kernel_size=kernel_size,
+                    kernel_size=kernel_size if i + j == levels - 1 else inner_kernel_size,
                     shift_size=shift_size,
                 )
                 for i in range(levels - j)
@@ -79,10 +86,15 @@ class FusionGrid(nn.Module):
 
     def forward(self, column: list[Tensor], heads: int) -> list[Tensor]:
         """Return the outputs of the last diagonal at the first `heads` levels, full resolution first."""
-        diagonal: list[Tensor] = []
+        column, diagonal = list(column), []
         for nodes in self.columns:
             assert isinstance(nodes, nn.ModuleList)
-            column = [node(column[i], column[i + 1], column[i - 1] if i > 0 else None) for i, node in enumerate(nodes)]
+            pooled: list[Tensor | None] = [None]
+            for i, node in enumerate(nodes[1:]):
+                assert isinstance(node, FusionNode) and node.down is not None
+                column[i], down = node.down(column[i])
+                pooled.append(down)
+            column = [node(column[i], column[i + 1], pooled[i]) for i, node in enumerate(nodes)]
             diagonal.append(column[-1])
         return diagonal[::-1][:heads]
 

@@ -133,6 +133,17 @@ def init_masks(
 
     Every layer keeps at least one kernel.
     """
+    counts = active_kernels(model, density, start=start, density_by_dim0=density_by_dim0)
+    for name, layer in fusion_layers(model).items():
+        mask = layer.kernel_mask
+        mask.copy_(regrow_kernels(torch.zeros_like(mask), counts[name], generator=generator))
+    apply_masks(model)
+
+
+def active_kernels(
+    model: nn.Module, density: float, *, start: str = "uniform", density_by_dim0: Mapping[int, float] | None = None
+) -> dict[str, int]:
+    """Return how many kernels of every fusion layer `init_masks` makes active, by the layer's name."""
     layers = fusion_layers(model)
     if not 0 < density <= 1:
         raise ValueError(f"density must lie in (0, 1], got {density}")
@@ -142,12 +153,12 @@ def init_masks(
         densities = erdos_renyi_kernel({name: tuple(layer.weight.shape) for name, layer in layers.items()}, density)
     else:
         raise ValueError(f'start must be "uniform" or "erk", got {start!r}')
+    counts = {}
     for name, layer in layers.items():
         mask = layer.kernel_mask
         share = (density_by_dim0 or {}).get(mask.shape[0], densities[name])
-        active = max(1, round(share * mask.numel()))
-        mask.copy_(regrow_kernels(torch.zeros_like(mask), active, generator=generator))
-    apply_masks(model)
+        counts[name] = max(1, round(share * mask.numel()))
+    return counts
 
 
 def update_masks(

@@ -27,10 +27,12 @@ class E2ENet(nn.Module):
         strides: L-1 triples (depth, height, width), the downsampling between level i-1 and i. L >= 2.
         base_features: channels at full resolution; level i has min(base_features * 2**i, max_features).
         max_features: upper bound of the channels.
-        shift_size: number of channel groups m of the depth-shift, odd; 1 is no shift. None: 3 for a (1, 3, 3)
-            kernel, 1 for any other, which must not be shifted.
+        shift_size: number of channel groups m of the depth-shift, odd; 1 is no shift. None: 3 where every kernel is
+            (1, 3, 3), else 1, since no other may be shifted.
         shift_input: shift the network's input too, as the authors' code does (`e2enet_released`).
         kernel_size: (1, 3, 3), (3, 1, 3), (3, 3, 1) or (3, 3, 3).
+        inner_kernel_size: of the fusion nodes that feed no head (all but the last diagonal); None: kernel_size. The
+            authors' code, asked for (3, 3, 3), keeps (1, 3, 3) there, without shift.
         fusion: "grid" (the paper's) or "unet" (a plain U-Net of the same blocks, without sparse layers).
         deep_supervision: return the logits of every head in training mode.
 
@@ -54,13 +56,15 @@ class E2ENet(nn.Module):
         shift_size: int | None = None,
         shift_input: bool = False,
         kernel_size: Sequence[int] = (1, 3, 3),
+        inner_kernel_size: Sequence[int] | None = None,
         fusion: str = "grid",
         deep_supervision: bool = True,
     ) -> None:
         super().__init__()
         self.strides = _check_strides(strides)
         kernel = _check_kernel(kernel_size)
-        shift = _check_shift(shift_size, kernel)
+        inner_kernel = _check_inner_kernel(inner_kernel_size, kernel, fusion)
+        shift = _check_shift(shift_size, kernel, inner_kernel)
         for name, value in {
             "in_channels": in_channels,
             "num_classes": num_classes,
@@ -87,11 +91,7 @@ class E2ENet(nn.Module):
             )
             for level, features in enumerate(self.features_per_level)
         )
-        decoders: dict[str, type[FusionGrid] | type[UNetDecoder]] = {"grid": FusionGrid, "unet": UNetDecoder}
-        decoder = decoders.get(fusion)
-        if decoder is None:
-            raise ValueError(f'fusion must be "grid" or "unet", got {fusion!r}')
-        self.decoder = decoder(self.features_per_level, self.strides, kernel_size=kernel, shift_size=shift)
+        self.decoder = _decoder(fusion, self.features_per_level, self.strides, kernel, inner_kernel, shift)
         self.heads = nn.ModuleList(
             nn.Conv3d(self.features_per_level[level], num_classes, 1, bias=False)
             for level in range(self.decoder.num_heads)
@@ -134,6 +134,16 @@ class E2ENet(nn.Module):
             )
 
 
+def _decoder(
+    fusion: str, features: Sequence[int], strides: Sequence[Triple], kernel: Triple, inner_kernel: Triple, shift: int
+) -> FusionGrid | UNetDecoder:
+    if fusion == "grid":
+        return FusionGrid(features, strides, kernel_size=kernel, inner_kernel_size=inner_kernel, shift_size=shift)
+    if fusion == "unet":
+        return UNetDecoder(features, strides, kernel_size=kernel, shift_size=shift)
+    raise ValueError(f'fusion must be "grid" or "unet", got {fusion!r}')
+
+
 def half_precision_pays_on_cpu() -> bool:
     """Whether autocast saves time: only with AMX, without which bfloat16 convolutions are slower than float32."""
     return torch.cpu._is_amx_tile_supported()
@@ -149,21 +159,31 @@ def _check_strides(strides: Sequence[Sequence[int]]) -> list[Triple]:
     return [(d, h, w) for d, h, w in triples]
 
 
-def _check_kernel(kernel_size: Sequence[int]) -> Triple:
+def _check_kernel(kernel_size: Sequence[int], name: str = "kernel_size") -> Triple:
     kernel = tuple(int(size) for size in kernel_size)
     for allowed in KERNEL_SIZES:
         if kernel == allowed:
             return allowed
-    raise ValueError(f"kernel_size must be one of {KERNEL_SIZES}, got {kernel}")
+    raise ValueError(f"{name} must be one of {KERNEL_SIZES}, got {kernel}")
 
 
-def _check_shift(shift_size: int | None, kernel: Triple) -> int:
+def _check_inner_kernel(inner: Sequence[int] | None, kernel: Triple, fusion: str) -> Triple:
+    if inner is None:
+        return kernel
+    if fusion != "grid":
+        raise ValueError(f'inner_kernel_size {tuple(inner)} is of the fusion grid, and fusion is "{fusion}"')
+    return _check_kernel(inner, "inner_kernel_size")
+
+
+def _check_shift(shift_size: int | None, *kernels: Triple) -> int:
+    shifted = all(kernel == (1, 3, 3) for kernel in kernels)
     if shift_size is None:
-        return 3 if kernel == (1, 3, 3) else 1
+        return 3 if shifted else 1
     check_shift_size(shift_size)
-    if shift_size > 1 and kernel != (1, 3, 3):
+    if shift_size > 1 and not shifted:
+        names = " and ".join(map(str, dict.fromkeys(kernels)))
         raise ValueError(
-            f"shift_size {shift_size} with kernel_size {kernel}: the depth-shift belongs to (1, 3, 3), use 1"
+            f"shift_size {shift_size} with kernel_size {names}: the depth-shift belongs to (1, 3, 3), use 1"
         )
     return shift_size
 

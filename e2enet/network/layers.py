@@ -2,7 +2,7 @@
 
 In channels-last order a volume (B, C, D, H, W) lies in memory as (B, D, H, W, C). Two things follow:
 a (1, 3, 3) convolution is a 2D convolution of B * D images, and a transposed convolution whose kernel equals its
-stride is one matrix product of voxels by weights.
+stride is a matrix product of voxels by weights.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 Triple = tuple[int, int, int]
 
@@ -67,6 +68,10 @@ def to_planes(x: Tensor) -> Tensor:
     """Return (B, C, D, H, W) as (B * D, C, H, W): a view where `x` is channels-last."""
     batch, channels, depth, height, width = x.shape
     planes = x.permute(0, 2, 3, 4, 1).reshape(batch * depth, height, width, channels)
+    if channels == 1:
+        # A single channel's stride says nothing, and yet torch takes the layout from it: 1, as unsqueeze makes it, is
+        # channels-last, which keeps the convolution's output in that layout and is three times as fast.
+        planes = planes.squeeze(-1).unsqueeze(-1)
     return planes.permute(0, 3, 1, 2)
 
 
@@ -78,12 +83,13 @@ def from_planes(planes: Tensor, batch: int) -> Tensor:
 
 
 class StrideUp3d(nn.ConvTranspose3d):
-    """`nn.ConvTranspose3d` with kernel = stride and no padding, as one matrix product.
+    """`nn.ConvTranspose3d` with kernel = stride and no padding, as matrix products.
 
     Output voxel (s d + a, ..) takes input voxel d times weight[:, :, a, ..]: no two products meet in a voxel, so
-    (voxels, C_in) @ (C_in, C_out * volume) holds every output value once and only has to be laid out. With
-    `blocks=True` even that is left to whoever reads it: the output is a view (B, C_out, D, sd, H, sh, W, sw) of the
-    product, as `shift_concat` takes it.
+    (voxels, C_in) @ (C_in, C_out * volume) holds every output value once and only has to be laid out. One product is
+    taken for each (a, b) of depth and height, so that each holds whole lines of the output along its width and is laid
+    out in long copies. With `blocks=True` even that is left to whoever reads it: the output is a view
+    (B, C_out, D, sd, H, sh, W, sw) of the products, as `shift_concat` takes it.
     """
 
     def __init__(
@@ -95,10 +101,10 @@ class StrideUp3d(nn.ConvTranspose3d):
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         batch, _, depth, height, width = x.shape
         sd, sh, sw = (int(s) for s in self.stride)
-        weight = self.weight.permute(0, 2, 3, 4, 1).reshape(self.in_channels, -1)
-        out = x.permute(0, 2, 3, 4, 1) @ weight
-        out = out.view(batch, depth, height, width, sd, sh, sw, self.out_channels)
-        out = out.permute(0, 7, 1, 4, 2, 5, 3, 6)
+        weights = self.weight.permute(2, 3, 0, 4, 1).reshape(sd * sh, self.in_channels, sw * self.out_channels)
+        out = line_products(x.permute(0, 2, 3, 4, 1).reshape(-1, self.in_channels), weights)
+        out = out.view(sd, sh, batch, depth, height, width, sw, self.out_channels)
+        out = out.permute(2, 7, 3, 0, 4, 1, 5, 6)
         if self.blocks:
             return out
         # Through (B, D, H, W, C), so that the copy that this takes is channels-last.
@@ -106,8 +112,32 @@ class StrideUp3d(nn.ConvTranspose3d):
         return out.permute(0, 4, 1, 2, 3)
 
 
-class StrideMaxPool3d(nn.MaxPool3d):
-    """`nn.MaxPool3d` with kernel = stride."""
+def line_products(rows: Tensor, weights: Tensor) -> Tensor:
+    """Products (k, N, M) of rows (N, C) with each of the weights (k, C, M); elsewhere than on the CPU one product."""
+    if rows.device.type != "cpu" or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+        count, channels, columns = weights.shape
+        product = rows @ weights.transpose(0, 1).reshape(channels, count * columns)
+        return product.view(len(rows), count, columns).transpose(0, 1)
+    return _LineProducts.apply(rows, weights)
 
-    def __init__(self, stride: tuple[int, int, int]) -> None:
-        super().__init__(stride, stride)
+
+class _LineProducts(torch.autograd.Function):
+    """torch.matmul of rows (N, C) and weights (k, C, M), which would sum k gradients of the rows as tensors."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, weights)
+        out = rows.new_empty(len(weights), len(rows), weights.shape[2])
+        for product, weight in zip(out, weights, strict=True):
+            torch.mm(rows, weight, out=product)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        rows, weights = ctx.saved_tensors
+        grad_rows, grad_weights = torch.empty_like(rows), torch.empty_like(weights)
+        for index, (part, weight) in enumerate(zip(grad, weights, strict=True)):
+            torch.addmm(grad_rows, part, weight.T, beta=0 if index == 0 else 1, out=grad_rows)
+            torch.mm(rows.T, part, out=grad_weights[index])
+        return grad_rows, grad_weights

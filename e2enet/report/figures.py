@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-import csv
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from e2enet.common.errors import InputError
-from e2enet.common.files import atomic_path
+from e2enet.report.pictures.style import RowStyle, house_style, new_figure, row_styles, save_figure, whole_epochs
+from e2enet.report.run_files import METRICS_FILE, read_metrics
 
-# Panels of each figure: title, and the columns drawn in it with their labels.
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Panels of each figure: title, and the columns drawn in it with their labels; the mean, where there is one, is black.
 Panels = Mapping[str, Mapping[str, str]]
-Curve = tuple[list[float], list[float]]
 DSFF_PANELS: Panels = {
     "share of kernels": {"dsff/density": "active", "dsff/ever_active": "ever active"},
     "update": {"dsff/fraction": "pruned fraction", "dsff/churn": "churn"},
     "share of active kernels by flow": {f"dsff/share_{flow}": flow for flow in ("forward", "up", "down")},
 }
+MEAN = "mean"
+MARKED_UP_TO = 30  # points: a single one has no line, so that short curves mark theirs
+PANEL_WIDTH, PANEL_HEIGHT = 4.2, 3.3
 
 
 def draw_figures(run_folder: Path) -> list[Path]:
@@ -26,69 +33,62 @@ def draw_figures(run_folder: Path) -> list[Path]:
     Raises:
         InputError: the run folder has no metrics.csv.
     """
-    curves = read_curves(run_folder / "metrics.csv")
+    path = run_folder / METRICS_FILE
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected the metrics of a run")
+    curves = metric_curves(read_metrics(path))
     learning = {
         "training loss": {"train/loss": "loss"},
         "validation Dice of patches": _dice_columns(curves, "val/dice"),
         "validation Dice of whole cases": _dice_columns(curves, "val_full/dice"),
         "learning rate": {"train/lr": "learning rate"},
     }
-    learning = {title: columns for title, columns in learning.items() if any(name in curves for name in columns)}
-    figures = {"learning_curves.png": learning, "dsff.png": DSFF_PANELS}
     written = []
-    for name, panels in figures.items():
-        if any(column in curves for columns in panels.values() for column in columns):
-            path = run_folder / "figures" / name
-            _draw(path, panels, curves)
-            written.append(path)
+    for name, panels in {"learning_curves.png": learning, "dsff.png": DSFF_PANELS}.items():
+        shown = {title: columns for title, columns in panels.items() if any(column in curves for column in columns)}
+        if shown:
+            written.append(_draw(run_folder / "figures" / name, shown, curves))
     return written
 
 
-def read_curves(path: Path) -> dict[str, Curve]:
-    """{column: (epochs, values)} of a metrics.csv; empty cells and NaN are left out."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; expected the metrics of a run")
-    curves: dict[str, Curve] = {}
-    with path.open(newline="", encoding="utf-8") as stream:
-        for row in csv.DictReader(stream):
-            for name, cell in row.items():
-                if name in ("epoch", "step") or not cell or math.isnan(float(cell)):
-                    continue
-                epochs, values = curves.setdefault(name, ([], []))
-                epochs.append(float(row["epoch"]) + 1)
-                values.append(float(cell))
-    return curves
+def metric_curves(metrics: pd.DataFrame) -> dict[str, pd.Series]:
+    """{column: its values by epoch, counted from 1} of a metrics.csv; empty cells and NaN are left out."""
+    columns = [name for name in metrics if name not in ("epoch", "step")]
+    curves = {name: metrics.set_index("epoch")[name].dropna() for name in columns}
+    return {name: curve.set_axis(curve.index + 1) for name, curve in curves.items() if not curve.empty}
 
 
-def _dice_columns(curves: Mapping[str, Curve], score: str) -> dict[str, str]:
+def _dice_columns(curves: Mapping[str, pd.Series], score: str) -> dict[str, str]:
     classes = sorted(name for name in curves if name.startswith(f"{score}_"))
-    return {score: "mean"} | {name: name.removeprefix(f"{score}_") for name in classes}
+    return {score: MEAN} | {name: name.removeprefix(f"{score}_") for name in classes}
 
 
-def _draw(path: Path, panels: Panels, curves: Mapping[str, Curve]) -> None:
-    # The object API with its own canvas needs no display and leaves no global state behind.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.5 * len(panels), 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, (title, columns) in zip(_axes(figure, len(panels)), panels.items(), strict=True):
-        for column, label in columns.items():
-            if column in curves:
-                mean = label == "mean"
-                style = {"color": "black", "linewidth": 2.0} if mean else {"linewidth": 1.3}
-                # A single point has no line: mark the points of short runs.
-                marker = "." if len(curves[column][0]) < 30 else None
-                axes.plot(*curves[column], label=label, marker=marker, **style)
-        axes.set_title(title)
-        axes.set_xlabel("epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        if len(columns) > 1 and axes.has_data():
-            axes.legend(fontsize="small")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120)
+def _draw(path: Path, panels: Panels, curves: Mapping[str, pd.Series]) -> Path:
+    with house_style():
+        figure = new_figure(PANEL_HEIGHT, PANEL_WIDTH * len(panels))
+        grid = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, (title, columns) in zip(grid, panels.items(), strict=True):
+            labels = list(columns.values())
+            styles = row_styles(len(labels), labels.index(MEAN) if MEAN in labels else None)
+            for (column, label), style in zip(columns.items(), styles, strict=True):
+                if column in curves:
+                    _draw_curve(axes, curves[column], label, style)
+            axes.set_title(title)
+            whole_epochs(axes)
+            if len(columns) > 1:
+                axes.legend(fontsize="small", ncols=1 + len(columns) // 9)
+        return save_figure(figure, path)
 
 
-def _axes(figure: object, count: int) -> Sequence:
-    return list(figure.subplots(1, count, squeeze=False)[0])  # type: ignore[attr-defined]
+def _draw_curve(axes: Axes, curve: pd.Series, label: str, style: RowStyle) -> None:
+    axes.plot(
+        curve.index,
+        curve,
+        label=label,
+        color=style.colour,
+        ls=style.dashes,
+        linewidth=2.0 if label == MEAN else 1.3,
+        marker=style.marker if len(curve) <= MARKED_UP_TO else None,
+        markersize=4,
+        zorder=3 if label == MEAN else 2,
+    )

@@ -8,7 +8,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from e2enet.common.files import atomic_path
 from e2enet.training.module import PATCHES, SCORES, WHOLE_CASES, SegmentationModule
 
 
@@ -31,6 +33,18 @@ def checkpoints(folder: Path, monitor: str, every: int) -> list[pl.Callback]:
         enable_version_counter=False,
     )
     return [BestCheckpoint(folder / "best.ckpt", monitor), last]
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Lets a checkpoint take its place only when it is complete, so that a killed run always has one to go on from.
+
+    Lightning writes to the system's temporary folder and moves the file from there, which copies it where that folder
+    is on another file system: a run killed meanwhile would be left with half of its only checkpoint.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        with atomic_path(path) as temporary:
+            super().save_checkpoint(checkpoint, temporary, storage_options)
 
 
 class BestCheckpoint(Checkpoint):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from importlib import metadata
 
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -12,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from e2enet.common import config_check
 from e2enet.common.config_check import first_line
-from e2enet.common.configs import compose_config, group_options
+from e2enet.common.configs import EXPERIMENTS, compose_config, group_options
 from e2enet.common.errors import raise_problems
 from e2enet.common.overrides import (
     chooses_group,
@@ -23,11 +24,19 @@ from e2enet.common.overrides import (
     unknown_choice,
 )
 from e2enet.training.config_rules import SCHEMA
+from e2enet.training.pretraining import pretraining_problems
 from e2enet.training.resume import resumed_config
+from e2enet.training.sweeps.rows import row_overrides
 
 HEADING = "The configuration cannot be used:"
 # A sweep of more jobs than this is checked value by value instead of job by job.
 MOST_JOBS = 32
+# Launchers of the extra `launchers`, by the beginning of their name, and what brings them.
+LAUNCHERS = {
+    "joblib": "hydra-joblib-launcher",
+    "submitit": "hydra-submitit-launcher",
+    "slurm": "hydra-submitit-launcher",
+}
 
 
 def check_command_line(arguments: Sequence[str]) -> None:
@@ -41,15 +50,6 @@ def check_command_line(arguments: Sequence[str]) -> None:
     raise_problems(list(dict.fromkeys(_command_line_problems(overrides, multirun))), HEADING)
 
 
-def force_added(arguments: Sequence[str]) -> list[str]:
-    """The command line with `key=value` as `++key=value`, for arguments that `check_command_line` let pass.
-
-    Hydra would demand a `+` before a key that the composed config lacks, such as a parameter of another
-    optimizer.
-    """
-    return [f"++{text}" if _sets_value(text) else text for text in arguments]
-
-
 def check_config(config: DictConfig) -> None:
     """Check a composed config; one InputError with all problems."""
     raise_problems(config_problems(config), HEADING)
@@ -57,7 +57,7 @@ def check_config(config: DictConfig) -> None:
 
 def config_problems(config: DictConfig) -> list[str]:
     """What is wrong with a composed config, a line per problem."""
-    return config_check.config_problems(config, SCHEMA)
+    return config_check.config_problems(config, SCHEMA) or pretraining_problems(config, config_problems)
 
 
 def _command_line_problems(overrides: Sequence[str], multirun: bool) -> Iterator[str]:
@@ -81,6 +81,11 @@ def _command_line_problems(overrides: Sequence[str], multirun: bool) -> Iterator
         else:
             # An unknown key goes into the config, where it is reported together with all others.
             choices.append([forced(override, value) for value in values])
+    for override in (parse_override(text) for text in overrides if text.startswith(f"{EXPERIMENTS}=")):
+        if multirun and override.is_sweep_override():
+            yield f"{EXPERIMENTS}: one in a launch, each brings its own rows (a common name=TEXT joins their folders)"
+            return
+    yield from _launcher_problems(overrides)
     if any(len(values) > 1 for values in choices) and not multirun:
         yield "several values for one key (a,b) start a sweep: add -m (or write a list as [a,b])"
     for job in _jobs(choices):
@@ -94,6 +99,13 @@ def _job_problems(job: Sequence[str], multirun: bool) -> Iterator[str]:
     except (HydraException, OmegaConfBaseException) as error:
         yield first_line(error)
         return
+    row = config.get("row")
+    try:
+        more = row_overrides(config)
+        config = compose_config([*job, *more], with_hydra=True) if more else config
+    except (HydraException, OmegaConfBaseException) as error:
+        yield f"row {row}: {first_line(error)}"
+        return
     swept = OmegaConf.select(config, "hydra.sweeper.params") or {}
     given = {text.lstrip("+").split("=", 1)[0] for text in job}
     params = [f"{key}={value}" for key, value in swept.items() if key not in given]
@@ -104,11 +116,29 @@ def _job_problems(job: Sequence[str], multirun: bool) -> Iterator[str]:
     if config.get("resume") is not None and not multirun:
         # What runs is the stored config, not the defaults of this command line.
         config = resumed_config(config, job)
-    yield from config_problems(config)
-    if multirun and config.get("resume") is not None:
-        yield "resume: continues one run; start it without -m"
-    if multirun and OmegaConf.select(config, "trainer.strategy") == "ddp":
-        yield "trainer.strategy=ddp: one process group per job; start jobs with torchrun or SLURM, without -m"
+    yield from (f"row {row}: {problem}" if more else problem for problem in config_problems(config))
+    if multirun:
+        yield from _multirun_problems(config)
+
+
+def _launcher_problems(overrides: Sequence[str]) -> Iterator[str]:
+    """A launcher that is not installed, which Hydra would call a config that it cannot find."""
+    for text in overrides:
+        key, _, value = text.partition("=")
+        package = next((package for name, package in LAUNCHERS.items() if value.startswith(name)), None)
+        if key == "hydra/launcher" and package is not None and not any(metadata.distributions(name=package)):
+            yield f"{text}: needs the extra `launchers`: python -m pip install -c constraints.txt -e '.[launchers]'"
+
+
+def _multirun_problems(config: DictConfig) -> Iterator[str]:
+    if config.get("resume") is not None:
+        yield "resume: continues one run; start it without -m (a sweep goes on by its own command line)"
+    nodes = OmegaConf.select(config, "trainer.num_nodes")
+    if isinstance(nodes, int) and nodes > 1:
+        yield (
+            f"trainer.num_nodes={nodes}: each job of a sweep runs on one machine (trainer.devices processes); start a "
+            "run on several with torchrun or SLURM, without -m"
+        )
 
 
 def _jobs(choices: Sequence[Sequence[str]]) -> Iterable[Sequence[str]]:
@@ -125,10 +155,3 @@ def _jobs(choices: Sequence[Sequence[str]]) -> Iterable[Sequence[str]]:
 def _group_key(override: Override) -> str:
     """The group as Hydra wants it: `data`, or `+name` as the user wrote it."""
     return f"{'+' if override.is_add() else ''}{override.key_or_group}"
-
-
-def _sets_value(argument: str) -> bool:
-    if argument.startswith(("-", "+", "~")) or not is_override(argument):
-        return False
-    override = parse_override(argument)
-    return not chooses_group(override, group_options()) and not override.key_or_group.startswith("hydra")

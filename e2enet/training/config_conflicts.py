@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from e2enet.common.ablations import ablation_problems
 from e2enet.common.config_check import Conflict
+from e2enet.common.errors import InputError
+from e2enet.inference.checkpoint import checkpoint_file
+from e2enet.network.baselines import missing_package
 
 
-def _shift_and_kernel(shift_size: int | None, kernel_size: Sequence[int]) -> str | None:
-    if shift_size is not None and shift_size > 1 and list(kernel_size) != [1, 3, 3]:
+def _shift_and_kernel(
+    shift_size: int | None, kernel_size: Sequence[int] | None, inner_kernel_size: Sequence[int] | None
+) -> str | None:
+    kernels = {"kernel_size": kernel_size, "inner_kernel_size": inner_kernel_size}
+    wrong = [f"{name} {kernel}" for name, kernel in kernels.items() if kernel and list(kernel) != [1, 3, 3]]
+    if shift_size is not None and shift_size > 1 and wrong:
         return (
             f"network.shift_size={shift_size}: the depth-shift belongs to "
-            f"kernel_size [1,3,3], not {kernel_size}; "
+            f"kernel_size [1,3,3], not {' and '.join(wrong)}; "
             "set network.shift_size=1 (or null)"
+        )
+    return None
+
+
+def _inner_kernel_and_fusion(inner_kernel_size: Sequence[int] | None, fusion: str | None) -> str | None:
+    if inner_kernel_size is not None and fusion == "unet":
+        return (
+            f"network.inner_kernel_size={inner_kernel_size}: the unet variant has no inner fusion nodes; expected null"
         )
     return None
 
@@ -31,9 +48,10 @@ def _patch_and_strides(patch_size: Sequence[int] | None, strides: Sequence[Seque
     return None
 
 
-def _masks_and_fusion(masks: bool, fusion: str) -> str | None:
-    if masks and fusion == "unet":
-        return "dsff.masks=true: the unet variant has no fusion layers to mask; use dsff=dense"
+def _masks_and_network(masks: bool, name: str, fusion: str | None) -> str | None:
+    if masks and fusion != "grid":
+        network = "the unet variant" if fusion == "unet" else name
+        return f"dsff.masks=true: {network} has no fusion layers to mask; use dsff=dense"
     return None
 
 
@@ -68,13 +86,37 @@ def _fused_and_masks(fused: bool | None, precision: Any, masks: bool) -> str | N
     return None
 
 
+def _row_of_ablation(ablation: Mapping[str, Any] | None, row: str | None) -> str | None:
+    if ablation is None:
+        return (
+            None if row is None else f"row={row}: rows belong to an experiment; choose one, e.g. experiments=sparsity"
+        )
+    return "\n  - ".join(ablation_problems(ablation, row)) or None
+
+
+def _initial_weights(initial_weights: str | None, pretraining: Sequence[str] | None, resume: str | None) -> str | None:
+    if initial_weights is None or resume is not None:  # a run that goes on has weights of its own
+        return None
+    if pretraining:
+        return "initial_weights: pretraining gives the weights; expected null beside it"
+    try:
+        checkpoint_file(Path(initial_weights))
+    except InputError as error:
+        return f"initial_weights={error}"
+    return None
+
+
 CONFLICTS: tuple[Conflict, ...] = (
-    Conflict(("network.shift_size", "network.kernel_size"), _shift_and_kernel),
+    Conflict(("network.shift_size", "network.kernel_size", "network.inner_kernel_size"), _shift_and_kernel),
+    Conflict(("network.inner_kernel_size", "network.fusion"), _inner_kernel_and_fusion),
+    Conflict(("network.name",), missing_package),
     Conflict(("plan.patch_size", "plan.strides"), _patch_and_strides),
-    Conflict(("dsff.masks", "network.fusion"), _masks_and_fusion),
+    Conflict(("dsff.masks", "network.name", "network.fusion"), _masks_and_network),
     Conflict(("dsff.fraction_schedule", "dsff.fraction_initial", "dsff.fraction_final"), _fractions),
     Conflict(("dsff.masks", "dsff.updates", "dsff.density"), _density_one),
     Conflict(("training.precision", "trainer.accelerator"), _precision_and_device),
     Conflict(("trainer.accelerator",), _device_exists),
+    Conflict(("initial_weights", "pretraining", "resume"), _initial_weights),
+    Conflict(("ablation", "row"), _row_of_ablation),
     Conflict(("training.optimizer.fused", "training.precision", "dsff.masks"), _fused_and_masks),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from e2enet.common.ablations import ABLATION_RULE
 from e2enet.common.config_check import Schema
 from e2enet.common.config_rules import (
     Rule,
@@ -18,27 +19,25 @@ from e2enet.common.config_rules import (
 )
 from e2enet.data import config_rules as data
 from e2enet.network.build import NETWORKS
+from e2enet.network.e2enet import KERNEL_SIZES
 from e2enet.training.config_conflicts import CONFLICTS
 
+KERNEL_RULE = choice(*(list(kernel) for kernel in KERNEL_SIZES))
 RULES: dict[str, Rule] = {
     **data.RULES,
     "name": text,
     "run_folder": text,
     "resume": optional(text),
+    "initial_weights": optional(text),
+    "pretraining": optional(list_of(text)),
+    "ablation": ABLATION_RULE,
+    "row": optional(text),
     "final.predict": flag,
     "final.max_cases": optional(whole(1)),
     "final.mirror": flag,
     "final.step": share,
     "final.nsd_tolerance": positive,
     "final.overlay": flag,
-    "network.name": choice(*NETWORKS),
-    "network.base_features": whole(1),
-    "network.max_features": whole(1),
-    "network.shift_size": choice(None, 1, 3, 5, 7, 11),
-    "network.shift_input": flag,
-    "network.kernel_size": choice([1, 3, 3], [3, 1, 3], [3, 3, 1], [3, 3, 3]),
-    "network.fusion": choice("grid", "unet"),
-    "network.deep_supervision": flag,
     "dsff.masks": flag,
     "dsff.density": share,
     "dsff.start": choice("uniform", "erk"),
@@ -76,16 +75,26 @@ RULES: dict[str, Rule] = {
     "logger.offline": flag,
 }
 
-# Sections built through `_target_`: their keys are the target's parameters, minus those that the code
-# supplies. A rule for a key here holds wherever the key is given.
+# Sections built through `_target_`, or of `BY_NAME` through their `name`: their keys are the target's parameters, minus
+# those that the code supplies. A rule for a key here holds wherever the key is given.
+BY_NAME = {"network": NETWORKS}
 SUPPLIED: dict[str, set[str]] = {
     **data.SUPPLIED,
+    "network": {"in_channels", "num_classes", "strides"},
     "training.loss": set(),
     "training.optimizer": {"params"},
     "training.schedule": {"optimizer", "total", "last_epoch"},
 }
 TARGET_RULES: dict[str, Rule] = {
     **data.TARGET_RULES,
+    "network.base_features": whole(1),
+    "network.max_features": whole(1),
+    "network.shift_size": choice(None, 1, 3, 5, 7, 11),
+    "network.shift_input": flag,
+    "network.kernel_size": KERNEL_RULE,
+    "network.inner_kernel_size": optional(KERNEL_RULE),
+    "network.fusion": choice("grid", "unet"),
+    "network.deep_supervision": flag,
     "training.loss.smooth": number(0),
     "training.loss.dice_weight": number(0),
     "training.loss.cross_entropy_weight": number(0),
@@ -96,6 +105,10 @@ TARGET_RULES: dict[str, Rule] = {
     "training.schedule.warmup": number(0, 1),
 }
 # Keys of such sections that are no parameters of the target.
-EXTRAS: dict[str, dict[str, Rule]] = {**data.EXTRAS, "training.schedule": {"interval": choice("epoch", "step")}}
+EXTRAS: dict[str, dict[str, Rule]] = {
+    **data.EXTRAS,
+    "network": {"name": text, "width": positive},
+    "training.schedule": {"interval": choice("epoch", "step")},
+}
 
-SCHEMA = Schema(RULES, SUPPLIED, TARGET_RULES, EXTRAS, (*data.CONFLICTS, *CONFLICTS))
+SCHEMA = Schema(RULES, SUPPLIED, TARGET_RULES, EXTRAS, (*data.CONFLICTS, *CONFLICTS), BY_NAME)

@@ -7,6 +7,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from omegaconf import DictConfig
 
@@ -38,9 +39,9 @@ def finish_wandb() -> None:
 def _csv_logger(run_folder: Path, first_step: int) -> CSVLogger:
     earlier: list[dict[str, Any]] = []
     path = run_folder / METRICS_FILE
-    if path.is_file():
-        with path.open(newline="", encoding="utf-8") as stream:
-            earlier = [row for row in csv.DictReader(stream) if int(row["step"]) < first_step]
+    # Of several processes only the first has the file.
+    if path.is_file() and getattr(rank_zero_only, "rank", 0) == 0:
+        earlier = [row for row in _whole_rows(path) if int(row["step"]) < first_step]
         # Lightning would delete the file itself and warn about the folder.
         path.unlink()
     logger = CSVLogger(run_folder, name="", version="", flush_logs_every_n_steps=1)
@@ -48,6 +49,14 @@ def _csv_logger(run_folder: Path, first_step: int) -> CSVLogger:
         logger.experiment.metrics.extend(earlier)
         logger.save()
     return logger
+
+
+def _whole_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a metrics.csv, without a last one that a killed run did not write to its end."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+    return [row for row in csv.DictReader(lines) if None not in row.values()]
 
 
 def _wandb_logger(config: DictConfig, run_folder: Path) -> WandbLogger:

@@ -1,4 +1,5 @@
-"""What a run folder records about itself: the resolved config, software and machine, the network's cost."""
+"""What a run folder records about itself: the resolved config, software and machine, the network's cost and
+connections."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from torch import nn
 from e2enet.common.configs import project_root
 from e2enet.common.files import atomic_path, write_json
 from e2enet.network import dsff
+from e2enet.network.connections import connections
 from e2enet.network.cost import count_cost
 
 PACKAGES = (
@@ -47,14 +50,20 @@ def write_versions(path: Path) -> None:
             "packages": {name: _version(name) for name in PACKAGES},
             "python": platform.python_version(),
             "git": {"commit": _git("rev-parse", "HEAD"), "changed_files": _git("status", "--porcelain")},
-            "machine": {
-                "system": platform.platform(),
-                "cores": os.cpu_count(),
-                "threads": torch.get_num_threads(),
-                "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
-            },
+            "machine": machine(),
         },
     )
+
+
+def machine() -> dict[str, Any]:
+    """What this process runs on: system, processor, cores, threads of torch, GPUs."""
+    return {
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+    }
 
 
 def write_cost(path: Path, network: nn.Module, patch_size: Sequence[int]) -> dict[str, Any]:
@@ -67,11 +76,25 @@ def write_cost(path: Path, network: nn.Module, patch_size: Sequence[int]) -> dic
     return content
 
 
+def write_connections(path: Path, network: nn.Module) -> None:
+    """Write the active kernels of every fusion layer and flow, with their node in the grid, at the current masks."""
+    write_json(path, [asdict(connection) for connection in connections(network)])
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def _processor() -> str:
+    """The processor's name; on Linux from /proc, where Python knows only the architecture."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "") or (
+        platform.processor()
+    )
 
 
 def _git(*arguments: str) -> Any:

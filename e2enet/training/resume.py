@@ -21,6 +21,8 @@ CHANGEABLE = ("training.epochs", "trainer", "logger", "paths", "final", "data.nu
 def resumed_config(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """The config to go on with: the run's own, with changeable overrides of this command line.
 
+    The run may have been stopped before its first checkpoint: it then begins anew, with the same config.
+
     Args:
         config: the composed config of this command line; its `resume` names the run folder.
         overrides: the command line's overrides, as typed.
@@ -29,8 +31,8 @@ def resumed_config(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
         InputError: the folder holds no run, or overrides ask for something else than the run's config.
     """
     folder = Path(config.resume)
-    missing = [str(folder / name) for name in (CONFIG_FILE, LAST_CHECKPOINT) if not (folder / name).is_file()]
-    raise_problems([f"{path}: no such file" for path in missing], f"resume={folder}: cannot be continued:")
+    if not (folder / CONFIG_FILE).is_file():
+        raise InputError(f"resume={folder}: cannot be continued, {folder / CONFIG_FILE}: no such file")
     stored = OmegaConf.load(folder / CONFIG_FILE)
     if not isinstance(stored, DictConfig):
         raise InputError(f"{folder / CONFIG_FILE}: not a run's config")

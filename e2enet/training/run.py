@@ -9,20 +9,27 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
+from torch import nn
 
 from e2enet.common.configs import as_plain
 from e2enet.common.console import console
 from e2enet.common.errors import InputError
 from e2enet.data.command import build_datamodule
 from e2enet.data.datamodule import SegmentationDataModule
+from e2enet.inference.checkpoint import load_model
 from e2enet.training.config_check import check_config
 from e2enet.training.final import score_run
+from e2enet.training.initial_weights import check_shapes, load_initial_weights
 from e2enet.training.loggers import build_loggers, finish_wandb
 from e2enet.training.module import SegmentationModule
-from e2enet.training.records import write_config, write_versions
+from e2enet.training.pretraining import pretrain
+from e2enet.training.records import write_config, write_connections, write_versions
 from e2enet.training.resume import CONFIG_FILE, LAST_CHECKPOINT
 from e2enet.training.trainer import build_trainer, monitored
+
+EXIT_CODE_TERMINATED = 143  # as shells count a process that SIGTERM ended
 
 
 @dataclass(frozen=True)
@@ -33,17 +40,19 @@ class RunResult:
     dice: float
 
 
-def run_training(config: DictConfig, run_folder: Path) -> RunResult:
+def run_training(config: DictConfig, run_folder: Path, *, successor: nn.Module | None = None) -> RunResult:
     """Prepare the data where needed, train, predict and score; everything is written to `run_folder`.
 
-    `config.resume`, where set, is the run folder itself and training goes on from its last checkpoint.
+    `config.resume`, where set, is the run folder itself and training goes on from its last checkpoint, from the
+    start where it has none yet. A `successor` is the network that this run is the pretraining of.
 
     Raises:
-        InputError: an unusable config or dataset, or a folder that holds another run already.
+        InputError: an unusable config or dataset, a folder that holds another run already, or initial weights that do
+            not fit.
     """
     check_config(config)
-    checkpoint = run_folder / LAST_CHECKPOINT if config.resume else None
-    if checkpoint is None and (run_folder / CONFIG_FILE).exists():
+    checkpoint = run_folder / LAST_CHECKPOINT if config.resume and (run_folder / LAST_CHECKPOINT).is_file() else None
+    if not config.resume and (run_folder / CONFIG_FILE).exists():
         raise InputError(f"{run_folder}: holds a run already; go on with it by resume={run_folder}, or name another")
     _quiet()
     pl.seed_everything(config.seed, workers=True, verbose=False)
@@ -57,16 +66,25 @@ def run_training(config: DictConfig, run_folder: Path) -> RunResult:
     data.prepare_data()
     data.setup("fit")
     module = build_module(config, data)
+    if successor is not None:
+        check_shapes(successor, module.network, "pretraining: its network has not the shape of the run's:")
     write_config(run_folder / CONFIG_FILE, config)
     write_versions(run_folder / "versions.json")
+    if checkpoint is None:
+        _start_from_other_weights(config, run_folder, module)
     try:
         loggers = build_loggers(config, run_folder, _step_of(checkpoint))
         trainer = build_trainer(config, module, run_folder, loggers)
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as error:
+        # Lightning answers Ctrl-C by an exit that looks like a failure, and SIGTERM by one that looks like success.
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt(f"stopped; go on with it by resume={run_folder}") from error
+        if isinstance(error, SIGTERMException):
+            raise SystemExit(EXIT_CODE_TERMINATED) from error
+        raise
     finally:
         finish_wandb()
-    if trainer.interrupted:
-        raise KeyboardInterrupt(f"stopped; go on with it by resume={run_folder}")
     return RunResult(run_folder, _finish(config, run_folder, data, trainer))
 
 
@@ -88,14 +106,34 @@ def build_module(config: DictConfig, data: SegmentationDataModule) -> Segmentati
     )
 
 
+def _start_from_other_weights(config: DictConfig, run_folder: Path, module: SegmentationModule) -> None:
+    """Load the weights of `config.initial_weights`, or of `config.pretraining`, which is run first where it has to."""
+    source = config.initial_weights
+    if config.pretraining:
+        source = pretrain(
+            config,
+            run_folder,
+            module.plan,
+            lambda own, folder: run_training(own, folder, successor=module.network).dice,
+        )
+        # Whether it ran just now or long ago must make no difference.
+        pl.seed_everything(config.seed, workers=True, verbose=False)
+    if source is not None:
+        load_initial_weights(module.network, Path(source), as_plain(config.dsff))
+
+
 def _finish(config: DictConfig, run_folder: Path, data: SegmentationDataModule, trainer: pl.Trainer) -> float:
     """Score the best checkpoint where asked; the mean validation Dice."""
     best = run_folder / "checkpoints" / "best.ckpt"
     dice = float(trainer.callback_metrics.get(monitored(config.training.validate_full), float("nan")))
-    if not config.final.predict or not trainer.is_global_zero:
+    if not trainer.is_global_zero:
         return dice
     # Without a validated class there is no best checkpoint: the last one stands in.
     checkpoint = best if best.is_file() else run_folder / LAST_CHECKPOINT
+    if checkpoint.is_file():
+        write_connections(run_folder / "connections.json", load_model(checkpoint).network)
+    if not config.final.predict:
+        return dice
     summary = score_run(config, run_folder, checkpoint, data.val_cases, data.test_cases)
     console.print(f"run folder: {run_folder}", markup=False, highlight=False, soft_wrap=True)
     return float(summary["mean"]["dice"])
@@ -117,5 +155,6 @@ def _quiet() -> None:
         "is smaller than the logging interval",
         "Experiment logs directory .* exists and is not empty",  # config.yaml is there before
         "Checkpoint directory .* exists and is not empty",  # a resumed run
+        "The dirpath has changed from",  # a job that takes the training of another
     ):
         warnings.filterwarnings("ignore", f".*{remark}")

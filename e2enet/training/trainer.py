@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from e2enet.common.configs import as_plain
 from e2enet.common.console import console
 from e2enet.training.callbacks import CostFile, EpochLines, ValidationPicture
-from e2enet.training.checkpoints import checkpoints, monitored
+from e2enet.training.checkpoints import WholeCheckpoints, checkpoints, monitored
 from e2enet.training.dsff_callback import DSFFCallback
 from e2enet.training.module import PATCHES, WHOLE_CASES, SegmentationModule
 from e2enet.training.timing import LoaderWait, TimeKeeper
@@ -44,6 +44,7 @@ def build_trainer(
         precision=config.training.precision,
         logger=loggers,
         callbacks=callbacks,
+        plugins=[WholeCheckpoints()],
         profiler=loader_wait,
         log_every_n_steps=config.trainer.log_every,
         default_root_dir=run_folder,

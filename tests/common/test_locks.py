@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from e2enet.common.locks import locked_folder
+from e2enet.common.locks import claimed_folder, is_held, locked_folder
 
 HOLD = """
 import sys, time
@@ -51,3 +53,41 @@ def test_the_second_waits_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixt
         with locked_folder(tmp_path, "second"):
             assert not unsaid
     assert holder.wait() == 0
+
+
+def test_a_folder_is_claimed_by_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("e2enet.common.locks.PATIENCE", 0.0)
+    (tmp_path / ".tmp-1234-case.npy").touch()
+    assert not is_held(tmp_path)
+    with claimed_folder(tmp_path) as first:
+        assert first and is_held(tmp_path) and not (tmp_path / ".tmp-1234-case.npy").exists()
+        (tmp_path / ".tmp-5678-case.npy").touch()
+        with claimed_folder(tmp_path) as second:
+            assert not second
+        assert (tmp_path / ".tmp-5678-case.npy").exists()  # the holder's own, who is writing it
+    assert not is_held(tmp_path)
+
+
+def test_a_forked_child_does_not_keep_the_folder_of_a_killed_parent(tmp_path: Path) -> None:
+    program = (
+        HOLD.replace("locked_folder", "claimed_folder")
+        .replace(', "test"', "")
+        .replace(
+            '    print("held", flush=True)',
+            '    if os.fork() == 0:\n        time.sleep(30)\n        os._exit(0)\n    print("held", flush=True)',
+        )
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", f"import os{program}", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n" and is_held(tmp_path)
+    try:
+        holder.kill()
+        holder.wait()
+        assert not is_held(tmp_path)
+    finally:
+        os.killpg(holder.pid, signal.SIGKILL)  # the child
+        holder.stdout.close()

@@ -10,11 +10,13 @@ import torch
 from omegaconf import OmegaConf
 
 from e2enet.common.config_check import target_parameters
+from e2enet.common.config_rules import Rule
 from e2enet.common.configs import compose_config
 from e2enet.common.errors import InputError
+from e2enet.common.overrides import force_added
 from e2enet.network.e2enet import E2ENet
-from e2enet.training.config_check import check_command_line, force_added
-from e2enet.training.config_rules import RULES
+from e2enet.training.config_check import check_command_line
+from e2enet.training.config_rules import RULES, TARGET_RULES
 from e2enet.training.dsff_callback import DSFFCallback
 
 
@@ -72,7 +74,7 @@ def test_all_mistakes_are_told_at_once() -> None:
         ("dsff.density=${nothing}", "interpolation"),
         ("-m dsff.density=0.1,3", "dsff.density=3"),
         ("-m resume=folder", "resume: continues one run"),
-        ("-m experiments=density dsff.start=x", "dsff.start=x: expected uniform | erk"),
+        ("-m experiments=sparsity training=small dsff.start=x", "row s90: dsff.start=x: expected uniform | erk"),
         ("-m dsff=set,nope", "dsff=nope: no such choice"),
     ],
 )
@@ -97,8 +99,8 @@ def test_sound_command_lines_pass(line: str) -> None:
 
 
 def test_experiments_bring_their_own_sweep() -> None:
-    config = compose_config(["experiments=density"], with_hydra=True)
-    assert dict(config.hydra.sweeper.params) == {"dsff.density": "0.1,0.2,0.3"}
+    config = compose_config(["experiments=sparsity"], with_hydra=True)
+    assert dict(config.hydra.sweeper.params) == {"row": "s90,s80,s70,s50,s00"}
 
 
 def test_values_are_forced_in_after_the_check() -> None:
@@ -113,11 +115,15 @@ def test_target_parameters() -> None:
     assert target_parameters(torch.optim.SGD)[1] == ["params"]
 
 
-@pytest.mark.parametrize(("section", "target"), [("network", E2ENet), ("dsff", DSFFCallback)])
-def test_the_sections_are_the_parameters_of_what_they_build(section: str, target: Callable) -> None:
-    ruled = {path.split(".")[1] for path in RULES if path.startswith(f"{section}.")}
+@pytest.mark.parametrize(
+    ("section", "rules", "target"), [("network", TARGET_RULES, E2ENet), ("dsff", RULES, DSFFCallback)]
+)
+def test_the_sections_are_the_parameters_of_what_they_build(
+    section: str, rules: dict[str, Rule], target: Callable
+) -> None:
+    ruled = {path.split(".")[1] for path in rules if path.startswith(f"{section}.")}
     parameters = set(inspect.signature(target).parameters)
-    assert ruled - {"name", "masks"} == parameters - {"in_channels", "num_classes", "strides", "seed"}
+    assert ruled - {"masks"} == parameters - {"in_channels", "num_classes", "strides", "seed"}
 
 
 def test_a_hippocampus_is_mirrored_left_right_only() -> None:

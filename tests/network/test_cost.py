@@ -99,6 +99,18 @@ def test_every_head_is_counted_whatever_the_mode_and_nothing_changes() -> None:
     assert len(costs) == 1
 
 
+def test_modules_registered_twice_and_tied_weights_are_counted_once_and_put_back() -> None:
+    network = nn.Sequential(nn.Conv3d(1, 1, 3, padding=1), nn.Conv3d(1, 1, 3, padding=1))
+    network.append(network[0])  # the same module under a second name
+    network[1].weight = network[0].weight  # another module with the same weight
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    cost = count_cost(network, (2, 3, 4))
+    assert cost.params == 27 + 2 and cost.flops == 3 * 2 * 27 * 24
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    assert network[1].weight is network[0].weight
+
+
 def test_wrong_convention_and_size() -> None:
     network = E2ENet(1, 2, [(2, 2, 2)], base_features=4)
     with pytest.raises(ValueError, match="convention"):

@@ -8,6 +8,7 @@ import torch
 from benchmarks.transcription import PlainE2ENet
 from e2enet.common.errors import InputError
 from e2enet.network import E2ENet, build_network
+from e2enet.network.blocks import ConvBlock
 from e2enet.network.dsff import fusion_layers
 
 STRIDES = [(1, 2, 2), (2, 2, 2), (2, 2, 2)]
@@ -81,6 +82,9 @@ def test_sizes_that_do_not_fit_are_told_which_would() -> None:
         ({"strides": [(0, 2, 2)]}, "positive"),
         ({"kernel_size": (5, 5, 5)}, "kernel_size must be one of"),
         ({"kernel_size": (3, 3, 3), "shift_size": 3}, "belongs to"),
+        ({"inner_kernel_size": (3, 3, 3), "shift_size": 3}, r"\(1, 3, 3\) and \(3, 3, 3\): the depth-shift belongs to"),
+        ({"inner_kernel_size": (5, 3, 3)}, "inner_kernel_size must be one of"),
+        ({"inner_kernel_size": (1, 3, 3), "fusion": "unet"}, "is of the fusion grid"),
         ({"shift_size": 4}, "odd"),
         ({"fusion": "sum"}, "fusion must be"),
         ({"base_features": 0}, "base_features must be at least 1"),
@@ -97,6 +101,21 @@ def test_default_shift_belongs_to_the_flat_kernel() -> None:
     assert E2ENet(1, 2, STRIDES, base_features=3).encoder[0][0].shift_size == 1  # the input is not shifted
     assert E2ENet(1, 2, STRIDES, base_features=3, shift_input=True).encoder[0][0].shift_size == 3
     assert E2ENet(1, 2, STRIDES, base_features=3, kernel_size=(3, 3, 3)).encoder[1][0].shift_size == 1
+
+
+def test_inner_kernels_are_those_of_nodes_without_a_head() -> None:
+    network = E2ENet(1, 2, STRIDES, base_features=3, kernel_size=(3, 3, 3), inner_kernel_size=(1, 3, 3))
+    kernels = {
+        (level, column): {block.conv.kernel_size for block in node.blocks}
+        for column, nodes in enumerate(network.decoder.columns, start=1)
+        for level, node in enumerate(nodes)
+    }
+    inner, last = {(1, 3, 3)}, {(3, 3, 3)}
+    assert kernels == {(0, 1): inner, (1, 1): inner, (2, 1): last, (0, 2): inner, (1, 2): last, (0, 3): last}
+    shifts = {module.shift_size for module in network.modules() if isinstance(module, ConvBlock)}
+    assert shifts == {1}
+    assert {block.conv.kernel_size for stage in network.encoder for block in stage} == last
+    assert network.eval()(torch.zeros(1, 1, 4, 8, 8)).shape == (1, 2, 4, 8, 8)
 
 
 def test_initial_weights() -> None:
@@ -135,6 +154,6 @@ def test_build_network_names_what_is_wrong() -> None:
     with pytest.raises(InputError, match="expected one of"):
         build_network({"name": "os.system"}, **shape)
     with pytest.raises(InputError, match="no settings"):
-        build_network({"name": "e2enet", "width": 2}, **shape)
+        build_network({"name": "e2enet", "features": 2}, **shape)
     with pytest.raises(InputError, match="odd"):
         build_network({"name": "e2enet", "shift_size": 2}, **shape)

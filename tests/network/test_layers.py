@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import e2enet.network.compiled as compiled
-from e2enet.network.layers import PlaneConv3d, StrideMaxPool3d, StrideUp3d
+from e2enet.network.layers import PlaneConv3d, StrideUp3d, line_products
 from e2enet.network.norm import InstanceNormAct, batch_norm_act, channel_moments
+from e2enet.network.pooling import StrideMaxPool3d
 from e2enet.network.shift import whole_size
 
 
@@ -62,9 +63,41 @@ def test_stride_up(stride, blocks: bool) -> None:
     same_forward_and_backward(ours, theirs, torch.randn(2, 3, 3, 2, 4, dtype=torch.float64))
 
 
-def test_max_pool_equals_torch() -> None:
-    x = torch.randn(2, 3, 4, 6, 8, dtype=torch.float64)
-    same_forward_and_backward(StrideMaxPool3d((2, 3, 2)), nn.MaxPool3d((2, 3, 2)), x)
+def test_line_products_are_matrix_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    tensors = [torch.randn(size, dtype=torch.float64, requires_grad=True) for size in ((7, 3), (4, 3, 5))]
+    assert torch.autograd.gradcheck(line_products, tensors)
+    expected = torch.einsum("nc,kcm->knm", *tensors)
+    torch.testing.assert_close(line_products(*tensors), expected)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # the path of other devices
+    torch.testing.assert_close(line_products(*tensors), expected)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize("size", [(4, 6, 8), (5, 7, 9)])  # of the second, the windows leave a rest
+def test_max_pool_beside_its_input_equals_torch(layout, size) -> None:
+    torch.manual_seed(0)
+    x = torch.randint(0, 3, (2, 3, *size)).double().contiguous(memory_format=layout)  # few values: many ties
+    same_forward_and_backward(_Beside(StrideMaxPool3d((2, 3, 2))), _Beside(nn.MaxPool3d((2, 3, 2))), x)
+
+
+class _Beside(nn.Module):
+    """One tensor that the input and the pooled volume both enter, each with its own weight."""
+
+    def __init__(self, pool: nn.Module) -> None:
+        super().__init__()
+        self.pool = pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept, pooled = self.pool(x) if isinstance(self.pool, StrideMaxPool3d) else (x, self.pool(x))
+        return torch.cat([(2 * kept).flatten(), (3 * pooled).flatten()])
+
+
+def test_the_largest_of_nan_is_nan() -> None:
+    x = torch.zeros(1, 1, 2, 2, 4)
+    x[0, 0, 1, 0, 3] = torch.nan
+    pooled = StrideMaxPool3d((2, 2, 2))(x)[1].flatten()
+    assert pooled[0] == 0 and pooled[1].isnan()
 
 
 @pytest.mark.parametrize("block", [7, 50, 10**6])

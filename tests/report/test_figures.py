@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from e2enet.common.errors import InputError
-from e2enet.report.figures import draw_figures, read_curves
+from e2enet.report.figures import draw_figures, metric_curves
+from e2enet.report.run_files import read_metrics
 
 METRICS = """epoch,step,train/loss,val/dice,val/dice_liver,dsff/density
 0,9,1.5,,,
@@ -18,11 +19,11 @@ METRICS = """epoch,step,train/loss,val/dice,val/dice_liver,dsff/density
 
 def test_curves_skip_empty_cells_and_nan(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text(METRICS)
-    curves = read_curves(tmp_path / "metrics.csv")
-    assert curves == {
-        "train/loss": ([1.0, 2.0], [1.5, 0.5]),
-        "val/dice": ([1.0], [0.25]),
-        "val/dice_liver": ([1.0], [0.5]),
+    curves = metric_curves(read_metrics(tmp_path / "metrics.csv"))
+    assert {name: curve.to_dict() for name, curve in curves.items()} == {
+        "train/loss": {1: 1.5, 2: 0.5},
+        "val/dice": {1: 0.25},
+        "val/dice_liver": {1: 0.5},
     }
 
 

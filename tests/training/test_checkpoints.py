@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from e2enet.training.checkpoints import BestCheckpoint, monitored
+from e2enet.training.checkpoints import BestCheckpoint, WholeCheckpoints, monitored
 from e2enet.training.module import SegmentationModule
 
 
@@ -59,3 +60,20 @@ def test_a_resumed_run_remembers_its_best() -> None:
     assert saves(first, [{"val/dice": 0.7}]) == [True]
     second.load_state_dict(first.state_dict())
     assert saves(second, [{"val/dice": 0.6}, {"val/dice": 0.8}]) == [False, True]
+
+
+def test_a_checkpoint_that_is_not_written_to_its_end_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, writer = tmp_path / "last.ckpt", WholeCheckpoints()
+    writer.save_checkpoint({"epoch": 1}, path)
+
+    def half(source: str, target: str) -> None:
+        Path(target).write_bytes(Path(source).read_bytes()[:100])
+        raise KeyboardInterrupt
+
+    # Lightning's move from the temporary folder, as it is where that is another file system: a copy.
+    monkeypatch.setattr("fsspec.implementations.local.shutil.move", half)
+    with pytest.raises(KeyboardInterrupt):
+        writer.save_checkpoint({"epoch": 2}, path)
+    assert torch.load(path) == {"epoch": 1} and list(tmp_path.iterdir()) == [path]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from omegaconf import OmegaConf
 from e2enet.common.configs import compose_config
 from e2enet.common.errors import InputError
 from e2enet.report.figures import draw_figures
+from e2enet.training.checkpoints import WholeCheckpoints
+from e2enet.training.records import write_config
 from e2enet.training.resume import resumed_config
 from e2enet.training.run import run_training
 
@@ -63,6 +66,9 @@ def test_the_run_folder_is_complete(overrides: list[str], tmp_path: Path) -> Non
     cost = json.loads((folder / "cost.json").read_text())
     assert cost["patch_size"] == [8, 16, 16] and cost["density"] == pytest.approx(0.2, abs=0.01)
     assert cost["exact"]["params"] == cost["paper"]["params"] and cost["exact"]["flops"] < cost["paper"]["flops"]
+    flows = json.loads((folder / "connections.json").read_text())
+    active, kernels = (sum(entry[name] for entry in flows) for name in ("active", "kernels"))
+    assert active / kernels == cost["density"] and {entry["column"] for entry in flows} == {1, 2}
     assert json.loads((folder / "versions.json").read_text())["packages"]["torch"] == torch.__version__
     figures = {path.name for path in (folder / "figures").iterdir()}
     assert {"learning_curves.png", "dsff.png"} <= figures and any(name.startswith("validation_") for name in figures)
@@ -124,6 +130,57 @@ def test_without_whole_cases_patches_choose_and_are_drawn(overrides: list[str], 
     assert len(list((folder / "figures").glob("validation_*.png"))) == 1
 
 
+def test_a_run_killed_before_its_first_checkpoint_begins_anew(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    write = WholeCheckpoints.save_checkpoint
+
+    def noted(self: WholeCheckpoints, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
+        written.append(Path(path).name)
+        write(self, checkpoint, path, storage_options)
+
+    monkeypatch.setattr(WholeCheckpoints, "save_checkpoint", noted)
+    config = compose_config([*overrides, "training.epochs=1", f"run_folder={tmp_path}"])
+    write_config(tmp_path / "config.yaml", config)
+    (tmp_path / "metrics.csv").write_text("epoch,step,train/loss\n0,1,9.0\n0,")  # a row that was being written
+    given = [f"resume={tmp_path}"]
+    run_training(resumed_config(compose_config(given), given), tmp_path)
+    found = rows(tmp_path)
+    assert "9.0" not in {row["train/loss"] for row in found} and [row["epoch"] for row in found if row["val/dice"]] == [
+        "0"
+    ]
+    # Killed after training: nothing is trained again, and no number is lost, not even with half a row at the end.
+    before = (tmp_path / "metrics.csv").read_text()
+    (tmp_path / "metrics.csv").write_text(before + "0.1,0.2")
+    run_training(resumed_config(compose_config(given), given), tmp_path)
+    assert (tmp_path / "metrics.csv").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)], ids=["Ctrl-C", "SIGTERM"]
+)
+def test_a_stopped_run_says_so(
+    number: signal.Signals,
+    raised: type[BaseException],
+    overrides: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stop(*_: object) -> None:
+        signal.raise_signal(number)
+
+    before = signal.getsignal(signal.SIGINT)  # Lightning ignores Ctrl-C from the first one on
+    monkeypatch.setattr("e2enet.training.module.SegmentationModule.on_train_batch_start", stop, raising=False)
+    try:
+        with pytest.raises(raised) as caught:
+            run_training(compose_config([*overrides, f"run_folder={tmp_path}"]), tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if raised is SystemExit:
+        assert caught.value.code == 143  # type: ignore[attr-defined]
+
+
 def test_resume_refuses_another_config(overrides: list[str], tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()
@@ -138,7 +195,7 @@ def test_resume_refuses_another_config(overrides: list[str], tmp_path: Path) -> 
     assert "network=" in str(caught.value) and "seed" not in str(caught.value)
     allowed = resumed_config(compose_config([given[0], given[3]]), [given[0], given[3]])
     assert allowed.training.epochs == 9 and allowed.training.steps_per_epoch == 3
-    with pytest.raises(InputError, match=r"last\.ckpt: no such file"):
+    with pytest.raises(InputError, match=r"nowhere/config\.yaml: no such file"):
         resumed_config(compose_config(["resume=nowhere"]), [])
 
 

@@ -1,0 +1,53 @@
+"""What makes two jobs the same: a key of the config without what leaves the result as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from e2enet.common.files import content_key
+
+# What a run is called, where its files are, where it runs and what it tells about itself.
+WITHOUT_EFFECT = (
+    "ablation",
+    "row",
+    "name",
+    "paths",
+    "run_folder",
+    "resume",
+    "logger",
+    "data.num_workers",
+    "data.prepare_workers",
+    "final.overlay",
+    "trainer.accelerator",
+    "trainer.strategy",
+    "trainer.progress",
+    "trainer.log_every",
+)
+# What follows training: jobs that differ in nothing else train the same network.
+AFTER_TRAINING = ("final",)
+SHORT = 8  # hexadecimal digits of a key in the name of a job's folder: 4e9 of them
+
+
+def job_key(config: Mapping[str, Any]) -> str:
+    """The key of a resolved job config (plain containers): 64 hexadecimal digits.
+
+    Keys that are null count as absent. A later version of the code with one key more, off by default, then still
+    finds the finished jobs of an earlier one.
+    """
+    return content_key(_without(config, WITHOUT_EFFECT))
+
+
+def training_key(config: Mapping[str, Any]) -> str:
+    """The key of what is trained: equal for jobs that differ only in what follows training (`final.*`)."""
+    return content_key(_without(config, (*WITHOUT_EFFECT, *AFTER_TRAINING)))
+
+
+def _without(section: Mapping[str, Any], paths: tuple[str, ...], prefix: str = "") -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for key, value in section.items():
+        path = f"{prefix}{key}"
+        if path in paths or value is None:
+            continue
+        kept[str(key)] = _without(value, paths, f"{path}.") if isinstance(value, Mapping) else value
+    return kept

@@ -1,0 +1,123 @@
+"""The validation predictions of all folds of a configuration, each case once, with its reference."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from e2enet.common.errors import InputError, raise_problems
+from e2enet.common.sweeps import SweepJob, read_config
+from e2enet.data.formats.layout import RawDataset
+from e2enet.data.splits import split_dataset
+from e2enet.evaluation.folder import Pairs
+from e2enet.evaluation.pairing import find_label_images
+from e2enet.inference.folds import FoldRuns
+
+NAMED = 5  # cases that a message lists
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """Predictions of networks that have not seen the cases.
+
+    Attributes:
+        pairs: {case: (prediction, reference)}, sorted by case.
+        folds: {case: the fold that validates it}.
+        names: The classes {label: name}, background included.
+        scoring: Keyword arguments of `score_files`: nsd_tolerance, label_map, regions.
+        origin: What postprocessing.json tells of these runs: experiment, row, seed, data, runs, n_cases.
+    """
+
+    pairs: Pairs
+    folds: dict[str, int]
+    names: dict[int, str]
+    scoring: dict[str, Any]
+    origin: dict[str, Any]
+
+
+def collect_cases(folds: FoldRuns, *, data_root: Path | None = None) -> OutOfFold:
+    """Find prediction and reference of every validation case of the folds.
+
+    Args:
+        folds: Finished runs of one configuration and one seed.
+        data_root: Parent folder of the raw dataset; None for the one that the runs were trained from.
+
+    Raises:
+        InputError: a run of fold=all, whose cases it was trained on; the dataset is not there; cases without a
+            prediction, with several, or that the fold does not validate, by name.
+    """
+    if any(job.fold == "all" for job in folds.jobs):
+        raise InputError(f"{folds.sweep}: fold=all validates on its training cases; expected runs of folds 0, 1, ..")
+    config = read_config(folds.jobs[0].folder)
+    problems: list[str] = []
+    pairs: dict[str, tuple[Path, Path]] = {}
+    fold_of: dict[str, int] = {}
+    predicted: Counter[str] = Counter()
+    dataset = _dataset(config, data_root)
+    for job in folds.jobs:
+        fold = int(job.fold)
+        found = find_label_images(job.folder / "validation", problems)
+        split = split_dataset(dataset, config["data"].get("split", "five_fold"), fold)
+        references = {case.id: case.label for case in split.validation if case.label is not None}
+        problems += _differences(job, found, references)
+        predicted.update(found.keys())
+        for case in found.keys() & references.keys():
+            pairs[case], fold_of[case] = (found[case], references[case]), fold
+    problems += [f"{case}: predicted by {count} folds" for case, count in sorted(predicted.items()) if count > 1]
+    raise_problems(problems, f"{folds.sweep}: the validation predictions of its folds are not one per case:")
+    return OutOfFold(
+        dict(sorted(pairs.items())),
+        fold_of,
+        dict(dataset.labels),
+        {
+            "nsd_tolerance": float(config["final"]["nsd_tolerance"]),
+            "label_map": dataset.label_map,
+            "regions": dataset.regions,
+        },
+        _origin(folds, len(pairs)),
+    )
+
+
+def _dataset(config: dict[str, Any], data_root: Path | None) -> RawDataset:
+    """The raw dataset of a run, of which no voxel is read."""
+    from e2enet.data.command import build_datamodule  # with Lightning behind it: seconds
+
+    settings = OmegaConf.create(config)
+    if data_root is not None:
+        settings.paths.data = str(data_root)
+    return build_datamodule(settings).source.read()
+
+
+def _differences(job: SweepJob, found: dict[str, Path], references: dict[str, Path]) -> list[str]:
+    """What a run's predictions lack or have too much against the cases that its fold validates."""
+    missing, extra = sorted(references.keys() - found.keys()), sorted(found.keys() - references.keys())
+    problems = []
+    if missing:
+        problems.append(
+            f"fold {job.fold}: no prediction of {len(missing)} of its {len(references)} validation cases, "
+            f"{_listed(missing)} ({job.folder / 'validation'})"
+        )
+    if extra:
+        problems.append(f"fold {job.fold}: predicts {_listed(extra)}, which it does not validate ({job.folder})")
+    return problems
+
+
+def _listed(cases: Sequence[str]) -> str:
+    return ", ".join(cases[:NAMED]) + " .." * (len(cases) > NAMED)
+
+
+def _origin(folds: FoldRuns, num_cases: int) -> dict[str, Any]:
+    job = folds.jobs[0]
+    return {
+        "experiment": folds.configuration.experiment,
+        "row": folds.configuration.row,
+        "seed": job.seed,
+        "data": job.data,
+        "runs": [str(run.folder.relative_to(folds.sweep)) for run in folds.jobs],
+        "n_cases": num_cases,
+    }

@@ -1,0 +1,195 @@
+"""The runs of a sweep that belong together: one configuration, trained on every fold.
+
+A configuration is what jobs share that differ in fold alone (or in fold and seed, for `seed=all`). A sweep of several
+rows or seeds holds several, and one must be named.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from e2enet.common.errors import InputError, raise_problems
+from e2enet.common.sweeps import CONFIG_FILE, MANIFEST, Sweep, SweepJob, job_state, read_config, read_sweep
+from e2enet.common.variants import differing, job_settings
+from e2enet.data.splits import NUM_FOLDS
+
+ALL_SEEDS = "all"
+Seed = int | Literal["all"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which configuration of a sweep is meant; None leaves it open.
+
+    `row` is a row's name or, where jobs differ in settings without being rows, those settings as the refusal of an
+    ambiguous choice lists them (`dsff.density=0.1`).
+    """
+
+    experiment: str | None = None
+    row: str | None = None
+    seed: Seed | None = None
+
+    def __bool__(self) -> bool:
+        return self != Choice()
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Jobs of a sweep that differ in fold alone; `seed` is None where they also differ in seed."""
+
+    experiment: str | None
+    row: str | None
+    seed: int | None
+    jobs: tuple[SweepJob, ...]
+
+    def describe(self) -> str:
+        """The keys that choose it."""
+        given = {"experiment": self.experiment, "row": self.row, "seed": self.seed if self.seed is not None else "all"}
+        return " ".join(f"{key}={_quoted(value)}" for key, value in given.items() if value is not None)
+
+    @property
+    def folder_name(self) -> str:
+        """The same in a form that names a folder, such as sparsity-s80-seed0."""
+        parts = (self.experiment, self.row, "all_seeds" if self.seed is None else f"seed{self.seed}")
+        return re.sub(r"[^\w.=+-]+", "_", "-".join(part for part in parts if part))
+
+
+@dataclass(frozen=True)
+class FoldRuns:
+    """The finished runs of one configuration: what an ensemble averages.
+
+    Attributes:
+        sweep: The sweep folder.
+        configuration: Whose runs they are.
+        jobs: The finished ones, by fold (and seed).
+        left_out: What is missing, a line per fold; empty unless missing folds were allowed.
+    """
+
+    sweep: Path
+    configuration: Configuration
+    jobs: tuple[SweepJob, ...]
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The run folders."""
+        return tuple(job.folder for job in self.jobs)
+
+
+def is_sweep(folder: Path) -> bool:
+    """Whether a folder holds runs instead of being one."""
+    return folder.is_dir() and ((folder / MANIFEST).is_file() or _holds_runs(folder))
+
+
+def find_folds(folder: str | Path, choice: Choice | None = None, *, allow_missing: bool = False) -> FoldRuns:
+    """The finished runs of one configuration of a sweep, every fold among them.
+
+    A sweep of several configurations needs a `choice` that leaves one. `allow_missing` takes the folds that there are;
+    otherwise every fold of the split must be finished, with every seed where `choice.seed` is "all".
+
+    Raises:
+        InputError: no such configuration, several of them, missing folds (each with its state), or no fold at all.
+    """
+    sweep = read_sweep(folder)
+    chosen = _choose(sweep, choice or Choice())
+    finished, missing = _by_state(chosen)
+    if missing and not (allow_missing and finished):
+        advice = "none is left" if not finished else "allow_missing_folds goes on without them"
+        raise_problems(missing, f"{folder}: folds of {chosen.describe()} are missing ({advice}):")
+    return FoldRuns(sweep.folder, chosen, tuple(finished), tuple(missing))
+
+
+def configurations(sweep: Sweep, *, join_seeds: bool = False) -> list[Configuration]:
+    """The configurations of a sweep, in the order of its jobs; what stands in two experiments comes twice."""
+    groups: dict[tuple[Any, ...], list[SweepJob]] = {}
+    settings = {id(job): job_settings(job) for job in sweep.jobs}
+    for job in sweep.jobs:
+        text = str(sorted(settings[id(job)].items(), key=str))
+        # fold=all trains on every case and is no fold of the others.
+        group = (job.experiment, job.row, job.data, text, job.fold == "all", None if join_seeds else job.seed)
+        groups.setdefault(group, []).append(job)
+    names = _names(groups.values(), settings)
+    return [
+        Configuration(experiment, name, seed, tuple(jobs))
+        for (experiment, *_, seed), jobs, name in zip(groups, groups.values(), names, strict=True)
+    ]
+
+
+def _choose(sweep: Sweep, choice: Choice) -> Configuration:
+    known = configurations(sweep, join_seeds=choice.seed == ALL_SEEDS)
+    wanted = [configuration for configuration in known if _fits(configuration, choice)]
+    # The same jobs may stand in two experiments, as rows of both.
+    if len({frozenset(job.key for job in configuration.jobs) for configuration in wanted}) == 1:
+        return wanted[0]
+    what = "no configuration fits" if not wanted else f"{len(wanted)} configurations fit"
+    asked = " ".join(f"{key}={_quoted(value)}" for key, value in vars(choice).items() if value is not None)
+    lines = "\n".join(f"  - {configuration.describe()}" for configuration in wanted or known)
+    raise InputError(
+        f"{sweep.folder}: {what}{' ' * bool(asked)}{asked}; expected the keys of one of them (or its run folders, as a "
+        f"list of checkpoints):\n{lines}"
+    )
+
+
+def _fits(configuration: Configuration, choice: Choice) -> bool:
+    rows = {configuration.row, *(job.row for job in configuration.jobs)}
+    experiments = {configuration.experiment, *(job.experiment for job in configuration.jobs)}
+    return (
+        (choice.experiment is None or choice.experiment in experiments)
+        and (choice.row is None or choice.row in rows)
+        and (choice.seed in (None, ALL_SEEDS) or choice.seed == configuration.seed)
+    )
+
+
+def _names(groups: Iterable[Sequence[SweepJob]], settings: dict[int, dict[str, Any]]) -> list[str | None]:
+    """A name per group: the row, and in brackets (alone, without rows) the settings that tell groups of it apart."""
+    groups = list(groups)
+    names: list[str | None] = []
+    for jobs in groups:
+        row = jobs[0].row
+        alike = [other for other in groups if (other[0].experiment, other[0].row) == (jobs[0].experiment, row)]
+        texts = differing([_told(other[0], settings) for other in alike])
+        variant = next(text for other, text in zip(alike, texts, strict=True) if other is jobs)
+        names.append(f"{row} ({variant})" if row and variant else variant or row)
+    return names
+
+
+def _told(job: SweepJob, settings: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    return {"data": job.data, **settings[id(job)], **({"fold": "all"} if job.fold == "all" else {})}
+
+
+def _by_state(configuration: Configuration) -> tuple[list[SweepJob], list[str]]:
+    """Finished jobs by fold and seed, and a line for every fold (and seed) that has none."""
+    finished, missing = [], []
+    jobs = sorted(configuration.jobs, key=lambda job: (str(job.fold), job.seed))
+    for job in jobs:
+        state = job_state(job.folder).state
+        if state == "finished":
+            finished.append(job)
+        else:
+            missing.append(f"fold {job.fold}, seed {job.seed}: {state} ({job.folder})")
+    for seed in sorted({job.seed for job in jobs}):
+        there = {job.fold for job in jobs if job.seed == seed}
+        missing += [f"fold {fold}, seed {seed}: not in the sweep" for fold in _expected(jobs) if fold not in there]
+    return finished, missing
+
+
+def _expected(jobs: Sequence[SweepJob]) -> list[int | str]:
+    """Folds that a whole set has: 0..4 of a five-fold split, the one fold of any other, all for fold=all."""
+    if jobs[0].fold == "all":
+        return ["all"]
+    started = next((job for job in jobs if (job.folder / CONFIG_FILE).is_file()), None)
+    data = read_config(started.folder).get("data", {}) if started else {}
+    return list(range(NUM_FOLDS)) if data.get("split", "five_fold") == "five_fold" else [0]
+
+
+def _holds_runs(folder: Path) -> bool:
+    own = (folder / CONFIG_FILE).is_file() or (folder / "checkpoints").is_dir()
+    return not own and any(folder.glob(f"*/{CONFIG_FILE}"))
+
+
+def _quoted(value: Any) -> str:
+    return f"'{value}'" if any(sign in str(value) for sign in " =,()[]") else str(value)

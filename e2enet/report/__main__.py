@@ -1,0 +1,82 @@
+"""The report of a sweep: python -m e2enet.report FOLDER [--watch] [--reference ROW] [--compare ROW ROW] .."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from e2enet.common.console import console
+from e2enet.common.errors import exit_on_input_error
+from e2enet.report.options import read_options
+
+DESCRIPTION = """\
+Tables, statistics and pictures of the runs in a sweep folder, beside the numbers that the paper published.
+
+FOLDER is what `python train.py -m ..` wrote; the folder of one run, or a folder of runs, is read as well. Jobs that
+are not finished have their lines too, so that the report can be made at any time.
+"""
+EPILOG = """\
+Writes into FOLDER/report: per experiment NAME.md, NAME.csv (every number, unrounded) and NAME.tex; jobs.csv (a line
+per job), index.html (everything on one page that needs no network), figures/.
+Settings: conf/report.yaml says what each key=value may be.
+Exit code: 0 written, 2 wrong input.
+
+Examples:
+  python -m e2enet.report runs/sparsity --watch
+  python -m e2enet.report runs/sparsity --reference s80 --compare s80 s00 resamples=2000
+"""
+
+
+@exit_on_input_error()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Watch where asked, then write the report of the folder named on the command line."""
+    given = _parser().parse_intermixed_args(arguments)  # key=value may stand anywhere
+    options = read_options(given.settings)
+    if given.watch:
+        from e2enet.report.watch import watch_sweep
+
+        if not watch_sweep(given.folder, options.refresh):
+            return
+    # Watching starts at once without these, which bring torch.
+    from e2enet.report.measure import measure_runs
+    from e2enet.report.write import write_report
+
+    if given.measure:
+        measure_runs(given.folder)
+    written = write_report(
+        given.folder,
+        options,
+        output=given.output,
+        reference=given.reference,
+        compare=tuple(given.compare) if given.compare else None,
+    )
+    for path in written:
+        console.print(f"written: {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m e2enet.report",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("folder", metavar="FOLDER", type=Path, help="folder of a sweep, of a run, or of runs")
+    add("settings", metavar="key=value", nargs="*", help="settings of conf/report.yaml, e.g. resamples=2000")
+    add("--watch", action="store_true", help="show a live table of the jobs until all have ended, then report")
+    add("--output", metavar="DIR", type=Path, help="where to write (default: FOLDER/report)")
+    add("--reference", metavar="ROW", help="the row that others are tested against (default: the experiment's)")
+    add(
+        "--compare",
+        metavar="ROW",
+        nargs=2,
+        help="two rows to show side by side on the same slices (default: the reference and the best other)",
+    )
+    add("--measure", action="store_true", help="first measure latency and memory of networks not yet measured here")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

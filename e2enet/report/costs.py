@@ -1,0 +1,71 @@
+"""What a row of an experiment costs at the paper's scale, counted without data (the mechanism: network.cost)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from e2enet.common.config_check import first_line
+from e2enet.common.configs import as_plain, compose_config
+from e2enet.common.errors import InputError
+from e2enet.common.overrides import force_added
+from e2enet.network.baselines import missing_package
+from e2enet.network.build import build_network
+from e2enet.network.cost import count_cost
+from e2enet.network.dsff import init_masks
+
+# The widths of the network files hold with the paper's recipe; the other recipes set smaller ones.
+PAPER_SCALE = ("training=paper", "plan=paper")
+
+
+def count_row(overrides: Sequence[str], setting: Mapping[str, Any]) -> dict[str, float]:
+    """Parameters and FLOPs of the network that a row trains with the paper's recipe.
+
+    Args:
+        overrides: The row's, as in its experiment; what they say of data and training is of no effect here.
+        setting: `in_channels`, `num_classes`, `patch_size` and `strides` (`common.ablations.row_setting`).
+
+    Returns:
+        `params` in millions, `gflops_paper` and `gflops_exact`, by the two conventions; {} where the network's package
+        is not installed.
+
+    Raises:
+        InputError: the overrides compose no config, or the network cannot have this setting.
+    """
+    return dict(_count(tuple(overrides), json.dumps(setting, sort_keys=True)))
+
+
+@lru_cache(maxsize=256)
+def _count(overrides: tuple[str, ...], setting_json: str) -> dict[str, float]:
+    setting = json.loads(setting_json)
+    try:
+        config = compose_config([*PAPER_SCALE, *force_added(overrides)])
+        network_config, masks = as_plain(config.network), as_plain(config.dsff)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(f"row of {list(overrides)}: {first_line(error)}") from error
+    if missing_package(str(network_config["name"])):
+        return {}
+    missing = sorted({"in_channels", "num_classes", "patch_size", "strides"} - setting.keys())
+    if missing:
+        raise InputError(f"row of {list(overrides)}: its setting lacks {', '.join(missing)}")
+    with torch.random.fork_rng():  # counting must not move the random numbers of whoever asks
+        network = build_network(
+            network_config,
+            in_channels=setting["in_channels"],
+            num_classes=setting["num_classes"],
+            strides=setting["strides"],
+        )
+        if masks["masks"]:
+            # Which kernels are active is chance, how many is not.
+            init_masks(network, masks["density"], start=masks["start"], density_by_dim0=masks["density_by_dim0"])
+    try:
+        paper, exact = (count_cost(network, setting["patch_size"], convention) for convention in ("paper", "exact"))
+    except ValueError as error:
+        raise InputError(f"row of {list(overrides)}: {error}") from error
+    return {"params": exact.params / 1e6, "gflops_paper": paper.flops / 1e9, "gflops_exact": exact.flops / 1e9}

@@ -1,0 +1,174 @@
+"""The report of a sweep as one HTML page that needs nothing else: pictures inside, no network, sortable tables."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from e2enet.common.files import atomic_path
+from e2enet.common.sweeps import STATES
+from e2enet.report.pictures.gallery import Picture
+from e2enet.report.runs import FINISHED
+from e2enet.report.tables.sections import Report, Section
+from e2enet.report.tables.table import Column, Table
+
+MEDIA_TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
+DIGITS = {"best": 4, "dice": 4}
+
+
+@dataclass(frozen=True)
+class PageSection:
+    """What the page shows of one experiment, or of the jobs outside of every one; `command` runs it again."""
+
+    anchor: str
+    title: str
+    tables: Sequence[Table]
+    pictures: Sequence[Picture]
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class JobLine:
+    """A job in the page's list: texts by column, and what it raised."""
+
+    cells: Mapping[str, str]
+    state: str
+    message: str = ""
+    traceback: str = ""
+
+
+@dataclass(frozen=True)
+class Page:
+    """Everything on the page; `counts` are (state, number of jobs), `facts` what the head says besides."""
+
+    name: str
+    counts: Sequence[tuple[str, int]]
+    facts: Sequence[str]
+    sections: Sequence[PageSection]
+    jobs: Sequence[JobLine]
+
+
+def write_page(path: Path, report: Report, pictures: Mapping[str, Sequence[Picture]]) -> Path:
+    """Write the page of a sweep, atomically; its path.
+
+    Args:
+        path: The HTML file.
+        report: Its tables.
+        pictures: Name of a section -> its pictures, of `draw_pictures`.
+
+    Names, labels and errors come from outside: the template escapes everything that it is given.
+    """
+    html = render_page(page_of(report, pictures))
+    with atomic_path(path) as temporary:
+        temporary.write_text(html, encoding="utf-8")
+    return path
+
+
+def render_page(page: Page) -> str:
+    """The page as HTML."""
+    environment = Environment(
+        loader=PackageLoader("e2enet.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"data_uri": data_uri, "groups": heading_groups}
+    return environment.get_template("page.html.j2").render(page=page)
+
+
+def page_of(report: Report, pictures: Mapping[str, Sequence[Picture]]) -> Page:
+    """What the page of a sweep holds."""
+    runs = report.runs
+    # A job of several experiments has a line in each.
+    jobs = runs.jobs.drop_duplicates("key")
+    counts = [(state, int((jobs["state"] == state).sum())) for state in STATES]
+    datasets = ", ".join(dict.fromkeys(jobs["data"]))
+    facts = [
+        f"on {datasets}" if datasets else "",
+        f"{duration(jobs['seconds'].sum())} of training in all" if jobs["seconds"].notna().any() else "",
+    ]
+    return Page(
+        name=runs.name,
+        counts=[(state, count) for state, count in counts if count],
+        facts=[fact for fact in facts if fact],
+        sections=[_section(section, pictures.get(section.name, ())) for section in report.sections],
+        jobs=[_job_line(job) for job in runs.jobs.to_dict("records")],
+    )
+
+
+def data_uri(path: Path) -> str:
+    """A picture as text that an `img` takes in place of an address."""
+    content = base64.b64encode(path.read_bytes()).decode("ascii")
+    return f"data:{MEDIA_TYPES[path.suffix]};base64,{content}"
+
+
+def heading_groups(columns: Sequence[Column]) -> list[tuple[str, int]]:
+    """(group, number of columns) of neighbours under one heading; empty where no column has a group."""
+    if not any(column.group for column in columns):
+        return []
+    return [(group, len(list(members))) for group, members in groupby(columns, key=lambda column: column.group)]
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: "45 s", "12 min", "3 h 20 min"; "" where unknown."""
+    if not math.isfinite(seconds):
+        return ""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+def _section(section: Section, pictures: Sequence[Picture]) -> PageSection:
+    """Tables without lines and notes are left out."""
+    return PageSection(
+        anchor=f"section-{section.name}",
+        title=section.title,
+        tables=[table for table in section.tables if table.lines or table.notes],
+        pictures=pictures,
+        command=f"python train.py -m experiments={section.experiment}" if section.experiment else "",
+    )
+
+
+def _job_line(job: Mapping[str, Any]) -> JobLine:
+    cells = {
+        "experiment": _text(job["experiment"]),
+        "row": _text(job["label"]),
+        "fold": _text(job["fold"]),
+        "seed": _text(job["seed"]),
+        "state": _text(job["state"]),
+        "epochs": _epochs(job),
+        "best": _number(job, "best"),
+        "Dice": _number(job, "dice"),
+        "time": duration(job["seconds"]),
+        "folder": Path(job["folder"]).name,
+    }
+    error = None if job["state"] == FINISHED else job["error"]
+    if error is None:
+        return JobLine(cells, job["state"])
+    # JobError, or the message alone.
+    message = str(getattr(error, "message", error))
+    return JobLine(cells, job["state"], message, str(getattr(error, "traceback", "")))
+
+
+def _epochs(job: Mapping[str, Any]) -> str:
+    return (
+        "" if pd.isna(job["epochs"]) else f"{0 if pd.isna(job['epoch']) else job['epoch']:.0f} of {job['epochs']:.0f}"
+    )
+
+
+def _number(job: Mapping[str, Any], column: str) -> str:
+    return "" if pd.isna(job[column]) else f"{job[column]:.{DIGITS[column]}f}"
+
+
+def _text(value: Any) -> str:
+    return "" if value is None or value != value else str(value)

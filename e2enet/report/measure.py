@@ -1,0 +1,146 @@
+"""Latency and memory of a sweep's networks on this machine: python -m e2enet.report.measure FOLDER [--again] ..
+
+Counted costs (cost.json) hold on every machine; these hold on the one that they were measured on, which stands beside
+them in FOLDER/measured.json. Nothing else should run meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from e2enet.common.console import console, track
+from e2enet.common.errors import InputError, exit_on_input_error
+from e2enet.common.files import content_key, read_json, write_json
+from e2enet.common.sweeps import job_state, read_sweep
+
+MEASURED_FILE = "measured.json"
+FIGURES = {"latency": "latency_s", "memory": "peak_bytes"}
+# What decides a network's cost, beside its density; length of training and seeds do not.
+COSTLY_TRAINING = ("precision", "clip_norm", "compile", "loss", "optimizer")
+COSTLY_PLAN = ("patch_size", "strides", "batch_size")
+
+
+def measure_runs(folder: str | Path, *, again: bool = False, device: str = "auto", repeats: int = 7) -> dict[str, Any]:
+    """Measure the networks of the finished jobs of a sweep; returns what stands in measured.json, by job key.
+
+    Jobs with the same network, density, patch and batch are measured once; a network measured before is not measured
+    again unless `again`. Each figure is taken in a process of its own (`measure_network`). Per job: `latency_s`
+    (seconds per patch), `peak_bytes` (of a training step), `device`, `machine`, `commands` and `measured` (when). One
+    that fails has `error` instead of its figures, and is tried again next time.
+
+    Raises:
+        InputError: no such device, the folder holds no sweep, or a checkpoint cannot be read.
+    """
+    from e2enet.inference.run import resolve_device  # brings torch, which readers of measured.json need not wait for
+
+    resolve_device(device)
+    sweep = read_sweep(folder)
+    finished = {job.key: job.folder for job in sweep.jobs if job_state(job.folder).state == "finished"}
+    networks = {key: network_key(run) for key, run in finished.items()}
+    entries = read_measured(sweep.folder)
+    known = {} if again else {entry["network"]: entry for entry in entries.values() if "error" not in entry}
+    todo = {network: finished[key] for key, network in networks.items() if network not in known}
+    for network, run in track(todo.items(), "Measuring networks", total=len(todo)):
+        known[network] = {"network": network, **_measure(run, device, repeats)}
+        # After every network: an interruption costs one.
+        entries |= {key: known[other] for key, other in networks.items() if other in known}
+        write_json(sweep.folder / MEASURED_FILE, entries)
+    entries |= {key: known[network] for key, network in networks.items()}
+    write_json(sweep.folder / MEASURED_FILE, entries)
+    return entries
+
+
+def read_measured(folder: str | Path) -> dict[str, Any]:
+    """What `measure_runs` has written into a sweep folder, by job key; empty where nobody has measured."""
+    path = Path(folder) / MEASURED_FILE
+    content = read_json(path) if path.is_file() else {}
+    if not isinstance(content, dict) or not all(isinstance(entry, dict) for entry in content.values()):
+        raise InputError(f"{path}: not written by e2enet.report.measure; expected an object per job. Remove it")
+    return content
+
+
+def network_key(run: Path) -> str:
+    """The same for runs whose networks cost the same: architecture, density, patch, batch, precision, optimizer."""
+    from e2enet.inference.checkpoint import read_hyper_parameters
+
+    settings = read_hyper_parameters(run)
+    cost = run / "cost.json"
+    return content_key(
+        {
+            "network": settings["network"],
+            "in_channels": len(settings["dataset"]["channels"]),
+            "num_classes": len(settings["dataset"]["labels"]),
+            "plan": {name: settings["plan"][name] for name in COSTLY_PLAN},
+            "training": {name: settings["training"].get(name) for name in COSTLY_TRAINING},
+            "density": read_json(cost)["density"] if cost.is_file() else None,
+        }
+    )
+
+
+def _measure(run: Path, device: str, repeats: int) -> dict[str, Any]:
+    """Both figures of one network, or the error of the first that failed."""
+    entry: dict[str, Any] = {"commands": {}, "measured": datetime.now(UTC).isoformat(timespec="seconds")}
+    for figure, name in FIGURES.items():
+        arguments = ["-m", "e2enet.report.measure_network", str(run), figure, "--device", device]
+        arguments += ["--repeats", str(repeats)] if figure == "latency" else []
+        entry["commands"][figure] = shlex.join(["python", *arguments])
+        done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            return {**entry, "error": _reason(done)}
+        result = json.loads(done.stdout.splitlines()[-1])
+        entry |= {name: result[name], "device": result["device"], "machine": result["machine"]}
+    return entry
+
+
+def _reason(done: subprocess.CompletedProcess[str]) -> str:
+    if done.returncode < 0:
+        return f"ended by signal {-done.returncode} (9: usually for want of memory)"
+    lines = done.stderr.strip().splitlines()
+    return lines[-1] if lines else f"ended with exit code {done.returncode}"
+
+
+@exit_on_input_error()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure the sweep named on the command line and print the figures."""
+    parser = argparse.ArgumentParser(
+        prog="python -m e2enet.report.measure",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="a sweep folder, or a run")
+    parser.add_argument("--again", action="store_true", help="measure networks again that have been measured")
+    parser.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu, cuda, cuda:N")
+    parser.add_argument("--repeats", type=int, default=7, metavar="N", help="forward passes to take the median of")
+    options = parser.parse_args(arguments)
+    if options.repeats < 1:
+        parser.error(f"--repeats {options.repeats}: a whole number >= 1 expected")
+    entries = measure_runs(options.folder, again=options.again, device=options.device, repeats=options.repeats)
+    sweep = read_sweep(options.folder)
+    console.print(_table({job.folder.name: entries[job.key] for job in sweep.jobs if job.key in entries}))
+    console.print(f"written: {sweep.folder / MEASURED_FILE}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _table(entries: Mapping[str, Mapping[str, Any]]) -> Table:
+    table = Table("job", "device", "latency s", "peak MiB", "measured")
+    for name, entry in entries.items():
+        if "error" in entry:
+            table.add_row(Text(name), "-", "-", "-", Text(entry["error"]))
+        else:
+            figures = f"{entry['latency_s']:.4f}", f"{entry['peak_bytes'] / 2**20:.1f}"
+            table.add_row(Text(name), entry["device"], *figures, entry["measured"][:10])
+    return table
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""Measure one trained network in this process: python -m e2enet.report.measure_network CHECKPOINT latency|memory ..
+
+`latency` is the median time in seconds of one forward pass in eval mode, of one patch of the run, after two that are
+not counted. `memory` is the peak of two training steps of the run's batch, weights, gradients and optimizer state
+included: on a GPU what torch's allocator gave out, on a CPU what the process grew by. The last line printed is JSON.
+`e2enet.report.measure` calls this for the networks of a sweep, each in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+
+from e2enet.common.errors import exit_on_input_error
+from e2enet.common.memory import keep_freed_memory
+from e2enet.inference.checkpoint import checkpoint_file, load_model, read_hyper_parameters
+from e2enet.inference.run import AMP_TYPES, resolve_device
+from e2enet.network import E2ENet
+from e2enet.network.dsff import fusion_layers
+from e2enet.training.dsff_callback import hold_masks
+from e2enet.training.final import PRECISIONS
+from e2enet.training.losses import DeepSupervisionLoss, DiceCrossEntropy
+from e2enet.training.records import machine
+
+UNCOUNTED = 2
+STEPS = 2  # the first makes the optimizer's state, which the second has beside its activations
+
+
+@exit_on_input_error()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what the command line names and print it as JSON."""
+    parser = argparse.ArgumentParser(
+        prog="python -m e2enet.report.measure_network",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="a checkpoint, or a run folder (its best)")
+    parser.add_argument("figure", choices=("latency", "memory"))
+    parser.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu, cuda, cuda:N")
+    parser.add_argument("--repeats", type=int, default=7, metavar="N", help="counted forward passes (default: 7)")
+    options = parser.parse_args(arguments)
+    if options.repeats < 1:
+        parser.error(f"--repeats {options.repeats}: a whole number >= 1 expected")
+    keep_freed_memory()
+    device = resolve_device(options.device)
+    path = checkpoint_file(options.checkpoint)
+    if options.figure == "latency":
+        figures = {"latency_s": latency(path, device, options.repeats), "repeats": options.repeats}
+    else:
+        figures = {"peak_bytes": training_peak(path, device)}
+    print(json.dumps({**figures, "device": str(device), "machine": machine()}))
+
+
+def latency(checkpoint: Path, device: torch.device, repeats: int) -> float:
+    """Median seconds of one patch's forward pass, batch 1, in eval mode and the run's precision."""
+    model = load_model(checkpoint)
+    network = model.network.to(device)
+    patch = torch.randn(1, len(model.channels), *model.plan.patch_size, device=device)
+    precision = autocast(read_hyper_parameters(checkpoint)["training"], device)
+
+    def forward() -> None:
+        with torch.inference_mode(), precision():
+            network(patch)
+
+    return median_seconds(forward, repeats, device)
+
+
+def median_seconds(work: Callable[[], None], repeats: int, device: torch.device) -> float:
+    """Median seconds of `repeats` calls, after two that are not counted; waits for a GPU to finish each."""
+    seconds = []
+    for _ in range(UNCOUNTED + repeats):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[UNCOUNTED:])
+
+
+def training_peak(checkpoint: Path, device: torch.device) -> int:
+    """Bytes at the peak of two training steps of the run's batch, with its loss, optimizer and precision."""
+    _warm_up()
+    start = _resident()
+    model = load_model(checkpoint)
+    settings = read_hyper_parameters(checkpoint)
+    training = settings["training"]
+    network = model.network.to(device).train()
+    loss = DeepSupervisionLoss(instantiate(training["loss"]))
+    optimizer = instantiate(training["optimizer"], params=network.parameters())
+    precision = autocast(training, device)
+    batch_size, patch_size = model.plan.batch_size, model.plan.patch_size
+    image = torch.randn(batch_size, len(model.channels), *patch_size, device=device)
+    target = torch.randint(len(model.labels), (batch_size, *patch_size), device=device)
+    for _ in range(STEPS):
+        with precision():
+            value = _loss(network, loss, image, target)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), training["clip_norm"] or float("inf"))
+        optimizer.step()
+        if fusion_layers(network):
+            hold_masks(network, optimizer)
+        optimizer.zero_grad()
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else max(0, _resident_peak() - start)
+
+
+def autocast(training: Mapping[str, Any], device: torch.device) -> Callable[[], torch.autocast]:
+    """Autocast of the run's precision; 16-bit floats need a GPU, so that a CPU measures such a run in float32."""
+    dtype = AMP_TYPES[PRECISIONS[str(training["precision"])]]
+    if dtype == torch.float16 and device.type == "cpu":
+        dtype = None
+    return lambda: torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def _loss(network: torch.nn.Module, loss: Any, image: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    output = network(image)
+    return loss([output] if isinstance(output, torch.Tensor) else output, target)
+
+
+def _warm_up() -> None:
+    """Train a step of the smallest network: compilers and libraries are loaded before the start is noted."""
+    network = E2ENet(1, 2, [(1, 2, 2)], base_features=2)
+    loss = DeepSupervisionLoss(DiceCrossEntropy())
+    _loss(network, loss, torch.randn(1, 1, 2, 4, 4), torch.zeros(1, 2, 4, 4, dtype=torch.long)).backward()
+
+
+def _resident() -> int:
+    """Bytes of memory that this process holds; where only the peak so far can be told (not Linux), that."""
+    return _status("VmRSS") or _peak_by_getrusage()
+
+
+def _resident_peak() -> int:
+    """The most bytes that this process has held."""
+    # getrusage on Linux also counts the parent that started this process.
+    return _status("VmHWM") or _peak_by_getrusage()
+
+
+def _status(field: str) -> int | None:
+    path = Path("/proc/self/status")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
+
+
+def _peak_by_getrusage() -> int:
+    import resource  # not on Windows, where there is nothing else to ask
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+if __name__ == "__main__":
+    main()

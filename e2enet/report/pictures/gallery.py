@@ -1,0 +1,189 @@
+"""All pictures of a sweep, drawn, saved and told in words: a list per experiment."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from e2enet.common.console import track
+from e2enet.common.errors import InputError
+from e2enet.report.pictures.cases import best_other, telling_pairs, worst_and_best
+from e2enet.report.pictures.classes import draw_class_dice
+from e2enet.report.pictures.connections import draw_connections
+from e2enet.report.pictures.curves import draw_learning_curves, draw_topology
+from e2enet.report.pictures.overlays import draw_side_by_side, draw_worst_and_best
+from e2enet.report.pictures.rows import Row, picture_rows
+from e2enet.report.pictures.scans import ScanReader
+from e2enet.report.pictures.style import save_figure
+from e2enet.report.pictures.tradeoff import draw_tradeoff
+from e2enet.report.runs import Runs
+from e2enet.report.tables.sections import Report, Section
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of the report.
+
+    Attributes:
+        title: What it shows.
+        caption: How to read it.
+        path: Its file for the page, SVG or PNG; beside an SVG lies the same as PDF. None where it could not be drawn.
+        problem: Why not, where it could not be drawn.
+        folded: Shown only when asked for.
+    """
+
+    title: str
+    caption: str
+    path: Path | None = None
+    problem: str = ""
+    folded: bool = False
+
+
+def draw_pictures(report: Report, folder: Path, *, compare: tuple[str, str] | None = None) -> dict[str, list[Picture]]:
+    """Draw what there is to draw of each section into a folder: {name of the section: pictures}.
+
+    Args:
+        report: Tables of a sweep; what is plotted stands in them.
+        folder: Where the files go, under names that open with the section's.
+        compare: Rows, by name or label, to show side by side; None: the reference and the best other.
+
+    Raises:
+        InputError: no section has both rows of `compare`. (Raw data that is not on this machine is no error: the
+            picture's `problem` tells.)
+    """
+    rows = {section.name: picture_rows(report.runs, section.experiment, section.lines) for section in report.sections}
+    _check_compared(rows, compare)
+    return {
+        section.name: _draw_section(report.runs, section, rows[section.name], folder, compare)
+        for section in track(report.sections, "Drawing pictures")
+    }
+
+
+def find_row(rows: Sequence[Row], name: str) -> Row | None:
+    """The row of this name or label; None where there is none."""
+    return next((row for row in rows if name in (row.label, row.line.get("row"))), None)
+
+
+def _check_compared(rows: Mapping[str, Sequence[Row]], compare: tuple[str, str] | None) -> None:
+    if compare is None or any(all(find_row(own, name) for name in compare) for own in rows.values()):
+        return
+    known = dict.fromkeys(str(row.line.get("row") or row.label) for own in rows.values() for row in own)
+    raise InputError(f"compare {' '.join(compare)}: no section has both rows; expected two of {' | '.join(known)}")
+
+
+def _draw_section(
+    runs: Runs, section: Section, rows: Sequence[Row], folder: Path, compare: tuple[str, str] | None
+) -> list[Picture]:
+    name = section.name
+    published_on = runs.ablations.get(section.experiment or "", {}).get("published_on")
+    plots: tuple[tuple[str, str, Callable[[], Figure | None], str], ...] = (
+        ("tradeoff", "Accuracy against cost", lambda: draw_tradeoff(rows, published_on), TRADEOFF),
+        ("classes", "Dice by class", lambda: draw_class_dice(rows, runs.cases), CLASSES),
+        ("curves", "Learning curves", lambda: draw_learning_curves(runs, rows), CURVES),
+        ("topology", "Masks over time", lambda: draw_topology(runs, rows), TOPOLOGY),
+        ("connections", "Learned connections", lambda: draw_connections(runs, rows), CONNECTIONS),
+    )
+    pictures: list[Picture] = []
+    for stem, title, draw, caption in plots:
+        figure = draw()
+        if figure is not None:
+            path = save_figure(figure, folder / f"{_file_name(name, stem)}.svg")
+            save_figure(figure, path.with_suffix(".pdf"))
+            pictures.append(Picture(title, caption, path))
+    return pictures + _draw_cases(runs, rows, folder, name, compare)
+
+
+def _draw_cases(
+    runs: Runs, rows: Sequence[Row], folder: Path, name: str, compare: tuple[str, str] | None
+) -> list[Picture]:
+    """Worst and best cases of each row, the reference's first and the others folded; then two rows side by side."""
+    reader = ScanReader(runs)
+    ordered = sorted(rows, key=lambda row: not row.is_reference)
+    pictures: list[Picture] = []
+    for number, row in enumerate(ordered, start=1):
+        chosen = worst_and_best(row, runs.cases)
+        if chosen:
+            picture = _save_cases(
+                folder / f"{_file_name(name, 'cases', str(number), row.label)}.png",
+                Picture(f"Worst and best case: {row.label}", WORST_AND_BEST, folded=bool(pictures)),
+                lambda chosen=chosen: draw_worst_and_best(reader, chosen),  # type: ignore[misc]
+            )
+            pictures.append(picture)
+    first, second = _compared(rows, compare)
+    pairs = telling_pairs(first, second, runs.cases) if first and second else []
+    if first and second and pairs:
+        names = (first.label, second.label)
+        picture = _save_cases(
+            folder / f"{_file_name(name, 'side-by-side')}.png",
+            Picture(f"Side by side: {first.label} and {second.label}", SIDE_BY_SIDE),
+            lambda: draw_side_by_side(reader, names, pairs),
+        )
+        pictures.append(picture)
+    return _said_once(pictures)
+
+
+def _save_cases(path: Path, picture: Picture, draw: Callable[[], Figure]) -> Picture:
+    """The picture with its file, or with what kept it from being drawn: scans may lie on another machine."""
+    try:
+        figure = draw()
+    except InputError as error:
+        return Picture(picture.title, picture.caption, problem=str(error), folded=picture.folded)
+    return Picture(picture.title, picture.caption, save_figure(figure, path), folded=picture.folded)
+
+
+def _said_once(pictures: Sequence[Picture]) -> list[Picture]:
+    """Without pictures that fail for a reason that another one gave already."""
+    reasons: set[str] = set()
+    kept = []
+    for picture in pictures:
+        if not picture.problem or picture.problem not in reasons:
+            kept.append(picture)
+        reasons.add(picture.problem)
+    return kept
+
+
+def _compared(rows: Sequence[Row], compare: tuple[str, str] | None) -> tuple[Row | None, Row | None]:
+    if compare is not None:
+        return find_row(rows, compare[0]), find_row(rows, compare[1])
+    return next((row for row in rows if row.is_reference), None), best_other(rows)
+
+
+def _file_name(*parts: str) -> str:
+    """Labels as a file name: `S = 0.9` of sparsity is `sparsity-cases-2-S-0.9`; long ones are cut off."""
+    return "-".join(re.sub(r"[^\w.]+", "-", part)[:40].strip("-.") or "row" for part in parts)
+
+
+TRADEOFF = (
+    "Mean Dice over active parameters and FLOPs of one patch. Filled: obtained, mean over runs, with the bootstrap "
+    "interval over cases of the table. Hollow: published, on axes of their own, since dataset and scale are others. "
+    "Dashed: the best at this cost or less."
+)
+CLASSES = (
+    "A case counts once, with its mean over the runs that scored it. A number with an arrow counts the cases left of "
+    "the axis; a missed structure counts 0, one that is in neither image is left out."
+)
+CURVES = "Mean over the finished runs of a row; the band is their range."
+TOPOLOGY = (
+    "Mean over the runs of a row, the band is their range; rows with dense fusion have no masks. Ever active is the "
+    "share of kernels that were active at any time so far."
+)
+CONNECTIONS = (
+    "Share of active kernels, in percent, of the first convolution of each fusion node, by the flow whose channels it "
+    "reads. Levels go down from full resolution (0), columns from the encoder's side to the heads; a dash: the flow "
+    "does not reach that node. The best checkpoints of a row's runs are added up. Each row has its own colours."
+)
+WORST_AND_BEST = (
+    "Of all predictions of validation cases by the row's runs, those of lowest and highest mean Dice, in the slice "
+    "with most wrong voxels. White: the reference's contours."
+)
+SIDE_BY_SIDE = (
+    "The same validation cases predicted by both, in the slice with most wrong voxels of the two: where the second "
+    "model gains most on the first, the middle one, and where it gains least or loses most (in points of Dice, beside "
+    "the case). White: the reference's contours."
+)

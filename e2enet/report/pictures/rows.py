@@ -1,0 +1,68 @@
+"""The lines of an experiment's table as pictures need them: with their jobs, and one look for all pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from e2enet.report.pictures.style import RowStyle, row_styles
+from e2enet.report.runs import FINISHED, Runs
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: the repetitions (folds, seeds) of one configuration.
+
+    Attributes:
+        label: As in the table.
+        jobs: Its lines of `Runs.jobs`; empty where the row was not run.
+        style: Colour, marker and dashes in every picture of the experiment.
+        is_reference: Whether it is the one that others are compared with.
+        line: Its numbers, as `experiment_lines` gives them.
+    """
+
+    label: str
+    jobs: pd.DataFrame
+    style: RowStyle
+    is_reference: bool = False
+    line: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> pd.DataFrame:
+        """The jobs that ended well."""
+        return self.jobs[self.jobs["state"] == FINISHED]
+
+    @property
+    def with_curves(self) -> pd.DataFrame:
+        """The jobs whose curves stand for the row: the finished ones, or those under way where none is finished."""
+        return self.jobs if self.finished.empty else self.finished
+
+
+def picture_rows(runs: Runs, experiment: str | None, lines: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """The rows of an experiment (None: the jobs outside of every one) in the order of its table's lines.
+
+    `lines` are those of `experiment_lines`. Where the table has a line per fold and seed, a row is their mean. The
+    first line that others are tested against is the reference.
+    """
+    jobs = runs.jobs[runs.jobs["experiment"].isna() if experiment is None else runs.jobs["experiment"] == experiment]
+    shown = [line for line in lines if line["role"] != "run"]
+    reference = next((index for index, line in enumerate(shown) if line["reference"]), None)
+    return [
+        Row(_label(line), _jobs_of(line, jobs), style, index == reference, line)
+        for index, (line, style) in enumerate(zip(shown, row_styles(len(shown), reference), strict=True))
+    ]
+
+
+def _label(line: Mapping[str, Any]) -> str:
+    return "mean of all runs" if line["role"] == "mean" and line["label"] == "mean" else str(line["label"])
+
+
+def _jobs_of(line: Mapping[str, Any], jobs: pd.DataFrame) -> pd.DataFrame:
+    """The jobs of a line; the mean over all jobs is called "mean", that over one configuration "LABEL, mean"."""
+    if line["role"] != "mean":
+        return jobs[jobs["label"] == line["label"]]
+    configuration = str(line["label"]).removesuffix("mean").removesuffix(", ")
+    return jobs[jobs["label"] == configuration] if configuration else jobs

@@ -1,0 +1,85 @@
+"""A scored case as its run saw it: the scan, the reference and the prediction, in the frame (D, H, W)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from e2enet.common.errors import InputError
+from e2enet.data.command import build_datamodule
+from e2enet.data.formats.dataset import RawDataset
+from e2enet.data.formats.volume import Geometry, read_label, read_volume, require_same_grid
+from e2enet.report.runs import Runs
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """One case of a dataset.
+
+    Attributes:
+        case: Its id.
+        image: Channel 0, float32 (D, H, W).
+        reference: Labels (D, H, W), numbered as in training.
+        geometry: The scan's grid; `geometry.spacing` is in mm along (D, H, W).
+        labels: Label -> name, 0 is background.
+    """
+
+    case: str
+    image: np.ndarray
+    reference: np.ndarray
+    geometry: Geometry
+    labels: dict[int, str]
+
+
+class ScanReader:
+    """Reads the cases of a sweep's runs; each dataset's files are looked up once.
+
+    Every method raises InputError naming what is missing: the raw data may lie on another machine than the report.
+    """
+
+    def __init__(self, runs: Runs) -> None:
+        self.runs = runs
+        self._dataset = cache(self._read_dataset)
+
+    def scan(self, key: str, case: str) -> Scan:
+        """Image and reference of a case that the job `key` validated on."""
+        dataset = self._dataset(key)
+        found = {item.id: item for item in (*dataset.training, *dataset.validation, *dataset.test)}.get(case)
+        if found is None or found.label is None:
+            raise InputError(f"{dataset.folder}: has no labelled case {case}, which {self.runs.job_folder(key)} scored")
+        volume = read_volume(found.images)
+        reference, geometry = read_label(found.label, volume.geometry.depth_axis, dataset.label_map)
+        require_same_grid(volume.geometry, geometry, f"{found.images[0]} and {found.label}")
+        return Scan(case, volume.array[0], reference, volume.geometry, dataset.labels)
+
+    def prediction(self, key: str, scan: Scan) -> np.ndarray:
+        """What the job `key` predicted for the case, labels (D, H, W) on the scan's grid."""
+        ending = self._dataset(key).file_ending
+        path = self.runs.job_folder(key) / "validation" / f"{scan.case}{ending}"
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; expected the prediction that was scored")
+        labels, geometry = read_label(path, scan.geometry.depth_axis)
+        require_same_grid(scan.geometry, geometry, f"{path} and its scan")
+        return labels
+
+    def _read_dataset(self, key: str) -> RawDataset:
+        """The raw dataset of a job, by its config.yaml; relative paths are looked up from the working directory."""
+        path = self.runs.job_folder(key) / "config.yaml"
+        config: Mapping[str, Any] | None = self.runs.configs.get(key)
+        if config is None:
+            raise InputError(f"{path}: no such file; expected the config of a run")
+        try:
+            source = build_datamodule(OmegaConf.create(dict(config))).source
+        except (HydraException, OmegaConfBaseException, ImportError) as error:
+            raise InputError(f"{path}: its data section cannot be used ({error})") from error
+        if not Path(source.folder).is_dir():
+            raise InputError(f"{source.folder}: no such folder; expected the raw data that the runs were trained on")
+        return source.read()

@@ -1,0 +1,143 @@
+"""Accuracy against cost: mean Dice over parameters and over FLOPs, what was obtained and what was published."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from e2enet.report.pictures.rows import Row
+from e2enet.report.pictures.style import GREY, RowStyle, house_style, legend_below, new_figure
+from e2enet.report.tables.differences import published_range
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COSTS = {"params": "active parameters, M", "gflops": "GFLOP per patch, the paper's count"}
+WIDE = 6.0  # a cost axis is logarithmic from this ratio of its ends on
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One row in one picture: costs by name (M parameters, GFLOP), mean Dice and an interval in percent."""
+
+    label: str
+    style: RowStyle
+    costs: dict[str, float]
+    dice: float
+    interval: Interval
+    hollow: bool = False
+
+
+def draw_tradeoff(rows: Sequence[Row], published_on: str | None) -> Figure | None:
+    """Dice against parameters (left) and FLOPs (right); None where neither obtained nor published rows have both.
+
+    What was obtained is drawn filled, with the 95 % bootstrap interval over cases; what was published is hollow, with
+    the range where the source gives one, and below on axes of its own: it is of another dataset or scale, and on shared
+    axes the eye would compare what cannot be compared.
+    """
+    datasets = ", ".join(dict.fromkeys(name for row in rows for name in row.finished["data"]))
+    groups = {
+        f"obtained on {datasets}": obtained_points(rows),
+        f"published, on {published_on}" if published_on else "published": published_points(rows),
+    }
+    groups = {title: points for title, points in groups.items() if points}
+    if not groups:
+        return None
+    with house_style():
+        figure = new_figure(3.35 * len(groups) + 0.5)
+        figure.set_layout_engine("constrained", hspace=0.08)
+        grid = figure.subplots(len(groups), 2, squeeze=False, sharey="row")
+        for line, (title, points) in zip(grid, groups.items(), strict=True):
+            for axes, (cost, text) in zip(line, COSTS.items(), strict=True):
+                _draw_points(axes, [point for point in points if np.isfinite(point.costs[cost])], cost)
+                axes.set_xlabel(text)
+            line[0].set_ylabel("mean Dice, %")
+            line[0].set_title(title)
+        shown = {point.label for points in groups.values() for point in points}
+        legend_below(figure, [_handle(row) for row in rows if row.label in shown])
+        figure.draw_without_rendering()
+    return figure
+
+
+def obtained_points(rows: Sequence[Row]) -> list[Point]:
+    """The rows with finished and scored runs: their table's mean over runs and interval over cases."""
+    points = []
+    for row in rows:
+        line = row.line
+        if pd.notna(line["dice"]):
+            costs = {"params": float(line["params"]), "gflops": float(line["gflops_paper"])}
+            points.append(Point(row.label, row.style, costs, line["dice"], (line["dice_low"], line["dice_high"])))
+    return points
+
+
+def published_points(rows: Sequence[Row]) -> list[Point]:
+    """The rows whose accuracy and at least one cost are published."""
+    points = []
+    for row in rows:
+        low, high = published_range(row.line["published_dice"])
+        costs = {name: _published_cost(row.line[f"published_{name}"]) for name in COSTS}
+        if low is not None and high is not None and np.isfinite(list(costs.values())).any():
+            points.append(Point(row.label, row.style, costs, (low + high) / 2, (low, high), hollow=True))
+    return points
+
+
+def pareto_front(points: Sequence[Point], cost: str) -> list[Point]:
+    """The points that no other one beats: none costs at most as much and is more accurate. By rising cost."""
+    front: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.costs[cost], -point.dice)):
+        if not front or point.dice > front[-1].dice:
+            front.append(point)
+    return front
+
+
+def _published_cost(value: Any) -> float:
+    low, high = published_range(value)
+    return np.nan if low is None or high is None else (low + high) / 2
+
+
+def _draw_points(axes: Axes, points: Sequence[Point], cost: str) -> None:
+    if not points:
+        return
+    front = pareto_front(points, cost)
+    if len(front) > 1:
+        steps = [point.costs[cost] for point in front], [point.dice for point in front]
+        axes.plot(*steps, drawstyle="steps-post", color=GREY, lw=1, ls=(0, (3, 2)), zorder=1)
+    for point in points:
+        x, style = point.costs[cost], point.style
+        low, high = point.interval
+        if np.isfinite([low, high]).all() and high > low:
+            axes.errorbar(
+                x, point.dice, yerr=[[max(point.dice - low, 0)], [max(high - point.dice, 0)]], color=style.colour,
+                lw=1.3, capsize=3, zorder=2,
+            )  # fmt: skip
+        face = "white" if point.hollow else style.colour
+        axes.plot(
+            x, point.dice, ls="", marker=style.marker, markersize=8, mfc=face, mec=style.colour, mew=1.6, zorder=3
+        )
+    _cost_scale(axes, [point.costs[cost] for point in points])
+    axes.margins(x=0.12, y=0.15)
+
+
+def _cost_scale(axes: Axes, costs: Sequence[float]) -> None:
+    """Logarithmic where costs differ much, with plain numbers at 1, 2 and 5 of each decade."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    if min(costs) > 0 and max(costs) / min(costs) >= WIDE:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _handle(row: Row) -> Any:
+    from matplotlib.lines import Line2D
+
+    # Filled for every row: hollow or not is told by the caption, colour and marker are the row's.
+    style = row.style
+    return Line2D([], [], ls="", marker=style.marker, markersize=8, color=style.colour, mew=1.6, label=row.label)

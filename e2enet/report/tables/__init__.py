@@ -1,0 +1,1 @@
+"""Tables of the report: what stands in them, how it is computed, and how it is written."""

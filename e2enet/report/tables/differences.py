@@ -1,0 +1,168 @@
+"""What differs between the runs of an experiment and its full scale, and between published and obtained accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from e2enet.common.ablations import row_setting
+from e2enet.common.config_check import first_line
+from e2enet.common.configs import as_plain, compose_config
+from e2enet.common.job_key import WITHOUT_EFFECT
+from e2enet.common.variants import flat
+from e2enet.data.planning.planner import PAPER_BATCH
+from e2enet.report.runs import Runs
+from e2enet.report.tables.columns import interval
+from e2enet.report.tables.table import Column, Line, Table, is_known, number, text
+
+# Sections in which runs of an experiment may differ from its full scale; a dataset's own facts follow from its name.
+SECTIONS = ("network", "dsff", "training", "plan", "final", "pretraining")
+DATA_KEYS = ("data.augmentation", "data.limit_cases", "data.transforms", "data.split")
+DATASET, PATCH = "dataset", "patch size"
+NAMES = {
+    "network.base_features": "width (channels at full resolution)",
+    "training.epochs": "epochs",
+    "training.steps_per_epoch": "steps per epoch",
+    "plan.batch_size": "batch size",
+}
+FIRST = (DATASET, PATCH, *NAMES)
+# The paper's names of what the project's data modules read.
+DATASETS = {"BTCVDataModule": "BTCV", "Task01_BrainTumour": "BraTS"}
+
+
+def setting_differences(runs: Runs, experiment: str) -> Table:
+    """A line per setting in which started runs differ from `experiments=NAME` and the row at full scale.
+
+    Settings of a row itself are the same on both sides. Where one differs between rows, every value is listed.
+    """
+    ablation = runs.ablations[experiment]
+    jobs = runs.jobs[(runs.jobs["experiment"] == experiment) & runs.jobs["key"].isin(list(runs.configs))]
+    notes = []
+    found: dict[str, tuple[list[Any], list[Any]]] = {}
+    for row, own in jobs.groupby("row", sort=False, dropna=False):
+        row = row if is_known(row) else None
+        try:
+            full = _full_scale(experiment, ablation, row)
+        except (HydraException, OmegaConfBaseException) as error:
+            notes.append(f"{experiment}, {row}: its full scale cannot be composed: {first_line(error)}")
+            continue
+        for key in own["key"]:
+            small = _settings(runs.configs[key]) | {PATCH: runs.costs.get(key, {}).get("patch_size")}
+            for name in [*full, *(name for name in small if name not in full)]:
+                # Datasets differ in which keys they have; that follows from their names.
+                shared = name not in DATA_KEYS or (name in full and name in small)
+                if shared and full.get(name) != small.get(name):
+                    values = found.setdefault(name, ([], []))
+                    values[0].append(full.get(name))
+                    values[1].append(small.get(name))
+    order = sorted(found, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
+    lines = [
+        {"setting": NAMES.get(name, name), "full": _listed(found[name][0]), "obtained": _listed(found[name][1])}
+        for name in order
+    ]
+    if len(jobs):
+        lines.append({"setting": "folds", "full": "0, 1, 2, 3, 4", "obtained": _listed(sorted(jobs["fold"], key=str))})
+        lines.append({"setting": "seeds", "full": "", "obtained": _listed(sorted(jobs["seed"]))})
+    columns = (
+        Column("setting", text("setting"), numeric=False),
+        Column("full scale", text("full"), numeric=False),
+        Column("these runs", text("obtained"), numeric=False),
+    )
+    return Table("What differs from full scale", columns, tuple(lines), tuple(notes))
+
+
+def published_differences(runs: Runs, experiment: str, lines: Sequence[Line]) -> Table:
+    """Rows with a published and an obtained Dice on the dataset that the published was measured on."""
+    compared, elsewhere = [], []
+    for line in lines:
+        published_on = _published_on(runs.ablations[experiment], line["row"])
+        low, high = published_range(line.get("published_dice"))
+        if low is None or high is None or published_on is None or not is_known(line["dice"]):
+            continue
+        keys = runs.jobs.loc[(runs.jobs["experiment"] == experiment) & (runs.jobs["label"] == line["label"]), "key"]
+        datasets = {dataset_name(runs.configs[key]) for key in keys if key in runs.configs}
+        if {_plain(name) for name in datasets} != {_plain(published_on)}:
+            elsewhere.append(published_on)
+            continue
+        difference = f"{line['dice'] - high:+.2f}"
+        if low != high:
+            difference = f"{difference} to {line['dice'] - low:+.2f}"
+        inside = _position(low, high, line) if is_known(line["dice_low"]) else ""
+        compared.append({**line, "difference": difference, "inside": inside})
+    columns = (
+        Column("row", text("label"), numeric=False),
+        Column("Dice (%)", number("published_dice", 1), "published"),
+        Column("Dice (%)", number("dice", 2), "obtained"),
+        Column("interval", interval, "obtained"),
+        Column("obtained - published", text("difference")),
+        Column("published inside the interval", text("inside"), numeric=False),
+    )
+    note = f"Published for {_listed(elsewhere)}, obtained on other data: not compared."
+    return Table("Published and obtained Dice", columns, tuple(compared), (note,) if elsewhere else ())
+
+
+def dataset_name(config: Mapping[str, Any]) -> str:
+    """A run's dataset by the name that the paper gives it, by its own where the paper does not use it."""
+    data = config.get("data") or {}
+    module, name = str(data.get("_target_", "")).rpartition(".")[2], str(data.get("name", ""))
+    if "modality" in data:
+        return f"AMOS-{data['modality']}"
+    return DATASETS.get(module) or DATASETS.get(name) or name
+
+
+def published_range(value: Any) -> tuple[float | None, float | None]:
+    """Lower and upper end of a published number or range such as "90.1-90.2"; None where there is none."""
+    if not is_known(value):
+        return None, None
+    low, _, high = str(value).partition("-")
+    return float(low), float(high or low)
+
+
+def _position(low: float, high: float, line: Line) -> str:
+    """Whether a published number or range lies in the interval of a line."""
+    inside = [line["dice_low"] <= end <= line["dice_high"] for end in (low, high)]
+    covers = low <= line["dice_low"] and line["dice_high"] <= high
+    return "yes" if all(inside) else "partly" if any(inside) or covers else "no"
+
+
+def _published_on(ablation: Mapping[str, Any], row: str | None) -> str | None:
+    """The dataset of a row's published numbers."""
+    own = (ablation.get("rows") or {}).get(row) or {}
+    return own.get("published_on", ablation.get("published_on"))
+
+
+def _full_scale(experiment: str, ablation: Mapping[str, Any], row: str | None) -> dict[str, Any]:
+    """Settings of an experiment's row as its file composes them."""
+    overrides = [] if row is None else list(ablation["rows"][row].get("overrides", ()))
+    config = compose_config([f"experiments={experiment}", *overrides])
+    names = [name for name in (*SECTIONS, "data") if name in config]
+    content = {name: as_plain(config[name]) if OmegaConf.is_dict(config[name]) else config[name] for name in names}
+    settings = _settings(content)
+    if content["plan"]["kind"] == "paper" and settings["plan.batch_size"] is None:
+        settings["plan.batch_size"] = PAPER_BATCH
+    setting = row_setting(ablation, row) if row is not None else ablation.get("setting") or {}
+    return settings | {PATCH: setting.get("patch_size", content["plan"]["patch_size"])}
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """{name: value} of what is compared, without the patch size, which a config may leave to planning."""
+    sections = flat({name: config.get(name) for name in (*SECTIONS, "data")})
+    kept = {
+        key: value
+        for key, value in sections.items()
+        if key not in (*WITHOUT_EFFECT, "plan.patch_size") and (not key.startswith("data.") or key in DATA_KEYS)
+    }
+    return {DATASET: dataset_name(config)} | kept
+
+
+def _listed(values: Iterable[Any]) -> str:
+    """Different values in order of appearance; null is what planning or a default decides."""
+    return ", ".join(dict.fromkeys("null" if value is None else str(value) for value in values))
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())

@@ -1,0 +1,85 @@
+"""Tables as Markdown, LaTeX and CSV."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from e2enet.common.files import write_csv
+from e2enet.report.tables.table import Column, Table, is_known
+
+
+def to_markdown(table: Table) -> str:
+    """A Markdown table with its title in bold above and its notes below; "" where there is neither line nor note."""
+    if not table.lines and not table.notes:
+        return ""
+    columns = table.shown()
+    rule = ["---:" if column.numeric else "---" for column in columns]
+    rows = [[heading(column) for column in columns], rule, *table.cells()] if table.lines else []
+    lines = ["| " + " | ".join(_markdown_cell(cell) for cell in row) + " |" for row in rows]
+    blocks = [f"**{markdown_text(table.title)}**", "\n".join(lines), *map(markdown_text, table.notes)]
+    return joined(blocks)
+
+
+def to_latex(table: Table, label: str) -> str:
+    """A LaTeX `table` (packages booktabs and graphicx, which fits it to the line) with groups over their columns."""
+    columns = table.shown()
+    headings = [(column.group, column.heading) for column in columns]
+    frame = pd.DataFrame(table.cells(), columns=pd.MultiIndex.from_tuples(headings))
+    if not any(column.group for column in columns):
+        frame.columns = pd.Index([column.heading for column in columns])
+    style = frame.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
+    tabular = style.to_latex(
+        hrules=True,
+        multicol_align="c",
+        column_format="".join("r" if column.numeric else "l" for column in columns),
+    )
+    notes = " ".join(table.notes)
+    caption = escape_latex(f"{table.title}. {notes}".strip())
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{caption}}}",
+            rf"\label{{tab:{label}}}",
+            r"\resizebox{\linewidth}{!}{%",
+            tabular.strip() + "}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def write_values(path: Path, table: Table) -> None:
+    """Write the lines' values, every one of them and unrounded, as CSV; unknown ones are empty."""
+    rows = [{key: value if is_known(value) else "" for key, value in line.items()} for line in table.lines]
+    write_csv(path, rows)
+
+
+def heading(column: Column) -> str:
+    """A column's name where there is one line of headings."""
+    return f"{column.group}: {column.heading}" if column.group else column.heading
+
+
+def markdown_text(content: str) -> str:
+    """Text that Markdown shows as it is: names and errors come from outside."""
+    return re.sub(r"([\\`*_\[\]<>])", r"\\\1", content)
+
+
+def escape_latex(content: str) -> str:
+    """Text that LaTeX prints as it is."""
+    signs = {sign: rf"\{sign}" for sign in "&%$#_{}"}
+    signs |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(signs.get(sign, sign) for sign in content)
+
+
+def joined(parts: Sequence[str]) -> str:
+    """Blocks of Markdown with an empty line between them; empty blocks are left out."""
+    return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
+
+
+def _markdown_cell(content: str) -> str:
+    return markdown_text(content).replace("|", r"\|").replace("\n", " ")

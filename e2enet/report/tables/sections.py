@@ -1,0 +1,163 @@
+"""Everything that the report says in words and numbers: a section per experiment, and jobs that did not finish."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from e2enet.common.errors import InputError
+from e2enet.report.options import Options
+from e2enet.report.runs import Runs
+from e2enet.report.tables.columns import accuracy_columns, cost_columns
+from e2enet.report.tables.differences import published_differences, setting_differences
+from e2enet.report.tables.lines import Counter, experiment_lines
+from e2enet.report.tables.table import Column, Line, Table, is_known, number, text
+
+UNFINISHED = ("crashed", "interrupted")
+
+
+@dataclass(frozen=True)
+class Section:
+    """The tables of one experiment, or of the jobs outside of any (`experiment` None).
+
+    Attributes:
+        experiment: Its name.
+        name: Of its files: <name>.md, .csv, .tex.
+        title: Its heading.
+        accuracy: Its main table; the lines of `cost` are the same.
+        cost: What the rows cost.
+        published: Published beside obtained Dice; without lines where nothing can be compared.
+        settings: What differs from full scale; without lines where nothing does.
+    """
+
+    experiment: str | None
+    name: str
+    title: str
+    accuracy: Table
+    cost: Table
+    published: Table
+    settings: Table
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """All four, in the order of reading."""
+        return (self.accuracy, self.cost, self.published, self.settings)
+
+    @property
+    def lines(self) -> tuple[Line, ...]:
+        """The rows with all their values."""
+        return self.accuracy.lines
+
+
+@dataclass(frozen=True)
+class Report:
+    """Sections in the order of the manifest, and a table of crashed and interrupted jobs."""
+
+    runs: Runs
+    sections: tuple[Section, ...]
+    unfinished: Table
+
+
+def build_report(runs: Runs, options: Options, *, count: Counter, reference: str | None = None) -> Report:
+    """Compute every table of a sweep.
+
+    Args:
+        runs: The sweep.
+        options: Of the statistics.
+        count: Counts a row at the paper's scale (`e2enet.report.costs.count_row`).
+        reference: The row that others are tested against, in the experiments that have it; None: each one's own.
+
+    Raises:
+        InputError: nowhere is such a row.
+    """
+    experiments: list[str | None] = list(runs.ablations)
+    if runs.jobs["experiment"].isna().any():
+        experiments.append(None)
+    known = {experiment: _row_names(runs, experiment) for experiment in experiments}
+    if reference is not None and not any(reference in names for names in known.values()):
+        names = dict.fromkeys(name for names in known.values() for name in names)
+        raise InputError(f"reference {reference!r}: no row of {runs.folder}; expected {' | '.join(names)}")
+    sections = []
+    for experiment in experiments:
+        own = reference if reference in known[experiment] else None
+        lines = experiment_lines(runs, experiment, options, count=count, reference=own)
+        sections.append(_section(runs, experiment, tuple(lines), options))
+    return Report(runs, tuple(sections), unfinished_jobs(runs))
+
+
+def unfinished_jobs(runs: Runs) -> Table:
+    """A line per crashed or interrupted job: how far it came, and its error."""
+    jobs = runs.jobs[runs.jobs["state"].isin(UNFINISHED)].drop_duplicates("key")
+    columns = (
+        Column("job", text("folder"), numeric=False),
+        Column("state", text("state"), numeric=False),
+        Column("epoch", number("epoch", 0)),
+        Column("of", number("epochs", 0)),
+        Column("error", text("error"), numeric=False),
+    )
+    lines = tuple(line | {"folder": _relative(runs, line["folder"])} for line in jobs.to_dict("records"))
+    note = "A relaunch of the same command goes on with them; the traceback of a crashed job is in its job.json."
+    return Table("Jobs that did not finish", columns, lines, (note,) if lines else ())
+
+
+def _section(runs: Runs, experiment: str | None, lines: tuple[Line, ...], options: Options) -> Section:
+    ablation = runs.ablations.get(experiment or "", {})
+    title = str(ablation.get("title") or experiment or runs.name)
+    several = len({line["data"] for line in lines if line["data"]}) > 1
+    empty = Table("", (), ())
+    return Section(
+        experiment=experiment,
+        name=experiment or "runs",
+        title=title,
+        accuracy=Table(
+            f"{title}: accuracy", accuracy_columns(options, several_datasets=several), lines, _notes(lines, options)
+        ),
+        cost=Table(f"{title}: cost", cost_columns(), lines, _cost_notes(lines, options)),
+        published=published_differences(runs, experiment, lines) if experiment else empty,
+        settings=setting_differences(runs, experiment) if experiment else empty,
+    )
+
+
+def _notes(lines: tuple[Line, ...], options: Options) -> tuple[str, ...]:
+    """How the numbers of the main table came about, as far as it has them."""
+    notes = [
+        "Dice: mean ± standard deviation of the runs' means, over folds and seeds. Interval: "
+        f"{100 * options.confidence:g} % percentile bootstrap over cases ({options.resamples} resamples, seed "
+        f"{options.seed}), a case's scores being its means over seeds. Cases: scored validation cases. Missed: "
+        "structures of the references that predictions lack, over all runs."
+    ]
+    tests = [line for line in lines if is_known(line["p"])]
+    if tests:
+        reference = next(line["label"] for line in lines if line["reference"])
+        pairs = " or ".join(str(number) for number in sorted({line["pairs"] for line in tests}))
+        notes.append(
+            f"p: two-sided paired Wilcoxon test of the cases' Dice against {reference} ({pairs} cases); Holm's "
+            f"correction for all tests of this table ({len(tests)})."
+        )
+    return tuple(notes)
+
+
+def _cost_notes(lines: tuple[Line, ...], options: Options) -> tuple[str, ...]:
+    notes = [
+        "GFLOP: of one patch, 2 per multiply-add of active kernels; paper counts every output voxel of a transposed "
+        "convolution with the whole kernel, as the published columns do, exact does not."
+    ]
+    if any(is_known(line["latency_s"]) for line in lines):
+        notes.append("Latency of one patch and peak memory of a training step: measured, see measured.json.")
+    if any(is_known(line["pt"]) for line in lines):
+        notes.append(
+            f"PT = {options.accuracy:g} Dice / Dice_max + {options.cost:g} (P_min / P + F_min / F), F by the paper's "
+            "convention. The paper's weights are not known: these are ours."
+        )
+    return tuple(notes)
+
+
+def _row_names(runs: Runs, experiment: str | None) -> list[str]:
+    """What a reference may be called: rows, or labels where there are none."""
+    rows = (runs.ablations.get(experiment or "", {}).get("rows")) or {}
+    jobs = runs.jobs[runs.jobs["experiment"].isna() if experiment is None else runs.jobs["experiment"] == experiment]
+    return [*rows] or list(dict.fromkeys(jobs["label"]))
+
+
+def _relative(runs: Runs, folder: str) -> str:
+    prefix = f"{runs.folder}/"
+    return folder.removeprefix(prefix)

@@ -1,0 +1,91 @@
+"""Write the report of a sweep: a Markdown, CSV and LaTeX file per experiment, the jobs, pictures and the HTML page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import JustifyMethod
+from rich.table import Table as TerminalTable
+from rich.text import Text
+
+from e2enet.common.console import console, track
+from e2enet.common.files import atomic_path
+from e2enet.report.costs import count_row
+from e2enet.report.html import write_page
+from e2enet.report.options import Options
+from e2enet.report.pictures.gallery import draw_pictures
+from e2enet.report.runs import load_runs
+from e2enet.report.tables.markup import joined, markdown_text, to_latex, to_markdown, write_values
+from e2enet.report.tables.sections import Report, Section, build_report
+from e2enet.report.tables.table import Table
+
+FOLDER = "report"
+PAGE = "index.html"
+
+
+def write_report(
+    folder: Path,
+    options: Options,
+    *,
+    output: Path | None = None,
+    reference: str | None = None,
+    compare: tuple[str, str] | None = None,
+) -> list[Path]:
+    """Read a sweep and write its report; the files for readers, the page last.
+
+    Args:
+        folder: What `load_runs` reads.
+        options: Of the statistics.
+        output: Where to write; None: `folder`/report.
+        reference: The row that others are tested against; None: each experiment's own.
+        compare: Two rows to show side by side; None: the reference and the best other.
+
+    Raises:
+        InputError: the folder holds no sweep, or no experiment has such rows.
+    """
+    runs = load_runs(folder)
+    output = output or folder / FOLDER
+    report = build_report(runs, options, count=count_row, reference=reference)
+    written = write_tables(report, output)
+    for section in report.sections:
+        _print(section.accuracy)
+    if report.unfinished.lines:
+        _print(report.unfinished)
+    pictures = draw_pictures(report, output / "figures", compare=compare)
+    return [*written, write_page(output / PAGE, report, pictures)]
+
+
+def write_tables(report: Report, output: Path) -> list[Path]:
+    """Write <section>.md, .csv and .tex per section, and jobs.csv; their paths."""
+    written = []
+    for section in track(report.sections, "Writing tables"):
+        text = joined([f"# {markdown_text(section.title)}", *map(to_markdown, (*section.tables, report.unfinished))])
+        latex = "\n".join(to_latex(table, f"{section.name}-{name}") for name, table in _printed(section).items())
+        for ending, content in ((".md", text), (".tex", latex)):
+            written.append(output / f"{section.name}{ending}")
+            with atomic_path(written[-1]) as temporary:
+                temporary.write_text(content, encoding="utf-8")
+        written.append(output / f"{section.name}.csv")
+        write_values(written[-1], section.accuracy)
+    written.append(output / "jobs.csv")
+    with atomic_path(written[-1]) as temporary:
+        report.runs.jobs.to_csv(temporary, index=False)
+    return written
+
+
+def _printed(section: Section) -> dict[str, Table]:
+    """The tables of a section that go into a paper."""
+    tables = {"accuracy": section.accuracy, "cost": section.cost, "published": section.published}
+    return {name: table for name, table in tables.items() if table.lines}
+
+
+def _print(table: Table) -> None:
+    """Print what matters most of a table to the terminal."""
+    brief = table.brief()
+    shown = TerminalTable(title=Text(table.title))
+    for column in brief.shown():
+        justify: JustifyMethod = "right" if column.numeric else "left"
+        shown.add_column(Text(f"{column.group}\n{column.heading}"), justify=justify)
+    for cells in brief.cells():
+        shown.add_row(*map(Text, cells))
+    console.print(shown)

@@ -1,0 +1,55 @@
+"""The weights and masks that a run starts with, where they are those of another run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from e2enet.common.errors import InputError, raise_problems
+from e2enet.inference.checkpoint import load_model, weight_problems
+from e2enet.network import dsff
+
+
+def load_initial_weights(network: nn.Module, checkpoint: Path, masks: Mapping[str, Any]) -> None:
+    """Copy a checkpoint's weights and masks into a network of the same shape.
+
+    Args:
+        network: the run's, as built.
+        checkpoint: a checkpoint file, or a run folder (its best.ckpt).
+        masks: the config group `dsff`. With masks, those of the checkpoint are kept and must have as many active
+            kernels in each layer as the group asks for; a checkpoint without any leaves them to be drawn. Without
+            masks, every kernel is active, and those that the checkpoint had pruned start at zero.
+
+    Raises:
+        InputError: no such checkpoint, other shapes, or masks of another density.
+    """
+    loaded = load_model(checkpoint)
+    check_shapes(network, loaded.network, f"{loaded.path}: its weights do not fit this run's network:")
+    layers = dsff.fusion_layers(loaded.network)
+    if not masks["masks"]:
+        for layer in layers.values():
+            layer.kernel_mask.fill_(True)
+    elif not all(bool(layer.kernel_mask.all()) for layer in layers.values()):
+        _check_density(loaded.network, masks, loaded.path)
+    network.load_state_dict(loaded.network.state_dict())
+
+
+def check_shapes(network: nn.Module, source: nn.Module, heading: str) -> None:
+    """InputError listing every weight that one network has and the other lacks, or has in another shape."""
+    raise_problems(weight_problems(network.state_dict(), source.state_dict()), heading)
+
+
+def _check_density(source: nn.Module, masks: Mapping[str, Any], path: Path) -> None:
+    wanted = dsff.active_kernels(
+        source, masks["density"], start=masks["start"], density_by_dim0=masks["density_by_dim0"]
+    )
+    for name, layer in dsff.fusion_layers(source).items():
+        if int(layer.kernel_mask.sum()) != wanted[name]:
+            raise InputError(
+                f"{path}: its masks have density {dsff.density(source):.3g}, {int(layer.kernel_mask.sum())} active "
+                f"kernels in {name}, where dsff.density={masks['density']} means {wanted[name]}; give dsff.density, "
+                "dsff.start and dsff.density_by_dim0 as they were, or dsff=dense"
+            )

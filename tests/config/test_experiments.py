@@ -1,0 +1,148 @@
+"""Every ablation of the paper is a file that composes at full scale, row by row, and runs small where asked to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from e2enet.common.ablations import ablation_problems, row_setting
+from e2enet.common.configs import as_plain, compose_config, group_options
+from e2enet.training.config_check import config_problems
+from e2enet.training.sweeps.rows import compose_job
+
+EXPERIMENTS = [
+    *("baselines", "datasets", "folds", "fusion", "kernel_shape", "mechanisms", "mirroring", "schedule", "seeds"),
+    *("shift_size", "sparsity", "transfer", "update_period", "width"),
+]
+ABLATIONS = {name: as_plain(compose_config([f"experiments={name}"]).ablation) for name in EXPERIMENTS}
+ROWS = [(name, row) for name, ablation in ABLATIONS.items() for row in ablation["rows"] or {}]
+SMALL = ["training=small", "data=phantom"]
+
+
+@pytest.fixture(autouse=True)
+def a_machine_that_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One with a GPU and with every package: the check also refuses what this machine cannot do."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("e2enet.network.baselines.PLAIN_UNET_PACKAGE", "torch")
+
+
+def composed(experiment: str, row: str, *more: str) -> DictConfig:
+    return compose_job([f"experiments={experiment}", f"row={row}", *more]).config
+
+
+def network(experiment: str, row: str) -> dict[str, Any]:
+    return as_plain(composed(experiment, row).network)
+
+
+def test_these_are_all() -> None:
+    assert group_options()["experiments"] == EXPERIMENTS
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_section_is_sound(name: str) -> None:
+    assert ablation_problems(ABLATIONS[name]) == []
+    assert ABLATIONS[name]["rows"] is None or len(ABLATIONS[name]["rows"]) > 1
+    assert compose_config([f"experiments={name}"]).name == name
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_scale_is_the_papers(name: str) -> None:
+    # That every job of it passes the check, tests/config/test_every_config.py asserts.
+    config = compose_config([f"experiments={name}"])
+    assert (config.training.epochs, config.training.steps_per_epoch, config.plan.kind) == (1000, 250, "paper")
+    assert config.data["_target_"] == "e2enet.data.datasets.AMOSDataModule"
+    for row, content in (ABLATIONS[name]["rows"] or {}).items():
+        assert not [text for text in content["overrides"] if text.startswith(("training", "plan"))]
+        assert row_setting(ABLATIONS[name], row).keys() == {"in_channels", "num_classes", "patch_size", "strides"}
+
+
+@pytest.mark.parametrize(("name", "row"), ROWS)
+def test_every_row_runs_small_where_asked_to(name: str, row: str) -> None:
+    config = composed(name, row, *SMALL)
+    assert config_problems(config) == []
+    assert (config.training.epochs, config.plan.kind, config.network.base_features) == (20, "auto", 16)
+    # The rows of one experiment are about datasets; of the others, none brings its own.
+    assert name == "datasets" or config.data.name == "phantom"
+
+
+@pytest.mark.parametrize("name", ["folds", "seeds"])
+def test_sweeps_without_rows(name: str) -> None:
+    config = compose_config([f"experiments={name}"], with_hydra=True)
+    assert dict(config.hydra.sweeper.params) == {"folds": {"fold": "0,1,2,3,4"}, "seeds": {"seed": "0,1,2"}}[name]
+    assert config_problems(compose_config([f"experiments={name}", *SMALL])) == []
+
+
+def test_rows_are_what_they_are_called() -> None:
+    densities = {row: composed("sparsity", row).dsff.density for row in ("s90", "s80", "s70", "s50")}
+    assert densities == {"s90": 0.1, "s80": 0.2, "s70": 0.3, "s50": 0.5}
+    assert composed("sparsity", "s70").dsff.density_by_dim0 == {48: 0.2}
+    assert composed("sparsity", "s00").dsff.masks is False
+    mechanisms = {
+        row: (config.dsff.masks, config.network.shift_size)
+        for row in ABLATIONS["mechanisms"]["rows"]
+        for config in [composed("mechanisms", row)]
+    }
+    assert set(mechanisms.values()) == {(True, 3), (True, 1), (False, 3), (False, 1)}
+    assert [network("shift_size", row)["shift_size"] for row in ("m1", "m3", "m5", "m7", "m11")] == [1, 3, 5, 7, 11]
+    assert network("kernel_shape", "k333_mixed")["inner_kernel_size"] == [1, 3, 3]
+    assert [composed("schedule", row).dsff.growth for row in ("dsff", "dsff_gradient", "rigl")] == [
+        *("random", "gradient", "gradient")
+    ]
+    assert composed("transfer", "pretrained").pretraining == ["data=amos_ct"]
+    assert composed("transfer", "pretrained", "ablation.pretraining=['data=btcv']").pretraining == ["data=btcv"]
+
+
+def test_update_periods_are_the_papers_steps_at_full_scale() -> None:
+    def steps(row: str, *more: str) -> float:
+        config = composed("update_period", row, *more)
+        assert config.dsff.update_unit == "epochs"
+        return config.dsff.update_every * config.training.steps_per_epoch
+
+    rows = ABLATIONS["update_period"]["rows"]
+    assert [steps(row) for row in rows] == pytest.approx([150, 600, 1200, 4800])
+    assert [steps(row, "training=small") for row in rows] == pytest.approx([15, 60, 120, 480])
+    config = composed("update_period", "steps600", "dsff.growth=gradient")
+    assert config.dsff.growth == "gradient"  # what a row does not say is the command line's
+
+
+def test_mistakes_in_a_section_are_told_with_their_place() -> None:
+    rows = {
+        "A": {"label": "a", "overrides": []},
+        "b": {"overrides": "dsff=set", "published": {"params": "many", "dic": 1}},
+        "c": {"label": "c", "overrides": [], "published": {"dice": "90.1-90.2"}},
+    }
+    found = ablation_problems({"title": "T", "rows": rows, "reference": "d", "setting": {"in_channels": 0}}, "e")
+    assert found == [
+        "ablation.rows.A: a row's name has lower-case letters, digits and _, a letter first",
+        "ablation.rows.b.overrides=dsff=set: expected a list of each text",
+        "ablation.rows.b.label: is missing",
+        'ablation.rows.b.published.params=many: expected a number > 0 or a range such as "90.1-90.2"',
+        "ablation.rows.b.published.dic: unknown key; did you mean ablation.rows.b.published.dice?",
+        "ablation.setting.in_channels=0: expected a whole number >= 1",
+        *(f"ablation.setting.{key}: is missing" for key in ("num_classes", "patch_size", "strides")),
+        "ablation.reference=d: expected one of its rows: A | b | c",
+        "row=e: the experiment has no such row; expected A | b | c",
+    ]
+    assert ablation_problems({"titel": "T"}) == [
+        "ablation.titel: unknown key; did you mean ablation.title?",
+        "ablation.title: is missing",
+    ]
+
+
+def test_a_row_needs_its_experiment() -> None:
+    assert config_problems(compose_config(["row=s80"])) == [
+        "row=s80: rows belong to an experiment; choose one, e.g. experiments=sparsity"
+    ]
+    (problem,) = config_problems(compose_config(["experiments=sparsity", "row=s81"]))
+    assert problem == "row=s81: the experiment has no such row; expected s90 | s80 | s70 | s50 | s00"
+
+
+def test_a_setting_is_the_tables_with_what_the_row_has_instead() -> None:
+    ablation = ABLATIONS["datasets"]
+    assert row_setting(ablation, "brats")["in_channels"] == 4
+    assert row_setting(ablation, "brats")["patch_size"] == row_setting(ablation, "amos_ct")["patch_size"]
+    assert row_setting(ablation, "btcv")["patch_size"] == [96, 96, 96]
+    assert row_setting({"title": "T", "rows": {"a": {}}}, "a") == {}

@@ -1,0 +1,117 @@
+"""What differs from full scale is read from the runs' own configs; only the same dataset is compared."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from e2enet.common.configs import as_plain, compose_config
+from e2enet.report.runs import Runs, load_runs
+from e2enet.report.tables.differences import (
+    dataset_name,
+    published_differences,
+    published_range,
+    setting_differences,
+)
+from tests.report.conftest import FakeJob, write_sweep
+
+ROWS = {
+    "s90": {"label": "S = 0.9", "overrides": ["dsff.density=0.1"], "published": {"dice": 89.6}},
+    "s80": {"label": "S = 0.8", "overrides": ["dsff.density=0.2"], "published": {"dice": "90.1-90.2"}},
+}
+ABLATION: dict[str, Any] = {"title": "Sparsity", "published_on": "AMOS-CT", "setting": {"patch_size": [128] * 3}}
+
+
+def make(tmp_path: Path, *overrides: str, published_on: str = "AMOS-CT") -> Runs:
+    """Two seeds of one row and one of another, at a small scale."""
+    given = ("experiments=sparsity", "training=small", *overrides)
+    jobs = (FakeJob("s90", 0, overrides=given, density=0.1), FakeJob("s90", 1, overrides=given, density=0.1))
+    ablation = {**ABLATION, "rows": ROWS, "published_on": published_on}
+    folder = write_sweep(tmp_path / "sweep", (*jobs, FakeJob("s80", 0, overrides=given)), {"sparsity": ablation})
+    return load_runs(folder)
+
+
+def line(row: str, dice: float, low: float, high: float) -> dict[str, Any]:
+    published = ROWS[row]["published"]["dice"]  # type: ignore[index]
+    label = ROWS[row]["label"]
+    return {
+        **{"row": row, "label": label, "published_dice": published},
+        **{"dice": dice, "dice_low": low, "dice_high": high},
+    }
+
+
+def test_settings_that_differ_from_the_experiment(tmp_path: Path) -> None:
+    table = setting_differences(make(tmp_path, "data=msd", "data.name=Task04_Hippocampus"), "sparsity")
+    found = {entry["setting"]: (entry["full"], entry["obtained"]) for entry in table.lines}
+    assert list(found)[:2] == ["dataset", "patch size"]
+    assert found["dataset"] == ("AMOS-CT", "Task04_Hippocampus")
+    assert found["patch size"] == ("[128, 128, 128]", "[16, 32, 32]")
+    assert found["width (channels at full resolution)"] == ("48", "16")
+    assert found["epochs"] == ("1000", "4") and found["steps per epoch"] == ("250", "25")
+    assert found["batch size"] == ("2", "4")
+    assert found["training.optimizer._target_"] == ("torch.optim.SGD", "torch.optim.AdamW")
+    assert found["folds"] == ("0, 1, 2, 3, 4", "0") and found["seeds"] == ("", "0, 1")
+    # A row's own settings are the same on both sides, and where files are is no difference.
+    assert not [name for name in found if name.startswith(("dsff.density", "paths", "data."))]
+    assert table.notes == ()
+
+
+def test_an_experiment_that_is_gone_is_said(tmp_path: Path) -> None:
+    runs = make(tmp_path)
+    renamed = Runs(
+        runs.folder, runs.name, {"gone": runs.ablations["sparsity"]}, runs.jobs, runs.cases, runs.configs, {}
+    )
+    renamed.jobs["experiment"] = "gone"
+    table = setting_differences(renamed, "gone")
+    assert [entry["setting"] for entry in table.lines] == ["folds", "seeds"]
+    assert len(table.notes) == 2 and "gone, s90: its full scale cannot be composed" in table.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("row", "dice", "low", "high", "difference", "inside"),
+    [
+        ("s90", 89.0, 88.0, 90.0, "-0.60", "yes"),
+        ("s90", 91.0, 90.0, 92.0, "+1.40", "no"),
+        ("s80", 90.0, 89.0, 90.5, "-0.20 to -0.10", "yes"),
+        ("s80", 90.0, 89.0, 90.15, "-0.20 to -0.10", "partly"),
+        ("s80", 90.15, 90.14, 90.16, "-0.05 to +0.05", "partly"),
+        ("s80", 88.0, 87.0, 89.0, "-2.20 to -2.10", "no"),
+    ],
+)
+def test_published_against_obtained(
+    tmp_path: Path, row: str, dice: float, low: float, high: float, difference: str, inside: str
+) -> None:
+    runs = make(tmp_path, "data=msd", "data.name=Task01_BrainTumour", published_on="BraTS")
+    table = published_differences(runs, "sparsity", [line(row, dice, low, high), line("s80", math.nan, 0, 0)])
+    assert [(entry["difference"], entry["inside"]) for entry in table.lines] == [(difference, inside)]
+
+
+def test_other_datasets_are_not_compared(tmp_path: Path) -> None:
+    runs = make(tmp_path, "data=msd", "data.name=Task04_Hippocampus")
+    table = published_differences(runs, "sparsity", [line("s90", 89.0, 88.0, 90.0)])
+    assert table.lines == () and table.notes == ("Published for AMOS-CT, obtained on other data: not compared.",)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["data=amos_ct"], "AMOS-CT"),
+        (["data=amos_mri"], "AMOS-MRI"),
+        (["data=btcv"], "BTCV"),
+        (["data=brats"], "BraTS"),
+        (["data=brats", "data.layout=cases"], "BraTS2021"),
+        (["data=msd", "data.name=Task01_BrainTumour"], "BraTS"),
+        (["data=msd", "data.name=Task04_Hippocampus"], "Task04_Hippocampus"),
+        (["data=phantom"], "phantom"),
+    ],
+)
+def test_dataset_names_are_the_paper_s(overrides: list[str], name: str) -> None:
+    assert dataset_name({"data": as_plain(compose_config(overrides).data)}) == name
+
+
+@pytest.mark.parametrize(("value", "ends"), [(90.3, (90.3, 90.3)), ("90.1-90.2", (90.1, 90.2)), (None, (None, None))])
+def test_published_ranges(value: Any, ends: tuple[float | None, float | None]) -> None:
+    assert published_range(value) == ends

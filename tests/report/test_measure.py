@@ -1,0 +1,168 @@
+"""Measured cost: which networks of a sweep are measured, what is kept of it, and that the figures are real."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from e2enet.common.errors import InputError
+from e2enet.network import E2ENet
+from e2enet.report import measure
+from e2enet.report.measure import main, measure_runs, read_measured
+
+STRIDES = [[1, 2, 2]]
+FEATURES = 128
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write_run(tmp_path: Path) -> Write:
+    """A finished run with a checkpoint; `FEATURES` wide, so that weights outweigh everything else."""
+
+    def write(
+        name: str, *, features: int = FEATURES, density: float = 1.0, finished: bool = True, seed: int = 0
+    ) -> Path:
+        run = tmp_path / "sweep" / name
+        (run / "checkpoints").mkdir(parents=True)
+        network = E2ENet(1, 2, STRIDES, base_features=features)
+        plan = {
+            **{"depth_axis": 2, "spacing": [1.0, 1.0, 1.0], "patch_size": [2, 4, 4], "strides": STRIDES},
+            **{"batch_size": 2, "normalisation": [{"scheme": "zscore", "nonzero": False}], "median_shape": [9, 9, 9]},
+        }
+        dataset = {"labels": {0: "background", 1: "x"}, "channels": ["CT"], "mirror_axes": [], "file_ending": ".nii.gz"}
+        training = {
+            **{"precision": "32", "clip_norm": 12.0, "compile": False, "epochs": 3},
+            "loss": {"_target_": "e2enet.training.losses.DiceCrossEntropy"},
+            "optimizer": {"_target_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9},
+        }
+        settings = {"name": "e2enet", "base_features": features}
+        content = {
+            "state_dict": {f"network.{key}": value for key, value in network.state_dict().items()},
+            "hyper_parameters": {"network": settings, "plan": plan, "dataset": dataset, "training": training},
+        }
+        torch.save(content, run / "checkpoints" / "best.ckpt")
+        (run / "cost.json").write_text(json.dumps({"density": density}))
+        (run / "config.yaml").write_text(f"{{seed: {seed}, fold: 0, tag: {name}}}")
+        if finished:
+            (run / "summary.json").write_text("{}")
+        return run
+
+    return write
+
+
+class FakeProcesses:
+    """Stands in for `subprocess.run`: notes what is measured, answers with its number."""
+
+    def __init__(self, fails: str = "") -> None:
+        self.calls: list[tuple[str, str]] = []
+        self.fails = fails
+
+    def __call__(self, command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        run, figure = Path(command[3]).name, command[4]
+        self.calls.append((run, figure))
+        if run == self.fails:
+            return subprocess.CompletedProcess(command, -9, "", "")
+        name = {"latency": "latency_s", "memory": "peak_bytes"}[figure]
+        answer = {name: float(len(self.calls)), "device": "cpu", "machine": {"cores": 2}}
+        return subprocess.CompletedProcess(command, 0, f"a warning\n{json.dumps(answer)}\n", "")
+
+
+@pytest.fixture
+def processes(monkeypatch: pytest.MonkeyPatch) -> FakeProcesses:
+    fake = FakeProcesses()
+    monkeypatch.setattr(measure.subprocess, "run", fake)
+    return fake
+
+
+def by_run(folder: Path) -> dict[str, dict[str, Any]]:
+    """Entries by the name of the run."""
+    keys = {job.folder.name: job.key for job in measure.read_sweep(folder).jobs}
+    entries = read_measured(folder)
+    return {name: entries[key] for name, key in keys.items() if key in entries}
+
+
+def test_networks_of_finished_jobs_are_measured_once_each(write_run: Write, processes: FakeProcesses) -> None:
+    folder = write_run("a", features=2).parent
+    write_run("b", features=2, seed=1)
+    write_run("c", features=2, density=0.2)
+    write_run("d", features=4)
+    write_run("unfinished", features=6, finished=False)
+    measure_runs(folder, device="cpu")
+    assert [run for run, figure in processes.calls if figure == "latency"] == ["b", "c", "d"]
+    entries = by_run(folder)
+    assert set(entries) == {"a", "b", "c", "d"} and entries["a"] == entries["b"]
+    assert [entries[name]["latency_s"] for name in "acd"] == [1.0, 3.0, 5.0]
+    assert [entries[name]["peak_bytes"] for name in "acd"] == [2.0, 4.0, 6.0]
+    assert entries["d"]["machine"] == {"cores": 2} and entries["d"]["commands"]["memory"].endswith(
+        "memory --device cpu"
+    )
+
+
+def test_measured_once_is_enough_unless_asked_again(write_run: Write, processes: FakeProcesses) -> None:
+    folder = write_run("a", features=2).parent
+    first = measure_runs(folder, device="cpu")
+    assert measure_runs(folder, device="cpu") == first and len(processes.calls) == 2
+    write_run("b", features=2, seed=1)  # a later job of a network that is known
+    assert len(measure_runs(folder, device="cpu")) == 2 and len(processes.calls) == 2
+    assert by_run(folder)["b"]["latency_s"] == 1.0
+    measure_runs(folder, again=True, device="cpu")
+    assert len(processes.calls) == 4 and by_run(folder)["a"]["latency_s"] == 3.0
+
+
+def test_a_network_that_cannot_be_measured_does_not_stop_the_others(
+    write_run: Write, processes: FakeProcesses, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_run("a", features=2).parent
+    write_run("b", features=4)
+    processes.fails = "a"
+    main([str(folder), "--device", "cpu"])
+    entries = by_run(folder)
+    assert "signal 9" in entries["a"]["error"] and "latency_s" not in entries["a"]
+    assert entries["b"]["latency_s"] == 2.0 and "signal 9" in capsys.readouterr().out
+    processes.fails = ""
+    measure_runs(folder, device="cpu")  # tries again
+    assert "error" not in by_run(folder)["a"] and processes.calls[-2:] == [("a", "latency"), ("a", "memory")]
+
+
+def test_what_an_interruption_leaves_is_kept(
+    write_run: Write, processes: FakeProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_run("a", features=2).parent
+    write_run("b", features=4)
+
+    def interrupted(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        if Path(command[3]).name == "b":
+            raise KeyboardInterrupt
+        return processes(command)
+
+    monkeypatch.setattr(measure.subprocess, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        measure_runs(folder, device="cpu")
+    assert set(by_run(folder)) == {"a"}
+
+
+def test_wrong_input(write_run: Write, tmp_path: Path) -> None:
+    folder = write_run("a", features=2).parent
+    with pytest.raises(InputError, match="device=gpu: expected auto, cpu"):
+        measure_runs(folder, device="gpu")
+    with pytest.raises(InputError, match="no such folder"):
+        measure_runs(tmp_path / "nowhere", device="cpu")
+    (folder / "measured.json").write_text("[]")
+    with pytest.raises(InputError, match=r"measured\.json: not written by"):
+        measure_runs(folder, device="cpu")
+    assert read_measured(tmp_path) == {}
+
+
+def test_figures_of_a_real_network(write_run: Write) -> None:
+    run = write_run("a")
+    (entry,) = measure_runs(run.parent, device="cpu", repeats=1).values()
+    weights = 4 * sum(parameter.numel() for parameter in E2ENet(1, 2, STRIDES, base_features=FEATURES).parameters())
+    assert entry["latency_s"] > 0 and entry["device"] == "cpu" and entry["machine"]["threads"] >= 1
+    # Weights, their gradients and momenta, all of one size; buffers of the libraries and two copies more at most.
+    assert 3 * weights <= entry["peak_bytes"] <= 5 * weights + 64 * 2**20

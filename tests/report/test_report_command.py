@@ -1,0 +1,111 @@
+"""The command: from a folder to files, and every wrong argument told before anything is written."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from e2enet.common.errors import InputError
+from e2enet.report.__main__ import main
+from e2enet.report.options import Options, read_options
+from e2enet.report.runs import load_runs
+from e2enet.report.tables.sections import build_report
+from e2enet.report.write import write_tables
+from tests.report.conftest import ABLATION, FakeJob, job_record, write_sweep
+
+
+def test_the_whole_report(sweep_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([str(sweep_folder), "resamples=200", "trade_off.cost=0.25"])
+    output = sweep_folder / "report"
+    assert {"sparsity.md", "sparsity.csv", "sparsity.tex", "jobs.csv", "index.html"} <= {
+        p.name for p in output.iterdir()
+    }
+    table = pd.read_csv(output / "sparsity.csv")
+    assert table["label"].tolist() == ["S = 0.9", "S = 0.8", "S = 0.7", "S = 0", "S = 0.5"]
+    assert table["published_dice"].tolist()[:3] == ["89.6", "90.3", "90.1-90.2"]
+    # Counted by building each row's network: 0.1, 0.2, 0.3, dense and 0.5 of its kernels, in the rows' order.
+    assert table["counted_params"].rank().tolist() == [1, 2, 3, 5, 4]
+    text = (output / "sparsity.md").read_text()
+    headings = re.findall(r"^(?:# |\*\*)(.+?)\**$", text, re.MULTILINE)
+    assert headings == [
+        "Sparsity level",
+        "Sparsity level: accuracy",
+        "Sparsity level: cost",
+        "Published and obtained Dice",
+        "What differs from full scale",
+        "Jobs that did not finish",
+    ]
+    assert "200 resamples" in text and "0.25 (P" in text and "loss is nan" in text
+    assert (output / "sparsity.tex").read_text().count(r"\begin{table}") == 2
+    assert pd.read_csv(output / "jobs.csv")["state"].tolist().count("finished") == 5
+    printed = capsys.readouterr().out
+    assert "Jobs that did not finish" in printed and f"written: {output / 'index.html'}" in printed
+
+
+def test_sections_follow_the_manifest_and_end_with_other_jobs(tmp_path: Path) -> None:
+    # Two experiments share a job; a job of none is there too.
+    jobs = (FakeJob("s80", 1), FakeJob("s80", 1, experiment="again"), FakeJob(None, 1, experiment=None, density=0.4))
+    folder = write_sweep(tmp_path / "sweep", jobs, {"sparsity": ABLATION, "again": {**ABLATION, "setting": None}})
+    report = build_report(load_runs(folder), Options(resamples=200), count=lambda overrides, setting: {})
+    assert [(section.experiment, section.name) for section in report.sections] == [
+        ("sparsity", "sparsity"),
+        ("again", "again"),
+        (None, "runs"),
+    ]
+    assert report.unfinished.lines == ()
+    written = write_tables(report, tmp_path / "out")
+    assert [path.name for path in written if path.suffix == ".md"] == ["sparsity.md", "again.md", "runs.md"]
+
+
+def test_a_reference_of_one_experiment_leaves_the_others_alone(tmp_path: Path) -> None:
+    other = {"title": "Other", "reference": "b", "rows": {"a": {"label": "A"}, "b": {"label": "B"}}}
+    folder = write_sweep(tmp_path / "sweep", (FakeJob("s80", 1),), {"sparsity": ABLATION, "other": other})
+    runs = load_runs(folder)
+    report = build_report(runs, Options(resamples=200), count=lambda overrides, setting: {}, reference="s90")
+    chosen = [next(line["row"] for line in section.lines if line["reference"]) for section in report.sections]
+    assert chosen == ["s90", "b"]
+    with pytest.raises(InputError, match=r"'s91'.*s90 \| s80 .* a \| b"):
+        build_report(runs, Options(), count=lambda overrides, setting: {}, reference="s91")
+
+
+def test_watching_ends_with_the_report(
+    sweep_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in sweep_folder.glob("s70-fold0-seed1*"):
+        (folder / "job.json").write_text(json.dumps(job_record(FakeJob("s70", state="crashed", error="no memory"))))
+    manifest = json.loads((sweep_folder / "sweep.json").read_text())
+    manifest["jobs"].pop()  # the pending one
+    (sweep_folder / "sweep.json").write_text(json.dumps(manifest))
+    monkeypatch.setattr("e2enet.report.write.write_report", lambda folder, options, **others: [folder / "page"])
+    main([str(sweep_folder), "--watch"])
+    printed = capsys.readouterr().out
+    assert "all jobs have ended: 2 crashed, 5 finished" in printed and "written:" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["confidence=1.5"], "confidence=1.5: expected a number in (0, 1)"),
+        (["resample=5"], "did you mean resamples?"),
+        (["trade_off.accuracy=-1", "seed=x"], "trade_off.accuracy=-1: expected a number >= 0"),
+        (["resamples"], "resamples: expected key=value"),
+        (["--reference", "s99"], "'s99'"),
+    ],
+)
+def test_wrong_arguments(
+    sweep_folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([str(sweep_folder), *arguments])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (sweep_folder / "report").exists()
+
+
+def test_the_defaults_are_those_of_the_file() -> None:
+    assert read_options() == Options()
+    assert read_options(["confidence=0.9", "trade_off.accuracy=2"]) == Options(confidence=0.9, accuracy=2)

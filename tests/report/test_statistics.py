@@ -1,0 +1,159 @@
+"""Statistics against hand-worked numbers, enumerations and SciPy's distributions."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from e2enet.report.statistics import (
+    bootstrap_interval,
+    case_class_means,
+    holm,
+    mean_over_classes,
+    paired_wilcoxon,
+    trade_off,
+)
+
+NAN = math.nan
+
+
+def scores(values: object, cases: list[str] | None = None) -> pd.DataFrame:
+    """Case and class means from rows of numbers, or of one class from a flat list."""
+    array = np.array(values, dtype=float)
+    array = array[:, None] if array.ndim == 1 else array
+    return pd.DataFrame(array, index=cases or [f"case_{index:03d}" for index in range(len(array))])
+
+
+def enumerated_p(differences: list[float]) -> float:
+    """Two-sided signed-rank p by giving every sign to every rank, from the definition."""
+    ranks = stats.rankdata(np.abs(differences))
+    observed = abs(sum(np.sign(differences) * ranks))
+    sums = [abs(np.dot(signs, ranks)) for signs in itertools.product((-1, 1), repeat=len(ranks))]
+    return float(np.mean(np.array(sums) >= observed - 1e-9))
+
+
+def test_case_scores_are_means_over_the_runs_that_have_them() -> None:
+    lines = [
+        ("run1", "b", "1", 0.8, False),
+        ("run1", "a", "1", 0.6, False),
+        ("run2", "a", "1", 0.7, False),
+        ("run1", "a", "2", NAN, False),  # absent in run 1, invented by run 2
+        ("run2", "a", "2", 0.0, False),
+        ("run1", "b", "2", NAN, False),
+        ("run1", "a", "1+2", 0.1, True),
+    ]
+    cases = pd.DataFrame(lines, columns=["key", "case", "class", "dice", "region"])
+    table = case_class_means(cases)
+    assert table.index.tolist() == ["a", "b"]
+    assert table.columns.tolist() == ["1", "2"]
+    np.testing.assert_allclose(table.to_numpy(), [[0.65, 0.0], [0.8, NAN]])
+
+
+def test_mean_over_classes_is_the_summary_s() -> None:
+    # Class 1: mean of 0.5 and 0.7; class 2: of 0.9 alone, the other is absent; class 3 is nowhere.
+    values = np.array([[0.5, 0.9, NAN], [0.7, NAN, NAN]])
+    assert mean_over_classes(values) == pytest.approx((0.6 + 0.9) / 2)
+    np.testing.assert_allclose(mean_over_classes(np.stack([values, values[::-1]])), [0.75, 0.75])
+    assert math.isnan(mean_over_classes(np.full((2, 2), NAN)))
+
+
+@pytest.mark.parametrize(("count", "ones", "confidence"), [(20, 10, 0.95), (20, 16, 0.95), (30, 9, 0.8)])
+def test_interval_of_zeros_and_ones_is_binomial(count: int, ones: int, confidence: float) -> None:
+    # Resampling n cases of which a share p scores 1 draws Binomial(n, p) of them.
+    table = scores([1.0] * ones + [0.0] * (count - ones))
+    low, high = bootstrap_interval(table, confidence=confidence, resamples=20_000, seed=1)
+    tail = (1 - confidence) / 2
+    expected = stats.binom.ppf([tail, 1 - tail], count, ones / count) / count
+    np.testing.assert_allclose([low, high], expected)
+
+
+def test_interval_resamples_cases_with_all_their_classes() -> None:
+    # Per case the classes cancel: their mean never changes, whatever is drawn. Drawn apart, it would.
+    values = np.random.default_rng(0).uniform(size=12)
+    low, high = bootstrap_interval(scores(np.stack([values, 1 - values], axis=1)))
+    assert (low, high) == pytest.approx((0.5, 0.5))
+
+
+def test_interval_is_of_the_mean_over_classes() -> None:
+    # Class 2 is in one case only: each resample that holds the case has 0.9 for it, the others only class 1's 0.5.
+    low, high = bootstrap_interval(scores([[0.5, 0.9], [0.5, NAN], [0.5, NAN]]), resamples=1000)
+    assert (low, high) == pytest.approx((0.5, 0.7))
+
+
+def test_interval_depends_on_its_seed_alone() -> None:
+    table = scores(np.random.default_rng(3).uniform(size=(15, 2)))
+    assert bootstrap_interval(table, seed=4) == bootstrap_interval(table, seed=4)
+    assert bootstrap_interval(table, seed=4) != bootstrap_interval(table, seed=5)
+
+
+def test_one_case_has_no_interval() -> None:
+    assert all(math.isnan(end) for end in bootstrap_interval(scores([0.5])))
+    assert all(math.isnan(end) for end in bootstrap_interval(scores(np.empty((0, 1)))))
+
+
+@pytest.mark.parametrize(
+    "differences",
+    [
+        [0.01, 0.02, 0.03, 0.04, 0.05],  # all one way: 2 of 32 sign patterns
+        [-0.01, 0.02, 0.03, 0.04, 0.05, 0.06],
+        [0.06, -0.01, 0.05, -0.02, 0.03, 0.04, 0.08, -0.07],
+    ],
+)
+def test_wilcoxon_is_that_of_all_sign_patterns(differences: list[float]) -> None:
+    reference = np.linspace(0.5, 0.7, len(differences))
+    p, pairs = paired_wilcoxon(scores(reference + differences), scores(reference))
+    assert p == pytest.approx(enumerated_p(differences))
+    assert pairs == len(differences)
+
+
+def test_wilcoxon_of_five_better_cases() -> None:
+    p, _ = paired_wilcoxon(scores([0.6, 0.7, 0.8, 0.9, 1.0]), scores([0.5, 0.5, 0.5, 0.5, 0.5]))
+    assert p == 2 / 2**5
+
+
+def test_wilcoxon_pairs_by_case_and_averages_classes() -> None:
+    own = scores([[0.9, 0.7], [0.6, NAN], [0.2, 0.2]], ["a", "b", "other"])
+    reference = scores([[0.6, 0.6], [0.8, 0.8], [0.5, 0.5]], ["b", "a", "c"])
+    # a: 0.8 against 0.8, b: 0.6 against 0.6, "other" and "c" have no partner.
+    assert paired_wilcoxon(own, reference) == (1.0, 2)
+
+
+def test_wilcoxon_drops_ties() -> None:
+    p, pairs = paired_wilcoxon(scores([0.5, 0.6, 0.7, 0.8, 0.9, 1.0]), scores([0.5, 0.5, 0.5, 0.5, 0.5, 0.5]))
+    assert (p, pairs) == (2 / 2**5, 6)
+
+
+def test_wilcoxon_without_pairs_is_unknown() -> None:
+    p, pairs = paired_wilcoxon(scores([0.5], ["a"]), scores([0.5], ["b"]))
+    assert math.isnan(p) and pairs == 0
+
+
+@pytest.mark.parametrize(
+    ("raw", "adjusted"),
+    [
+        ([0.01, 0.02, 0.03, 0.04, 0.05], [0.05, 0.08, 0.09, 0.09, 0.09]),
+        ([0.04, 0.01, 0.03], [0.06, 0.03, 0.06]),  # 0.01 x 3, 0.03 x 2, then 0.04 x 1 raised to the one before
+        ([0.6, 0.7], [1.0, 1.0]),
+        ([0.02, NAN, 0.01], [0.02, NAN, 0.02]),
+        ([], []),
+    ],
+)
+def test_holm_by_hand(raw: list[float], adjusted: list[float]) -> None:
+    np.testing.assert_allclose(holm(raw), adjusted)
+
+
+def test_trade_off_by_hand() -> None:
+    # Dice 80 of at most 80, 2 M of at least 1, 10 GFLOP of at least 10: 1 + 0.5 (0.5 + 1).
+    values = trade_off([80, 60, 70], [2, 1, NAN], [10, 40, 5], accuracy=1.0, cost=0.5)
+    np.testing.assert_allclose(values, [1.75, 0.75 + 0.5 * (1 + 0.25), NAN])
+
+
+@pytest.mark.parametrize(("dice", "params"), [([], []), ([0.0], [1.0]), ([NAN], [1.0]), ([50.0], [0.0])])
+def test_trade_off_is_unknown_where_it_is_undefined(dice: list[float], params: list[float]) -> None:
+    values = trade_off(dice, params, params, accuracy=1.0, cost=0.5)
+    assert len(values) == len(dice) and np.isnan(values).all()
