@@ -14,7 +14,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from e2enet.common.files import atomic_path
-from e2enet.common.sweeps import STATES
+from e2enet.common.sweeps import STATES, job_state
 from e2enet.report.pictures.gallery import Picture
 from e2enet.report.runs import FINISHED
 from e2enet.report.tables.sections import Report, Section
@@ -152,12 +152,10 @@ def _job_line(job: Mapping[str, Any]) -> JobLine:
         "time": duration(job["seconds"]),
         "folder": Path(job["folder"]).name,
     }
-    error = None if job["state"] == FINISHED else job["error"]
-    if error is None:
+    if job["state"] == FINISHED or job["error"] is None:
         return JobLine(cells, job["state"])
-    # JobError, or the message alone.
-    message = str(getattr(error, "message", error))
-    return JobLine(cells, job["state"], message, str(getattr(error, "traceback", "")))
+    error = job_state(job["folder"]).error  # the table of jobs has its message alone
+    return JobLine(cells, job["state"], str(job["error"]), error.traceback if error else "")
 
 
 def _epochs(job: Mapping[str, Any]) -> str:

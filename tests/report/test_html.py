@@ -74,6 +74,7 @@ def test_the_page_tells_states_and_errors(sweep_folder: Path) -> None:
     assert page.facts == ["on Task04_Hippocampus", "35 min of training in all"]
     (crashed,) = [job for job in page.jobs if job.message]
     assert crashed.message == "loss is nan\nat step <7>"
+    assert crashed.traceback == "Traceback ..\nloss is nan\nat step <7>"
     assert page.jobs[0].cells["epochs"] == "4 of 4" and page.jobs[0].cells["row"] == "S = 0.9"
     words = Reader(render_page(page)).words
     assert "loss is nan\nat step <7>" in words and "S = 0.9" in words

@@ -83,6 +83,15 @@ def test_tests_are_against_the_reference_with_holm(lines: list[dict[str, Any]]) 
     np.testing.assert_allclose([line["p_holm"] for line in lines], holm([line["p"] for line in lines]))
 
 
+def test_a_row_that_no_longer_composes_is_not_counted(written_sweep: Path) -> None:
+    def renamed(overrides: Sequence[str], setting: Mapping[str, Any]) -> Mapping[str, float]:
+        raise InputError("no such key")
+
+    lines = experiment_lines(load_runs(written_sweep), "sparsity", OPTIONS, count=renamed)
+    assert [line["row"] for line in lines] == ["s90", "s80", "s70", "dense", "s50"]
+    assert all(math.isnan(line["counted_params"]) for line in lines) and lines[0]["dice"] > 0
+
+
 def test_costs_are_counted_at_the_row_s_own_scale(tmp_path: Path) -> None:
     rows = {
         "a": {"label": "A", "overrides": ["x=1", "y=2"]},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -155,10 +156,16 @@ def _published(ablation: Mapping[str, Any], group: _Group) -> dict[str, Any]:
 
 
 def _counted(ablation: Mapping[str, Any], group: _Group, count: Counter) -> dict[str, Any]:
-    """The row's cost at the paper's scale, where the experiment says what that is."""
+    """The row's cost at the paper's scale, where the experiment says what that is.
+
+    It stays blank for a row of an older version, whose overrides name what there no longer is.
+    """
     names = ("params", "gflops_paper", "gflops_exact")
     setting = row_setting(ablation, group.row) if group.row is not None and ablation.get("rows") else {}
-    counted = count(ablation["rows"][group.row].get("overrides", ()), setting) if setting else {}
+    counted: Mapping[str, float] = {}
+    if setting:
+        with suppress(InputError):
+            counted = count(ablation["rows"][group.row].get("overrides", ()), setting)
     return {f"counted_{name}": counted.get(name, math.nan) for name in names}
 
 
