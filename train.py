@@ -34,9 +34,9 @@ def train(config: DictConfig) -> float:
 
     register_resolvers()  # this may be a process of a launcher, which knows nothing of main
     given, output = HydraConfig.get().overrides.task, Path(HydraConfig.get().runtime.output_dir)
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return run_job(given, output)  # what it raises is of this job: exiting would end the sweep
     with exit_on_input_error(), telling_errors():
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            return run_job(given, output)
         if config.resume is not None:
             config = resumed_config(config, given)
         elif config.row is not None:

@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from e2enet.common.config_check import first_line
-from e2enet.common.configs import compose_config, group_options
+from e2enet.common.configs import as_plain, compose_config, group_options
 from e2enet.common.errors import InputError, raise_problems
 from e2enet.common.files import write_json
 from e2enet.common.overrides import chooses_group, is_override, override_values, parse_override, unknown_choice
@@ -70,7 +70,8 @@ def pretraining_config(config: DictConfig) -> DictConfig:
     Raises:
         InputError: what is no override, or chooses what cannot be chosen, all at once.
     """
-    result = config.copy()
+    # Resolved: a resumed run's config is, and must give the same.
+    result = OmegaConf.create(as_plain(config))
     problems = []
     for key, value in OWN.items():
         OmegaConf.update(result, key, value)

@@ -81,7 +81,7 @@ def test_rows_are_what_they_are_called() -> None:
     assert composed("sparsity", "s70").dsff.density_by_dim0 == {48: 0.2}
     assert composed("sparsity", "s00").dsff.masks is False
     mechanisms = {
-        row: (config.dsff.masks, config.network.shift_size)
+        row: (config.dsff.masks, config.network.shift_size or 3)  # null, the default, is 3 for (1, 3, 3) kernels
         for row in ABLATIONS["mechanisms"]["rows"]
         for config in [composed("mechanisms", row)]
     }

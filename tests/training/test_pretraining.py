@@ -11,7 +11,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from e2enet.common.configs import compose_config
+from e2enet.common.configs import as_plain, compose_config
 from e2enet.common.errors import InputError
 from e2enet.training.config_check import config_problems
 from e2enet.training.pretraining import pretraining_config
@@ -137,6 +137,13 @@ def test_the_pretraining_is_the_run_with_what_differs() -> None:
     assert first.training.epochs == 11 and first.dsff.density == 0.3
     assert first.pretraining is None and first.row is None and first.final.predict is False
     assert config.training.epochs == 9 and config.data.modality == "MRI"
+
+
+def test_a_resumed_run_and_a_job_have_the_same_pretraining() -> None:
+    config = compose_config(["data=msd", "data.name=Task04_Hippocampus", "pretraining=['data.name=Task07_Pancreas']"])
+    stored = OmegaConf.create(as_plain(config))  # as config.yaml gives it back
+    assert pretraining_config(config) == pretraining_config(stored)
+    assert pretraining_config(config).data.name == "Task07_Pancreas"
 
 
 def test_pretrained_on_one_phantom_and_trained_on_another(tiny: list[str], tmp_path: Path) -> None:

@@ -173,6 +173,21 @@ def test_ctrl_c_ends_the_job_and_the_sweep(stand_in: Callable[[str], None], tmp_
         os.kill(int((folder / "pid.txt").read_text()), 0)
 
 
+def test_ctrl_c_just_after_the_end_leaves_the_job_finished(
+    stand_in: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(folder: Path, what: str) -> None:
+        if what == "finished":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(job_module, "_say", interrupted)
+    stand_in(TRAINS)
+    with pytest.raises(KeyboardInterrupt):
+        run_job(GIVEN, tmp_path)
+    state = job_state(only_job(tmp_path))
+    assert (state.state, state.score, state.attempts) == ("finished", 0.5, 1)
+
+
 def test_what_differs_after_training_only_is_trained_once(
     stand_in: Callable[[str], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TextIO
 
 import pytest
+from rich.console import Console
 
 from e2enet.training.sweeps.process_group import job_environment, run_process_group
 
@@ -67,6 +70,7 @@ def test_what_is_kept_and_what_is_not() -> None:
         "PATH": "p",
         "SLURM_JOB_ID": "7",
         "SLURM_NTASKS": "4",
+        "SLURM_PROCID": "3",
         "WORLD_SIZE": "2",
         "MASTER_PORT": "1",
         "ROLE_RANK": "0",
@@ -75,12 +79,20 @@ def test_what_is_kept_and_what_is_not() -> None:
     assert {name: kept[name] for name in given if name in kept} == {"PATH": "p", "SLURM_JOB_ID": "7"}
 
 
-def test_output_that_cannot_be_shown_does_not_stop_the_job(tmp_path: Path) -> None:
-    def closed(line: str) -> None:
-        raise BrokenPipeError(line)
+class _Closed(io.StringIO):
+    """A terminal that is gone."""
 
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(text)
+
+
+@pytest.mark.parametrize("terminal", [_Closed(), io.TextIOWrapper(io.BytesIO(), encoding="ascii")])
+def test_output_that_cannot_be_shown_does_not_stop_the_job(terminal: TextIO, tmp_path: Path) -> None:
     # More than a pipe holds: the job would wait for ever if nobody read on.
-    code, tail = run_process_group([sys.executable, "-c", "print('x' * 99 * 10000); print('end')"], tmp_path, closed)
+    program = "print('\\u2502' * 99 * 10000); print('end')"
+    code, tail = run_process_group(
+        [sys.executable, "-X", "utf8", "-c", program], tmp_path, Console(file=terminal).print
+    )
     assert code == 0 and tail[-1] == "end" and (tmp_path / "output.log").stat().st_size > 900_000
 
 

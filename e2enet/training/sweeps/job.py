@@ -50,7 +50,8 @@ def run_job(overrides: Sequence[str], sweep: Path) -> float:
         except Exception as error:  # recorded and listed: what is wrong with one job must not stop the others
             return _crashed(folder, JobError(f"{type(error).__name__}: {error}", traceback.format_exc()))
         except BaseException:
-            record_end(folder, "interrupted")
+            if job_state(folder, held=True).state == "running":  # not where it came just after the end
+                record_end(folder, "interrupted")
             raise
 
 

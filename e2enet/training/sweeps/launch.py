@@ -44,8 +44,9 @@ def launch_sweep(arguments: Sequence[str], run: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         return EXIT_CODE_INTERRUPTED
     finally:
-        # A sweeper that chooses its jobs as it goes has registered them by now.
-        unfinished = list_jobs(planned.folder, folders or [job.folder for job in read_sweep(planned.folder).jobs])
+        if not folders and where.is_file():  # a sweeper that chooses its jobs as it goes has registered them by now
+            folders = [job.folder for job in read_sweep(planned.folder).jobs]
+        unfinished = list_jobs(planned.folder, folders)
     return EXIT_CODE_UNFINISHED if unfinished else 0
 
 

@@ -37,6 +37,9 @@ FOREIGN = (
     "MASTER_ADDR",
     "MASTER_PORT",
     "SLURM_NTASKS",
+    "SLURM_PROCID",
+    "SLURM_LOCALID",
+    "SLURM_NODEID",
     "PL_GLOBAL_SEED",
     "PL_SEED_WORKERS",
 )
@@ -111,18 +114,16 @@ def job_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _forward(process: subprocess.Popen[bytes], log: Path, show: Callable[[str], None], tail: deque[str]) -> None:
-    """Pass on the processes' output; it is read to its end even where it can no longer be shown or kept (a closed
-    terminal, a full disk), or they would wait for ever to be read."""
+    """Pass on the processes' output; it is read to its end even where it can no longer be shown or kept, or they would
+    wait for ever to be read."""
     assert process.stdout is not None
-    with suppress(OSError), log.open("ab") as stream:
-        for raw in process.stdout:
-            line = raw.decode("utf-8", errors="replace").rstrip("\n")
-            tail.append(line)
-            with suppress(OSError):
-                show(line)
-            with suppress(OSError):
-                stream.write(raw)
-                stream.flush()
+    for raw in process.stdout:
+        line = raw.decode("utf-8", errors="replace").rstrip("\n")
+        tail.append(line)
+        with suppress(OSError, ValueError, SystemExit):  # a closed terminal, which rich exits for, or one without UTF-8
+            show(line)
+        with suppress(OSError), log.open("ab") as stream:  # a full disk
+            stream.write(raw)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

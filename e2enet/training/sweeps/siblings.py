@@ -23,15 +23,13 @@ def one_training(sweep: Path, job_folder: Path) -> Iterator[Path | None]:
 
     Waits, and says so, while another is at it.
     """
-    jobs = read_sweep(sweep).jobs
-    key = next(job.training_key for job in jobs if job.folder == job_folder)
-    siblings = dict.fromkeys(job.folder for job in jobs if job.training_key == key and job.folder != job_folder)
-    if not siblings:
-        yield None
-        return
+    key = next(job.training_key for job in read_sweep(sweep).jobs if job.folder == job_folder)
     waiting = f"{job_folder.name}: waiting for a job that trains the same network (only final.* differs)"
     with locked_file(sweep / LOCKS / f"{key[:SHORT]}.lock", waiting):
-        yield next((folder for folder in siblings if job_state(folder).state == "finished"), None)
+        # Read again: another launch may have added one meanwhile.
+        siblings = [job.folder for job in read_sweep(sweep).jobs if job.training_key == key]
+        others = (folder for folder in dict.fromkeys(siblings) if folder != job_folder)
+        yield next((folder for folder in others if job_state(folder).state == "finished"), None)
 
 
 def take_training(source: Path, folder: Path) -> None:
