@@ -6,7 +6,7 @@ config.yaml. Runs without a sweep are read as sweeps too. Who writes these files
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +29,7 @@ JOB_FILE = "job.json"
 CONFIG_FILE = "config.yaml"
 SUMMARY_FILE = "summary.json"
 # Files that a run writes again and again: when it was last alive, if it was killed.
-SIGNS_OF_LIFE = ("metrics.csv", "checkpoints/last.ckpt", "checkpoints/best.ckpt", JOB_FILE, CONFIG_FILE)
+SIGNS_OF_LIFE = ("output.log", "metrics.csv", "checkpoints/last.ckpt", "checkpoints/best.ckpt", JOB_FILE, CONFIG_FILE)
 
 State = Literal["pending", "running", "finished", "crashed", "interrupted"]
 STATES: tuple[State, ...] = ("pending", "running", "finished", "crashed", "interrupted")
@@ -159,6 +159,19 @@ def job_state(folder: str | Path, *, held: bool | None = None) -> JobState:
         raise InputError(f"{path}: not the state of a job ({type(error).__name__}: {error})") from error
 
 
+def without_repeats(jobs: Sequence[SweepJob], place: Callable[[SweepJob], Hashable]) -> tuple[SweepJob, ...]:
+    """Of jobs with the same `place`, which are no independent runs, one: the newest finished, else the newest.
+
+    The others stay in their order. The newest is the last: plain runs are named by the time at which they began.
+    """
+    chosen: dict[Hashable, SweepJob] = {}
+    for job in jobs:
+        known = chosen.get(place(job))
+        if known is None or _is_finished(job) or not _is_finished(known):
+            chosen[place(job)] = job
+    return tuple(job for job in jobs if chosen[place(job)] is job)
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The resolved config of a run folder, in plain containers; InputError naming the file where it is none."""
     path = folder / CONFIG_FILE
@@ -169,6 +182,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (OSError, YAMLError, OmegaConfBaseException) as error:
         raise InputError(f"{path}: cannot be read as a run's config ({first_line(error)})") from error
     raise InputError(f"{path}: not a run's config")
+
+
+def _is_finished(job: SweepJob) -> bool:
+    return job_state(job.folder).state == "finished"
 
 
 def _state_of(content: Mapping[str, Any], folder: Path, held: bool) -> JobState:

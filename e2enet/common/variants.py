@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from e2enet.common.files import content_key
 from e2enet.common.job_key import WITHOUT_EFFECT
 from e2enet.common.sweeps import CONFIG_FILE, SweepJob, read_config
 
 # Jobs that differ in these repeat one configuration; experiment and row stand in the manifest by themselves.
 REPETITION = ("fold", "seed")
 NAMED = ("experiments", "row")
+
+
+def configuration_settings(jobs: Sequence[SweepJob]) -> list[dict[str, Any]]:
+    """Per job, the settings {dotted key: value} that name its configuration: equal for jobs of the same one.
+
+    Where every job of an experiment's row has a config.yaml, those of equal resolved configs are one configuration,
+    `fold`, `seed` and what leaves a result as it is left out; it is named by what all its jobs were given. So a default
+    spelled out in one launch makes no other configuration. Where some have not begun, what they were given decides.
+    """
+    settings = [job_settings(job) for job in jobs]
+    rows: dict[tuple[str | None, str | None], list[int]] = defaultdict(list)
+    for index, job in enumerate(jobs):
+        rows[job.experiment, job.row].append(index)
+    for members in rows.values():
+        if all((jobs[index].folder / CONFIG_FILE).is_file() for index in members):
+            configs = [_deciding(flat(read_config(jobs[index].folder))) for index in members]
+            named = _named([settings[index] for index in members], configs)
+            for index, name in zip(members, named, strict=True):
+                settings[index] = name
+    return settings
 
 
 def job_settings(job: SweepJob) -> dict[str, Any]:
@@ -23,13 +45,12 @@ def job_settings(job: SweepJob) -> dict[str, Any]:
         settings: dict[str, Any] = {key: value for key, _, value in pairs}
     else:
         settings = flat(read_config(job.folder))
-    return {key: value for key, value in settings.items() if _decides(key)}
+    return _deciding(settings)
 
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """Of each mapping, the keys and values that not all of them share, as `key=value, key=value`."""
-    keys = dict.fromkeys(key for mapping in settings for key in mapping)
-    varied = [key for key in keys if len({str(mapping.get(key)) for mapping in settings}) > 1]
+    varied = _varied(settings)
     return [", ".join(f"{key}={mapping[key]}" for key in varied if key in mapping) for mapping in settings]
 
 
@@ -42,6 +63,37 @@ def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _decides(key: str) -> bool:
+def _named(given: Sequence[Mapping[str, Any]], configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Per job of a row, what all jobs of the same config were given.
+
+    Where this is the same for two configs, as after a default was changed, what varies between configs is added.
+    """
+    # As in job keys, null counts as absent.
+    keys = [content_key({name: value for name, value in config.items() if value is not None}) for config in configs]
+    names = {key: _shared([own for own, other in zip(given, keys, strict=True) if other == key]) for key in keys}
+    if len({content_key(name) for name in names.values()}) < len(names):
+        varied = _varied(configs)
+        for key, config in zip(keys, configs, strict=True):
+            names[key] |= {name: config[name] for name in varied if config.get(name) is not None}
+    return [names[key] for key in keys]
+
+
+def _shared(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The keys of the first mapping that all of them have with the same value."""
+    first, *others = settings
+    return {key: value for key, value in first.items() if all(key in own and own[key] == value for own in others)}
+
+
+def _varied(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    keys = dict.fromkeys(key for mapping in settings for key in mapping)
+    return [key for key in keys if len({str(mapping.get(key)) for mapping in settings}) > 1]
+
+
+def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings without those that leave a result as it is, repeat a configuration or only name it."""
     left_out = (*WITHOUT_EFFECT, *REPETITION, *NAMED, "trainer", "hydra")
-    return not any(f"{key}.".startswith(f"{other}.") for other in left_out)
+    return {
+        key: value
+        for key, value in settings.items()
+        if not any(f"{key}.".startswith(f"{other}.") for other in left_out)
+    }

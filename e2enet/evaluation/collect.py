@@ -23,7 +23,7 @@ NAMED = 5  # cases that a message lists
 
 @dataclass(frozen=True)
 class OutOfFold:
-    """Predictions of networks that have not seen the cases.
+    """Predictions of networks that were not trained on the cases; the choice of their best epoch did see them.
 
     Attributes:
         pairs: {case: (prediction, reference)}, sorted by case.
@@ -44,7 +44,7 @@ def collect_cases(folds: FoldRuns, *, data_root: Path | None = None) -> OutOfFol
     """Find prediction and reference of every validation case of the folds.
 
     Args:
-        folds: Finished runs of one configuration and one seed.
+        folds: Finished runs of one configuration and one seed, one per fold (`find_folds`).
         data_root: Parent folder of the raw dataset; None for the one that the runs were trained from.
 
     Raises:

@@ -13,8 +13,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from e2enet.common.errors import InputError, raise_problems
-from e2enet.common.sweeps import CONFIG_FILE, MANIFEST, Sweep, SweepJob, job_state, read_config, read_sweep
-from e2enet.common.variants import differing, job_settings
+from e2enet.common.sweeps import (
+    CONFIG_FILE,
+    MANIFEST,
+    Sweep,
+    SweepJob,
+    job_state,
+    read_config,
+    read_sweep,
+    without_repeats,
+)
+from e2enet.common.variants import configuration_settings, differing
 from e2enet.data.splits import NUM_FOLDS
 
 ALL_SEEDS = "all"
@@ -39,7 +48,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Configuration:
-    """Jobs of a sweep that differ in fold alone; `seed` is None where they also differ in seed."""
+    """Jobs of a sweep that differ in fold alone, one per fold; `seed` is None where they also differ in seed."""
 
     experiment: str | None
     row: str | None
@@ -104,9 +113,13 @@ def find_folds(folder: str | Path, choice: Choice | None = None, *, allow_missin
 
 
 def configurations(sweep: Sweep, *, join_seeds: bool = False) -> list[Configuration]:
-    """The configurations of a sweep, in the order of its jobs; what stands in two experiments comes twice."""
+    """The configurations of a sweep, in the order of its jobs; what stands in two experiments comes twice.
+
+    Of runs that repeat a fold and seed of one, the newest finished counts (`without_repeats`).
+    """
     groups: dict[tuple[Any, ...], list[SweepJob]] = {}
-    settings = {id(job): job_settings(job) for job in sweep.jobs}
+    found = configuration_settings(sweep.jobs)
+    settings = {id(job): own for job, own in zip(sweep.jobs, found, strict=True)}
     for job in sweep.jobs:
         text = str(sorted(settings[id(job)].items(), key=str))
         # fold=all trains on every case and is no fold of the others.
@@ -114,7 +127,7 @@ def configurations(sweep: Sweep, *, join_seeds: bool = False) -> list[Configurat
         groups.setdefault(group, []).append(job)
     names = _names(groups.values(), settings)
     return [
-        Configuration(experiment, name, seed, tuple(jobs))
+        Configuration(experiment, name, seed, without_repeats(jobs, lambda job: (job.fold, job.seed)))
         for (experiment, *_, seed), jobs, name in zip(groups, groups.values(), names, strict=True)
     ]
 

@@ -35,20 +35,24 @@ def measure_runs(folder: str | Path, *, again: bool = False, device: str = "auto
     """Measure the networks of the finished jobs of a sweep; returns what stands in measured.json, by job key.
 
     Jobs with the same network, density, patch and batch are measured once; a network measured before is not measured
-    again unless `again`. Each figure is taken in a process of its own (`measure_network`). Per job: `latency_s`
-    (seconds per patch), `peak_bytes` (of a training step), `device`, `machine`, `commands` and `measured` (when). One
-    that fails has `error` instead of its figures, and is tried again next time.
+    again unless `again`, but figures of another machine or device give way to those of this one: they do not compare.
+    Each figure is taken in a process of its own (`measure_network`). Per job: `latency_s` (seconds per patch),
+    `peak_bytes` (of a training step), `device`, `machine`, `commands` and `measured` (when). One that fails has
+    `error` instead of its figures, and is tried again next time.
 
     Raises:
         InputError: no such device, the folder holds no sweep, or a checkpoint cannot be read.
     """
-    from e2enet.inference.run import resolve_device  # brings torch, which readers of measured.json need not wait for
+    # These bring torch, which readers of measured.json need not wait for.
+    from e2enet.inference.run import resolve_device
+    from e2enet.training.records import machine
 
-    resolve_device(device)
+    place = {"device": str(resolve_device(device)), "machine": machine()}
     sweep = read_sweep(folder)
     finished = {job.key: job.folder for job in sweep.jobs if job_state(job.folder).state == "finished"}
     networks = {key: network_key(run) for key, run in finished.items()}
-    entries = read_measured(sweep.folder)
+    stored = read_measured(sweep.folder)
+    entries = {key: entry for key, entry in stored.items() if {name: entry.get(name) for name in place} == place}
     known = {} if again else {entry["network"]: entry for entry in entries.values() if "error" not in entry}
     todo = {network: finished[key] for key, network in networks.items() if network not in known}
     for network, run in track(todo.items(), "Measuring networks", total=len(todo)):

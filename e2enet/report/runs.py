@@ -14,7 +14,16 @@ from typing import Any
 
 import pandas as pd
 
-from e2enet.common.sweeps import CONFIG_FILE, SUMMARY_FILE, JobState, Sweep, job_state, read_config, read_sweep
+from e2enet.common.sweeps import (
+    CONFIG_FILE,
+    SUMMARY_FILE,
+    JobState,
+    Sweep,
+    job_state,
+    read_config,
+    read_sweep,
+    without_repeats,
+)
 from e2enet.report.labels import job_labels
 from e2enet.report.measure import read_measured
 from e2enet.report.run_files import (
@@ -85,7 +94,9 @@ def load_runs(folder: str | Path) -> Runs:
     Raises:
         InputError: there is no sweep, or a file in it cannot be read as what it should be.
     """
-    sweep = _without_repeats(read_sweep(folder))
+    sweep = read_sweep(folder)
+    # A manifest names no job twice; plain runs may repeat each other.
+    sweep = replace(sweep, jobs=without_repeats(sweep.jobs, lambda job: (job.experiment, job.row, job.key)))
     measured = read_measured(sweep.folder)
     folders = {job.key: job.folder for job in sweep.jobs}
     configs = {key: read_config(path) for key, path in folders.items() if (path / CONFIG_FILE).is_file()}
@@ -113,18 +124,6 @@ def load_runs(folder: str | Path) -> Runs:
         configs=configs,
         costs=costs,
     )
-
-
-def _without_repeats(sweep: Sweep) -> Sweep:
-    """Of plain runs of one configuration, fold and seed, which are no independent runs: the last one, if possible one
-    that is finished. A manifest names no job twice."""
-    chosen: dict[tuple[str | None, str | None, str], Path] = {}
-    for job in sweep.jobs:
-        place = (job.experiment, job.row, job.key)
-        if place not in chosen or job_state(job.folder).state == FINISHED:
-            chosen[place] = job.folder
-    kept = tuple(job for job in sweep.jobs if chosen[job.experiment, job.row, job.key] == job.folder)
-    return replace(sweep, jobs=kept)
 
 
 def _job_table(sweep: Sweep, facts: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:

@@ -70,8 +70,8 @@ def pretraining_config(config: DictConfig) -> DictConfig:
     Raises:
         InputError: what is no override, or chooses what cannot be chosen, all at once.
     """
-    # Resolved: a resumed run's config is, and must give the same.
-    result = OmegaConf.create(as_plain(config))
+    # Resolved, as a resumed run's config is, which must give the same; Hydra's own section has no part in it.
+    result = OmegaConf.create(as_plain(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])))
     problems = []
     for key, value in OWN.items():
         OmegaConf.update(result, key, value)

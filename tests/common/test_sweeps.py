@@ -13,7 +13,7 @@ import pytest
 from e2enet.common.errors import InputError
 from e2enet.common.files import write_json
 from e2enet.common.locks import claimed_folder
-from e2enet.common.sweeps import JobError, job_state, read_sweep
+from e2enet.common.sweeps import JobError, job_state, read_sweep, without_repeats
 
 LINE = {
     "key": "3fa9c2d1" * 8,
@@ -60,6 +60,17 @@ def test_runs_without_a_sweep_are_jobs_too(tmp_path: Path) -> None:
         assert job_state(tmp_path / "a").state == "running"
     (tmp_path / "a" / "summary.json").touch()
     assert job_state(tmp_path / "a").state == "finished"
+
+
+def test_the_newest_finished_of_repeated_runs_counts(tmp_path: Path) -> None:
+    for name, seed in (("1", 0), ("2", 0), ("3", 0), ("4", 1), ("5", 2), ("6", 2)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(f"seed: {seed}\nrun_folder: {name}\n")
+        if name in "12":
+            (tmp_path / name / "summary.json").touch()
+    kept = without_repeats(read_sweep(tmp_path).jobs, lambda job: job.key)
+    # Of seed 0 the last finished, of seed 2, where none is, the last.
+    assert [job.folder.name for job in kept] == ["2", "4", "6"]
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,16 @@ def test_gaps_repetitions_and_strangers_are_named(sweep: Path) -> None:
         collect_cases(find_folds(sweep))
 
 
+def test_repeated_runs_of_a_fold_count_once(sweep: Path) -> None:
+    shutil.copytree(sweep / "fold0", sweep / "fold0_again")
+    (sweep / "fold1" / "summary.json").unlink()  # broken off, then trained again
+    shutil.copytree(sweep / "fold1", sweep / "fold1_again")
+    (sweep / "fold1_again" / "summary.json").write_text("{}")
+    cases = collect_cases(find_folds(sweep))
+    assert list(cases.pairs) == CASES
+    assert cases.origin["runs"] == ["fold0_again", "fold1_again", "fold2", "fold3", "fold4"]
+
+
 def test_missing_folds_are_refused_unless_allowed(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (sweep / "fold0" / "summary.json").unlink()
     with pytest.raises(SystemExit) as stopped:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from e2enet.common.errors import InputError
 from e2enet.inference.folds import Choice, find_folds, is_sweep
@@ -29,9 +30,17 @@ def line(row: str | None = None, fold: int | str = 0, seed: int = 0, *more: str,
 
 @pytest.fixture
 def write_sweep(tmp_path: Path) -> Write:
-    """A sweep folder of finished jobs, but for those whose state is given by folder."""
+    """A sweep folder of finished jobs, but for those whose state is given by folder.
 
-    def write(lines: Sequence[Line], states: dict[str, str] | None = None, config: str = "data: {}") -> Path:
+    The config of a job is `config` with its overrides; `added` holds what the composed one of a folder has more.
+    """
+
+    def write(
+        lines: Sequence[Line],
+        states: dict[str, str] | None = None,
+        config: str = "data: {name: phantom}",
+        added: dict[str, str] | None = None,
+    ) -> Path:
         folder = tmp_path / "sweep"
         folder.mkdir()
         content = {"version": 1, "name": "sweep", "ablations": {}, "jobs": list(lines)}
@@ -42,7 +51,8 @@ def write_sweep(tmp_path: Path) -> Write:
                 continue
             run = folder / entry["folder"]
             run.mkdir(exist_ok=True)
-            (run / "config.yaml").write_text(config)
+            more = [*entry["overrides"], *filter(None, [(added or {}).get(entry["folder"])])]
+            OmegaConf.save(OmegaConf.merge(OmegaConf.create(config), OmegaConf.from_dotlist(more)), run / "config.yaml")
             job = {"state": state, "started": "2025-01-01T00:00:00+00:00", "seconds": 1.0, "attempts": 1}
             (run / "job.json").write_text(json.dumps(job))
         return folder
@@ -130,6 +140,32 @@ def test_settings_stand_in_for_rows(write_sweep: Write) -> None:
     assert found.configuration.folder_name == "dsff.density=0.5-seed0"
 
 
+def test_a_default_spelled_out_makes_no_other_configuration(write_sweep: Write) -> None:
+    first, second = five("s80")[:3], five("s80", 0, "data.name=phantom")[3:]
+    folder = write_sweep([*first, *second])
+    found = find_folds(folder)
+    assert [job.fold for job in found.jobs] == [0, 1, 2, 3, 4]
+    assert (found.configuration.row, found.configuration.folder_name) == ("s80", "s80-seed0")
+    # Before all have begun, there are only the overrides to go by.
+    (folder / second[1]["folder"] / "config.yaml").unlink()
+    with pytest.raises(InputError, match=r"2 configurations fit; (.|\n)*row='s80 \(data\.name=phantom\)' seed=0"):
+        find_folds(folder)
+
+
+def test_jobs_of_the_same_overrides_and_other_configs_are_two_configurations(write_sweep: Write) -> None:
+    old, new = (
+        five("s80"),
+        [{**entry, "key": f"{entry['key']}x", "folder": f"{entry['folder']}x"} for entry in five("s80")],
+    )
+    added = {entry["folder"]: f"training.epochs={9 if entry in new else 7}" for entry in (*old, *new)}
+    folder = write_sweep([*old, *new], added=added)
+    with pytest.raises(InputError, match=r"2 configurations fit") as caught:
+        find_folds(folder)
+    for epochs in (7, 9):
+        assert f"row='s80 (training.epochs={epochs})' seed=0" in str(caught.value)
+    assert names(folder, Choice(row="s80 (training.epochs=9)")) == [entry["folder"] for entry in new]
+
+
 def test_a_job_of_two_experiments_is_one_configuration(write_sweep: Write) -> None:
     lines = [*five("s80", experiment="sparsity"), *five("s80", experiment="mechanisms")]
     folder = write_sweep(lines)
@@ -157,3 +193,22 @@ def test_runs_without_a_sweep(tmp_path: Path) -> None:
     (tmp_path / "runs" / "run5" / "config.yaml").write_text("{fold: 0, seed: 0, dsff: {density: 0.5}}")
     with pytest.raises(InputError, match=r"row='dsff\.density=0\.2' seed=0\n  - row='dsff\.density=0\.5' seed=0"):
         find_folds(tmp_path / "runs")
+
+
+def test_repeated_runs_of_a_fold_count_once(tmp_path: Path) -> None:
+    runs = [(fold, f"10-{fold}", True) for fold in range(5)]
+    # Fold 1 was broken off before; fold 2 was trained again, on more devices; a third run of fold 3 is not finished.
+    runs += [(1, "09-1", False), (2, "11-2", True), (3, "11-3", False), (3, "09-3", True)]
+    for fold, time, finished in runs:
+        run = tmp_path / time
+        run.mkdir()
+        devices = 2 if time == "11-2" else 1
+        (run / "config.yaml").write_text(f"{{fold: {fold}, seed: 0, trainer: {{devices: {devices}}}}}")
+        if finished:
+            (run / "summary.json").write_text("{}")
+    assert names(tmp_path) == ["10-0", "10-1", "11-2", "10-3", "10-4"]
+    (tmp_path / "10-1" / "summary.json").unlink()
+    with pytest.raises(InputError, match=r"fold 1, seed 0: interrupted \(.*10-1\)") as caught:
+        find_folds(tmp_path)
+    assert "09-1" not in str(caught.value)
+    assert find_folds(tmp_path, allow_missing=True).left_out == (f"fold 1, seed 0: interrupted ({tmp_path / '10-1'})",)

@@ -15,6 +15,7 @@ from e2enet.common.errors import InputError
 from e2enet.network import E2ENet
 from e2enet.report import measure
 from e2enet.report.measure import main, measure_runs, read_measured
+from e2enet.training.records import machine
 
 STRIDES = [[1, 2, 2]]
 FEATURES = 128
@@ -62,6 +63,7 @@ class FakeProcesses:
     def __init__(self, fails: str = "") -> None:
         self.calls: list[tuple[str, str]] = []
         self.fails = fails
+        self.place: dict[str, Any] = {"device": "cpu", "machine": machine()}
 
     def __call__(self, command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
         run, figure = Path(command[3]).name, command[4]
@@ -69,7 +71,7 @@ class FakeProcesses:
         if run == self.fails:
             return subprocess.CompletedProcess(command, -9, "", "")
         name = {"latency": "latency_s", "memory": "peak_bytes"}[figure]
-        answer = {name: float(len(self.calls)), "device": "cpu", "machine": {"cores": 2}}
+        answer = {name: float(len(self.calls)), **self.place}
         return subprocess.CompletedProcess(command, 0, f"a warning\n{json.dumps(answer)}\n", "")
 
 
@@ -99,9 +101,8 @@ def test_networks_of_finished_jobs_are_measured_once_each(write_run: Write, proc
     assert set(entries) == {"a", "b", "c", "d"} and entries["a"] == entries["b"]
     assert [entries[name]["latency_s"] for name in "acd"] == [1.0, 3.0, 5.0]
     assert [entries[name]["peak_bytes"] for name in "acd"] == [2.0, 4.0, 6.0]
-    assert entries["d"]["machine"] == {"cores": 2} and entries["d"]["commands"]["memory"].endswith(
-        "memory --device cpu"
-    )
+    assert entries["d"]["machine"] == machine()
+    assert entries["d"]["commands"]["memory"].endswith("memory --device cpu")
 
 
 def test_measured_once_is_enough_unless_asked_again(write_run: Write, processes: FakeProcesses) -> None:
@@ -113,6 +114,28 @@ def test_measured_once_is_enough_unless_asked_again(write_run: Write, processes:
     assert by_run(folder)["b"]["latency_s"] == 1.0
     measure_runs(folder, again=True, device="cpu")
     assert len(processes.calls) == 4 and by_run(folder)["a"]["latency_s"] == 3.0
+
+
+@pytest.mark.parametrize(
+    "place", [{"machine": {**machine(), "processor": "another"}}, {"machine": {"cores": 2}}, {"device": "cuda:0"}]
+)
+def test_figures_of_another_machine_or_device_are_not_kept(
+    place: dict[str, Any], write_run: Write, processes: FakeProcesses
+) -> None:
+    folder = write_run("a", features=2).parent
+    gone = write_run("b", features=4)
+    here = processes.place
+    processes.place = here | place
+    measure_runs(folder, device="cpu")  # answered from elsewhere
+    processes.place = here
+    write_run("c", features=6)
+    (gone / "summary.json").unlink()
+    measure_runs(folder, device="cpu")
+    assert [run for run, figure in processes.calls if figure == "latency"] == ["a", "b", "a", "c"]
+    entries = by_run(folder)  # without b, which cannot be measured here: all of one place
+    assert set(entries) == {"a", "c"} and entries["a"]["latency_s"] == 5.0
+    assert all({name: entry[name] for name in here} == here for entry in entries.values())
+    assert measure_runs(folder, device="cpu") == read_measured(folder) and len(processes.calls) == 8
 
 
 def test_a_network_that_cannot_be_measured_does_not_stop_the_others(
