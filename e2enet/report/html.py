@@ -17,6 +17,7 @@ from e2enet.common.files import atomic_path
 from e2enet.common.sweeps import STATES, job_state
 from e2enet.report.pictures.gallery import Picture
 from e2enet.report.runs import FINISHED
+from e2enet.report.tables.differences import dataset_names
 from e2enet.report.tables.sections import Report, Section
 from e2enet.report.tables.table import Column, Table
 
@@ -91,7 +92,7 @@ def page_of(report: Report, pictures: Mapping[str, Sequence[Picture]]) -> Page:
     # A job of several experiments has a line in each.
     jobs = runs.jobs.drop_duplicates("key")
     counts = [(state, int((jobs["state"] == state).sum())) for state in STATES]
-    datasets = ", ".join(dict.fromkeys(jobs["data"]))
+    datasets = ", ".join(dict.fromkeys(dataset_names(runs, jobs)))
     facts = [
         f"on {datasets}" if datasets else "",
         f"{duration(jobs['seconds'].sum())} of training in all" if jobs["seconds"].notna().any() else "",

@@ -1,9 +1,9 @@
 """Statistics of the tables: interval over cases, paired test against a reference row, correction for many tests, PT.
 
 The mean Dice of a run is the mean over classes of the class's mean over cases (`e2enet.evaluation.scores`), where
-absent structures (in neither image) count nowhere. The interval resamples cases and computes that same mean, so that
-it belongs to the number beside it. It and the test are about cases. What another training run would give is another
-question, which the standard deviation over folds and seeds answers.
+absent structures (in neither image) count nowhere; that of a row is the mean over its runs. The interval resamples
+cases and computes that same mean of means, so that it belongs to the number beside it. It and the test are about cases.
+What another training run would give is another question, which the standard deviation over folds and seeds answers.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from scipy import stats
+
+NUMBERS_AT_ONCE = 2**21  # of one array of a batch of resamples: 16 MiB
 
 
 def case_class_means(cases: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:
@@ -25,34 +27,53 @@ def case_class_means(cases: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:
     return means.unstack("class").astype(float).sort_index()
 
 
-def mean_over_classes(scores: np.ndarray) -> np.ndarray:
-    """Mean over classes of the means over cases, (..., N, K) -> (...); NaN entries count nowhere.
+def run_scores(cases: pd.DataFrame, metric: str = "dice") -> np.ndarray:
+    """Scores (R runs, N cases, K classes), NaN where a run lacks a case or a structure was absent.
 
-    A class without any number is left out of the mean; without any number at all it is NaN.
+    `cases` as for `case_class_means`.
     """
-    class_means = _mean_of_known(scores, axis=-2)
-    return _mean_of_known(class_means, axis=-1)
+    classes = cases[~cases["region"].astype(bool)]
+    places, names = zip(*(pd.factorize(classes[column]) for column in ("key", "case", "class")), strict=True)
+    scores = np.full([len(values) for values in names], np.nan)
+    scores[places] = classes[metric].astype(float)
+    return scores
+
+
+def mean_over_runs(scores: np.ndarray) -> float:
+    """The Dice of a row from `run_scores` (R, N, K): mean over runs of means over classes of means over cases.
+
+    What is NaN counts nowhere: a class without any number is left out of its run's mean, a run without any of the
+    mean over runs.
+    """
+    return float(_mean_of_known(_mean_of_known(_mean_of_known(scores, axis=1), axis=1), axis=0))
 
 
 def bootstrap_interval(
-    scores: pd.DataFrame, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+    scores: np.ndarray, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of `mean_over_classes` over cases, for `case_class_means` (N, K).
+    """Percentile bootstrap interval of `mean_over_runs` over cases, for `run_scores` (R, N, K).
 
-    Cases are resampled with all their classes, which are not independent of each other. NaN for fewer than 2 cases.
+    Cases are resampled with all their classes and runs, which are not independent of each other. NaN for fewer than 2
+    cases.
     """
-    values = scores.to_numpy(dtype=float)
-    if len(values) < 2:
+    runs, count, classes = scores.shape
+    if count < 2:
         return float("nan"), float("nan")
+    # Sums over the cases of a resample are products with how often it drew each: no resample is ever laid out.
+    columns = np.moveaxis(scores, 1, 0).reshape(count, runs * classes)
+    known = ~np.isnan(columns)
+    values, weights = np.where(known, columns, 0.0), known.astype(float)
 
     def statistic(draws: np.ndarray, axis: int) -> np.ndarray:
-        return mean_over_classes(values[np.moveaxis(draws, axis, -1)])
+        drawn = _times_drawn(np.moveaxis(draws, axis, -1), count)
+        means = _quotient(drawn @ values, drawn @ weights).reshape(-1, runs, classes)
+        return _mean_of_known(_mean_of_known(means, axis=2), axis=1)
 
     result = stats.bootstrap(
-        (np.arange(len(values)),),
+        (np.arange(count),),
         statistic,
         n_resamples=resamples,
-        batch=500,  # (500, 300 cases, 15 classes) in float64 are 18 MB
+        batch=max(1, NUMBERS_AT_ONCE // (count + runs * classes)),
         vectorized=True,
         confidence_level=confidence,
         method="percentile",
@@ -111,9 +132,19 @@ def trade_off(
     return accuracy * table[0] / most + cost * (least_params / table[1] + least_flops / table[2])
 
 
+def _times_drawn(draws: np.ndarray, count: int) -> np.ndarray:
+    """How often each of `count` cases is among the indices of a resample: (B, N) -> (B, count)."""
+    resamples = len(draws)
+    places = draws + count * np.arange(resamples)[:, None]
+    return np.bincount(places.ravel(), minlength=resamples * count).reshape(resamples, count).astype(float)
+
+
 def _mean_of_known(values: np.ndarray, axis: int) -> np.ndarray:
     """np.nanmean without its warning where nothing is known."""
     known = ~np.isnan(values)
-    count = known.sum(axis=axis)
-    total = np.where(known, values, 0.0).sum(axis=axis)
+    return _quotient(np.where(known, values, 0.0).sum(axis=axis), known.sum(axis=axis))
+
+
+def _quotient(total: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """total / count, NaN where the count is 0."""
     return np.divide(total, count, out=np.full(np.shape(total), np.nan), where=count > 0)

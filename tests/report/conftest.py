@@ -57,7 +57,7 @@ class FakeJob:
 
     row: str | None
     seed: int = 0
-    fold: int = 0
+    fold: int | str = 0
     dice: float = 0.8
     state: str = "finished"
     experiment: str | None = "sparsity"

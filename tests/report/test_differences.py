@@ -12,6 +12,7 @@ from e2enet.common.configs import as_plain, compose_config
 from e2enet.report.runs import Runs, load_runs
 from e2enet.report.tables.differences import (
     dataset_name,
+    dataset_names,
     published_differences,
     published_range,
     setting_differences,
@@ -25,20 +26,20 @@ ROWS = {
 ABLATION: dict[str, Any] = {"title": "Sparsity", "published_on": "AMOS-CT", "setting": {"patch_size": [128] * 3}}
 
 
-def make(tmp_path: Path, *overrides: str, published_on: str = "AMOS-CT") -> Runs:
+def make(tmp_path: Path, *overrides: str) -> Runs:
     """Two seeds of one row and one of another, at a small scale."""
     given = ("experiments=sparsity", "training=small", *overrides)
     jobs = (FakeJob("s90", 0, overrides=given, density=0.1), FakeJob("s90", 1, overrides=given, density=0.1))
-    ablation = {**ABLATION, "rows": ROWS, "published_on": published_on}
+    ablation = {**ABLATION, "rows": ROWS}
     folder = write_sweep(tmp_path / "sweep", (*jobs, FakeJob("s80", 0, overrides=given)), {"sparsity": ablation})
     return load_runs(folder)
 
 
-def line(row: str, dice: float, low: float, high: float) -> dict[str, Any]:
+def line(row: str, dice: float, low: float, high: float, data: str = "BraTS") -> dict[str, Any]:
     published = ROWS[row]["published"]["dice"]  # type: ignore[index]
     label = ROWS[row]["label"]
     return {
-        **{"row": row, "label": label, "published_dice": published},
+        **{"row": row, "label": label, "published_dice": published, "published_on": "BraTS", "data": data},
         **{"dice": dice, "dice_low": low, "dice_high": high},
     }
 
@@ -53,7 +54,7 @@ def test_settings_that_differ_from_the_experiment(tmp_path: Path) -> None:
     assert found["epochs"] == ("1000", "4") and found["steps per epoch"] == ("250", "25")
     assert found["batch size"] == ("2", "4")
     assert found["training.optimizer._target_"] == ("torch.optim.SGD", "torch.optim.AdamW")
-    assert found["folds"] == ("0, 1, 2, 3, 4", "0") and found["seeds"] == ("", "0, 1")
+    assert "folds" not in found and found["seeds"] == ("0", "0, 1")
     # A row's own settings are the same on both sides, and where files are is no difference.
     assert not [name for name in found if name.startswith(("dsff.density", "paths", "data."))]
     assert table.notes == ()
@@ -66,7 +67,7 @@ def test_an_experiment_that_is_gone_is_said(tmp_path: Path) -> None:
     )
     renamed.jobs["experiment"] = "gone"
     table = setting_differences(renamed, "gone")
-    assert [entry["setting"] for entry in table.lines] == ["folds", "seeds"]
+    assert table.lines == ()
     assert len(table.notes) == 2 and "gone, s90: its full scale cannot be composed" in table.notes[0]
 
 
@@ -82,17 +83,49 @@ def test_an_experiment_that_is_gone_is_said(tmp_path: Path) -> None:
     ],
 )
 def test_published_against_obtained(
-    tmp_path: Path, row: str, dice: float, low: float, high: float, difference: str, inside: str
+    row: str, dice: float, low: float, high: float, difference: str, inside: str
 ) -> None:
-    runs = make(tmp_path, "data=msd", "data.name=Task01_BrainTumour", published_on="BraTS")
-    table = published_differences(runs, "sparsity", [line(row, dice, low, high), line("s80", math.nan, 0, 0)])
+    table = published_differences([line(row, dice, low, high), line("s80", math.nan, 0, 0)])
     assert [(entry["difference"], entry["inside"]) for entry in table.lines] == [(difference, inside)]
 
 
-def test_other_datasets_are_not_compared(tmp_path: Path) -> None:
-    runs = make(tmp_path, "data=msd", "data.name=Task04_Hippocampus")
-    table = published_differences(runs, "sparsity", [line("s90", 89.0, 88.0, 90.0)])
-    assert table.lines == () and table.notes == ("Published for AMOS-CT, obtained on other data: not compared.",)
+def test_other_datasets_are_not_compared() -> None:
+    table = published_differences([line("s90", 89.0, 88.0, 90.0, "Task04_Hippocampus")])
+    assert table.lines == () and table.notes == ("Published for BraTS, obtained on other data: not compared.",)
+
+
+def test_a_job_not_begun_is_called_as_the_others_of_its_data(tmp_path: Path) -> None:
+    runs = make(tmp_path, "data=amos_mri")
+    jobs = runs.jobs.assign(data=["amos22", "amos22", "BTCV"])
+    del runs.configs[jobs["key"][1]], runs.configs[jobs["key"][2]]  # type: ignore[attr-defined]
+    assert dataset_names(runs, jobs) == ["AMOS-MRI", "AMOS-MRI", "BTCV"]
+
+
+@pytest.mark.parametrize(
+    ("experiment", "folds", "seeds", "expected"),
+    [
+        ("folds", (0, 1, 2, 3, 4), (0,), {}),
+        ("folds", (0, 1), (0,), {"folds": ("0, 1, 2, 3, 4", "0, 1")}),
+        ("seeds", (0,), (0, 1, 2), {}),
+        ("seeds", (1,), (0,), {"folds": ("0", "1"), "seeds": ("0, 1, 2", "0")}),
+    ],
+)
+def test_folds_and_seeds_are_those_of_the_experiment_s_own_sweep(
+    tmp_path: Path, experiment: str, folds: tuple[int, ...], seeds: tuple[int, ...], expected: dict[str, Any]
+) -> None:
+    jobs = [FakeJob(None, seed, fold, experiment=experiment) for fold in folds for seed in seeds]
+    runs = load_runs(write_sweep(tmp_path / "sweep", tuple(jobs), {experiment: {"title": "Folds", "rows": None}}))
+    lines = setting_differences(runs, experiment).lines
+    found = {entry["setting"]: (entry["full"], entry["obtained"]) for entry in lines}
+    assert {name: found[name] for name in ("folds", "seeds") if name in found} == expected
+
+
+def test_a_row_that_is_gone_is_said(tmp_path: Path) -> None:
+    runs = make(tmp_path)
+    runs.jobs["row"] = ["before", "before", "s80"]
+    table = setting_differences(runs, "sparsity")
+    assert table.notes == ("sparsity, before: the experiment has no such row any more; its full scale is not known",)
+    assert "epochs" in [entry["setting"] for entry in table.lines]  # of the other row
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from e2enet.report.options import Options
 from e2enet.report.runs import Runs, load_runs
 from e2enet.report.statistics import holm
 from e2enet.report.tables.lines import experiment_lines
+from e2enet.report.tables.sections import build_report
 from tests.report.conftest import ABLATION, CASES, JOBS, FakeJob, write_job, write_sweep
 
 OPTIONS = Options(resamples=200)
@@ -126,11 +127,14 @@ def test_variants_are_compared_with_the_reference_s_same_variant(tmp_path: Path)
     # Both differ from their own partner in every case: 2 of 2^8.
     assert worse["p"] == better["p"] == 2 / 2**8
     assert found["S = 0.8 (dsff.growth=gradient)"]["reference"]
+    (section,) = build_report(make(tmp_path / "again", jobs), OPTIONS, count=count).sections
+    against = "S = 0.8 (dsff.growth=random) or S = 0.8 (dsff.growth=gradient) of the same configuration"
+    assert any(against in note for note in section.accuracy.notes)
 
 
 def test_rows_of_other_data_are_not_paired(tmp_path: Path) -> None:
     runs = make(tmp_path, [FakeJob("s90", 1, density=0.1), FakeJob("s80", 1)])
-    runs.jobs.loc[0, "data"] = "BTCV"
+    runs.configs[runs.jobs["key"][0]]["data"]["name"] = "BTCV"  # type: ignore[index]
     found = lines_of(runs)
     assert math.isnan(found[0]["p"]) and found[0]["pairs"] == 0
     # PT is relative to the best of a dataset, and each has one row only.
@@ -177,3 +181,85 @@ def test_invented_structures_lower_the_mean_of_their_case(tmp_path: Path) -> Non
     assert (before["invented"], after["invented"]) == (0, 1)
     assert after["structures"] == before["structures"]  # the reference holds no more than before
     assert after["dice_low"] < before["dice_low"] - 1
+
+
+def test_runs_of_fold_all_are_a_line_apart(tmp_path: Path) -> None:
+    jobs = [FakeJob("s90", 1, density=0.1), FakeJob("s80", 1, dice=0.85)]
+    before = lines_of(make(tmp_path, jobs))
+    trained = [FakeJob("s80", seed, "all", 0.99, density=0.3) for seed in (0, 1)]
+    found = lines_of(make(tmp_path / "all", [*jobs, *trained]))
+    apart = found.pop(2)
+    assert (apart["row"], apart["label"]) == ("s80", "S = 0.8, fold all, scored on training cases")
+    assert (apart["role"], apart["state"], apart["reference"]) == ("training", "2 of 2", False)
+    assert apart["dice"] > 90 and apart["dice_sd"] > 0
+    assert all(math.isnan(apart[name]) for name in ("dice_low", "dice_high", "p", "p_holm", "pt"))
+    assert apart["published_dice"] is None
+    # The other lines are as they were without these runs.
+    pd.testing.assert_frame_equal(pd.DataFrame(found), pd.DataFrame(before))
+
+
+def test_runs_of_fold_all_are_in_no_mean_over_folds(tmp_path: Path) -> None:
+    jobs = [FakeJob(None, 0, fold, 0.7, experiment="folds") for fold in (0, 1)]
+    jobs.append(FakeJob(None, 0, "all", 0.99, experiment="folds"))
+    found = lines_of(make(tmp_path, jobs, {"folds": {"title": "Five folds", "rows": None}}), "folds")
+    assert [line["label"] for line in found] == [
+        *("fold 0, seed 0", "fold 1, seed 0", "mean", "fold all, scored on training cases")
+    ]
+    assert found[2]["runs"] == 2 and found[2]["dice"] == pytest.approx((found[0]["dice"] + found[1]["dice"]) / 2)
+
+
+@pytest.mark.parametrize("ablations", [{"sparsity": {**ABLATION, "rows": {"s80": ABLATION["rows"]["s80"]}}}, {}])
+def test_a_row_that_the_experiment_no_longer_has_keeps_its_line(
+    tmp_path: Path, ablations: Mapping[str, Mapping[str, Any]]
+) -> None:
+    found = lines_of(make(tmp_path, [FakeJob("s90", 1, density=0.1), FakeJob("s80", 1)], ablations))
+    (line,) = [line for line in found if line["row"] == "s90"]
+    assert (line["label"], line["state"]) == ("s90", "1 of 1")
+    assert line["published_dice"] is None and line["published_on"] is None and math.isnan(line["counted_params"])
+    assert line["dice"] > 0 and len(found) == 2
+
+
+def test_a_job_without_row_beside_rows_keeps_its_line(tmp_path: Path) -> None:
+    found = lines_of(make(tmp_path, [FakeJob("s80", 1), FakeJob(None, 1, density=0.3)]))
+    assert found[-1]["row"] is None and found[-1]["label"] == "sparsity" and found[-1]["runs"] == 1
+
+
+def test_the_interval_is_of_the_dice_beside_it(tmp_path: Path) -> None:
+    # Posterior is in one reference only. Seed 0 finds none elsewhere, seed 1 invents it everywhere.
+    runs = make(tmp_path, [FakeJob("s80", 0), FakeJob("s80", 1)])
+    first, second = runs.jobs["key"]
+    runs.cases["dice"] = 0.9
+    posterior = (runs.cases["class"] == "2") & (runs.cases["case"] != CASES[0])
+    runs.cases.loc[posterior & (runs.cases["key"] == first), "dice"] = math.nan
+    runs.cases.loc[posterior & (runs.cases["key"] == second), "dice"] = 0.0
+    runs.jobs["dice"] = [0.9, (0.9 + 0.9 / len(CASES)) / 2]
+    line = next(line for line in lines_of(runs) if line["row"] == "s80")
+    assert line["dice_low"] < line["dice"] < line["dice_high"]
+
+
+def test_datasets_are_told_apart_by_what_the_paper_calls_them(tmp_path: Path) -> None:
+    # Both read the folder amos22; the cases of both are called the same here.
+    jobs = [
+        FakeJob(row, 1, density=density, overrides=("training=small", f"data={data}"))
+        for row, density, data in (("s90", 0.1, "amos_ct"), ("s80", 0.2, "amos_mri"))
+    ]
+    runs = make(tmp_path, jobs)
+    runs.jobs["data"] = "amos22"
+    found = lines_of(runs)
+    assert [line["data"] for line in found[:2]] == ["AMOS-CT", "AMOS-MRI"]
+    assert all(math.isnan(line[name]) for line in found for name in ("p", "pt"))
+
+
+@pytest.mark.parametrize("reference", ["dsff.density=0.3", "dsff.density=0.3, mean"])
+def test_a_configuration_is_a_reference_where_there_are_no_rows(tmp_path: Path, reference: str) -> None:
+    given = FakeJob(None).overrides
+    jobs = [
+        FakeJob(None, 0, fold, density=density, experiment="folds", overrides=(*given, f"dsff.density={density}"))
+        for density in (0.1, 0.3)
+        for fold in (0, 1)
+    ]
+    runs = make(tmp_path, jobs, {"folds": {"title": "Five folds", "rows": None}})
+    (section,) = build_report(runs, OPTIONS, count=count, reference=reference).sections
+    assert [line["label"] for line in section.lines if line["reference"]] == ["dsff.density=0.3, mean"]
+    with pytest.raises(InputError, match=r"expected dsff\.density=0\.1 \| dsff\.density=0\.3"):
+        build_report(runs, OPTIONS, count=count, reference="dsff.density=0.2")

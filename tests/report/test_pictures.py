@@ -13,12 +13,13 @@ import pytest
 from e2enet.common.errors import InputError
 from e2enet.report.options import Options
 from e2enet.report.pictures import classes, connections, curves, tradeoff
+from e2enet.report.pictures.gallery import draw_pictures
 from e2enet.report.pictures.rows import Row, picture_rows
 from e2enet.report.pictures.style import COLOURS, INK, house_style, new_figure, row_styles, save_figure, wrapped
 from e2enet.report.pictures.tradeoff import Point, pareto_front
 from e2enet.report.runs import Runs, load_runs
 from e2enet.report.tables.sections import build_report
-from tests.report.conftest import CASES, JOBS, FakeJob, write_job, write_sweep
+from tests.report.conftest import ABLATION, CASES, JOBS, FakeJob, write_job, write_sweep
 
 
 def rows_of(folder: Path, experiment: str | None = "sparsity") -> tuple[Runs, list[Row]]:
@@ -29,6 +30,7 @@ def rows_of(folder: Path, experiment: str | None = "sparsity") -> tuple[Runs, li
 
 def row_with(**line: Any) -> Row:
     known = {f"published_{name}": None for name in ("params", "gflops", "dice", "nsd")}
+    known |= {"dice": np.nan, "data": "", "published_on": None}
     return Row("row", pd.DataFrame(), row_styles(1, None)[0], line=known | line)
 
 
@@ -90,7 +92,19 @@ def test_curves_are_mean_and_range_over_runs_by_epoch(sweep_folder: Path) -> Non
     band = figure.axes[1].collections[0].get_paths()[0].vertices
     assert band[:, 1].max() == pytest.approx(0.81) and band[:, 1].min() == pytest.approx(0.8 * 0.25)
     # S = 0.5 was not run: four rows, and a legend that names them.
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == [row.label for row in rows[:4]]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        *("S = 0.9", "S = 0.8", "S = 0.7", "S = 0 (unfinished)")
+    ]
+
+
+def test_a_mean_ends_with_the_first_of_its_runs(tmp_path: Path) -> None:
+    # Both runs were stopped: their mean beyond the second epoch would be that of one.
+    jobs = tuple(FakeJob("s80", seed, state="interrupted", epochs_done=done) for seed, done in ((0, 2), (1, 3)))
+    runs, rows = rows_of(write_sweep(tmp_path / "sweep", jobs, {"sparsity": ABLATION}))
+    table = curves.epoch_curves(runs, rows, curves.LEARNING)["S = 0.8", "train/loss"]
+    assert table.index.tolist() == [1, 2] and table.shape == (2, 2) and table.notna().all(axis=None)
+    figure = curves.draw_learning_curves(runs, rows)
+    assert figure is not None and figure.axes[0].get_title(loc="left") == "training loss, unfinished"
 
 
 def test_curves_that_nobody_wrote_are_no_picture(sweep_folder: Path) -> None:
@@ -121,14 +135,58 @@ def test_points_are_the_tables_numbers(sweep_folder: Path) -> None:
     assert set(published) == {"S = 0.9", "S = 0.8", "S = 0.7"}  # of S = 0 the Dice is unknown
     assert published["S = 0.7"].interval == (90.1, 90.2) and published["S = 0.7"].dice == pytest.approx(90.15)
     assert all(point.hollow for point in published.values())
-    figure = tradeoff.draw_tradeoff(rows, "AMOS-CT")
+    figure = tradeoff.draw_tradeoff(rows)
     assert figure is not None and len(figure.axes) == 4
     assert figure.axes[0].get_title(loc="left") == "obtained on Task04_Hippocampus"
     assert figure.axes[2].get_title(loc="left") == "published, on AMOS-CT"
 
 
+def test_datasets_share_neither_axes_nor_front() -> None:
+    lines = [
+        {"data": "AMOS-CT", "dice": 90.0, "params": 1.0, "published_on": "AMOS-CT"},
+        {"data": "BTCV", "dice": 80.0, "params": 2.0, "published_on": "BTCV"},
+        {"data": "BTCV", "dice": 85.0, "params": 3.0, "published_on": "AMOS-CT"},
+    ]
+    others = {"gflops_paper": 1.0, "dice_low": np.nan, "dice_high": np.nan}
+    rows = [row_with(**others, **line, published_dice=70.0, published_params=1.0) for line in lines]
+    figure = tradeoff.draw_tradeoff(rows)
+    assert figure is not None
+    left = figure.axes[::2]
+    assert [axes.get_title(loc="left") for axes in left] == [
+        *("obtained on AMOS-CT", "obtained on BTCV", "published, on AMOS-CT", "published, on BTCV")
+    ]
+    drawn = [[float(line.get_ydata()[0]) for line in axes.lines if line.get_marker() != "None"] for axes in left]
+    assert drawn == [[90], [80, 85], [70, 70], [70]]
+    fronts = [[list(line.get_ydata()) for line in axes.lines if line.get_marker() == "None"] for axes in left]
+    assert fronts == [[], [[80, 85]], [], []]
+
+
+def test_runs_of_fold_all_are_in_no_picture_of_accuracy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = (FakeJob("s80", 1), FakeJob("s80", 1, "all", dice=0.99))
+    folder = write_sweep(tmp_path / "sweep", jobs, {"sparsity": ABLATION})
+    _, rows = rows_of(folder)
+    assert [(row.label, len(row.jobs)) for row in rows if len(row.jobs)] == [
+        ("S = 0.8", 1),
+        ("S = 0.8, fold all, scored on training cases", 1),
+    ]
+    seen: dict[str, list[str]] = {}
+    for name in ("draw_tradeoff", "draw_class_dice", "draw_learning_curves"):
+        # Curves are drawn from the runs, then rows; the others from rows first.
+        place = 1 if name == "draw_learning_curves" else 0
+        monkeypatch.setattr(
+            f"e2enet.report.pictures.gallery.{name}",
+            lambda *given, name=name, place=place: seen.update({name: [row.label for row in given[place]]}),
+        )
+    report = build_report(load_runs(folder), Options(resamples=100), count=lambda overrides, setting: {})
+    titles = [picture.title for picture in draw_pictures(report, tmp_path / "figures")["sparsity"]]
+    assert not [title for title in titles if "training cases" in title]
+    others = [row.label for row in rows if row.label != rows[2].label]
+    assert seen["draw_tradeoff"] == seen["draw_class_dice"] == others
+    assert seen["draw_learning_curves"] == [row.label for row in rows]
+
+
 def test_without_points_there_is_no_tradeoff() -> None:
-    assert tradeoff.draw_tradeoff([], None) is None
+    assert tradeoff.draw_tradeoff([]) is None
     known = row_with(published_dice=90.0)  # no cost: it has no place
     assert tradeoff.published_points([known]) == []
 
@@ -148,10 +206,27 @@ def test_class_dice_counts_each_case_once_and_missed_ones_as_zero(sweep_folder: 
     assert classes.draw_class_dice(rows[4:], runs.cases) is None
 
 
+def test_a_class_missed_everywhere_stands_at_its_true_mean() -> None:
+    # 1 of 100 cases has the spleen, and one of the two rows misses it: 0 is its mean, though hardly a case is there.
+    lines = [(key, f"c{n}", "liver", 0.95) for key in "ab" for n in range(100)]
+    lines += [("a", "c0", "spleen", 0.9), ("b", "c0", "spleen", 0.0)]
+    cases = pd.DataFrame(lines, columns=["key", "case", "name", "dice"]).assign(region=False)
+    rows = [
+        Row(key, pd.DataFrame([{"key": key, "state": "finished"}]), style)
+        for key, style in zip("ab", row_styles(2, None), strict=True)
+    ]
+    figure = classes.draw_class_dice(rows, cases)
+    assert figure is not None
+    axes = figure.axes[0]
+    means = [float(line.get_xdata()[0]) for line in axes.lines if line.get_marker() == rows[1].style.marker]
+    assert means == pytest.approx([95.0, 0.0]) and axes.get_xlim()[0] <= 0 and not axes.texts
+
+
 def test_cases_left_of_the_axis_are_counted() -> None:
-    assert classes.axis_start(pd.Series([88.0] * 100)) == 80
-    assert classes.axis_start(pd.Series([10.0] * 50 + [90.0] * 50)) == 0
-    assert classes.axis_start(pd.Series([100.0] * 100)) == 90
+    assert classes.axis_start(pd.Series([88.0] * 100), 88) == 80
+    assert classes.axis_start(pd.Series([88.0] * 100), 74) == 70
+    assert classes.axis_start(pd.Series([10.0] * 50 + [90.0] * 50), 50) == 0
+    assert classes.axis_start(pd.Series([100.0] * 100), 100) == 90
     dice = [0.0, *np.linspace(0.9, 0.98, 99)]
     cases = pd.DataFrame({"key": "a", "case": [f"c{n}" for n in range(100)], "name": "liver", "dice": dice})
     jobs = pd.DataFrame([{"key": "a", "state": "finished"}])

@@ -12,6 +12,7 @@ import pytest
 from e2enet.common.errors import InputError
 from e2enet.report.__main__ import main
 from e2enet.report.options import Options, read_options
+from e2enet.report.pictures.gallery import draw_pictures
 from e2enet.report.runs import load_runs
 from e2enet.report.tables.sections import build_report
 from e2enet.report.write import write_tables
@@ -59,6 +60,28 @@ def test_sections_follow_the_manifest_and_end_with_other_jobs(tmp_path: Path) ->
     assert report.unfinished.lines == ()
     written = write_tables(report, tmp_path / "out")
     assert [path.name for path in written if path.suffix == ".md"] == ["sparsity.md", "again.md", "runs.md"]
+
+
+def test_an_experiment_that_the_manifest_does_not_describe_has_its_section(tmp_path: Path) -> None:
+    jobs = tuple(FakeJob(None, 0, fold, experiment="mine") for fold in (0, 1))
+    folder = write_sweep(tmp_path / "sweep", (FakeJob("s80", 1), *jobs), {"sparsity": ABLATION})
+    report = build_report(load_runs(folder), Options(resamples=200), count=lambda overrides, setting: {})
+    assert [section.name for section in report.sections] == ["sparsity", "mine"]
+    section = report.sections[1]
+    assert section.title == "mine" and [line["role"] for line in section.lines] == ["run", "run", "mean"]
+    pictures = draw_pictures(report, tmp_path / "figures")
+    assert "Dice by class" in [picture.title for picture in pictures["mine"]]
+
+
+def test_the_notes_say_what_the_scores_are_of(sweep_folder: Path, tmp_path: Path) -> None:
+    def notes(folder: Path) -> str:
+        report = build_report(load_runs(folder), Options(resamples=200), count=lambda overrides, setting: {})
+        return " ".join(report.sections[0].accuracy.notes)
+
+    assert "best.ckpt, which was chosen by validation on the same cases" in notes(sweep_folder)
+    assert "fold=all" not in notes(sweep_folder)
+    jobs = (FakeJob("s80", 1), FakeJob("s80", 1, "all"))
+    assert "fold=all are scored on the cases" in notes(write_sweep(tmp_path / "all", jobs, {"sparsity": ABLATION}))
 
 
 def test_a_reference_of_one_experiment_leaves_the_others_alone(tmp_path: Path) -> None:

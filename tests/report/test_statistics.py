@@ -14,8 +14,9 @@ from e2enet.report.statistics import (
     bootstrap_interval,
     case_class_means,
     holm,
-    mean_over_classes,
+    mean_over_runs,
     paired_wilcoxon,
+    run_scores,
     trade_off,
 )
 
@@ -27,6 +28,11 @@ def scores(values: object, cases: list[str] | None = None) -> pd.DataFrame:
     array = np.array(values, dtype=float)
     array = array[:, None] if array.ndim == 1 else array
     return pd.DataFrame(array, index=cases or [f"case_{index:03d}" for index in range(len(array))])
+
+
+def one_run(values: object) -> np.ndarray:
+    """`run_scores` of one run, from `scores`."""
+    return scores(values).to_numpy()[None]
 
 
 def enumerated_p(differences: list[float]) -> float:
@@ -54,18 +60,61 @@ def test_case_scores_are_means_over_the_runs_that_have_them() -> None:
     np.testing.assert_allclose(table.to_numpy(), [[0.65, 0.0], [0.8, NAN]])
 
 
-def test_mean_over_classes_is_the_summary_s() -> None:
+def test_a_run_s_mean_is_the_summary_s() -> None:
     # Class 1: mean of 0.5 and 0.7; class 2: of 0.9 alone, the other is absent; class 3 is nowhere.
     values = np.array([[0.5, 0.9, NAN], [0.7, NAN, NAN]])
-    assert mean_over_classes(values) == pytest.approx((0.6 + 0.9) / 2)
-    np.testing.assert_allclose(mean_over_classes(np.stack([values, values[::-1]])), [0.75, 0.75])
-    assert math.isnan(mean_over_classes(np.full((2, 2), NAN)))
+    assert mean_over_runs(values[None]) == pytest.approx((0.6 + 0.9) / 2)
+    # A second run with class 1 alone: its own mean counts as much; a third without any score counts nowhere.
+    second = np.array([[0.1, NAN, NAN], [0.3, NAN, NAN]])
+    assert mean_over_runs(np.stack([values, second, np.full((2, 3), NAN)])) == pytest.approx((0.75 + 0.2) / 2)
+    assert math.isnan(mean_over_runs(np.full((1, 2, 2), NAN)))
+
+
+def test_run_scores_stand_by_run_case_and_class() -> None:
+    lines = [
+        ("run1", "a", "1", 0.6, False),
+        ("run1", "a", "2", NAN, False),
+        ("run1", "b", "1", 0.8, False),
+        ("run1", "b", "2", 0.4, False),
+        ("run1", "b", "1+2", 0.1, True),
+        ("run2", "c", "2", 0.7, False),  # another fold
+    ]
+    cases = pd.DataFrame(lines, columns=["key", "case", "class", "dice", "region"])
+    expected = [[[0.6, NAN], [0.8, 0.4], [NAN, NAN]], [[NAN, NAN], [NAN, NAN], [NAN, 0.7]]]
+    np.testing.assert_allclose(run_scores(cases), expected)
+    assert run_scores(cases[:0]).shape == (0, 0, 0)
+
+
+def test_interval_is_of_the_mean_over_runs() -> None:
+    # Class A is 0.9 everywhere, B in the reference of the first of 10 cases. Seed 0 gives it 0.8 there and finds none
+    # elsewhere; seed 1 invents it in the nine others: 85 % and 49 %. Pooled over seeds it would be 49 % for both.
+    runs = np.full((2, 10, 2), 0.9)
+    runs[0, :, 1] = [0.8] + 9 * [NAN]
+    runs[1, :, 1] = [0.8] + 9 * [0.0]
+    assert mean_over_runs(runs) == pytest.approx(0.67)
+    # The first case is drawn k times of 10. Nothing is lower than with k = 1, the data themselves: with k = 0 seed 0
+    # is 90 % and seed 1 45 %. k > 3 is rarer than 2.5 %; with k = 3 seed 0 is 85 % and seed 1 57 %.
+    assert bootstrap_interval(runs) == pytest.approx((0.67, 0.71))
+
+
+def test_interval_of_folds_draws_from_the_cases_of_both() -> None:
+    # Two folds of one case each: a resample has the first twice, the second twice, or both.
+    folds = np.array([[[0.2], [NAN]], [[NAN], [0.8]]])
+    assert mean_over_runs(folds) == pytest.approx(0.5)
+    assert bootstrap_interval(folds, resamples=500) == pytest.approx((0.2, 0.8))
+
+
+def test_interval_is_the_same_in_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = np.random.default_rng(2).uniform(size=(3, 12, 2))
+    whole = bootstrap_interval(runs, resamples=4000)
+    monkeypatch.setattr("e2enet.report.statistics.NUMBERS_AT_ONCE", 18 * 100)
+    np.testing.assert_allclose(bootstrap_interval(runs, resamples=4000), whole, atol=0.01)
 
 
 @pytest.mark.parametrize(("count", "ones", "confidence"), [(20, 10, 0.95), (20, 16, 0.95), (30, 9, 0.8)])
 def test_interval_of_zeros_and_ones_is_binomial(count: int, ones: int, confidence: float) -> None:
     # Resampling n cases of which a share p scores 1 draws Binomial(n, p) of them.
-    table = scores([1.0] * ones + [0.0] * (count - ones))
+    table = one_run([1.0] * ones + [0.0] * (count - ones))
     low, high = bootstrap_interval(table, confidence=confidence, resamples=20_000, seed=1)
     tail = (1 - confidence) / 2
     expected = stats.binom.ppf([tail, 1 - tail], count, ones / count) / count
@@ -75,25 +124,25 @@ def test_interval_of_zeros_and_ones_is_binomial(count: int, ones: int, confidenc
 def test_interval_resamples_cases_with_all_their_classes() -> None:
     # Per case the classes cancel: their mean never changes, whatever is drawn. Drawn apart, it would.
     values = np.random.default_rng(0).uniform(size=12)
-    low, high = bootstrap_interval(scores(np.stack([values, 1 - values], axis=1)))
+    low, high = bootstrap_interval(one_run(np.stack([values, 1 - values], axis=1)))
     assert (low, high) == pytest.approx((0.5, 0.5))
 
 
 def test_interval_is_of_the_mean_over_classes() -> None:
     # Class 2 is in one case only: each resample that holds the case has 0.9 for it, the others only class 1's 0.5.
-    low, high = bootstrap_interval(scores([[0.5, 0.9], [0.5, NAN], [0.5, NAN]]), resamples=1000)
+    low, high = bootstrap_interval(one_run([[0.5, 0.9], [0.5, NAN], [0.5, NAN]]), resamples=1000)
     assert (low, high) == pytest.approx((0.5, 0.7))
 
 
 def test_interval_depends_on_its_seed_alone() -> None:
-    table = scores(np.random.default_rng(3).uniform(size=(15, 2)))
+    table = one_run(np.random.default_rng(3).uniform(size=(15, 2)))
     assert bootstrap_interval(table, seed=4) == bootstrap_interval(table, seed=4)
     assert bootstrap_interval(table, seed=4) != bootstrap_interval(table, seed=5)
 
 
 def test_one_case_has_no_interval() -> None:
-    assert all(math.isnan(end) for end in bootstrap_interval(scores([0.5])))
-    assert all(math.isnan(end) for end in bootstrap_interval(scores(np.empty((0, 1)))))
+    assert all(math.isnan(end) for end in bootstrap_interval(one_run([0.5])))
+    assert all(math.isnan(end) for end in bootstrap_interval(one_run(np.empty((0, 1)))))
 
 
 @pytest.mark.parametrize(

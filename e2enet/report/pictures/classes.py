@@ -26,7 +26,7 @@ def draw_class_dice(rows: Sequence[Row], cases: pd.DataFrame) -> Figure | None:
 
     `cases` are `Runs.cases`. A case counts once, with the mean over the runs that scored it; classes absent in both
     images are left out, a missed one counts 0. So that the classes can be read, the axis starts where 2 % of the cases
-    are to its left; how many those are stands at its start.
+    are to its left, or where the lowest mean is; how many cases are left of it stands at its start.
     """
     scores = {row.label: _case_means(cases[cases["key"].isin(row.finished["key"])]) for row in rows}
     drawn = [row for row in rows if not scores[row.label].empty]
@@ -35,7 +35,7 @@ def draw_class_dice(rows: Sequence[Row], cases: pd.DataFrame) -> Figure | None:
     every = pd.concat([scores[row.label] for row in drawn])
     names = list(dict.fromkeys(cases.loc[~cases["region"].astype(bool), "name"]))
     names = [name for name in names if name in set(every["name"])]
-    lowest = axis_start(every["dice"])
+    lowest = axis_start(every["dice"], min(_class_means(scores[row.label]).min() for row in drawn))
     with house_style():
         lines = len(names) * (len(drawn) + 1)
         line_height = max(min(LINE_HEIGHT, MOST_HEIGHT / lines), LEAST_LINE_HEIGHT)
@@ -61,9 +61,13 @@ def _case_means(cases: pd.DataFrame) -> pd.DataFrame:
     return means.assign(dice=means["dice"].astype(float) * 100)
 
 
-def axis_start(dice: pd.Series) -> float:
-    """A multiple of 5 percent; 0 where the spread is wide anyway."""
-    start = math.floor(float(np.quantile(dice, SHOWN_SHARE)) / 5) * 5 - 5
+def _class_means(scores: pd.DataFrame) -> pd.Series:
+    return scores.groupby("name")["dice"].mean()
+
+
+def axis_start(dice: pd.Series, lowest_mean: float) -> float:
+    """A multiple of 5 percent, at most the lowest mean of a class; 0 where the spread is wide anyway."""
+    start = min(math.floor(float(np.quantile(dice, SHOWN_SHARE)) / 5) * 5 - 5, math.floor(lowest_mean / 5) * 5)
     return 0.0 if start < 30 else float(min(start, 90))
 
 
@@ -78,8 +82,16 @@ def _draw_line(axes: Axes, height: float, values: np.ndarray, row: Row, lowest: 
         low, high = np.quantile(values, (0.25, 0.75))
         axes.plot([max(low, lowest), max(high, lowest)], [height] * 2, color=colour, lw=3.2, alpha=0.55, zorder=3,
                   solid_capstyle="butt")  # fmt: skip
-    mean = max(float(values.mean()), lowest)
-    axes.plot(mean, height, marker=row.style.marker, color=colour, markersize=6.5, mec="white", mew=0.5, zorder=4)
+    axes.plot(
+        float(values.mean()),
+        height,
+        marker=row.style.marker,
+        color=colour,
+        markersize=6.5,
+        mec="white",
+        mew=0.5,
+        zorder=4,
+    )
     if len(values) > len(inside):
         text = f"◂ {len(values) - len(inside)}"
         axes.annotate(text, (0, height), xycoords=axes.get_yaxis_transform(), xytext=(3, 0), color=colour,

@@ -42,7 +42,8 @@ def draw_topology(runs: Runs, rows: Sequence[Row]) -> Figure | None:
 def epoch_curves(runs: Runs, rows: Sequence[Row], columns: Mapping[str, str]) -> dict[tuple[str, str], pd.DataFrame]:
     """{(label, column): table} of what was logged: a line per epoch (counted from 1), a column per run.
 
-    Where an epoch has several values, the last one counts. Curves that no run of a row has are left out.
+    Where an epoch has several values, the last one counts. Runs are cut at the last epoch that all of the row's have:
+    beyond it the mean would jump where one of them ends. Curves that no run of a row has are left out.
     """
     found: dict[tuple[str, str], pd.DataFrame] = {}
     for row in rows:
@@ -53,8 +54,10 @@ def epoch_curves(runs: Runs, rows: Sequence[Row], columns: Mapping[str, str]) ->
                 for key, table in metrics.items()
                 if column in table
             }
-            curve = pd.DataFrame({key: values for key, values in series.items() if not values.empty})
-            if not curve.empty:
+            series = {key: values for key, values in series.items() if not values.empty}
+            if series:
+                common = min(values.index.max() for values in series.values())
+                curve = pd.DataFrame(series).loc[:common]
                 found[row.label, column] = curve.set_axis(curve.index + 1)
     return found
 
@@ -62,11 +65,15 @@ def epoch_curves(runs: Runs, rows: Sequence[Row], columns: Mapping[str, str]) ->
 def draw_panels(
     curves: Mapping[tuple[str, str], pd.DataFrame], rows: Sequence[Row], titles: Mapping[str, str]
 ) -> Figure | None:
-    """One panel per column that has curves, a line with its range per row; None where nothing has any."""
+    """One panel per column that has curves, a line with its range per row; None where nothing has any.
+
+    Rows without a finished run are marked in the legend, or in the titles where there are no others.
+    """
     shown = {column: title for column, title in titles.items() if any(found == column for _, found in curves)}
     if not shown:
         return None
     drawn = [row for row in rows if any(label == row.label for label, _ in curves)]
+    unfinished = "" if any(len(row.finished) for row in drawn) else ", unfinished"
     with house_style():
         figure = new_figure(3.1 + 0.22 * (len(drawn) // 4))
         panels = figure.subplots(1, len(shown), squeeze=False)[0]
@@ -74,7 +81,7 @@ def draw_panels(
             for place, row in enumerate(drawn):
                 if (row.label, column) in curves:
                     _draw_curve(axes, curves[row.label, column], row, place / len(drawn))
-            axes.set_title(title)
+            axes.set_title(title + unfinished)
             whole_epochs(axes)
             axes.margins(x=0.02)
         legend_below(figure, [_line_handle(row) for row in drawn])
@@ -106,4 +113,5 @@ def _line_handle(row: Row) -> Any:
     from matplotlib.lines import Line2D
 
     style = row.style
-    return Line2D([], [], color=style.colour, ls=style.dashes, marker=style.marker, markersize=5, label=row.label)
+    label = f"{row.label} (unfinished)" if row.finished.empty else row.label
+    return Line2D([], [], color=style.colour, ls=style.dashes, marker=style.marker, markersize=5, label=label)

@@ -58,7 +58,7 @@ def draw_pictures(report: Report, folder: Path, *, compare: tuple[str, str] | No
             picture's `problem` tells.)
     """
     rows = {section.name: picture_rows(report.runs, section.experiment, section.lines) for section in report.sections}
-    _check_compared(rows, compare)
+    _check_compared({name: [row for row in own if row.is_validated] for name, own in rows.items()}, compare)
     return {
         section.name: _draw_section(report.runs, section, rows[section.name], folder, compare)
         for section in track(report.sections, "Drawing pictures")
@@ -81,10 +81,10 @@ def _draw_section(
     runs: Runs, section: Section, rows: Sequence[Row], folder: Path, compare: tuple[str, str] | None
 ) -> list[Picture]:
     name = section.name
-    published_on = runs.ablations.get(section.experiment or "", {}).get("published_on")
+    validated = [row for row in rows if row.is_validated]
     plots: tuple[tuple[str, str, Callable[[], Figure | None], str], ...] = (
-        ("tradeoff", "Accuracy against cost", lambda: draw_tradeoff(rows, published_on), TRADEOFF),
-        ("classes", "Dice by class", lambda: draw_class_dice(rows, runs.cases), CLASSES),
+        ("tradeoff", "Accuracy against cost", lambda: draw_tradeoff(validated), TRADEOFF),
+        ("classes", "Dice by class", lambda: draw_class_dice(validated, runs.cases), CLASSES),
         ("curves", "Learning curves", lambda: draw_learning_curves(runs, rows), CURVES),
         ("topology", "Masks over time", lambda: draw_topology(runs, rows), TOPOLOGY),
         ("connections", "Learned connections", lambda: draw_connections(runs, rows), CONNECTIONS),
@@ -96,7 +96,7 @@ def _draw_section(
             path = save_figure(figure, folder / f"{_file_name(name, stem)}.svg")
             save_figure(figure, path.with_suffix(".pdf"))
             pictures.append(Picture(title, caption, path))
-    return pictures + _draw_cases(runs, rows, folder, name, compare)
+    return pictures + _draw_cases(runs, validated, folder, name, compare)
 
 
 def _draw_cases(
@@ -161,17 +161,21 @@ def _file_name(*parts: str) -> str:
 
 TRADEOFF = (
     "Mean Dice over active parameters and FLOPs of one patch. Filled: obtained, mean over runs, with the bootstrap "
-    "interval over cases of the table. Hollow: published, on axes of their own, since dataset and scale are others. "
-    "Dashed: the best at this cost or less."
+    "interval over cases of the table. Hollow: published, on axes of their own, since the scale is another. Each "
+    "dataset has its own axes. Dashed: the best at this cost or less."
 )
 CLASSES = (
     "A case counts once, with its mean over the runs that scored it. A number with an arrow counts the cases left of "
     "the axis; a missed structure counts 0, one that is in neither image is left out."
 )
-CURVES = "Mean over the finished runs of a row; the band is their range."
+CURVES = (
+    "Mean over the finished runs of a row, to the last epoch that all of them have; the band is their range. A row "
+    "without a finished run is marked unfinished and shows what its runs have so far."
+)
 TOPOLOGY = (
-    "Mean over the runs of a row, the band is their range; rows with dense fusion have no masks. Ever active is the "
-    "share of kernels that were active at any time so far."
+    "Mean over the runs of a row, to the last epoch that all of them have; the band is their range. Rows without a "
+    "finished run are marked unfinished; rows with dense fusion have no masks. Ever active is the share of kernels "
+    "that were active at any time so far."
 )
 CONNECTIONS = (
     "Share of active kernels, in percent, of the first convolution of each fusion node, by the flow whose channels it "

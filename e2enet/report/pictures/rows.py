@@ -10,6 +10,7 @@ import pandas as pd
 
 from e2enet.report.pictures.style import RowStyle, row_styles
 from e2enet.report.runs import FINISHED, Runs
+from e2enet.report.tables.groups import experiment_groups
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class Row:
         return self.jobs[self.jobs["state"] == FINISHED]
 
     @property
+    def is_validated(self) -> bool:
+        """Whether its scores are of cases that it was not trained on."""
+        return self.line.get("role") != "training"
+
+    @property
     def with_curves(self) -> pd.DataFrame:
         """The jobs whose curves stand for the row: the finished ones, or those under way where none is finished."""
         return self.jobs if self.finished.empty else self.finished
@@ -47,22 +53,14 @@ def picture_rows(runs: Runs, experiment: str | None, lines: Sequence[Mapping[str
     `lines` are those of `experiment_lines`. Where the table has a line per fold and seed, a row is their mean. The
     first line that others are tested against is the reference.
     """
-    jobs = runs.jobs[runs.jobs["experiment"].isna() if experiment is None else runs.jobs["experiment"] == experiment]
-    shown = [line for line in lines if line["role"] != "run"]
-    reference = next((index for index, line in enumerate(shown) if line["reference"]), None)
+    groups = zip(experiment_groups(runs, experiment), lines, strict=True)
+    shown = [(group, line) for group, line in groups if group.role != "run"]
+    reference = next((index for index, (_, line) in enumerate(shown) if line["reference"]), None)
     return [
-        Row(_label(line), _jobs_of(line, jobs), style, index == reference, line)
-        for index, (line, style) in enumerate(zip(shown, row_styles(len(shown), reference), strict=True))
+        Row(_label(line), group.jobs, style, index == reference, line)
+        for index, ((group, line), style) in enumerate(zip(shown, row_styles(len(shown), reference), strict=True))
     ]
 
 
 def _label(line: Mapping[str, Any]) -> str:
     return "mean of all runs" if line["role"] == "mean" and line["label"] == "mean" else str(line["label"])
-
-
-def _jobs_of(line: Mapping[str, Any], jobs: pd.DataFrame) -> pd.DataFrame:
-    """The jobs of a line; the mean over all jobs is called "mean", that over one configuration "LABEL, mean"."""
-    if line["role"] != "mean":
-        return jobs[jobs["label"] == line["label"]]
-    configuration = str(line["label"]).removesuffix("mean").removesuffix(", ")
-    return jobs[jobs["label"] == configuration] if configuration else jobs

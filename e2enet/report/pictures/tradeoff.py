@@ -19,12 +19,16 @@ if TYPE_CHECKING:
 
 COSTS = {"params": "active parameters, M", "gflops": "GFLOP per patch, the paper's count"}
 WIDE = 6.0  # a cost axis is logarithmic from this ratio of its ends on
+HEIGHT, LEAST_HEIGHT = 3.35, 2.4  # inches of a pair of axes, less where there are many
 Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Point:
-    """One row in one picture: costs by name (M parameters, GFLOP), mean Dice and an interval in percent."""
+    """One row in one picture: costs by name (M parameters, GFLOP), mean Dice and an interval in percent.
+
+    `group` names the axes that it stands on: rows of different datasets share none, nor a front.
+    """
 
     label: str
     style: RowStyle
@@ -32,25 +36,23 @@ class Point:
     dice: float
     interval: Interval
     hollow: bool = False
+    group: str = ""
 
 
-def draw_tradeoff(rows: Sequence[Row], published_on: str | None) -> Figure | None:
+def draw_tradeoff(rows: Sequence[Row]) -> Figure | None:
     """Dice against parameters (left) and FLOPs (right); None where neither obtained nor published rows have both.
 
     What was obtained is drawn filled, with the 95 % bootstrap interval over cases; what was published is hollow, with
-    the range where the source gives one, and below on axes of its own: it is of another dataset or scale, and on shared
-    axes the eye would compare what cannot be compared.
+    the range where the source gives one, and below. Each dataset, and obtained and published, have axes of their own:
+    on shared ones the eye would compare what cannot be compared.
     """
-    datasets = ", ".join(dict.fromkeys(name for row in rows for name in row.finished["data"]))
-    groups = {
-        f"obtained on {datasets}": obtained_points(rows),
-        f"published, on {published_on}" if published_on else "published": published_points(rows),
-    }
-    groups = {title: points for title, points in groups.items() if points}
+    groups: dict[str, list[Point]] = {}
+    for point in [*obtained_points(rows), *published_points(rows)]:
+        groups.setdefault(point.group, []).append(point)
     if not groups:
         return None
     with house_style():
-        figure = new_figure(3.35 * len(groups) + 0.5)
+        figure = new_figure((HEIGHT if len(groups) < 4 else LEAST_HEIGHT) * len(groups) + 0.5)
         figure.set_layout_engine("constrained", hspace=0.08)
         grid = figure.subplots(len(groups), 2, squeeze=False, sharey="row")
         for line, (title, points) in zip(grid, groups.items(), strict=True):
@@ -72,7 +74,9 @@ def obtained_points(rows: Sequence[Row]) -> list[Point]:
         line = row.line
         if pd.notna(line["dice"]):
             costs = {"params": float(line["params"]), "gflops": float(line["gflops_paper"])}
-            points.append(Point(row.label, row.style, costs, line["dice"], (line["dice_low"], line["dice_high"])))
+            interval = line["dice_low"], line["dice_high"]
+            group = f"obtained on {line['data']}"
+            points.append(Point(row.label, row.style, costs, line["dice"], interval, group=group))
     return points
 
 
@@ -83,7 +87,9 @@ def published_points(rows: Sequence[Row]) -> list[Point]:
         low, high = published_range(row.line["published_dice"])
         costs = {name: _published_cost(row.line[f"published_{name}"]) for name in COSTS}
         if low is not None and high is not None and np.isfinite(list(costs.values())).any():
-            points.append(Point(row.label, row.style, costs, (low + high) / 2, (low, high), hollow=True))
+            published_on = row.line["published_on"]
+            group = f"published, on {published_on}" if published_on else "published"
+            points.append(Point(row.label, row.style, costs, (low + high) / 2, (low, high), hollow=True, group=group))
     return points
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import pandas as pd
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -39,12 +41,15 @@ def setting_differences(runs: Runs, experiment: str) -> Table:
 
     Settings of a row itself are the same on both sides. Where one differs between rows, every value is listed.
     """
-    ablation = runs.ablations[experiment]
+    ablation = runs.ablations.get(experiment, {})
     jobs = runs.jobs[(runs.jobs["experiment"] == experiment) & runs.jobs["key"].isin(list(runs.configs))]
     notes = []
     found: dict[str, tuple[list[Any], list[Any]]] = {}
     for row, own in jobs.groupby("row", sort=False, dropna=False):
         row = row if is_known(row) else None
+        if row is not None and row not in (ablation.get("rows") or {}):
+            notes.append(f"{experiment}, {row}: the experiment has no such row any more; its full scale is not known")
+            continue
         try:
             full = _full_scale(experiment, ablation, row)
         except (HydraException, OmegaConfBaseException) as error:
@@ -64,9 +69,7 @@ def setting_differences(runs: Runs, experiment: str) -> Table:
         {"setting": NAMES.get(name, name), "full": _listed(found[name][0]), "obtained": _listed(found[name][1])}
         for name in order
     ]
-    if len(jobs):
-        lines.append({"setting": "folds", "full": "0, 1, 2, 3, 4", "obtained": _listed(sorted(jobs["fold"], key=str))})
-        lines.append({"setting": "seeds", "full": "", "obtained": _listed(sorted(jobs["seed"]))})
+    lines += _repetition_differences(experiment, jobs)
     columns = (
         Column("setting", text("setting"), numeric=False),
         Column("full scale", text("full"), numeric=False),
@@ -75,17 +78,15 @@ def setting_differences(runs: Runs, experiment: str) -> Table:
     return Table("What differs from full scale", columns, tuple(lines), tuple(notes))
 
 
-def published_differences(runs: Runs, experiment: str, lines: Sequence[Line]) -> Table:
-    """Rows with a published and an obtained Dice on the dataset that the published was measured on."""
+def published_differences(lines: Sequence[Line]) -> Table:
+    """Of lines of `experiment_lines`, those with a published and an obtained Dice on the dataset of the published."""
     compared, elsewhere = [], []
     for line in lines:
-        published_on = _published_on(runs.ablations[experiment], line["row"])
+        published_on = line["published_on"]
         low, high = published_range(line.get("published_dice"))
         if low is None or high is None or published_on is None or not is_known(line["dice"]):
             continue
-        keys = runs.jobs.loc[(runs.jobs["experiment"] == experiment) & (runs.jobs["label"] == line["label"]), "key"]
-        datasets = {dataset_name(runs.configs[key]) for key in keys if key in runs.configs}
-        if {_plain(name) for name in datasets} != {_plain(published_on)}:
+        if _plain(line["data"]) != _plain(published_on):
             elsewhere.append(published_on)
             continue
         difference = f"{line['dice'] - high:+.2f}"
@@ -114,6 +115,15 @@ def dataset_name(config: Mapping[str, Any]) -> str:
     return DATASETS.get(module) or DATASETS.get(name) or name
 
 
+def dataset_names(runs: Runs, jobs: pd.DataFrame) -> list[str]:
+    """The dataset of each job by `dataset_name`; a job that was not started is called as a started one of its data."""
+    names = {key: dataset_name(runs.configs[key]) for key in jobs["key"] if key in runs.configs}
+    started = {key: name for key, name in names.items() if name}
+    pairs = list(zip(jobs["key"], jobs["data"], strict=True))
+    known = {data: started[key] for key, data in pairs if key in started}
+    return [started.get(key, known.get(data, data)) for key, data in pairs]
+
+
 def published_range(value: Any) -> tuple[float | None, float | None]:
     """Lower and upper end of a published number or range such as "90.1-90.2"; None where there is none."""
     if not is_known(value):
@@ -129,10 +139,21 @@ def _position(low: float, high: float, line: Line) -> str:
     return "yes" if all(inside) else "partly" if any(inside) or covers else "no"
 
 
-def _published_on(ablation: Mapping[str, Any], row: str | None) -> str | None:
-    """The dataset of a row's published numbers."""
-    own = (ablation.get("rows") or {}).get(row) or {}
-    return own.get("published_on", ablation.get("published_on"))
+def _repetition_differences(experiment: str, jobs: pd.DataFrame) -> list[dict[str, str]]:
+    """A line for folds and one for seeds, where jobs have others than the experiment's own sweep."""
+    try:
+        config = compose_config([f"experiments={experiment}"], with_hydra=True)
+    except (HydraException, OmegaConfBaseException):
+        return []  # the notes on its rows tell
+    found = []
+    for key, name in (("fold", "folds"), ("seed", "seeds")):
+        swept = OmegaConf.select(config, f"hydra.sweeper.params.{key}")
+        override = OverridesParser.create().parse_override(f"{key}={config[key] if swept is None else swept}")
+        full = list(override.sweep_string_iterator()) if override.is_sweep_override() else [str(override.value())]
+        obtained = [str(value) for value in sorted(jobs[key], key=str)]
+        if obtained and set(obtained) != set(full):
+            found.append({"setting": name, "full": _listed(full), "obtained": _listed(obtained)})
+    return found
 
 
 def _full_scale(experiment: str, ablation: Mapping[str, Any], row: str | None) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,25 +17,14 @@ import pandas as pd
 from e2enet.common.ablations import row_setting
 from e2enet.common.errors import InputError
 from e2enet.report import statistics
-from e2enet.report.labels import row_label
 from e2enet.report.options import Options
 from e2enet.report.runs import FINISHED, Runs
+from e2enet.report.tables.differences import dataset_names
+from e2enet.report.tables.groups import Group, experiment_groups
 
 # Counts a row of overrides at the paper's scale: params in M, GFLOP by both conventions.
 Counter = Callable[[Sequence[str], Mapping[str, Any]], Mapping[str, float]]
 PERCENT = 100.0
-
-
-@dataclass
-class _Group:
-    """Jobs of one line: repetitions of one configuration over folds and seeds."""
-
-    row: str | None
-    label: str
-    variant: str
-    jobs: pd.DataFrame
-    role: str = "row"  # row | run (one fold and seed of it) | mean (over the runs above it)
-    scores: pd.DataFrame = field(default_factory=pd.DataFrame)  # (cases, classes), means over runs
 
 
 def experiment_lines(
@@ -44,70 +32,47 @@ def experiment_lines(
 ) -> list[dict[str, Any]]:
     """Lines of one experiment in the order of its rows, or of the jobs outside of any experiment (None).
 
-    Rows without jobs have a line too. An experiment without rows has a line per fold and seed, then their mean.
+    Which jobs a line stands for: `experiment_groups`. Runs of fold=all have no interval, p and PT.
 
     Args:
         runs: The sweep.
         experiment: One of `runs.ablations`, or None.
         options: Of the statistics.
         count: Counts a row's overrides at a setting.
-        reference: The row, or the label of a line, that others are tested against; None: the experiment's, else
-            the first.
+        reference: The row, configuration or line that others are tested against (`Group.names`); None: the
+            experiment's, else the first.
 
     Raises:
         InputError: the experiment has no such line.
     """
     ablation = runs.ablations.get(experiment or "", {})
-    groups = _groups(runs, experiment, ablation)
-    for group in groups:
-        keys = group.jobs.loc[group.jobs["state"] == FINISHED, "key"]
-        group.scores = statistics.case_class_means(runs.cases[runs.cases["key"].isin(keys)])
+    groups = experiment_groups(runs, experiment)
+    cases = [_scored_cases(runs, group) for group in groups]
     lines = [
-        _line(group, runs, options) | _published(ablation, group) | _counted(ablation, group, count) for group in groups
+        _line(group, own, runs, options) | _published(ablation, group) | _counted(ablation, group, count)
+        for group, own in zip(groups, cases, strict=True)
     ]
-    _add_tests(lines, groups, reference or ablation.get("reference"), f"experiment {experiment}" if experiment else "")
+    where = f"experiment {experiment}" if experiment else "the sweep"
+    references = _references(groups, reference or ablation.get("reference"), where)
+    _add_tests(lines, groups, [statistics.case_class_means(own) for own in cases], references)
     _add_trade_off(lines, groups, options)
     return lines
 
 
-def _groups(runs: Runs, experiment: str | None, ablation: Mapping[str, Any]) -> list[_Group]:
-    jobs = runs.jobs[runs.jobs["experiment"].isna() if experiment is None else runs.jobs["experiment"] == experiment]
-    rows = ablation.get("rows") or {}
-    if rows:
-        own = {row: jobs[jobs["row"] == row] for row in rows}
-        nothing = {row: [("", row_label(ablation, row))] for row in rows}
-        return [
-            _Group(row, label, variant, own[row][own[row]["variant"] == variant])
-            for row in rows
-            for variant, label in _variants(own[row]) or nothing[row]
-        ]
-    groups = [_Group(None, label, variant, jobs[jobs["label"] == label]) for variant, label in _variants(jobs)]
-    return groups if experiment is None else [part for group in groups for part in _repetitions(group, len(groups))]
+def _scored_cases(runs: Runs, group: Group) -> pd.DataFrame:
+    """Lines of `Runs.cases` of the group's finished jobs, without regions."""
+    return runs.cases[runs.cases["key"].isin(group.finished["key"]) & ~runs.cases["region"].astype(bool)]
 
 
-def _variants(jobs: pd.DataFrame) -> list[tuple[str, str]]:
-    """(variant, label) of the configurations among jobs, in order of first appearance."""
-    return list(dict.fromkeys(zip(jobs["variant"], jobs["label"], strict=True)))
-
-
-def _repetitions(group: _Group, configurations: int) -> list[_Group]:
-    """A group per fold and seed, and the group itself as their mean."""
-    prefix = f"{group.label}, " if configurations > 1 else ""
-    runs = [
-        _Group(None, f"{prefix}fold {fold}, seed {seed}", group.variant, jobs, "run")
-        for (fold, seed), jobs in group.jobs.groupby(["fold", "seed"], sort=True)
-    ]
-    return [*runs, _Group(None, f"{prefix}mean", group.variant, group.jobs, "mean")]
-
-
-def _line(group: _Group, runs: Runs, options: Options) -> dict[str, Any]:
+def _line(group: Group, cases: pd.DataFrame, runs: Runs, options: Options) -> dict[str, Any]:
     """What was obtained: means over runs, their spread, the interval over cases, counts."""
-    finished = group.jobs[group.jobs["state"] == FINISHED]
-    cases = runs.cases[runs.cases["key"].isin(finished["key"]) & ~runs.cases["region"].astype(bool)]
+    finished = group.finished
     dice = PERCENT * finished["dice"].dropna()
-    low, high = statistics.bootstrap_interval(
-        group.scores, confidence=options.confidence, resamples=options.resamples, seed=options.seed
-    )
+    low, high = math.nan, math.nan
+    if group.role != "training":
+        low, high = statistics.bootstrap_interval(
+            statistics.run_scores(cases), confidence=options.confidence, resamples=options.resamples, seed=options.seed
+        )
     outcomes = cases["outcome"].value_counts()
     means = finished[["nsd", "hd95", "params", "flops_exact", "flops_paper", "density"]].mean()
     measured = finished[["latency_s", "peak_bytes", "seconds"]].mean()
@@ -115,7 +80,7 @@ def _line(group: _Group, runs: Runs, options: Options) -> dict[str, Any]:
         "row": group.row,
         "label": group.label,
         "role": group.role,
-        "data": ", ".join(dict.fromkeys(group.jobs["data"])),
+        "data": ", ".join(dict.fromkeys(dataset_names(runs, group.jobs))),
         "state": _states(group.jobs),
         "runs": len(finished),
         "jobs": len(group.jobs),
@@ -132,7 +97,7 @@ def _line(group: _Group, runs: Runs, options: Options) -> dict[str, Any]:
         "latency_s": measured["latency_s"],
         "peak_bytes": measured["peak_bytes"],
         "seconds": measured["seconds"],
-        "cases": len(group.scores),
+        "cases": cases["case"].nunique(),
         # Of structures that the references hold, over all runs.
         "structures": int(outcomes.get("scored", 0) + outcomes.get("missed", 0)),
         "missed": int(outcomes.get("missed", 0)),
@@ -149,47 +114,61 @@ def _states(jobs: pd.DataFrame) -> str:
     return ", ".join([f"{finished} of {len(jobs)}", *(f"{number} {state}" for state, number in others.items())])
 
 
-def _published(ablation: Mapping[str, Any], group: _Group) -> dict[str, Any]:
-    rows = ablation.get("rows") or {}
-    known = (rows.get(group.row) or {}).get("published") or {}
-    return {f"published_{name}": known.get(name) for name in ("params", "gflops", "dice", "nsd")}
+def _published(ablation: Mapping[str, Any], group: Group) -> dict[str, Any]:
+    """The row's published numbers and the dataset that they are of; none beside scores of training cases."""
+    row = (ablation.get("rows") or {}).get(group.row) or {}
+    known = {} if group.role == "training" else row.get("published") or {}
+    values = {f"published_{name}": known.get(name) for name in ("params", "gflops", "dice", "nsd")}
+    return {"published_on": row.get("published_on", ablation.get("published_on")) if known else None} | values
 
 
-def _counted(ablation: Mapping[str, Any], group: _Group, count: Counter) -> dict[str, Any]:
+def _counted(ablation: Mapping[str, Any], group: Group, count: Counter) -> dict[str, Any]:
     """The row's cost at the paper's scale, where the experiment says what that is.
 
-    It stays blank for a row of an older version, whose overrides name what there no longer is.
+    It stays blank for a row of an older version: one that the experiment no longer has, or whose overrides name what
+    there no longer is.
     """
     names = ("params", "gflops_paper", "gflops_exact")
-    setting = row_setting(ablation, group.row) if group.row is not None and ablation.get("rows") else {}
+    rows = ablation.get("rows") or {}
+    setting = row_setting(ablation, group.row) if group.row is not None and group.row in rows else {}
     counted: Mapping[str, float] = {}
     if setting:
         with suppress(InputError):
-            counted = count(ablation["rows"][group.row].get("overrides", ()), setting)
+            counted = count(rows[group.row].get("overrides", ()), setting)
     return {f"counted_{name}": counted.get(name, math.nan) for name in names}
 
 
-def _add_tests(lines: Sequence[dict[str, Any]], groups: Sequence[_Group], reference: str | None, where: str) -> None:
+def _references(groups: Sequence[Group], reference: str | None, where: str) -> list[int]:
+    """Places of the lines that others are tested against: one per configuration of the reference row."""
+    compared = [index for index, group in enumerate(groups) if group.is_tested]
+    if not compared:
+        return []
+    name = reference if reference is not None else groups[compared[0]].names[0]
+    found = [index for index in compared if name in groups[index].names]
+    if not found:
+        known = dict.fromkeys(groups[index].names[0] for index in compared)
+        raise InputError(f"reference {name!r}: {where} has no such row; expected {' | '.join(known)}")
+    return found
+
+
+def _add_tests(
+    lines: Sequence[dict[str, Any]], groups: Sequence[Group], scores: Sequence[pd.DataFrame], references: Sequence[int]
+) -> None:
     """Each line against the reference's line of the same variant; Holm's correction over the tests of the table."""
-    compared = [index for index, group in enumerate(groups) if group.role != "run"]
-    first = groups[compared[0]] if compared else None
-    name = reference if reference is not None else (first.row or first.label if first else None)
-    candidates = [index for index in compared if name in (groups[index].row, groups[index].label)]
-    if first is not None and not candidates:
-        known = dict.fromkeys(groups[index].row or groups[index].label for index in compared)
-        raise InputError(f"reference {name!r}: {where or 'the sweep'} has no such row; expected {' | '.join(known)}")
+    alone = sum(group.is_tested for group in groups) < 2
     for index, line in enumerate(lines):
         # A line alone is compared with nothing.
-        line |= {"reference": index in candidates and len(compared) > 1, "p": math.nan, "pairs": 0}
-        partner = _partner(groups, index, candidates) if index in compared and index not in candidates else None
+        line |= {"reference": index in references and not alone, "p": math.nan, "pairs": 0}
+        tested = groups[index].is_tested and index not in references
+        partner = _partner(groups, index, references) if tested else None
         # Cases of two datasets may bear the same names.
         if partner is not None and line["data"] == lines[partner]["data"]:
-            line["p"], line["pairs"] = statistics.paired_wilcoxon(groups[index].scores, groups[partner].scores)
+            line["p"], line["pairs"] = statistics.paired_wilcoxon(scores[index], scores[partner])
     for line, adjusted in zip(lines, statistics.holm([line["p"] for line in lines]), strict=True):
         line["p_holm"] = adjusted
 
 
-def _partner(groups: Sequence[_Group], index: int, candidates: Sequence[int]) -> int | None:
+def _partner(groups: Sequence[Group], index: int, candidates: Sequence[int]) -> int | None:
     """The reference's line to compare with: of the same variant, or the only one there is."""
     same = [other for other in candidates if groups[other].variant == groups[index].variant]
     if groups[index].row is None:
@@ -197,7 +176,7 @@ def _partner(groups: Sequence[_Group], index: int, candidates: Sequence[int]) ->
     return same[0] if same else candidates[0] if len(candidates) == 1 else None
 
 
-def _add_trade_off(lines: Sequence[dict[str, Any]], groups: Sequence[_Group], options: Options) -> None:
+def _add_trade_off(lines: Sequence[dict[str, Any]], groups: Sequence[Group], options: Options) -> None:
     """PT of the obtained numbers, among rows of one dataset: Dice of different tasks have no common largest.
 
     A row alone is its own best in everything and says nothing.

@@ -9,6 +9,7 @@ from e2enet.report.options import Options
 from e2enet.report.runs import Runs
 from e2enet.report.tables.columns import accuracy_columns, cost_columns
 from e2enet.report.tables.differences import published_differences, setting_differences
+from e2enet.report.tables.groups import experiment_groups
 from e2enet.report.tables.lines import Counter, experiment_lines
 from e2enet.report.tables.table import Column, Line, Table, is_known, number, text
 
@@ -69,16 +70,20 @@ def build_report(runs: Runs, options: Options, *, count: Counter, reference: str
     Raises:
         InputError: nowhere is such a row.
     """
-    experiments: list[str | None] = list(runs.ablations)
+    experiments: list[str | None] = list(dict.fromkeys([*runs.ablations, *runs.jobs["experiment"].dropna()]))
     if runs.jobs["experiment"].isna().any():
         experiments.append(None)
-    known = {experiment: _row_names(runs, experiment) for experiment in experiments}
-    if reference is not None and not any(reference in names for names in known.values()):
-        names = dict.fromkeys(name for names in known.values() for name in names)
-        raise InputError(f"reference {reference!r}: no row of {runs.folder}; expected {' | '.join(names)}")
+    names = {
+        experiment: [group.names for group in experiment_groups(runs, experiment) if group.is_tested]
+        for experiment in experiments
+    }
+    having = [experiment for experiment, own in names.items() if any(reference in group for group in own)]
+    if reference is not None and not having:
+        known = dict.fromkeys(group[0] for own in names.values() for group in own)
+        raise InputError(f"reference {reference!r}: no row of {runs.folder}; expected {' | '.join(known)}")
     sections = []
     for experiment in experiments:
-        own = reference if reference in known[experiment] else None
+        own = reference if experiment in having else None
         lines = experiment_lines(runs, experiment, options, count=count, reference=own)
         sections.append(_section(runs, experiment, tuple(lines), options))
     return Report(runs, tuple(sections), unfinished_jobs(runs))
@@ -112,7 +117,7 @@ def _section(runs: Runs, experiment: str | None, lines: tuple[Line, ...], option
             f"{title}: accuracy", accuracy_columns(options, several_datasets=several), lines, _notes(lines, options)
         ),
         cost=Table(f"{title}: cost", cost_columns(), lines, _cost_notes(lines, options)),
-        published=published_differences(runs, experiment, lines) if experiment else empty,
+        published=published_differences(lines) if experiment else empty,
         settings=setting_differences(runs, experiment) if experiment else empty,
     )
 
@@ -122,15 +127,23 @@ def _notes(lines: tuple[Line, ...], options: Options) -> tuple[str, ...]:
     notes = [
         "Dice: mean ± standard deviation of the runs' means, over folds and seeds. Interval: "
         f"{100 * options.confidence:g} % percentile bootstrap over cases ({options.resamples} resamples, seed "
-        f"{options.seed}), a case's scores being its means over seeds. Cases: scored validation cases. Missed: "
-        "structures of the references that predictions lack, over all runs."
+        f"{options.seed}) of that mean over runs. Cases: scored validation cases. Missed: structures of the references "
+        "that predictions lack, over all runs.",
+        "Scores are of best.ckpt, which was chosen by validation on the same cases: they are biased upwards, alike in "
+        "all rows, as cross-validation with a final checkpoint (nnU-Net's) is not.",
     ]
+    if any(line["role"] == "training" for line in lines):
+        notes.append(
+            "Runs of fold=all are scored on the cases that they were trained on: they are in no mean, interval, test "
+            "or PT, and in no picture of accuracy."
+        )
     tests = [line for line in lines if is_known(line["p"])]
     if tests:
-        reference = next(line["label"] for line in lines if line["reference"])
+        references = [line["label"] for line in lines if line["reference"]]
+        against = " or ".join(references) + (" of the same configuration" if len(references) > 1 else "")
         pairs = " or ".join(str(number) for number in sorted({line["pairs"] for line in tests}))
         notes.append(
-            f"p: two-sided paired Wilcoxon test of the cases' Dice against {reference} ({pairs} cases); Holm's "
+            f"p: two-sided paired Wilcoxon test of the cases' Dice against {against} ({pairs} cases); Holm's "
             f"correction for all tests of this table ({len(tests)})."
         )
     return tuple(notes)
@@ -149,13 +162,6 @@ def _cost_notes(lines: tuple[Line, ...], options: Options) -> tuple[str, ...]:
             "convention. The paper's weights are not known: these are ours."
         )
     return tuple(notes)
-
-
-def _row_names(runs: Runs, experiment: str | None) -> list[str]:
-    """What a reference may be called: rows, or labels where there are none."""
-    rows = (runs.ablations.get(experiment or "", {}).get("rows")) or {}
-    jobs = runs.jobs[runs.jobs["experiment"].isna() if experiment is None else runs.jobs["experiment"] == experiment]
-    return [*rows] or list(dict.fromkeys(jobs["label"]))
 
 
 def _relative(runs: Runs, folder: str) -> str:
