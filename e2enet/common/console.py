@@ -21,6 +21,12 @@ console = Console()
 Item = TypeVar("Item")
 
 
+def say(text: str, style: str | None = None) -> None:
+    """Print a line as it stands: names and paths in it are neither markup nor coloured, nor broken where the terminal
+    ends."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
 def flush_every_line() -> None:
     """Let a log file of this process be read while the process runs: Python keeps back kilobytes otherwise."""
     if isinstance(sys.stdout, io.TextIOWrapper):

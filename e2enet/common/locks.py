@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from e2enet.common.console import console
+from e2enet.common.console import say
 from e2enet.common.files import remove_temporaries
 
 LOCK_NAME = ".lock"
@@ -59,7 +59,7 @@ def locked_file(path: Path, waiting: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        console.print(waiting, markup=False, highlight=False)
+        say(waiting)
         lock.acquire()
     try:
         yield

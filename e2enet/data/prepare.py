@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from e2enet.common.console import console
+from e2enet.common.console import say
 from e2enet.common.errors import exit_on_input_error
 from e2enet.data.command import build_datamodule, compose_data, show_help
 from e2enet.data.planning.plan_file import PLAN_FILE
@@ -48,7 +48,7 @@ def print_result(store: CaseStore) -> None:
     lines = [f"{name}: {plan[name]}" for name in ("spacing", "median_shape", "patch_size", "strides", "batch_size")]
     lines += [f"plan: {store.folder.parent / PLAN_FILE}", f"cases: {store.folder}", *find_leftovers(store)]
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(line)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from e2enet.common.console import console
+from e2enet.common.console import console, say
 from e2enet.common.errors import exit_on_input_error
 from e2enet.evaluation.folder import score_folder, write_scores
 from e2enet.evaluation.pairing import DEFAULT_NAMES
@@ -49,10 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     scores_path, summary_path = write_scores(options.output or options.predictions, scores, summary)
     for warning in warnings:
-        console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        say(f"warning: {warning}", style="yellow")
     console.print(scores_table(summary))
     message = f"NSD tolerance {options.nsd_tolerance:g} mm. Written: {scores_path}, {summary_path}"
-    console.print(message, markup=False, highlight=False, soft_wrap=True)
+    say(message)
 
 
 def _parser() -> argparse.ArgumentParser:

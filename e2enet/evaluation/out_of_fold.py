@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from e2enet.common.console import console
+from e2enet.common.console import console, say
 from e2enet.common.errors import exit_on_input_error
 from e2enet.common.files import atomic_path, write_csv, write_json
 from e2enet.evaluation.collect import OutOfFold, collect_cases
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     choice = Choice(options.experiment, options.row, options.seed)
     folds = find_folds(options.folder, choice, allow_missing=options.allow_missing_folds)
     for line in folds.left_out:
-        _say(f"warning: without {line}")
+        say(f"warning: without {line}")
     cases = collect_cases(folds, data_root=options.data)
     output = options.output or folds.sweep / OUT_OF_FOLD / folds.configuration.folder_name
     summary = score_out_of_fold(cases, output)
@@ -100,14 +100,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         choices, improved = choose_postprocessing(cases, output)
         console.print(choice_table(choices))
         if improved is None:
-            _say("no class gains by keeping its largest component alone: predictions stay as they are")
+            say("no class gains by keeping its largest component alone: predictions stay as they are")
         else:
             console.print(scores_table(improved, title="Postprocessed"))
-    _say(f"written: {output}")
-
-
-def _say(text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    say(f"written: {output}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from e2enet.common.console import console
+from e2enet.common.console import console, say
 
 OnWindow = Callable[[int], None]
 
@@ -51,7 +51,7 @@ class CaseProgress:
         self._print(f"{self._done}/{self._num_cases} {name}: FAILED: {reason}")
 
     def _print(self, message: str) -> None:
-        console.print(message, markup=False, highlight=False, soft_wrap=True)
+        say(message)
 
 
 @contextmanager

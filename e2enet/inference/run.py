@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from e2enet.common.console import console
+from e2enet.common.console import say
 from e2enet.common.errors import InputError
 from e2enet.data.formats.layout import find_cases
 from e2enet.inference.checkpoint import LoadedModel, load_ensemble
@@ -32,9 +32,9 @@ def run_prediction(config: PredictConfig) -> dict[str, str]:
     postprocessing = resolve_postprocessing(config.postprocessing, models)
     cases = find_cases(config.input, len(models[0].channels), models[0].file_ending)
     names = f"{len(models)} models" if len(models) > 1 else str(models[0].path)
-    _say(f"{len(cases)} cases, {names}, on {device}")
+    say(f"{len(cases)} cases, {names}, on {device}")
     if postprocessing is not None:
-        _say(f"postprocessing: {postprocessing.describe()} ({postprocessing.path})")
+        say(f"postprocessing: {postprocessing.describe()} ({postprocessing.path})")
     settings = WindowSettings(
         mirror=config.mirror,
         step=config.step,
@@ -57,7 +57,7 @@ def run_prediction(config: PredictConfig) -> dict[str, str]:
         text = f"{len(failures)} of {len(cases)} cases failed:\n{lines}"
     else:
         text = f"all {len(cases)} cases are in {config.output}"
-    _say(text)
+    say(text)
     return failures
 
 
@@ -74,7 +74,7 @@ def find_checkpoints(config: PredictConfig) -> list[Path]:
         folds = find_folds(path, config.choice, allow_missing=config.allow_missing_folds)
         found += folds.folders
         for line in folds.left_out:
-            _say(f"warning: predicted without {line}")
+            say(f"warning: predicted without {line}")
     if config.choice and not any(map(is_sweep, config.checkpoint)):
         named = ", ".join(map(str, config.checkpoint))
         raise InputError(f"experiment, row and seed choose runs of a sweep folder, but checkpoint={named} is none")
@@ -110,7 +110,3 @@ def resolve_device(name: str) -> torch.device:
         count = torch.cuda.device_count()
         raise InputError(f"device={name}: this machine has {count} CUDA device(s); expected auto, cpu or one of them")
     return device
-
-
-def _say(text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)

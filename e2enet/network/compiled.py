@@ -32,6 +32,12 @@ def compiled(function: Callable[..., None]) -> Callable[..., None]:
         return numba.njit(**options)(function)
 
 
+def takes_loops(x: Tensor) -> bool:
+    """Whether compiled loops work on a tensor: in float32 or float64 on a CPU, and not under torch's own compiler,
+    which fuses plain operations by itself."""
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling()
+
+
 def parts(rows: int, columns: int) -> list[tuple[int, int]]:
     """Cut `rows` of `columns` values into (start, stop) of about VALUES_PER_PART values.
 

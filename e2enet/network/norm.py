@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from e2enet.network.compiled import as_array, parts, run_parts
+from e2enet.network.compiled import as_array, parts, run_parts, takes_loops
 
 
 class InstanceNormAct(nn.Module):
@@ -30,8 +30,7 @@ class InstanceNormAct(nn.Module):
         self.eps, self.slope = eps, slope
 
     def forward(self, x: Tensor) -> Tensor:
-        looped = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-        if looped and not torch.compiler.is_compiling():  # torch's compiler fuses by itself
+        if takes_loops(x):
             return _LoopedNormAct.apply(x, self.weight, self.bias, self.eps, self.slope)
         return batch_norm_act(x, self.weight, self.bias, self.eps, self.slope)
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from e2enet.network.compiled import as_array, run_parts
+from e2enet.network.compiled import as_array, run_parts, takes_loops
 from e2enet.network.layers import Triple
 
 
@@ -32,8 +32,7 @@ class StrideMaxPool3d(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         divides = not any(size % step for size, step in zip(x.shape[2:], self.stride, strict=True))
-        looped = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-        if divides and math.prod(self.stride) < 256 and looped and not torch.compiler.is_compiling():
+        if divides and math.prod(self.stride) < 256 and takes_loops(x):  # the number of a window's voxel takes a byte
             return _PoolBeside.apply(x, self.stride)
         return x, F.max_pool3d(x, self.stride)
 

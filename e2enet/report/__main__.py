@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from e2enet.common.console import console
+from e2enet.common.console import say
 from e2enet.common.errors import exit_on_input_error
 from e2enet.report.options import read_options
 
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         compare=tuple(given.compare) if given.compare else None,
     )
     for path in written:
-        console.print(f"written: {path}", markup=False, highlight=False, soft_wrap=True)
+        say(f"written: {path}")
 
 
 def _parser() -> argparse.ArgumentParser:

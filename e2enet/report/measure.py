@@ -19,7 +19,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from e2enet.common.console import console, track
+from e2enet.common.console import console, say, track
 from e2enet.common.errors import InputError, exit_on_input_error
 from e2enet.common.files import content_key, read_json, write_json
 from e2enet.common.sweeps import job_state, read_sweep
@@ -124,15 +124,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="a sweep folder, or a run")
     parser.add_argument("--again", action="store_true", help="measure networks again that have been measured")
+    options = parse_measuring(parser, arguments)
+    entries = measure_runs(options.folder, again=options.again, device=options.device, repeats=options.repeats)
+    sweep = read_sweep(options.folder)
+    console.print(_table({job.folder.name: entries[job.key] for job in sweep.jobs if job.key in entries}))
+    say(f"written: {sweep.folder / MEASURED_FILE}")
+
+
+def parse_measuring(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Add how to measure, `--device` and `--repeats`, to a command line, and read it."""
     parser.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu, cuda, cuda:N")
     parser.add_argument("--repeats", type=int, default=7, metavar="N", help="forward passes to take the median of")
     options = parser.parse_args(arguments)
     if options.repeats < 1:
         parser.error(f"--repeats {options.repeats}: a whole number >= 1 expected")
-    entries = measure_runs(options.folder, again=options.again, device=options.device, repeats=options.repeats)
-    sweep = read_sweep(options.folder)
-    console.print(_table({job.folder.name: entries[job.key] for job in sweep.jobs if job.key in entries}))
-    console.print(f"written: {sweep.folder / MEASURED_FILE}", markup=False, highlight=False, soft_wrap=True)
+    return options
 
 
 def _table(entries: Mapping[str, Mapping[str, Any]]) -> Table:

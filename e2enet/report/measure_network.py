@@ -26,6 +26,7 @@ from e2enet.inference.checkpoint import checkpoint_file, load_model, read_hyper_
 from e2enet.inference.run import AMP_TYPES, resolve_device
 from e2enet.network import E2ENet
 from e2enet.network.dsff import fusion_layers
+from e2enet.report.measure import parse_measuring
 from e2enet.training.dsff_callback import hold_masks
 from e2enet.training.final import PRECISIONS
 from e2enet.training.losses import DeepSupervisionLoss, DiceCrossEntropy
@@ -45,11 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="a checkpoint, or a run folder (its best)")
     parser.add_argument("figure", choices=("latency", "memory"))
-    parser.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu, cuda, cuda:N")
-    parser.add_argument("--repeats", type=int, default=7, metavar="N", help="counted forward passes (default: 7)")
-    options = parser.parse_args(arguments)
-    if options.repeats < 1:
-        parser.error(f"--repeats {options.repeats}: a whole number >= 1 expected")
+    options = parse_measuring(parser, arguments)
     keep_freed_memory()
     device = resolve_device(options.device)
     path = checkpoint_file(options.checkpoint)

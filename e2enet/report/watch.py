@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from e2enet.common.console import console
+from e2enet.common.console import console, say
 from e2enet.common.sweeps import CONFIG_FILE, SweepJob, job_state, read_config, read_sweep
 from e2enet.report.run_files import Progress, read_progress
 
@@ -92,9 +92,9 @@ def watch_sweep(folder: str | Path, refresh: float, *, wait: Callable[[float], N
                 statuses = read_statuses(folder)
                 _say_changes(statuses, said)
     except KeyboardInterrupt:
-        console.print("stopped watching; the jobs go on", markup=False, highlight=False)
+        say("stopped watching; the jobs go on")
         return False
-    console.print(f"all jobs have ended: {_counts(statuses)}", markup=False, highlight=False)
+    say(f"all jobs have ended: {_counts(statuses)}")
     return True
 
 
@@ -147,7 +147,7 @@ def _say_changes(statuses: Sequence[JobStatus], said: dict[Path, str]) -> None:
         parts += [status.elapsed] if status.elapsed else []
         parts += [status.error] if status.error else []
         line = f"{status.name}: {', '.join(parts)}"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(line)
 
 
 def _all_ended(statuses: Sequence[JobStatus]) -> bool:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from e2enet.common.configs import as_plain
-from e2enet.common.console import console
+from e2enet.common.console import say
 from e2enet.common.errors import InputError
 from e2enet.data.command import build_datamodule
 from e2enet.data.datamodule import SegmentationDataModule
@@ -135,7 +135,7 @@ def _finish(config: DictConfig, run_folder: Path, data: SegmentationDataModule, 
     if not config.final.predict:
         return dice
     summary = score_run(config, run_folder, checkpoint, data.val_cases, data.test_cases)
-    console.print(f"run folder: {run_folder}", markup=False, highlight=False, soft_wrap=True)
+    say(f"run folder: {run_folder}")
     return float(summary["mean"]["dice"])
 
 

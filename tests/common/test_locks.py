@@ -49,7 +49,7 @@ def test_the_second_waits_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixt
         holder.stdin.close()  # the holder goes on only now: without a word this would wait for ever
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("e2enet.common.locks.console.print", said)
+        patch.setattr("e2enet.common.console.console.print", said)
         with locked_folder(tmp_path, "second"):
             assert not unsaid
     assert holder.wait() == 0

@@ -16,11 +16,16 @@ from tests.report.conftest import JOBS, job_record, write_job, write_metrics
 INTERRUPTED, PENDING = JOBS[5], JOBS[7]
 
 
+def _print_to(monkeypatch: pytest.MonkeyPatch, console: Console) -> None:
+    for name in ("e2enet.report.watch.console", "e2enet.common.console.console"):
+        monkeypatch.setattr(name, console)
+
+
 @pytest.fixture
 def printed(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """What is printed to a log file."""
     stream = io.StringIO()
-    monkeypatch.setattr(watch, "console", Console(file=stream, width=60))
+    _print_to(monkeypatch, Console(file=stream, width=60))
     return stream
 
 
@@ -28,9 +33,7 @@ def printed(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
 def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """What is printed to a terminal of 12 lines."""
     stream = io.StringIO()
-    monkeypatch.setattr(
-        watch, "console", Console(file=stream, force_terminal=True, width=110, height=12, color_system=None)
-    )
+    _print_to(monkeypatch, Console(file=stream, force_terminal=True, width=110, height=12, color_system=None))
     return stream
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from e2enet.common.console import console, track
+from e2enet.common.console import say, track
 from e2enet.common.errors import InputError, raise_problems
 from e2enet.common.files import content_key, file_states, read_json, write_json
 from e2enet.common.locks import locked_folder
@@ -92,7 +92,7 @@ def measure_fingerprint(
         needs = {name: count * BYTES_PER_VOXEL for name, count in voxels.items()}
         load = fit_workers(needs, workers, small=sum(voxels.values()) <= SMALL_VOXELS)
         if load.workers:
-            console.print(f"Reading {len(waiting)} cases of {dataset.name}: {load}", markup=False, highlight=False)
+            say(f"Reading {len(waiting)} cases of {dataset.name}: {load}")
         waiting.sort(key=lambda case: voxels[case.id], reverse=True)  # the last to finish are small ones
         outcomes = run_in_processes(measuring.measure, waiting, load.workers)
         failures = [o for o in track(outcomes, f"Reading {dataset.name}", total=len(waiting)) if o.failure]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from e2enet.common.console import console, track
+from e2enet.common.console import say, track
 from e2enet.common.errors import InputError
 from e2enet.common.locks import locked_folder
 from e2enet.common.processes import run_in_processes
@@ -71,7 +71,7 @@ def _prepare_missing(store: CaseStore, cases: list[Case], workers: int | None) -
         return
     dataset = store.dataset
     expected = forecast(dataset, cases, store.plan, store.folder, workers)
-    console.print(f"{dataset.name}: {expected}", markup=False, highlight=False, soft_wrap=True)
+    say(f"{dataset.name}: {expected}")
     # Large cases first, so that the last to finish are small ones.
     cases = sorted(cases, key=lambda case: sum(file.stat().st_size for file in case.images), reverse=True)
     outcomes = run_in_processes(partial(prepare_case, store), cases, expected.load.workers)

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from e2enet.common.console import console
+from e2enet.common.console import say
 from e2enet.common.errors import exit_on_input_error
 from e2enet.data.synthetic.lookalikes import LOOKALIKES
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write, folder_name = LOOKALIKES[options.name]
     written = write(options.folder / folder_name, options.cases, options.seed)
     command = f"python train.py {CONFIGS[options.name]} paths.data={options.folder}"
-    console.print(f"written: {written}\ntrain on it: {command}", markup=False, highlight=False, soft_wrap=True)
+    say(f"written: {written}\ntrain on it: {command}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from e2enet.common.console import console
+from e2enet.common.console import say
 from e2enet.common.locks import claimed_folder
 from e2enet.common.sweeps import CONFIG_FILE, JobError, job_state
 from e2enet.training.records import write_config
@@ -120,9 +120,9 @@ def _skip(folder: Path, why: str) -> float:
 
 
 def _say(folder: Path, what: str) -> None:
-    console.print(f"{folder.name}: {what}", markup=False, highlight=False, soft_wrap=True)
+    say(f"{folder.name}: {what}")
 
 
 def _show(folder: Path, line: str) -> None:
     # Jobs of several processes (joblib) share a terminal: every line says whose it is.
-    console.print(f"{folder.name} | {line}", markup=False, highlight=False, soft_wrap=True)
+    say(f"{folder.name} | {line}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from e2enet.common.console import console
+from e2enet.common.console import console, say
 from e2enet.common.sweeps import MANIFEST, STATES, JobState, job_state, read_sweep
 from e2enet.training.sweeps.command_line import plan_sweep
 from e2enet.training.sweeps.inside import SWEEP_VARIABLE
@@ -35,7 +35,7 @@ def launch_sweep(arguments: Sequence[str], run: Callable[[], object]) -> int:
     planned = plan_sweep(arguments)
     folders = list(register_jobs(planned.folder, planned.name, planned.jobs).values())
     where = planned.folder / MANIFEST
-    _line(f"{len(planned.jobs)} jobs, listed in {where}")
+    say(f"{len(planned.jobs)} jobs, listed in {where}")
     sys.argv[1:] = planned.arguments
     os.environ[SWEEP_VARIABLE] = str(os.getpid())
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's "stop" is treated as Ctrl-C
@@ -58,17 +58,17 @@ def list_jobs(sweep: Path, folders: Iterable[Path]) -> int:
     states = {folder: job_state(folder) for folder in dict.fromkeys(folders)}
     counts = Counter(state.state for state in states.values())
     numbers = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
-    _line(f"{sweep}: {len(states)} jobs: {numbers}")
+    say(f"{sweep}: {len(states)} jobs: {numbers}")
     unfinished = {folder: state for folder, state in states.items() if state.state != "finished"}
     if unfinished and console.is_terminal:
         console.print(_table(unfinished))
     elif unfinished:
         for folder, state in unfinished.items():  # a table cut to 80 columns would lose the error
-            _line(f"  {state.state} {folder.name}{_because(state)}")
+            say(f"  {state.state} {folder.name}{_because(state)}")
     if counts["crashed"]:
-        _line("tracebacks are in the jobs' job.json, all output in their output.log")
+        say("tracebacks are in the jobs' job.json, all output in their output.log")
     if unfinished:
-        _line("the same command line goes on with what is not finished")
+        say("the same command line goes on with what is not finished")
     return counts.total() - counts["finished"] - counts["running"]
 
 
@@ -82,7 +82,3 @@ def _table(states: dict[Path, JobState]) -> Table:
 
 def _because(state: JobState) -> str:
     return "" if state.error is None else f": {state.error.message}"
-
-
-def _line(text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
