@@ -12,7 +12,7 @@ import hydra
 from omegaconf import DictConfig
 
 from e2enet.common.console import flush_every_line
-from e2enet.common.errors import exit_on_input_error
+from e2enet.common.errors import ExitCode, exit_on_input_error
 from e2enet.inference.config import check_arguments, read_config
 
 CONFIG_FOLDER = str(Path(__file__).parent / "conf")
@@ -30,7 +30,7 @@ def predict(config: DictConfig) -> None:
         keep_freed_memory()
         failures = run_prediction(settings)
     if failures:
-        sys.exit(1)
+        sys.exit(ExitCode.UNFINISHED)
 
 
 if __name__ == "__main__":

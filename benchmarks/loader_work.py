@@ -20,7 +20,7 @@ DEVICE_BATCHES = 20
 
 def write_cases(options: argparse.Namespace) -> None:
     """Write noisy cases with one ellipsoid per label, prepared as `e2enet.data.preparation.store` does."""
-    from e2enet.data.preparation.store import sample_coordinates
+    from e2enet.data.preparation.foreground import sample_coordinates
 
     axes = np.ogrid[tuple(slice(size) for size in options.shape)]
     for number in range(options.cases):

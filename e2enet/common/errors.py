@@ -1,13 +1,24 @@
-"""Errors that a user can mend: one type, raised once with every problem in it, printed without a
-traceback."""
+"""Errors that a user can mend: one type, raised once with every problem in it, printed without a traceback; and what
+the commands' exit codes mean."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from enum import IntEnum
 
-EXIT_CODE_INPUT_ERROR = 2
+
+class ExitCode(IntEnum):
+    """How a command ended, for scripts and schedulers; 0 is as usual, any other crash is Python's 1.
+
+    The last two are what shells count for a process that a signal ended (128 and its number).
+    """
+
+    UNFINISHED = 1  # it ran to its end, and some case or job failed, or a check found something
+    INPUT_ERROR = 2  # nothing was begun, or no further: what was given is wrong
+    INTERRUPTED = 130  # by Ctrl-C (SIGINT)
+    TERMINATED = 143  # by SIGTERM, as schedulers send it
 
 
 class InputError(ValueError):
@@ -27,8 +38,7 @@ def raise_problems(problems: Sequence[str], heading: str) -> None:
 
 @contextmanager
 def exit_on_input_error() -> Iterator[None]:
-    """Turn an InputError into its message on stderr and exit code 2 (1 is kept for a check that ran and
-    failed).
+    """Turn an InputError into its message on stderr and exit code 2.
 
     Works as a context (`with exit_on_input_error():`) and as a decorator (`@exit_on_input_error()`) of a
     main. Any other exception keeps its traceback: it is our fault, not the user's.
@@ -37,4 +47,4 @@ def exit_on_input_error() -> Iterator[None]:
         yield
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_CODE_INPUT_ERROR)
+        sys.exit(ExitCode.INPUT_ERROR)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from e2enet.common.config_rules import flag, optional, text, whole
-from e2enet.common.errors import exit_on_input_error
+from e2enet.common.errors import ExitCode, exit_on_input_error
 from e2enet.data.command import Option, build_datamodule, compose_data, show_help
 
 HELP = """\
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_report(report_file, report)
     if target is not None:
         print_repairs(repair_labels(report.facts, source.folder, target), source.folder, target)
-    return 1 if report.num_errors else 0
+    return ExitCode.UNFINISHED if report.num_errors else 0
 
 
 if __name__ == "__main__":

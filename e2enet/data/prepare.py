@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from e2enet.common.console import say
 from e2enet.common.errors import exit_on_input_error
+from e2enet.common.workload import gigabytes
 from e2enet.data.command import build_datamodule, compose_data, show_help
 from e2enet.data.planning.plan_file import PLAN_FILE
-from e2enet.data.preparation.leftovers import find_leftovers
 from e2enet.data.preparation.store import CaseStore
 
 HELP = """\
@@ -25,6 +26,7 @@ example: python -m e2enet.data.prepare data=msd data.name=Task04_Hippocampus pat
 """
 # The preset of quick looks, train.py's default, fixes a small patch; the plan here is to follow from the data.
 PLANNED_BY_RULES = "training=paper"
+MOST_NAMES = 10
 
 
 @exit_on_input_error()
@@ -49,6 +51,30 @@ def print_result(store: CaseStore) -> None:
     lines += [f"plan: {store.folder.parent / PLAN_FILE}", f"cases: {store.folder}", *find_leftovers(store)]
     for line in lines:
         say(line)
+
+
+def find_leftovers(store: CaseStore) -> list[str]:
+    """A line about prepared cases whose raw case is gone, and one about cases prepared for other plans.
+
+    Nothing is deleted, since another plan or a moved folder may use it.
+    """
+    dataset = store.dataset
+    known = {case.id for case in (*dataset.training, *dataset.validation, *dataset.test)}
+    orphans = sorted(store.stored_ids() - known)
+    others = sorted(path for path in store.folder.parent.glob("cases_*") if path != store.folder)
+    lines = []
+    if orphans:
+        size = _size(path for name in orphans for path in store.folder.glob(f"{name}.*"))
+        named = ", ".join(orphans[:MOST_NAMES]) + f" and {len(orphans) - MOST_NAMES} more" * (len(orphans) > MOST_NAMES)
+        lines.append(f"no raw case any more, not used, may be deleted: {named} ({size} in {store.folder})")
+    if others:
+        size = _size(path for folder in others for path in folder.iterdir())
+        lines.append(f"prepared for other plans, may be deleted: {', '.join(path.name for path in others)} ({size})")
+    return lines
+
+
+def _size(paths: Iterable[Path]) -> str:
+    return gigabytes(sum(path.stat().st_size for path in paths if path.is_file()))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,15 @@ def read_class_names(labels_folder: Path) -> dict[int, str] | None:
 
 
 def parse_class_names(labels: Mapping[str, Any], origin: str) -> dict[int, str]:
-    """Foreground classes {value: name}, sorted, from the `labels` section of the dataset.json `origin`."""
+    """Foreground classes {value: name}, sorted, from a `labels` section.
+
+    Args:
+        labels: In either dialect; the background (value 0) is left out.
+        origin: The dataset.json that holds it, for messages.
+
+    Raises:
+        InputError: for a region, an ignore label, a value that is no whole number, or one that has two names.
+    """
     names: dict[int, str] = {}
     for key, value in labels.items():
         key_is_number = str(key).strip().isdecimal()

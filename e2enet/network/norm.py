@@ -75,9 +75,9 @@ class _LoopedNormAct(torch.autograd.Function):
 
 
 def _normalise(x: np.ndarray, constants: tuple[np.ndarray, ...], y: np.ndarray) -> None:
-    from e2enet.network import norm_loops
+    from e2enet.network import loops
 
-    run_parts(lambda _, start, stop: norm_loops.normalise(x, *constants, start, stop, y), *x.shape)
+    run_parts(lambda _, start, stop: loops.normalise(x, *constants, start, stop, y), *x.shape)
 
 
 def _backward_sample(
@@ -88,15 +88,15 @@ def _backward_sample(
     With g the gradient before the activation and n = (x - mean) * rstd:
     grad_x = weight * rstd * (g - average(g) - n * average(g * n)).
     """
-    from e2enet.network import norm_loops
+    from e2enet.network import loops
 
-    sum_g, sum_gx = _sum_parts(lambda *part: norm_loops.add_gradient_sums(grad, x, *constants, *part), x)
+    sum_g, sum_gx = _sum_parts(lambda *part: loops.add_gradient_sums(grad, x, *constants, *part), x)
     sum_gn = sum_gx * rstd
     scale = constants[1]
     constant = (-scale * sum_g / len(x)).astype(x.dtype)
     by_x = (-scale * rstd * sum_gn / len(x)).astype(x.dtype)
     run_parts(
-        lambda _, start, stop: norm_loops.input_gradient(grad, x, *constants, constant, by_x, start, stop, grad_x),
+        lambda _, start, stop: loops.input_gradient(grad, x, *constants, constant, by_x, start, stop, grad_x),
         *x.shape,
     )
     return sum_gn, sum_g
@@ -107,10 +107,10 @@ def channel_moments(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     From every value an estimate of the mean is subtracted before it is squared, so that a large mean costs no digits.
     """
-    from e2enet.network import norm_loops
+    from e2enet.network import loops
 
     centre = rows[: min(512, len(rows))].mean(axis=0)
-    first, second = _sum_parts(lambda *part: norm_loops.add_moments(rows, centre, *part), rows)
+    first, second = _sum_parts(lambda *part: loops.add_moments(rows, centre, *part), rows)
     first, second = first / len(rows), second / len(rows)
     return centre + first, np.maximum(second - first * first, 0)
 

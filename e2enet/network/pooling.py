@@ -42,7 +42,7 @@ class _PoolBeside(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, stride: Triple) -> tuple[Tensor, Tensor]:
-        from e2enet.network import pooling_loops
+        from e2enet.network import loops
 
         volumes = _channels_last(x)
         batch, *size, channels = volumes.shape
@@ -50,7 +50,7 @@ class _PoolBeside(torch.autograd.Function):
         pooled = volumes.new_empty(batch, *coarse, channels)
         largest = torch.empty(pooled.shape, dtype=torch.uint8)
         for sample, out, index in zip(as_array(volumes), as_array(pooled), as_array(largest), strict=True):
-            _run(pooling_loops.pool, sample, stride, out, index)
+            _run(loops.pool, sample, stride, out, index)
         ctx.save_for_backward(largest)
         ctx.stride, ctx.shape = stride, volumes.shape
         return x.view_as(x), pooled.permute(0, 4, 1, 2, 3)
@@ -58,13 +58,13 @@ class _PoolBeside(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, grad_pooled: Tensor) -> tuple[Tensor, None]:
-        from e2enet.network import pooling_loops
+        from e2enet.network import loops
 
         (largest,) = ctx.saved_tensors
         total = grad.new_empty(ctx.shape)
         arrays = (as_array(part) for part in (_channels_last(grad), _channels_last(grad_pooled), largest, total))
         for beside, coarse, index, out in zip(*arrays, strict=True):
-            _run(pooling_loops.add_unpooled, coarse, ctx.stride, index, beside, out)
+            _run(loops.add_unpooled, coarse, ctx.stride, index, beside, out)
         return total.permute(0, 4, 1, 2, 3), None
 
 

@@ -107,12 +107,10 @@ class SegmentationModule(pl.LightningModule):
         for score, counts in ((SCORES[PATCHES], self.patch_counts), (SCORES[WHOLE_CASES], self.case_counts)):
             if not counts.update_called:
                 continue
-            dice = counts.compute()
-            counts.reset()
+            dice, mean = counts.take()
             for label, name in self.labels.items():
                 if label != 0:
                     self.log(f"{score}_{name}", dice[label])
-            mean = dice[1:].nanmean()
             self.log(score, mean, prog_bar=True)
             self.scores[score] = float(mean)
 

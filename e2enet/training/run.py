@@ -15,7 +15,7 @@ from torch import nn
 
 from e2enet.common.configs import as_plain
 from e2enet.common.console import say
-from e2enet.common.errors import InputError
+from e2enet.common.errors import ExitCode, InputError
 from e2enet.data.command import build_datamodule
 from e2enet.data.datamodule import SegmentationDataModule
 from e2enet.inference.checkpoint import load_model
@@ -28,8 +28,6 @@ from e2enet.training.pretraining import pretrain
 from e2enet.training.records import write_config, write_connections, write_versions
 from e2enet.training.resume import CONFIG_FILE, LAST_CHECKPOINT
 from e2enet.training.trainer import build_trainer, monitored
-
-EXIT_CODE_TERMINATED = 143  # as shells count a process that SIGTERM ended
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ def run_training(config: DictConfig, run_folder: Path, *, successor: nn.Module |
         if isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt(f"stopped; go on with it by resume={run_folder}") from error
         if isinstance(error, SIGTERMException):
-            raise SystemExit(EXIT_CODE_TERMINATED) from error
+            raise SystemExit(ExitCode.TERMINATED) from error
         raise
     finally:
         finish_wandb()

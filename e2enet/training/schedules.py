@@ -14,7 +14,13 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 def poly(optimizer: Optimizer, total: int, exponent: float = 0.9) -> LambdaLR:
-    """nnU-Net's decay: learning rate times (1 - t / total) ** exponent."""
+    """nnU-Net's decay: learning rate times (1 - t / total) ** exponent, t counted from 0.
+
+    Args:
+        optimizer: its groups' `lr` is the start.
+        total: length of the run, in epochs or steps; the learning rate is 0 from there on.
+        exponent: 1 decays linearly, less stays high for longer.
+    """
     return LambdaLR(optimizer, lambda t: max(0.0, 1.0 - t / total) ** exponent)
 
 
@@ -40,5 +46,10 @@ def cosine(optimizer: Optimizer, total: int, warmup: float = 0.0, start: float =
 
 
 def constant(optimizer: Optimizer, total: int) -> LambdaLR:
-    """The learning rate never changes."""
+    """The learning rate never changes: for comparisons, and for the tests of one batch.
+
+    Args:
+        optimizer: its groups' `lr` is kept.
+        total: not used.
+    """
     return LambdaLR(optimizer, lambda t: 1.0)

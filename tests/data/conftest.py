@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from e2enet.data.checking.run import Report, check_dataset
-from e2enet.data.formats.msd import scan_msd
+from e2enet.data.formats.json_layouts import scan_msd
 from e2enet.data.sources import FolderSource
 
 AFFINE = np.array([[-1.0, 0, 0, 20], [0, -1, 0, 30], [0, 0, 3, -40], [0, 0, 0, 1]])  # LPS, slices of 3 mm

@@ -16,7 +16,7 @@ from e2enet.common.errors import InputError
 from e2enet.data.checking import run
 from e2enet.data.checking.across import SPACING_FACTOR
 from e2enet.data.checking.run import affordable_workers, check_dataset
-from e2enet.data.formats.nnunet import scan_nnunet
+from e2enet.data.formats.json_layouts import scan_nnunet
 from e2enet.data.sources import FolderSource
 
 AFFINE = np.diag([-1.0, -1.0, 3.0, 1.0])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from e2enet.common.errors import EXIT_CODE_INPUT_ERROR
+from e2enet.common.errors import ExitCode
 from e2enet.data.prepare import main
 
 
@@ -57,7 +57,7 @@ def test_an_edited_plan_decides(arguments: list[str], tmp_path: Path) -> None:
     assert len(list((tmp_path / "prepared/toy").glob("cases_*"))) == 2
     with pytest.raises(SystemExit) as stopped:
         main([*arguments, "plan=paper"])
-    assert stopped.value.code == EXIT_CODE_INPUT_ERROR
+    assert stopped.value.code == ExitCode.INPUT_ERROR
 
 
 def test_leftovers_are_named_and_stay(
@@ -86,7 +86,7 @@ def test_leftovers_are_named_and_stay(
 def test_wrong_keys_end_with_the_code_of_wrong_input(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([*arguments, "data.prepare_workers=-1", "plan.bach_size=3"])
-    assert stopped.value.code == EXIT_CODE_INPUT_ERROR
+    assert stopped.value.code == ExitCode.INPUT_ERROR
     said = capsys.readouterr().err
     assert "data.prepare_workers" in said and "plan.bach_size" in said
     with pytest.raises(SystemExit) as stopped:

@@ -19,7 +19,8 @@ from e2enet.common.errors import InputError
 from e2enet.data.augmentation.recipe import build_augmentation
 from e2enet.data.augmentation.spatial import RandomRotateScale
 from e2enet.data.loading import limit_worker_threads
-from e2enet.data.preparation.store import PreparedCase, sample_coordinates
+from e2enet.data.preparation.foreground import sample_coordinates
+from e2enet.data.preparation.store import PreparedCase
 from e2enet.data.sampling import (
     CaseDataset,
     EpochSampler,

@@ -15,10 +15,10 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from e2enet.common.configs import compose_config
+from e2enet.common.errors import ExitCode
 from e2enet.common.files import read_json, write_json
 from e2enet.common.locks import claimed_folder
 from e2enet.common.sweeps import job_state, read_sweep
-from e2enet.training.run import EXIT_CODE_TERMINATED
 from e2enet.training.sweeps import job as job_module
 from e2enet.training.sweeps.job import run_job
 from e2enet.training.sweeps.launch import list_jobs
@@ -153,7 +153,7 @@ def test_a_killed_launch_is_gone_on_with_and_its_time_kept(
     assert f"{folder.name}: goes on" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("end", [f"raise SystemExit({EXIT_CODE_TERMINATED})", "os.kill(os.getpid(), 15)"])
+@pytest.mark.parametrize("end", [f"raise SystemExit({ExitCode.TERMINATED})", "os.kill(os.getpid(), 15)"])
 def test_a_job_that_is_told_to_stop_is_interrupted(end: str, stand_in: Callable[[str], None], tmp_path: Path) -> None:
     stand_in(f"import os\n{end}")
     assert isnan(run_job(GIVEN, tmp_path)) and job_state(only_job(tmp_path)).state == "interrupted"

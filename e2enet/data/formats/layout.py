@@ -13,10 +13,9 @@ from e2enet.data.formats.amos import Modality, scan_amos
 from e2enet.data.formats.brats import MODALITIES, find_case_folders, holds_case, read_case_folders, scan_brats
 from e2enet.data.formats.btcv import scan_btcv
 from e2enet.data.formats.dataset import RawDataset
+from e2enet.data.formats.json_layouts import scan_msd, scan_nnunet
 from e2enet.data.formats.labels import LabelTable
-from e2enet.data.formats.msd import scan_msd
 from e2enet.data.formats.naming import Case, find_named_cases
-from e2enet.data.formats.nnunet import scan_nnunet
 from e2enet.data.formats.problems import Problem, raise_errors
 
 __all__ = [

@@ -1,13 +1,14 @@
-"""What reading and preparing cases have in common: how large they are, and what is said when some fail."""
+"""What reading and preparing cases have in common: how large cases are, doing the work, telling what failed."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from e2enet.common.console import track
 from e2enet.common.errors import raise_problems
-from e2enet.common.processes import Outcome
+from e2enet.common.processes import Failure, Outcome, run_in_processes
 from e2enet.data.formats.naming import Case
 from e2enet.data.formats.volume import open_image
 
@@ -21,16 +22,31 @@ def image_voxels(case: Case) -> int:
     return sum(math.prod(open_image(file).shape) for file in case.images)
 
 
-def raise_failures(outcomes: Sequence[Outcome[Case, Any]], heading: str) -> None:
-    """Raise for the outcomes that failed, with every such case's id; return quietly where none did.
+def work_on_cases(
+    work: Callable[[Case], Any], cases: Sequence[Case], workers: int, title: str, heading: Callable[[int], str]
+) -> None:
+    """Do `work` on every case, the largest files first, showing progress under `title`.
+
+    Args:
+        work: Importable by name; what it returns is dropped, since cases' results belong on disk.
+        cases: All are tried, whatever becomes of the others.
+        workers: Processes; 0 does the work in this process.
+        title: Of the progress bar.
+        heading: Of the error, from the number of cases that failed.
 
     Raises:
         InputError: where the cases are the user's to mend, or workers were killed, most often for want of
             memory: starting again goes on.
         RuntimeError: with the workers' own tracebacks, where any failed by a fault of ours.
     """
-    failures = [(outcome.item.id, outcome.failure) for outcome in outcomes if outcome.failure is not None]
-    failures.sort(key=lambda pair: pair[0])
+    # Large cases first, so that the last to finish are small ones.
+    cases = sorted(cases, key=lambda case: sum(file.stat().st_size for file in case.images), reverse=True)
+    outcomes: Iterable[Outcome[Case, Any]] = track(run_in_processes(work, cases, workers), title, total=len(cases))
+    failures = [(one.item.id, one.failure) for one in outcomes if one.failure is not None]
+    _raise_failures(sorted(failures, key=lambda pair: pair[0]), heading(len(failures)))
+
+
+def _raise_failures(failures: Sequence[tuple[str, Failure]], heading: str) -> None:
     ours = [(name, failure) for name, failure in failures if failure.traceback and not failure.wrong_input]
     if ours:
         raise RuntimeError("\n".join([heading, *(f"case {name}: {failure.traceback}" for name, failure in ours)]))

@@ -10,17 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from e2enet.common.console import say, track
+from e2enet.common.console import say
 from e2enet.common.errors import InputError, raise_problems
 from e2enet.common.files import content_key, file_states, read_json, write_json
 from e2enet.common.locks import locked_folder
-from e2enet.common.processes import run_in_processes
 from e2enet.common.workload import fit_workers
 from e2enet.data.formats.dataset import RawDataset
 from e2enet.data.formats.naming import Case
 from e2enet.data.formats.volume import choose_depth_axis, read_ras_spacing
 from e2enet.data.planning.case_fingerprint import CaseFingerprint, Measuring
-from e2enet.data.planning.casework import SMALL_VOXELS, image_voxels, raise_failures
+from e2enet.data.planning.casework import SMALL_VOXELS, image_voxels, work_on_cases
 
 # In all; nnU-Net draws 1e8 voxels, whose percentiles are the same to the digits that matter.
 INTENSITY_SAMPLES = 10_000_000
@@ -93,10 +92,13 @@ def measure_fingerprint(
         load = fit_workers(needs, workers, small=sum(voxels.values()) <= SMALL_VOXELS)
         if load.workers:
             say(f"Reading {len(waiting)} cases of {dataset.name}: {load}")
-        waiting.sort(key=lambda case: voxels[case.id], reverse=True)  # the last to finish are small ones
-        outcomes = run_in_processes(measuring.measure, waiting, load.workers)
-        failures = [o for o in track(outcomes, f"Reading {dataset.name}", total=len(waiting)) if o.failure]
-        raise_failures(failures, f"{dataset.folder}: {len(failures)} of {len(labelled)} cases cannot be used")
+        work_on_cases(
+            measuring.measure,
+            waiting,
+            load.workers,
+            f"Reading {dataset.name}",
+            lambda failed: f"{dataset.folder}: {failed} of {len(labelled)} cases cannot be used",
+        )
         measured |= {case.id: measuring.kept(case) for case in waiting}
     rows, samples = [], []
     for name, found in measured.items():

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import torch
 
-from e2enet.common.console import say, track
+from e2enet.common.console import say
 from e2enet.common.errors import InputError
 from e2enet.common.locks import locked_folder
-from e2enet.common.processes import run_in_processes
 from e2enet.data.formats.case import read_case
 from e2enet.data.formats.dataset import RawDataset
 from e2enet.data.formats.naming import Case
-from e2enet.data.planning.casework import raise_failures
+from e2enet.data.planning.casework import work_on_cases
 from e2enet.data.planning.plan import Plan
 from e2enet.data.preparation.forecast import forecast
 from e2enet.data.preparation.preprocess import preprocess, preprocess_label
@@ -72,11 +71,13 @@ def _prepare_missing(store: CaseStore, cases: list[Case], workers: int | None) -
     dataset = store.dataset
     expected = forecast(dataset, cases, store.plan, store.folder, workers)
     say(f"{dataset.name}: {expected}")
-    # Large cases first, so that the last to finish are small ones.
-    cases = sorted(cases, key=lambda case: sum(file.stat().st_size for file in case.images), reverse=True)
-    outcomes = run_in_processes(partial(prepare_case, store), cases, expected.load.workers)
-    failures = [one for one in track(outcomes, f"Preparing {dataset.name}", total=len(cases)) if one.failure]
-    raise_failures(failures, f"{dataset.folder}: {len(failures)} of {len(cases)} cases cannot be prepared")
+    work_on_cases(
+        partial(prepare_case, store),
+        cases,
+        expected.load.workers,
+        f"Preparing {dataset.name}",
+        lambda failed: f"{dataset.folder}: {failed} of {len(cases)} cases cannot be prepared",
+    )
 
 
 @contextmanager

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
 import numpy as np
+
+from e2enet.common.files import atomic_path
 
 MAX_COORDINATES = 10_000
 COORDINATE_SEED = 1234
@@ -26,6 +31,31 @@ def sample_coordinates(label: np.ndarray, limit: int = MAX_COORDINATES) -> dict[
             ranks = generator.choice(total, limit, replace=False) if total > limit else np.arange(total)
             found[value] = _coordinates(label, value, counts[:, value], np.sort(ranks))
     return found
+
+
+def write_coordinates(path: Path, coordinates: Mapping[int, np.ndarray]) -> None:
+    """Write class -> (n, 3) coordinates to an .npz, whole or not at all."""
+    with atomic_path(path) as temporary:
+        np.savez(temporary, **{str(value): rows for value, rows in coordinates.items()})  # type: ignore[arg-type]
+
+
+class StoredCoordinates(Mapping[int, np.ndarray]):
+    """Coordinates in a file of `write_coordinates`, read class by class and not kept: workers would come to hold those
+    of every case."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __getitem__(self, value: int) -> np.ndarray:
+        with np.load(self.path) as stored:
+            return stored[str(value)]
+
+    def __iter__(self) -> Iterator[int]:
+        with np.load(self.path) as stored:
+            return iter([int(name) for name in stored.files])
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
 
 
 def _coordinates(label: np.ndarray, value: int, counts: np.ndarray, ranks: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ others never mix. The record (json) is removed first and written last: where it 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from e2enet.common.files import atomic_path, content_key, file_states, read_json
 from e2enet.data.formats.dataset import RawDataset
 from e2enet.data.formats.naming import Case
 from e2enet.data.planning.plan import Plan
-from e2enet.data.preparation.foreground import sample_coordinates
+from e2enet.data.preparation.foreground import StoredCoordinates, sample_coordinates, write_coordinates
 
 PREPARATION_VERSION = 2  # raise it when preprocessing changes, so that older caches are made anew
 
@@ -51,25 +51,7 @@ class PreparedCase:
     def foreground(self) -> Mapping[int, np.ndarray]:
         """Class -> (n, 3) int32 voxel coordinates, at most 10 000 drawn at random; classes that are absent
         are left out."""
-        return {} if self.label is None else _StoredCoordinates(self.label.with_name(f"{self.id}.foreground.npz"))
-
-
-class _StoredCoordinates(Mapping[int, np.ndarray]):
-    """Coordinates on disk, read class by class and not kept: workers would come to hold those of every case."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __getitem__(self, value: int) -> np.ndarray:
-        with np.load(self.path) as stored:
-            return stored[str(value)]
-
-    def __iter__(self) -> Iterator[int]:
-        with np.load(self.path) as stored:
-            return iter([int(name) for name in stored.files])
-
-    def __len__(self) -> int:
-        return len(list(iter(self)))
+        return {} if self.label is None else StoredCoordinates(self.label.with_name(f"{self.id}.foreground.npz"))
 
 
 @dataclass(frozen=True)
@@ -114,9 +96,7 @@ class CaseStore:
     def write_label(self, case: Case, label: np.ndarray) -> None:
         """A label map (D, H, W) and the coordinates of its foreground."""
         _save_array(self._file(case, ".label.npy"), label)
-        with atomic_path(self._file(case, ".foreground.npz")) as temporary:
-            coordinates = {str(value): rows for value, rows in sample_coordinates(label).items()}
-            np.savez(temporary, **coordinates)  # type: ignore[arg-type]
+        write_coordinates(self._file(case, ".foreground.npz"), sample_coordinates(label))
 
     def finish(self, case: Case, key: str, shape: tuple[int, int, int]) -> None:
         """Write the record; `key` is that from before the raw files were read."""

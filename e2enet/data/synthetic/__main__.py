@@ -29,7 +29,13 @@ CONFIGS = {
 @exit_on_input_error()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write what the command line asks for, and say how to go on."""
-    parser = argparse.ArgumentParser(prog="python -m e2enet.data.synthetic", description=DESCRIPTION)
+    examples = "\n".join(f"  {name:12} python train.py {config} paths.data=FOLDER" for name, config in CONFIGS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m e2enet.data.synthetic",
+        description=DESCRIPTION,
+        epilog=f"names, and how each is trained on:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("name", choices=sorted(LOOKALIKES), help="the dataset")
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="parent folder of raw datasets (paths.data)")
     parser.add_argument("--cases", type=int, default=5, help="labelled training cases (default: %(default)s)")

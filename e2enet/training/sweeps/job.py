@@ -1,29 +1,38 @@
-"""One job of a sweep: skipped where it is finished or held by another launch, else run or gone on with."""
+"""One job of a sweep: skipped where it is finished or held by another launch, else run or gone on with.
+
+Of jobs that differ only in what follows training the first that runs trains, the others take what it trained.
+"""
 
 from __future__ import annotations
 
+import shutil
 import signal
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import nan
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from e2enet.common.console import say
-from e2enet.common.locks import claimed_folder
-from e2enet.common.sweeps import CONFIG_FILE, JobError, job_state
+from e2enet.common.errors import ExitCode
+from e2enet.common.files import atomic_path
+from e2enet.common.job_key import SHORT
+from e2enet.common.locks import claimed_folder, locked_file
+from e2enet.common.sweeps import CONFIG_FILE, JobError, job_state, read_sweep
 from e2enet.training.records import write_config
-from e2enet.training.run import EXIT_CODE_TERMINATED
 from e2enet.training.sweeps.inside import end_with_sweep
 from e2enet.training.sweeps.manifest import register_jobs
 from e2enet.training.sweeps.process_group import job_command, run_process_group
 from e2enet.training.sweeps.records import OUTCOME_FILE, read_outcome, record_end, record_start
 from e2enet.training.sweeps.rows import ComposedJob, compose_job
-from e2enet.training.sweeps.siblings import one_training, take_training
 
 # How a job ends that was told to: by SIGTERM, or by what it makes of it (training.run).
-STOPPED = (-signal.SIGTERM, EXIT_CODE_TERMINATED)
+STOPPED = (-signal.SIGTERM, ExitCode.TERMINATED)
+LOCKS = ".training"
+# What training leaves; figures, predictions and scores are made anew from it.
+TRAINED = ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "cost.json", "metrics.csv")
 
 
 def run_job(overrides: Sequence[str], sweep: Path) -> float:
@@ -45,7 +54,7 @@ def run_job(overrides: Sequence[str], sweep: Path) -> float:
             return _skip(folder, "finished already")
         record_start(folder, job.key)
         try:
-            with one_training(sweep, folder) as trained:
+            with _one_training(sweep, folder) as trained:
                 return _train(job, sweep, folder, trained)
         except Exception as error:  # recorded and listed: what is wrong with one job must not stop the others
             return _crashed(folder, JobError(f"{type(error).__name__}: {error}", traceback.format_exc()))
@@ -55,11 +64,34 @@ def run_job(overrides: Sequence[str], sweep: Path) -> float:
             raise
 
 
+@contextmanager
+def _one_training(sweep: Path, job_folder: Path) -> Iterator[Path | None]:
+    """Keep other jobs from training the same for the block; the folder of a finished one that has, None without one.
+
+    Waits, and says so, while another is at it.
+    """
+    key = next(job.training_key for job in read_sweep(sweep).jobs if job.folder == job_folder)
+    waiting = f"{job_folder.name}: waiting for a job that trains the same network (only final.* differs)"
+    with locked_file(sweep / LOCKS / f"{key[:SHORT]}.lock", waiting):
+        # Read again: another launch may have added one meanwhile.
+        siblings = [job.folder for job in read_sweep(sweep).jobs if job.training_key == key]
+        others = (folder for folder in dict.fromkeys(siblings) if folder != job_folder)
+        yield next((folder for folder in others if job_state(folder).state == "finished"), None)
+
+
+def _take_training(source: Path, folder: Path) -> None:
+    """Copy what the finished job `source` trained into a job's folder, file by file whole or not at all."""
+    for name in TRAINED:
+        if (source / name).is_file():
+            with atomic_path(folder / name) as temporary:
+                shutil.copyfile(source / name, temporary)
+
+
 def _train(job: ComposedJob, sweep: Path, folder: Path, trained: Path | None) -> float:
     """Run the job's processes and record how they ended."""
     if trained is not None:
         _say(folder, f"takes the training of {trained.name}")
-        take_training(trained, folder)
+        _take_training(trained, folder)
     else:
         _say(folder, "goes on" if (folder / CONFIG_FILE).is_file() else "starts")
     write_config(folder / CONFIG_FILE, _job_config(job, sweep, folder))

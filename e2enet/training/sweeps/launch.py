@@ -13,13 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from e2enet.common.console import console, say
+from e2enet.common.errors import ExitCode
 from e2enet.common.sweeps import MANIFEST, STATES, JobState, job_state, read_sweep
 from e2enet.training.sweeps.command_line import plan_sweep
 from e2enet.training.sweeps.inside import SWEEP_VARIABLE
 from e2enet.training.sweeps.manifest import register_jobs
-
-EXIT_CODE_UNFINISHED = 1
-EXIT_CODE_INTERRUPTED = 130  # as shells count a process that Ctrl-C ended
 
 
 def launch_sweep(arguments: Sequence[str], run: Callable[[], object]) -> int:
@@ -42,12 +40,12 @@ def launch_sweep(arguments: Sequence[str], run: Callable[[], object]) -> int:
     try:
         run()
     except KeyboardInterrupt:
-        return EXIT_CODE_INTERRUPTED
+        return ExitCode.INTERRUPTED
     finally:
         if not folders and where.is_file():  # a sweeper that chooses its jobs as it goes has registered them by now
             folders = [job.folder for job in read_sweep(planned.folder).jobs]
         unfinished = list_jobs(planned.folder, folders)
-    return EXIT_CODE_UNFINISHED if unfinished else 0
+    return ExitCode.UNFINISHED if unfinished else 0
 
 
 def list_jobs(sweep: Path, folders: Iterable[Path]) -> int:

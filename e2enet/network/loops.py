@@ -1,9 +1,13 @@
-"""The compiled loops of instance norm with LeakyReLU, over rows (voxels, C): channels-last memory.
+"""The compiled loops over channels-last memory: instance norm with LeakyReLU, and max pooling with kernel = stride.
 
-Each works on the rows start..stop; the inner loops run over the channels and become vector instructions. Sums are
-float64 over blocks of 512 voxels that were added up in the rows' own type: neither a large mean (it is subtracted
-first) nor a large number of voxels costs digits. The gradient looks at the sign of what the activation saw, computed
-anew from x, so that the output need not be kept.
+Those of the norm work on the rows start..stop of (voxels, C), those of the pooling on the planes start..stop of the
+coarse volume (D, H, W, C); the inner loops run over the channels and become vector instructions.
+
+Norm: sums are float64 over blocks of 512 voxels that were added up in the rows' own type: neither a large mean (it is
+subtracted first) nor a large number of voxels costs digits. The gradient looks at the sign of what the activation saw,
+computed anew from x, so that the output need not be kept.
+
+Pooling: voxels of a window are numbered in the order of depth, height, width.
 """
 
 from __future__ import annotations
@@ -69,3 +73,38 @@ def input_gradient(grad, x, mean, scale, bias, slope, constant, by_x, start, sto
             centred = x[row, c] - mean[c]
             g = grad[row, c] if centred * scale[c] + bias[c] > 0 else grad[row, c] * slope
             grad_x[row, c] = g * scale[c] + constant[c] + centred * by_x[c]
+
+
+@compiled
+def pool(x, sd, sh, sw, y, largest, start, stop):
+    """y = the largest value of each window of x, `largest` the number of its voxel: the first of several, any NaN."""
+    _, height, width, channels = y.shape
+    for d in range(start, stop):
+        for h in range(height):
+            for w in range(width):
+                best, number = y[d, h, w], largest[d, h, w]
+                voxel = x[d * sd, h * sh, w * sw]
+                for c in range(channels):
+                    best[c], number[c] = voxel[c], 0
+                for k in range(1, sd * sh * sw):
+                    voxel = x[d * sd + k // (sh * sw), h * sh + k // sw % sh, w * sw + k % sw]
+                    for c in range(channels):
+                        value, known = voxel[c], best[c]
+                        take = value > known or value != value
+                        best[c] = value if take else known
+                        number[c] = k if take else number[c]
+
+
+@compiled
+def add_unpooled(grad, sd, sh, sw, largest, beside, total, start, stop):
+    """total = beside + grad at each window's largest voxel."""
+    _, height, width, channels = grad.shape
+    for d in range(start, stop):
+        for h in range(height):
+            for w in range(width):
+                above, number = grad[d, h, w], largest[d, h, w]
+                for k in range(sd * sh * sw):
+                    z, y, x = d * sd + k // (sh * sw), h * sh + k // sw % sh, w * sw + k % sw
+                    out, other = total[z, y, x], beside[z, y, x]
+                    for c in range(channels):
+                        out[c] = other[c] + (above[c] if number[c] == k else 0)
