@@ -13,6 +13,7 @@ from e2enet.common.sweeps import CONFIG_FILE, SweepJob, read_config
 # Jobs that differ in these repeat one configuration; experiment and row stand in the manifest by themselves.
 REPETITION = ("fold", "seed")
 NAMED = ("experiments", "row")
+GROUPS_WITHOUT_EFFECT = ("trainer",)  # as choices; what they set that has an effect (devices) stands in the config
 
 
 def configuration_settings(jobs: Sequence[SweepJob]) -> list[dict[str, Any]]:
@@ -22,7 +23,7 @@ def configuration_settings(jobs: Sequence[SweepJob]) -> list[dict[str, Any]]:
     `fold`, `seed` and what leaves a result as it is left out; it is named by what all its jobs were given. So a default
     spelled out in one launch makes no other configuration. Where some have not begun, what they were given decides.
     """
-    settings = [job_settings(job) for job in jobs]
+    settings = [_job_settings(job) for job in jobs]
     rows: dict[tuple[str | None, str | None], list[int]] = defaultdict(list)
     for index, job in enumerate(jobs):
         rows[job.experiment, job.row].append(index)
@@ -33,19 +34,6 @@ def configuration_settings(jobs: Sequence[SweepJob]) -> list[dict[str, Any]]:
             for index, name in zip(members, named, strict=True):
                 settings[index] = name
     return settings
-
-
-def job_settings(job: SweepJob) -> dict[str, Any]:
-    """Settings {dotted key: value} that decide a job's result: its overrides, or of a plain run its whole config.
-
-    `fold`, `seed`, `experiments` and `row` are left out.
-    """
-    if job.overrides or not (job.folder / CONFIG_FILE).is_file():
-        pairs = [text.lstrip("+").partition("=") for text in job.overrides]
-        settings: dict[str, Any] = {key: value for key, _, value in pairs}
-    else:
-        settings = flat(read_config(job.folder))
-    return _deciding(settings)
 
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -61,6 +49,19 @@ def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         path = f"{prefix}{key}"
         found |= flat(value, f"{path}.") if isinstance(value, Mapping) and value else {path: value}
     return found
+
+
+def _job_settings(job: SweepJob) -> dict[str, Any]:
+    """Settings {dotted key: value} that decide a job's result: its overrides, or of a plain run its whole config.
+
+    `fold`, `seed`, `experiments` and `row` are left out.
+    """
+    if job.overrides or not (job.folder / CONFIG_FILE).is_file():
+        pairs = [text.lstrip("+").partition("=") for text in job.overrides]
+        settings: dict[str, Any] = {key: value for key, _, value in pairs}
+    else:
+        settings = flat(read_config(job.folder))
+    return _deciding(settings)
 
 
 def _named(given: Sequence[Mapping[str, Any]], configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -91,9 +92,9 @@ def _varied(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings without those that leave a result as it is, repeat a configuration or only name it."""
-    left_out = (*WITHOUT_EFFECT, *REPETITION, *NAMED, "trainer", "hydra")
+    left_out = (*WITHOUT_EFFECT, *REPETITION, *NAMED, "hydra")
     return {
         key: value
         for key, value in settings.items()
-        if not any(f"{key}.".startswith(f"{other}.") for other in left_out)
+        if key not in GROUPS_WITHOUT_EFFECT and not any(f"{key}.".startswith(f"{other}.") for other in left_out)
     }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from e2enet.common.sweeps import Sweep, SweepJob
-from e2enet.common.variants import differing, job_settings
+from e2enet.common.variants import configuration_settings, differing
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,10 @@ def job_labels(sweep: Sweep) -> list[Label]:
     groups: dict[str | None, list[int]] = defaultdict(list)
     for index, job in enumerate(sweep.jobs):
         groups[job.experiment].append(index)
+    settings = configuration_settings(sweep.jobs)
     labels = [Label("", "")] * len(sweep.jobs)
     for members in groups.values():
-        variants = differing([job_settings(sweep.jobs[index]) for index in members])
+        variants = differing([settings[index] for index in members])
         for index, variant in zip(members, variants, strict=True):
             labels[index] = Label(_text(sweep, sweep.jobs[index], variant), variant)
     return labels

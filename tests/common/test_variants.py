@@ -30,11 +30,19 @@ def make_job(tmp_path: Path) -> Make:
 
 def test_equal_configs_are_one_configuration_named_by_what_all_were_given(make_job: Make) -> None:
     jobs = [
-        make_job("training=small", config="{epochs: 9, fold: 0, name: a, trainer: {devices: 1}}"),
+        make_job("training=small", config="{epochs: 9, fold: 0, name: a, trainer: {progress: true}}"),
         make_job("training=small", "epochs=9", "fold=1", config="{epochs: 9, fold: 1, seed: 3, pretraining: null}"),
         make_job("training=small", "epochs=7", config="{epochs: 7, fold: 0}"),
     ]
     assert configuration_settings(jobs) == [{"training": "small"}] * 2 + [{"training": "small", "epochs": "7"}]
+
+
+def test_processes_make_another_configuration_and_where_they_run_does_not(make_job: Make) -> None:
+    configs = ("{trainer: {accelerator: cpu, devices: 1}}", "{trainer: {accelerator: gpu, devices: 1}}")
+    jobs = [make_job("trainer=cpu", config=config) for config in configs]
+    assert configuration_settings(jobs) == [{}, {}]
+    jobs.append(make_job("trainer=ddp", config="{trainer: {accelerator: gpu, devices: 2}}"))
+    assert configuration_settings(jobs) == [{"trainer.devices": 1}, {"trainer.devices": 1}, {"trainer.devices": 2}]
 
 
 def test_what_was_given_decides_where_a_job_of_the_row_has_not_begun(make_job: Make) -> None:
