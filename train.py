@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from e2enet.common.configs import register_resolvers
 from e2enet.common.console import flush_every_line
 from e2enet.common.errors import exit_on_input_error
-from e2enet.common.overrides import force_added
+from e2enet.common.overrides import force_added, is_multirun
 from e2enet.training.sweeps.inside import end_with_launcher, run_held, tell_score, telling_errors
 from e2enet.training.sweeps.rows import compose_job
 
@@ -68,7 +68,6 @@ def main() -> None:
     register_resolvers()
     if not any(flag in arguments for flag in QUESTIONS):
         from e2enet.training.config_check import check_command_line
-        from e2enet.training.sweeps.command_line import is_multirun
         from e2enet.training.sweeps.launch import launch_sweep
 
         with exit_on_input_error(), telling_errors():

@@ -16,6 +16,11 @@ def parse_override(text: str) -> Override:
     return OverridesParser.create().parse_override(text)
 
 
+def is_multirun(arguments: Sequence[str]) -> bool:
+    """Whether a command line starts a sweep."""
+    return "-m" in arguments or "--multirun" in arguments
+
+
 def is_override(argument: str) -> bool:
     """Whether an argument looks like an override rather than a flag."""
     return "=" in argument or argument.startswith("~")

@@ -18,6 +18,7 @@ from e2enet.common.errors import raise_problems
 from e2enet.common.overrides import (
     chooses_group,
     forced,
+    is_multirun,
     is_override,
     override_values,
     parse_override,
@@ -46,8 +47,7 @@ def check_command_line(arguments: Sequence[str]) -> None:
     InputError.
     """
     overrides = [argument for argument in arguments if not argument.startswith("-") and is_override(argument)]
-    multirun = any(argument in ("-m", "--multirun") for argument in arguments)
-    raise_problems(list(dict.fromkeys(_command_line_problems(overrides, multirun))), HEADING)
+    raise_problems(list(dict.fromkeys(_command_line_problems(overrides, is_multirun(arguments)))), HEADING)
 
 
 def check_config(config: DictConfig) -> None:

@@ -19,7 +19,6 @@ from e2enet.common.overrides import force_added, is_override, parse_override, qu
 from e2enet.training.config_check import HEADING, config_problems
 from e2enet.training.sweeps.rows import ComposedJob, compose_job
 
-MULTIRUN_FLAGS = ("-m", "--multirun")
 # What a job's folder and its lines in tables name anyway.
 NAMED = ("row", "fold", "seed", EXPERIMENTS)
 MANY_JOBS = 20  # composing takes a fifth of a second each: from so many on, say so
@@ -40,11 +39,6 @@ class PlannedSweep:
     name: str
     jobs: tuple[ComposedJob, ...]
     arguments: tuple[str, ...]
-
-
-def is_multirun(arguments: Sequence[str]) -> bool:
-    """Whether a command line starts a sweep."""
-    return any(argument in MULTIRUN_FLAGS for argument in arguments)
 
 
 def plan_sweep(arguments: Sequence[str]) -> PlannedSweep:
