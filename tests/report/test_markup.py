@@ -44,14 +44,15 @@ def test_latex() -> None:
     lines = to_latex(TABLE, "rows").splitlines()
     assert r"\caption{Rows \& more. Mean * of runs.}" in lines and r"\label{tab:rows}" in lines
     assert r"\begin{tabular}{lr}" in lines[lines.index(r"\resizebox{\linewidth}{!}{%") + 1]
-    assert r"a|b\_<c> & 90.0 \\" in lines and r"50 \% &  \\" in lines
+    assert r"a\textbar{}b\_\textless{}c\textgreater{} & 90.0 \\" in lines and r"50 \% &  \\" in lines
     assert " & obtained " + r"\\" in lines and r"row & Dice (\%) \\" in lines
     assert lines[-1] == r"\end{table}" and lines[-2] == r"\end{tabular}}"
 
 
 def test_latex_signs() -> None:
-    assert escape_latex(r"1_a & 50% \x{y} ~^#$") == (
-        r"1\_a \& 50\% \textbackslash{}x\{y\} \textasciitilde{}\textasciicircum{}\#\$"
+    assert escape_latex(r"1_a & 50% \x{y} ~^#$ <0|1>") == (
+        r"1\_a \& 50\% \textbackslash{}x\{y\} \textasciitilde{}\textasciicircum{}\#\$ "
+        r"\textless{}0\textbar{}1\textgreater{}"
     )
 
 

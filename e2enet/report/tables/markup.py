@@ -31,7 +31,7 @@ def to_latex(table: Table, label: str) -> str:
     frame = pd.DataFrame(table.cells(), columns=pd.MultiIndex.from_tuples(headings))
     if not any(column.group for column in columns):
         frame.columns = pd.Index([column.heading for column in columns])
-    style = frame.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
+    style = frame.style.hide(axis="index").format(escape_latex).format_index(escape_latex, axis=1)
     tabular = style.to_latex(
         hrules=True,
         multicol_align="c",
@@ -73,6 +73,8 @@ def escape_latex(content: str) -> str:
     """Text that LaTeX prints as it is."""
     signs = {sign: rf"\{sign}" for sign in "&%$#_{}"}
     signs |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    # In LaTeX's default encoding these are other characters: < prints as an inverted exclamation mark.
+    signs |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
     return "".join(signs.get(sign, sign) for sign in content)
 
 
