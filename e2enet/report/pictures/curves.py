@@ -82,8 +82,8 @@ def draw_panels(
                 if (row.label, column) in curves:
                     _draw_curve(axes, curves[row.label, column], row, place / len(drawn))
             axes.set_title(title + unfinished)
-            whole_epochs(axes)
             axes.margins(x=0.02)
+            whole_epochs(axes)
         legend_below(figure, [_line_handle(row) for row in drawn])
         # Laid out while the settings hold.
         figure.draw_without_rendering()

@@ -133,4 +133,7 @@ def whole_epochs(axes: Axes) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel("epoch")
+    low, high = axes.get_xlim()
+    if high - low < 1:  # one epoch alone: its neighbours give the axis whole numbers
+        axes.set_xlim((low + high) / 2 - 1, (low + high) / 2 + 1)
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
