@@ -8,16 +8,15 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import torch
-from torch import Tensor
 
 from e2enet.common.configs import project_root
+from tests.training.conftest import SMALL_RUN, differences, numbers
 
 STEPS, ACCUMULATE, EVERY = 6, 2, 2
 # train.py that kills itself at the n-th call of a function, of Python or C, since training began: a moment like any
@@ -83,14 +82,9 @@ def train(arguments: list[str], folder: Path, last_call: int = -1) -> subprocess
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     root = tmp_path_factory.mktemp("killed_runs")
     overrides = [
-        "data.num_train=5",
+        *SMALL_RUN,
         "data.num_test=0",
-        "data.shape=[40,40,16]",
         "data.num_workers=1",
-        "plan.patch_size=[8,16,16]",
-        "plan.strides=[[1,2,2],[2,2,2]]",
-        "plan.batch_size=2",
-        "network.base_features=4",
         "training.epochs=4",
         f"training.steps_per_epoch={STEPS}",
         f"training.accumulate={ACCUMULATE}",
@@ -98,37 +92,13 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
         "training.validation_patches=4",
         "training.validate_full=2",
         "dsff.update_every=3",
-        "trainer=cpu",
         "trainer.log_every=1",
-        "final.predict=false",
         f"paths.data={root}/data",
         f"paths.prepared={root}/prepared",
     ]
     result = train([*overrides, f"run_folder={root}/whole"], root / "whole")
     assert result.returncode == 0, result.stderr
     return Reference(overrides, root / "whole", int(result.stdout.rpartition("calls: ")[2]))
-
-
-def differences(found: Any, expected: Any, path: str = "") -> list[str]:
-    """Where two checkpoints differ, by key; tensors bit for bit, seconds aside."""
-    if isinstance(expected, Mapping):
-        keys = [key for key in {**expected, **found} if key != "TimeKeeper"]
-        missing = [f"{path}.{key}" for key in keys if (key in found) != (key in expected)]
-        return missing or [line for key in keys for line in differences(found[key], expected[key], f"{path}.{key}")]
-    if isinstance(expected, list | tuple) and len(found) == len(expected):
-        pairs = enumerate(zip(found, expected, strict=True))
-        return [line for index, (own, other) in pairs for line in differences(own, other, f"{path}.{index}")]
-    if isinstance(expected, Tensor):
-        return [] if found.dtype == expected.dtype and torch.equal(found, expected) else [path]
-    return [] if found == expected else [f"{path}: {found}, expected {expected}"]
-
-
-def numbers(folder: Path) -> list[dict[str, str]]:
-    """metrics.csv without its columns of seconds."""
-    with (folder / "metrics.csv").open() as stream:
-        return [
-            {name: cell for name, cell in row.items() if not name.startswith("time/")} for row in csv.DictReader(stream)
-        ]
 
 
 def seen(folder: Path) -> list[list[str]]:
