@@ -43,7 +43,8 @@ class WholeCheckpoints(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         path = Path(path)
         with atomic_path(path) as temporary:
-            torch.save(checkpoint, temporary)
+            with temporary.open("wb") as stream:  # given a path, torch writes its temporary name into the file
+                torch.save(checkpoint, stream)
             sync_to_disk(temporary)
             if path.name == LAST and path.is_file():
                 os.replace(path, path.with_name(PREVIOUS))
