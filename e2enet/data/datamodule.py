@@ -185,7 +185,7 @@ class SegmentationDataModule(lightning.LightningDataModule):
         """The epoch and the batch in it that training takes next, for a checkpoint."""
         if self.trainer is None:
             return {}
-        loop = self.trainer.fit_loop
+        loop: Any = self.trainer.fit_loop
         under_way = loop.epoch_progress.current.started > loop.epoch_progress.current.processed
         batch = loop.epoch_loop.batch_progress.current.completed if under_way else 0
         return {"epoch": loop.epoch_progress.current.processed, "batch": batch}

@@ -181,8 +181,7 @@ class LastCheckpoint(Checkpoint):
         announced = self.stop.received_by_any(trainer, signal.SIGUSR1)
         if trainer.is_global_zero:
             name = "SIGUSR1" if announced else "SIGTERM"
-            run_folder = self.path.parent.parent
-            say(f"stopped by {name} after step {trainer.global_step}; go on with it by resume={run_folder}")
+            say(f"stopped by {name} after step {trainer.global_step}, which is in {self.path}")
             if announced:
                 requeue()
         raise SIGTERMException

@@ -127,7 +127,7 @@ def _start_from_other_weights(config: DictConfig, run_folder: Path, module: Segm
 def _finish(config: DictConfig, run_folder: Path, data: SegmentationDataModule, trainer: pl.Trainer) -> float:
     """Score the best checkpoint where asked; the mean validation Dice."""
     best = run_folder / "checkpoints" / "best.ckpt"
-    dice = next(callback.latest for callback in trainer.callbacks if isinstance(callback, BestCheckpoint))
+    dice = next(callback.latest for callback in trainer.checkpoint_callbacks if isinstance(callback, BestCheckpoint))
     if not trainer.is_global_zero:
         return dice
     # Without a validated class there is no best checkpoint: the last one stands in.

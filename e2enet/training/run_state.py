@@ -53,12 +53,13 @@ def generator_states() -> dict[str, Any]:
 
     Patches and masks need none of them. Of several processes all draw alike, from the same seed.
     """
-    name, keys, position, has_normal, normal = np.random.get_state()
+    numpy = dict(np.random.get_state(legacy=False))
+    numpy["state"] = {"key": numpy["state"]["key"].tolist(), "pos": numpy["state"]["pos"]}
     version, state, next_normal = random.getstate()
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
-        "numpy": [name, keys.tolist(), position, has_normal, normal],
+        "numpy": numpy,
         "python": [version, list(state), next_normal],
     }
 
@@ -68,8 +69,7 @@ def set_generator_states(states: Mapping[str, Any]) -> None:
     torch.set_rng_state(states["torch"])
     if states["cuda"] is not None and torch.cuda.is_initialized():
         torch.cuda.set_rng_state(states["cuda"])
-    name, keys, position, has_normal, normal = states["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_normal, normal))
+    np.random.set_state(states["numpy"])
     version, state, next_normal = states["python"]
     random.setstate((version, tuple(state), next_normal))
 
