@@ -29,7 +29,8 @@ QUESTIONS = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i")
 def train(config: DictConfig) -> float:
     """Run one job; the mean validation Dice, for sweepers."""
     # Imported here, as in `main` and `run`, so that --help does not wait for the frameworks.
-    from e2enet.training.resume import resumed_config
+    from e2enet.training.resume import CONFIG_FILE, resumed_config
+    from e2enet.training.stopping import is_restarted
     from e2enet.training.sweeps.job import run_job
 
     register_resolvers()  # this may be a process of a launcher, which knows nothing of main
@@ -37,11 +38,13 @@ def train(config: DictConfig) -> float:
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return run_job(given, output)  # what it raises is of this job: exiting would end the sweep
     with exit_on_input_error(), telling_errors():
-        if config.resume is not None:
-            config = resumed_config(config, given)
-        elif config.row is not None:
+        if config.resume is None and config.row is not None:
             config = compose_job(given).config
             config.run_folder = str(output)  # it may hold the time, which has moved on
+        if config.resume is None and is_restarted() and (output / CONFIG_FILE).is_file():
+            config.resume = str(output)
+        if config.resume is not None:
+            config = resumed_config(config, given)
         return run(config, output)
 
 

@@ -42,6 +42,15 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         raise
 
 
+def sync_to_disk(path: str | Path) -> None:
+    """Return when a file's content, or the names in a folder, will survive even a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def remove_temporaries(folder: Path) -> None:
     """Remove what writes that were killed left in a folder and below; only where nobody else writes."""
     for path in [*folder.rglob(f"{TEMPORARY}*")]:

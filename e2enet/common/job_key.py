@@ -18,6 +18,8 @@ WITHOUT_EFFECT = (
     "logger",
     "data.num_workers",
     "data.prepare_workers",
+    "training.checkpoint_every",
+    "training.checkpoint_unit",
     "final.overlay",
     "trainer.accelerator",
     "trainer.strategy",

@@ -145,6 +145,7 @@ class SegmentationDataModule(lightning.LightningDataModule):
         self.limit_cases = limit_cases
         raise_problems(self._find_problems(), "The data configuration cannot be used:")
         self._prepared: tuple[list[PreparedCase], list[PreparedCase]] | None = None
+        self._start = (0, 0)
 
     @property
     def prepared_folder(self) -> Path:
@@ -176,8 +177,22 @@ class SegmentationDataModule(lightning.LightningDataModule):
             affine=frame_affine(self.plan.spacing, self.plan.depth_axis),
         )
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        sampler = EpochSampler(self.steps_per_epoch, self.plan.batch_size, rank=rank, world_size=world_size)
+        place: dict[str, Any] = {"rank": rank, "world_size": world_size, "start": self._start}
+        sampler = EpochSampler(self.steps_per_epoch, self.plan.batch_size, **place)
         return patch_loader(dataset, sampler, num_workers=self.num_workers)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch and the batch in it that training takes next, for a checkpoint."""
+        if self.trainer is None:
+            return {}
+        loop: Any = self.trainer.fit_loop
+        under_way = loop.epoch_progress.current.started > loop.epoch_progress.current.processed
+        batch = loop.epoch_loop.batch_progress.current.completed if under_way else 0
+        return {"epoch": loop.epoch_progress.current.processed, "batch": batch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Let `train_dataloader` begin where `state_dict` was."""
+        self._start = (state_dict["epoch"], state_dict["batch"])
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """On the training device: augment training patches where that is asked for, and widen labels to int64.

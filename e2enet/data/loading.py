@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 from typing import Any
 
 import torch
@@ -23,7 +25,7 @@ def patch_loader(dataset: PatchDataset, sampler: EpochSampler, *, num_workers: i
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=limit_worker_threads,
+        worker_init_fn=start_worker,
     )
 
 
@@ -36,6 +38,26 @@ def collate_patches(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if "draw" not in samples[0]:
         return default_collate(list(samples))
     return {key: [sample[key] for sample in samples] for key in samples[0]}
+
+
+def start_worker(worker: int) -> None:
+    """What every worker process does first."""
+    limit_worker_threads(worker)
+    leave_signals_to_training()
+
+
+def leave_signals_to_training() -> None:
+    """Let this worker outlive what schedulers send to all processes of a job before they end it.
+
+    Training finishes its step and writes a checkpoint first, for which it needs its workers.
+    """
+
+    def yield_to_the_next(number: int, frame: FrameType | None) -> None:
+        # The first may be a scheduler's; whoever ends a worker that hangs (torch, multiprocessing) asks again.
+        signal.signal(number, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, yield_to_the_next)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def limit_worker_threads(worker: int) -> None:

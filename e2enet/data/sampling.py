@@ -1,7 +1,7 @@
 """Which patch to take from which case, as a pure function of (seed, epoch, index).
 
 A sample depends on nothing but these three numbers: not on the worker that builds it, not on the samples
-before it. An interrupted run that continues at an epoch's start therefore sees the very batches it would
+before it. An interrupted run that goes on at any batch of an epoch therefore sees the very batches it would
 have seen.
 """
 
@@ -121,24 +121,30 @@ class EpochSampler(Sampler[Key]):
         steps: Batches per epoch and process.
         batch_size: Samples per batch and process.
         rank, world_size: This process and how many there are.
+        start: The first epoch there is, and the first batch of it that is yielded: where a resumed run goes on.
     """
 
-    def __init__(self, steps: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, steps: int, batch_size: int, *, rank: int = 0, world_size: int = 1, start: tuple[int, int] = (0, 0)
+    ) -> None:
         self.steps = steps
         self.batch_size = batch_size
         self.rank = rank
         self.world_size = world_size
-        self.epoch = 0
+        self.start = start
+        self.epoch = start[0]
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration yields."""
-        self.epoch = epoch
+        # Lightning sets 0 before it has read at which epoch it goes on, and loader workers begin to draw at once.
+        self.epoch = max(epoch, self.start[0])
 
     def __len__(self) -> int:
         return self.steps * self.batch_size
 
     def __iter__(self) -> Iterator[Key]:
-        for step in range(self.steps):
+        first_step = self.start[1] if self.epoch == self.start[0] else 0
+        for step in range(first_step, self.steps):
             first = (step * self.world_size + self.rank) * self.batch_size
             yield from ((self.epoch, first + position) for position in range(self.batch_size))
 

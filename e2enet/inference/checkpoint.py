@@ -47,7 +47,7 @@ def load_model(path: str | Path) -> LoadedModel:
     file where it is missing, damaged, not one of train.py's, or does not fit the network that it describes.
     """
     path = checkpoint_file(Path(path))
-    content = _read(path)
+    content = read_checkpoint(path)
     hyper_parameters = content.get("hyper_parameters")
     state = content.get("state_dict")
     if not isinstance(hyper_parameters, Mapping) or not isinstance(state, Mapping):
@@ -102,7 +102,7 @@ def read_hyper_parameters(path: str | Path) -> dict[str, Any]:
     Raises InputError as `load_model` does.
     """
     path = checkpoint_file(Path(path))
-    hyper_parameters = _read(path, mmap=True).get("hyper_parameters")
+    hyper_parameters = read_checkpoint(path, mmap=True).get("hyper_parameters")
     if not isinstance(hyper_parameters, dict):
         raise InputError(f"{path}: is no checkpoint of train.py (expected hyper_parameters)")
     return hyper_parameters
@@ -120,7 +120,12 @@ def checkpoint_file(path: Path) -> Path:
     return path
 
 
-def _read(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+    """All of a checkpoint, on the CPU; with `mmap`, tensors stay in the file until they are looked at.
+
+    Raises:
+        InputError: what cannot be read, or holds anything but tensors and plain containers.
+    """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:

@@ -1,4 +1,4 @@
-"""Observers of a training run: a line per epoch, the cost, a validation picture."""
+"""Observers of a training run: an epoch's loss, a line per epoch, the cost, a validation picture."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.loggers import WandbLogger
+from torch import Tensor
 
 from e2enet.common.console import console
 from e2enet.common.overlay import save_overlay
@@ -17,6 +19,51 @@ from e2enet.training.records import write_cost
 # Share of waiting for data from which it is worth telling.
 NOTICEABLE_WAIT = 0.1
 SCORE_LABELS = {SCORES[PATCHES]: "val dice", SCORES[WHOLE_CASES]: "whole cases"}
+
+
+class EpochNumbers(pl.Callback):
+    """Logs the mean loss of an epoch's batches, and the learning rate that it began with.
+
+    What Lightning itself would add up over an epoch is in no checkpoint: here, an epoch that is gone on with in its
+    middle has the numbers of all its batches.
+    """
+
+    KEY = "epoch_numbers"  # in a checkpoint
+
+    def __init__(self) -> None:
+        self._learning_rate = 0.0
+        self._sum: float | Tensor = 0.0
+        self._batches = 0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin anew."""
+        self._learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
+        self._sum, self._batches = 0.0, 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add a batch's loss, which stays on its device: reading it would wait for the GPU."""
+        self._sum = self._sum + outputs["loss"].detach().float()
+        self._batches += 1
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log both; the loss is the mean over all processes."""
+        pl_module.log("train/lr", self._learning_rate, rank_zero_only=True)
+        pl_module.log("train/loss", self._sum / max(1, self._batches), prog_bar=True, sync_dist=True)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        own = torch.as_tensor(self._sum, dtype=torch.float32, device=pl_module.device)
+        mean = trainer.strategy.reduce(own, reduce_op="mean")  # of all processes
+        checkpoint[self.KEY] = {"lr": self._learning_rate, "sum": float(mean), "batches": self._batches}
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        state = checkpoint[self.KEY]
+        self._learning_rate, self._sum, self._batches = state["lr"], state["sum"], state["batches"]
 
 
 class EpochLines(pl.Callback):

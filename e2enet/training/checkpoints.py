@@ -1,17 +1,28 @@
-"""Which weights of a run are kept: those of the best validation, and the latest to go on from."""
+"""Which states of a run are kept: that of the best validation, and the last two to go on from."""
 
 from __future__ import annotations
 
 import math
+import os
+import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+import torch
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from e2enet.common.files import atomic_path
+from e2enet.common.console import say
+from e2enet.common.files import atomic_path, sync_to_disk
+from e2enet.training.loggers import metrics_file
 from e2enet.training.module import PATCHES, SCORES, WHOLE_CASES, SegmentationModule
+from e2enet.training.run_state import RunState, generator_states, set_generator_states
+from e2enet.training.stopping import StopSignals, requeue
+
+BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
 
 
 def monitored(validate_full: int | None) -> str:
@@ -22,36 +33,29 @@ def monitored(validate_full: int | None) -> str:
     return SCORES[WHOLE_CASES if validate_full else PATCHES]
 
 
-def checkpoints(folder: Path, monitor: str, every: int) -> list[pl.Callback]:
-    """Writers of best.ckpt (largest score `monitor`) and last.ckpt (every so many epochs), in this order: the
-    latter stores the state of the former."""
-    last = ModelCheckpoint(
-        dirpath=folder,
-        filename="last",
-        every_n_epochs=every,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
-    return [BestCheckpoint(folder / "best.ckpt", monitor), last]
-
-
 class WholeCheckpoints(TorchCheckpointIO):
-    """Lets a checkpoint take its place only when it is complete, so that a killed run always has one to go on from.
+    """Lets a checkpoint take its place only when it is complete and on the disk; the last one becomes the previous.
 
     Lightning writes to the system's temporary folder and moves the file from there, which copies it where that folder
     is on another file system: a run killed meanwhile would be left with half of its only checkpoint.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        path = Path(path)
         with atomic_path(path) as temporary:
-            super().save_checkpoint(checkpoint, temporary, storage_options)
+            with temporary.open("wb") as stream:  # given a path, torch writes its temporary name into the file
+                torch.save(checkpoint, stream)
+            sync_to_disk(temporary)
+            if path.name == LAST and path.is_file():
+                os.replace(path, path.with_name(PREVIOUS))
+        sync_to_disk(path.parent)
 
 
 class BestCheckpoint(Checkpoint):
     """Writes a checkpoint in every epoch whose score is the largest so far.
 
     Lightning's ModelCheckpoint expects its score in every epoch, or in every n-th; here it is measured in
-    every n-th and in the last.
+    every n-th and in the last. `latest` is the score of the latest validation, NaN before the first.
 
     Args:
         path: the file, written over by a better one.
@@ -62,17 +66,122 @@ class BestCheckpoint(Checkpoint):
         self.path = path
         self.monitor = monitor
         self.score = -math.inf
+        self.latest = math.nan
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compare what this epoch's validation scored, if it did; NaN (no class in any case) is never best."""
         assert isinstance(pl_module, SegmentationModule)
+        self.latest = pl_module.scores.get(self.monitor, self.latest)
         score = pl_module.scores.get(self.monitor, math.nan)
         if score > self.score:
             self.score = score
             trainer.save_checkpoint(self.path, weights_only=False)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"score": self.score}
+        return {"score": self.score, "latest": self.latest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.score = state_dict["score"]
+        self.score, self.latest = state_dict["score"], state_dict["latest"]
+
+
+class LastCheckpoint(Checkpoint):
+    """Writes last.ckpt every so many optimizer steps, at the end of training and when the run is told to stop.
+
+    Always between two steps, where no gradient is under way: before a batch, or before the validation that follows an
+    epoch's last one. A run that goes on from there is the run that was never stopped.
+
+    Args:
+        path: the file. The one written before it is kept beside it as previous.ckpt.
+        every: steps or epochs from one to the next: a run that is killed loses no more than that.
+        unit: "steps" (optimizer steps) or "epochs".
+        identity: what may not change when the run goes on, by dotted key.
+    """
+
+    def __init__(self, path: Path, every: int, unit: str, identity: Mapping[str, Any]) -> None:
+        self.path = path
+        self.every = every
+        self.unit = unit
+        self.identity = dict(identity)
+        self.stop = StopSignals()
+        self._period = every
+        self._saved = -1  # step of the latest write
+        self._restored: Mapping[str, Any] | None = None
+        self._before_validation: dict[str, Any] | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Count an epoch's steps; note from now on what tells the run to stop."""
+        steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        self._period = self.every * (steps if self.unit == "epochs" else 1)
+        self.stop.listen()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Write where it is time, unless gradients of a step are being accumulated."""
+        self._restore_generators()
+        self._before_validation = None
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._write_if_due(trainer, told=self.stop.received_by_any(trainer))
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The same, before the validation, which may take longer than all the steps before it."""
+        self._restore_generators()
+        self._before_validation = generator_states()
+        self._write_if_due(trainer, told=self.stop.received_by_any(trainer))
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Do not finish a validation when told to stop: it is begun anew. Processes that validate different numbers of
+        cases cannot ask each other here, and do finish it."""
+        if trainer.world_size == 1:
+            self._write_if_due(trainer, told=self.stop.received is not None)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the end, from which a longer run may go on."""
+        self._before_validation = None
+        self._write(trainer)
+        self.stop.leave()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self.stop.leave()
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add what Lightning's checkpoint leaves out."""
+        generators = self._before_validation or generator_states()
+        state = RunState(trainer.global_step, metrics_file(trainer).rows, generators, self.identity)
+        state.write_to(checkpoint, validating=trainer.validating)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        state = RunState.read_from(checkpoint)
+        self._saved, self._restored = state.step, state.generators
+
+    def _restore_generators(self) -> None:
+        # Where they were read, which the loaders' beginning, which draws from them, has come before.
+        if self._restored is not None:
+            set_generator_states(self._restored)
+            self._restored = None
+
+    def _write_if_due(self, trainer: pl.Trainer, told: bool) -> None:
+        step = trainer.global_step
+        if told or (step % self._period == 0 and step not in (0, self._saved)):
+            self._write(trainer)
+        if told:
+            self._end(trainer)
+
+    def _write(self, trainer: pl.Trainer) -> None:
+        metrics_file(trainer).sync()
+        trainer.save_checkpoint(self.path, weights_only=False)
+        self._saved = trainer.global_step
+
+    def _end(self, trainer: pl.Trainer) -> None:
+        """Leave training by the exception that Lightning has for it, queued again where SLURM has announced its end."""
+        announced = self.stop.received_by_any(trainer, signal.SIGUSR1)
+        if trainer.is_global_zero:
+            name = "SIGUSR1" if announced else "SIGTERM"
+            say(f"stopped by {name} after step {trainer.global_step}, which is in {self.path}")
+            if announced:
+                requeue()
+        raise SIGTERMException

@@ -60,6 +60,7 @@ RULES: dict[str, Rule] = {
     "training.validation_patches": whole(1),
     "training.validate_full": optional(whole(0)),
     "training.checkpoint_every": whole(1),
+    "training.checkpoint_unit": choice("steps", "epochs"),
     "trainer.accelerator": choice("auto", "cpu", "gpu"),
     "trainer.devices": whole(1),
     "trainer.num_nodes": whole(1),

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import csv
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig
 
 from e2enet.common.configs import as_plain
+from e2enet.common.console import say
+from e2enet.common.files import sync_to_disk, write_csv
 
 METRICS_FILE = "metrics.csv"
 
 
-def build_loggers(config: DictConfig, run_folder: Path, first_step: int = 0) -> list[Logger]:
+def build_loggers(config: DictConfig, run_folder: Path, rows: int = 0) -> list[Logger]:
     """The loggers of one job.
 
-    `first_step` is the optimizer step a resumed run goes on from: earlier rows of its metrics.csv are kept,
-    rows that will be written again are dropped.
+    `rows` are those of metrics.csv that a resumed run goes on after; later ones will be written again.
     """
-    loggers: list[Logger] = [_csv_logger(run_folder, first_step)]
+    loggers: list[Logger] = [MetricsFile(run_folder, rows)]
     if config.logger.wandb:
         loggers.append(_wandb_logger(config, run_folder))
     return loggers
@@ -36,24 +39,83 @@ def finish_wandb() -> None:
         wandb.finish()
 
 
-def _csv_logger(run_folder: Path, first_step: int) -> CSVLogger:
-    earlier: list[dict[str, Any]] = []
-    path = run_folder / METRICS_FILE
-    # Of several processes only the first has the file.
-    if path.is_file() and getattr(rank_zero_only, "rank", 0) == 0:
-        earlier = [row for row in _whole_rows(path) if int(row["step"]) < first_step]
-        # Lightning would delete the file itself and warn about the folder.
-        path.unlink()
-    logger = CSVLogger(run_folder, name="", version="", flush_logs_every_n_steps=1)
-    if earlier:
-        logger.experiment.metrics.extend(earlier)
-        logger.save()
-    return logger
+def metrics_file(trainer: pl.Trainer) -> MetricsFile:
+    """The one of a run's trainer."""
+    return next(logger for logger in trainer.loggers if isinstance(logger, MetricsFile))
 
 
-def _whole_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a metrics.csv, without a last one that a killed run did not write to its end."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+class MetricsFile(Logger):
+    """metrics.csv: a line per write, which is in the file when the write returns and stays there.
+
+    Lightning's CSVLogger writes the whole file anew, in place, whenever a number comes for the first time: a run that
+    is killed meanwhile loses what it had. Of several processes only the first has the file.
+
+    Args:
+        folder: where metrics.csv is.
+        rows: those of a file that is there which are kept.
+    """
+
+    def __init__(self, folder: Path, rows: int = 0) -> None:
+        super().__init__()
+        self.path = folder / METRICS_FILE
+        self.rows = 0
+        self._columns: list[str] = []
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            self._keep(rows)
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.path.parent)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Add a row."""
+        row = {**metrics, "step": step}
+        if not set(row) <= set(self._columns):
+            earlier = read_whole_rows(self.path)
+            self._columns = sorted({*self._columns, *row})
+            write_csv(self.path, [*earlier, row], self._columns)
+        else:
+            with self.path.open("a", newline="", encoding="utf-8") as stream:
+                csv.DictWriter(stream, self._columns, restval="").writerow(row)
+        self.rows += 1
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """They are in config.yaml."""
+
+    @rank_zero_only
+    def sync(self) -> None:
+        """Return when the rows so far will survive even a loss of power, as the checkpoint that counts them does."""
+        if self.path.is_file():
+            sync_to_disk(self.path)
+
+    def _keep(self, rows: int) -> None:
+        found = read_whole_rows(self.path)
+        if len(found) < rows:
+            say(f"warning: {self.path}: {len(found)} rows, expected {rows}; the others are lost", style="yellow")
+        kept = found[:rows]
+        self.rows = len(kept)
+        if kept:
+            self._columns = list(kept[0])
+            write_csv(self.path, kept, self._columns)
+        else:
+            self.path.unlink(missing_ok=True)
+
+
+def read_whole_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a metrics.csv, without a last one that a killed run did not write to its end; [] without a file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as stream:
+        lines = stream.readlines()
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
     return [row for row in csv.DictReader(lines) if None not in row.values()]

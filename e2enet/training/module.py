@@ -81,12 +81,7 @@ class SegmentationModule(pl.LightningModule):
         output = self(batch["image"])
         heads = [output] if isinstance(output, Tensor) else output
         loss: Tensor = self.loss(heads, batch["label"])
-        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch["image"]))
         return loss
-
-    def on_train_epoch_start(self) -> None:
-        """Log the learning rate that this epoch starts with."""
-        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], rank_zero_only=True)
 
     def validation_step(
         self, batch: Mapping[str, Any], batch_index: int, dataloader_idx: int = PATCHES

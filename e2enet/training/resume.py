@@ -1,21 +1,51 @@
-"""Going on with a run: its own config, and which keys may differ from it."""
+"""Going on with a run: its own config, which keys may differ from it, and the checkpoint to go on from."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from e2enet.common.configs import as_plain
+from e2enet.common.console import say
 from e2enet.common.errors import InputError, raise_problems
+from e2enet.data.datamodule import SegmentationDataModule
+from e2enet.inference.checkpoint import read_checkpoint
+from e2enet.training.run_state import RunState
 
 CONFIG_FILE = "config.yaml"
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
-# What a resumed run may change: its length, where it runs and logs, where files are, and what follows
-# training.
-CHANGEABLE = ("training.epochs", "trainer", "logger", "paths", "final", "data.num_workers", "data.prepare_workers")
+PREVIOUS_CHECKPOINT = Path("checkpoints") / "previous.ckpt"
+# What a resumed run may change: its length, how often it is saved, where it runs and logs, where files are, and what
+# follows training.
+CHANGEABLE = (
+    "training.epochs",
+    "training.checkpoint_every",
+    "training.checkpoint_unit",
+    "trainer",
+    "logger",
+    "paths",
+    "final",
+    "data.num_workers",
+    "data.prepare_workers",
+)
+# The sections of a config that decide what is trained; `plan` is compared as it came out of the data.
+TRAINED = ("seed", "fold", "data", "dsff", "network", "training")
+# Of a list that changed, so many of its items are named.
+MOST_NAMED = 3
+
+
+@dataclass(frozen=True)
+class FoundCheckpoint:
+    """A checkpoint to go on from, and what it says of its run."""
+
+    path: Path
+    state: RunState
 
 
 def resumed_config(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -36,20 +66,126 @@ def resumed_config(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     stored = OmegaConf.load(folder / CONFIG_FILE)
     if not isinstance(stored, DictConfig):
         raise InputError(f"{folder / CONFIG_FILE}: not a run's config")
+    processes = _processes(stored)
     problems = []
     for text in overrides:
         key = OverridesParser.create().parse_override(text).key_or_group
         if key == "resume" or key.split(".")[0] == "hydra":
             continue
         wanted, had = _plain(OmegaConf.select(config, key)), _plain(OmegaConf.select(stored, key))
-        if any(f"{key}.".startswith(f"{free}.") for free in CHANGEABLE):
+        if _may_change(key):
             OmegaConf.update(stored, key, wanted, merge=False)
         elif wanted != had:
             problems.append(f"{key}={wanted}: the run has {had}")
-    raise_problems(problems, f"resume={folder}: only {', '.join(CHANGEABLE)} may change:")
+    if _processes(stored) != processes:
+        problems.append(f"trainer.devices and num_nodes: {_processes(stored)} processes, the run has {processes}")
+    raise_problems(problems, f"resume={folder}: only {', '.join(CHANGEABLE)} may change, not the processes' number:")
     stored.resume = str(folder)
     stored.run_folder = str(folder)
     return stored
+
+
+def find_checkpoint(run_folder: Path) -> FoundCheckpoint | None:
+    """The newest checkpoint of a run that is whole, with a warning where that is not the last; None without any.
+
+    Raises:
+        InputError: there are checkpoints, and none can be used.
+    """
+    problems = []
+    for name in (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT):
+        path = run_folder / name
+        try:
+            state = _read_state(path)
+        except FileNotFoundError:
+            problems += [f"{path}: no such file"] if name == LAST_CHECKPOINT else []
+        except InputError as error:
+            problems.append(str(error))
+        else:
+            for problem in problems:
+                say(f"warning: {problem}; going on from {path}, step {state.step}", style="yellow")
+            return FoundCheckpoint(path, state)
+    if any((run_folder / name).exists() for name in (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT)):
+        raise_problems(problems, f"resume={run_folder}: no checkpoint can be used (without any, the run begins anew):")
+    return None
+
+
+def run_identity(config: DictConfig, data: SegmentationDataModule) -> dict[str, Any]:
+    """What may not change when a run goes on, by dotted key: all that decides its steps, the data's part included.
+
+    Args:
+        config: the run's.
+        data: set up.
+    """
+    content = as_plain(config)
+    found = dict(_flat({section: content[section] for section in TRAINED}))
+    found |= dict(_flat({"plan": data.plan.to_dict()}))
+    found |= {
+        "labels": {int(label): str(name) for label, name in data.dataset.labels.items()},
+        "training cases": [case.id for case in data.train_cases],
+        "validation cases": [case.id for case in data.val_cases],
+        "processes": _processes(config),
+    }
+    return {key: value for key, value in found.items() if not _may_change(key)}
+
+
+def refuse_changes(checkpoint: FoundCheckpoint, identity: Mapping[str, Any]) -> None:
+    """Compare a run as it is now with its checkpoint: config.yaml, plan.json or the dataset may have changed since.
+
+    Raises:
+        InputError: with every difference.
+    """
+    had = checkpoint.state.identity
+    problems = [
+        f"{key}: the run has {_told(had, key, identity)}, now {_told(identity, key, had)}"
+        for key in dict.fromkeys([*had, *identity])
+        if had.get(key) != identity.get(key) or (key in had) != (key in identity)
+    ]
+    raise_problems(problems, f"{checkpoint.path}: its run cannot go on with what has changed since:")
+
+
+def _read_state(path: Path) -> RunState:
+    """What a checkpoint says of its run; InputError where it is damaged or none of a run."""
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    try:
+        with ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch does not look at the checksums that it writes
+    except BadZipFile as error:
+        raise InputError(f"{path}: is damaged or cut off ({error})") from error
+    if damaged is not None:
+        raise InputError(f"{path}: is damaged ({damaged} is not what was written)")
+    content = read_checkpoint(path, mmap=True)
+    try:
+        return RunState.read_from(content)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path}: is no checkpoint that a run of this version can go on from") from error
+
+
+def _may_change(key: str) -> bool:
+    return any(f"{key}.".startswith(f"{free}.") for free in CHANGEABLE)
+
+
+def _processes(config: DictConfig) -> int:
+    """How many train together: the size of each step's batch, and which patches are in it, follow from it."""
+    return int(config.trainer.devices) * int(config.trainer.num_nodes)
+
+
+def _told(content: Mapping[str, Any], key: str, other: Mapping[str, Any]) -> str:
+    """A value for a message; of a list, its length and what the other one has not."""
+    value, beside = content.get(key), other.get(key)
+    if not isinstance(value, list) or not isinstance(beside, list) or len(value) <= MOST_NAMED:
+        return str(value) if key in content else "none"
+    own = [str(item) for item in value if item not in beside]
+    named = ", ".join(own[:MOST_NAMED]) + (", .." if len(own) > MOST_NAMED else "")
+    return f"{len(value)}" + (f" ({named})" if own else "")
+
+
+def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in section.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _plain(value: Any) -> Any:

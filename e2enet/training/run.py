@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 from torch import nn
@@ -19,6 +18,7 @@ from e2enet.common.errors import ExitCode, InputError
 from e2enet.data.command import build_datamodule
 from e2enet.data.datamodule import SegmentationDataModule
 from e2enet.inference.checkpoint import load_model
+from e2enet.training.checkpoints import BestCheckpoint
 from e2enet.training.config_check import check_config
 from e2enet.training.final import score_run
 from e2enet.training.initial_weights import check_shapes, load_initial_weights
@@ -26,8 +26,8 @@ from e2enet.training.loggers import build_loggers, finish_wandb
 from e2enet.training.module import SegmentationModule
 from e2enet.training.pretraining import pretrain
 from e2enet.training.records import write_config, write_connections, write_versions
-from e2enet.training.resume import CONFIG_FILE, LAST_CHECKPOINT
-from e2enet.training.trainer import build_trainer, monitored
+from e2enet.training.resume import CONFIG_FILE, LAST_CHECKPOINT, find_checkpoint, refuse_changes, run_identity
+from e2enet.training.trainer import build_trainer
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def run_training(config: DictConfig, run_folder: Path, *, successor: nn.Module |
             not fit.
     """
     check_config(config)
-    checkpoint = run_folder / LAST_CHECKPOINT if config.resume and (run_folder / LAST_CHECKPOINT).is_file() else None
+    checkpoint = find_checkpoint(run_folder) if config.resume else None
     if not config.resume and (run_folder / CONFIG_FILE).exists():
         raise InputError(f"{run_folder}: holds a run already; go on with it by resume={run_folder}, or name another")
     _quiet()
@@ -63,6 +63,9 @@ def run_training(config: DictConfig, run_folder: Path, *, successor: nn.Module |
     )
     data.prepare_data()
     data.setup("fit")
+    identity = run_identity(config, data)
+    if checkpoint is not None:
+        refuse_changes(checkpoint, identity)
     module = build_module(config, data)
     if successor is not None:
         check_shapes(successor, module.network, "pretraining: its network has not the shape of the run's:")
@@ -71,9 +74,10 @@ def run_training(config: DictConfig, run_folder: Path, *, successor: nn.Module |
     if checkpoint is None:
         _start_from_other_weights(config, run_folder, module)
     try:
-        loggers = build_loggers(config, run_folder, _step_of(checkpoint))
-        trainer = build_trainer(config, module, run_folder, loggers)
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        loggers = build_loggers(config, run_folder, checkpoint.state.rows if checkpoint else 0)
+        trainer = build_trainer(config, module, run_folder, loggers, identity)
+        path = checkpoint.path if checkpoint else None
+        trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
     except SystemExit as error:
         # Lightning answers Ctrl-C by an exit that looks like a failure, and SIGTERM by one that looks like success.
         if isinstance(error.__context__, KeyboardInterrupt):
@@ -123,7 +127,7 @@ def _start_from_other_weights(config: DictConfig, run_folder: Path, module: Segm
 def _finish(config: DictConfig, run_folder: Path, data: SegmentationDataModule, trainer: pl.Trainer) -> float:
     """Score the best checkpoint where asked; the mean validation Dice."""
     best = run_folder / "checkpoints" / "best.ckpt"
-    dice = float(trainer.callback_metrics.get(monitored(config.training.validate_full), float("nan")))
+    dice = next(callback.latest for callback in trainer.checkpoint_callbacks if isinstance(callback, BestCheckpoint))
     if not trainer.is_global_zero:
         return dice
     # Without a validated class there is no best checkpoint: the last one stands in.
@@ -137,13 +141,6 @@ def _finish(config: DictConfig, run_folder: Path, data: SegmentationDataModule, 
     return float(summary["mean"]["dice"])
 
 
-def _step_of(checkpoint: Path | None) -> int:
-    """Optimizer steps that a checkpoint has behind it, in Lightning's count."""
-    if checkpoint is None:
-        return 0
-    return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
-
-
 def _quiet() -> None:
     """Silence remarks about choices made on purpose, and Lightning's advertisements."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
@@ -152,7 +149,6 @@ def _quiet() -> None:
         "isinstance.treespec, LeafSpec",
         "is smaller than the logging interval",
         "Experiment logs directory .* exists and is not empty",  # config.yaml is there before
-        "Checkpoint directory .* exists and is not empty",  # a resumed run
-        "The dirpath has changed from",  # a job that takes the training of another
+        "You're resuming from a checkpoint that ended before the epoch ended",  # the data module knows where
     ):
         warnings.filterwarnings("ignore", f".*{remark}")

@@ -39,7 +39,7 @@ class TimeKeeper(pl.Callback):
     """Logs seconds per training step, waiting included, and the share of them spent waiting for data.
 
     `time/step` and `time/data_share` are an epoch's; `time/data_share_step`, in every row of steps that the
-    loggers write, is that of the steps since the row before.
+    loggers write, is that of the steps since the row before. A resumed run goes on with the epoch's seconds so far.
 
     Args:
         wait: the trainer's profiler.
@@ -52,6 +52,10 @@ class TimeKeeper(pl.Callback):
         self._waited_before = 0.0
         self._epoch: list[tuple[float, float]] = []
         self._recent: deque[tuple[float, float]] = deque(maxlen=log_every)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock of an epoch that is gone on with."""
+        self._waited_before, self._last = self.wait.seconds, time.perf_counter()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the epoch's clock."""
@@ -73,6 +77,12 @@ class TimeKeeper(pl.Callback):
             seconds = sum(total for _, total in self._epoch)
             pl_module.log("time/step", seconds / len(self._epoch), rank_zero_only=True)
             pl_module.log("time/data_share", share_waited(self._epoch), rank_zero_only=True, prog_bar=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": [list(step) for step in self._epoch]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._epoch = [(waited, seconds) for waited, seconds in state_dict["epoch"]]
 
 
 def share_waited(steps: deque[tuple[float, float]] | list[tuple[float, float]]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import RichProgressBar
@@ -11,26 +12,29 @@ from omegaconf import DictConfig
 
 from e2enet.common.configs import as_plain
 from e2enet.common.console import console
-from e2enet.training.callbacks import CostFile, EpochLines, ValidationPicture
-from e2enet.training.checkpoints import WholeCheckpoints, checkpoints, monitored
+from e2enet.training.callbacks import CostFile, EpochLines, EpochNumbers, ValidationPicture
+from e2enet.training.checkpoints import BEST, LAST, BestCheckpoint, LastCheckpoint, WholeCheckpoints, monitored
 from e2enet.training.dsff_callback import DSFFCallback
 from e2enet.training.module import PATCHES, WHOLE_CASES, SegmentationModule
 from e2enet.training.timing import LoaderWait, TimeKeeper
 
 
 def build_trainer(
-    config: DictConfig, module: SegmentationModule, run_folder: Path, loggers: list[Logger]
+    config: DictConfig, module: SegmentationModule, run_folder: Path, loggers: list[Logger], identity: dict[str, Any]
 ) -> pl.Trainer:
-    """A trainer that writes checkpoints, pictures and cost.json to the run folder."""
+    """A trainer that writes checkpoints, pictures and cost.json to the run folder.
+
+    `identity` is what the run may not change when it is gone on with (`resume.run_identity`).
+    """
     bars = config.trainer.progress and console.is_terminal
     validate_full = config.training.validate_full
     drawn = WHOLE_CASES if validate_full else PATCHES
     loader_wait = LoaderWait()
-    callbacks: list[pl.Callback] = [*_dsff(config), TimeKeeper(loader_wait, config.trainer.log_every)]
+    callbacks: list[pl.Callback] = [*_dsff(config), EpochNumbers(), TimeKeeper(loader_wait, config.trainer.log_every)]
     callbacks.append(CostFile(run_folder / "cost.json"))
     callbacks.append(ValidationPicture(run_folder / "figures", module.labels, module.plan.spacing, drawn))
     callbacks.append(RichProgressBar() if bars else EpochLines())
-    callbacks += checkpoints(run_folder / "checkpoints", monitored(validate_full), config.training.checkpoint_every)
+    callbacks += _checkpoints(config, run_folder / "checkpoints", identity)
     return pl.Trainer(
         accelerator=config.trainer.accelerator,
         devices=config.trainer.devices,
@@ -56,6 +60,13 @@ def build_trainer(
         # The patch sampler shards by rank itself; Lightning's would split its keys a second time.
         use_distributed_sampler=False,
     )
+
+
+def _checkpoints(config: DictConfig, folder: Path, identity: dict[str, Any]) -> list[pl.Callback]:
+    """The best one first: the last stores the state of its writer."""
+    training = config.training
+    last = LastCheckpoint(folder / LAST, training.checkpoint_every, training.checkpoint_unit, identity)
+    return [BestCheckpoint(folder / BEST, monitored(training.validate_full)), last]
 
 
 def _dsff(config: DictConfig) -> list[pl.Callback]:

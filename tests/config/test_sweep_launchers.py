@@ -61,6 +61,8 @@ def test_a_sweep_that_is_killed_goes_on_where_it_was(tiny: list[str], tmp_path: 
     arguments = [
         *tiny,
         "training.epochs=3",
+        "training.checkpoint_every=1",
+        "training.checkpoint_unit=epochs",
         "dsff.density=0.1,0.2",
         f"run_folder={tmp_path}/sweep",
         "final.predict=false",

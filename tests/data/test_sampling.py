@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from e2enet.common.errors import InputError
 from e2enet.data.augmentation.recipe import build_augmentation
 from e2enet.data.augmentation.spatial import RandomRotateScale
-from e2enet.data.loading import limit_worker_threads
+from e2enet.data.loading import limit_worker_threads, start_worker
 from e2enet.data.preparation.foreground import sample_coordinates
 from e2enet.data.preparation.store import PreparedCase
 from e2enet.data.sampling import (
@@ -232,6 +234,22 @@ def test_epoch_sampler_yields_keys_of_its_epoch() -> None:
     assert list(sampler) == [(5, index) for index in range(6)]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_sampler_goes_on_at_its_batch(workers: int, cases: list[PreparedCase]) -> None:
+    sampler = EpochSampler(3, 2, start=(4, 1))
+    sampler.set_epoch(0)  # as Lightning does before it knows better, and workers begin at once
+    loader = DataLoader(
+        make_dataset(cases, "none"), batch_size=2, sampler=sampler, num_workers=workers, persistent_workers=workers > 0
+    )
+    under_way = iter(loader)
+    sampler.set_epoch(4)
+    expected = [make_dataset(cases, "none")[4, index]["image"] for index in range(2, 6)]
+    assert torch.equal(torch.cat([batch["image"] for batch in under_way]), torch.stack(expected))  # type: ignore[arg-type]
+    assert len(loader) == 3
+    sampler.set_epoch(5)
+    assert list(sampler) == [(5, index) for index in range(6)] and len(list(loader)) == 3
+
+
 def test_ranks_are_disjoint_equally_long_and_keep_the_foreground_rule() -> None:
     first, second = (list(EpochSampler(3, 2, rank=rank, world_size=2)) for rank in (0, 1))
     assert len(first) == len(second) == 6
@@ -270,3 +288,22 @@ def test_a_worker_uses_one_thread() -> None:
     (threads,) = DataLoader(Threads(), batch_size=2, num_workers=1, worker_init_fn=limit_worker_threads)
     assert {"torch", "itk", "numba"} < threads.keys()
     assert {key: value.tolist() for key, value in threads.items() if value.tolist() != [1, 1]} == {}
+
+
+class Signalled(Dataset):
+    """Sends its own process what a scheduler sends before the first item, and what ends it at last."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> int:
+        for number in (signal.SIGUSR1, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        return index
+
+
+def test_a_worker_outlives_what_announces_the_end() -> None:
+    items = iter(DataLoader(Signalled(), batch_size=1, num_workers=1, prefetch_factor=1, worker_init_fn=start_worker))
+    assert next(items).item() == 0
+    with pytest.raises(RuntimeError, match="worker"):  # the second SIGTERM
+        next(items)

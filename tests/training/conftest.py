@@ -1,8 +1,10 @@
-"""A tiny sparse module with one parameter outside the fusion layers, trained on random numbers."""
+"""A tiny sparse module, trained on random numbers; a tiny run, and in what two runs differ."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import csv
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,9 +14,44 @@ from torch import Tensor, nn
 
 from e2enet.network.dsff import register_fusion_layer
 
+# A run of seconds on generated data; what is missing are the folders.
+SMALL_RUN = [
+    "data.num_train=5",
+    "data.shape=[40,40,16]",
+    "plan.patch_size=[8,16,16]",
+    "plan.strides=[[1,2,2],[2,2,2]]",
+    "plan.batch_size=2",
+    "network.base_features=4",
+    "training.validation_patches=4",
+    "trainer.accelerator=cpu",
+    "final.predict=false",
+]
+
+
+def differences(found: Any, expected: Any, path: str = "") -> list[str]:
+    """Where two checkpoints differ, by key; tensors bit for bit, seconds aside."""
+    if isinstance(expected, Mapping):
+        keys = [key for key in {**expected, **found} if key != "TimeKeeper"]
+        missing = [f"{path}.{key}" for key in keys if (key in found) != (key in expected)]
+        return missing or [line for key in keys for line in differences(found[key], expected[key], f"{path}.{key}")]
+    if isinstance(expected, list | tuple) and len(found) == len(expected):
+        pairs = enumerate(zip(found, expected, strict=True))
+        return [line for index, (own, other) in pairs for line in differences(own, other, f"{path}.{index}")]
+    if isinstance(expected, Tensor):
+        return [] if found.dtype == expected.dtype and torch.equal(found, expected) else [path]
+    return [] if found == expected else [f"{path}: {found}, expected {expected}"]
+
+
+def numbers(folder: Path) -> list[dict[str, str]]:
+    """metrics.csv without its columns of seconds."""
+    with (folder / "metrics.csv").open() as stream:
+        return [
+            {name: cell for name, cell in row.items() if not name.startswith("time/")} for row in csv.DictReader(stream)
+        ]
+
 
 class TinySparse(pl.LightningModule):
-    """Two fusion convs (6, 4) and (5, 6) of (1, 3, 3) kernels, and a dense head."""
+    """Two fusion convs (6, 4) and (5, 6) of (1, 3, 3) kernels, and a dense head outside of them."""
 
     def __init__(self, make_optimizer: Callable[[Any], torch.optim.Optimizer]) -> None:
         super().__init__()

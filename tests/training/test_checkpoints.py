@@ -1,4 +1,4 @@
-"""best.ckpt follows one score, measured in some epochs; it is never compared with another one."""
+"""best.ckpt follows one score, measured in some epochs and never compared with another; when last.ckpt is written."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from e2enet.training.checkpoints import BestCheckpoint, WholeCheckpoints, monitored
+from e2enet.training.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpoints, monitored
+from e2enet.training.loggers import MetricsFile
 from e2enet.training.module import SegmentationModule
 
 
@@ -59,21 +60,65 @@ def test_a_resumed_run_remembers_its_best() -> None:
     first, second = (BestCheckpoint(Path("best.ckpt"), "val/dice") for _ in range(2))
     assert saves(first, [{"val/dice": 0.7}]) == [True]
     second.load_state_dict(first.state_dict())
-    assert saves(second, [{"val/dice": 0.6}, {"val/dice": 0.8}]) == [False, True]
+    assert second.latest == 0.7
+    assert saves(second, [{"val/dice": 0.6}, {"val/dice": 0.8}, {}]) == [False, True, False] and second.latest == 0.8
 
 
-def test_a_checkpoint_that_is_not_written_to_its_end_leaves_the_one_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("moment", ["e2enet.training.checkpoints.torch.save", "e2enet.common.files.os.fsync"])
+def test_a_checkpoint_that_is_not_written_to_its_end_leaves_those_before(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, writer = tmp_path / "last.ckpt", WholeCheckpoints()
-    writer.save_checkpoint({"epoch": 1}, path)
+    writer = WholeCheckpoints()
+    for epoch in (1, 2):
+        writer.save_checkpoint({"epoch": epoch}, tmp_path / "last.ckpt")
 
-    def half(source: str, target: str) -> None:
-        Path(target).write_bytes(Path(source).read_bytes()[:100])
+    def stop(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    # Lightning's move from the temporary folder, as it is where that is another file system: a copy.
-    monkeypatch.setattr("fsspec.implementations.local.shutil.move", half)
+    monkeypatch.setattr(moment, stop)
     with pytest.raises(KeyboardInterrupt):
-        writer.save_checkpoint({"epoch": 2}, path)
-    assert torch.load(path) == {"epoch": 1} and list(tmp_path.iterdir()) == [path]
+        writer.save_checkpoint({"epoch": 3}, tmp_path / "last.ckpt")
+    found = {path.name: torch.load(path)["epoch"] for path in tmp_path.iterdir()}
+    assert found == {"last.ckpt": 2, "previous.ckpt": 1}
+
+
+class FakeLoop:
+    """A trainer that counts its batches and the steps after which it writes."""
+
+    def __init__(self, batches: int, accumulate: int) -> None:
+        self.num_training_batches = batches
+        self.accumulate_grad_batches = accumulate
+        self.world_size = 1
+        self.global_step = 0
+        self.loggers = [MetricsFile(Path("nowhere"))]
+        self.written: list[int] = []
+
+    def save_checkpoint(self, path: Path, weights_only: bool) -> None:
+        self.written.append(self.global_step)
+
+    def run(self, callback: LastCheckpoint, epochs: int) -> list[int]:
+        trainer: Any = self
+        callback.on_train_start(trainer, trainer)
+        for _ in range(epochs):
+            for index in range(self.num_training_batches):
+                callback.on_train_batch_start(trainer, trainer, None, index)
+                self.global_step += (index + 1) % self.accumulate_grad_batches == 0
+            callback.on_validation_start(trainer, trainer)
+            callback.on_validation_batch_end(trainer, trainer)
+        callback.on_train_end(trainer, trainer)
+        return self.written
+
+
+@pytest.mark.parametrize(
+    ("every", "unit", "accumulate", "written"),
+    [
+        (4, "steps", 1, [4, 8, 12, 16, 18]),
+        (6, "steps", 1, [6, 12, 18, 18]),  # once each, before the validation
+        (2, "epochs", 1, [12, 18]),
+        (2, "steps", 3, [2, 4, 6, 6]),  # steps of the optimizer, never between two batches of one
+        (1, "epochs", 3, [2, 4, 6, 6]),
+        (99, "steps", 1, [18]),
+    ],
+)
+def test_the_period_is_in_optimizer_steps_or_epochs(every: int, unit: str, accumulate: int, written: list[int]) -> None:
+    assert FakeLoop(6, accumulate).run(LastCheckpoint(Path("last.ckpt"), every, unit, {}), epochs=3) == written

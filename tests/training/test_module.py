@@ -13,6 +13,7 @@ import torch
 from e2enet.common.configs import compose_config
 from e2enet.inference.checkpoint import load_model
 from e2enet.inference.sliding_window import predict_probabilities
+from e2enet.training.callbacks import EpochNumbers
 from e2enet.training.module import SegmentationModule
 
 PLAN: dict[str, Any] = {
@@ -63,6 +64,7 @@ def fit(module: SegmentationModule, folder: Path, **options: Any) -> pl.Trainer:
         enable_model_summary=False,
         num_sanity_val_steps=0,
         default_root_dir=folder,
+        callbacks=[EpochNumbers()],
         **({"max_epochs": 1} | options),
     )
     trainer.fit(module, loader((2, 8, 8), 4, 2), [loader((2, 8, 8), 4, 2), loader((4, 10, 8), 2, 1)])

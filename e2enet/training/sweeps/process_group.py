@@ -22,7 +22,7 @@ from e2enet.training.sweeps.records import OUTCOME_FILE
 OUTPUT_FILE = "output.log"
 OUTPUT_WIDTH = "110"  # characters of a table of scores: a pipe has no width to find out
 TAIL = 40  # lines of output that are kept for a job that dies without a word
-GRACE = 20.0  # seconds to end in, after SIGTERM
+GRACE = 60.0  # seconds to end in, after SIGTERM: of a step and a checkpoint
 DRAIN = 5.0  # seconds for output that is still on its way when the last process has ended
 # Of other process groups, of a scheduler that started this process once for its own, and of a seed of another job.
 FOREIGN = (

@@ -1,0 +1,58 @@
+"""metrics.csv: rows are there when they are written, and cut back where a run goes on from an earlier one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from e2enet.training.loggers import MetricsFile, read_whole_rows
+
+
+def fill(folder: Path) -> MetricsFile:
+    logger = MetricsFile(folder)
+    logger.log_metrics({"b": 0.1, "epoch": 0}, step=0)
+    logger.log_metrics({"b": 1e-12, "epoch": 0}, step=1)
+    logger.log_metrics({"a": 3.5, "epoch": 0}, step=1)  # a new column
+    return logger
+
+
+def test_every_row_is_in_the_file_when_it_is_written(tmp_path: Path) -> None:
+    logger = fill(tmp_path)
+    expected = [
+        {"a": "", "b": "0.1", "epoch": "0", "step": "0"},
+        {"a": "", "b": "1e-12", "epoch": "0", "step": "1"},
+        {"a": "3.5", "b": "", "epoch": "0", "step": "1"},
+    ]
+    assert read_whole_rows(tmp_path / "metrics.csv") == expected and logger.rows == 3
+    logger.log_metrics({"b": 2.0, "epoch": 1}, step=2)
+    assert read_whole_rows(tmp_path / "metrics.csv")[3] == {"a": "", "b": "2.0", "epoch": "1", "step": "2"}
+
+
+def test_a_new_column_never_leaves_half_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = fill(tmp_path)
+    before = (tmp_path / "metrics.csv").read_bytes()
+    monkeypatch.setattr("e2enet.common.files.os.replace", lambda *_: pytest.fail("killed"))
+    with pytest.raises(pytest.fail.Exception, match="killed"):
+        logger.log_metrics({"c": 1.0}, step=2)
+    assert (tmp_path / "metrics.csv").read_bytes() == before
+
+
+def test_later_rows_and_half_a_row_are_cut_off(tmp_path: Path) -> None:
+    fill(tmp_path)
+    whole = (tmp_path / "metrics.csv").read_bytes()
+    with (tmp_path / "metrics.csv").open("a") as stream:
+        stream.write(",0.5,1")
+    logger = MetricsFile(tmp_path, rows=3)
+    assert (tmp_path / "metrics.csv").read_bytes() == whole and logger.rows == 3
+    logger = MetricsFile(tmp_path, rows=2)
+    logger.log_metrics({"a": 3.5, "epoch": 0}, step=1)
+    assert (tmp_path / "metrics.csv").read_bytes() == whole
+    MetricsFile(tmp_path)
+    assert not (tmp_path / "metrics.csv").exists()
+
+
+def test_rows_that_are_lost_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(tmp_path)
+    assert MetricsFile(tmp_path, rows=5).rows == 3
+    assert capsys.readouterr().out == f"warning: {tmp_path}/metrics.csv: 3 rows, expected 5; the others are lost\n"

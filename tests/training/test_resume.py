@@ -1,0 +1,166 @@
+"""Which checkpoint a run goes on from, and what may not have changed since."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from e2enet.common.configs import compose_config
+from e2enet.common.errors import InputError
+from e2enet.data.command import build_datamodule
+from e2enet.training.checkpoints import WholeCheckpoints
+from e2enet.training.records import write_config
+from e2enet.training.resume import FoundCheckpoint, find_checkpoint, refuse_changes, resumed_config, run_identity
+from e2enet.training.run_state import KEY, RunState, generator_states, set_generator_states
+from tests.training.conftest import SMALL_RUN
+
+
+def write(folder: Path, *steps: int) -> None:
+    """Checkpoints of a run after so many steps, one after the other."""
+    for step in steps:
+        state = {"step": step, "rows": 2 * step, "generators": {}, "identity": {}}
+        content = {KEY: state, "state_dict": {"weight": torch.arange(5000.0) + step}}
+        WholeCheckpoints().save_checkpoint(content, folder / "checkpoints" / "last.ckpt")
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1  # of a weight: torch would read it
+    path.write_bytes(content)
+    torch.load(path, weights_only=True)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def pickle_something(path: Path) -> None:
+    torch.save({KEY: Path("an object")}, path)
+
+
+def write_weights_only(path: Path) -> None:
+    torch.save({"state_dict": {}}, path)
+
+
+def test_the_last_two_are_kept_and_the_last_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert find_checkpoint(tmp_path) is None
+    write(tmp_path, 2, 4, 6)
+    found = find_checkpoint(tmp_path)
+    assert found == FoundCheckpoint(tmp_path / "checkpoints" / "last.ckpt", RunState(6, 12, {}, {}))
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["last.ckpt", "previous.ckpt"]
+    assert torch.load(tmp_path / "checkpoints" / "previous.ckpt", weights_only=True)[KEY]["step"] == 4
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (truncate, "is damaged or cut off (File is not a zip file)"),
+        (empty, "is damaged or cut off (File is not a zip file)"),
+        (flip_a_bit, "is damaged (archive/data/0 is not what was written)"),
+        (pickle_something, "holds pickled objects, which could run code when loaded and are refused"),
+        (write_weights_only, "is no checkpoint that a run of this version can go on from"),
+        (Path.unlink, "no such file"),
+    ],
+)
+def test_the_one_before_stands_in_for_a_damaged_one(
+    damage: Any, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, 2, 4)
+    last, previous = (tmp_path / "checkpoints" / name for name in ("last.ckpt", "previous.ckpt"))
+    damage(last)
+    found = find_checkpoint(tmp_path)
+    assert found is not None and (found.path, found.state.step) == (previous, 2)
+    (warning,) = capsys.readouterr().out.splitlines()
+    assert warning.startswith(f"warning: {last}: ") and reason in warning
+    assert warning.endswith(f"; going on from {previous}, step 2")
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(tmp_path: Path) -> None:
+    write(tmp_path, 2, 4)
+    for name in ("last.ckpt", "previous.ckpt"):
+        truncate(tmp_path / "checkpoints" / name)
+    with pytest.raises(InputError) as caught:
+        find_checkpoint(tmp_path)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == f"resume={tmp_path}: no checkpoint can be used (without any, the run begins anew):"
+    assert [name in line for name, line in zip(("last.ckpt", "previous.ckpt"), lines[1:], strict=True)] == [True] * 2
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> DictConfig:
+    root = tmp_path_factory.mktemp("resume")
+    paths = [f"paths.data={root}/data", f"paths.prepared={root}/prepared"]
+    return compose_config([*SMALL_RUN, *paths, "data.num_test=0", "plan.spacing=[3,1,1]"])
+
+
+def identity_of(config: DictConfig) -> dict[str, Any]:
+    data = build_datamodule(config, steps_per_epoch=1)
+    data.prepare_data()
+    data.setup("fit")
+    return run_identity(config, data)
+
+
+def test_what_has_changed_since_is_refused_with_all_differences(stored: DictConfig, tmp_path: Path) -> None:
+    identity = identity_of(stored)
+    checkpoint = FoundCheckpoint(tmp_path / "last.ckpt", RunState(4, 8, {}, identity))
+    free = stored.copy()
+    free.training.epochs, free.data.num_workers, free.trainer.log_every, free.final.predict = 99, 3, 1, True
+    free.training.checkpoint_every = 7
+    refuse_changes(checkpoint, identity_of(free))
+    changed = stored.copy()
+    changed.dsff.density, changed.network.base_features, changed.training.loss.smooth = 0.3, 8, 1e-3
+    changed.plan.patch_size, changed.data.num_train, changed.trainer.devices = [8, 16, 24], 6, 2
+    del changed.training.optimizer.weight_decay
+    with pytest.raises(InputError) as caught:
+        refuse_changes(checkpoint, identity_of(changed))
+    assert str(caught.value).splitlines() == [
+        f"{tmp_path}/last.ckpt: its run cannot go on with what has changed since:",
+        "  - data.num_train: the run has 5, now 6",
+        "  - dsff.density: the run has 0.2, now 0.3",
+        "  - network.base_features: the run has 4, now 8",
+        "  - training.loss.smooth: the run has 1e-05, now 0.001",
+        "  - training.optimizer.weight_decay: the run has 0.01, now none",
+        "  - plan.patch_size: the run has [8, 16, 16], now [8, 16, 24]",
+        "  - training cases: the run has 4 (phantom_004), now 4 (phantom_001)",
+        "  - validation cases: the run has ['phantom_001'], now ['phantom_004', 'phantom_006']",
+        "  - processes: the run has 1, now 2",
+    ]
+
+
+def test_the_number_of_processes_stays_however_they_are_spread(stored: DictConfig, tmp_path: Path) -> None:
+    stored = stored.copy()
+    stored.trainer.devices = 2
+    write_config(tmp_path / "config.yaml", stored)
+    spread = [f"resume={tmp_path}", "trainer.devices=1", "trainer.num_nodes=2", "training.checkpoint_every=9"]
+    config = resumed_config(compose_config(spread), spread)
+    assert (config.trainer.devices, config.trainer.num_nodes, config.training.checkpoint_every) == (1, 2, 9)
+    with pytest.raises(InputError, match=r"trainer.devices and num_nodes: 1 processes, the run has 2"):
+        resumed_config(compose_config(spread[:2]), spread[:2])
+
+
+def test_generators_go_on_where_they_were() -> None:
+    def draw() -> list[float]:
+        normal = np.random.normal()  # one of two, of which NumPy keeps the second
+        return [torch.rand(()).item(), normal, random.gauss(0, 1), random.random()]
+
+    kept = generator_states()
+    try:
+        draw()
+        states = generator_states()
+        expected = draw()
+        assert draw() != expected
+        set_generator_states(states)
+        assert draw() == expected
+    finally:
+        set_generator_states(kept)
