@@ -19,6 +19,7 @@ from e2enet.common.configs import register_resolvers
 from e2enet.common.console import flush_every_line
 from e2enet.common.errors import exit_on_input_error
 from e2enet.common.overrides import force_added
+from e2enet.common.ranks import is_first, quiet_unless_first
 from e2enet.training.sweeps.inside import end_with_launcher, run_held, tell_score, telling_errors
 from e2enet.training.sweeps.rows import compose_job
 
@@ -54,7 +55,8 @@ def run(config: DictConfig, folder: Path) -> float:
     keep_freed_memory()
     with run_held(folder):
         result = run_training(config, folder)
-        draw_figures(result.folder)
+        if is_first():
+            draw_figures(result.folder)
         tell_score(result.dice)
     return result.dice
 
@@ -65,6 +67,7 @@ def main() -> None:
     os.environ["E2ENET_ROOT"] = str(Path(__file__).resolve().parent)  # anchors experiments/ in conf/config.yaml
     end_with_launcher()
     flush_every_line()
+    quiet_unless_first()
     register_resolvers()
     if not any(flag in arguments for flag in QUESTIONS):
         from e2enet.training.config_check import check_command_line

@@ -7,11 +7,11 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from omegaconf import DictConfig
 
 from e2enet.common.configs import as_plain
+from e2enet.common.ranks import is_first
 
 METRICS_FILE = "metrics.csv"
 
@@ -40,7 +40,7 @@ def _csv_logger(run_folder: Path, first_step: int) -> CSVLogger:
     earlier: list[dict[str, Any]] = []
     path = run_folder / METRICS_FILE
     # Of several processes only the first has the file.
-    if path.is_file() and getattr(rank_zero_only, "rank", 0) == 0:
+    if path.is_file() and is_first():
         earlier = [row for row in _whole_rows(path) if int(row["step"]) < first_step]
         # Lightning would delete the file itself and warn about the folder.
         path.unlink()
