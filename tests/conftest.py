@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+PATIENCE = 300  # seconds for two processes that wait for each other
 
 
 def pytest_configure() -> None:
@@ -29,3 +34,25 @@ def shared_data() -> Path:
     if os.environ.get("CI") == "true" or folder is not None:
         pytest.fail(message)
     pytest.skip("E2ENET_SHARED is unset: this test reads real scans from its data folder")
+
+
+@pytest.fixture(scope="session")
+def torchrun() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a script of the project in two processes of one thread each, on gloo; returns when both have ended."""
+    root = Path(__file__).parents[1]
+
+    def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        command = [sys.executable, *launcher, str(root / script), *arguments]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(root)}
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        ) as process:
+            try:
+                output = process.communicate(timeout=PATIENCE)
+            except BaseException:
+                process.terminate()  # it ends the two, which SIGKILL would leave behind
+                raise
+        return subprocess.CompletedProcess(command, process.returncode, *output)
+
+    return run

@@ -106,8 +106,6 @@ class SegmentationDataModule(lightning.LightningDataModule):
     train_cases: list[Case]
     val_cases: list[Case]
     test_cases: list[Case]
-    # Of two processes that validate one case, one has nothing to do.
-    allow_zero_length_dataloader_with_multiple_devices = True
 
     def __init__(
         self,
@@ -131,6 +129,7 @@ class SegmentationDataModule(lightning.LightningDataModule):
         limit_cases: int | None = None,
     ) -> None:
         super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # of two that validate one case, one has none
         self.source = source
         self.prepared_root = Path(prepared_root)
         self.fold = fold

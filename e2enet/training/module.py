@@ -81,9 +81,10 @@ class SegmentationModule(pl.LightningModule):
         output = self(batch["image"])
         heads = [output] if isinstance(output, Tensor) else output
         loss: Tensor = self.loss(heads, batch["label"])
-        # The epoch's mean over all processes, which differ in cross-entropy.
-        options = {"on_step": False, "on_epoch": True, "prog_bar": True, "sync_dist": True}
-        self.log("train/loss", loss, batch_size=len(batch["image"]), **options)
+        # The mean over all processes, which differ in cross-entropy. Not by Lightning's sync_dist: that waits for the
+        # others at the epoch's end, whenever some callback of one process happens to ask for the value.
+        mean = self.trainer.strategy.reduce(loss.detach(), reduce_op="mean")
+        self.log("train/loss", mean, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch["image"]))
         return loss
 
     def on_train_epoch_start(self) -> None:

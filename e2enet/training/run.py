@@ -156,6 +156,7 @@ def _quiet() -> None:
         "does not have many workers",
         "isinstance.treespec, LeafSpec",
         "is smaller than the logging interval",
+        "It is recommended to use .self.log",  # with sync_dist: what is logged is the same on all processes
         "Experiment logs directory .* exists and is not empty",  # config.yaml is there before
         "Checkpoint directory .* exists and is not empty",  # a resumed run
         "The dirpath has changed from",  # a job that takes the training of another

@@ -66,7 +66,7 @@ def _strategy(config: DictConfig) -> str | Strategy:
         return "auto"
     # The buffers are kernel masks. Sent from the first process before every forward pass, masks that have come to
     # differ would be overwritten unseen; and processes validate different numbers of cases, with a pass for each.
-    return DDPStrategy(broadcast_buffers=False)
+    return DDPStrategy(forward_sync_buffers=False)
 
 
 def _dsff(config: DictConfig) -> list[pl.Callback]:
