@@ -78,7 +78,8 @@ def main() -> None:
             check_command_line(arguments)
             if is_multirun(arguments):
                 sys.exit(launch_sweep(arguments, train))
-        sys.argv[1:] = force_added(arguments)
+        # Hydra's log file is the first process's too.
+        sys.argv[1:] = [*force_added(arguments), *([] if is_first() else ["hydra/job_logging=stdout"])]
     train()
 
 

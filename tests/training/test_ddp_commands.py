@@ -32,7 +32,7 @@ OVERRIDES = [
     "trainer.log_every=1",
     "final.mirror=false",
 ]
-LAUNCHERS = ("torchrun", "srun", "lightning")
+LAUNCHERS = ("torchrun", "lightning", pytest.param("srun", marks=pytest.mark.slow))
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +77,7 @@ def test_one_run_is_written_once(launcher: str, train: Callable[[str], tuple[Pat
         "scores.csv",
         "summary.json",
         "test",
+        "train.log",
         "validation",
         "versions.json",
     ]
