@@ -1,6 +1,7 @@
 """Segment scans with trained models: python predict.py checkpoint=RUN input=FILE_OR_FOLDER output=FOLDER.
 
-The keys and what they may be: conf/predict.yaml. Exit codes: 0 done, 1 some case failed, 2 wrong input.
+Under torchrun or srun several processes share the cases. The keys and what they may be: conf/predict.yaml.
+Exit codes: 0 done, 1 some case failed, 2 wrong input.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from omegaconf import DictConfig
 
 from e2enet.common.console import flush_every_line
 from e2enet.common.errors import ExitCode, exit_on_input_error
+from e2enet.common.ranks import is_first, quiet_unless_first
 from e2enet.inference.config import check_arguments, read_config
 
 CONFIG_FOLDER = str(Path(__file__).parent / "conf")
@@ -35,6 +37,9 @@ def predict(config: DictConfig) -> None:
 
 if __name__ == "__main__":
     flush_every_line()
+    quiet_unless_first()
     with exit_on_input_error():
         check_arguments(sys.argv[1:], CONFIG_FOLDER)
+    if not is_first():
+        sys.argv.append("hydra/job_logging=stdout")  # Hydra's log file is the first process's
     predict()

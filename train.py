@@ -19,6 +19,7 @@ from e2enet.common.configs import register_resolvers
 from e2enet.common.console import flush_every_line
 from e2enet.common.errors import exit_on_input_error
 from e2enet.common.overrides import force_added, is_multirun
+from e2enet.common.ranks import is_first, quiet_unless_first
 from e2enet.training.sweeps.inside import end_with_launcher, run_held, tell_score, telling_errors
 from e2enet.training.sweeps.rows import compose_job
 
@@ -57,7 +58,8 @@ def run(config: DictConfig, folder: Path) -> float:
     keep_freed_memory()
     with run_held(folder):
         result = run_training(config, folder)
-        draw_figures(result.folder)
+        if is_first():
+            draw_figures(result.folder)
         tell_score(result.dice)
     return result.dice
 
@@ -68,6 +70,7 @@ def main() -> None:
     os.environ["E2ENET_ROOT"] = str(Path(__file__).resolve().parent)  # anchors experiments/ in conf/config.yaml
     end_with_launcher()
     flush_every_line()
+    quiet_unless_first()
     register_resolvers()
     if not any(flag in arguments for flag in QUESTIONS):
         from e2enet.training.config_check import check_command_line
@@ -77,7 +80,8 @@ def main() -> None:
             check_command_line(arguments)
             if is_multirun(arguments):
                 sys.exit(launch_sweep(arguments, train))
-        sys.argv[1:] = force_added(arguments)
+        # Hydra's log file is the first process's too.
+        sys.argv[1:] = [*force_added(arguments), *([] if is_first() else ["hydra/job_logging=stdout"])]
     train()
 
 

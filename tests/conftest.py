@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
+
+PATIENCE = 300  # seconds for two processes that wait for each other
 
 
 def pytest_configure() -> None:
@@ -29,3 +37,58 @@ def shared_data() -> Path:
     if os.environ.get("CI") == "true" or folder is not None:
         pytest.fail(message)
     pytest.skip("E2ENET_SHARED is unset: this test reads real scans from its data folder")
+
+
+@pytest.fixture(scope="session")
+def launch() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a script of the project in two processes of one thread each, on gloo; returns when both have ended.
+
+    `launch("torchrun" | "srun" | "lightning", script, *arguments)`. There is no SLURM: the processes of "srun" get the
+    variables that it gives. With "lightning" the script is started once, and starts the second process itself.
+    """
+    return launch_two
+
+
+def launch_two(launcher: str, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    root = Path(__file__).parents[1]
+    program = [sys.executable, str(root / script), *arguments]
+    plain = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(root)}
+    environments = [plain]
+    if launcher == "torchrun":
+        program[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    elif launcher == "srun":
+        environments = [plain | slurm_variables(task, free_port()) for task in ("0", "1")]
+    processes = [subprocess.Popen(program, stdout=PIPE, stderr=PIPE, text=True, env=own) for own in environments]
+    try:
+        outputs = [process.communicate(timeout=PATIENCE) for process in processes]
+    finally:
+        for process in processes:
+            process.terminate()  # torchrun ends its two, which SIGKILL would leave behind
+            process.wait()
+    code = max((process.returncode for process in processes), key=abs)
+    return subprocess.CompletedProcess(program, code, *map("".join, zip(*outputs, strict=True)))
+
+
+def slurm_variables(task: str, port: int) -> dict[str, str]:
+    """What a task of `srun --ntasks-per-node 2` finds in its environment; the job's number makes the port."""
+    return {
+        "SLURM_JOB_ID": f"7{port - 15000:04d}",
+        "SLURM_JOB_NAME": "two",
+        "SLURM_NTASKS": "2",
+        "SLURM_NTASKS_PER_NODE": "2",
+        "SLURM_NNODES": "1",
+        "SLURM_NODEID": "0",
+        "SLURM_NODELIST": "localhost",
+        "SLURM_PROCID": task,
+        "SLURM_LOCALID": task,
+    }
+
+
+@cache
+def free_port() -> int:
+    """A free port among those that SLURM jobs take: 15000 and the last four digits of the job's number."""
+    for port in range(15000, 25000):
+        with socket.socket() as probe:
+            if probe.connect_ex(("localhost", port)) != 0:
+                return port
+    raise OSError("no free port from 15000 to 24999")

@@ -72,6 +72,9 @@ class SegmentationDataModule(lightning.LightningDataModule):
     `PatchDataset` describes; out of the loader itself they come as `on_after_batch_transfer` takes them. Validation
     batches: the same for patches as `ValidationPatches` describes, and for one whole case at the plan's spacing.
 
+    In data-parallel training the plan's batch size is that of each process. All of them together draw the patches that
+    one process with so many times the batch size would, and validate each patch and case once.
+
     Args:
         source: Where the raw dataset comes from.
         prepared_root: Folder of all prepared datasets; this one takes the subfolder `source.prepared_name`.
@@ -126,6 +129,7 @@ class SegmentationDataModule(lightning.LightningDataModule):
         limit_cases: int | None = None,
     ) -> None:
         super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # of two that validate one case, one has none
         self.source = source
         self.prepared_root = Path(prepared_root)
         self.fold = fold
@@ -166,17 +170,17 @@ class SegmentationDataModule(lightning.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Batches of augmented patches, `steps_per_epoch` of them."""
+        rank, world_size = self._place()
         dataset = PatchDataset(
             self._prepared_cases()[0],
             self.plan.patch_size,
-            batch_size=self.plan.batch_size,
+            batch_size=self.plan.batch_size * world_size,
             augmentation=self._augmentation(),
             seed=self.seed,
             augment_here=self.augment_on == "worker",
             transforms=self.transforms,
             affine=frame_affine(self.plan.spacing, self.plan.depth_axis),
         )
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         place: dict[str, Any] = {"rank": rank, "world_size": world_size, "start": self._start}
         sampler = EpochSampler(self.steps_per_epoch, self.plan.batch_size, **place)
         return patch_loader(dataset, sampler, num_workers=self.num_workers)
@@ -210,15 +214,20 @@ class SegmentationDataModule(lightning.LightningDataModule):
         from the memory map in this process, and are empty in epochs without such a validation."""
         cases, size = self._prepared_cases()[1], self.plan.batch_size
         epochs = self.trainer.max_epochs if self.trainer else None
+        rank, world_size = self._place()
         patches = ValidationPatches(
-            cases, self.plan.patch_size, count=self.validation_patches, batch_size=size, seed=self.seed
+            cases, self.plan.patch_size, count=self.validation_patches, batch_size=size * world_size, seed=self.seed
         )
-        sampler = PeriodicSampler(len(patches), self.validate_every, epochs)
+        sampler = PeriodicSampler(len(patches), self.validate_every, epochs, rank=rank, world_size=world_size)
         loaders = [DataLoader(patches, batch_size=size, sampler=sampler)]
         if self.validate_full:
-            whole = PeriodicSampler(len(cases), self.validate_full, epochs)
+            whole = PeriodicSampler(len(cases), self.validate_full, epochs, rank=rank, world_size=world_size)
             loaders.append(DataLoader(CaseDataset(cases), batch_size=1, sampler=whole))
         return loaders
+
+    def _place(self) -> tuple[int, int]:
+        """This process's number and how many train together."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _augmentation(self) -> Augmentation:
         return build_augmentation(self.plan.patch_size, self.mirror_axes, self.augmentation)

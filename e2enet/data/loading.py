@@ -19,7 +19,7 @@ def patch_loader(dataset: PatchDataset, sampler: EpochSampler, *, num_workers: i
     """Loader of the batches of each epoch; its workers live through all epochs."""
     return DataLoader(
         dataset,
-        batch_size=dataset.batch_size,
+        batch_size=sampler.batch_size,
         sampler=sampler,
         collate_fn=collate_patches,
         num_workers=num_workers,

@@ -40,7 +40,7 @@ class PatchDataset(Dataset):
     Args:
         cases: Prepared cases with labels.
         patch_size: Voxels (D, H, W).
-        batch_size: Samples per batch (per process), which decides the foreground rule.
+        batch_size: Samples per batch, those of all processes together, which decides the foreground rule.
         augmentation: What is done to each patch.
         seed: Any number that is not negative.
         augment_here: Carry out the augmentation; else only draw it.
@@ -114,8 +114,9 @@ class CaseDataset(Dataset):
 class EpochSampler(Sampler[Key]):
     """Yields the keys (epoch, index) of one epoch, in order; Lightning calls `set_epoch` before each.
 
-    Under several processes each takes every `world_size`-th batch, so that their samples are disjoint,
-    equally many, and keep their place within the batch (which decides the foreground rule).
+    Several processes share each batch: of a batch of `world_size` times `batch_size` samples the first takes the
+    first `batch_size`, and so on. Their samples are disjoint, equally many, and together those that a process alone
+    has with the larger batch.
 
     Args:
         steps: Batches per epoch and process.

@@ -26,7 +26,7 @@ class ValidationPatches(Dataset):
         cases: Prepared cases with labels.
         patch_size: Voxels (D, H, W).
         count: Patches; raised to the number of cases and to whole batches.
-        batch_size: Patches per batch.
+        batch_size: Patches per batch, those of all processes together.
         seed: Any number that is not negative.
     """
 
@@ -62,16 +62,20 @@ class ValidationPatches(Dataset):
 class PeriodicSampler(Sampler[int]):
     """Yields the positions 0 .. `length` - 1 in every `every`-th epoch and in the last, nothing in the others.
 
+    Of several processes each yields every `world_size`-th: all positions are taken once, and none twice to make their
+    numbers equal, as torch's DistributedSampler would. A process may have one fewer than another, or none.
+
     Lightning calls `set_epoch` with the number of finished epochs before each pass, a resumed run's included.
 
     Args:
         length: Positions.
         every: Epochs from one pass to the next.
         epochs: Epochs of the run; None where it has no end.
+        rank, world_size: This process and how many there are.
     """
 
-    def __init__(self, length: int, every: int, epochs: int | None) -> None:
-        self.length = length
+    def __init__(self, length: int, every: int, epochs: int | None, *, rank: int = 0, world_size: int = 1) -> None:
+        self.positions = range(rank, length, world_size)
         self.every = every
         self.epochs = epochs
         self.epoch = 0
@@ -81,9 +85,9 @@ class PeriodicSampler(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.length
+        return len(self.positions)
 
     def __iter__(self) -> Iterator[int]:
         finished = self.epoch + 1
         if finished % self.every == 0 or finished == self.epochs:
-            yield from range(self.length)
+            yield from self.positions

@@ -13,6 +13,7 @@ from e2enet.common.console import console
 from e2enet.common.errors import InputError
 from e2enet.common.files import atomic_path
 from e2enet.common.overlay import save_overlay
+from e2enet.common.ranks import ALONE, Team
 from e2enet.data.formats.layout import Case
 from e2enet.data.formats.volume import Volume, read_label, read_volume, to_native, write_label_image
 from e2enet.data.preparation.preprocess import preprocess, restore_labels, restore_probabilities
@@ -93,14 +94,16 @@ def predict_cases(
     probabilities: bool = False,
     overwrite: bool = False,
     keep_largest_of: Sequence[int] = (),
+    team: Team = ALONE,
 ) -> dict[str, str]:
     """Predict cases into a folder; returns {case: reason} of those that failed, which do not stop the others.
 
     Writes `<case><file ending>` and, on request, `<case>.png` (overlay) and `<case>.npz` (float16
     probabilities (K, x, y, z) of the native grid). Every file is complete or absent, the label image being
     written last; a case whose files all exist is skipped unless `overwrite`. Classes of `keep_largest_of` keep only
-    their largest component (`postprocess.keep_largest`); probabilities stay as they are. Raises InputError, before
-    anything is predicted, where a result would take the place of an input.
+    their largest component (`postprocess.keep_largest`); probabilities stay as they are. The processes of a
+    `team` share the cases; each returns the failures of all, when all are done. Raises InputError, before anything is
+    predicted, where a result would take the place of an input.
     """
     output = Path(output)
     _require_other_files(cases, output, models[0].file_ending)
@@ -108,6 +111,7 @@ def predict_cases(
     if len(todo) < len(cases):
         done = len(cases) - len(todo)
         console.print(f"{done} of {len(cases)} cases are in {output} already (overwrite=true predicts them again)")
+    todo = team.share(todo)
     for model in models:
         model.network.to(settings.device)
     failures: dict[str, str] = {}
@@ -124,7 +128,8 @@ def predict_cases(
                 reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
                 failures[case.id] = reason
                 progress.failed(case.id, reason)
-    return failures
+    everyones = {case: reason for part in team.gather(failures) for case, reason in part.items()}
+    return {case.id: everyones[case.id] for case in cases if case.id in everyones}
 
 
 def write_prediction(

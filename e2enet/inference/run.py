@@ -8,6 +8,7 @@ import torch
 
 from e2enet.common.console import say
 from e2enet.common.errors import InputError
+from e2enet.common.ranks import joined_team, launched
 from e2enet.data.formats.layout import find_cases
 from e2enet.inference.checkpoint import LoadedModel, load_ensemble
 from e2enet.inference.config import PredictConfig
@@ -20,6 +21,8 @@ AMP_TYPES = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
 
 def run_prediction(config: PredictConfig) -> dict[str, str]:
     """Predict as configured; returns {case: reason} of the cases that failed.
+
+    Under torchrun or srun every process calls this and predicts its share; each returns the failures of all.
 
     Raises InputError before the first prediction where the device, the checkpoints or the input are unusable.
     """
@@ -42,16 +45,18 @@ def run_prediction(config: PredictConfig) -> dict[str, str]:
         device=device,
         amp_dtype=AMP_TYPES[config.precision],
     )
-    failures = predict_cases(
-        models,
-        cases,
-        config.output,
-        settings,
-        overlay=config.overlay,
-        probabilities=config.probabilities,
-        overwrite=config.overwrite,
-        keep_largest_of=postprocessing.classes if postprocessing else (),
-    )
+    with joined_team() as team:
+        failures = predict_cases(
+            models,
+            cases,
+            config.output,
+            settings,
+            overlay=config.overlay,
+            probabilities=config.probabilities,
+            overwrite=config.overwrite,
+            keep_largest_of=postprocessing.classes if postprocessing else (),
+            team=team,
+        )
     if failures:
         lines = "\n".join(f"  - {case}: {reason}" for case, reason in failures.items())
         text = f"{len(failures)} of {len(cases)} cases failed:\n{lines}"
@@ -99,9 +104,15 @@ def resolve_postprocessing(given: str, models: list[LoadedModel]) -> Postprocess
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of a config value; `auto` is a GPU where there is one. InputError where it is not there."""
+    """The device of a config value; `auto` is a GPU where there is one. InputError where it is not there.
+
+    Processes that were started together take turns with the GPUs that each sees: one each where there are enough, also
+    where a scheduler shows every process a single one.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and launched().world_size > 1 and torch.cuda.is_available():
+        name = f"cuda:{launched().local_rank % torch.cuda.device_count()}"
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -50,20 +50,24 @@ class EpochNumbers(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log both; the loss is the mean over all processes."""
         pl_module.log("train/lr", self._learning_rate, rank_zero_only=True)
-        pl_module.log("train/loss", self._sum / max(1, self._batches), prog_bar=True, sync_dist=True)
+        pl_module.log("train/loss", self._mean_sum(trainer, pl_module) / max(1, self._batches), prog_bar=True)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        own = torch.as_tensor(self._sum, dtype=torch.float32, device=pl_module.device)
-        mean = trainer.strategy.reduce(own, reduce_op="mean")  # of all processes
-        checkpoint[self.KEY] = {"lr": self._learning_rate, "sum": float(mean), "batches": self._batches}
+        total = float(self._mean_sum(trainer, pl_module))
+        checkpoint[self.KEY] = {"lr": self._learning_rate, "sum": total, "batches": self._batches}
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         state = checkpoint[self.KEY]
         self._learning_rate, self._sum, self._batches = state["lr"], state["sum"], state["batches"]
+
+    def _mean_sum(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Tensor:
+        # By hand: Lightning's sync_dist waits for the others whenever a callback of one process asks for the value.
+        own = torch.as_tensor(self._sum, dtype=torch.float32, device=pl_module.device)
+        return torch.as_tensor(trainer.strategy.reduce(own, reduce_op="mean"))
 
 
 class EpochLines(pl.Callback):

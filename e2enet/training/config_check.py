@@ -24,6 +24,7 @@ from e2enet.common.overrides import (
     parse_override,
     unknown_choice,
 )
+from e2enet.common.ranks import launched
 from e2enet.training.config_rules import SCHEMA
 from e2enet.training.pretraining import pretraining_problems
 from e2enet.training.resume import resumed_config
@@ -117,8 +118,7 @@ def _job_problems(job: Sequence[str], multirun: bool) -> Iterator[str]:
         # What runs is the stored config, not the defaults of this command line.
         config = resumed_config(config, job)
     yield from (f"row {row}: {problem}" if more else problem for problem in config_problems(config))
-    if multirun:
-        yield from _multirun_problems(config)
+    yield from _multirun_problems(config) if multirun else _process_problems(config)
 
 
 def _launcher_problems(overrides: Sequence[str]) -> Iterator[str]:
@@ -139,6 +139,24 @@ def _multirun_problems(config: DictConfig) -> Iterator[str]:
             f"trainer.num_nodes={nodes}: each job of a sweep runs on one machine (trainer.devices processes); start a "
             "run on several with torchrun or SLURM, without -m"
         )
+
+
+def _process_problems(config: DictConfig) -> Iterator[str]:
+    """What does not fit the processes that torchrun or srun started; each of them runs the whole program."""
+    started = launched()
+    devices, nodes = (OmegaConf.select(config, f"trainer.{key}") for key in ("devices", "num_nodes"))
+    if started.world_size == 1 or not started.launcher or not isinstance(devices, int) or not isinstance(nodes, int):
+        return
+    if devices * nodes == 1 and started.launcher == "srun" and started.rank == 0:
+        return  # or a command of a batch script without srun, which SLURM tells of its tasks too
+    if devices * nodes != started.world_size:
+        yield (
+            f"trainer.devices={devices}, trainer.num_nodes={nodes}: {devices * nodes} process(es), but "
+            f"{started.launcher} started {started.world_size}; give as many to both (and trainer=ddp)"
+        )
+    raw = OmegaConf.to_container(config, resolve=False)
+    if config.get("resume") is None and isinstance(raw, dict) and "${now:" in str(raw.get("run_folder")):
+        yield "run_folder: each process would name it by its own clock; expected a folder, e.g. run_folder=runs/ddp"
 
 
 def _jobs(choices: Sequence[Sequence[str]]) -> Iterable[Sequence[str]]:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from e2enet.network import dsff
+from e2enet.training.mask_agreement import require_equal_masks
 
 
 class DSFFCallback(pl.Callback):
@@ -19,7 +20,8 @@ class DSFFCallback(pl.Callback):
 
     Invariants after every optimizer step: inactive weights and their optimizer moments are exactly zero, and
     each layer's active count is the one drawn at the start. Steps that a gradient scaler skips count for
-    nothing.
+    nothing. In data-parallel training all processes have the same masks, which is compared at the start and at every
+    update.
 
     Args:
         density: active kernels / all kernels per layer at the start.
@@ -35,7 +37,7 @@ class DSFFCallback(pl.Callback):
             "constant".
         fraction_initial: share of active kernels pruned at the first update.
         fraction_final: share at the end of the updates.
-        seed: masks are a function of it and the update's number alone, so all ranks draw the same.
+        seed: random draws are a function of it and the update's number alone, so all ranks draw the same.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class DSFFCallback(pl.Callback):
             steps = self.update_every * self._total / max(1, trainer.max_epochs or 1)
         self._period = max(1, round(steps))
         self._remember_active(pl_module)
+        require_equal_masks(pl_module, "when training starts")
         optimizer = trainer.optimizers[0]
         hold_masks(pl_module, optimizer)
         self._unhook()
@@ -109,7 +112,10 @@ class DSFFCallback(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        """Keep growth scores when an update is next, then zero dead gradients, so that none is clipped."""
+        """Keep growth scores when an update is next, then zero dead gradients, so that none is clipped.
+
+        Gradients are averaged over processes by now, accumulated ones too: the scores are the same on all.
+        """
         layers = dsff.fusion_layers(pl_module)
         self._scores = None
         if self.growth == "gradient" and self._update_due(self.step + 1):
@@ -134,6 +140,7 @@ class DSFFCallback(pl.Callback):
             )
             self.last_churn = sum(churn.values()) / len(churn)
             self._remember_active(model)
+            require_equal_masks(model, f"after update {self.num_updates} at step {self.step}")
         hold_masks(model, optimizer)
 
     def _update_due(self, step: int) -> bool:

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from e2enet.common.console import console
 from e2enet.common.errors import raise_problems
+from e2enet.common.ranks import ALONE, Team
 from e2enet.data.formats.layout import Case
 from e2enet.evaluation import score_files, scores_table, write_scores
 from e2enet.inference.checkpoint import LoadedModel, load_model
@@ -21,18 +22,26 @@ PRECISIONS = {"32": "32", "bf16-mixed": "bf16", "16-mixed": "16"}
 
 
 def score_run(
-    config: DictConfig, run_folder: Path, checkpoint: Path, validation: Sequence[Case], test: Sequence[Case]
-) -> dict[str, Any]:
+    config: DictConfig,
+    run_folder: Path,
+    checkpoint: Path,
+    validation: Sequence[Case],
+    test: Sequence[Case],
+    team: Team = ALONE,
+) -> dict[str, Any] | None:
     """Predict and score the fold's validation cases and the labelled test cases; the validation summary.
+
+    All processes of a team predict; the first scores when all have, and the others return None.
 
     Writes RUN/validation/<case>.nii.gz with RUN/scores.csv and RUN/summary.json, and the same three of the
     test cases into RUN/test. Prints both tables.
     """
     model = load_model(checkpoint)
-    summary = _score(config, model, validation, run_folder / "validation", run_folder, "Validation cases")
+    folder = run_folder / "validation"
+    summary = _score(config, model, validation, folder, run_folder, "Validation cases", team)
     labelled = [case for case in test if case.label is not None]
     if labelled:
-        _score(config, model, labelled, run_folder / "test", run_folder / "test", "Test cases")
+        _score(config, model, labelled, run_folder / "test", run_folder / "test", "Test cases", team)
     return summary
 
 
@@ -43,7 +52,8 @@ def _score(
     predictions: Path,
     scores_folder: Path,
     title: str,
-) -> dict[str, Any]:
+    team: Team,
+) -> dict[str, Any] | None:
     """Predict into one folder, write scores into another, print the table."""
     cases = cases[: config.final.max_cases]
     device = "cpu" if config.trainer.accelerator == "cpu" else "auto"
@@ -54,8 +64,11 @@ def _score(
         amp_dtype=AMP_TYPES[PRECISIONS[str(config.training.precision)]],
     )
     # A resumed run has other weights than those that the files of an earlier end were predicted with.
-    failures = predict_cases([model], cases, predictions, settings, overlay=config.final.overlay, overwrite=True)
+    overlay = config.final.overlay
+    failures = predict_cases([model], cases, predictions, settings, overlay=overlay, overwrite=True, team=team)
     raise_problems([f"{case}: {reason}" for case, reason in failures.items()], f"{title} that cannot be predicted:")
+    if team.rank != 0:
+        return None
     pairs = {case.id: (predictions / f"{case.id}{model.file_ending}", case.label) for case in cases if case.label}
     scores, summary = score_files(
         pairs,

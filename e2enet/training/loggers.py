@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from e2enet.common.configs import as_plain
 from e2enet.common.console import say
 from e2enet.common.files import sync_to_disk, write_csv
+from e2enet.common.ranks import is_first
 
 METRICS_FILE = "metrics.csv"
 
@@ -60,7 +61,7 @@ class MetricsFile(Logger):
         self.path = folder / METRICS_FILE
         self.rows = 0
         self._columns: list[str] = []
-        if getattr(rank_zero_only, "rank", 0) == 0:
+        if is_first():
             self._keep(rows)
 
     @property

@@ -1,4 +1,8 @@
-"""Soft Dice plus cross-entropy, and its deep-supervision wrapper (spec section 4)."""
+"""Soft Dice plus cross-entropy, and its deep-supervision wrapper (spec section 4).
+
+In data-parallel training the batch is that of all processes together: batch Dice is of sums over all of them. Means
+over voxels and samples need nothing of the kind, since every process has as many.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,13 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 
 class DiceCrossEntropy(nn.Module):
-    """Weighted sum of soft Dice loss and cross-entropy, always computed in float32.
+    """Weighted sum of soft Dice loss and cross-entropy, computed in float32 or wider.
 
-    The Dice term is nnU-Net's batch Dice: per class, sums run over the batch and all voxels,
+    The Dice term is nnU-Net's batch Dice: per class, sums run over the batch (of all processes) and all voxels,
     `dice = (2 * sum(p * t) + smooth) / (sum(p) + sum(t) + smooth)`. nnU-Net minimises `-mean(dice)`; here the
     term is `1 - mean(dice)`, the same gradient with a best value of 0.
 
@@ -44,7 +48,7 @@ class DiceCrossEntropy(nn.Module):
         """Loss of logits (B, K, D, H, W) against class indices (B, D, H, W), int64."""
         # Half precision cannot hold sums over a patch: float16 ends at 65504, a 64^3 patch has 262144 voxels.
         with torch.autocast(logits.device.type, enabled=False):
-            logits = logits.float()
+            logits = logits if logits.dtype == torch.float64 else logits.float()
             dice = soft_dice(
                 logits.softmax(dim=1),
                 target,
@@ -98,5 +102,21 @@ def soft_dice(
     axes = [2, 3, 4] if not batch_dice else [0, 2, 3, 4]
     overlap = (probabilities * one_hot).sum(axes)
     total = probabilities.sum(axes) + one_hot.sum(axes)
+    if batch_dice:
+        overlap, total = sum_over_processes(torch.stack([overlap, total]))
     dice = (2.0 * overlap + smooth) / (total + smooth)
     return (dice if include_background else dice[..., 1:]).mean()
+
+
+def sum_over_processes(sums: Tensor) -> Tensor:
+    """Sum a tensor over all processes of a data-parallel training; a process alone keeps it as it is.
+
+    The gradient is that of the sum times the number of processes. A loss of this sum is the same number on each, but a
+    process's backward pass reaches its own samples only, and the gradients of all are then averaged: of two processes
+    each would give half of its part. Times two, the average is the gradient of the loss with respect to the weights.
+    """
+    if not distributed.is_available() or not distributed.is_initialized():
+        return sums
+    total = sums.detach().clone()
+    distributed.all_reduce(total)
+    return total + distributed.get_world_size() * (sums - sums.detach())

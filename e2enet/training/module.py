@@ -100,7 +100,7 @@ class SegmentationModule(pl.LightningModule):
         """Log Dice per class over all voxels, and the mean of the classes, of what was validated in this epoch."""
         self.scores = {}
         for score, counts in ((SCORES[PATCHES], self.patch_counts), (SCORES[WHOLE_CASES], self.case_counts)):
-            if not counts.update_called:
+            if not self._any_process(counts.update_called):
                 continue
             dice, mean = counts.take()
             for label, name in self.labels.items():
@@ -119,6 +119,12 @@ class SegmentationModule(pl.LightningModule):
             supplied["total"] = self._length(interval)
         scheduler = instantiate(config, **supplied)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
+
+    def _any_process(self, holds: bool) -> bool:
+        """Whether something holds on any of the processes, each of which asks: a case may be another one's to score,
+        and its counts are added up by all or by none."""
+        votes = self.trainer.strategy.reduce(torch.tensor(int(holds), device=self.device), reduce_op="sum")
+        return bool(votes)
 
     def _segment_case(self, image: Tensor) -> Tensor:
         """Classes (1, D, H, W) of a whole image (1, C, D, H, W), by sliding window in the run's own precision."""

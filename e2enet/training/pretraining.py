@@ -18,6 +18,7 @@ from e2enet.common.configs import as_plain, compose_config, group_options
 from e2enet.common.errors import InputError, raise_problems
 from e2enet.common.files import write_json
 from e2enet.common.overrides import chooses_group, is_override, override_values, parse_override, unknown_choice
+from e2enet.common.ranks import is_first
 from e2enet.data.planning.plan import Plan
 from e2enet.training.resume import CONFIG_FILE, LAST_CHECKPOINT
 
@@ -56,7 +57,8 @@ def pretrain(config: DictConfig, run_folder: Path, plan: Plan, train: Callable[[
             dice = train(own, folder)
         except KeyboardInterrupt as stopped:
             raise KeyboardInterrupt(f"stopped while pretraining; go on with it by resume={run_folder}") from stopped
-        write_json(folder / FINISHED_FILE, {"dice": dice})
+        if is_first():
+            write_json(folder / FINISHED_FILE, {"dice": dice})
     best = folder / "checkpoints" / "best.ckpt"
     return best if best.is_file() else folder / LAST_CHECKPOINT  # without a validated class there is no best one
 

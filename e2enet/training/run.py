@@ -15,6 +15,7 @@ from torch import nn
 from e2enet.common.configs import as_plain
 from e2enet.common.console import say
 from e2enet.common.errors import ExitCode, InputError
+from e2enet.common.ranks import current_team, is_first
 from e2enet.data.command import build_datamodule
 from e2enet.data.datamodule import SegmentationDataModule
 from e2enet.inference.checkpoint import load_model
@@ -44,13 +45,16 @@ def run_training(config: DictConfig, run_folder: Path, *, successor: nn.Module |
     `config.resume`, where set, is the run folder itself and training goes on from its last checkpoint, from the
     start where it has none yet. A `successor` is the network that this run is the pretraining of.
 
+    Every process of a data-parallel training calls this; the first one alone writes.
+
     Raises:
         InputError: an unusable config or dataset, a folder that holds another run already, or initial weights that do
             not fit.
     """
     check_config(config)
     checkpoint = find_checkpoint(run_folder) if config.resume else None
-    if not config.resume and (run_folder / CONFIG_FILE).exists():
+    # The first process alone: by the time that another looks, this may be its own run's.
+    if not config.resume and is_first() and (run_folder / CONFIG_FILE).exists():
         raise InputError(f"{run_folder}: holds a run already; go on with it by resume={run_folder}, or name another")
     _quiet()
     pl.seed_everything(config.seed, workers=True, verbose=False)
@@ -69,8 +73,9 @@ def run_training(config: DictConfig, run_folder: Path, *, successor: nn.Module |
     module = build_module(config, data)
     if successor is not None:
         check_shapes(successor, module.network, "pretraining: its network has not the shape of the run's:")
-    write_config(run_folder / CONFIG_FILE, config)
-    write_versions(run_folder / "versions.json")
+    if is_first():
+        write_config(run_folder / CONFIG_FILE, config)
+        write_versions(run_folder / "versions.json")
     if checkpoint is None:
         _start_from_other_weights(config, run_folder, module)
     try:
@@ -128,15 +133,15 @@ def _finish(config: DictConfig, run_folder: Path, data: SegmentationDataModule, 
     """Score the best checkpoint where asked; the mean validation Dice."""
     best = run_folder / "checkpoints" / "best.ckpt"
     dice = next(callback.latest for callback in trainer.checkpoint_callbacks if isinstance(callback, BestCheckpoint))
-    if not trainer.is_global_zero:
-        return dice
     # Without a validated class there is no best checkpoint: the last one stands in.
     checkpoint = best if best.is_file() else run_folder / LAST_CHECKPOINT
-    if checkpoint.is_file():
+    if checkpoint.is_file() and trainer.is_global_zero:
         write_connections(run_folder / "connections.json", load_model(checkpoint).network)
     if not config.final.predict:
         return dice
-    summary = score_run(config, run_folder, checkpoint, data.val_cases, data.test_cases)
+    summary = score_run(config, run_folder, checkpoint, data.val_cases, data.test_cases, current_team())
+    if summary is None:
+        return dice
     say(f"run folder: {run_folder}")
     return float(summary["mean"]["dice"])
 
@@ -148,6 +153,7 @@ def _quiet() -> None:
         "does not have many workers",
         "isinstance.treespec, LeafSpec",
         "is smaller than the logging interval",
+        "It is recommended to use .self.log",  # with sync_dist: what is logged is the same on all processes
         "Experiment logs directory .* exists and is not empty",  # config.yaml is there before
         "You're resuming from a checkpoint that ended before the epoch ended",  # the data module knows where
     ):

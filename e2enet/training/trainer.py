@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 from omegaconf import DictConfig
 
 from e2enet.common.configs import as_plain
@@ -39,7 +40,7 @@ def build_trainer(
         accelerator=config.trainer.accelerator,
         devices=config.trainer.devices,
         num_nodes=config.trainer.num_nodes,
-        strategy=config.trainer.strategy,
+        strategy=_strategy(config),
         deterministic=config.trainer.deterministic,
         limit_val_batches=config.trainer.limit_val_batches,
         max_epochs=config.training.epochs,
@@ -57,7 +58,8 @@ def build_trainer(
         num_sanity_val_steps=0,
         # Which epochs are validated, the samplers of the two validation loaders know.
         check_val_every_n_epoch=1,
-        # The patch sampler shards by rank itself; Lightning's would split its keys a second time.
+        # The samplers shard by rank themselves; Lightning's would split their keys a second time, and repeat
+        # validation cases to make their number even.
         use_distributed_sampler=False,
     )
 
@@ -67,6 +69,15 @@ def _checkpoints(config: DictConfig, folder: Path, identity: dict[str, Any]) -> 
     training = config.training
     last = LastCheckpoint(folder / LAST, training.checkpoint_every, training.checkpoint_unit, identity)
     return [BestCheckpoint(folder / BEST, monitored(training.validate_full)), last]
+
+
+def _strategy(config: DictConfig) -> str | Strategy:
+    """Data-parallel training where there are several processes, or where it is asked for."""
+    if config.trainer.strategy == "auto" and config.trainer.devices * config.trainer.num_nodes == 1:
+        return "auto"
+    # The buffers are kernel masks. Sent from the first process before every forward pass, masks that have come to
+    # differ would be overwritten unseen; and processes validate different numbers of cases, with a pass for each.
+    return DDPStrategy(forward_sync_buffers=False)
 
 
 def _dsff(config: DictConfig) -> list[pl.Callback]:

@@ -250,12 +250,13 @@ def test_a_resumed_sampler_goes_on_at_its_batch(workers: int, cases: list[Prepar
     assert list(sampler) == [(5, index) for index in range(6)] and len(list(loader)) == 3
 
 
-def test_ranks_are_disjoint_equally_long_and_keep_the_foreground_rule() -> None:
-    first, second = (list(EpochSampler(3, 2, rank=rank, world_size=2)) for rank in (0, 1))
-    assert len(first) == len(second) == 6
-    assert sorted(first + second) == [(0, index) for index in range(12)]
-    for keys in (first, second):
-        assert [is_foreground_sample(index, 2) for _, index in keys] == [False, True] * 3
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_share_the_samples_of_one_process_with_the_larger_batch(world_size: int) -> None:
+    whole = list(EpochSampler(4, 2 * world_size))
+    parts = [list(EpochSampler(4, 2, rank=rank, world_size=world_size)) for rank in range(world_size)]
+    assert [len(part) for part in parts] == [8] * world_size
+    batches = [key for step in range(4) for part in parts for key in part[2 * step : 2 * step + 2]]
+    assert batches == whole == [(0, index) for index in range(8 * world_size)]
 
 
 def test_case_dataset_gives_whole_cases(cases: list[PreparedCase]) -> None:

@@ -98,3 +98,10 @@ def test_whole_passes_come_every_so_many_epochs_and_last() -> None:
         passes.append(list(sampler))
     assert passes == [[], [], [0, 1], [], [], [0, 1], [], [0, 1]]
     assert len(sampler) == 2
+
+
+@pytest.mark.parametrize(("length", "parts"), [(5, [[0, 2, 4], [1, 3]]), (1, [[0], []])])
+def test_processes_share_the_positions_and_repeat_none(length: int, parts: list[list[int]]) -> None:
+    samplers = [PeriodicSampler(length, every=1, epochs=None, rank=rank, world_size=2) for rank in (0, 1)]
+    assert [list(sampler) for sampler in samplers] == parts
+    assert [len(sampler) for sampler in samplers] == [len(part) for part in parts]

@@ -19,6 +19,7 @@ from pathlib import Path
 from e2enet.common.errors import InputError
 from e2enet.common.files import write_json
 from e2enet.common.locks import claimed_folder
+from e2enet.common.ranks import is_first
 
 # Set for a job's processes: the file in which they tell how it went.
 OUTCOME_VARIABLE = "E2ENET_JOB_OUTCOME"
@@ -33,7 +34,7 @@ def is_job() -> bool:
 
 def tell_score(score: float) -> None:
     """Leave the launcher the job's score (NaN: none); of several processes the first does. Without one, nothing."""
-    if is_job() and _first_of_group():
+    if is_job() and is_first():
         write_json(os.environ[OUTCOME_VARIABLE], {"score": None if isnan(score) else score})
 
 
@@ -44,7 +45,7 @@ def run_held(folder: Path) -> Iterator[None]:
     Raises:
         InputError: another process is at work in it.
     """
-    if is_job() or not _first_of_group():
+    if is_job() or not is_first():
         yield
         return
     with claimed_folder(folder) as held:
@@ -83,12 +84,6 @@ def end_with_sweep() -> None:
     parent = os.getppid()
     if os.environ.get(SWEEP_VARIABLE) == str(parent):
         threading.Thread(target=_wait_for_parent, args=(parent,), daemon=True).start()
-
-
-def _first_of_group() -> bool:
-    """Whether this process is the first, or only, one of its run: torchrun and SLURM number them."""
-    numbers = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
-    return next((number for number in numbers if number is not None), "0") == "0"
 
 
 def _wait_for_launcher() -> None:

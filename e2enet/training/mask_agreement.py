@@ -1,0 +1,51 @@
+"""All processes of a training hold the same kernel masks, or it stops.
+
+Masks are no parameters: nothing that data-parallel training does keeps them equal but that every process computes the
+same. Weights, all-reduced gradients and the draw are the same everywhere, so the masks are; hardware that computes
+wrongly, or a change to the code, would break this without a word, and with it everything that the run says about
+density. Comparing is cheap: eight bytes per layer and update.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+from torch import Tensor, distributed, nn
+
+from e2enet.network import dsff
+
+
+def require_equal_masks(model: nn.Module, moment: str) -> None:
+    """Compare the masks of all processes, which must call this together; a process alone has nothing to compare.
+
+    Args:
+        model: The network, or the module around it.
+        moment: When this is, for the message ("after update 3 at step 3600").
+
+    Raises:
+        RuntimeError: on every process, naming the layers that differ and where.
+    """
+    layers = dsff.fusion_layers(model)
+    if not layers or not distributed.is_available() or not distributed.is_initialized():
+        return
+    device = next(iter(layers.values())).kernel_mask.device  # NCCL moves tensors of the GPU only
+    own = torch.tensor([mask_digest(layer.kernel_mask) for layer in layers.values()], device=device)
+    everyones = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(everyones, own)
+    differing = [
+        f"{name} on {', '.join(f'rank {rank}' for rank in ranks)}"
+        for layer, name in enumerate(layers)
+        if (ranks := [rank for rank, digests in enumerate(everyones) if digests[layer] != everyones[0][layer]])
+    ]
+    if differing:
+        raise RuntimeError(
+            f"kernel masks are not the same on all processes {moment}; other than on rank 0: {'; '.join(differing)}"
+        )
+
+
+def mask_digest(mask: Tensor) -> int:
+    """The first 8 bytes of a mask's SHA-256, as a signed number that int64 holds."""
+    bits = np.packbits(mask.detach().cpu().numpy())
+    return int.from_bytes(hashlib.sha256(bits.tobytes()).digest()[:8], "big", signed=True)

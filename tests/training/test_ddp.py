@@ -1,0 +1,204 @@
+"""Data-parallel training on two processes against one process with twice the batch, on the same samples.
+
+This file is also the program of the two processes: torchrun runs it once, for all the tests.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from e2enet.common.configs import compose_config
+from e2enet.common.ranks import current_team, is_first, launched
+from e2enet.data.command import build_datamodule
+from e2enet.network import dsff
+from e2enet.training.mask_agreement import mask_digest
+from e2enet.training.run import build_module
+from e2enet.training.trainer import build_trainer
+
+Record = dict[str, Any]
+TINY = [
+    "data.num_train=5",
+    "data.num_test=0",
+    "data.shape=[32,32,12]",
+    "data.num_workers=0",
+    "plan.patch_size=[4,8,8]",
+    "plan.strides=[[1,2,2],[2,2,2]]",
+    "network.base_features=4",
+    "training.epochs=1",
+    "training.validation_patches=6",
+    "training.validate_full=0",
+    "training.clip_norm=0.5",
+    "dsff.density=0.5",
+    "trainer.accelerator=cpu",
+]
+# 20 optimizer steps of two batches each, and an update of the masks after every fourth.
+LONG = ["training.steps_per_epoch=40", "training.accumulate=2", "dsff.update_every=4"]
+# Nothing is learnt, so that scores are those of equal weights to the last bit.
+SCORED = ["training.steps_per_epoch=2", "training.validate_full=1", "training.optimizer.lr=0.0", "dsff=static"]
+SCORED += ["plan.patch_size=[12,32,32]"]  # a whole case in a few windows
+SCENARIOS: dict[str, tuple[list[str], Any]] = {
+    "random": ([*LONG, "dsff.growth=random"], "64-true"),
+    "gradient": ([*LONG, "dsff.growth=gradient"], "64-true"),
+    "amp": (["training.steps_per_epoch=6", "dsff.update_every=2"], "bf16-mixed"),
+    "five_cases": ([*SCORED, "fold=all"], "32"),
+    "one_case": (SCORED, "32"),
+    "spoilt": (["training.steps_per_epoch=6", "dsff.update_every=4"], "32"),
+}
+
+
+class Watch(pl.Callback):
+    """Records what a process trains and validates on, and the masks after every batch."""
+
+    def __init__(self) -> None:
+        self.seen: Record = {"train": [], "loss": [], "masks": [], "validated": []}
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        pairs = zip(batch["case"], batch["image"].double().sum((1, 2, 3, 4)).tolist(), strict=True)
+        self.seen["train"].append(list(pairs))
+        self.seen["loss"].append(float(outputs["loss"]))
+        layers = dsff.fusion_layers(pl_module).items()
+        self.seen["masks"].append({name: mask_digest(layer.kernel_mask) for name, layer in layers})
+
+    def on_validation_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+        self.seen["validated"] += batch["case"]
+
+
+class Spoil(pl.Callback):
+    """Exchanges an active and an inactive kernel of one layer on the second process, as faulty hardware might."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        if trainer.global_rank == 1 and trainer.global_step == 3:
+            layer = dsff.fusion_layers(pl_module)["network.decoder.columns.0.1.up"]
+            layer.kernel_mask.copy_(layer.kernel_mask.flip(0))
+
+
+def train(name: str, root: Path, batch_size: int) -> Record:
+    """Fit one scenario in this process, one of several or alone; what it saw and came to."""
+    overrides, precision = SCENARIOS[name]
+    folders = [f"paths.data={root}/data", f"paths.prepared={root}/prepared", f"run_folder={root}/{name}"]
+    processes = [f"trainer.devices={launched().world_size}", f"plan.batch_size={batch_size}"]
+    config = compose_config([*TINY, *overrides, *processes, *folders])
+    config.training.precision = precision
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    names = ("steps_per_epoch", "validation_patches", "validate_every", "validate_full")
+    data = build_datamodule(config, **{key: config.training[key] for key in names})
+    data.prepare_data()
+    data.setup("fit")
+    module = build_module(config, data)
+    trainer = build_trainer(config, module, root / name / str(launched().world_size), [])
+    watch = Watch()
+    trainer.callbacks += [watch, Spoil()] if name == "spoilt" else [watch]
+    trainer.fit(module, datamodule=data)
+    metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    return watch.seen | {"weights": module.state_dict(), "scores": module.scores, "metrics": metrics}
+
+
+def main(root: Path) -> None:
+    """One of the two processes: every scenario in turn, the one that stops with an error last."""
+    torch.set_num_threads(1)
+    records: Record = {}
+    for name in SCENARIOS:
+        try:
+            records[name] = train(name, root, batch_size=1)
+        except RuntimeError as error:
+            records[name] = str(error)
+    team = current_team()
+    # The second already sees a result of the first's where the first saw none: the first one's list counts.
+    part = team.share(["a", "b", "c"] if is_first() else ["b", "c"])
+    records["team"] = {"part": part, "gathered": team.gather({"rank": team.rank})}
+    torch.save(records, root / f"rank{launched().rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ddp")
+
+
+@pytest.fixture(scope="module")
+def ranks(root: Path, launch: Callable[..., Any]) -> list[Record]:
+    """What the two processes recorded."""
+    result = launch("torchrun", "tests/training/test_ddp.py", str(root))
+    assert result.returncode == 0, result.stderr
+    return [torch.load(root / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def amp_alone(root: Path) -> Record:
+    return train("amp", root, batch_size=2)
+
+
+@pytest.mark.parametrize("growth", ["random", "gradient"])
+def test_two_processes_train_what_one_does_with_twice_the_batch(growth: str, ranks: list[Record], root: Path) -> None:
+    alone = train(growth, root, batch_size=2)
+    both = [record[growth] for record in ranks]
+    for name, value in alone["weights"].items():
+        for record in both:
+            torch.testing.assert_close(record["weights"][name], value, rtol=0, atol=1e-7)
+    losses = [sum(pair) / 2 for pair in zip(both[0]["loss"], both[1]["loss"], strict=True)]
+    assert losses == pytest.approx(alone["loss"], rel=1e-9)
+    assert both[0]["metrics"]["train/loss"] == pytest.approx(alone["metrics"]["train/loss"], rel=1e-9)
+    assert both[0]["masks"] == both[1]["masks"] == alone["masks"]
+    # Four updates in 20 steps: none after the last.
+    assert len({tuple(masks.values()) for masks in alone["masks"]}) == 5
+
+
+def test_samples_are_disjoint_equally_many_and_those_of_one_process(ranks: list[Record], amp_alone: Record) -> None:
+    both = [record["amp"]["train"] for record in ranks]
+    assert [len(batch) for record in both for batch in record] == [1] * 12
+    shared = [[*first, *second] for first, second in zip(*both, strict=True)]
+    for batch, expected in zip(shared, amp_alone["train"], strict=True):
+        assert [case for case, _ in batch] == [case for case, _ in expected]
+        assert [total for _, total in batch] == pytest.approx([total for _, total in expected], rel=1e-9)
+    assert len({total for batch in shared for _, total in batch}) == 12  # none twice
+
+
+def test_mixed_precision_keeps_masks_equal_and_the_loss_near(ranks: list[Record], amp_alone: Record) -> None:
+    both = [record["amp"] for record in ranks]
+    assert both[0]["masks"] == both[1]["masks"] == amp_alone["masks"]
+    assert len({tuple(masks.values()) for masks in amp_alone["masks"]}) == 3
+    assert both[0]["metrics"]["train/loss"] == pytest.approx(amp_alone["metrics"]["train/loss"], rel=0.01)
+
+
+@pytest.mark.parametrize(("name", "cases"), [("five_cases", [3, 2]), ("one_case", [1, 0])])
+def test_each_case_is_validated_once_and_scored_as_by_one_process(
+    name: str, cases: list[int], ranks: list[Record], root: Path
+) -> None:
+    alone = train(name, root, batch_size=2)
+    both = [record[name] for record in ranks]
+    assert all(torch.equal(both[0]["weights"][layer], value) for layer, value in alone["weights"].items())
+    # Three patches each, then whole cases.
+    assert [len(record["validated"]) for record in both] == [3 + number for number in cases]
+    whole = [case for record in both for case in record["validated"][3:]]
+    assert sorted(whole) == sorted(alone["validated"][6:]) and len(set(whole)) == len(whole) == sum(cases)
+    assert both[0]["scores"] == both[1]["scores"] == alone["scores"]
+    assert set(alone["scores"]) == {"val/dice", "val_full/dice"}
+    scored = {key: value for key, value in alone["metrics"].items() if key.startswith("val")}
+    assert {key: both[0]["metrics"][key] for key in scored} == scored
+
+
+def test_masks_that_differ_stop_training_with_the_layers_name(ranks: list[Record]) -> None:
+    for record in ranks:
+        assert "not the same on all processes after update 1 at step 4" in record["spoilt"]
+        assert "network.decoder.columns.0.1.up on rank 1" in record["spoilt"] and record["spoilt"].count("rank 1") == 1
+
+
+def test_only_the_first_process_writes(ranks: list[Record], root: Path) -> None:
+    written = {path.name for path in (root / "five_cases" / "2").rglob("*") if path.is_file()}
+    pictures = {name for name in written if name.endswith(".png")}
+    assert written - pictures == {"cost.json", "best.ckpt", "last.ckpt"} and len(pictures) == 1
+
+
+def test_a_team_shares_items_and_gathers_results(ranks: list[Record]) -> None:
+    assert [record["team"]["part"] for record in ranks] == [["a", "c"], ["b"]]
+    assert [record["team"]["gathered"] for record in ranks] == [[{"rank": 0}, {"rank": 1}]] * 2
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
