@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -11,10 +12,12 @@ from threadpoolctl import threadpool_limits
 from torch.utils.data import DataLoader, default_collate
 
 from e2enet.data.sampling import EpochSampler, PatchDataset
+from e2enet.data.worker_notes import WorkerNotes
 
 
 def patch_loader(dataset: PatchDataset, sampler: EpochSampler, *, num_workers: int) -> DataLoader:
-    """Loader of the batches of each epoch; its workers live through all epochs."""
+    """Loader of the batches of each epoch; its workers live through all epochs and note what they read."""
+    dataset.notes = WorkerNotes([case.id for case in dataset.cases], num_workers)
     return DataLoader(
         dataset,
         batch_size=dataset.batch_size,
@@ -23,7 +26,7 @@ def patch_loader(dataset: PatchDataset, sampler: EpochSampler, *, num_workers: i
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=limit_worker_threads,
+        worker_init_fn=start_worker,
     )
 
 
@@ -36,6 +39,12 @@ def collate_patches(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if "draw" not in samples[0]:
         return default_collate(list(samples))
     return {key: [sample[key] for sample in samples] for key in samples[0]}
+
+
+def start_worker(worker: int) -> None:
+    """What every worker process does first."""
+    faulthandler.enable(file=2)  # a crash in C code leaves a traceback too, on stderr
+    limit_worker_threads(worker)
 
 
 def limit_worker_threads(worker: int) -> None:

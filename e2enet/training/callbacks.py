@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ class EpochLines(pl.Callback):
         assert isinstance(pl_module, SegmentationModule)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         # The metrics also hold scores of earlier epochs.
-        shown = {"loss": metrics["train/loss"]}
+        shown = {"loss": metrics.get("train/loss", math.nan)}  # none where every batch was left out
         shown |= {label: pl_module.scores[name] for name, label in SCORE_LABELS.items() if name in pl_module.scores}
         shown["s/step"] = metrics["time/step"]
         parts = [f"{label} {value:.3f}" for label, value in shown.items()]

@@ -13,9 +13,18 @@ from e2enet.common.errors import InputError, raise_problems
 
 CONFIG_FILE = "config.yaml"
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
-# What a resumed run may change: its length, where it runs and logs, where files are, and what follows
-# training.
-CHANGEABLE = ("training.epochs", "trainer", "logger", "paths", "final", "data.num_workers", "data.prepare_workers")
+# What a resumed run may change: its length, what becomes of losses that are not finite, where it runs and logs, where
+# files are, and what follows training.
+CHANGEABLE = (
+    "training.epochs",
+    "training.skip_nonfinite",
+    "trainer",
+    "logger",
+    "paths",
+    "final",
+    "data.num_workers",
+    "data.prepare_workers",
+)
 
 
 def resumed_config(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
