@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch.utils.data import get_worker_info
@@ -69,6 +70,26 @@ class WorkerNotes:
         if position == NOTHING_YET:
             return f"loader worker {pid} ended before its first case"
         return f"loader worker {pid} ended {'while' if reading else 'after'} reading case {self.cases[position]}"
+
+
+@contextmanager
+def naming_held_cases(loader: Callable[[], Any]) -> Iterator[None]:
+    """In a block that trains on a loader of `PatchDataset`, name the cases of workers that die; `loader` finds it.
+
+    Raises:
+        RuntimeError: in place of torch's, with what each of the workers held and what may be done.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        notes = getattr(getattr(loader(), "dataset", None), "notes", None)
+        held = notes.explain(error) if isinstance(notes, WorkerNotes) else None
+        if held is None:
+            raise
+        raise RuntimeError(
+            f"{held} ({str(error).strip().rstrip('.')}). A worker that is killed has most often run out of memory: "
+            "fewer data.num_workers, a smaller plan.patch_size or plan.batch_size need less"
+        ) from error
 
 
 def _messages(error: BaseException | None) -> Iterator[str]:
