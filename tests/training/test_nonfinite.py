@@ -231,18 +231,23 @@ def test_a_loss_without_gradient_reaches_every_parameter() -> None:
 
 
 def main(folder: Path) -> None:
-    """One of two processes, of which the second gets a bad batch."""
+    """One of two processes, of which the second gets a bad batch: left out first, then a reason to stop."""
     rank = int(os.environ["RANK"])
     torch.set_num_threads(1)
-    module = make_module("training.skip_nonfinite=1")
-    numbers = range(8 * rank, 8 * rank + 8)
+    data = samples(range(8 * rank, 8 * rank + 8), bad=[10])
+    options: dict[str, Any] = {"devices": 2, "strategy": "ddp", "use_distributed_sampler": False}
+    apart = "++training.loss.batch_dice=false"  # a Dice over both processes would be NaN on both
+    module = make_module("training.skip_nonfinite=1", apart)
     masks = DSFFCallback(0.5, update_every=2, update_until=0.5)
-    data = samples(numbers, bad=[10])
-    fit(module, folder, data, masks, devices=2, strategy="ddp", use_distributed_sampler=False)
-    torch.save({"weights": weights(module), "step": masks.step}, folder / f"rank{rank}.pt")
+    fit(module, folder / "skip", data, masks, **options)
+    try:
+        fit(make_module(apart), folder / "stop", data, **options)
+    except InputError as error:
+        found = {"weights": weights(module), "step": masks.step, "error": str(error)}
+        torch.save(found, folder / f"rank{rank}.pt")
 
 
-def test_two_processes_leave_a_batch_out_alike(tmp_path: Path) -> None:
+def test_two_processes_decide_alike(tmp_path: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.getcwd()}
     done = subprocess.run(
@@ -253,8 +258,11 @@ def test_two_processes_leave_a_batch_out_alike(tmp_path: Path) -> None:
     assert first["step"] == second["step"] == 3  # of four batches
     assert_equal(first["weights"], second["weights"])
     assert all(value.isfinite().all() for value in first["weights"].values())
-    (record,) = records(tmp_path)
-    assert record["rank"] == 1 and [case["case"] for case in record["cases"]] == ["case_10", "case_11"]
+    for folder in ("skip", "stop"):
+        (record,) = records(tmp_path / folder)  # by the second alone
+        assert record["rank"] == 1 and [case["case"] for case in record["cases"]] == ["case_10", "case_11"]
+    assert f"in another process: see {tmp_path}/stop/nonfinite" in first["error"]
+    assert f"cases case_10, case_11: statistics of the batch in {tmp_path}/stop/nonfinite/" in second["error"]
     assert "in another process" in done.stdout and "left out (1 in a row, at most 1)" in done.stdout
 
 
