@@ -24,6 +24,7 @@ WITHOUT_EFFECT = (
     "trainer.accelerator",
     "trainer.strategy",
     "trainer.progress",
+    "trainer.probe",
     "trainer.log_every",
 )
 # What follows training: jobs that differ in nothing else train the same network.

@@ -1,4 +1,4 @@
-"""How the process asks the operating system for memory, and how much it may still ask for."""
+"""How the process asks the operating system for memory, what it holds, and how much it may still ask for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1  # from glibc's malloc.h
@@ -42,6 +43,55 @@ def available_memory(root: Path = Path("/")) -> int:
     fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
     machine = int(fields.get("MemAvailable", fields["MemFree"]).split()[0]) * 1024
     return max(0, min([machine, *_left_by_cgroups(root)]))
+
+
+def resident(process: int | str = "self") -> int:
+    """Bytes of memory that this process, or another by its id, holds; where only the own peak so far can be told (not
+    Linux), that."""
+    return _status("VmRSS", process) or _peak_by_getrusage()
+
+
+def resident_peak() -> int:
+    """The most bytes that this process has held since it began, or since `forget_peak`."""
+    # getrusage on Linux also counts the parent that started this process.
+    return _status("VmHWM") or _peak_by_getrusage()
+
+
+def forget_peak() -> None:
+    """Let `resident_peak` begin anew, where the system can (Linux)."""
+    with suppress(OSError):  # not there, or not allowed: the peak stays that since the process began
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+@contextmanager
+def limited_memory(more: int) -> Iterator[None]:
+    """For the block, let the process take so many further bytes and no more: it gets an error (MemoryError, torch's
+    RuntimeError) where the system would end it without a word. Elsewhere than on Linux, nothing."""
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    bounds = [bound for bound in (soft, hard) if bound != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min([(_status("VmData") or 0) + more, *bounds]), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def _status(field: str, process: int | str = "self") -> int | None:
+    path = Path(f"/proc/{process}/status")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
+
+
+def _peak_by_getrusage() -> int:
+    import resource  # not on Windows, where there is nothing else to ask
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _left_by_cgroups(root: Path) -> Iterator[int]:

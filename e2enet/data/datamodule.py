@@ -24,6 +24,7 @@ from e2enet.data.planning.plan_file import plan_dataset
 from e2enet.data.preparation.cases import prepare_cases
 from e2enet.data.preparation.store import PreparedCase
 from e2enet.data.sampling import CaseDataset, EpochSampler, PatchDataset, frame_affine
+from e2enet.data.shared_memory import require_shared_memory
 from e2enet.data.sources import DataSource
 from e2enet.data.splits import NUM_FOLDS, SplitRule, rule_problem, split_dataset
 from e2enet.data.validation import PeriodicSampler, ValidationPatches
@@ -169,7 +170,8 @@ class SegmentationDataModule(lightning.LightningDataModule):
             self._prepare()
 
     def train_dataloader(self) -> DataLoader:
-        """Batches of augmented patches, `steps_per_epoch` of them."""
+        """Batches of augmented patches, `steps_per_epoch` of them; InputError where shared memory has no room for
+        those that wait."""
         rank, world_size = self._place()
         dataset = PatchDataset(
             self._prepared_cases()[0],
@@ -183,6 +185,8 @@ class SegmentationDataModule(lightning.LightningDataModule):
         )
         place: dict[str, Any] = {"rank": rank, "world_size": world_size, "start": self._start}
         sampler = EpochSampler(self.steps_per_epoch, self.plan.batch_size, **place)
+        processes = self.trainer.num_devices if self.trainer else 1
+        require_shared_memory(dataset, self.plan.batch_size, self.num_workers, processes)
         return patch_loader(dataset, sampler, num_workers=self.num_workers)
 
     def state_dict(self) -> dict[str, Any]:

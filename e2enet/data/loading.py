@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import signal
 import sys
 from collections.abc import Sequence
@@ -13,10 +14,12 @@ from threadpoolctl import threadpool_limits
 from torch.utils.data import DataLoader, default_collate
 
 from e2enet.data.sampling import EpochSampler, PatchDataset
+from e2enet.data.worker_notes import WorkerNotes
 
 
 def patch_loader(dataset: PatchDataset, sampler: EpochSampler, *, num_workers: int) -> DataLoader:
-    """Loader of the batches of each epoch; its workers live through all epochs."""
+    """Loader of the batches of each epoch; its workers live through all epochs and note what they read."""
+    dataset.notes = WorkerNotes([case.id for case in dataset.cases], num_workers)
     return DataLoader(
         dataset,
         batch_size=sampler.batch_size,
@@ -42,6 +45,7 @@ def collate_patches(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def start_worker(worker: int) -> None:
     """What every worker process does first."""
+    faulthandler.enable(file=2)  # a crash in C code leaves a traceback too, on stderr
     limit_worker_threads(worker)
     leave_signals_to_training()
 

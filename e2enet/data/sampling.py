@@ -21,6 +21,7 @@ from e2enet.common.errors import InputError
 from e2enet.data.augmentation.recipe import Augmentation, Draw
 from e2enet.data.augmentation.torchio_transforms import apply_transforms
 from e2enet.data.preparation.store import PreparedCase
+from e2enet.data.worker_notes import WorkerNotes
 
 Key = tuple[int, int]
 Triple = tuple[int, int, int]
@@ -46,6 +47,8 @@ class PatchDataset(Dataset):
         augment_here: Carry out the augmentation; else only draw it.
         transforms: TorchIO transforms of each patch, before the augmentation and wherever that takes place.
         affine: Voxels (d, h, w) -> mm (4, 4) of the prepared cases, see `frame_affine`; for `transforms`.
+
+    `notes` says what each worker of a loader reads; the loader replaces it by one with a line for each of them.
     """
 
     def __init__(
@@ -70,14 +73,21 @@ class PatchDataset(Dataset):
         self.augment_here = augment_here
         self.transforms = list(transforms)
         self.affine = affine
+        self.notes = WorkerNotes([case.id for case in self.cases], num_workers=0)
 
     def __getitem__(self, key: Key) -> dict[str, object]:
         epoch, index = key
         case_draw, torch_seed = np.random.SeedSequence((self.seed, epoch, index)).generate_state(2, np.uint64)
-        subject = load_subject(self.cases[int(case_draw) % len(self.cases)], self.affine)
+        position = int(case_draw) % len(self.cases)
+        foreground = is_foreground_sample(index, self.batch_size)
+        with self.notes.reading(position, f"epoch {epoch}, sample {index}"):
+            return self._sample(self.cases[position], torch_seed, foreground)
+
+    def _sample(self, case: PreparedCase, torch_seed: np.uint64, foreground: bool) -> dict[str, object]:
+        subject = load_subject(case, self.affine)
         with torch_seeded(torch_seed):
             draw = self.augmentation.draw(subject.get_image("image").shape[0])
-            box = self._read_box(subject, draw, foreground=is_foreground_sample(index, self.batch_size))
+            box = self._read_box(subject, draw, foreground=foreground)
             box = apply_transforms(box, self.transforms)
         image, label = box.get_image("image").data, box.get_image("label").data[0]
         sample: dict[str, object] = {"image": image, "label": label, "case": box["case"]}

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ import torch
 from hydra.utils import instantiate
 
 from e2enet.common.errors import exit_on_input_error
-from e2enet.common.memory import keep_freed_memory
+from e2enet.common.memory import keep_freed_memory, resident, resident_peak
 from e2enet.inference.checkpoint import checkpoint_file, load_model, read_hyper_parameters
 from e2enet.inference.run import AMP_TYPES, resolve_device
 from e2enet.network import E2ENet
@@ -86,7 +85,7 @@ def median_seconds(work: Callable[[], None], repeats: int, device: torch.device)
 def training_peak(checkpoint: Path, device: torch.device) -> int:
     """Bytes at the peak of two training steps of the run's batch, with its loss, optimizer and precision."""
     _warm_up()
-    start = _resident()
+    start = resident()
     model = load_model(checkpoint)
     settings = read_hyper_parameters(checkpoint)
     training = settings["training"]
@@ -106,7 +105,7 @@ def training_peak(checkpoint: Path, device: torch.device) -> int:
         if fusion_layers(network):
             hold_masks(network, optimizer)
         optimizer.zero_grad()
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else max(0, _resident_peak() - start)
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else max(0, resident_peak() - start)
 
 
 def autocast(training: Mapping[str, Any], device: torch.device) -> Callable[[], torch.autocast]:
@@ -127,30 +126,6 @@ def _warm_up() -> None:
     network = E2ENet(1, 2, [(1, 2, 2)], base_features=2)
     loss = DeepSupervisionLoss(DiceCrossEntropy())
     _loss(network, loss, torch.randn(1, 1, 2, 4, 4), torch.zeros(1, 2, 4, 4, dtype=torch.long)).backward()
-
-
-def _resident() -> int:
-    """Bytes of memory that this process holds; where only the peak so far can be told (not Linux), that."""
-    return _status("VmRSS") or _peak_by_getrusage()
-
-
-def _resident_peak() -> int:
-    """The most bytes that this process has held."""
-    # getrusage on Linux also counts the parent that started this process.
-    return _status("VmHWM") or _peak_by_getrusage()
-
-
-def _status(field: str) -> int | None:
-    path = Path("/proc/self/status")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
-
-
-def _peak_by_getrusage() -> int:
-    import resource  # not on Windows, where there is nothing else to ask
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 from e2enet.common.console import console
 from e2enet.common.overlay import save_overlay
 from e2enet.training.module import PATCHES, SCORES, WHOLE_CASES, SegmentationModule
+from e2enet.training.nonfinite import LEFT_OUT
 from e2enet.training.records import write_cost
 
 # Share of waiting for data from which it is worth telling.
@@ -44,6 +46,8 @@ class EpochNumbers(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add a batch's loss, which stays on its device: reading it would wait for the GPU."""
+        if LEFT_OUT in outputs:
+            return
         self._sum = self._sum + outputs["loss"].detach().float()
         self._batches += 1
 
@@ -83,7 +87,7 @@ class EpochLines(pl.Callback):
         assert isinstance(pl_module, SegmentationModule)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         # The metrics also hold scores of earlier epochs.
-        shown = {"loss": metrics["train/loss"]}
+        shown = {"loss": metrics.get("train/loss", math.nan)}  # none where every batch was left out
         shown |= {label: pl_module.scores[name] for name, label in SCORE_LABELS.items() if name in pl_module.scores}
         shown["s/step"] = metrics["time/step"]
         parts = [f"{label} {value:.3f}" for label, value in shown.items()]

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from hydra.utils import get_method, instantiate
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.optim import Optimizer
 
 from e2enet.data.planning.plan import Plan
 from e2enet.inference.sliding_window import predict_probabilities
 from e2enet.network.build import build_network
 from e2enet.training.dice import DiceCounts
 from e2enet.training.losses import DeepSupervisionLoss
+from e2enet.training.nonfinite import LEFT_OUT, NonFiniteGuard, without_gradient
 
 # The two validation loaders of the data module, by Lightning's `dataloader_idx`, and the name of their scores. Dice of
 # patches and of whole cases are on different scales (a patch on foreground holds less background to be wrong in),
@@ -41,7 +44,7 @@ class SegmentationModule(pl.LightningModule):
         dataset: {"name", "labels": {int: str}, "channels", "mirror_axes", "file_ending"}, and what scoring of its
             label files needs: {"label_map": {int: int}, "regions": {str: [int]}}.
         training: the `training` config group: `loss`, `optimizer`, `schedule` (each with `_target_`),
-            `compile`.
+            `compile`, `skip_nonfinite`.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class SegmentationModule(pl.LightningModule):
             strides=self.plan.strides,
         )
         self.loss = DeepSupervisionLoss(instantiate(training["loss"]))
+        self.guard = NonFiniteGuard(training.get("skip_nonfinite"))
         self.scores: dict[str, float] = {}
         self.patch_counts = DiceCounts(len(self.labels))
         self.case_counts = DiceCounts(len(self.labels))
@@ -76,12 +80,28 @@ class SegmentationModule(pl.LightningModule):
         """Logits of an image batch (B, C, D, H, W): of every head in training mode, else of the first."""
         return self.network(image)
 
-    def training_step(self, batch: Mapping[str, Any], batch_index: int) -> Tensor:
-        """Loss of one batch of patches."""
+    def training_step(self, batch: Mapping[str, Any], batch_index: int) -> Tensor | dict[str, Any]:
+        """Loss of one batch of patches; of one that is left out its value without a gradient, marked as such."""
         output = self(batch["image"])
         heads = [output] if isinstance(output, Tensor) else output
         loss: Tensor = self.loss(heads, batch["label"])
+        if not self.guard.admits(self, loss, batch):
+            return {"loss": without_gradient(loss, self.parameters()), LEFT_OUT: True}
         return loss
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Take the step, unless all its batches were left out or their gradients are not finite."""
+        assert optimizer_closure is not None
+        first = [optimizer_closure()]  # goes forward and backward
+        if self.guard.may_step(self):
+            # Optimizers that ask more than once (LBFGS) evaluate anew.
+            super().optimizer_step(epoch, batch_idx, optimizer, lambda: first.pop() if first else optimizer_closure())
 
     def validation_step(
         self, batch: Mapping[str, Any], batch_index: int, dataloader_idx: int = PATCHES

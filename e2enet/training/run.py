@@ -10,7 +10,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
-from torch import nn
+from torch import distributed, nn
 
 from e2enet.common.configs import as_plain
 from e2enet.common.console import say
@@ -18,6 +18,7 @@ from e2enet.common.errors import ExitCode, InputError
 from e2enet.common.ranks import current_team, is_first
 from e2enet.data.command import build_datamodule
 from e2enet.data.datamodule import SegmentationDataModule
+from e2enet.data.worker_notes import naming_held_cases
 from e2enet.inference.checkpoint import load_model
 from e2enet.training.checkpoints import BestCheckpoint
 from e2enet.training.config_check import check_config
@@ -26,6 +27,7 @@ from e2enet.training.initial_weights import check_shapes, load_initial_weights
 from e2enet.training.loggers import build_loggers, finish_wandb
 from e2enet.training.module import SegmentationModule
 from e2enet.training.pretraining import pretrain
+from e2enet.training.probe import probe_step
 from e2enet.training.records import write_config, write_connections, write_versions
 from e2enet.training.resume import CONFIG_FILE, LAST_CHECKPOINT, find_checkpoint, refuse_changes, run_identity
 from e2enet.training.trainer import build_trainer
@@ -48,8 +50,8 @@ def run_training(config: DictConfig, run_folder: Path, *, successor: nn.Module |
     Every process of a data-parallel training calls this; the first one alone writes.
 
     Raises:
-        InputError: an unusable config or dataset, a folder that holds another run already, or initial weights that do
-            not fit.
+        InputError: an unusable config or dataset, a folder that holds another run already, initial weights that do
+            not fit, a step or batches that do not fit into memory, or a loss that is not finite.
     """
     check_config(config)
     checkpoint = find_checkpoint(run_folder) if config.resume else None
@@ -82,7 +84,11 @@ def run_training(config: DictConfig, run_folder: Path, *, successor: nn.Module |
         loggers = build_loggers(config, run_folder, checkpoint.state.rows if checkpoint else 0)
         trainer = build_trainer(config, module, run_folder, loggers, identity)
         path = checkpoint.path if checkpoint else None
-        trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
+        # With processes that a pretraining has joined already, the loss would wait for theirs.
+        if config.trainer.probe and trainer.is_global_zero and not distributed.is_initialized():
+            probe_step(trainer, module)
+        with naming_held_cases(lambda: trainer.train_dataloader):
+            trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
     except SystemExit as error:
         # Lightning answers Ctrl-C by an exit that looks like a failure, and SIGTERM by one that looks like success.
         if isinstance(error.__context__, KeyboardInterrupt):

@@ -29,7 +29,7 @@ def changed(section: str, **values: Any) -> dict[str, Any]:
         {**CONFIG, "name": "other", "row": "s80", "run_folder": "x", "resume": "x", "logger": {"wandb": True}},
         changed("paths", data="elsewhere", runs="elsewhere"),
         changed("data", num_workers=7, prepare_workers=3),
-        changed("trainer", accelerator="cpu", strategy="auto", progress=False, log_every=1),
+        changed("trainer", accelerator="cpu", strategy="auto", progress=False, probe=False, log_every=1),
         {**CONFIG, "initial_weights": None, "pretraining": None},
         changed("data", transforms=None),
         dict(reversed(CONFIG.items())),

@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from e2enet.common.memory import available_memory
+from e2enet.common.memory import available_memory, forget_peak, limited_memory, resident, resident_peak
 
 PROGRAM = """
 import resource, sys
@@ -67,3 +69,24 @@ def test_available_memory_of_version_one(tmp_path: Path) -> None:
     (folder / "memory.usage_in_bytes").write_text("5000")
     (folder / "memory.stat").write_text("total_inactive_file 1000\n")
     assert available_memory(tmp_path) == 16000
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a limit of Linux")
+def test_beyond_the_limit_taking_memory_is_an_error() -> None:
+    with limited_memory(100 * 2**20):
+        np.ones(40 * 2**20, np.uint8)
+        with pytest.raises(MemoryError):
+            np.empty(2**32, np.uint8)
+        with pytest.raises(RuntimeError, match="allocate memory"):
+            torch.empty(2**32, dtype=torch.uint8)
+    assert np.empty(2**32, np.uint8).nbytes == 2**32  # asked for, never touched
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="read from /proc")
+def test_the_peak_begins_anew_where_it_is_forgotten() -> None:
+    np.ones(200 * 2**20, np.uint8)
+    assert resident_peak() >= resident() + 150 * 2**20
+    forget_peak()
+    assert resident_peak() < resident() + 50 * 2**20
+    np.ones(200 * 2**20, np.uint8)
+    assert resident_peak() >= resident() + 150 * 2**20

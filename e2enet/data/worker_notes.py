@@ -1,0 +1,99 @@
+"""What each worker of a loader works on, noted where it outlives the worker.
+
+An exception in a worker travels to training with its traceback, and is given its case's name here. A worker that is
+killed, as the system does when memory runs out, leaves nothing: torch then knows its process id alone. So every worker
+notes the case that it reads in shared memory.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils.data import get_worker_info
+
+from e2enet.common.errors import InputError
+
+# torch's words for workers that ended by themselves, whether its signal handler or its queue noticed.
+DEAD_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
+NOTHING_YET = -1
+
+
+class WorkerNotes:
+    """A line per worker: its process id, the position of its case, and whether that is being read (1) or was (0).
+
+    Args:
+        cases: ids of the cases, by position.
+        num_workers: of the loader; 0 keeps no notes.
+    """
+
+    def __init__(self, cases: Sequence[str], num_workers: int) -> None:
+        self.cases = list(cases)
+        self.table = torch.full((num_workers, 3), NOTHING_YET).share_memory_()
+
+    @contextmanager
+    def reading(self, position: int, sample: str) -> Iterator[None]:
+        """Note the case of the block, and name it where the block fails; `sample` is told beside it.
+
+        Raises:
+            InputError: where the block does, with the case before its message.
+            RuntimeError: from any other exception of the block.
+        """
+        worker = get_worker_info()
+        if worker is not None and worker.id < len(self.table):
+            self.table[worker.id] = torch.tensor([os.getpid(), position, 1])
+        case = self.cases[position]
+        try:
+            yield
+        except InputError as error:
+            raise InputError(f"case {case}: {error}") from error
+        except Exception as error:
+            words = f"{type(error).__name__}: {error}".rstrip(": ")
+            raise RuntimeError(f"case {case} cannot be read for training ({sample}): {words}") from error
+        if worker is not None and worker.id < len(self.table):
+            self.table[worker.id, 2] = 0
+
+    def explain(self, error: BaseException) -> str | None:
+        """What the workers held whose death an exception tells of; None for any other exception."""
+        lists = [found for text in _messages(error) for found in DEAD_WORKER.findall(text)]
+        dead = [int(pid) for found in lists for pid in found.split(",")]
+        if not dead:
+            return None
+        by_pid = {int(pid): (position, bool(reading)) for pid, position, reading in self.table.tolist()}
+        return "; ".join(self._line(pid, *by_pid.get(pid, (NOTHING_YET, False))) for pid in dict.fromkeys(dead))
+
+    def _line(self, pid: int, position: int, reading: bool) -> str:
+        if position == NOTHING_YET:
+            return f"loader worker {pid} ended before its first case"
+        return f"loader worker {pid} ended {'while' if reading else 'after'} reading case {self.cases[position]}"
+
+
+@contextmanager
+def naming_held_cases(loader: Callable[[], Any]) -> Iterator[None]:
+    """In a block that trains on a loader of `PatchDataset`, name the cases of workers that die; `loader` finds it.
+
+    Raises:
+        RuntimeError: in place of torch's, with what each of the workers held and what may be done.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        notes = getattr(getattr(loader(), "dataset", None), "notes", None)
+        held = notes.explain(error) if isinstance(notes, WorkerNotes) else None
+        if held is None:
+            raise
+        raise RuntimeError(
+            f"{held} ({str(error).strip().rstrip('.')}). A worker that is killed has most often run out of memory: "
+            "fewer data.num_workers, a smaller plan.patch_size or plan.batch_size need less"
+        ) from error
+
+
+def _messages(error: BaseException | None) -> Iterator[str]:
+    """The messages of an exception and of those that it was raised from."""
+    while error is not None:
+        yield str(error)
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,163 @@
+"""A loss or gradient that is NaN or infinite: what is written about its batch, and whether the run goes on without it.
+
+With such a step every weight would be NaN. So the run stops, and the batch can be looked at; or the batch is left out,
+as if it had not been drawn: weights, masks and optimizer stay as they are, and only counters and schedule move on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from e2enet.common.console import say
+from e2enet.common.errors import InputError
+from e2enet.common.files import write_json
+
+FOLDER = "nonfinite"  # in the run folder: a file per batch
+MOST_NAMED = 10  # weights that are not finite themselves
+LEFT_OUT = "left_out"  # marks what a training step returns for a batch that was not admitted
+
+
+class NonFiniteGuard:
+    """Lets batches and optimizer steps pass whose numbers are finite.
+
+    Several processes decide alike: a batch counts as one over all of them. A gradient scaler judges gradients itself,
+    by leaving out steps while it looks for its scale, so that here only losses are judged where there is one.
+
+    Args:
+        most_skips: Batches left out one after another, without an optimizer step between, before the run stops; None
+            stops it at the first.
+    """
+
+    def __init__(self, most_skips: int | None) -> None:
+        self.most_skips = most_skips
+        self.skips = 0
+        self._batches: list[Mapping[str, Any]] = []  # that the next optimizer step is made of
+
+    def admits(self, module: pl.LightningModule, loss: Tensor, batch: Mapping[str, Any]) -> bool:
+        """Whether to go backward from the loss of a batch.
+
+        Raises:
+            InputError: where it is not finite and the run is to stop.
+        """
+        loss = loss.detach()
+        finite = bool(torch.isfinite(loss))
+        if module.trainer.strategy.reduce_boolean_decision(finite):
+            self._batches.append(batch)
+            return True
+        self._judge(module, "loss", None if finite else float(loss), [] if finite else [batch])
+        return False
+
+    def may_step(self, module: pl.LightningModule) -> bool:
+        """Whether the optimizer may take the step that the batches since the last one add up to.
+
+        Raises:
+            InputError: where their gradients are not finite and the run is to stop.
+        """
+        batches, self._batches = self._batches, []
+        if not batches:
+            return False
+        if _scaler(module.trainer) is None:
+            norm = get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
+            # The same on all processes, which have exchanged their gradients.
+            if not bool(torch.isfinite(norm)):
+                self._judge(module, "gradient norm", float(norm), batches)
+                return False
+        self.skips = 0
+        return True
+
+    def _judge(
+        self, module: pl.LightningModule, what: str, value: float | None, batches: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Write what is known of this process's batches, then stop or count; none of its own: another's was bad."""
+        trainer = module.trainer
+        place = f"epoch {trainer.current_epoch}, batch {trainer.fit_loop.epoch_loop.batch_idx}"
+        if batches:
+            path = write_record(module, what, value, batches)
+            cases = ", ".join(dict.fromkeys(case for batch in batches for case in batch["case"]))
+            message = f"{what} is {value} at {place}, cases {cases}: statistics of the batch in {path}"
+        else:
+            message = f"{what} is not finite at {place} in another process: see {_folder(trainer)}"
+        self.skips += 1
+        if self.most_skips is not None and self.skips <= self.most_skips:
+            say(f"{message}; left out ({self.skips} in a row, at most {self.most_skips})")
+            return
+        if self.most_skips is None:
+            advice = (
+                "Go on without such batches: training.skip_nonfinite=10 with "
+                f"resume={trainer.default_root_dir}, where there is a checkpoint"
+            )
+        else:
+            advice = f"training.skip_nonfinite={self.most_skips} batches were left out before it, one after another"
+        raise InputError(
+            f"{message}. A finite {what} is expected: look at these cases, or lower training.optimizer.lr. {advice}"
+        )
+
+
+def without_gradient(loss: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
+    """A scalar of the value of `loss` whose gradient is zero for every parameter: going backward from it changes no
+    gradient, and processes that exchange theirs find them all."""
+    zeros = [(parameter * 0.0).sum() for parameter in parameters if parameter.requires_grad]
+    return loss.detach() + torch.stack(zeros).sum()
+
+
+def write_record(
+    module: pl.LightningModule, what: str, value: float | None, batches: Sequence[Mapping[str, Any]]
+) -> Path:
+    """Write place, settings and the cases' statistics as JSON (NaN and Infinity as Python spells them)."""
+    trainer = module.trainer
+    epoch, batch = trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_idx
+    path = _folder(trainer) / f"epoch_{epoch}_batch_{batch}_rank_{trainer.global_rank}.json"
+    scaler = _scaler(trainer)
+    bad = [name for name, weight in module.named_parameters() if not bool(torch.isfinite(weight).all())]
+    write_json(
+        path,
+        {
+            what.replace(" ", "_"): value,
+            "epoch": epoch,
+            "batch": batch,
+            "step": trainer.global_step,
+            "rank": trainer.global_rank,
+            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "precision": trainer.precision,
+            "grad_scale": None if scaler is None else scaler.get_scale(),
+            # Where there are any, the batch is not to blame.
+            "nonfinite_weights": {"count": len(bad), "first": bad[:MOST_NAMED]},
+            "cases": [case for batch in batches for case in case_statistics(batch)],
+        },
+    )
+    return path
+
+
+def case_statistics(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Per case of a batch {"image": (B, C, D, H, W), "label": (B, D, H, W), "case": ids}: the labels that are there,
+    and of each channel the number of non-finite voxels and, of the finite ones, minimum, maximum, mean and standard
+    deviation (None where there are none)."""
+    samples = zip(batch["case"], batch["image"], batch["label"], strict=True)
+    return [
+        {"case": case, "labels": label.unique().tolist(), "channels": [*map(_channel_statistics, image)]}
+        for case, image, label in samples
+    ]
+
+
+def _channel_statistics(channel: Tensor) -> dict[str, Any]:
+    finite = channel[torch.isfinite(channel)].double()
+    names = ("min", "max", "mean", "std")
+    known: list[float | None] = [None] * len(names)
+    if finite.numel():
+        known = [float(value) for value in (finite.min(), finite.max(), finite.mean(), finite.std(correction=0))]
+    return dict(zip(names, known, strict=True)) | {"nonfinite_voxels": channel.numel() - finite.numel()}
+
+
+def _scaler(trainer: pl.Trainer) -> torch.amp.GradScaler | None:
+    return getattr(trainer.precision_plugin, "scaler", None)
+
+
+def _folder(trainer: pl.Trainer) -> Path:
+    return Path(trainer.default_root_dir) / FOLDER

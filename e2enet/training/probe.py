@@ -1,0 +1,175 @@
+"""A step before training: the time and the memory that it takes and, on a GPU, the largest batch that fits.
+
+What steps are copies of the network and the loss, with an optimizer of their own, on patches of noise. The generators
+go back to where they were, so that a run is the same with and without it.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+
+from e2enet.common.console import say
+from e2enet.common.errors import InputError
+from e2enet.common.files import write_json
+from e2enet.common.memory import available_memory, forget_peak, limited_memory, resident_peak
+from e2enet.common.workload import gigabytes
+from e2enet.training.module import SegmentationModule
+
+FILE = "probe.json"
+STEPS = 2  # the first makes the optimizer's state and loads what is compiled; the second is timed
+LARGEST_TRIED = 1024
+# How libraries below torch say that they ran out of memory, in lower case.
+OUT_OF_MEMORY = ("out of memory", "allocate memory", "bad_alloc", "alloc_failed", "could not create a")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a step of a batch takes.
+
+    Attributes:
+        device: "cpu", "cuda:0"
+        batch_size: Patches, of this process.
+        seconds: Of one batch: forward, backward and an optimizer step.
+        peak_bytes: On a GPU what torch has taken of it at the most, else what the process has held.
+        free_bytes: What was left to take before the step.
+        largest_batch: The largest batch whose step fits; None on a CPU, where it is not tried.
+    """
+
+    device: str
+    batch_size: int
+    seconds: float
+    peak_bytes: int
+    free_bytes: int
+    largest_batch: int | None = None
+
+
+def probe_step(trainer: pl.Trainer, module: SegmentationModule) -> Probe:
+    """Try a step, print what it takes, and write it to probe.json in the run folder.
+
+    Raises:
+        InputError: it does not fit into memory; says which batch does, or what to change.
+    """
+    device, batch_size = trainer.strategy.root_device, module.plan.batch_size
+    with isolate_rng():
+        probe = _try_step(trainer, module, batch_size)
+        if probe is None:
+            fitting = largest_between(0, batch_size, lambda size: _try_step(trainer, module, size) is not None)
+            raise InputError(_too_large(module, device, fitting))
+        if device.type == "cuda":
+            largest = largest_from(batch_size, lambda size: _try_step(trainer, module, size) is not None)
+            probe = Probe(**asdict(probe) | {"largest_batch": largest})
+    write_json(Path(trainer.default_root_dir) / FILE, asdict(probe))
+    say(_in_words(probe, module))
+    return probe
+
+
+def largest_from(size: int, fits: Callable[[int], bool]) -> int:
+    """The largest size that fits, where `size` does: doubled while it fits, then found in between."""
+    while size < LARGEST_TRIED:
+        if not fits(2 * size):
+            return largest_between(size, 2 * size, fits)
+        size *= 2
+    return size
+
+
+def largest_between(fitting: int, too_large: int, fits: Callable[[int], bool]) -> int:
+    """The largest size that fits, from one that does (or 0) to below one that does not."""
+    while too_large - fitting > 1:
+        middle = (fitting + too_large) // 2
+        fitting, too_large = (middle, too_large) if fits(middle) else (fitting, middle)
+    return fitting
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an exception says that memory ran out, in torch or in a library below it."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in OUT_OF_MEMORY)
+
+
+def _try_step(trainer: pl.Trainer, module: SegmentationModule, batch_size: int) -> Probe | None:
+    """Measure a step of a batch; None where it does not fit."""
+    device = trainer.strategy.root_device
+    on_gpu = device.type == "cuda"
+    free = torch.cuda.mem_get_info(device)[0] if on_gpu else available_memory()
+    try:
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(device)
+            seconds = _seconds_of_step(trainer, module, batch_size)
+            peak = torch.cuda.max_memory_reserved(device)
+        else:
+            forget_peak()
+            with limited_memory(free):
+                seconds = _seconds_of_step(trainer, module, batch_size)
+            peak = resident_peak()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
+    finally:
+        gc.collect()
+        if on_gpu:
+            torch.cuda.empty_cache()
+    return Probe(str(device), batch_size, seconds, peak, free)
+
+
+def _seconds_of_step(trainer: pl.Trainer, module: SegmentationModule, batch_size: int) -> float:
+    """Time the last of `STEPS` steps on patches of noise."""
+    device = trainer.strategy.root_device
+    network, loss = copy.deepcopy(module.network).to(device).train(), copy.deepcopy(module.loss).to(device)
+    optimizer = instantiate(module.training_config["optimizer"], params=network.parameters())
+    patch_size, channels = module.plan.patch_size, len(module.hparams["dataset"]["channels"])
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(batch_size, channels, *patch_size, generator=generator).to(device)
+    label = torch.randint(len(module.labels), (batch_size, *patch_size), generator=generator).to(device)
+
+    def forward_and_backward() -> Tensor:
+        optimizer.zero_grad()
+        with trainer.precision_plugin.train_step_context():
+            output = network(image)
+            value: Tensor = loss([output] if isinstance(output, Tensor) else output, label)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), trainer.gradient_clip_val or math.inf)
+        return value
+
+    seconds = 0.0
+    for _ in range(STEPS):
+        start = time.perf_counter()
+        optimizer.step(forward_and_backward)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - start
+    return seconds
+
+
+def _in_words(probe: Probe, module: SegmentationModule) -> str:
+    patch = " x ".join(map(str, module.plan.patch_size))
+    largest = "" if probe.largest_batch is None else f"; the largest batch that fits is {probe.largest_batch}"
+    return (
+        f"a step of {probe.batch_size} patches of {patch} on {probe.device}: {probe.seconds:.3f} s, "
+        f"{gigabytes(probe.peak_bytes)} of memory in all ({gigabytes(probe.free_bytes)} were free before){largest}"
+    )
+
+
+def _too_large(module: SegmentationModule, device: torch.device, fitting: int) -> str:
+    batch_size, patch = module.plan.batch_size, " x ".join(map(str, module.plan.patch_size))
+    problem = f"plan.batch_size={batch_size}: memory of {device} runs out in a step of so many patches of {patch}; "
+    if fitting:
+        return problem + (
+            f"expected at most plan.batch_size={fitting} (training.accumulate={math.ceil(batch_size / fitting)} then "
+            "makes an optimizer step of as many patches)"
+        )
+    precision = ", training.precision=16-mixed" if device.type == "cuda" else ""
+    return f"{problem}not even one fits: expected a smaller plan.patch_size or network.base_features{precision}"

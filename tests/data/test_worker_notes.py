@@ -1,0 +1,103 @@
+"""Workers that fail or die name the case that they held."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torchio as tio
+from torch.utils.data import DataLoader
+
+from e2enet.common.errors import InputError
+from e2enet.data.augmentation.recipe import build_augmentation
+from e2enet.data.loading import patch_loader
+from e2enet.data.preparation.store import PreparedCase
+from e2enet.data.sampling import EpochSampler, PatchDataset
+from e2enet.data.worker_notes import WorkerNotes
+
+PATCH = (4, 6, 8)
+HARMLESS, STRANGE = 0.0, 1.0  # voxel values of the two cases
+
+
+@dataclass
+class At:
+    """A transform that does something to patches of the strange case."""
+
+    do: Callable[[], Any]
+
+    def __call__(self, subject: tio.Subject) -> tio.Subject:
+        if subject.get_image("image").data.max() == STRANGE:
+            self.do()
+        return subject
+
+
+def raise_value_error() -> None:
+    raise ValueError("cannot be turned")
+
+
+def raise_input_error() -> None:
+    raise InputError("b.image.npy: 3 channels, 1 expected")
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def leave() -> None:
+    os._exit(3)
+
+
+def loader(folder: Path, do: Callable[[], Any], num_workers: int) -> DataLoader:
+    """Batches of a harmless case "a" and of "b", at whose patches something is done."""
+    cases = []
+    for name, value in (("a", HARMLESS), ("b", STRANGE)):
+        image, label = folder / f"{name}.image.npy", folder / f"{name}.label.npy"
+        np.save(image, np.full((1, 7, 12, 13), value, np.float32))
+        np.save(label, np.zeros((7, 12, 13), np.uint8))
+        np.savez(folder / f"{name}.foreground.npz")
+        cases.append(PreparedCase(name, image, label, shape=(7, 12, 13)))
+    dataset = PatchDataset(cases, PATCH, batch_size=2, augmentation=build_augmentation(PATCH, (), "none"), seed=0)
+    dataset.transforms = [At(do)]  # type: ignore[list-item]
+    return patch_loader(dataset, EpochSampler(8, 2), num_workers=num_workers)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_exception_names_its_case_and_keeps_its_traceback(num_workers: int, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"case b cannot be read for training \(epoch 0, sample \d+\)") as caught:
+        list(loader(tmp_path, raise_value_error, num_workers))
+    assert "ValueError: cannot be turned" in str(caught.value)
+    if num_workers:  # the worker's own traceback
+        assert "in raise_value_error" in str(caught.value)
+    else:
+        assert isinstance(caught.value.__cause__, ValueError)
+    with pytest.raises(InputError, match=r"case b: b\.image\.npy: 3 channels, 1 expected"):
+        list(loader(tmp_path, raise_input_error, num_workers))
+
+
+@pytest.mark.parametrize("die", [kill, leave])
+def test_a_worker_that_dies_leaves_the_name_of_its_case(die: Callable[[], None], tmp_path: Path) -> None:
+    batches = loader(tmp_path, die, 2)
+    with pytest.raises(RuntimeError) as caught:
+        list(batches)
+    (line,) = (batches.dataset.notes.explain(caught.value) or "").split("; ")  # type: ignore[attr-defined]
+    assert re.fullmatch(r"loader worker \d+ ended while reading case b", line)
+
+
+def test_only_deaths_are_explained() -> None:
+    notes = WorkerNotes(["a", "b"], num_workers=2)
+    notes.table[0] = notes.table.new_tensor([11, 1, 0])
+    died = RuntimeError("DataLoader worker (pid(s) 11, 12) exited unexpectedly")
+    assert notes.explain(died) == (
+        "loader worker 11 ended after reading case b; loader worker 12 ended before its first case"
+    )
+    outer = ValueError("while training")
+    outer.__cause__ = RuntimeError("DataLoader worker (pid 11) is killed by signal: Killed. ")
+    assert notes.explain(outer) == "loader worker 11 ended after reading case b"
+    assert notes.explain(RuntimeError("worker (pid 11)")) is None
