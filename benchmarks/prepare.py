@@ -35,7 +35,8 @@ import numpy as np
 from benchmarks.network import processor
 from benchmarks.prepare_work import CASES, Work, shrunk, write_case
 
-ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "BLOSC_NTHREADS")}
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "BLOSC_NTHREADS", "nnUNet_def_n_proc")
+ONE_THREAD = {name: "1" for name in THREADS}
 
 
 def main() -> None:

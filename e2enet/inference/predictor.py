@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from e2enet.common.console import console
 from e2enet.common.errors import InputError
-from e2enet.common.files import atomic_path
 from e2enet.common.overlay import save_overlay
 from e2enet.common.ranks import ALONE, Team
 from e2enet.data.formats.layout import Case
-from e2enet.data.formats.volume import Volume, read_label, read_volume, to_native, write_label_image
-from e2enet.data.preparation.preprocess import preprocess, restore_labels, restore_probabilities
+from e2enet.data.formats.volume import Geometry, read_label, read_volume, write_label_image
+from e2enet.data.preparation.preprocess import preprocess
+from e2enet.data.preparation.restore import OnPlane, restore_labels
 from e2enet.inference.checkpoint import LoadedModel
 from e2enet.inference.postprocess import keep_largest
 from e2enet.inference.progress import CaseProgress, show_progress
-from e2enet.inference.sliding_window import count_windows, predict_probabilities
+from e2enet.inference.sliding_window import count_windows, predict_planes
+from e2enet.inference.spool import spool_probabilities
 
 
 @dataclass(frozen=True)
 class WindowSettings:
-    """How the network is run over a scan; see `predict_probabilities`."""
+    """How the network is run over a scan; see `predict_planes`."""
 
     mirror: bool = True
     step: float = 0.5
@@ -36,14 +39,15 @@ class WindowSettings:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """Result of one case on the scan's own voxels, in the frame (D, H, W) of `volume`.
+    """Result of one case on the scan's own voxels, in the frame (D, H, W) of `geometry`.
 
-    `labels` (D, H, W) are class values, `probabilities` (K, D, H, W) float32 or None where not asked for.
+    `labels` (D, H, W) are class values; `image` (D, H, W) is the scan's first channel, None where not asked for.
     """
 
-    volume: Volume
     labels: np.ndarray
-    probabilities: np.ndarray | None
+    geometry: Geometry
+    header: Any
+    image: np.ndarray | None
 
 
 def predict_case(
@@ -51,12 +55,14 @@ def predict_case(
     case: Case,
     settings: WindowSettings,
     *,
-    probabilities: bool = False,
+    keep_image: bool = False,
+    on_plane: OnPlane | None = None,
     progress: CaseProgress | None = None,
 ) -> Prediction:
     """Predict one case with all models (of one plan, networks on `settings.device`), averaging probabilities.
 
-    Raises InputError naming the file where the scan cannot be read or has another number of channels.
+    These are never held as a whole; `on_plane` is called with each plane (K, H, W) of them on the scan's grid, in order
+    along D. Raises InputError naming the file where the scan cannot be read or has another number of channels.
     """
     first = models[0]
     volume = read_volume(case.images, first.plan.depth_axis)
@@ -66,8 +72,11 @@ def predict_case(
             f"{len(first.channels)} ({', '.join(first.channels)})"
         )
     prepared = preprocess(volume, first.plan)
+    geometry, header = volume.geometry, volume.header
+    image = volume.array[0].copy() if keep_image else None
+    del volume  # as large as what the windows are cut from
     windows = count_windows(prepared.image.shape[1:], first.plan.patch_size, settings.step)
-    result = predict_probabilities(
+    planes = predict_planes(
         [model.network for model in models],
         prepared.image,
         first.plan.patch_size,
@@ -77,11 +86,8 @@ def predict_case(
         device=settings.device,
         amp_dtype=settings.amp_dtype,
         on_window=progress.windows(windows) if progress else None,
-    ).numpy()
-    if not probabilities:
-        return Prediction(volume, restore_labels(result, prepared), None)
-    restored = restore_probabilities(result, prepared)
-    return Prediction(volume, restored.argmax(axis=0).astype(np.uint16), restored)
+    )
+    return Prediction(restore_labels(planes, prepared, on_plane), geometry, header, image)
 
 
 def predict_cases(
@@ -118,11 +124,20 @@ def predict_cases(
     with show_progress(len(todo)) as progress:
         for case in todo:
             try:
-                with progress.case(case.id):
-                    prediction = predict_case(models, case, settings, probabilities=probabilities, progress=progress)
+                with progress.case(case.id), spool_probabilities(output) if probabilities else nullcontext() as spool:
+                    prediction = predict_case(
+                        models,
+                        case,
+                        settings,
+                        keep_image=overlay,
+                        on_plane=spool.add if spool else None,
+                        progress=progress,
+                    )
                     if keep_largest_of:
                         prediction = replace(prediction, labels=keep_largest(prediction.labels, keep_largest_of))
-                    write_prediction(prediction, case, models[0], output, overlay=overlay)
+                    if spool:
+                        spool.write(output / f"{case.id}.npz", prediction.geometry)
+                    write_prediction(prediction, case, models[0], output)
             except (InputError, OSError, RuntimeError, MemoryError, ValueError) as error:
                 # RuntimeError is also how torch says that a device is out of memory.
                 reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
@@ -132,26 +147,20 @@ def predict_cases(
     return {case.id: everyones[case.id] for case in cases if case.id in everyones}
 
 
-def write_prediction(
-    prediction: Prediction, case: Case, model: LoadedModel, output: Path, *, overlay: bool = False
-) -> None:
-    """Write the files of one case, the label image last: it is there only when all are."""
-    volume = prediction.volume
-    if prediction.probabilities is not None:
-        native = to_native(prediction.probabilities.astype(np.float16), volume.geometry)
-        with atomic_path(output / f"{case.id}.npz") as path:
-            np.savez_compressed(path, probabilities=native)
-    if overlay:
+def write_prediction(prediction: Prediction, case: Case, model: LoadedModel, output: Path) -> None:
+    """Write the overlay, where the prediction has its image, and then the label image: it is there only when all is."""
+    if prediction.image is not None:
         reference = read_label(case.label, model.plan.depth_axis, model.label_map)[0] if case.label else None
         save_overlay(
             output / f"{case.id}.png",
-            volume.array[0],
+            prediction.image,
             prediction.labels,
             labels=model.labels,
-            spacing=volume.spacing,
+            spacing=prediction.geometry.spacing,
             reference=reference,
         )
-    write_label_image(output / f"{case.id}{model.file_ending}", prediction.labels, volume.geometry, volume.header)
+    path = output / f"{case.id}{model.file_ending}"
+    write_label_image(path, prediction.labels, prediction.geometry, prediction.header)
 
 
 def _is_done(case: Case, output: Path, model: LoadedModel, overlay: bool, probabilities: bool) -> bool:

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from e2enet.data.planning.plan import Plan
-from e2enet.inference.sliding_window import predict_probabilities
+from e2enet.data.preparation.restore import largest_class
+from e2enet.inference.sliding_window import predict_planes
 from e2enet.network.build import build_network
 from e2enet.training.dice import DiceCounts
 from e2enet.training.losses import DeepSupervisionLoss
@@ -149,7 +150,7 @@ class SegmentationModule(pl.LightningModule):
     def _segment_case(self, image: Tensor) -> Tensor:
         """Classes (1, D, H, W) of a whole image (1, C, D, H, W), by sliding window in the run's own precision."""
         kind = self.device.type
-        probabilities = predict_probabilities(
+        planes = predict_planes(
             [self.network],
             image[0],
             self.plan.patch_size,
@@ -157,7 +158,7 @@ class SegmentationModule(pl.LightningModule):
             device=self.device,
             amp_dtype=torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,
         )
-        return probabilities.argmax(dim=0)[None].to(image.device)
+        return torch.stack([largest_class(plane) for plane in planes])[None].to(image.device)
 
     def _length(self, interval: str) -> int:
         if interval == "step":

@@ -12,6 +12,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 from e2enet.common.errors import InputError
 from e2enet.data.formats.layout import RawDataset, read_msd
@@ -19,7 +20,8 @@ from e2enet.data.formats.volume import read_label, read_volume, to_native
 from e2enet.data.planning.plan import Plan
 from e2enet.data.planning.plan_file import plan_dataset
 from e2enet.data.preparation.cases import prepare_cases
-from e2enet.data.preparation.preprocess import preprocess, restore_labels
+from e2enet.data.preparation.preprocess import preprocess
+from e2enet.data.preparation.restore import restore_labels
 
 SHAPE = (12, 14, 6)
 
@@ -112,8 +114,8 @@ def test_real_mri(shared_data: Path, tmp_path: Path) -> None:
         assert case.label is not None
         label, geometry = read_label(case.label, plan.depth_axis)
         volume = preprocess(read_volume(case.images, plan.depth_axis), plan)
-        one_hot = np.stack([prepared.open_label() == value for value in range(3)]).astype(np.float32)
-        restored = restore_labels(one_hot, volume)
+        one_hot = torch.stack([torch.tensor(prepared.open_label() == value) for value in range(3)]).float()
+        restored = restore_labels(one_hot.unbind(dim=1), volume)
         np.testing.assert_array_equal(restored, label)
         native = np.asarray(load(case.label).dataobj)
         np.testing.assert_array_equal(to_native(restored, geometry), native)
@@ -137,7 +139,7 @@ def test_real_ct(shared_data: Path, tmp_path: Path) -> None:
     assert image.min() >= (scheme["lower"] - scheme["mean"]) / scheme["std"] - 1e-4
     assert image[0][label > 0].mean() == pytest.approx(0, abs=0.2)
     volume = read_volume(dataset.training[0].images, plan.depth_axis)
-    one_hot = np.stack([label == value for value in range(len(labels))]).astype(np.float32)
-    restored = restore_labels(one_hot, preprocess(volume, plan))
+    one_hot = torch.stack([torch.tensor(label == value) for value in range(len(labels))]).float()
+    restored = restore_labels(one_hot.unbind(dim=1), preprocess(volume, plan))
     original, _ = read_label(dataset.training[0].label or "", plan.depth_axis)
     assert (restored == original).mean() > 0.95

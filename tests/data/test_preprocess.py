@@ -1,4 +1,4 @@
-"""Preprocessing and restoring: crop, scale and normalisation have the values that they promise."""
+"""Preprocessing: crop, scale and normalisation have the values that they promise."""
 
 from __future__ import annotations
 
@@ -10,13 +10,7 @@ import pytest
 from e2enet.common.errors import InputError
 from e2enet.data.formats.volume import Geometry, Volume, crop_to_nonzero, nonzero_mask
 from e2enet.data.planning.plan import Plan
-from e2enet.data.preparation.preprocess import (
-    normalise,
-    preprocess,
-    preprocess_label,
-    restore_labels,
-    restore_probabilities,
-)
+from e2enet.data.preparation.preprocess import normalise, preprocess
 
 RNG = np.random.default_rng(0)
 ZSCORE = {"scheme": "zscore", "nonzero": False}
@@ -63,43 +57,6 @@ def test_input_volume_is_not_changed() -> None:
     before = original.array.copy()
     preprocess(original, PLAN)
     np.testing.assert_array_equal(original.array, before)
-
-
-def test_labels_restored_are_the_labels_prepared() -> None:
-    array = boxed()
-    label = np.zeros(array.shape[1:], dtype=np.uint8)
-    label[3:6, 4:7, 5:9] = 2
-    label[6, 5, 5] = 1
-    prepared = preprocess(volume(array), PLAN)
-    one_hot = np.stack([preprocess_label(label, prepared) == value for value in range(3)]).astype(np.float32)
-    restored = restore_labels(one_hot, prepared)
-    assert restored.dtype == np.uint8
-    np.testing.assert_array_equal(restored, label)
-
-
-@pytest.mark.parametrize("spacing", [(1.0, 2.0, 2.0), (3.0, 0.8, 1.2), (9.0, 1.0, 1.0)])
-def test_round_trip_through_another_spacing(spacing: tuple[float, float, float]) -> None:
-    array = np.ones((1, 12, 20, 20))
-    label = np.zeros((12, 20, 20), dtype=np.uint8)
-    label[3:9, 4:16, 5:15] = 1
-    prepared = preprocess(volume(array, spacing), replace(PLAN, spacing=(1.5, 1.0, 1.0)))
-    small = preprocess_label(label, prepared)
-    assert small.shape == prepared.image.shape[1:]
-    assert small.mean() == pytest.approx(label.mean(), rel=0.2)
-    restored = restore_labels(np.stack([1.0 - small, small]).astype(np.float32), prepared)
-    assert restored.shape == label.shape
-    dice = 2 * (restored & label).sum() / (restored.sum() + label.sum())
-    assert dice > 0.93
-
-
-def test_probabilities_sum_to_one_and_are_background_outside_the_crop() -> None:
-    prepared = preprocess(volume(boxed(), (4.0, 1.5, 1.0)), PLAN)
-    scores = RNG.random((3, *prepared.image.shape[1:])).astype(np.float32)
-    scores /= scores.sum(0)
-    restored = restore_probabilities(scores, prepared)
-    np.testing.assert_allclose(restored.sum(0), 1, atol=1e-5)
-    np.testing.assert_array_equal(restored[:, 0, 0, 0], (1, 0, 0))
-    np.testing.assert_array_equal(restored.argmax(0), restore_labels(scores, prepared))
 
 
 def test_ct_is_clipped_then_scaled_by_the_dataset() -> None:

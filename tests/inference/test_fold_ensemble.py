@@ -17,7 +17,7 @@ from e2enet.common.files import read_json, write_json
 from e2enet.data.formats.layout import Case, find_cases
 from e2enet.data.splits import five_fold
 from e2enet.evaluation.out_of_fold import main as score_out_of_fold
-from e2enet.inference.checkpoint import load_model
+from e2enet.inference.checkpoint import LoadedModel, load_model
 from e2enet.inference.config import PredictConfig
 from e2enet.inference.postprocess import keep_largest
 from e2enet.inference.predictor import WindowSettings, predict_case, predict_cases
@@ -72,17 +72,18 @@ def test_a_sweep_is_predicted_by_the_average_of_its_folds(sweep: Path) -> None:
     config = settings(sweep, sweep, "out", probabilities=True, postprocessing="none")
     assert run_prediction(config) == {}
     (case,) = find_cases(config.input, 1, ".nii.gz")
-    apart = [
-        predict_case([load_model(sweep / f"fold{fold}")], case, WindowSettings(), probabilities=True).probabilities
-        for fold in range(5)
-    ]
     models = [load_model(sweep / f"fold{fold}") for fold in range(5)]
-    together = predict_case(models, case, WindowSettings(), probabilities=True)
-    assert together.probabilities is not None
-    np.testing.assert_allclose(together.probabilities, np.mean(apart, axis=0), atol=1e-5)
+
+    def probabilities(chosen: list[LoadedModel]) -> np.ndarray:
+        planes: list[np.ndarray] = []
+        predict_case(chosen, case, WindowSettings(), on_plane=planes.append)
+        return np.stack(planes, axis=1)
+
+    together = probabilities(models)
+    np.testing.assert_allclose(together, np.mean([probabilities([model]) for model in models], axis=0), atol=1e-5)
     with np.load(config.output / "scan_0.npz") as content:
         written = content["probabilities"]
-    expected = np.sort(together.probabilities.astype(np.float16), axis=None)
+    expected = np.sort(together.astype(np.float16), axis=None)
     np.testing.assert_array_equal(np.sort(written, axis=None), expected)
 
 

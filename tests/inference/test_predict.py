@@ -83,9 +83,10 @@ def test_probabilities_and_overlay(write_checkpoint, scans, scan):
 def test_labels_do_not_depend_on_asking_for_probabilities(write_checkpoint, scans):
     model, (case,) = load_model(write_checkpoint()), find_cases(scans, 1, ".nii.gz")
     plain = predict_case([model], case, WindowSettings())
-    full = predict_case([model], case, WindowSettings(), probabilities=True)
-    assert plain.probabilities is None
+    planes: list[np.ndarray] = []
+    full = predict_case([model], case, WindowSettings(), on_plane=planes.append)
     np.testing.assert_array_equal(plain.labels, full.labels)
+    np.testing.assert_array_equal(np.stack(planes, axis=1).argmax(axis=0), full.labels)
 
 
 def test_ensemble_averages_probabilities_and_mirror_changes_them(write_checkpoint, scans):
@@ -93,7 +94,9 @@ def test_ensemble_averages_probabilities_and_mirror_changes_them(write_checkpoin
     (case,) = find_cases(scans, 1, ".nii.gz")
 
     def probabilities(chosen, **changes):
-        return predict_case(chosen, case, WindowSettings(**changes), probabilities=True).probabilities
+        planes: list[np.ndarray] = []
+        predict_case(chosen, case, WindowSettings(**changes), on_plane=planes.append)
+        return np.stack(planes, axis=1)
 
     apart = [probabilities([model]) for model in models]
     np.testing.assert_allclose(probabilities(models), (apart[0] + apart[1]) / 2, atol=1e-5)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from e2enet.inference.sliding_window import count_windows, mirror_subsets, predict_probabilities
+from e2enet.inference.sliding_window import count_windows, predict_probabilities
 
 PATCH = (4, 6, 8)
 SHAPES = [(4, 6, 8), (9, 13, 17), (3, 5, 7), (2, 11, 8), (5, 6, 30)]
@@ -114,14 +114,6 @@ def test_windows_are_counted_as_they_come(shape, step):
 
 def test_count_of_the_documented_example():
     assert count_windows((100, 100, 32), (32, 32, 32), 0.5) == 6 * 6 * 1
-
-
-def test_subsets_of_mirror_axes():
-    assert mirror_subsets(()) == [()]
-    assert mirror_subsets((0, 1, 2)) == [(), (2,), (3,), (4,), (2, 3), (2, 4), (3, 4), (2, 3, 4)]
-    for axes in ((3,), (0, 0), (-1,)):
-        with pytest.raises(ValueError, match="distinct axes"):
-            mirror_subsets(axes)
 
 
 @pytest.mark.parametrize("step", [0.0, -0.5, 1.1])

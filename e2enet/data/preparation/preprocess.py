@@ -1,5 +1,4 @@
-"""A volume on its way into the network and back: crop to nonzero, normalise, resample; and results restored
-to its grid."""
+"""A volume on its way into the network: crop to nonzero, normalise, resample. The way back is `restore`."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ import numpy as np
 from e2enet.common.errors import InputError
 from e2enet.data.formats.volume import Box, Volume, crop_to_nonzero, nonzero_mask
 from e2enet.data.planning.plan import Plan, resampled_shape
-from e2enet.data.preparation.resample import keep_largest, resample_image, resample_linear, separate_axis
+from e2enet.data.preparation.resample import resample_image, separate_axis
 from e2enet.data.preparation.resample_labels import resample_label
 
 MIN_STD = 1e-8
@@ -73,36 +72,6 @@ def preprocess_label(label: np.ndarray, prepared: Preprocessed) -> np.ndarray:
     _require_shape(label.shape, prepared.original_shape)
     axis = separate_axis(prepared.original_spacing, prepared.spacing)
     return resample_label(label[prepared.crop], prepared.image.shape[1:], axis)
-
-
-def restore_labels(probabilities: np.ndarray, prepared: Preprocessed) -> np.ndarray:
-    """Class of largest probability on the original grid: (K, d, h, w) float32 -> (D, H, W) uint8 or int16.
-
-    Each class is resampled linearly by itself and only the largest so far is kept: 100 classes take the
-    memory of two. Outside the crop is background.
-    """
-    _require_shape(probabilities.shape[1:], prepared.image.shape[1:])
-    axis = separate_axis(prepared.spacing, prepared.original_spacing)
-    shape = prepared.cropped_shape
-    winner = np.zeros(shape, dtype=np.uint8 if len(probabilities) <= 256 else np.int16)
-    best = np.full(shape, -np.inf, dtype=np.float32)
-    for value, probability in enumerate(probabilities):
-        keep_largest(best, winner, resample_linear(probability, shape, axis), value)
-    result = np.zeros(prepared.original_shape, dtype=winner.dtype)
-    result[prepared.crop] = winner
-    return result
-
-
-def restore_probabilities(probabilities: np.ndarray, prepared: Preprocessed) -> np.ndarray:
-    """Probabilities on the original grid: (K, d, h, w) -> (K, D, H, W) float32; outside the crop background
-    is certain."""
-    _require_shape(probabilities.shape[1:], prepared.image.shape[1:])
-    axis = separate_axis(prepared.spacing, prepared.original_spacing)
-    result = np.zeros((len(probabilities), *prepared.original_shape), dtype=np.float32)
-    result[0] = 1
-    for restored, probability in zip(result, probabilities, strict=True):
-        restored[prepared.crop] = resample_linear(probability, prepared.cropped_shape, axis)
-    return result
 
 
 def normalise(channel: np.ndarray, scheme: Mapping[str, Any], inside: np.ndarray | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Resampling to another shape: cubic for images, linear for probabilities, coarse axes apart.
+"""Resampling to another shape: cubic for images, and which axes are taken apart.
 
 Voxel centres keep their place as in nnU-Net (scikit-image's resize): output voxel i lies at (i + 1/2) * old /
 new - 1/2. Along an axis that is more than three times coarser than the finest, in-plane detail must not leak
@@ -45,34 +45,6 @@ def resample_image(channel: np.ndarray, shape: Sequence[int], axis: int | None) 
         slices = resample_slices(np.moveaxis(channel, axis, 0), picked.tolist(), plane)
         result = np.ascontiguousarray(np.moveaxis(slices, 0, axis))
     return np.clip(result, channel.min(), channel.max(), out=result)
-
-
-def resample_linear(values: np.ndarray, shape: Sequence[int], axis: int | None) -> np.ndarray:
-    """One map (D, H, W) to `shape` linearly, float32; `axis` apart, by the nearest slice."""
-    import torch
-    from torch.nn.functional import interpolate
-
-    if values.shape == tuple(shape):
-        return values.astype(np.float32, copy=True)
-    if axis is None:
-        tensor = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))[None, None]
-        return interpolate(tensor, size=tuple(shape), mode="trilinear", align_corners=False)[0, 0].numpy()
-    slices = np.moveaxis(values, axis, 0)
-    plane = tuple(edge for index, edge in enumerate(shape) if index != axis)
-    tensor = torch.from_numpy(np.ascontiguousarray(slices, dtype=np.float32))[None]
-    resampled = interpolate(tensor, size=plane, mode="bilinear", align_corners=False)[0].numpy()
-    picked = nearest_indices(values.shape[axis], shape[axis])
-    return np.ascontiguousarray(np.moveaxis(resampled[picked], 0, axis))
-
-
-def keep_largest(best: np.ndarray, winner: np.ndarray, score: np.ndarray, value: int) -> None:
-    """Running argmax, in place: where `score` beats `best`, it replaces it and `winner` becomes `value`.
-
-    Holds two maps instead of one per class; of equal scores the first stays, as in argmax.
-    """
-    better = score > best
-    best[better] = score[better]
-    winner[better] = value
 
 
 def nearest_indices(old: int, new: int) -> np.ndarray:

@@ -1,0 +1,156 @@
+"""Time and memory of predicting a whole scan outside the network, against nnU-Net's predictor; time of real networks.
+
+    python -m benchmarks.predict --nnunet-python PATH_TO_PYTHON_WITH_NNUNETV2
+    python -m benchmarks.predict --parts scan --cases as-is --scale 0.3
+
+`scan`: a generated CT of 512 x 512 x 400 voxels and 16 classes (`benchmarks/prepare_work.py`), from .nii.gz to the
+label image on the scan's own grid, by a convolution of 1 x 1 x 1 in the place of the network: the same weights here and
+in nnU-Net 2.8, windows of 64 x 160 x 160, step 0.5, no mirroring, one thread, everything in one process (for nnU-Net
+`predict_from_files_sequential`: its other way keeps the logits in two processes). `as-is` has the plan's spacing;
+`resampled` goes from 1 x 0.8 x 0.8 mm to 1.5 x 1 x 1 mm and back. Seconds are those of the process's user and system
+time, and of the clock, less what passed in the network; memory is the peak of the whole process, in GiB of 2^30 bytes.
+`agree` is the share of voxels with the same label in both.
+
+`networks`: E2ENet (dense fusion) here and nnU-Net's plain U-Net there, on a part of a volume; the time of a whole case
+is extrapolated from the number of its windows. Neither memory nor time of a scan's other steps are in it.
+
+The peer runs in `--nnunet-python` or the environment variable NNUNET_PYTHON (`benchmarks/predict_nnunet.py`). nnU-Net
+takes up to 15 GB; each contender runs in a process of its own, in turns, and medians are shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from benchmarks.network import processor
+from benchmarks.predict_work import CLASSES, MEASURES, SCANS, STRIDES
+from benchmarks.prepare import run, versions
+from benchmarks.prepare_work import shrunk, write_case
+
+PARTS = ("scan", "networks")
+LIMIT_GIB = 6.0  # of our peak: what a scan may take
+
+
+def main() -> None:
+    options = parse_arguments()
+    if options.worker:
+        work = json.loads(options.worker)
+        print(json.dumps(MEASURES[work["part"]](work)))
+        return
+    print("command: python -m benchmarks.predict", *sys.argv[1:])
+    print(f"machine: {processor()}, one thread; {versions(options.nnunet_python)}")
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        if "scan" in options.parts:
+            figures["scan"] = {name: compare_scan(name, Path(folder) / name, options) for name in options.cases}
+            report_scan(figures["scan"], options)
+        if "networks" in options.parts:
+            figures["networks"] = compare_networks(Path(folder), options)
+            report_networks(figures["networks"], options)
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2))
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--cases", nargs="+", choices=list(SCANS), default=list(SCANS))
+    parser.add_argument("--nnunet-python", default=os.environ.get("NNUNET_PYTHON"))
+    parser.add_argument("--rounds", type=int, default=1, help="processes per contender, in turns")
+    parser.add_argument("--scale", type=float, default=1.0, help="voxels per axis of the scan, for quick looks")
+    parser.add_argument("--patch", nargs=3, type=int, default=[64, 160, 160], metavar=("D", "H", "W"))
+    parser.add_argument("--part-shape", nargs=3, type=int, default=[96, 240, 240], metavar=("D", "H", "W"))
+    parser.add_argument("--folder", help="where files are written (0.4 GB); default: the system's temporary folder")
+    parser.add_argument("--json", type=Path, help="also write every figure there")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def compare_scan(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Write the scan, predict it by both in turns; their figures, and how far their labels agree."""
+    scan = shrunk(SCANS[name], options.scale)
+    (folder / "images").mkdir(parents=True)
+    write_case(folder, scan)
+    (folder / "image.nii.gz").rename(folder / "images" / "case_0000.nii.gz")
+    (folder / "label.nii.gz").unlink()
+    work = {"part": "scan", "folder": str(folder), "patch": options.patch, "spacing": scan.target, "ct": scan.scheme}
+    figures = in_turns(work, options)
+    if "theirs" in figures:
+        ours, theirs = (nib.load(folder / who / "case.nii.gz").dataobj for who in ("ours", "theirs"))
+        figures["agree"] = float(np.mean(np.asarray(ours) == np.asarray(theirs)))
+    return figures
+
+
+def compare_networks(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Predict a part of a volume by the real networks; figures, and the windows of the part and of a whole scan."""
+    from e2enet.inference.sliding_window import count_windows
+
+    work = {"part": "networks", "folder": str(folder), "patch": options.patch, "shape": options.part_shape}
+    figures = in_turns(work | {"strides": STRIDES}, options)
+    shapes = {"windows": options.part_shape, "windows_of_case": SCANS["as-is"].shape}
+    return figures | {key: count_windows(shape, options.patch, 0.5) for key, shape in shapes.items()}
+
+
+def in_turns(work: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """Medians of both contenders' figures, the largest of their peaks; without a peer ours alone."""
+    task = json.dumps(work | {"classes": CLASSES})
+    commands = {"ours": [sys.executable, "-m", "benchmarks.predict", "--worker", task]}
+    if options.nnunet_python:
+        commands["theirs"] = [options.nnunet_python, "-m", "benchmarks.predict_nnunet", task]
+    runs: dict[str, list[dict[str, float]]] = {who: [] for who in commands}
+    for _ in range(options.rounds):
+        for who, command in commands.items():
+            runs[who].append(run(command))
+    return {
+        who: {key: (max if key == "peak" else statistics.median)(one[key] for one in part) for key in part[0]}
+        for who, part in runs.items()
+    }
+
+
+def report_scan(figures: dict[str, Any], options: argparse.Namespace) -> None:
+    """Print a row per case and contender, and whether the scan stays below the limit."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"whole scan, one network of 1 x 1 x 1: median of {options.rounds} runs, seconds")
+    for column in ("case", "predictor", "CPU outside", "clock outside", "network", "peak GiB", "CPU ratio", "agree"):
+        table.add_column(column, justify="left" if column in ("case", "predictor") else "right")
+    for name, row in figures.items():
+        for who, label in (("ours", "e2enet"), ("theirs", "nnU-Net")):
+            if who not in row:
+                continue
+            one, ours = row[who], row["ours"]
+            cells = [f"{one[key]:.1f}" for key in ("cpu", "wall", "network")] + [f"{one['peak'] / 2**30:.2f}"]
+            ratio = f"{one['cpu'] / ours['cpu']:.2f}x" if who == "theirs" else ""
+            table.add_row(name, label, *cells, ratio, f"{row['agree']:.5f}" if who == "theirs" else "")
+    Console(width=120).print(table)
+    worst = max(row["ours"]["peak"] for row in figures.values()) / 2**30
+    print(f"our largest peak: {worst:.2f} GiB, {'below' if worst < LIMIT_GIB else 'NOT below'} {LIMIT_GIB:g} GiB")
+
+
+def report_networks(figures: dict[str, Any], options: argparse.Namespace) -> None:
+    """Print seconds per window, and the extrapolated time of a case."""
+    windows, of_case = figures["windows"], figures["windows_of_case"]
+    for who, label in (("ours", "E2ENet in e2enet"), ("theirs", "plain U-Net in nnU-Net")):
+        if who in figures:
+            one = figures[who]
+            minutes = one["network"] / windows * of_case / 60
+            print(
+                f"{label}: {one['network'] / windows:.2f} s per window of {options.patch} in the network, "
+                f"{one['wall'] / windows:.2f} s outside ({windows} windows, peak {one['peak'] / 2**30:.2f} GiB); "
+                f"EXTRAPOLATED to the {of_case} windows of a case: {minutes:.0f} min in the network"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""The weighted mean of overlapping windows, held only for the planes that windows still to come will touch.
+
+Windows come layer by layer along the depth. A layer is as deep as a window, so the sums of that many planes are all
+that is ever held, whatever the depth of the volume: a plane that the next layer does not reach is final, is handed on,
+and its memory takes the sums of a plane further on (plane z lies in slot z modulo the window's depth).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from e2enet.inference.windows import Corner, WindowGrid, gaussian_weights
+
+# Of a window at a time on a CPU: a block of probabilities (2 MiB) stays in the cache until it is added.
+BLOCK_VALUES = 2**19
+# Left free on a GPU beside the sums: finished planes on their way to the native grid, and whatever else runs there.
+RESERVE_BYTES = 2**30
+
+
+class WindowSums:
+    """Sums of the windows' softmax probabilities, float32, K classes a voxel, on `device`.
+
+    Each window is added `passes` times, once for every network and mirrored copy.
+    """
+
+    def __init__(self, grid: WindowGrid, num_classes: int, passes: int, device: torch.device) -> None:
+        depth, height, width = grid.patch
+        self.device = device
+        self._grid, self._depth, self._passes = grid, depth, passes
+        # Planes first: a finished plane is one piece of memory.
+        self._sums = torch.zeros(depth, num_classes, *grid.shape[1:], device=device)
+        self._weights = gaussian_weights(grid.patch).to(device)
+        self._layer_weights = torch.zeros(depth, *grid.shape[1:], device=device)
+        for corner in grid.layer(0):
+            self._layer_weights[grid.box(corner)] += self._weights
+        self._block = depth if device.type != "cpu" else max(1, BLOCK_VALUES // (num_classes * height * width))
+
+    def add(self, logits: Tensor, corner: Corner, mirrored: Sequence[int] = ()) -> None:
+        """Add the window at `corner`, given as logits (K, *patch) of the window mirrored along these axes."""
+        _, rows, columns = self._grid.box(corner)
+        axes = [axis + 1 for axis in mirrored]
+        for first, last in self._blocks(corner[0]):
+            source = slice(self._depth - last, self._depth - first) if 0 in mirrored else slice(first, last)
+            probabilities = logits[:, source].softmax(dim=0, dtype=torch.float32)
+            if axes:
+                probabilities = probabilities.flip(axes)
+            slot = (corner[0] + first) % self._depth
+            sums = self._sums[slot : slot + last - first, :, rows, columns].transpose(0, 1)
+            sums.addcmul_(probabilities, self._weights[first:last])
+
+    def take(self, start: int, stop: int) -> Iterator[Tensor]:
+        """The mean probabilities (K, H, W) of planes that are final, in order; their memory is free afterwards."""
+        for plane in range(start, stop):
+            sums = self._sums[plane % self._depth]
+            # Of the layers that reach the plane; each weighs as much as the first one at its own depth.
+            weights = sum(
+                self._layer_weights[plane - first] for first in self._grid.starts[0] if 0 <= plane - first < self._depth
+            )
+            mean = sums / (weights * self._passes)
+            sums.zero_()
+            yield mean
+
+    def _blocks(self, start: int) -> Iterator[tuple[int, int]]:
+        """Cut a window's planes 0..depth into (first, last) that lie in slots one after the other."""
+        first = 0
+        while first < self._depth:
+            to_the_end = self._depth - (start + first) % self._depth
+            last = min(first + self._block, first + to_the_end, self._depth)
+            yield first, last
+            first = last
+
+
+def device_of_sums(grid: WindowGrid, num_classes: int, device: torch.device) -> torch.device:
+    """The network's device where the sums fit beside the network, which must have run once; else the CPU."""
+    if device.type == "cpu":
+        return device
+    free, _ = torch.cuda.mem_get_info(device)
+    height, width = grid.shape[1:]
+    needed = 4 * grid.patch[0] * (num_classes + 1) * height * width
+    return device if needed + RESERVE_BYTES <= free else torch.device("cpu")
