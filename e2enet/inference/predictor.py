@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from e2enet.common.console import console
 from e2enet.common.errors import InputError
-from e2enet.common.files import atomic_path
+from e2enet.common.files import atomic_path, require_writable
 from e2enet.common.overlay import save_overlay
 from e2enet.data.formats.layout import Case
 from e2enet.data.formats.volume import Volume, read_label, read_volume, to_native, write_label_image
 from e2enet.data.preparation.preprocess import preprocess, restore_labels, restore_probabilities
 from e2enet.inference.checkpoint import LoadedModel
+from e2enet.inference.finished import VERSION, Results, file_digest
 from e2enet.inference.postprocess import keep_largest
 from e2enet.inference.progress import CaseProgress, show_progress
 from e2enet.inference.sliding_window import count_windows, predict_probabilities
@@ -98,13 +100,18 @@ def predict_cases(
 
     Writes `<case><file ending>` and, on request, `<case>.png` (overlay) and `<case>.npz` (float16
     probabilities (K, x, y, z) of the native grid). Every file is complete or absent, the label image being
-    written last; a case whose files all exist is skipped unless `overwrite`. Classes of `keep_largest_of` keep only
-    their largest component (`postprocess.keep_largest`); probabilities stay as they are. Raises InputError, before
-    anything is predicted, where a result would take the place of an input.
+    written last; a case that the same weights and settings have finished is skipped unless `overwrite` (see
+    `finished`). Classes of `keep_largest_of` keep only their largest component (`postprocess.keep_largest`);
+    probabilities stay as they are. Raises InputError, before anything is predicted, where a result would take the
+    place of an input or of a result that was made otherwise, or where the folder cannot be written to.
     """
     output = Path(output)
     _require_other_files(cases, output, models[0].file_ending)
-    todo = [case for case in cases if overwrite or not _is_done(case, output, models[0], overlay, probabilities)]
+    more = [".png"] * overlay + [".npz"] * probabilities
+    results = Results(output, models[0].file_ending, _recipe(models, settings, keep_largest_of))
+    todo = list(cases) if overwrite else results.unfinished(cases, more)
+    if todo:
+        require_writable(output)
     if len(todo) < len(cases):
         done = len(cases) - len(todo)
         console.print(f"{done} of {len(cases)} cases are in {output} already (overwrite=true predicts them again)")
@@ -118,7 +125,9 @@ def predict_cases(
                     prediction = predict_case(models, case, settings, probabilities=probabilities, progress=progress)
                     if keep_largest_of:
                         prediction = replace(prediction, labels=keep_largest(prediction.labels, keep_largest_of))
+                    results.begin(case, more)
                     write_prediction(prediction, case, models[0], output, overlay=overlay)
+                    results.finish(case, more)
             except (InputError, OSError, RuntimeError, MemoryError, ValueError) as error:
                 # RuntimeError is also how torch says that a device is out of memory.
                 reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
@@ -149,9 +158,16 @@ def write_prediction(
     write_label_image(output / f"{case.id}{model.file_ending}", prediction.labels, volume.geometry, volume.header)
 
 
-def _is_done(case: Case, output: Path, model: LoadedModel, overlay: bool, probabilities: bool) -> bool:
-    endings = [model.file_ending] + [".png"] * overlay + [".npz"] * probabilities
-    return all((output / f"{case.id}{ending}").is_file() for ending in endings)
+def _recipe(models: Sequence[LoadedModel], settings: WindowSettings, keep_largest_of: Sequence[int]) -> dict[str, Any]:
+    """What decides results beside the scans: the order of checkpoints, the device and windows at once do not."""
+    return {
+        "version": VERSION,
+        "checkpoints": sorted(file_digest(model.path) for model in models),
+        "mirror": settings.mirror,
+        "step": settings.step,
+        "precision": str(settings.amp_dtype or torch.float32).removeprefix("torch."),
+        "keep_largest": sorted(keep_largest_of),
+    }
 
 
 def _require_other_files(cases: Sequence[Case], output: Path, file_ending: str) -> None:
