@@ -63,6 +63,13 @@ def require_writable(folder: str | Path) -> None:
 
 
 @contextmanager
+def naming_unwritable(path: str | Path) -> Iterator[None]:
+    """Turn what the system says of `path`, or of a folder above it, not being writable into an InputError."""
+    with _named_where_not_writable(Path(path), Path(path)):
+        yield
+
+
+@contextmanager
 def naming_unreadable(path: str | Path) -> Iterator[None]:
     """Turn what the system says of files that cannot be read (permissions, names too long, failing disks) into an
     InputError; `path` is named where the system names none."""

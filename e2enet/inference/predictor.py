@@ -16,7 +16,7 @@ from e2enet.common.files import atomic_path, require_writable
 from e2enet.common.overlay import save_overlay
 from e2enet.data.formats.layout import Case
 from e2enet.data.formats.volume import Volume, read_label, read_volume, to_native, write_label_image
-from e2enet.data.preparation.preprocess import preprocess, restore_labels, restore_probabilities
+from e2enet.data.preparation.preprocess import Preprocessed, preprocess, restore_labels, restore_probabilities
 from e2enet.inference.checkpoint import LoadedModel
 from e2enet.inference.finished import VERSION, Results, file_digest
 from e2enet.inference.postprocess import keep_largest
@@ -61,12 +61,7 @@ def predict_case(
     """
     first = models[0]
     volume = read_volume(case.images, first.plan.depth_axis)
-    if len(volume.array) != len(first.channels):
-        raise InputError(
-            f"{', '.join(map(str, case.images))}: {len(volume.array)} channel(s), the model was trained on "
-            f"{len(first.channels)} ({', '.join(first.channels)})"
-        )
-    prepared = preprocess(volume, first.plan)
+    prepared = _preprocess(volume, first, ", ".join(map(str, case.images)))
     windows = count_windows(prepared.image.shape[1:], first.plan.patch_size, settings.step)
     result = predict_probabilities(
         [model.network for model in models],
@@ -134,6 +129,19 @@ def predict_cases(
                 failures[case.id] = reason
                 progress.failed(case.id, reason)
     return failures
+
+
+def _preprocess(volume: Volume, model: LoadedModel, files: str) -> Preprocessed:
+    """The network's input; InputError opening with `files` where the scan cannot be one."""
+    found, expected = len(volume.array), len(model.channels)
+    if found != expected:
+        raise InputError(
+            f"{files}: {found} channel(s), {expected} expected: the model was trained on {', '.join(model.channels)}"
+        )
+    try:
+        return preprocess(volume, model.plan)
+    except InputError as error:
+        raise InputError(f"{files}: {error}") from error
 
 
 def write_prediction(

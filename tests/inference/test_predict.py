@@ -73,7 +73,7 @@ def test_storage_order_does_not_matter(write_checkpoint, scans, scan, axes):
 def test_probabilities_and_overlay(write_checkpoint, scans, scan):
     config = settings(write_checkpoint(), scans, probabilities=True, overlay=True)
     assert run_prediction(config) == {}
-    assert sorted(path.name for path in config.output.iterdir()) == ["a.nii.gz", "a.npz", "a.png"]
+    assert visible(config.output) == ["a.nii.gz", "a.npz", "a.png"]
     with np.load(config.output / "a.npz") as content:
         probabilities = content["probabilities"]
     assert probabilities.dtype == np.float16
@@ -115,7 +115,7 @@ def test_bad_case_does_not_stop_the_others(write_checkpoint, scans, scan):
     failures = run_prediction(config)
     assert list(failures) == ["b", "c"]
     assert "b.nii.gz" in failures["b"]
-    assert "c.nii.gz: 2 channel(s), the model was trained on 1 (MRI0)" in failures["c"]
+    assert "c.nii.gz: 2 channel(s), 1 expected: the model was trained on MRI0" in failures["c"]
     assert visible(config.output) == ["a.nii.gz", "d.nii.gz"]
 
 

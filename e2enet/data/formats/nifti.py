@@ -65,6 +65,8 @@ def read_stored_voxels(image: Any, path: Path) -> np.ndarray:
     except InputError:
         raise
     except (OSError, EOFError, ValueError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the system's, not gzip's own
+            raise InputError(f"{path}: cannot be read ({error.strerror}); a readable file expected") from error
         raise _cut_off(path, str(error)) from error
     return buffer.view(proxy.dtype)
 
@@ -95,4 +97,4 @@ def _fill(stream: BufferedIOBase, view: memoryview, path: Path) -> None:
 
 
 def _cut_off(path: Path, reason: str) -> InputError:
-    return InputError(f"{path}: the voxels cannot be read, the file may be cut off ({reason})")
+    return InputError(f"{path}: the voxels cannot be read, the file may be cut off ({reason}): a whole file expected")

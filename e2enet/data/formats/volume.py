@@ -168,7 +168,7 @@ def crop_to_nonzero(array: np.ndarray) -> Box:
     is zero."""
     nonzero = np.any(array != 0, axis=0)
     if not nonzero.any():
-        raise InputError("the image is zero everywhere")
+        raise InputError("the image is zero everywhere, other values expected")
     parts = []
     for axis in range(3):
         occupied = np.flatnonzero(nonzero.any(axis=tuple(other for other in range(3) if other != axis)))
