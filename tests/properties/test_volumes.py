@@ -74,7 +74,7 @@ def test_patches_start_within_their_range(shape: Triple, patch: Triple, foregrou
     for first, size, edge in zip(start, shape, patch, strict=True):
         low, high = start_range(size, edge)
         assert low <= first <= high
-        assert (0 <= first and first + edge <= size) if edge <= size else (first <= 0 and first + edge >= size)
+        assert (first >= 0 and first + edge <= size) if edge <= size else (first <= 0 and first + edge >= size)
 
 
 @few
