@@ -17,6 +17,7 @@ import pytest
 from e2enet.common import files
 from e2enet.common.errors import InputError
 from e2enet.common.files import atomic_path, read_json, require_writable, write_json
+from e2enet.common.locks import claimed_folder
 from e2enet.data.formats.layout import find_cases
 
 needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
@@ -63,8 +64,9 @@ def test_a_disk_that_fills_up_during_prediction(bench: Any, fill: Any, ending: s
 
 
 @needs_dev_full
-def test_a_disk_that_fills_up_during_preparation(bench: Any, fill: Any) -> None:
+def test_a_disk_that_fills_up_during_preparation(bench: Any, fill: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.data()
+    monkeypatch.setattr("e2enet.common.locks.remove_temporaries", lambda folder: None)  # it would empty the disk
     (image,) = bench.prepared.rglob("b.image.npy")
     for path in image.parent.glob("b.*"):
         path.unlink()
@@ -101,6 +103,16 @@ def test_prepared_cases_that_cannot_be_written(bench: Any, monkeypatch: pytest.M
     deny(monkeypatch, "mkdir", bench.prepared, errno.EROFS)
     assert "cannot be written (Read-only file system); free space and the permission" in bench.refusal()
     assert not bench.prepared.exists()
+
+
+def test_a_run_folder_that_cannot_be_written(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    deny(monkeypatch, "mkdir", bench.root / "runs", errno.EROFS)
+    with pytest.raises(InputError) as caught, claimed_folder(bench.root / "runs" / "mine"):
+        pytest.fail("held")
+    assert str(caught.value).startswith(f"{bench.root / 'runs' / 'mine'}/")
+    assert "cannot be written (Read-only file system); free space and the permission to write expected" in str(
+        caught.value
+    )
 
 
 def test_what_is_read_meanwhile_is_not_said_to_be_unwritable(tmp_path: Path) -> None:

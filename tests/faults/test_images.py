@@ -15,6 +15,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from e2enet.common.errors import InputError
+from e2enet.data.formats.volume import read_volume
+
 SHAPE = (8, 9, 6)
 Spoil = Callable[[Path], Any]
 
@@ -127,6 +130,20 @@ def test_it_is_reported_and_the_others_are_predicted(bench: Any, name: str) -> N
     assert list(failures) == ["bad"]
     assert failures["bad"].startswith(f"{path}: ") and re.search(message, failures["bad"]), failures
     assert bench.results() == [".predicted/good.json", "good.nii.gz"]
+
+
+def test_modalities_that_do_not_belong_together(bench: Any) -> None:
+    first, second = (bench.scans / f"x_000{channel}.nii.gz" for channel in range(2))
+    bench.write(first, bench.voxels())
+    bench.write(second, bench.voxels(), np.diag([-1.0, -1.0, 2.5, 1.0]))
+    with pytest.raises(InputError, match=r"affines differ by up to 2\.5 mm, at most 0\.001 mm expected") as caught:
+        read_volume([first, second])
+    assert str(caught.value).startswith(f"{first} and {second}: ")
+    bench.write(second, bench.voxels((*SHAPE, 2)))
+    with pytest.raises(
+        InputError, match=r"x_0001\.nii\.gz: has 2 channels, one expected where each channel has its own"
+    ):
+        read_volume([first, second])
 
 
 @pytest.mark.parametrize("name", BROKEN)
