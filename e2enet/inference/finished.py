@@ -8,16 +8,18 @@ stopped the run, which run it belongs to.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from e2enet.common.errors import InputError, raise_problems
-from e2enet.common.files import read_json, write_json
+from e2enet.common.files import naming_unreadable, read_json, write_json
 from e2enet.data.formats.naming import Case
 
 FOLDER = ".predicted"
+MOST_LINES = 8  # of a message that lists results
 VERSION = 1  # raise it when the same weights and settings come to give other results
 
 
@@ -63,13 +65,13 @@ class Results:
         )
         return left
 
-    def begin(self, case: Case, more: Sequence[str]) -> None:
-        """To be called before the first file of a result is written."""
-        self._write(case, more, finished=False)
-
-    def finish(self, case: Case, more: Sequence[str]) -> None:
-        """To be called after the last file of a result is written."""
-        self._write(case, more, finished=True)
+    @contextmanager
+    def recording(self, case: Case, scan: str, more: Sequence[str]) -> Iterator[None]:
+        """The block writes the files of a result; `scan` is the `scan_digest` from before the scan was read."""
+        record = {"finished": False, "more": list(more), "scan": scan, "recipe": dict(self.recipe)}
+        write_json(self._record(case), record)
+        yield
+        write_json(self._record(case), record | {"finished": True})
 
     def _difference(self, case: Case, record: Mapping[str, Any] | None) -> str | None:
         if record is None:
@@ -89,10 +91,6 @@ class Results:
         known = isinstance(record, dict) and record.keys() >= {"recipe", "scan", "more", "finished"}
         return record if known and isinstance(record["recipe"], dict) and isinstance(record["more"], list) else None
 
-    def _write(self, case: Case, more: Sequence[str], *, finished: bool) -> None:
-        content = {"finished": finished, "more": list(more), "scan": scan_digest(case), "recipe": dict(self.recipe)}
-        write_json(self._record(case), content)
-
     def _result(self, case: Case) -> Path:
         return self.folder / f"{case.id}{self.file_ending}"
 
@@ -100,12 +98,9 @@ class Results:
         return self.folder / FOLDER / f"{case.id}.json"
 
 
-MOST_LINES = 8
-
-
 def file_digest(path: Path) -> str:
-    """Hash of a file's bytes: equal for copies, whatever their names and dates."""
-    with path.open("rb") as stream:
+    """Hash of a file's bytes: equal for copies, whatever their names and dates. InputError where it cannot be read."""
+    with naming_unreadable(path), path.open("rb") as stream:
         return hashlib.file_digest(stream, "blake2b").hexdigest()[:32]
 
 

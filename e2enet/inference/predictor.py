@@ -18,7 +18,7 @@ from e2enet.data.formats.layout import Case
 from e2enet.data.formats.volume import Volume, read_label, read_volume, to_native, write_label_image
 from e2enet.data.preparation.preprocess import Preprocessed, preprocess, restore_labels, restore_probabilities
 from e2enet.inference.checkpoint import LoadedModel
-from e2enet.inference.finished import VERSION, Results, file_digest
+from e2enet.inference.finished import VERSION, Results, file_digest, scan_digest
 from e2enet.inference.postprocess import keep_largest
 from e2enet.inference.progress import CaseProgress, show_progress
 from e2enet.inference.sliding_window import count_windows, predict_probabilities
@@ -117,12 +117,12 @@ def predict_cases(
         for case in todo:
             try:
                 with progress.case(case.id):
+                    scan = scan_digest(case)
                     prediction = predict_case(models, case, settings, probabilities=probabilities, progress=progress)
                     if keep_largest_of:
                         prediction = replace(prediction, labels=keep_largest(prediction.labels, keep_largest_of))
-                    results.begin(case, more)
-                    write_prediction(prediction, case, models[0], output, overlay=overlay)
-                    results.finish(case, more)
+                    with results.recording(case, scan, more):
+                        write_prediction(prediction, case, models[0], output, overlay=overlay)
             except (InputError, OSError, RuntimeError, MemoryError, ValueError) as error:
                 # RuntimeError is also how torch says that a device is out of memory.
                 reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
