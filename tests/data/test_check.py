@@ -125,7 +125,7 @@ def test_label_values(toy: Any) -> None:
             "holds label values 9 (2 voxels); those of the dataset expected: 0 to 2",
             "labelsTr/a.nii.gz",
         ),
-        ("d", "error", "holds the value -0.5, whole numbers (labels) expected", "labelsTr/d.nii.gz"),
+        ("d", "error", "holds the value 8.5, whole numbers (labels) expected", "labelsTr/d.nii.gz"),
         ("e", "error", "values from -1 to 1, labels from 0 to 32767 expected", "labelsTr/e.nii.gz"),
         ("b", "warning", "no foreground: every voxel is background", "labelsTr/b.nii.gz"),
         (

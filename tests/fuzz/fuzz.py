@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory, mkdtemp
+from tempfile import mkdtemp
 
 Target = Callable[[bytes], None]
 CORPUS = Path(__file__).parent / "corpus"
@@ -30,10 +30,12 @@ def main(arguments: list[str]) -> None:
     import atheris
 
     name, *options = arguments
+    sys.path.insert(0, str(Path(__file__).parents[2]))  # this checkout, whichever is installed
     # Code that is imported within reports which of its branches an input took.
-    with atheris.instrument_imports(include=["e2enet"]):
-        target = targets()[name]
     scratch = Path(mkdtemp(prefix=f"fuzz-{name}-"))
+    (scratch / "files").mkdir()
+    with atheris.instrument_imports(include=["e2enet"]):
+        target = targets(scratch / "files")[name]
     words = scratch / "words.txt"
     words.write_text("\n".join('"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"' for word in WORDS) + "\n")
     (scratch / "found").mkdir()
@@ -44,8 +46,11 @@ def main(arguments: list[str]) -> None:
     atheris.Fuzz()
 
 
-def targets() -> dict[str, Target]:
-    """Each target takes the bytes of a file; anything but InputError that it raises is a finding."""
+def targets(folder: Path) -> dict[str, Target]:
+    """Each target takes the bytes of a file; anything but InputError that it raises is a finding.
+
+    `folder` is empty and theirs alone; one for all inputs, since making folders would take most of the time.
+    """
     from e2enet.common.console import console
     from e2enet.common.errors import InputError
     from e2enet.data.formats.layout import scan_amos, scan_msd, scan_nnunet
@@ -56,39 +61,36 @@ def targets() -> dict[str, Target]:
     console.quiet = True
     planned = Plan(2, (3.0, 1.0, 1.0), (4, 8, 8), ((1, 2, 2),), 2, ({"scheme": "none"},), (6, 8, 9))
     options = {"kind": "auto", "spacing": None, "memory_gb": 8.0}
+    for part in ("imagesTr", "labelsTr", "imagesTs"):
+        (folder / part).mkdir()
+        (folder / part / "a.nii.gz").touch()
 
     def dataset_json(content: bytes) -> None:
+        (folder / "dataset.json").write_bytes(content)
         for scan in (scan_msd, scan_nnunet, scan_amos):
-            with TemporaryDirectory() as folder:
-                for part in ("imagesTr", "labelsTr", "imagesTs"):
-                    (Path(folder) / part).mkdir()
-                    (Path(folder) / part / "a.nii.gz").touch()
-                (Path(folder) / "dataset.json").write_bytes(content)
-                problems: list = []
-                try:
-                    scan(folder, problems)
-                    "\n".join(map(str, problems)).encode("utf-8")  # they can be printed
-                except InputError as error:
-                    str(error).encode("utf-8")
+            problems: list = []
+            try:
+                scan(folder, problems)
+                "\n".join(map(str, problems)).encode("utf-8")  # they can be printed
+            except InputError as error:
+                str(error).encode("utf-8")
 
     def plan_json(content: bytes) -> None:
-        with TemporaryDirectory() as folder:
-            path = Path(folder) / "plan.json"
-            path.write_bytes(content)
-            try:
-                settle_plan(path, planned, options)
-            except InputError as error:
-                assert str(path) in str(error), error
+        path = folder / "plan.json"
+        path.write_bytes(content)
+        try:
+            settle_plan(path, planned, options)
+        except InputError as error:
+            assert str(path) in str(error), error
 
     def scan(content: bytes) -> None:
-        with TemporaryDirectory() as folder:
-            path = Path(folder) / "a.nii"
-            path.write_bytes(content)
-            for read in (lambda: read_volume([path]), lambda: read_label(path, None)):
-                try:
-                    read()
-                except InputError as error:
-                    assert str(path) in str(error), error
+        path = folder / "a.nii"
+        path.write_bytes(content)
+        for read in (lambda: read_volume([path]), lambda: read_label(path, None)):
+            try:
+                read()
+            except InputError as error:
+                assert str(path) in str(error), error
 
     return {"dataset_json": dataset_json, "plan_json": plan_json, "scan": scan}
 

@@ -7,6 +7,7 @@ import random
 import runpy
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,11 @@ CHANGES = 300  # per target: some seconds
 
 
 @pytest.fixture(scope="module")
-def script() -> dict:
+def script(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict]:
     found = runpy.run_path(str(HERE / "fuzz.py"))
     from e2enet.common.console import console
 
-    yield found | {"targets": found["targets"]()}
+    yield found | {"targets": found["targets"](tmp_path_factory.mktemp("fuzz"))}
     console.quiet = False
 
 
