@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
 import os
@@ -16,6 +17,9 @@ from typing import Any
 from e2enet.common.errors import InputError
 
 TEMPORARY = ".tmp-"
+# What the system says where a disk is full, a file system read-only or a permission lacking: for the user to mend.
+NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+MOST_LEVELS = 50  # of lists and objects within one another in a JSON file; ours have six
 
 
 @contextmanager
@@ -26,20 +30,71 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     The sibling keeps the whole suffix (`.nii.gz`), since writers choose the format by it, and starts with a
     dot, so that a crash leaves nothing that a later listing would take for data. Parents are created. When
     the block raises, the sibling is removed and whatever stood at `path` before stays. A folder can only take
-    a free place.
+    a free place. Raises InputError naming `path` where the disk is full or may not be written to.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f"{TEMPORARY}{uuid.uuid4().hex[:8]}-{path.name}"
+    with _named_where_not_writable(path, temporary):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        except BaseException:
+            if temporary.is_dir():
+                shutil.rmtree(temporary, ignore_errors=True)
+            else:
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+def require_writable(folder: str | Path) -> None:
+    """Make a folder and try a file in it, which is removed again; InputError naming the folder where that fails.
+
+    Called before long work, which would otherwise end at its first result.
+    """
+    folder = Path(folder)
+    probe = folder / f"{TEMPORARY}{uuid.uuid4().hex[:8]}"
+    with _named_where_not_writable(folder, probe):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            probe.write_bytes(bytes(4096))  # a full disk takes empty files
+        finally:
+            probe.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming_unwritable(path: str | Path) -> Iterator[None]:
+    """Turn what the system says of `path`, or of a folder above it, not being writable into an InputError."""
+    with _named_where_not_writable(Path(path), Path(path)):
+        yield
+
+
+@contextmanager
+def naming_unreadable(path: str | Path) -> Iterator[None]:
+    """Turn what the system says of files that cannot be read (permissions, names too long, failing disks) into an
+    InputError; `path` is named where the system names none."""
     try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
-        raise
+        yield
+    except OSError as error:
+        name = error.filename if error.filename is not None else path
+        raise InputError(f"{name}: cannot be read ({_reason(error)}); a readable file or folder expected") from error
+
+
+@contextmanager
+def _named_where_not_writable(path: Path, temporary: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        # The block may also read: what the system says of any other file is not about `path`.
+        ours = error.filename is None or temporary.is_relative_to(error.filename)
+        if error.errno not in NOT_WRITABLE or not ours:
+            raise
+        text = f"{path}: cannot be written ({_reason(error)}); free space and the permission to write expected"
+        raise InputError(text) from error
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
 
 
 def sync_to_disk(path: str | Path) -> None:
@@ -68,16 +123,24 @@ def write_json(path: str | Path, content: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file; InputError naming the file where it is missing or is not JSON."""
+    """Read a JSON file; InputError naming the file where it is missing or is not JSON.
+
+    Refused too is what Python would read and later stumble over: an object with a key twice (the first would be
+    lost), text that no file can hold (half a surrogate pair), lists within lists without end.
+    """
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
+        json.dumps(content, ensure_ascii=False).encode("utf-8")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # a number of more than 4300 digits is a plain ValueError
         raise InputError(f"{path}: not valid JSON ({error})") from error
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        raise InputError(f"{path}: cannot be read ({_reason(error)})") from error
+    if not _is_flat(content):
+        raise InputError(f"{path}: not valid JSON here (lists or objects nested more than {MOST_LEVELS} deep)")
+    return content
 
 
 def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
@@ -92,6 +155,25 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]], columns: Sequ
         writer = csv.DictWriter(stream, names, restval="", extrasaction="raise")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def _without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} twice in one object")
+    return content
+
+
+def _is_flat(content: Any) -> bool:
+    """Whether everything lies within MOST_LEVELS: level by level, since a walk that calls itself could not tell."""
+    level = [content] if isinstance(content, dict | list) else []
+    for _ in range(MOST_LEVELS):
+        inside = [value.values() if isinstance(value, dict) else value for value in level]
+        level = [child for values in inside for child in values if isinstance(child, dict | list)]
+        if not level:
+            return True
+    return False
 
 
 def _plain(value: Any) -> Any:

@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from e2enet.common.console import say
-from e2enet.common.files import remove_temporaries
+from e2enet.common.files import naming_unwritable, remove_temporaries
 
 LOCK_NAME = ".lock"
 # Whoever asks whether a folder is held holds it for a moment; an attempt to take it is repeated for longer than that.
@@ -37,11 +37,16 @@ def claimed_folder(folder: Path) -> Iterator[bool]:
 
     Where it is, what interrupted writes left behind is removed first.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK_NAME)
-    try:
-        lock.acquire(timeout=PATIENCE)
-    except Timeout:
+    with naming_unwritable(folder / LOCK_NAME):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=PATIENCE)
+        except Timeout:
+            held = False
+        else:
+            held = True
+    if not held:
         yield False
         return
     try:
@@ -54,13 +59,14 @@ def claimed_folder(folder: Path) -> Iterator[bool]:
 @contextmanager
 def locked_file(path: Path, waiting: str) -> Iterator[None]:
     """Hold a lock file (its folder is created where it is missing) for the block; prints `waiting` before it waits."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        say(waiting)
-        lock.acquire()
+    with naming_unwritable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            say(waiting)
+            lock.acquire()
     try:
         yield
     finally:

@@ -270,6 +270,11 @@ class SegmentationDataModule(lightning.LightningDataModule):
             [prepared[case.id] for case in self.train_cases],
             [prepared[case.id] for case in self.val_cases],
         )
+        if not any(case.foreground for case in self._prepared[0]):
+            raise InputError(
+                f"{self.source.folder}: none of the {len(self.train_cases)} training cases of fold {self.fold} has a "
+                "labelled voxel, foreground in at least one expected"
+            )
 
     def _split(self) -> None:
         """Set train_cases, val_cases and test_cases."""

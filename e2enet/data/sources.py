@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from e2enet.common.files import naming_unreadable
 from e2enet.data.formats.dataset import RawDataset
 from e2enet.data.formats.layout import read_or_raise, scan_msd
 from e2enet.data.formats.problems import Problem
@@ -63,7 +64,8 @@ class FolderSource:
 
     def scan(self, problems: list[Problem]) -> RawDataset:
         """What the layout's reader finds in the folder."""
-        return self.scan_folder(self.folder, problems)
+        with naming_unreadable(self.folder):
+            return self.scan_folder(self.folder, problems)
 
     def read(self) -> RawDataset:
         """The same, raising all errors at once."""

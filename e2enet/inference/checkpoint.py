@@ -5,20 +5,23 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import torch
 from torch import Tensor, nn
 
 from e2enet.common.errors import InputError, raise_problems
+from e2enet.data.formats.naming import FILE_ENDINGS
 from e2enet.data.planning.plan import Plan
 from e2enet.network.build import build_network
 
 # Where the network sits in the training module; torch.compile adds the second prefix.
 NETWORK_PREFIX = "network."
 COMPILED_PREFIX = "_orig_mod."
+MASK = ".kernel_mask"
+MOST_LINES = 8
 
 
 @dataclass(frozen=True)
@@ -52,26 +55,39 @@ def load_model(path: str | Path) -> LoadedModel:
     state = content.get("state_dict")
     if not isinstance(hyper_parameters, Mapping) or not isinstance(state, Mapping):
         raise InputError(f"{path}: is no checkpoint of train.py (expected hyper_parameters and state_dict)")
+    weights = _weights(state, path)
     try:
         dataset = hyper_parameters["dataset"]
         labels = {int(value): str(name) for value, name in dataset["labels"].items()}
         channels = tuple(str(name) for name in dataset["channels"])
         mirror_axes = tuple(int(axis) for axis in dataset["mirror_axes"])
         plan = Plan.from_dict(hyper_parameters["plan"])
-        network = build_network(
-            hyper_parameters["network"],
+        file_ending = str(dataset["file_ending"])
+        label_map = {int(value): int(label) for value, label in dataset.get("label_map", {}).items()}
+        regions = {str(name): tuple(map(int, united)) for name, united in dataset.get("regions", {}).items()}
+        build = partial(
+            build_network,
+            dict(hyper_parameters["network"]),
             in_channels=len(channels),
             num_classes=len(labels),
             strides=plan.strides,
         )
-        file_ending = str(dataset["file_ending"])
-        label_map = {int(value): int(label) for value, label in dataset.get("label_map", {}).items()}
-        regions = {str(name): tuple(map(int, united)) for name, united in dataset.get("regions", {}).items()}
+        # Without memory: a network that a file only claims to hold is never allocated.
+        with torch.device("meta"):
+            expected = build().state_dict()
     except KeyError as error:
         raise InputError(f"{path}: its hyper_parameters lack {error}, so it cannot be used") from error
-    except (TypeError, ValueError, AttributeError) as error:
+    except Exception as error:  # anybody may have written them: what they make Python or torch raise is their fault
         raise InputError(f"{path}: its hyper_parameters describe no usable network: {error}") from error
-    _load_weights(network, state, path)
+    raise_problems(
+        _dataset_problems(labels, channels, mirror_axes, file_ending, plan), f"{path}: its dataset cannot be used:"
+    )
+    raise_problems(
+        weight_problems(expected, weights),
+        f"{path}: its weights do not fit the network, labels and channels it describes:",
+    )
+    network = build()
+    network.load_state_dict(weights)
     return LoadedModel(
         path, network.eval(), plan, labels, channels, mirror_axes, file_ending, label_map=label_map, regions=regions
     )
@@ -133,36 +149,62 @@ def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
             f"{path}: is no checkpoint, or holds pickled objects, which could run code when loaded and are "
             f"refused; expected tensors and plain containers ({_first_line(error)})"
         ) from error
-    except (RuntimeError, OSError, EOFError, BadZipFile, ValueError, KeyError) as error:
-        raise InputError(f"{path}: cannot be read as a checkpoint ({_first_line(error)})") from error
+    except Exception as error:  # a damaged file makes the unpickler raise anything, and it is always the file's fault
+        raise InputError(f"{path}: cannot be read as a checkpoint of train.py ({_first_line(error)})") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}, expected the dictionary that train.py saves")
     return content
 
 
-def _load_weights(network: nn.Module, state: Mapping[str, Any], path: Path) -> None:
-    """Strict loading that compares every name and shape first, so that one message tells all."""
-    weights: dict[str, Tensor] = {
+def _weights(state: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
+    """The network's tensors by its own names; InputError where they are none, or hold what is no finite number."""
+    weights = {
         name.removeprefix(NETWORK_PREFIX).removeprefix(COMPILED_PREFIX): value
         for name, value in state.items()
-        if name.startswith(NETWORK_PREFIX)
+        if isinstance(name, str) and name.startswith(NETWORK_PREFIX)
     }
-    problems = weight_problems(network.state_dict(), weights)
-    raise_problems(problems, f"{path}: its weights do not fit the network, labels and channels it describes:")
-    network.load_state_dict(weights)
+    problems = []
+    for name, value in weights.items():
+        if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized or value.is_meta:
+            problems.append(f"{name} is a {type(value).__name__}, a plain tensor expected")
+        elif value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            problems.append(f"{name} has shape {tuple(value.shape)}, but fewer values than that in the file")
+        elif not bool(torch.isfinite(value).all()):
+            problems.append(f"{name} holds NaN or infinity, as after a training that diverged; finite weights expected")
+    raise_problems(problems[:MOST_LINES], f"{path}: its weights cannot be used:")
+    return weights
+
+
+def _dataset_problems(
+    labels: Mapping[int, str], channels: Sequence[str], mirror_axes: Sequence[int], file_ending: str, plan: Plan
+) -> list[str]:
+    """What is wrong with what a checkpoint says of its dataset; results are named by the ending, so it is no path."""
+    problems = []
+    if sorted(labels) != list(range(len(labels))) or len(labels) < 2:
+        problems.append(f"labels are {sorted(labels)}: 0, 1, .. expected, background and at least one other")
+    if len(channels) != len(plan.normalisation):
+        problems.append(f"channels are {list(channels)}: {len(plan.normalisation)} of them expected, as in its plan")
+    if not set(mirror_axes) <= {0, 1, 2} or len(set(mirror_axes)) < len(mirror_axes):
+        problems.append(f"mirror_axes are {list(mirror_axes)}: different axes out of 0, 1, 2 expected")
+    if file_ending not in FILE_ENDINGS:
+        problems.append(f"file_ending is {file_ending!r}: {' or '.join(FILE_ENDINGS)} expected")
+    return problems
 
 
 def weight_problems(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
     """Every name and shape in which weights differ from a network's, at most nine lines; [] where they fit."""
-    problems = [f"lacks {name}" for name in expected if name not in weights]
+    lacking = [name for name in expected if name not in weights]
+    masks = [name for name in lacking if name.endswith(MASK)]
+    problems = [f"lacks the masks of {len(masks)} sparse layers ({masks[0]}, ..)"] if masks else []
+    problems += [f"lacks {name}" for name in lacking if not name.endswith(MASK)]
     problems += [f"has {name}, which the network has not" for name in weights if name not in expected]
     problems += [
         f"{name} has shape {tuple(weights[name].shape)}, the network {tuple(value.shape)}"
         for name, value in expected.items()
         if name in weights and weights[name].shape != value.shape
     ]
-    if len(problems) > 8:
-        problems = [*problems[:8], f"and {len(problems) - 8} more"]
+    if len(problems) > MOST_LINES:
+        problems = [*problems[:MOST_LINES], f"and {len(problems) - MOST_LINES} more"]
     return problems
 
 

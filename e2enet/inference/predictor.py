@@ -13,13 +13,15 @@ import torch
 
 from e2enet.common.console import console
 from e2enet.common.errors import InputError
+from e2enet.common.files import require_writable
 from e2enet.common.overlay import save_overlay
 from e2enet.common.ranks import ALONE, Team
 from e2enet.data.formats.layout import Case
-from e2enet.data.formats.volume import Geometry, read_label, read_volume, write_label_image
-from e2enet.data.preparation.preprocess import preprocess
+from e2enet.data.formats.volume import Geometry, Volume, read_label, read_volume, write_label_image
+from e2enet.data.preparation.preprocess import Preprocessed, preprocess
 from e2enet.data.preparation.restore import OnPlane, restore_labels
 from e2enet.inference.checkpoint import LoadedModel
+from e2enet.inference.finished import VERSION, Results, file_digest, scan_digest
 from e2enet.inference.postprocess import keep_largest
 from e2enet.inference.progress import CaseProgress, show_progress
 from e2enet.inference.sliding_window import count_windows, predict_planes
@@ -66,12 +68,7 @@ def predict_case(
     """
     first = models[0]
     volume = read_volume(case.images, first.plan.depth_axis)
-    if len(volume.array) != len(first.channels):
-        raise InputError(
-            f"{', '.join(map(str, case.images))}: {len(volume.array)} channel(s), the model was trained on "
-            f"{len(first.channels)} ({', '.join(first.channels)})"
-        )
-    prepared = preprocess(volume, first.plan)
+    prepared = _preprocess(volume, first, ", ".join(map(str, case.images)))
     geometry, header = volume.geometry, volume.header
     image = volume.array[0].copy() if keep_image else None
     del volume  # as large as what the windows are cut from
@@ -106,14 +103,19 @@ def predict_cases(
 
     Writes `<case><file ending>` and, on request, `<case>.png` (overlay) and `<case>.npz` (float16
     probabilities (K, x, y, z) of the native grid). Every file is complete or absent, the label image being
-    written last; a case whose files all exist is skipped unless `overwrite`. Classes of `keep_largest_of` keep only
-    their largest component (`postprocess.keep_largest`); probabilities stay as they are. The processes of a
-    `team` share the cases; each returns the failures of all, when all are done. Raises InputError, before anything is
-    predicted, where a result would take the place of an input.
+    written last; a case that the same weights and settings have finished is skipped unless `overwrite` (see
+    `finished`). Classes of `keep_largest_of` keep only their largest component (`postprocess.keep_largest`);
+    probabilities stay as they are. The processes of a `team` share the cases; each returns the failures of all, when
+    all are done. Raises InputError, before anything is predicted, where a result would take the place of an input or of
+    a result that was made otherwise, or where the folder cannot be written to.
     """
     output = Path(output)
     _require_other_files(cases, output, models[0].file_ending)
-    todo = [case for case in cases if overwrite or not _is_done(case, output, models[0], overlay, probabilities)]
+    more = [".png"] * overlay + [".npz"] * probabilities
+    results = Results(output, models[0].file_ending, _recipe(models, settings, keep_largest_of))
+    todo = list(cases) if overwrite else results.unfinished(cases, more)
+    if todo:
+        require_writable(output)
     if len(todo) < len(cases):
         done = len(cases) - len(todo)
         console.print(f"{done} of {len(cases)} cases are in {output} already (overwrite=true predicts them again)")
@@ -125,6 +127,7 @@ def predict_cases(
         for case in todo:
             try:
                 with progress.case(case.id), spool_probabilities(output) if probabilities else nullcontext() as spool:
+                    scan = scan_digest(case)
                     prediction = predict_case(
                         models,
                         case,
@@ -135,9 +138,10 @@ def predict_cases(
                     )
                     if keep_largest_of:
                         prediction = replace(prediction, labels=keep_largest(prediction.labels, keep_largest_of))
-                    if spool:
-                        spool.write(output / f"{case.id}.npz", prediction.geometry)
-                    write_prediction(prediction, case, models[0], output)
+                    with results.recording(case, scan, more):
+                        if spool:
+                            spool.write(output / f"{case.id}.npz", prediction.geometry)
+                        write_prediction(prediction, case, models[0], output)
             except (InputError, OSError, RuntimeError, MemoryError, ValueError) as error:
                 # RuntimeError is also how torch says that a device is out of memory.
                 reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
@@ -145,6 +149,19 @@ def predict_cases(
                 progress.failed(case.id, reason)
     everyones = {case: reason for part in team.gather(failures) for case, reason in part.items()}
     return {case.id: everyones[case.id] for case in cases if case.id in everyones}
+
+
+def _preprocess(volume: Volume, model: LoadedModel, files: str) -> Preprocessed:
+    """The network's input; InputError opening with `files` where the scan cannot be one."""
+    found, expected = len(volume.array), len(model.channels)
+    if found != expected:
+        raise InputError(
+            f"{files}: {found} channel(s), {expected} expected: the model was trained on {', '.join(model.channels)}"
+        )
+    try:
+        return preprocess(volume, model.plan)
+    except InputError as error:
+        raise InputError(f"{files}: {error}") from error
 
 
 def write_prediction(prediction: Prediction, case: Case, model: LoadedModel, output: Path) -> None:
@@ -163,9 +180,16 @@ def write_prediction(prediction: Prediction, case: Case, model: LoadedModel, out
     write_label_image(path, prediction.labels, prediction.geometry, prediction.header)
 
 
-def _is_done(case: Case, output: Path, model: LoadedModel, overlay: bool, probabilities: bool) -> bool:
-    endings = [model.file_ending] + [".png"] * overlay + [".npz"] * probabilities
-    return all((output / f"{case.id}{ending}").is_file() for ending in endings)
+def _recipe(models: Sequence[LoadedModel], settings: WindowSettings, keep_largest_of: Sequence[int]) -> dict[str, Any]:
+    """What decides results beside the scans: the order of checkpoints, the device and windows at once do not."""
+    return {
+        "version": VERSION,
+        "checkpoints": sorted(file_digest(model.path) for model in models),
+        "mirror": settings.mirror,
+        "step": settings.step,
+        "precision": str(settings.amp_dtype or torch.float32).removeprefix("torch."),
+        "keep_largest": sorted(keep_largest_of),
+    }
 
 
 def _require_other_files(cases: Sequence[Case], output: Path, file_ending: str) -> None:

@@ -10,6 +10,7 @@ from e2enet.common.console import say
 from e2enet.common.errors import InputError
 from e2enet.common.ranks import joined_team, launched
 from e2enet.data.formats.layout import find_cases
+from e2enet.data.formats.problems import Problem
 from e2enet.inference.checkpoint import LoadedModel, load_ensemble
 from e2enet.inference.config import PredictConfig
 from e2enet.inference.folds import find_folds, is_sweep
@@ -33,7 +34,9 @@ def run_prediction(config: PredictConfig) -> dict[str, str]:
         raise InputError(f"output={config.output}: is a file, expected a folder")
     models = load_ensemble(find_checkpoints(config))
     postprocessing = resolve_postprocessing(config.postprocessing, models)
-    cases = find_cases(config.input, len(models[0].channels), models[0].file_ending)
+    problems: list[Problem] = []
+    cases = find_cases(config.input, len(models[0].channels), models[0].file_ending, problems)
+    unusable = {str(problem.case): str(problem) for problem in problems if problem.severity == "error"}
     names = f"{len(models)} models" if len(models) > 1 else str(models[0].path)
     say(f"{len(cases)} cases, {names}, on {device}")
     if postprocessing is not None:
@@ -46,7 +49,7 @@ def run_prediction(config: PredictConfig) -> dict[str, str]:
         amp_dtype=AMP_TYPES[config.precision],
     )
     with joined_team() as team:
-        failures = predict_cases(
+        failures = unusable | predict_cases(
             models,
             cases,
             config.output,
@@ -59,7 +62,7 @@ def run_prediction(config: PredictConfig) -> dict[str, str]:
         )
     if failures:
         lines = "\n".join(f"  - {case}: {reason}" for case, reason in failures.items())
-        text = f"{len(failures)} of {len(cases)} cases failed:\n{lines}"
+        text = f"{len(failures)} of {len(cases) + len(unusable)} cases failed:\n{lines}"
     else:
         text = f"all {len(cases)} cases are in {config.output}"
     say(text)

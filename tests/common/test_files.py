@@ -55,6 +55,26 @@ def test_bad_json_names_the_file(tmp_path: Path, content: bytes) -> None:
         read_json(tmp_path / "dataset.json")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"a": 1, "b": 2, "a": 3}', "the key 'a' twice in one object"),
+        ('["\\ud800"]', "surrogates not allowed"),
+        ("9" * 5000, "4300"),
+        ("[" * 100_000, "recursion"),
+        ("[" * 51 + "]" * 51, "nested more than 50 deep"),
+        ('{"a":' * 51 + "1" + "}" * 51, "nested more than 50 deep"),
+    ],
+    ids=["key-twice", "half-a-character", "long-number", "endless", "deep-lists", "deep-objects"],
+)
+def test_json_that_python_would_read_and_stumble_over(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(InputError, match=rf"(?s)a\.json: not valid JSON.*{message}"):
+        read_json(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text("[" * 50 + "]" * 50)
+    assert read_json(tmp_path / "a.json")
+
+
 def test_missing_json_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"absent\.json: no such file"):
         read_json(tmp_path / "absent.json")

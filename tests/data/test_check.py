@@ -125,7 +125,7 @@ def test_label_values(toy: Any) -> None:
             "holds label values 9 (2 voxels); those of the dataset expected: 0 to 2",
             "labelsTr/a.nii.gz",
         ),
-        ("d", "error", "holds values that are no integers, labels expected", "labelsTr/d.nii.gz"),
+        ("d", "error", "holds the value 8.5, whole numbers (labels) expected", "labelsTr/d.nii.gz"),
         ("e", "error", "values from -1 to 1, labels from 0 to 32767 expected", "labelsTr/e.nii.gz"),
         ("b", "warning", "no foreground: every voxel is background", "labelsTr/b.nii.gz"),
         (
@@ -214,7 +214,8 @@ def test_mixed_orientations_and_spacings_are_one_warning_each(toy: Any) -> None:
 
 def test_an_image_of_zeros(toy: Any) -> None:
     toy.write_image("a", np.zeros((8, 9, 6), np.int16))
-    assert toy.problems() == [("a", "error", "the image is zero everywhere", "imagesTr/a.nii.gz")]
+    text = "the image is zero everywhere, other values expected"
+    assert toy.problems() == [("a", "error", text, "imagesTr/a.nii.gz")]
 
 
 def test_number_of_channels(toy: Any) -> None:

@@ -108,7 +108,7 @@ def test_every_mistake_is_named_with_file_key_value_and_expectation(
     message = str(caught.value)
     assert message.startswith(f"{tmp_path / 'plan.json'}: is no plan\n")
     for text in (
-        "spacing is [1, 0, 1]: three numbers of mm > 0 (D, H, W) expected",
+        "spacing is [1, 0, 1]: three numbers of mm > 0 (D, H, W), 0.0001 to 10000, expected",
         "patch_size is [8.5, 8, 8]: three whole numbers",
         "batch_size is '2': a whole number >= 1 expected",
         "strides is []: one triple",

@@ -183,7 +183,7 @@ def test_a_singular_affine_is_refused(tmp_path: Path) -> None:
         read_volume([tmp_path / "a.nii"])
 
 
-@pytest.mark.parametrize(("value", "message"), [(0.5, "no integers"), (-1.0, "from -1 to 0"), (1e6, "from 0 to 1e")])
+@pytest.mark.parametrize(("value", "message"), [(0.5, "value 0.5"), (-1.0, "from -1 to 0"), (1e6, "from 0 to 1e")])
 def test_label_values_are_checked(tmp_path: Path, value: float, message: str) -> None:
     data = np.zeros(SHAPE, np.float32)
     data[0, 0, 0] = value

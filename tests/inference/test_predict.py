@@ -35,6 +35,11 @@ def settings(checkpoint: Path, scans: Path, **changes) -> PredictConfig:
     return PredictConfig((checkpoint,), scans, scans.parent / "out", device="cpu", **changes)
 
 
+def visible(folder: Path) -> list[str]:
+    """Names of the files in a folder, without the hidden records of how they were made."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
 def test_result_lies_on_the_scan(write_checkpoint, scans, scan):
     config = settings(write_checkpoint(), scans)
     assert run_prediction(config) == {}
@@ -47,7 +52,7 @@ def test_result_lies_on_the_scan(write_checkpoint, scans, scan):
     np.testing.assert_allclose(result.get_qform(), scan.get_qform(), atol=1e-5)
     values = np.unique(np.asarray(result.dataobj))
     assert len(values) > 1 and set(values) <= {0, 1, 2}
-    assert sorted(path.name for path in config.output.iterdir()) == ["a.nii.gz"]
+    assert visible(config.output) == ["a.nii.gz"]
 
 
 @pytest.mark.parametrize("axes", ["RAS", "PSL", "SRA", "IAR", "AIL"])
@@ -68,7 +73,7 @@ def test_storage_order_does_not_matter(write_checkpoint, scans, scan, axes):
 def test_probabilities_and_overlay(write_checkpoint, scans, scan):
     config = settings(write_checkpoint(), scans, probabilities=True, overlay=True)
     assert run_prediction(config) == {}
-    assert sorted(path.name for path in config.output.iterdir()) == ["a.nii.gz", "a.npz", "a.png"]
+    assert visible(config.output) == ["a.nii.gz", "a.npz", "a.png"]
     with np.load(config.output / "a.npz") as content:
         probabilities = content["probabilities"]
     assert probabilities.dtype == np.float16
@@ -113,8 +118,8 @@ def test_bad_case_does_not_stop_the_others(write_checkpoint, scans, scan):
     failures = run_prediction(config)
     assert list(failures) == ["b", "c"]
     assert "b.nii.gz" in failures["b"]
-    assert "c.nii.gz: 2 channel(s), the model was trained on 1 (MRI0)" in failures["c"]
-    assert sorted(path.name for path in config.output.iterdir()) == ["a.nii.gz", "d.nii.gz"]
+    assert "c.nii.gz: 2 channel(s), 1 expected: the model was trained on MRI0" in failures["c"]
+    assert visible(config.output) == ["a.nii.gz", "d.nii.gz"]
 
 
 def test_modalities_come_from_several_files_or_one_of_4d(write_checkpoint, scans, scan):
@@ -130,21 +135,6 @@ def test_modalities_come_from_several_files_or_one_of_4d(write_checkpoint, scans
     x, y = (nib.load(config.output / f"{name}.nii.gz") for name in "xy")
     assert x.shape == y.shape == scan.shape
     np.testing.assert_array_equal(np.asarray(x.dataobj), np.asarray(y.dataobj))
-
-
-def test_finished_cases_are_skipped(write_checkpoint, scans, scan):
-    config = settings(write_checkpoint(), scans)
-    config.output.mkdir()
-    (config.output / "a.nii.gz").write_bytes(b"finished before")
-    nib.save(scan, scans / "b.nii.gz")
-    assert run_prediction(config) == {}
-    assert (config.output / "a.nii.gz").read_bytes() == b"finished before"
-    assert (config.output / "b.nii.gz").exists()
-    assert run_prediction(settings(write_checkpoint(), scans, overwrite=True)) == {}
-    assert nib.load(config.output / "a.nii.gz").shape == scan.shape
-    # What was not asked for then is missing now.
-    assert run_prediction(settings(write_checkpoint(), scans, overlay=True)) == {}
-    assert (config.output / "a.png").exists()
 
 
 def test_scans_are_never_overwritten(write_checkpoint, scans):
@@ -181,7 +171,7 @@ def test_command(write_checkpoint, scans, tmp_path):
     assert finished.returncode == 1, finished.stderr
     assert "1 of 2 cases failed" in finished.stdout
     assert "Traceback" not in finished.stdout + finished.stderr
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.nii.gz"]
+    assert visible(tmp_path / "out") == ["a.nii.gz"]
     assert list(folder.iterdir()) == []
     (scans / "b.nii.gz").unlink()
     assert run_command(*given, folder=folder).returncode == 0

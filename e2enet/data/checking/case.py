@@ -127,7 +127,7 @@ def _examine_image(case: Case, file: Path, problems: list[Problem]) -> _ImageFac
     if wrong:
         problems.append(case_error(case.id, f"{wrong} voxels are NaN or infinite, finite values expected", file))
     elif low == high == 0 and len(case.images) == 1:
-        problems.append(case_error(case.id, "the image is zero everywhere", file))
+        problems.append(case_error(case.id, "the image is zero everywhere, other values expected", file))
     elif low == high:
         problems.append(case_warning(case.id, f"every voxel has the value {low:g}", file))
     return _ImageFacts(stored.header, low, high, stored.digest())

@@ -52,7 +52,8 @@ def _look_through(source: DataSource, num_workers: int | None) -> tuple[Problem,
 
 def _is_remembered(prepared: Path, key: str) -> bool:
     record = prepared / RECORD
-    return record.is_file() and read_json(record).get("key") == key
+    content = read_json(record) if record.is_file() else None
+    return isinstance(content, dict) and content.get("key") == key
 
 
 def _dataset_key(source: DataSource) -> str | None:

@@ -75,8 +75,8 @@ def finish(
     for case in every:
         files = [file for file in (*case.images, case.label) if file is not None]
         problems += [case_error(case.id, "no such file", file) for file in files if not file.is_file()]
-    if not parts["training"] and not problems:
-        problems.append(dataset_error("there is no training case", folder))
+    if not parts["training"] and not any(problem.severity == "error" for problem in problems):
+        problems.append(dataset_error("there is no training case, at least one expected", folder))
     ending = file_ending or common_ending(parts["training"], problems)
     regions = {str(region): tuple(int(value) for value in values) for region, values in table.regions.items()}
     label_map = {int(old): int(new) for old, new in table.label_map.items()}

@@ -10,10 +10,11 @@ from typing import Any
 
 from e2enet.common.errors import InputError
 from e2enet.common.files import read_json
-from e2enet.data.formats.naming import FILE_ENDINGS, Case, case_id
+from e2enet.data.formats.naming import FILE_ENDINGS, MOST_NAME_BYTES, Case, case_id, is_file_name
 from e2enet.data.formats.problems import Problem, dataset_error
 
 FILE_NAME = "dataset.json"
+MOST_LABEL = 32767  # labels are kept as int16 at most
 
 
 class Description:
@@ -62,11 +63,14 @@ class Description:
         if not isinstance(found, dict) or not found:
             self.wrong(f"labels is {found!r}: an object of names and values expected")
             return None
-        value_first = all(str(key).isdigit() for key in found)
+        value_first = all(map(_is_label, found))
         pairs = [(key, name) if value_first else (name, key) for key, name in found.items()]
-        wrong = [f"{name!r}: {value!r}" for value, name in pairs if isinstance(value, bool) or not str(value).isdigit()]
+        wrong = [f"{name!r}: {value!r}" for value, name in pairs if not _is_label(value)]
         if wrong:
-            self.wrong(f"labels {', '.join(wrong)}: one integer per label expected (no regions, no ignore label)")
+            self.wrong(
+                f"labels {', '.join(wrong)}: one integer per label expected, from 0 to {MOST_LABEL} (no regions, no "
+                "ignore label)"
+            )
             return None
         counts = Counter(int(value) for value, _ in pairs)
         if len(counts) < len(pairs):
@@ -94,8 +98,11 @@ class Description:
                 )
             elif Path(image).name.startswith("."):
                 continue  # some archives list the ._ files that macOS leaves
-            elif not image.endswith(FILE_ENDINGS):
-                self.wrong(f"{section} image {image}: a name ending in {' or '.join(FILE_ENDINGS)} expected")
+            elif not image.endswith(FILE_ENDINGS) or not is_file_name(Path(image).name):
+                self.wrong(
+                    f"{section} image {image!r}: a name ending in {' or '.join(FILE_ENDINGS)} expected, of at most "
+                    f"{MOST_NAME_BYTES} bytes and without control characters"
+                )
             else:
                 image_path = self._inside(image)
                 label_path = self._inside(label) if label is not None else None
@@ -116,5 +123,11 @@ class Description:
         """The path in the folder; as written, so that a folder of symbolic links, or with .. in its path, works."""
         path = self.folder / os.path.normpath(relative)
         if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(self.folder)):
-            self.wrong(f"{relative} lies outside the dataset's folder {self.folder}")
+            self.wrong(f"{relative!r} lies outside the dataset's folder {self.folder}, a path within it expected")
         return path
+
+
+def _is_label(value: Any) -> bool:
+    """Whether a JSON value spells a label: 3 or "3". The digits of other scripts, and powers, are none ("\u00b2")."""
+    text = str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
+    return text.isascii() and text.isdigit() and len(text) <= len(str(MOST_LABEL)) and int(text) <= MOST_LABEL

@@ -25,7 +25,7 @@ from typing import Any
 from e2enet.data.formats.dataset import RawDataset, finish, warn_unlisted
 from e2enet.data.formats.description import Description
 from e2enet.data.formats.labels import LabelTable, resolve_labels
-from e2enet.data.formats.naming import FILE_ENDINGS, Case, group_modalities, visible_files
+from e2enet.data.formats.naming import FILE_ENDINGS, Case, group_modalities, is_file_name, visible_files
 from e2enet.data.formats.problems import Problem, case_error, dataset_error
 
 
@@ -98,7 +98,7 @@ def _section_cases(description: Description, num_channels: int) -> list[Case]:
             description.wrong(
                 f"dataset entry {name!r} has {len(images)} images, one per channel ({num_channels}) expected"
             )
-        elif Path(name).name != name or name.startswith("."):
+        elif not name or name.startswith(".") or not is_file_name(name):
             description.wrong(f"dataset entry {name!r}: an id that can be a file's name expected")
         else:
             paths = tuple(description.folder / os.path.normpath(image) for image in images)

@@ -47,8 +47,11 @@ def apply_label_map(array: np.ndarray, label_map: Mapping[int, int]) -> np.ndarr
 
 def whole_labels(data: np.ndarray, path: Path) -> np.ndarray:
     """The values of a label file as uint8 or where needed int16; InputError where they are no labels 0, 1, .."""
-    if data.dtype.kind == "f" and not all(map(_are_whole, _planes(data))):
-        raise InputError(f"{path}: holds values that are no integers, labels expected")
+    if data.dtype.kind == "f":
+        for plane in _planes(data):
+            broken = plane[~_are_whole(plane)]
+            if broken.size:
+                raise InputError(f"{path}: holds the value {broken.flat[0]:g}, whole numbers (labels) expected")
     low, high = (np.rint(data.min()), np.rint(data.max())) if data.size else (0, 0)
     if low < 0 or high > np.iinfo(np.int16).max:
         raise InputError(f"{path}: values from {low:g} to {high:g}, labels from 0 to {np.iinfo(np.int16).max} expected")
@@ -61,8 +64,9 @@ def whole_labels(data: np.ndarray, path: Path) -> np.ndarray:
     return labels
 
 
-def _are_whole(values: np.ndarray) -> bool:
-    return bool(np.isfinite(values).all() and np.abs(values - np.rint(values)).max(initial=0) < 1e-3)
+def _are_whole(values: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):  # inf - inf is NaN, which is not below the tolerance either
+        return np.abs(values - np.rint(values)) < 1e-3
 
 
 def _planes(data: np.ndarray) -> np.ndarray:
@@ -85,8 +89,9 @@ def resolve_labels(found: Mapping[int, str] | None, table: LabelTable, problems:
         )
     if labels and list(labels) != list(range(len(labels))):
         missing = sorted(set(range(max(labels) + 1)) - set(labels))
+        some = f"{missing[:10]}{' and more' if len(missing) > 10 else ''}"
         problems.append(
-            dataset_error(f"label values are {list(labels)}: consecutive integers from 0 expected, {missing} missing")
+            dataset_error(f"label values are {list(labels)}: consecutive integers from 0 expected, {some} missing")
         )
     if len(labels) < 2:
         problems.append(dataset_error("labels name no foreground class: background and at least one other expected"))

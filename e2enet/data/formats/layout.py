@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from e2enet.common.files import naming_unreadable
 from e2enet.data.formats.amos import Modality, scan_amos
 from e2enet.data.formats.brats import MODALITIES, find_case_folders, holds_case, read_case_folders, scan_brats
 from e2enet.data.formats.btcv import scan_btcv
@@ -62,25 +63,33 @@ def read_brats(folder: str | Path, table: LabelTable) -> RawDataset:
     return read_or_raise(lambda problems: scan_brats(folder, problems, table), folder)
 
 
-def find_cases(source: str | Path, num_channels: int, file_ending: str = ".nii.gz") -> list[Case]:
+def find_cases(
+    source: str | Path, num_channels: int, file_ending: str = ".nii.gz", problems: list[Problem] | None = None
+) -> list[Case]:
     """Cases to predict, sorted by id: images in a folder, one image, or folders of BraTS cases.
 
-    Images are told apart by name (`naming.find_named_cases`). InputError naming what is missing.
+    Images are told apart by name (`naming.find_named_cases`). InputError naming what is missing; a list of `problems`
+    takes what is wrong with single cases instead, as long as there is a case without.
     """
     folder = Path(source)
-    folders = [folder, *find_case_folders(folder)] if num_channels == len(MODALITIES) and folder.is_dir() else []
-    folders = [path for path in folders if holds_case(path)]
-    if not folders:
-        return find_named_cases(source, num_channels, file_ending)
-    problems: list[Problem] = []
-    cases = read_case_folders(folders, problems)
-    raise_errors(problems, f"{source}: these cases cannot be predicted")
+    with naming_unreadable(folder):
+        folders = [folder, *find_case_folders(folder)] if num_channels == len(MODALITIES) and folder.is_dir() else []
+        folders = [path for path in folders if holds_case(path)]
+        if not folders:
+            return find_named_cases(source, num_channels, file_ending, problems)
+        found: list[Problem] = []
+        cases = read_case_folders(folders, found)
+    if problems is None or not cases:
+        raise_errors(found, f"{source}: these cases cannot be predicted")
+    else:
+        problems += found
     return cases
 
 
 def read_or_raise(scan: Callable[[list[Problem]], RawDataset], folder: str | Path) -> RawDataset:
     """What `scan` gives where it finds no error; else one InputError with all of them."""
     problems: list[Problem] = []
-    dataset = scan(problems)
+    with naming_unreadable(folder):
+        dataset = scan(problems)
     raise_errors(problems, f"{folder}: the dataset cannot be used")
     return dataset

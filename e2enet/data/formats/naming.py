@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from e2enet.common.errors import InputError
 from e2enet.data.formats.problems import Problem, case_error, raise_errors
 
 FILE_ENDINGS = (".nii.gz", ".nii")
+MOST_NAME_BYTES = 200  # file systems take 255, of which the names that are made of a case's need some
 MODALITY = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 
 
@@ -31,31 +33,37 @@ class Case:
         return self.images if self.label is None else (*self.images, self.label)
 
 
-def find_named_cases(source: str | Path, num_channels: int, file_ending: str = ".nii.gz") -> list[Case]:
+def find_named_cases(
+    source: str | Path, num_channels: int, file_ending: str = ".nii.gz", problems: list[Problem] | None = None
+) -> list[Case]:
     """Cases to predict by the names of their files, in a folder or given as one file, sorted by id.
 
     Hidden files are ignored.
 
     With one channel both `x.nii.gz` and `x_0000.nii.gz` are case x. With several, `x_0000`, `x_0001`, .. are
     one case and a plain `x.nii.gz` is a 4D file. Raises InputError naming what is missing: the path, any
-    case, or modalities.
+    case, or modalities; a list of `problems` takes those of single cases instead, where there are others.
     """
     source = Path(source)
     if source.is_dir():
         files = visible_files(source, file_ending)
         if not files:
             raise InputError(f"{source}: holds no image; files ending in {file_ending} expected")
-        cases, problems = group_modalities(files, num_channels, file_ending)
+        cases, found = group_modalities(files, num_channels, file_ending)
     elif source.is_file():
         if not source.name.endswith(FILE_ENDINGS):
             raise InputError(f"{source}: a file ending in {' or '.join(FILE_ENDINGS)} expected")
         ending = next(ending for ending in FILE_ENDINGS if source.name.endswith(ending))
-        cases, problems = group_modalities(_with_siblings(source, num_channels, ending), num_channels, ending)
+        cases, found = group_modalities(_with_siblings(source, num_channels, ending), num_channels, ending)
     else:
         raise InputError(f"{source}: no such file or folder")
     repeated = [name for name, count in Counter(case.id for case in cases).items() if count > 1]
-    problems += [case_error(name, "is there twice, with and without a modality number") for name in repeated]
-    raise_errors(problems, f"{source}: the cases cannot be told from the file names")
+    found += [case_error(name, "is there twice, with and without a modality number") for name in repeated]
+    cases = [case for case in cases if case.id not in repeated]
+    if problems is None or not cases:
+        raise_errors(found, f"{source}: the cases cannot be told from the file names")
+    else:
+        problems += found
     return sorted(cases, key=lambda case: case.id)
 
 
@@ -65,6 +73,11 @@ def case_id(file_name: str) -> str:
         if file_name.endswith(ending):
             return file_name.removesuffix(ending)
     return Path(file_name).stem
+
+
+def is_file_name(name: str) -> bool:
+    """Whether files can be called so on any disk, and be told of on any terminal."""
+    return name.isprintable() and Path(name).name == name and len(os.fsencode(name)) <= MOST_NAME_BYTES
 
 
 def visible_files(folder: Path, file_ending: str) -> list[Path]:

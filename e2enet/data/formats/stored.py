@@ -1,28 +1,22 @@
-"""A NIfTI file as it is stored: header facts and unscaled voxels, the whole stream verified.
+"""A NIfTI file as it is stored: header facts and unscaled voxels.
 
-Training reads scans as float32 in the frame (`volume`). To look through a dataset that is four copies too many, and
-nibabel stops reading at the last voxel, before the checksum that ends a gzip stream.
+Training reads scans as float32 in the frame (`volume`). To look through a dataset that is four copies too many.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import BufferedIOBase
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from e2enet.common.errors import InputError
-from e2enet.data.formats.volume import Geometry, geometry_of, open_image
+from e2enet.data.formats.nifti import open_image, read_stored_voxels
+from e2enet.data.formats.volume import Geometry, geometry_of
 
 CHUNK_VOXELS = 2**22
-CHUNK_BYTES = 2**20
-# Deflate cannot pack tighter (zlib's own figure): a header that promises more has no such voxels behind it.
-MOST_COMPRESSION = 1032
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +28,6 @@ class StoredHeader:
         geometry: Shape, affine and the file's own axis of largest spacing.
         channels: Size of the fourth axis, 1 where there is none.
         dtype: Of the voxels on disk.
-        offset: Bytes before the first voxel.
         slope, intercept: value = slope * stored + intercept.
     """
 
@@ -42,7 +35,6 @@ class StoredHeader:
     geometry: Geometry
     channels: int
     dtype: np.dtype
-    offset: int
     slope: float
     intercept: float
 
@@ -77,11 +69,7 @@ class StoredImage:
 
 def read_stored_header(path: Path) -> StoredHeader:
     """The header alone; InputError, as from `volume.read_geometry`, where it cannot be used."""
-    image = open_image(path)
-    geometry = geometry_of(image, path, None)
-    proxy = image.dataobj
-    channels = int(np.prod(image.shape[3:]))
-    return StoredHeader(path, geometry, channels, proxy.dtype, proxy.offset, float(proxy.slope), float(proxy.inter))
+    return _stored_header(open_image(path), path)
 
 
 def read_stored(path: Path) -> StoredImage:
@@ -89,30 +77,12 @@ def read_stored(path: Path) -> StoredImage:
 
     Memory: the stored voxels once.
     """
-    header = read_stored_header(path)
-    packed = path.name.endswith(".gz")
-    if header.num_bytes > path.stat().st_size * (MOST_COMPRESSION if packed else 1):
-        raise _cut_off(path, f"{header.num_bytes} bytes of voxels expected, the file has {path.stat().st_size}")
-    buffer = np.empty(header.num_bytes, np.uint8)
-    try:
-        with gzip.open(path) if packed else path.open("rb") as stream:
-            stream.seek(header.offset)
-            _fill(stream, buffer.data, path)
-            while packed and stream.read(CHUNK_BYTES):
-                pass  # to the end of the stream, where length and checksum are compared
-    except (OSError, EOFError, zlib.error) as error:
-        raise _cut_off(path, str(error)) from error
-    return StoredImage(header, buffer.view(header.dtype))
+    image = open_image(path)
+    return StoredImage(_stored_header(image, path), read_stored_voxels(image, path))
 
 
-def _fill(stream: BufferedIOBase, view: memoryview, path: Path) -> None:
-    done = 0
-    while done < len(view):
-        count = stream.readinto(view[done : done + CHUNK_BYTES])
-        if not count:
-            raise _cut_off(path, f"{len(view)} bytes of voxels expected, {done} found")
-        done += count
-
-
-def _cut_off(path: Path, reason: str) -> InputError:
-    return InputError(f"{path}: the voxels cannot be read, the file may be cut off ({reason})")
+def _stored_header(image: Any, path: Path) -> StoredHeader:
+    geometry = geometry_of(image, path, None)
+    proxy = image.dataobj
+    channels = int(np.prod(image.shape[3:]))
+    return StoredHeader(path, geometry, channels, proxy.dtype, float(proxy.slope), float(proxy.inter))

@@ -7,7 +7,7 @@ own axes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from nibabel import orientations
-from nibabel.spatialimages import HeaderDataError
 
 from e2enet.common.errors import InputError
 from e2enet.common.files import atomic_path
 from e2enet.data.formats.labels import apply_label_map, whole_labels
+from e2enet.data.formats.nifti import open_image, read_unscaled
 
 GRID_TOLERANCE_MM = 1e-3
 TIE_TOLERANCE = 0.01
@@ -108,7 +108,7 @@ def read_volume(paths: Sequence[str | Path], depth_axis: int | None = None) -> V
     array: np.ndarray | None = None
     for index, (file, image) in enumerate(zip(files, images, strict=True)):
         require_same_grid(geometry, geometry_of(image, file, geometry.depth_axis), f"{files[0]} and {file}")
-        stored = _without_singletons(_voxels(image.dataobj.get_unscaled, file))
+        stored = _without_singletons(read_unscaled(image, file))
         if stored.ndim == 4 and len(files) > 1:
             raise InputError(
                 f"{file}: has {stored.shape[3]} channels, one expected where each channel has its own file"
@@ -136,9 +136,11 @@ def read_label(
     path = Path(path)
     image = open_image(path)
     geometry = geometry_of(image, path, depth_axis)
-    data = _without_singletons(_voxels(lambda: image.dataobj, path))
+    data = _without_singletons(read_unscaled(image, path))
     if data.ndim != 3:
         raise InputError(f"{path}: a label image of shape {image.shape}, three axes expected")
+    if (image.dataobj.slope, image.dataobj.inter) != (1, 0):
+        data = data * image.dataobj.slope + image.dataobj.inter
     labels = apply_label_map(whole_labels(data, path), label_map or {})
     return to_frame(labels, geometry), geometry
 
@@ -166,7 +168,7 @@ def crop_to_nonzero(array: np.ndarray) -> Box:
     is zero."""
     nonzero = np.any(array != 0, axis=0)
     if not nonzero.any():
-        raise InputError("the image is zero everywhere")
+        raise InputError("the image is zero everywhere, other values expected")
     parts = []
     for axis in range(3):
         occupied = np.flatnonzero(nonzero.any(axis=tuple(other for other in range(3) if other != axis)))
@@ -237,33 +239,6 @@ def _write(path: Path, data: np.ndarray, geometry: Geometry, header: Any) -> Non
         nib.save(image, temporary)
 
 
-def open_image(path: Path) -> Any:
-    """The NIfTI file as nibabel opens it, voxels unread; InputError where it is none or holds no numbers."""
-    try:
-        image = nib.load(path)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (nib.filebasedimages.ImageFileError, HeaderDataError, OSError, EOFError) as error:
-        raise InputError(
-            f"{path}: cannot be read as an image: cut off, damaged or of another kind ({error})"
-        ) from error
-    if not isinstance(image, nib.Nifti1Image):  # Nifti2Image is one of these
-        raise InputError(f"{path}: {type(image).__name__}, a NIfTI image expected")
-    if image.get_data_dtype().kind not in "iuf":
-        raise InputError(f"{path}: voxels of type {image.get_data_dtype()}, numbers expected")
-    return image
-
-
-def _voxels(read: Callable[[], Any], path: Path) -> np.ndarray:
-    """What nibabel reads; broken archives become an InputError that names the file."""
-    import zlib
-
-    try:
-        return np.asanyarray(read())
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise InputError(f"{path}: the voxels cannot be read, the file may be cut off ({error})") from error
-
-
 def _frame_view(array: np.ndarray, geometry: Geometry) -> np.ndarray:
     """(X, Y, Z) seen as (D, H, W), without a copy."""
     ras = orientations.apply_orientation(array, geometry.orientation)
@@ -291,7 +266,7 @@ def geometry_of(image: Any, path: Path, depth_axis: int | None) -> Geometry:
         raise InputError(f"{path}: shape {shape}, a 3D image or a 4D one with channels last expected")
     affine = np.asarray(image.affine, dtype=float)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise InputError(f"{path}: the affine {affine[:3].tolist()} cannot be inverted")
+        raise InputError(f"{path}: the affine {affine[:3].tolist()} cannot be inverted, three different axes expected")
     if depth_axis is None:
         depth_axis = choose_depth_axis([Geometry(shape[:3], affine, 0).spacing])
     return Geometry(tuple(shape[:3]), affine, depth_axis)

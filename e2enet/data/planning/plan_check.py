@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -42,12 +41,13 @@ def _patch_problems(patch: Any, strides: Any) -> Iterator[str]:
 def _scheme_problems(index: int, scheme: Mapping[str, Any]) -> Iterator[str]:
     """Problems of the normalisation of channel `index`."""
     name = f"normalisation[{index}]"
-    known = SCHEMES.get(scheme.get("scheme", ""))
+    known = SCHEMES.get(str(scheme.get("scheme")))
     if known is None:
         yield f"{name} is {dict(scheme)}: a scheme out of {', '.join(SCHEMES)} expected"
         return
     if set(scheme) != {"scheme", *known}:
-        yield f"{name} has the keys {sorted(scheme)}: {sorted(['scheme', *known])} expected for {scheme['scheme']}"
+        found = sorted(map(str, scheme))
+        yield f"{name} has the keys {found}: {sorted(['scheme', *known])} expected for {scheme['scheme']}"
         return
     for key, (accepts, expected) in known.items():
         if not accepts(scheme[key]):
@@ -58,15 +58,16 @@ def _scheme_problems(index: int, scheme: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # Compared, not asked for being finite: a whole number beyond every float raises there.
+    return isinstance(value, int | float) and not isinstance(value, bool) and -MOST_NUMBER <= value <= MOST_NUMBER
 
 
-def _is_positive(value: Any) -> bool:
-    return _is_number(value) and value > 0
+def _is_millimetres(value: Any) -> bool:
+    return _is_number(value) and LEAST_MM <= value <= MOST_MM
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_VOXELS
 
 
 def _three(test: Test) -> Test:
@@ -77,12 +78,20 @@ def _several(test: Test) -> Test:
     return lambda value: isinstance(value, list | tuple) and len(value) >= 1 and all(map(test, value))
 
 
-VOXELS = (_three(_is_count), "three whole numbers of voxels >= 1 (D, H, W)")
+# No scan and no machine reaches these; beyond them, products overflow and volumes are of no size.
+MOST_NUMBER = 1e30
+LEAST_MM, MOST_MM = 1e-4, 1e4
+MOST_VOXELS = 2**20
+MOST_STRIDES = 16
+VOXELS = (_three(_is_count), f"three whole numbers of voxels >= 1 (D, H, W), up to {MOST_VOXELS},")
 KEYS: dict[str, tuple[Test, str]] = {
     "depth_axis": (lambda v: v in (0, 1, 2) and not isinstance(v, bool | float), "0, 1 or 2"),
-    "spacing": (_three(_is_positive), "three numbers of mm > 0 (D, H, W)"),
+    "spacing": (_three(_is_millimetres), f"three numbers of mm > 0 (D, H, W), {LEAST_MM:g} to {MOST_MM:g},"),
     "patch_size": VOXELS,
-    "strides": (_several(_three(_is_count)), "one triple of whole numbers >= 1 (D, H, W) per level but the first"),
+    "strides": (
+        lambda v: _several(_three(_is_count))(v) and len(v) <= MOST_STRIDES,
+        f"one triple of whole numbers >= 1 (D, H, W) per level but the first, up to {MOST_STRIDES} of them,",
+    ),
     "batch_size": (_is_count, "a whole number >= 1"),
     "normalisation": (_several(lambda v: isinstance(v, Mapping)), "one object with a scheme per channel"),
     "median_shape": VOXELS,

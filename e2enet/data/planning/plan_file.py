@@ -72,13 +72,13 @@ def settle_plan(path: Path, planned: Plan, options: Mapping[str, Any]) -> Plan:
         # Whoever removed the note says that the values are meant for the data and options of today.
         plan = _checked(path, values, planned)
         return _write(path, plan, options, key)
-    if not isinstance(made_from, Mapping) or not {"options", "planned"} <= set(made_from):
+    if not isinstance(made_from, Mapping) or not isinstance(made_from.get("options"), Mapping):
         raise InputError(f"{path}: made_from is {made_from!r}: as it was written, or nothing, expected")
-    as_written = content_key([values, made_from["options"]]) == made_from["planned"]
-    if as_written:
-        return planned if made_from["planned"] == key else _write(path, planned, options, key)
+    was_planned = made_from.get("planned")
+    if content_key([values, made_from["options"]]) == was_planned:  # as it was written
+        return planned if was_planned == key else _write(path, planned, options, key)
     plan = _checked(path, values, planned)
-    if made_from["planned"] != key:
+    if was_planned != key:
         raise InputError(_outdated(path, plan, planned, made_from["options"], options))
     changes = ", ".join(_differences(planned.to_dict(), plan.to_dict()))
     console.print(f"{path} was edited, and is used: {changes or 'no value changed'}", markup=False, soft_wrap=True)

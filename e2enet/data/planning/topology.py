@@ -60,7 +60,7 @@ def tiny_stride(spacing: Sequence[float], patch_size: Sequence[float]) -> Triple
 
 def total_stride(strides: Sequence[Sequence[int]]) -> Triple:
     """Product of the strides per axis: what the patch must be a multiple of."""
-    return _triple(int(np.prod([stride[axis] for stride in strides], dtype=np.int64)) for axis in range(3))
+    return _triple(math.prod(int(stride[axis]) for stride in strides) for axis in range(3))
 
 
 def round_up(size: Sequence[float], multiple: Sequence[int]) -> Triple:

@@ -72,7 +72,9 @@ class CaseStore:
         try:
             content = read_json(self._file(case, ".json"))
         except InputError:
-            return None  # none, or damaged by another hand: the case is made anew
+            content = None  # none, or damaged by another hand: the case is made anew
+        if not isinstance(content, dict):
+            return None
         image, label = self._file(case, ".image.npy"), self._file(case, ".label.npy")
         files = [image, *([label, self._file(case, ".foreground.npz")] if case.label else [])]
         if content.get("key") != self.key(case) or not all(file.is_file() for file in files):

@@ -1,0 +1,100 @@
+"""A NIfTI file as it lies on disk: what its header says, believed only where it can be true, and its stored voxels.
+
+nibabel reads headers. It stops at the last voxel, though, before the checksum that ends a gzip stream, so that a
+damaged scan would be taken for a sound one; and it mends sizes of voxels that are zero or negative to what nobody
+measured.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from io import BufferedIOBase
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.openers import ImageOpener
+
+from e2enet.common.errors import InputError
+
+CHUNK_BYTES = 2**20
+# Deflate cannot pack tighter (zlib's own figure): a header that promises more has no such voxels behind it.
+MOST_COMPRESSION = 1032
+
+
+def open_image(path: Path) -> Any:
+    """The NIfTI file as nibabel opens it, voxels unread; InputError where it is none or holds no numbers."""
+    try:
+        image = nib.load(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except Exception as error:  # a damaged header makes nibabel raise anything, and it is always the file's fault
+        raise InputError(
+            f"{path}: cannot be read as an image, a NIfTI file expected: cut off, damaged or of another kind ({error})"
+        ) from error
+    if not isinstance(image, nib.Nifti1Image):  # Nifti2Image is one of these
+        raise InputError(f"{path}: {type(image).__name__}, a NIfTI image expected")
+    if image.get_data_dtype().kind not in "iuf":
+        raise InputError(f"{path}: voxels of type {image.get_data_dtype()}, numbers expected")
+    _require_spacing(image, path)
+    return image
+
+
+def read_stored_voxels(image: Any, path: Path) -> np.ndarray:
+    """All stored voxels of an open image, unscaled, in file order (x fastest), in the type on disk: (X * Y * Z * C,).
+
+    InputError where the file ends before them, or its gzip stream is cut off or damaged anywhere. Memory: the stored
+    voxels once.
+    """
+    proxy = image.dataobj
+    num_bytes = math.prod(image.shape) * proxy.dtype.itemsize
+    packed = path.name.endswith(".gz")
+    size = path.stat().st_size
+    if num_bytes > size * (MOST_COMPRESSION if packed else 1):
+        raise _cut_off(path, f"{num_bytes} bytes of voxels expected, the file has {size}")
+    buffer = np.empty(num_bytes, np.uint8)
+    try:
+        with gzip.open(path) if packed else path.open("rb") as stream:
+            stream.seek(proxy.offset)
+            _fill(stream, buffer.data, path)
+            while packed and stream.read(CHUNK_BYTES):
+                pass  # to the end of the stream, where length and checksum are compared
+    except InputError:
+        raise
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the system's, not gzip's own
+            raise InputError(f"{path}: cannot be read ({error.strerror}); a readable file expected") from error
+        raise _cut_off(path, str(error)) from error
+    return buffer.view(proxy.dtype)
+
+
+def read_unscaled(image: Any, path: Path) -> np.ndarray:
+    """The same in the image's own shape, (X, Y, Z) or (X, Y, Z, .., C)."""
+    return read_stored_voxels(image, path).reshape(image.shape, order="F")
+
+
+def _require_spacing(image: Any, path: Path) -> None:
+    """InputError where sizes of voxels that count are zero, negative or no numbers; with an sform they do not count."""
+    if int(image.header["sform_code"]) > 0:
+        return
+    with ImageOpener(path) as stream:
+        unmended = type(image.header).from_fileobj(stream, check=False)
+    spacing = [float(size) for size in unmended["pixdim"][1:4]]
+    if not all(math.isfinite(size) and size > 0 for size in spacing):
+        raise InputError(f"{path}: voxels of {spacing} mm (pixdim), three sizes above 0 expected")
+
+
+def _fill(stream: BufferedIOBase, view: memoryview, path: Path) -> None:
+    done = 0
+    while done < len(view):
+        count = stream.readinto(view[done : done + CHUNK_BYTES])
+        if not count:
+            raise _cut_off(path, f"{len(view)} bytes of voxels expected, {done} found")
+        done += count
+
+
+def _cut_off(path: Path, reason: str) -> InputError:
+    return InputError(f"{path}: the voxels cannot be read, the file may be cut off ({reason}): a whole file expected")

@@ -1,0 +1,142 @@
+"""Checkpoints that anybody may have made: refused with file, value and expectation before anything is written."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from e2enet.common.errors import InputError
+
+Content = dict[str, Any]
+Edit = Callable[[Content], Any]
+
+
+class Harmful:
+    """Makes a folder wherever it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+        return os.mkdir, (self.folder,)
+
+
+def dataset(**changes: Any) -> Edit:
+    return lambda content: content["hyper_parameters"]["dataset"].update(changes)
+
+
+def network(**changes: Any) -> Edit:
+    return lambda content: content["hyper_parameters"]["network"].update(changes)
+
+
+def plan(**changes: Any) -> Edit:
+    return lambda content: content["hyper_parameters"]["plan"].update(changes)
+
+
+def weight(change: Callable[[torch.Tensor], Any]) -> Edit:
+    """Change the weight of the first head, (3, 2, 1, 1, 1)."""
+
+    def edit(content: Content) -> None:
+        state = content["state_dict"]
+        state["network.heads.0.weight"] = change(state["network.heads.0.weight"])
+
+    return edit
+
+
+def without_masks(content: Content) -> None:
+    for name in [name for name in content["state_dict"] if name.endswith("kernel_mask")]:
+        del content["state_dict"][name]
+
+
+FOUR = {0: "background", 1: "liver", 2: "spleen", 3: "kidney"}
+WRONG: dict[str, tuple[Edit, str]] = {
+    "another-class-count": (dataset(labels=FOUR), r"(?s)weights do not fit.*heads.*shape \(3, .*the network \(4, "),
+    "another-channel-count": (dataset(channels=["T1", "T2"]), r"channels are \['T1', 'T2'\]: 1 of them expected"),
+    "labels-with-a-gap": (dataset(labels={0: "b", 1: "x", 5: "y"}), r"labels are \[0, 1, 5\]: 0, 1, \.\. expected"),
+    "labels-that-are-none": (dataset(labels={"x": "y"}), "describe no usable network: invalid literal"),
+    "mirror-axis-that-is-none": (
+        dataset(mirror_axes=[3]),
+        r"mirror_axes are \[3\]: different axes out of 0, 1, 2 expected",
+    ),
+    "ending-that-is-a-path": (
+        dataset(file_ending="/../../elsewhere.nii.gz"),
+        r"file_ending is '/\.\./\.\./elsewhere\.nii\.gz': \.nii\.gz or \.nii expected",
+    ),
+    "without-masks": (without_masks, r"lacks the masks of \d+ sparse layers \(.*kernel_mask, \.\.\)"),
+    "diverged": (weight(lambda w: w * torch.nan), r"heads\.0\.weight holds NaN or infinity.*finite weights expected"),
+    "list-as-weight": (weight(torch.Tensor.tolist), r"heads\.0\.weight is a list, a plain tensor expected"),
+    "sparse-weight": (weight(torch.Tensor.to_sparse), r"heads\.0\.weight is a Tensor, a plain tensor expected"),
+    "shape-without-values": (
+        weight(lambda w: torch.zeros(1).expand(10**12)),
+        r"heads\.0\.weight has shape \(1000000000000,\), but fewer values than that in the file",
+    ),
+    "unknown-network": (network(name="os.system"), r"network\.name is 'os\.system'; expected one of"),
+    "unknown-setting": (network(command="x"), r"network e2enet has no settings \['command'\]"),
+    "network-beyond-all-memory": (network(base_features=10**7, max_features=10**7), "weights do not fit the network"),
+    "strides-beyond-all-numbers": (plan(strides=[[2**32] * 3] * 2), r"strides is .*: one triple of whole numbers >= 1"),
+    "endless-strides": (plan(strides=[[1, 1, 1]] * 10**5), "up to 16 of them, expected"),
+    "spacing-beyond-all-numbers": (
+        plan(spacing=[1e-310, 1, 1]),
+        r"spacing is \[1e-310, 1, 1\]: .*0\.0001 to 10000, expected",
+    ),
+    "batch-beyond-all-floats": (plan(batch_size=10**400), "batch_size is 1000.*: a whole number >= 1 expected"),
+    "no-plan": (lambda c: c["hyper_parameters"].pop("plan"), "its hyper_parameters lack 'plan'"),
+    "plan-of-a-list": (lambda c: c["hyper_parameters"].update(plan=[1]), "describe no usable network"),
+    "weights-of-a-list": (lambda c: c.update(state_dict=[1]), r"expected hyper_parameters and state_dict"),
+    "keys-that-are-no-names": (lambda c: c.update(state_dict={1: torch.ones(1)}), "lacks heads|lacks encoder"),
+}
+
+
+def refusal(bench: Any) -> str:
+    """What prediction says; nothing may be there of its output."""
+    with pytest.raises(InputError) as caught:
+        bench.predict()
+    assert not bench.out.exists()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_it_says_cannot_be(bench: Any, name: str) -> None:
+    edit, message = WRONG[name]
+    path = bench.save_checkpoint(edit)
+    found = refusal(bench)
+    assert str(path) in found and re.search(message, found), found
+
+
+def test_pickled_code_is_never_run(bench: Any, tmp_path: Path) -> None:
+    trap = tmp_path / "sprung"
+    path = bench.save_checkpoint(lambda content: content.update(callbacks=Harmful(trap)))
+    found = refusal(bench)
+    assert f"{path}: is no checkpoint, or holds pickled objects" in found and "expected tensors and plain" in found
+    assert not trap.exists()
+    torch.load(path, weights_only=False)  # what others do
+    assert trap.exists()
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, 0.5, -1])
+def test_cut_off(bench: Any, kept: float) -> None:
+    content = bench.checkpoint.read_bytes()
+    bench.checkpoint.write_bytes(content[: int(kept * len(content)) if kept == 0.5 else kept])
+    assert f"{bench.checkpoint}: " in refusal(bench)
+
+
+def test_damaged_anywhere(bench: Any) -> None:
+    """One wrong byte is either refused in words or lies where nothing is changed by it that prediction reads."""
+    content = bench.checkpoint.read_bytes()
+    random = torch.Generator().manual_seed(0)
+    from e2enet.inference.checkpoint import load_model
+
+    for place in torch.randint(len(content), (60,), generator=random).tolist():
+        damaged = bytearray(content)
+        damaged[place] ^= 0xFF
+        bench.checkpoint.write_bytes(damaged)
+        try:
+            load_model(bench.checkpoint)
+        except InputError as error:
+            assert str(error).startswith(f"{bench.checkpoint}: ")

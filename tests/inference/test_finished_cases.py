@@ -1,0 +1,143 @@
+"""A finished case is kept by the next run where the same weights and settings made it of the same scan, else never."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from e2enet.common.errors import InputError
+from e2enet.inference import predictor
+from e2enet.inference.config import PredictConfig
+from e2enet.inference.run import run_prediction
+
+Predict = Callable[..., dict[str, str]]
+
+
+@pytest.fixture
+def scans(tmp_path: Path, scan: nib.Nifti1Image) -> Path:
+    """A folder with cases a and b."""
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for name in "ab":
+        nib.save(scan, folder / f"{name}.nii.gz")
+    return folder
+
+
+@pytest.fixture
+def predict(write_checkpoint, scans: Path, tmp_path: Path) -> Predict:
+    """Predicts the scans into out/, by the checkpoint of a seed."""
+    checkpoints = {seed: write_checkpoint(f"{seed}.ckpt", seed=seed) for seed in (0, 1)}
+
+    def run(seed: int = 0, **changes: Any) -> dict[str, str]:
+        settings = {"mirror": False, "device": "cpu"} | changes
+        return run_prediction(PredictConfig((checkpoints[seed],), scans, tmp_path / "out", **settings))
+
+    return run
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def times(out: Path) -> dict[str, int]:
+    """When each result was written."""
+    return {path.name: path.stat().st_mtime_ns for path in sorted(out.glob("*.*")) if not path.name.startswith(".")}
+
+
+def test_only_what_is_missing_is_predicted(predict: Predict, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert predict() == {}
+    before = times(out)
+    assert list(before) == ["a.nii.gz", "b.nii.gz"]
+    (out / "b.nii.gz").unlink()
+    capsys.readouterr()
+    assert predict(batch_size=3) == {}  # speed is no setting of the result
+    assert "1 of 2 cases are in" in capsys.readouterr().out
+    after = times(out)
+    assert after["a.nii.gz"] == before["a.nii.gz"] and after["b.nii.gz"] > before["b.nii.gz"]
+    assert predict(overlay=True) == {}  # what was not asked for then is missing now
+    assert list(times(out)) == ["a.nii.gz", "a.png", "b.nii.gz", "b.png"]
+    full = times(out)
+    assert predict(overlay=True) == {} and predict() == {} and times(out) == full
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1}, "a.nii.gz: by other checkpoints"),
+        ({"step": 0.25}, "a.nii.gz: step 0.5 -> 0.25"),
+        ({"mirror": True}, "a.nii.gz: mirror False -> True"),
+        ({"precision": "bf16"}, "a.nii.gz: precision float32 -> bfloat16"),
+    ],
+)
+def test_other_weights_and_settings_are_never_mixed(
+    predict: Predict, out: Path, changes: dict[str, Any], message: str
+) -> None:
+    assert predict() == {}
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=r"results that were made otherwise.*another folder, or overwrite=true") as e:
+        predict(**changes)
+    assert message in str(e.value) and "b.nii.gz" in str(e.value)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert predict(**changes, overwrite=True) == {}
+    assert predict(**changes) == {}  # finished now
+
+
+def test_another_scan_of_the_same_name(predict: Predict, scans: Path, out: Path, scan: nib.Nifti1Image) -> None:
+    assert predict() == {}
+    before = times(out)
+    (scans / "a.nii.gz").touch()
+    assert predict() == {} and times(out) == before  # a copy of the same scan has another date
+    nib.save(nib.Nifti1Image(scan.get_fdata(dtype=np.float32) + 1, scan.affine), scans / "b.nii.gz")
+    with pytest.raises(InputError, match=r"b\.nii\.gz: it was made of another scan of this name") as caught:
+        predict()
+    assert "a.nii.gz" not in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", [None, "{", "[]", '{"recipe": 1, "scan": "", "more": [], "finished": true}'])
+def test_a_file_of_unknown_origin_is_not_replaced(predict: Predict, out: Path, damage: str | None) -> None:
+    out.mkdir()
+    (out / "a.nii.gz").write_bytes(b"drawn by hand")
+    if damage is not None:
+        (out / ".predicted").mkdir()
+        (out / ".predicted" / "a.json").write_text(damage)
+    with pytest.raises(InputError, match=r"a\.nii\.gz: nothing tells how it was made"):
+        predict()
+    assert (out / "a.nii.gz").read_bytes() == b"drawn by hand" and not (out / "b.nii.gz").exists()
+
+
+def test_a_result_whose_run_was_stopped_is_made_anew(
+    predict: Predict, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert predict() == {}
+    good = (out / "a.nii.gz").read_bytes()
+
+    def killed(*args: Any, **more: Any) -> None:
+        raise KeyboardInterrupt  # as the process dies before anything of the new result is written
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predictor, "write_prediction", killed)
+        with pytest.raises(KeyboardInterrupt):
+            predict(seed=1, overwrite=True)
+    assert (out / "a.nii.gz").read_bytes() == good
+    assert json.loads((out / ".predicted" / "a.json").read_text())["finished"] is False
+    with pytest.raises(InputError, match="by other checkpoints"):
+        predict()  # whose file it is, nobody knows for sure
+    with pytest.raises(InputError, match=r"b\.nii\.gz: by other checkpoints") as caught:
+        predict(seed=1)  # a is made anew, b is still of the first run
+    assert "a.nii.gz" not in str(caught.value)
+
+
+def test_probabilities_of_an_earlier_result_are_not_taken_for_this_ones(predict: Predict, out: Path) -> None:
+    assert predict(probabilities=True) == {}
+    before = times(out)
+    assert predict(seed=1, overwrite=True) == {}
+    assert times(out)["a.npz"] == before["a.npz"]  # not asked for, so left behind
+    assert predict(seed=1, probabilities=True) == {}
+    assert times(out)["a.npz"] > before["a.npz"]
