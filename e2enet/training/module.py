@@ -19,7 +19,7 @@ from e2enet.data.preparation.restore import largest_class
 from e2enet.inference.sliding_window import predict_planes
 from e2enet.network.build import build_network
 from e2enet.training.dice import DiceCounts
-from e2enet.training.losses import DeepSupervisionLoss
+from e2enet.training.losses import DeepSupervisionLoss, sum_over_processes
 from e2enet.training.nonfinite import LEFT_OUT, NonFiniteGuard, without_gradient
 
 # The two validation loaders of the data module, by Lightning's `dataloader_idx`, and the name of their scores. Dice of
@@ -144,8 +144,7 @@ class SegmentationModule(pl.LightningModule):
     def _any_process(self, holds: bool) -> bool:
         """Whether something holds on any of the processes, each of which asks: a case may be another one's to score,
         and its counts are added up by all or by none."""
-        votes = self.trainer.strategy.reduce(torch.tensor(int(holds), device=self.device), reduce_op="sum")
-        return bool(votes)
+        return bool(sum_over_processes(torch.tensor(float(holds), device=self.device)))
 
     def _segment_case(self, image: Tensor) -> Tensor:
         """Classes (1, D, H, W) of a whole image (1, C, D, H, W), by sliding window in the run's own precision."""
