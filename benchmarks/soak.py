@@ -72,11 +72,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000, help=f"a multiple of {EPOCH_STEPS}")
     parser.add_argument("--figure", type=Path, default=ROOT / "docs" / "figures" / "soak.png")
     parser.add_argument("--csv", type=Path, help="also write every reading there")
+    parser.add_argument("--readings", type=Path, help="judge and draw what --csv wrote, without a run")
     options = parser.parse_args()
     print("command: python -m benchmarks.soak", *sys.argv[1:])
     print(f"machine: {processor()}, {os.cpu_count()} cores")
-    with tempfile.TemporaryDirectory() as folder:
-        readings = watch_run(options.steps, Path(folder))
+    if options.readings:
+        readings = read_rows(options.readings)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            readings = watch_run(options.steps, Path(folder))
     if options.csv:
         write_csv(options.csv, rows(readings))
     draw(readings, options.steps, options.figure)
@@ -92,7 +96,7 @@ def watch_run(steps: int, folder: Path) -> dict[str, Readings]:
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None:
             step = latest_step(run / "metrics.csv")
-            if step:
+            if 0 < step < steps:  # after its last step the run ends, and lets go of its memory
                 for name, pid in process_names(process.pid).items():
                     readings.setdefault(name, Readings()).add(step, resident(pid) / MIB)
             time.sleep(READ_EVERY)
@@ -189,6 +193,14 @@ def rows(readings: dict[str, Readings]) -> list[dict[str, object]]:
         for name, found in readings.items()
         for step, size in zip(found.steps, found.sizes, strict=True)
     ]
+
+
+def read_rows(path: Path) -> dict[str, Readings]:
+    readings: dict[str, Readings] = {}
+    with path.open(encoding="utf-8", newline="") as stream:
+        for row in csv.DictReader(stream):
+            readings.setdefault(row["process"], Readings()).add(int(row["step"]), float(row["mib"]))
+    return readings
 
 
 if __name__ == "__main__":
