@@ -86,7 +86,8 @@ def compare_scan(name: str, folder: Path, options: argparse.Namespace) -> dict[s
     work = {"part": "scan", "folder": str(folder), "patch": options.patch, "spacing": scan.target, "ct": scan.scheme}
     figures = in_turns(work, options)
     if "theirs" in figures:
-        ours, theirs = (nib.load(folder / who / "case.nii.gz").dataobj for who in ("ours", "theirs"))
+        labels: list[Any] = [nib.load(folder / who / "case.nii.gz") for who in ("ours", "theirs")]
+        ours, theirs = (image.dataobj for image in labels)
         figures["agree"] = float(np.mean(np.asarray(ours) == np.asarray(theirs)))
     return figures
 

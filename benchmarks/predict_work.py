@@ -79,6 +79,7 @@ def trivial_network(num_classes: int) -> nn.Module:
     network = nn.Conv3d(1, num_classes, 1)
     # The lines c * x - c^2 / 2 of two classes cross half way between their levels c: the nearest level wins.
     levels = torch.linspace(-2, 2, num_classes)
+    assert network.bias is not None
     with torch.no_grad():
         network.weight.copy_(8 * levels.view(-1, 1, 1, 1, 1))
         network.bias.copy_(-4 * levels.square())

@@ -80,7 +80,7 @@ def _require_spacing(image: Any, path: Path) -> None:
     """InputError where sizes of voxels that count are zero, negative or no numbers; with an sform they do not count."""
     if int(image.header["sform_code"]) > 0:
         return
-    with ImageOpener(path) as stream:
+    with ImageOpener(str(path)) as stream:
         unmended = type(image.header).from_fileobj(stream, check=False)
     spacing = [float(size) for size in unmended["pixdim"][1:4]]
     if not all(math.isfinite(size) and size > 0 for size in spacing):
