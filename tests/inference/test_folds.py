@@ -131,7 +131,7 @@ def test_a_single_split_has_one_fold_and_fold_all_is_none_of_the_five(write_swee
 
 def test_settings_stand_in_for_rows(write_sweep: Write) -> None:
     sparse, dense = five(None, 0, "dsff.density=0.1"), five(None, 0, "dsff.density=0.5")
-    elsewhere = {**sparse[4], "overrides": [*sparse[4]["overrides"], "paths.data=/other", "trainer.devices=1"]}
+    elsewhere = {**sparse[4], "overrides": [*sparse[4]["overrides"], "paths.data=/other", "trainer.accelerator=gpu"]}
     folder = write_sweep([*sparse[:4], elsewhere, *dense])
     with pytest.raises(InputError, match=r"row='dsff\.density=0\.1' seed=0\n  - row='dsff\.density=0\.5' seed=0"):
         find_folds(folder)
@@ -197,13 +197,13 @@ def test_runs_without_a_sweep(tmp_path: Path) -> None:
 
 def test_repeated_runs_of_a_fold_count_once(tmp_path: Path) -> None:
     runs = [(fold, f"10-{fold}", True) for fold in range(5)]
-    # Fold 1 was broken off before; fold 2 was trained again, on more devices; a third run of fold 3 is not finished.
+    # Fold 1 was broken off before; fold 2 was trained again, on a GPU; a third run of fold 3 is not finished.
     runs += [(1, "09-1", False), (2, "11-2", True), (3, "11-3", False), (3, "09-3", True)]
     for fold, time, finished in runs:
         run = tmp_path / time
         run.mkdir()
-        devices = 2 if time == "11-2" else 1
-        (run / "config.yaml").write_text(f"{{fold: {fold}, seed: 0, trainer: {{devices: {devices}}}}}")
+        device = "gpu" if time == "11-2" else "cpu"
+        (run / "config.yaml").write_text(f"{{fold: {fold}, seed: 0, trainer: {{accelerator: {device}}}}}")
         if finished:
             (run / "summary.json").write_text("{}")
     assert names(tmp_path) == ["10-0", "10-1", "11-2", "10-3", "10-4"]
