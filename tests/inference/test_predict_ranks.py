@@ -38,7 +38,7 @@ def test_cases_are_shared_and_reported_once(
     assert result.returncode == 1, result.stderr
     assert result.stdout.count("1 of 4 cases failed:") == 1 and result.stdout.count("  - b: ") == 1
     assert re.findall(r"^(\d)/(\d) (\w):", result.stdout, re.MULTILINE) == [("1", "2", "a"), ("2", "2", "c")]
-    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["a.nii.gz", "c.nii.gz", "d.nii.gz"]
+    assert sorted(path.name for path in (tmp_path / "two").glob("*.nii.gz")) == ["a.nii.gz", "c.nii.gz", "d.nii.gz"]
     assert run_prediction(PredictConfig((checkpoint,), scans, tmp_path / "one", device="cpu")).keys() == {"b"}
     for case in "acd":
         two, one = (nib.load(tmp_path / folder / f"{case}.nii.gz") for folder in ("two", "one"))

@@ -16,7 +16,8 @@ from e2enet.data.augmentation.recipe import build_augmentation
 from e2enet.data.formats.volume import Geometry, Volume
 from e2enet.data.planning.plan import Plan
 from e2enet.data.preparation.foreground import sample_coordinates, write_coordinates
-from e2enet.data.preparation.preprocess import preprocess, preprocess_label, restore_labels
+from e2enet.data.preparation.preprocess import preprocess, preprocess_label
+from e2enet.data.preparation.restore import restore_labels
 from e2enet.data.preparation.store import PreparedCase
 from e2enet.data.sampling import EpochSampler, ForegroundSampler, PatchDataset, load_subject, start_range
 from e2enet.inference.sliding_window import count_windows, predict_probabilities
@@ -147,7 +148,7 @@ def test_labels_come_back_exactly_from_a_grid_that_holds_their_own(
     label = np.random.default_rng(seed).integers(0, 3, shape).astype(np.uint8)
     there = preprocess_label(label, prepared)
     one_hot = np.stack([there == value for value in range(3)]).astype(np.float32)
-    np.testing.assert_array_equal(restore_labels(one_hot, prepared), label)
+    np.testing.assert_array_equal(restore_labels(torch.from_numpy(one_hot).unbind(1), prepared), label)
 
 
 @few
@@ -161,5 +162,5 @@ def test_any_grid_keeps_constants_and_the_range_of_an_image(
     there = preprocess_label(np.full(shape, value, np.uint8), prepared)
     assert there.shape == prepared.image.shape[1:] and (there == value).all()
     one_hot = np.stack([there == other for other in range(3)]).astype(np.float32)
-    back = restore_labels(one_hot, prepared)
+    back = restore_labels(torch.from_numpy(one_hot).unbind(1), prepared)
     assert back.shape == shape and (back == value).all()
