@@ -29,7 +29,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 from benchmarks.network import processor
@@ -78,6 +77,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def compare_scan(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Write the scan, predict it by both in turns; their figures, and how far their labels agree."""
+    from e2enet.data.formats.volume import read_label
+
     scan = shrunk(SCANS[name], options.scale)
     (folder / "images").mkdir(parents=True)
     write_case(folder, scan)
@@ -86,9 +87,8 @@ def compare_scan(name: str, folder: Path, options: argparse.Namespace) -> dict[s
     work = {"part": "scan", "folder": str(folder), "patch": options.patch, "spacing": scan.target, "ct": scan.scheme}
     figures = in_turns(work, options)
     if "theirs" in figures:
-        labels: list[Any] = [nib.load(folder / who / "case.nii.gz") for who in ("ours", "theirs")]
-        ours, theirs = (image.dataobj for image in labels)
-        figures["agree"] = float(np.mean(np.asarray(ours) == np.asarray(theirs)))
+        ours, theirs = (read_label(folder / who / "case.nii.gz", depth_axis=2)[0] for who in ("ours", "theirs"))
+        figures["agree"] = float(np.mean(ours == theirs))
     return figures
 
 

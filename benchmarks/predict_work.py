@@ -77,6 +77,7 @@ def predict_scan(work: dict[str, Any]) -> dict[str, float]:
 def trivial_network(num_classes: int) -> nn.Module:
     """A convolution of 1 x 1 x 1 whose classes follow the intensity, so that labels form organs, not noise."""
     network = nn.Conv3d(1, num_classes, 1)
+    assert network.bias is not None
     # The lines c * x - c^2 / 2 of two classes cross half way between their levels c: the nearest level wins.
     levels = torch.linspace(-2, 2, num_classes)
     assert network.bias is not None
