@@ -194,7 +194,7 @@ def test_masks_that_differ_stop_training_with_the_layers_name(ranks: list[Record
 def test_only_the_first_process_writes(ranks: list[Record], root: Path) -> None:
     written = {path.name for path in (root / "five_cases" / "2").rglob("*") if path.is_file()}
     pictures = {name for name in written if name.endswith(".png")}
-    assert written - pictures == {"cost.json", "best.ckpt", "last.ckpt"} and len(pictures) == 1
+    assert written - pictures == {"cost.json", "metrics.csv", "best.ckpt", "last.ckpt"} and len(pictures) == 1
 
 
 def test_a_team_shares_items_and_gathers_results(ranks: list[Record]) -> None:

@@ -74,6 +74,7 @@ def test_one_run_is_written_once(launcher: str, train: Callable[[str], tuple[Pat
         "cost.json",
         "figures",
         "metrics.csv",
+        "probe.json",
         "scores.csv",
         "summary.json",
         "test",

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from e2enet.common.configs import compose_config
 from e2enet.common.errors import InputError
 from e2enet.network.dsff import fusion_layers, kernel_scores
+from e2enet.training.callbacks import EpochNumbers
 from e2enet.training.dsff_callback import DSFFCallback
 from e2enet.training.module import SegmentationModule
 from e2enet.training.nonfinite import case_statistics, without_gradient
@@ -80,7 +81,7 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
-        callbacks=list(callbacks),
+        callbacks=[EpochNumbers(), *callbacks],
         **({"max_epochs": 1} | options),
     )
     trainer.fit(module, DataLoader(data, batch_size=2))  # type: ignore[arg-type]
