@@ -151,6 +151,7 @@ class SegmentationDataModule(lightning.LightningDataModule):
         raise_problems(self._find_problems(), "The data configuration cannot be used:")
         self._prepared: tuple[list[PreparedCase], list[PreparedCase]] | None = None
         self._start = (0, 0)
+        self.case_shares: int | None = None  # of `PatchDataset`; None: one for each process
 
     @property
     def prepared_folder(self) -> Path:
@@ -182,6 +183,7 @@ class SegmentationDataModule(lightning.LightningDataModule):
             augment_here=self.augment_on == "worker",
             transforms=self.transforms,
             affine=frame_affine(self.plan.spacing, self.plan.depth_axis),
+            shares=self.case_shares or world_size,
         )
         place: dict[str, Any] = {"rank": rank, "world_size": world_size, "start": self._start}
         sampler = EpochSampler(self.steps_per_epoch, self.plan.batch_size, **place)

@@ -30,9 +30,9 @@ Triple = tuple[int, int, int]
 class PatchDataset(Dataset):
     """Training patches; `dataset[(epoch, index)]` is always the same sample for the same seed.
 
-    Each sample comes from a case drawn uniformly. Of each batch the last `b - round(2 b / 3)` samples (1 of
-    2, 2 of 6) are centred on foreground, the others lie anywhere. Only the patch is read from disk, never
-    the volume.
+    Each sample comes from a case drawn uniformly, with several shares from those of its share in this epoch. Of
+    each batch the last `b - round(2 b / 3)` samples (1 of 2, 2 of 6) are centred on foreground. Only the patch is
+    read from disk, never the volume.
 
     A sample is {"image": float32 (C, D, H, W), "label": (D, H, W) in the stored type, "case": id}. Without
     `augment_here` image and label are the box (C, d, h, w) that the patch is to be made from, and "draw" is
@@ -47,6 +47,7 @@ class PatchDataset(Dataset):
         augment_here: Carry out the augmentation; else only draw it.
         transforms: TorchIO transforms of each patch, before the augmentation and wherever that takes place.
         affine: Voxels (d, h, w) -> mm (4, 4) of the prepared cases, see `frame_affine`; for `transforms`.
+        shares: Parts of a batch, one per process, that draw from equally many cases of their own, if there are enough.
 
     `notes` says what each worker of a loader reads; the loader replaces it by one with a line for each of them.
     """
@@ -62,6 +63,7 @@ class PatchDataset(Dataset):
         augment_here: bool = True,
         transforms: Sequence[tio.Transform] = (),
         affine: np.ndarray | None = None,
+        shares: int = 1,
     ) -> None:
         if not cases:
             raise InputError("no training cases: nothing to draw patches from")
@@ -73,15 +75,22 @@ class PatchDataset(Dataset):
         self.augment_here = augment_here
         self.transforms = list(transforms)
         self.affine = affine
+        self.shares = shares if len(cases) >= shares else 1
         self.notes = WorkerNotes([case.id for case in self.cases], num_workers=0)
 
     def __getitem__(self, key: Key) -> dict[str, object]:
         epoch, index = key
         case_draw, torch_seed = np.random.SeedSequence((self.seed, epoch, index)).generate_state(2, np.uint64)
-        position = int(case_draw) % len(self.cases)
+        position = self._position(epoch, index, int(case_draw))
         foreground = is_foreground_sample(index, self.batch_size)
         with self.notes.reading(position, f"epoch {epoch}, sample {index}"):
             return self._sample(self.cases[position], torch_seed, foreground)
+
+    def _position(self, epoch: int, index: int, draw: int) -> int:
+        size = len(self.cases) // self.shares
+        place = index % self.batch_size * self.shares // self.batch_size * size + draw % size
+        order = np.random.default_rng((self.seed, epoch)).permutation if self.shares > 1 else np.arange
+        return int(order(len(self.cases))[place])
 
     def _sample(self, case: PreparedCase, torch_seed: np.uint64, foreground: bool) -> dict[str, object]:
         subject = load_subject(case, self.affine)

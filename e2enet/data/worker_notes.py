@@ -7,9 +7,11 @@ notes the case that it reads in shared memory.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +22,8 @@ from e2enet.common.errors import InputError
 
 # torch's words for workers that ended by themselves, whether its signal handler or its queue noticed.
 DEAD_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
+# What reading a batch raises that its worker had not wholly handed over when it ended.
+LOST_CONNECTION = (OSError, EOFError)
 NOTHING_YET = -1
 
 
@@ -61,9 +65,11 @@ class WorkerNotes:
         """What the workers held whose death an exception tells of; None for any other exception."""
         lists = [found for text in _messages(error) for found in DEAD_WORKER.findall(text)]
         dead = [int(pid) for found in lists for pid in found.split(",")]
+        by_pid = {int(pid): (position, bool(reading)) for pid, position, reading in self.table.tolist()}
+        if not dead and isinstance(error, LOST_CONNECTION):
+            dead = _ended(by_pid.keys() - {NOTHING_YET})
         if not dead:
             return None
-        by_pid = {int(pid): (position, bool(reading)) for pid, position, reading in self.table.tolist()}
         return "; ".join(self._line(pid, *by_pid.get(pid, (NOTHING_YET, False))) for pid in dict.fromkeys(dead))
 
     def _line(self, pid: int, position: int, reading: bool) -> str:
@@ -81,7 +87,7 @@ def naming_held_cases(loader: Callable[[], Any]) -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, *LOST_CONNECTION) as error:
         notes = getattr(getattr(loader(), "dataset", None), "notes", None)
         held = notes.explain(error) if isinstance(notes, WorkerNotes) else None
         if held is None:
@@ -90,6 +96,17 @@ def naming_held_cases(loader: Callable[[], Any]) -> Iterator[None]:
             f"{held} ({str(error).strip().rstrip('.')}). A worker that is killed has most often run out of memory: "
             "fewer data.num_workers, a smaller plan.patch_size or plan.batch_size need less"
         ) from error
+
+
+def _ended(workers: Collection[int], patience: float = 2.0) -> list[int]:
+    """Those of this process's children that have ended; waits a moment for one, whose sockets close before it ends."""
+    stop = time.monotonic() + patience
+    while True:
+        alive = {child.pid for child in multiprocessing.active_children()}
+        ended = [pid for pid in workers if pid not in alive]
+        if ended or time.monotonic() > stop:
+            return ended
+        time.sleep(0.05)
 
 
 def _messages(error: BaseException | None) -> Iterator[str]:

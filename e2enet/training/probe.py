@@ -29,9 +29,14 @@ from e2enet.training.module import SegmentationModule
 
 FILE = "probe.json"
 STEPS = 2  # the first makes the optimizer's state and loads what is compiled; the second is timed
+MOST_OF_FREE = 0.9  # of the memory that is free: other programs take some meanwhile
 LARGEST_TRIED = 1024
+LONG_TRIAL = 3.0  # seconds of a step on a CPU after which no larger batch is tried
 # How libraries below torch say that they ran out of memory, in lower case.
-OUT_OF_MEMORY = ("out of memory", "allocate memory", "bad_alloc", "alloc_failed", "could not create a")
+OUT_OF_MEMORY = (
+    *("out of memory", "allocate memory", "bad_alloc", "alloc_failed", "could not create a"),
+    *("can't start new thread", "failed to map segment"),
+)
 
 
 @dataclass(frozen=True)
@@ -59,20 +64,34 @@ def probe_step(trainer: pl.Trainer, module: SegmentationModule) -> Probe:
     """Try a step, print what it takes, and write it to probe.json in the run folder.
 
     Raises:
-        InputError: it does not fit into memory; says which batch does, or what to change.
+        InputError: it does not fit into memory; says a batch that does (on a GPU the largest), or what to change.
     """
     device, batch_size = trainer.strategy.root_device, module.plan.batch_size
     with isolate_rng():
         probe = _try_step(trainer, module, batch_size)
         if probe is None:
-            fitting = largest_between(0, batch_size, lambda size: _try_step(trainer, module, size) is not None)
-            raise InputError(_too_large(module, device, fitting))
+            raise InputError(_too_large(module, device, _fitting(trainer, module)))
         if device.type == "cuda":
             largest = largest_from(batch_size, lambda size: _try_step(trainer, module, size) is not None)
             probe = Probe(**asdict(probe) | {"largest_batch": largest})
     write_json(Path(trainer.default_root_dir) / FILE, asdict(probe))
     say(_in_words(probe, module))
     return probe
+
+
+def _fitting(trainer: pl.Trainer, module: SegmentationModule) -> int:
+    """A smaller batch that fits, 0 where none does: on a GPU the largest, on a CPU one that is found soon."""
+    if trainer.strategy.root_device.type == "cuda":
+        return largest_between(0, module.plan.batch_size, lambda size: _try_step(trainer, module, size) is not None)
+    fitting = 0
+    while (size := max(1, 2 * fitting)) < module.plan.batch_size:
+        probe = _try_step(trainer, module, size)
+        if probe is None:
+            break
+        fitting = size
+        if probe.seconds > LONG_TRIAL:
+            break
+    return fitting
 
 
 def largest_from(size: int, fits: Callable[[int], bool]) -> int:
@@ -96,7 +115,7 @@ def is_out_of_memory(error: Exception) -> bool:
     """Whether an exception says that memory ran out, in torch or in a library below it."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in OUT_OF_MEMORY)
+    return isinstance(error, RuntimeError | ImportError) and any(words in str(error).lower() for words in OUT_OF_MEMORY)
 
 
 def _try_step(trainer: pl.Trainer, module: SegmentationModule, batch_size: int) -> Probe | None:
@@ -111,7 +130,7 @@ def _try_step(trainer: pl.Trainer, module: SegmentationModule, batch_size: int) 
             peak = torch.cuda.max_memory_reserved(device)
         else:
             forget_peak()
-            with limited_memory(free):
+            with limited_memory(int(MOST_OF_FREE * free)):
                 seconds = _seconds_of_step(trainer, module, batch_size)
             peak = resident_peak()
     except Exception as error:
@@ -168,8 +187,8 @@ def _too_large(module: SegmentationModule, device: torch.device, fitting: int) -
     problem = f"plan.batch_size={batch_size}: memory of {device} runs out in a step of so many patches of {patch}; "
     if fitting:
         return problem + (
-            f"expected at most plan.batch_size={fitting} (training.accumulate={math.ceil(batch_size / fitting)} then "
-            "makes an optimizer step of as many patches)"
+            f"expected a smaller one: plan.batch_size={fitting} fits (training.accumulate="
+            f"{math.ceil(batch_size / fitting)} then makes an optimizer step of as many patches)"
         )
     precision = ", training.precision=16-mixed" if device.type == "cuda" else ""
     return f"{problem}not even one fits: expected a smaller plan.patch_size or network.base_features{precision}"

@@ -259,6 +259,33 @@ def test_ranks_share_the_samples_of_one_process_with_the_larger_batch(world_size
     assert batches == whole == [(0, index) for index in range(8 * world_size)]
 
 
+def drawn_cases(number: int, shares: int, epoch: int) -> list[set[str]]:
+    """The cases that each of so many processes draws from in an epoch of 20 batches."""
+    cases = [PreparedCase(f"case_{index}", Path("image.npy"), None, (8, 8, 8)) for index in range(number)]
+    dataset = make_dataset(cases, "none", batch_size=2 * shares)
+    dataset = PatchDataset(
+        cases, PATCH, batch_size=2 * shares, augmentation=dataset.augmentation, seed=3, shares=shares
+    )
+    dataset._sample = lambda case, *_: {"case": case.id}  # type: ignore[method-assign]
+    samplers = [EpochSampler(20, 2, rank=rank, world_size=shares, start=(epoch, 0)) for rank in range(shares)]
+    return [{str(dataset[key]["case"]) for key in sampler} for sampler in samplers]
+
+
+@pytest.mark.parametrize(("number", "shares"), [(7, 2), (7, 3), (8, 8), (20, 4)])
+def test_processes_draw_from_cases_of_their_own(number: int, shares: int) -> None:
+    met: list[set[str]] = [set() for _ in range(shares)]
+    for epoch in range(100):
+        found = drawn_cases(number, shares, epoch)
+        assert [len(cases) for cases in found] == [number // shares] * shares
+        assert len(set.union(*found)) == number // shares * shares
+        met = [before | now for before, now in zip(met, found, strict=True)]
+    assert [len(cases) for cases in met] == [number] * shares
+
+
+def test_fewer_cases_than_processes_are_drawn_by_all() -> None:
+    assert [len(cases) for cases in drawn_cases(3, 4, epoch=0)] == [3] * 4
+
+
 def test_case_dataset_gives_whole_cases(cases: list[PreparedCase]) -> None:
     dataset = CaseDataset(cases)
     assert len(dataset) == 2

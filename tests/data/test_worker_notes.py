@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,3 +103,22 @@ def test_only_deaths_are_explained() -> None:
     outer.__cause__ = RuntimeError("DataLoader worker (pid 11) is killed by signal: Killed. ")
     assert notes.explain(outer) == "loader worker 11 ended after reading case b"
     assert notes.explain(RuntimeError("worker (pid 11)")) is None
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError(104, "Connection reset by peer"), EOFError(), FileNotFoundError()]
+)
+def test_a_batch_half_handed_over_tells_of_its_worker(error: Exception) -> None:
+    children = [multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,)) for _ in range(2)]
+    for child in children:
+        child.start()
+    notes = WorkerNotes(["a", "b"], num_workers=2)
+    for line, child in enumerate(children):
+        assert child.pid is not None
+        notes.table[line] = notes.table.new_tensor([child.pid, line, 1])
+    try:
+        children[1].kill()  # its end may come a moment after the error
+        assert notes.explain(error) == f"loader worker {children[1].pid} ended while reading case b"
+        assert notes.explain(ValueError()) is None
+    finally:
+        children[0].kill()

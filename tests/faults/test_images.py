@@ -99,6 +99,7 @@ BROKEN: dict[str, tuple[Spoil, str]] = {
         header_changed(srow_z=[0, 0, 0, 5]),
         "affine .* cannot be inverted, three different axes expected",
     ),
+    "overflowing-affine": (header_changed(srow_y=[-3e38, 1, 0, 5]), "affine .* three different axes expected"),
     "nan-in-the-affine": (header_changed(srow_x=[np.nan, 0, 0, 5]), "affine .*nan.*three different axes expected"),
     "zero-spacing": (
         header_changed(**PIXDIM, pixdim=[1, 1, 0, 2, 0, 0, 0, 0]),

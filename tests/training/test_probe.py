@@ -146,10 +146,10 @@ def test_too_large_a_batch_names_the_one_that_fits(
     with pytest.raises(InputError) as caught:
         probe_step(trainer, module)
     assert str(caught.value) == (
-        "plan.batch_size=8: memory of cpu runs out in a step of so many patches of 2 x 8 x 8; expected at most "
-        "plan.batch_size=3 (training.accumulate=3 then makes an optimizer step of as many patches)"
+        "plan.batch_size=8: memory of cpu runs out in a step of so many patches of 2 x 8 x 8; expected a smaller "
+        "one: plan.batch_size=2 fits (training.accumulate=4 then makes an optimizer step of as many patches)"
     )
-    assert tried == [8, 4, 2, 3] and not (tmp_path / "probe.json").exists()
+    assert tried == [8, 1, 2, 4] and not (tmp_path / "probe.json").exists()
     refuse_above(0, monkeypatch, error)
     with pytest.raises(InputError, match=r"not even one fits: expected a smaller plan\.patch_size"):
         probe_step(trainer, module)
@@ -186,6 +186,9 @@ def test_on_a_gpu_the_largest_batch_is_searched(
     assert "8.0 GB of memory in all (29.0 GB were free before); the largest batch that fits is 29" in (
         capsys.readouterr().out.replace("\n", "")
     )
+    module.plan = module.plan.__class__.from_dict({**PLAN, "batch_size": 50})
+    with pytest.raises(InputError, match=r"plan\.batch_size=29 fits \(training\.accumulate=2 "):
+        probe_step(SimpleNamespace(strategy=strategy, default_root_dir=tmp_path), module)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 7, 8, 100, 5000])

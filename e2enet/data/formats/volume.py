@@ -265,8 +265,17 @@ def geometry_of(image: Any, path: Path, depth_axis: int | None) -> Geometry:
     if len(shape) < 3 or sum(size != 1 for size in shape[3:]) > 1 or min(shape) < 1:
         raise InputError(f"{path}: shape {shape}, a 3D image or a 4D one with channels last expected")
     affine = np.asarray(image.affine, dtype=float)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    if not _spans_space(affine[:3, :3]):
         raise InputError(f"{path}: the affine {affine[:3].tolist()} cannot be inverted, three different axes expected")
     if depth_axis is None:
         depth_axis = choose_depth_axis([Geometry(shape[:3], affine, 0).spacing])
     return Geometry(tuple(shape[:3]), affine, depth_axis)
+
+
+def _spans_space(axes: np.ndarray) -> bool:
+    """Whether the columns of (3, 3) are finite and point in three directions, whatever their lengths (mm)."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        lengths = np.linalg.norm(axes, axis=0)
+    if not (np.isfinite(lengths) & (lengths > 0)).all():
+        return False
+    return bool(abs(np.linalg.det(axes / lengths)) > 1e-6)
