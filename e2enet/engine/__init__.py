@@ -1,0 +1,1 @@
+"""Inference that multiplies active kernels only."""

@@ -1,0 +1,75 @@
+"""Which way a layer runs fastest on this machine: measured once, remembered in a small file."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+import numba
+import torch
+
+from e2enet.common.files import write_json
+
+RUNS = 2  # timed, after one that is not; the shortest counts
+
+
+def cache_file() -> Path:
+    """Where choices are remembered: engine.json in the user's cache folder (XDG_CACHE_HOME)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "e2enet" / "engine.json"
+
+
+def machine() -> str:
+    """What times depend on beside the layer: processor, threads and versions."""
+    versions = f"torch {torch.__version__}, numba {numba.__version__}"
+    return f"{llvm.get_host_cpu_name()}, {torch.get_num_threads()} threads, {versions}"
+
+
+class Choices:
+    """Fastest ways by a layer's description; {machine: {description: {way: seconds}}} in the file."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path or cache_file()
+
+    def fastest(self, description: str, ways: Mapping[str, Callable[[], Any]]) -> str:
+        """The name of the fastest of `ways`, each a function that runs the layer once."""
+        known = self._read().get(machine(), {}).get(description, {})
+        if set(known) != set(ways):
+            known = {name: _seconds(way) for name, way in ways.items()}
+            self._write(description, known)
+        return min(known, key=lambda name: known[name])
+
+    def _read(self) -> dict[str, dict[str, dict[str, float]]]:
+        try:
+            content = json.loads(self.path.read_text())
+            return {
+                str(where): {
+                    str(layer): {str(way): float(seconds) for way, seconds in ways.items()}
+                    for layer, ways in layers.items()
+                }
+                for where, layers in content.items()
+            }
+        except (OSError, ValueError, AttributeError, TypeError):  # not there, or not what this wrote: measured anew
+            return {}
+
+    def _write(self, description: str, seconds: dict[str, float]) -> None:
+        content = self._read()
+        content.setdefault(machine(), {})[description] = seconds
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self.path, content)
+        except OSError:  # a home without room or right to write: measured again next time
+            pass
+
+
+def _seconds(way: Callable[[], Any]) -> float:
+    times = []
+    for _ in range(RUNS + 1):
+        start = time.perf_counter()
+        way()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])

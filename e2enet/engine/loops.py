@@ -1,0 +1,219 @@
+"""What the engine does tile by tile, compiled by numba around the vector code of `microkernels`."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from e2enet.engine.microkernels import COLUMNS, ROWS
+from e2enet.engine.vector_code import LANES, VECTOR_BYTES
+from e2enet.network.compiled import compiled
+
+Triple = tuple[int, int, int]
+
+
+class Tiles(NamedTuple):
+    """Where the tiles of a volume lie; see `Tiling`.
+
+    places: (tiles, 3) int64, vector of lanes, first row, first column, in output pixels. pieces: (vectors, pieces, 4)
+    int64, see `piece_table`. size: rows and columns of a tile. fold_width: columns of a fold.
+    """
+
+    places: np.ndarray
+    pieces: np.ndarray
+    size: tuple[int, int]
+    fold_width: int
+
+
+class Reading(NamedTuple):
+    """How a tile is filled.
+
+    channels: (channels, 2) int64, the address of each channel's volume and its row of `slices`. affine: (channels, 3)
+    float32. slices: (shifts, vectors, pieces, 2) int64, the bits of `slice_bits` and the shift. size: (depth, height,
+    width) of the volumes. halo: rows and columns before the first pixel. stride: (depth, row, column).
+    """
+
+    channels: np.ndarray
+    affine: np.ndarray
+    slices: np.ndarray
+    size: Triple
+    halo: tuple[int, int]
+    stride: Triple
+
+
+class Packed(NamedTuple):
+    """Active kernels by output: those of output o are starts[o] .. starts[o + 1] - 1.
+
+    offsets: int64, bytes from a tile's start to the channel. weights: (kernels, taps) float32.
+    """
+
+    starts: np.ndarray
+    offsets: np.ndarray
+    weights: np.ndarray
+
+
+class Codes(NamedTuple):
+    """Addresses of functions of `microkernels`."""
+
+    fill: int
+    multiply: int
+    store: int
+
+
+def _call(typing_context: Any, address: Any, arguments: Any) -> Any:
+    """Call a function of `microkernels` by its address with a tuple of integers."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
+        function, packed = values
+        unpacked = [builder.extract_value(packed, number) for number in range(len(arguments))]
+        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * len(unpacked))
+        builder.call(builder.inttoptr(function, kind.as_pointer()), unpacked)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, arguments), generate
+
+
+call: Any = intrinsic(_call)
+
+
+@compiled
+def fill_tile(tile, number, code, tiles, reading):
+    """Copy the pixels that a tile's outputs read, activated and shifted along the depth; zero outside of the volume.
+
+    tile: (channels, rows, columns, LANES).
+    """
+    depth, height, width = reading.size
+    _, rows, columns, _ = tile.shape
+    vector, row, column = tiles.places[number]
+    first_row = row * reading.stride[1] - reading.halo[0]
+    for piece in range(tiles.pieces.shape[1]):
+        lane, fold, start, count = tiles.pieces[vector, piece]
+        if count == 0:
+            break
+        lanes = ((1 << count) - 1) << lane
+        first_column = (column + fold * tiles.fold_width) * reading.stride[2] - reading.halo[1]
+        before = min(max(-first_column, 0), columns)
+        inside = max(min(columns, width - first_column) - before, 0)
+        after = before + inside
+        for channel in range(len(tile)):
+            bits, shift = reading.slices[reading.channels[channel, 1], vector, piece]
+            affine = reading.affine.ctypes.data + channel * 12
+            place = reading.stride[0] * (start - lane) + shift
+            for i in range(rows):
+                line = tile.ctypes.data + (channel * rows + i) * columns * VECTOR_BYTES
+                y = first_row + i
+                if y < 0 or y >= height or bits == 0:
+                    call(code, (line, 0, columns, 0, 0, lanes, affine))
+                    continue
+                pixel = reading.channels[channel, 0] + ((y * width + first_column + before) * depth + place) * 4
+                call(code, (line, 0, before, 0, 0, lanes, affine))
+                call(code, (line + before * VECTOR_BYTES, pixel, inside, depth * 4, bits, lanes, affine))
+                call(code, (line + after * VECTOR_BYTES, 0, columns - after, 0, 0, lanes, affine))
+
+
+@compiled
+def convolve(first, last, codes, tile, sums, lane_totals, tiles, reading, kernels, targets, size, totals):
+    """Convolve the tiles first .. last - 1: fill each, apply the active kernels of every output channel, store.
+
+    tile, sums, lane_totals: room for the tile, for ROWS x COLUMNS vectors and for two. targets: addresses of the
+    outputs' volumes of `size` (depth, height, width). totals: (tiles, outputs, 2) float64, sums and squares.
+    """
+    depth, height, width = size
+    row_bytes = tile.shape[2] * VECTOR_BYTES
+    taps = kernels.weights.shape[1]
+    for number in range(first, last):
+        fill_tile(tile, number, codes.fill, tiles, reading)
+        vector, row, column = tiles.places[number]
+        for output in range(len(targets)):
+            begin, count = kernels.starts[output], kernels.starts[output + 1] - kernels.starts[output]
+            offsets = kernels.offsets.ctypes.data + begin * 8
+            weights = kernels.weights.ctypes.data + begin * taps * 4
+            lane_totals[:] = 0
+            for i in range(0, min(tiles.size[0], height - row), ROWS):
+                rows = min(ROWS, height - row - i)
+                for j in range(0, min(tiles.size[1], tiles.fold_width - column), COLUMNS):
+                    place = i * reading.stride[1] * row_bytes + j * reading.stride[2] * VECTOR_BYTES
+                    source = tile.ctypes.data + place
+                    call(codes.multiply, (source, offsets, weights, count, row_bytes, sums.ctypes.data))
+                    for piece in range(tiles.pieces.shape[1]):
+                        lane, fold, start, lanes = tiles.pieces[vector, piece]
+                        x = column + j + fold * tiles.fold_width
+                        columns = min(COLUMNS, width - x, tiles.fold_width - column - j)
+                        if lanes == 0 or columns <= 0:
+                            continue
+                        target = targets[output] + (((row + i) * width + x) * depth + start - lane) * 4
+                        bits = ((1 << lanes) - 1) << lane
+                        written = rows, columns, width * depth * 4, depth * 4, bits
+                        call(codes.store, (sums.ctypes.data, target, *written, lane_totals.ctypes.data))
+            for lane in range(LANES):
+                totals[number, output, 0] += lane_totals[0, lane]
+                totals[number, output, 1] += lane_totals[1, lane]
+
+
+@compiled
+def expand(first, last, codes, tile, sums, tiles, reading, kernels, up, run, addresses, targets):
+    """Transposed convolution with kernel = stride of the tiles first .. last - 1; every pixel becomes a block.
+
+    up: the strides (depth, row, column). run: pixels of one call of `expansion`. addresses: room for an address per
+    place of a block in the plane. targets: addresses of the outputs' volumes.
+    """
+    depth, height, width = reading.size
+    fine_depth, fine_width = depth * up[0], width * up[2]
+    positions = kernels.weights.shape[1]
+    for number in range(first, last):
+        fill_tile(tile, number, codes.fill, tiles, reading)
+        vector, row, column = tiles.places[number]
+        for output in range(len(targets)):
+            begin, count = kernels.starts[output], kernels.starts[output + 1] - kernels.starts[output]
+            offsets = kernels.offsets.ctypes.data + begin * 8
+            weights = kernels.weights.ctypes.data + begin * positions * 4
+            for i in range(min(tiles.size[0], height - row)):
+                for j in range(0, min(tiles.size[1], tiles.fold_width - column), run):
+                    source = tile.ctypes.data + (i * tile.shape[2] + j) * VECTOR_BYTES
+                    call(codes.multiply, (source, offsets, weights, count, sums.ctypes.data))
+                    for piece in range(tiles.pieces.shape[1]):
+                        lane, fold, start, lanes = tiles.pieces[vector, piece]
+                        x = column + j + fold * tiles.fold_width
+                        columns = min(run, width - x, tiles.fold_width - column - j, tiles.size[1] - j)
+                        if lanes == 0 or columns <= 0:
+                            continue
+                        for b in range(up[1]):
+                            for c in range(up[2]):
+                                pixel = ((row + i) * up[1] + b) * fine_width + x * up[2] + c
+                                place = pixel * fine_depth + (start - lane) * up[0]
+                                addresses[b * up[2] + c] = targets[output] + place * 4
+                        slices = lanes * up[0]
+                        bits = ((1 << slices) - 1) << lane * up[0] if slices < 64 else -1
+                        step = up[2] * fine_depth * 4
+                        call(codes.store, (sums.ctypes.data, addresses.ctypes.data, columns, step, bits))
+
+
+@compiled
+def pool(source, affine, stride, target):
+    """target = max pooling with kernel = stride of an activated channel, (H, W, D) each.
+
+    The activation rises (with a negative scale: falls) with its input, so the largest output is that of the largest
+    (the smallest) input.
+    """
+    sd, sh, sw = stride
+    height, width, depth = target.shape
+    scale, offset, slope = affine
+    sign = np.float32(1) if scale >= 0 else np.float32(-1)
+    for y in range(height):
+        for x in range(width):
+            line = target[y, x]
+            line[:] = -np.inf
+            for b in range(sh):
+                for c in range(sw):
+                    pixel = source[y * sh + b, x * sw + c]
+                    for a in range(sd):
+                        for z in range(depth):
+                            value = sign * pixel[z * sd + a]
+                            line[z] = value if value > line[z] else line[z]
+            for z in range(depth):
+                value = sign * line[z] * scale + offset
+                line[z] = value if value > 0 else value * slope

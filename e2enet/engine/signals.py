@@ -1,0 +1,76 @@
+"""Volumes between the engine's layers: where their channels lie, and what is still to be done to them."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from e2enet.engine.vector_code import LANES
+
+Triple = tuple[int, int, int]
+
+
+@dataclass
+class Signal:
+    """Volumes (H, W, D), one per channel, and what their readers apply: activation(values * scale + offset).
+
+    addresses: (C,) int64. affine: (C, 3) float32: scale, offset and negative slope of the activation (1: none).
+    size: (D, H, W). memory: the arrays that the addresses lie in.
+    """
+
+    addresses: np.ndarray
+    affine: np.ndarray
+    size: Triple
+    memory: tuple[np.ndarray, ...]
+
+    @classmethod
+    def of(cls, values: np.ndarray, written: np.ndarray | None = None) -> Signal:
+        """The channels of (C, H, W, D), read as they are.
+
+        With `written` (bool), `values` holds the channels for which it is True, and the others are zero everywhere:
+        they share one volume.
+        """
+        rows = values.ctypes.data + values.strides[0] * np.arange(len(values), dtype=np.int64)
+        memory: tuple[np.ndarray, ...] = (values,)
+        if written is not None and not written.all():
+            memory = values, np.zeros(values.shape[1:], np.float32)
+            addresses = np.full(len(written), memory[1].ctypes.data, np.int64)
+            addresses[written] = rows
+            rows = addresses
+        _, height, width, depth = values.shape
+        return cls(rows, unchanged(len(rows)), (depth, height, width), memory)
+
+    def normalise(
+        self, mean: np.ndarray, variance: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float, slope: float
+    ) -> None:
+        """Let readers apply instance norm and leaky ReLU; all arrays (C,)."""
+        scale = weight / np.sqrt(variance + eps)
+        self.affine[:, 0], self.affine[:, 1], self.affine[:, 2] = scale, bias - mean * scale, slope
+
+    def stacked(self) -> np.ndarray:
+        """All channels as one (C, H, W, D), before what their readers apply; without a copy where they lie so."""
+        whole = self.memory[0]
+        return whole if len(whole) == len(self.addresses) else np.stack(list(self.volumes()))
+
+    def volumes(self) -> Iterator[np.ndarray]:
+        """(H, W, D) of every channel, before what its readers apply."""
+        depth, height, width = self.size
+        for address in self.addresses.tolist():
+            first = ctypes.cast(address, ctypes.POINTER(ctypes.c_float))
+            yield np.ctypeslib.as_array(first, (height, width, depth))
+
+
+def unchanged(channels: int) -> np.ndarray:
+    """The `affine` of channels that are read as they are."""
+    return np.tile(np.array([1, 0, 1], np.float32), (channels, 1))
+
+
+def empty_volume(shape: tuple[int, ...]) -> np.ndarray:
+    """Uninitialised float32 memory whose first value lies at the start of a vector."""
+    count = int(np.prod(shape))
+    whole = np.empty(count + LANES, np.float32)
+    start = -(whole.ctypes.data // 4) % LANES
+    return whole[start : start + count].reshape(shape)

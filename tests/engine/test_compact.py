@@ -1,0 +1,140 @@
+"""A compact network gives what its model does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from e2enet.engine import choice
+from e2enet.engine.choice import Choices
+from e2enet.engine.compact import DENSE, SPARSE, CompactNetwork
+from e2enet.engine.dense import DenseConvolution
+from e2enet.engine.layers import Convolution
+from e2enet.network.dsff import fusion_layers, init_masks
+from e2enet.network.e2enet import E2ENet
+
+STRIDES = [(1, 2, 2), (2, 2, 2)]
+SIZE = (8, 16, 20)
+
+
+def make_model(density: float = 0.3, *, strides: Any = STRIDES, base: int = 6, **settings: Any) -> E2ENet:
+    torch.manual_seed(0)
+    model = E2ENet(2, 5, strides, base_features=base, **settings).eval()
+    if fusion_layers(model):
+        init_masks(model, density, generator=torch.Generator().manual_seed(1))
+    for name, parameter in model.named_parameters():
+        if name.endswith(("norm.weight", "norm.bias")):
+            torch.nn.init.normal_(parameter, 0.5, 0.4)  # some below 0
+    return model
+
+
+def outputs(model: E2ENet, compact: CompactNetwork, batch: int = 2, size: Any = SIZE) -> tuple[torch.Tensor, ...]:
+    x = torch.randn(batch, 2, *size, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        return compact(x), model(x)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"density": 0.02},
+        {"density": 1.0},
+        {"shift_size": 1},
+        {"shift_size": 5, "shift_input": True},
+        {"kernel_size": (3, 3, 3)},
+        {"kernel_size": (3, 1, 3)},
+        {"kernel_size": (3, 3, 1)},
+        {"kernel_size": (3, 3, 3), "inner_kernel_size": (1, 3, 3)},
+        {"fusion": "unet"},
+        {"strides": [(2, 2, 2), (1, 2, 1), (2, 1, 2)], "density": 0.2},
+        {"deep_supervision": False},
+    ],
+    ids=str,
+)
+def test_it_gives_what_the_model_gives(settings: dict[str, Any]) -> None:
+    model = make_model(**settings)
+    found, expected = outputs(model, CompactNetwork(model, choose=False))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    assert float(expected.std()) > 0.1
+
+
+def test_channels_that_nobody_reads_are_not_computed() -> None:
+    model = make_model(0.5)
+    node: Any = model.decoder.columns[0][0]  # type: ignore[union-attr]
+    reader: Any = model.decoder.columns[1][0].blocks[0].conv  # type: ignore[union-attr]
+    whole = CompactNetwork(model, choose=False)
+    # Channels 1 and 4 of the node reach the next one by its forward flow alone: level 0 has no other reader.
+    reader.kernel_mask[:, [1, 4]] = False
+    reader.weight.data[:, [1, 4]] = 0
+    compact = CompactNetwork(model, choose=False)
+    found, expected = outputs(model, compact)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+    def written(network: CompactNetwork) -> int:
+        (step,) = (step for step in network.steps if step.name == "decoder.columns.0.0.blocks.0")
+        assert isinstance(step.layer, Convolution)
+        return len(step.layer.kernels.written)
+
+    assert written(whole) == node.blocks[0].conv.out_channels and written(compact) == written(whole) - 2
+
+
+def test_a_node_that_nobody_reads_is_left_out() -> None:
+    model = make_model(0.5)
+    reader: Any = model.decoder.columns[1][0].blocks[0].conv  # type: ignore[union-attr]
+    reader.kernel_mask[:, 6:] = False  # the upward flow
+    reader.weight.data[:, 6:] = 0
+    compact = CompactNetwork(model, choose=False)
+    found, expected = outputs(model, compact)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    names = [step.name for step in compact.steps]
+    assert "decoder.columns.0.0.blocks.0" in names and "decoder.columns.0.1.blocks.0" not in names
+
+
+def test_inputs_of_the_wrong_shape_are_refused() -> None:
+    compact = CompactNetwork(make_model(), choose=False)
+    with pytest.raises(ValueError, match=r"expected an input \(B, 2, D, H, W\)"):
+        compact(torch.zeros(1, 1, *SIZE))
+    with pytest.raises(ValueError, match="each must be a multiple of"):
+        compact(torch.zeros(1, 2, 8, 16, 18))
+
+
+@pytest.mark.parametrize("winner", [SPARSE, DENSE])
+def test_every_layer_runs_the_way_that_was_fastest(
+    winner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[str] = []
+
+    def seconds(way: Any) -> float:
+        way()
+        dense = isinstance(way.func, DenseConvolution)
+        measured.append(DENSE if dense else SPARSE)
+        return 1.0 if dense == (winner == DENSE) else 2.0
+
+    monkeypatch.setattr(choice, "_seconds", seconds)
+    model, path = make_model(), tmp_path / "cache" / "engine.json"
+    compact = CompactNetwork(model, choices=Choices(path))
+    found, expected = outputs(model, compact)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    kind = DenseConvolution if winner == DENSE else Convolution
+    convolutions = [step for step in compact.steps if isinstance(step.layer, DenseConvolution | Convolution)]
+    assert all(isinstance(step.layer, kind) for step in convolutions) and measured
+    count = len(measured)
+    # Another network of the same layers finds the file and measures nothing.
+    again = CompactNetwork(model, choices=Choices(path))
+    torch.testing.assert_close(outputs(model, again)[0], found, rtol=0, atol=0)
+    assert len(measured) == count and again.ways == compact.ways
+
+
+def test_a_damaged_or_unwritable_file_only_costs_measuring(tmp_path: Path) -> None:
+    path = tmp_path / "engine.json"
+    for content in ("{", "[]", json.dumps({choice.machine(): {"layer": {"sparse": "fast"}}})):
+        path.write_text(content)
+        assert Choices(path).fastest("layer", {"sparse": lambda: None}) == "sparse"
+        assert json.loads(path.read_text())[choice.machine()]["layer"]["sparse"] >= 0
+    (tmp_path / "file").write_text("")
+    assert Choices(tmp_path / "file" / "engine.json").fastest("layer", {"sparse": lambda: None}) == "sparse"

@@ -1,0 +1,170 @@
+"""Layers of the engine against torch's, over shapes, kernels, strides, densities and shifts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from e2enet.engine.dense import DenseConvolution
+from e2enet.engine.layers import Convolution, Expansion, Kernels, Pooling
+from e2enet.engine.signals import Signal
+from e2enet.network.shift import group_shifts, shift_concat
+
+KERNELS = [(1, 3, 3), (3, 1, 3), (3, 3, 1), (3, 3, 3), (1, 1, 1)]
+SIZES = st.tuples(st.integers(1, 37), st.integers(1, 11), st.integers(1, 19))
+few = settings(max_examples=60, deadline=None)
+
+
+def signal(x: Tensor, affine: Tensor | None = None) -> Signal:
+    """(C, D, H, W) as the engine holds it."""
+    made = Signal.of(np.ascontiguousarray(x.permute(0, 2, 3, 1).numpy()))
+    if affine is not None:
+        made.affine[:] = affine.numpy()
+    return made
+
+
+def values(found: Signal) -> Tensor:
+    """What readers of a signal see, (C, D, H, W)."""
+    x = torch.from_numpy(found.stacked()).permute(0, 3, 1, 2)
+    scale, offset, slope = torch.from_numpy(found.affine).T[:, :, None, None, None]
+    x = x * scale + offset
+    return torch.maximum(x, x * slope)
+
+
+def shifts_of(channels: int, shift_size: int) -> np.ndarray:
+    shifts = np.zeros(channels, np.int64)
+    for start, stop, shift in group_shifts(channels, shift_size):
+        shifts[start:stop] = shift if shift_size > 1 else 0
+    return shifts
+
+
+@few
+@given(
+    kernel=st.sampled_from(KERNELS),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(1, 3)),
+    size=SIZES,
+    channels=st.lists(st.integers(1, 5), min_size=1, max_size=3),
+    outputs=st.integers(1, 6),
+    density=st.sampled_from([0.05, 0.3, 1.0]),
+    shift_size=st.sampled_from([1, 3, 5]),
+    seed=st.integers(0, 2**16),
+)
+@pytest.mark.parametrize("dense", [False, True])
+def test_a_convolution_is_torchs(
+    dense: bool,
+    kernel: tuple[int, int, int],
+    stride: tuple[int, int, int],
+    size: tuple[int, int, int],
+    channels: list[int],
+    outputs: int,
+    density: float,
+    shift_size: int,
+    seed: int,
+) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    total = sum(channels)
+    shift_size = shift_size if kernel[0] == 1 else 1  # as in the network
+    weights, mask = torch.randn(outputs, total, *kernel, generator=draw), torch.rand(outputs, total, generator=draw)
+    active = mask < density
+    weights = weights * active[:, :, None, None, None]
+    sources = [torch.randn(count, *size, generator=draw) for count in channels]
+    affines = [torch.rand(count, 3, generator=draw) for count in channels]
+    signals = [signal(*pair) for pair in zip(sources, affines, strict=True)]
+    seen = [values(source)[None].contiguous() for source in signals]
+    weight, bias = torch.randn(outputs, generator=draw), torch.randn(outputs, generator=draw)
+    norm = weight.numpy(), bias.numpy(), 1e-5, 0.01
+    shifts, padding = shifts_of(total, shift_size), [edge // 2 for edge in kernel]
+    expected = F.conv3d(shift_concat(seen, shift_size), weights, None, stride, padding)
+    layer = (
+        DenseConvolution(weights.numpy(), shifts, stride, norm)
+        if dense
+        else Convolution(Kernels(weights.numpy(), active.numpy(), shifts), stride, (padding[1], padding[2]), norm)
+    )
+    found = layer(signals)
+    plain = torch.from_numpy(found.stacked()).permute(0, 3, 1, 2)
+    torch.testing.assert_close(plain, expected[0], rtol=1e-5, atol=1e-5)
+    variance, mean = torch.var_mean(expected[0].double(), dim=(1, 2, 3), correction=0)
+    scale = weight / torch.sqrt(variance + 1e-5)
+    wanted = torch.stack([scale, bias - mean * scale, torch.full_like(scale, 0.01)], dim=1)
+    torch.testing.assert_close(torch.from_numpy(found.affine).double(), wanted, rtol=1e-4, atol=1e-4)
+
+
+@few
+@given(
+    up=st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3)),
+    size=SIZES,
+    channels=st.integers(1, 6),
+    outputs=st.integers(1, 5),
+    density=st.sampled_from([0.1, 0.5, 1.0]),
+    seed=st.integers(0, 2**16),
+)
+def test_an_expansion_is_torchs_transposed_convolution(
+    up: tuple[int, int, int], size: tuple[int, int, int], channels: int, outputs: int, density: float, seed: int
+) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    mask = torch.rand(channels, outputs, generator=draw) < density
+    weights = torch.randn(channels, outputs, *up, generator=draw) * mask[:, :, None, None, None]
+    source = signal(torch.randn(channels, *size, generator=draw), torch.rand(channels, 3, generator=draw))
+    expected = F.conv_transpose3d(values(source)[None], weights, None, up)
+    found = Expansion(weights.transpose(0, 1).numpy(), mask.T.numpy())([source])
+    torch.testing.assert_close(values(found), expected[0], rtol=1e-5, atol=1e-5)
+
+
+@few
+@given(
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3)),
+    size=st.tuples(st.integers(3, 20), st.integers(3, 9), st.integers(3, 9)),
+    seed=st.integers(0, 2**16),
+)
+def test_pooling_is_torchs_whatever_the_sign_of_the_scale(
+    stride: tuple[int, int, int], size: tuple[int, int, int], seed: int
+) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    affine = torch.randn(5, 3, generator=draw)
+    affine[:, 2] = 0.01
+    source = signal(torch.randn(5, *size, generator=draw), affine)
+    found = values(Pooling(stride)([source]))
+    torch.testing.assert_close(found, F.max_pool3d(values(source).contiguous(), stride), rtol=1e-6, atol=1e-6)
+
+
+def test_channels_that_no_kernel_writes_share_one_volume() -> None:
+    weights, mask = np.ones((4, 2, 1, 3, 3), np.float32), np.zeros((4, 2), bool)
+    mask[1, 0] = True
+    found = Convolution(Kernels(weights, mask, np.zeros(2, np.int64)), (1, 1, 1), (1, 1), None)(
+        [signal(torch.ones(2, 4, 5, 6))]
+    )
+    assert len(set(found.addresses.tolist())) == 2 and found.memory[0].shape == (1, 5, 6, 4)
+    assert not values(found)[[0, 2, 3]].any() and values(found)[1].max() == 9
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_any_number_of_threads_gives_the_same_bits(threads: int) -> None:
+    draw = torch.Generator().manual_seed(0)
+    weights, mask = torch.randn(8, 6, 1, 3, 3, generator=draw), torch.rand(8, 6, generator=draw) < 0.5
+    norm = np.ones(8, np.float32), np.zeros(8, np.float32), 1e-5, 0.01
+    layer = Convolution(Kernels(weights.numpy(), mask.numpy(), shifts_of(6, 3)), (1, 1, 1), (1, 1), norm)
+    source = signal(torch.randn(6, 32, 40, 40, generator=draw))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        expected = layer([source])
+        torch.set_num_threads(threads)
+        found = layer([source])
+    finally:
+        torch.set_num_threads(before)
+    assert np.array_equal(found.stacked(), expected.stacked())
+    np.testing.assert_allclose(found.affine, expected.affine, rtol=1e-6)
+
+
+def test_a_large_mean_costs_no_digits_that_matter() -> None:
+    x = torch.randn(1, 32, 48, 48, generator=torch.Generator().manual_seed(0)) + 30
+    weights = np.ones((1, 1, 1, 1, 1), np.float32)
+    norm = np.ones(1, np.float32), np.zeros(1, np.float32), 1e-5, 0.01
+    layer = Convolution(Kernels(weights, np.ones((1, 1), bool), np.zeros(1, np.int64)), (1, 1, 1), (0, 0), norm)
+    expected = F.leaky_relu(F.instance_norm(x[None].double()), 0.01)[0].float()
+    torch.testing.assert_close(values(layer([signal(x)])), expected, rtol=1e-4, atol=2e-4)
