@@ -11,7 +11,7 @@ import pytest
 PROJECT = Path(__file__).parents[1]
 PACKAGE = PROJECT / "e2enet"
 # A room imports itself and the rooms before it.
-ROOMS = ("common", "data", "network", "inference", "evaluation", "training", "report")
+ROOMS = ("common", "data", "network", "engine", "inference", "evaluation", "training", "report")
 FEWEST_LINES, MOST_LINES = 50, 300
 MOST_FUNCTION_LINES = 60
 

@@ -86,7 +86,7 @@ class Convolution:
         if self.norm is not None:
             moments = np.zeros((2, len(self.kernels.written)))
             moments[:, self.kernels.written] = _moments(out, totals)
-            signal.normalise(*moments, *self.norm)
+            signal.normalise(moments[0], moments[1], *self.norm)
         return signal
 
 

@@ -14,6 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from e2enet.common.errors import raise_problems
+from e2enet.engine import ENGINES
 from e2enet.inference.folds import ALL_SEEDS, Choice
 
 HEADING = "predict.py cannot start (all keys: conf/predict.yaml):"
@@ -36,6 +37,7 @@ class PredictConfig:
     batch_size: int = 1
     device: str = "auto"
     precision: str = "32"
+    engine: str = "auto"
     experiment: str | None = None
     row: str | None = None
     seed: int | Literal["all"] | None = None
@@ -158,6 +160,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "batch_size": (_is_batch_size, "a whole number from 1"),
     "device": (_is_device, "auto, cpu, cuda or cuda:N"),
     "precision": (_is_precision, "32, bf16 or 16"),
+    "engine": (lambda value: value in ENGINES, "auto, dense or sparse"),
     "experiment": (_is_name, "null or an experiment's name"),
     "row": (_is_name, "null or a row's name"),
     "seed": (_is_seed, "null, all or a whole number from 0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from e2enet.common.errors import InputError
 from e2enet.common.ranks import joined_team, launched
 from e2enet.data.formats.layout import find_cases
 from e2enet.data.formats.problems import Problem
+from e2enet.engine import select_engine
 from e2enet.inference.checkpoint import LoadedModel, load_ensemble
 from e2enet.inference.config import PredictConfig
 from e2enet.inference.folds import find_folds, is_sweep
@@ -33,6 +35,19 @@ def run_prediction(config: PredictConfig) -> dict[str, str]:
     if config.output.exists() and not config.output.is_dir():
         raise InputError(f"output={config.output}: is a file, expected a folder")
     models = load_ensemble(find_checkpoints(config))
+    models = [
+        replace(
+            model,
+            network=select_engine(
+                model.network,
+                config.engine,
+                device=device,
+                patch_size=model.plan.patch_size,
+                amp_dtype=AMP_TYPES[config.precision],
+            ),
+        )
+        for model in models
+    ]
     postprocessing = resolve_postprocessing(config.postprocessing, models)
     problems: list[Problem] = []
     cases = find_cases(config.input, len(models[0].channels), models[0].file_ending, problems)

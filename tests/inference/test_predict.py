@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -14,10 +15,12 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from e2enet.common.errors import InputError
 from e2enet.data.formats.layout import find_cases
+from e2enet.engine import select_engine
 from e2enet.inference.checkpoint import load_ensemble, load_model
 from e2enet.inference.config import PredictConfig
 from e2enet.inference.predictor import WindowSettings, predict_case
 from e2enet.inference.run import resolve_device, run_prediction
+from e2enet.network.e2enet import E2ENet
 
 PROJECT = Path(__file__).parents[2]
 
@@ -53,6 +56,31 @@ def test_result_lies_on_the_scan(write_checkpoint, scans, scan):
     values = np.unique(np.asarray(result.dataobj))
     assert len(values) > 1 and set(values) <= {0, 1, 2}
     assert visible(config.output) == ["a.nii.gz"]
+
+
+@pytest.mark.parametrize("engine", ["auto", "sparse"])
+def test_engines_give_the_same(engine: str, write_checkpoint, scans) -> None:
+    checkpoint = write_checkpoint()
+    found = {}
+    for name in ("dense", engine):
+        config = replace(settings(checkpoint, scans, probabilities=True, engine=name), output=scans.parent / name)
+        assert run_prediction(config) == {}
+        with np.load(config.output / "a.npz") as content:
+            found[name] = content["probabilities"].astype(np.float32)
+    np.testing.assert_allclose(found[engine], found["dense"], atol=1e-3)  # stored in float16
+    assert found["dense"].std() > 0.01
+
+
+def test_the_sparse_engine_says_what_it_cannot_run() -> None:
+    network = torch.nn.Identity()
+    with pytest.raises(InputError, match=r"sparse: .* a CPU only, not on cuda; expected engine=auto or dense"):
+        select_engine(network, "sparse", device=torch.device("cuda"), patch_size=(4, 8, 8))
+    with pytest.raises(InputError, match="engine=sparse: Identity is no E2ENet"):
+        select_engine(network, "sparse", device=torch.device("cpu"), patch_size=(4, 8, 8))
+    assert select_engine(network, "auto", device=torch.device("cpu"), patch_size=(4, 8, 8)) is network
+    deep = E2ENet(1, 2, [(5, 2, 2)], base_features=2)
+    with pytest.raises(InputError, match="larger along the depth than 4"):
+        select_engine(deep, "sparse", device=torch.device("cpu"), patch_size=(10, 8, 8))
 
 
 @pytest.mark.parametrize("axes", ["RAS", "PSL", "SRA", "IAR", "AIL"])

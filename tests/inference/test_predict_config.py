@@ -28,18 +28,27 @@ def test_defaults_of_the_file_are_those_of_the_code():
 def test_every_key_is_read():
     config = composed(
         "checkpoint=[a,b]", "input=i", "output=o", "overlay=true", "probabilities=true", "overwrite=true",
-        "mirror=false", "step=0.25", "batch_size=4", "device=cuda:1", "precision=16",
+        "mirror=false", "step=0.25", "batch_size=4", "device=cuda:1", "precision=16", "engine=dense",
     )  # fmt: skip
     assert config == PredictConfig(
-        (Path("a"), Path("b")), Path("i"), Path("o"), True, True, True, False, 0.25, 4, "cuda:1", "16"
+        (Path("a"), Path("b")), Path("i"), Path("o"), True, True, True, False, 0.25, 4, "cuda:1", "16", "dense"
     )
 
 
 @pytest.mark.parametrize(
     "override",
     [
-        *("step=0", "step=1.5", "step=half", "batch_size=0", "batch_size=1.5", "device=gpu", "precision=64"),
-        *("mirror=1", "overlay=maybe", "checkpoint=[]", "input=null"),
+        *(
+            "step=0",
+            "step=1.5",
+            "step=half",
+            "batch_size=0",
+            "batch_size=1.5",
+            "device=gpu",
+            "precision=64",
+            "engine=fast",
+        ),
+        *("engine=fast", "mirror=1", "overlay=maybe", "checkpoint=[]", "input=null"),
     ],
 )
 def test_impossible_values(override):

@@ -1,0 +1,280 @@
+"""Forward pass of the compact engine against the masked dense network and nnU-Net's U-Net; its layers one by one.
+
+    python -m benchmarks.engine                                 # everything, some minutes
+    python -m benchmarks.engine --parts networks --densities 0.2 0.1
+    python -m benchmarks.engine --parts layers --figure roofline.png
+
+Work: base 48, six levels, strides (1,2,2) then four (2,2,2), 16 classes, a patch of 32 x 96 x 96, batch 1, the
+full-resolution output only, as in prediction. `networks`: every contender in a process of its own, in turns, medians of
+warm runs and the peak memory of the process; `e2enet` is the masked network as torch runs it (channels-last, with
+`keep_freed_memory`), `compact` the engine with active kernels only, `compact-auto` with the fastest way of each layer.
+`layers`: each kind of convolution alone, by the engine over densities and by torch (channels-last), and the density
+where both take as long; the figure shows operations a second over operations per byte beside what the machine does at
+the most (products of a tile that stays in the cache; copying volumes that do not).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.network import make_network, processor
+
+PARTS = ("networks", "layers")
+CONTENDERS = ("e2enet", "compact", "compact-auto", "plainconvunet")
+# Convolutions of the network (channels in, out, D, H, W): one per level of the grid and of the encoder.
+LAYERS = {
+    "node of level 0": (96, 48, 32, 96, 96),
+    "node of level 1": (240, 96, 32, 48, 48),
+    "node of level 2": (480, 192, 16, 24, 24),
+    "node of level 3": (832, 320, 8, 12, 12),
+    "node of level 4": (960, 320, 4, 6, 6),
+}
+LAYER_DENSITIES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+
+
+def main() -> None:
+    options = parse_arguments()
+    if options.worker:
+        print(json.dumps(measure(options)))
+        return
+    import torch
+
+    print("command: python -m benchmarks.engine", *sys.argv[1:])
+    print(f"machine: {processor()}, torch {torch.__version__}")
+    if "networks" in options.parts:
+        for threads in options.threads:
+            for patch in options.patches:
+                compare_networks(options, threads, patch)
+    if "layers" in options.parts:
+        compare_layers(options)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--densities", nargs="+", type=float, default=[0.3, 0.2, 0.1])
+    parser.add_argument("--patches", nargs="+", default=["32x96x96"], metavar="DxHxW")
+    parser.add_argument("--threads", nargs="+", type=int, default=[os.cpu_count()])
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3, help="processes per contender, in turns")
+    parser.add_argument("--figure", type=Path, help="draw the roofline there")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def compare_networks(options: argparse.Namespace, threads: int, patch: str) -> None:
+    """Print a table of forward times and peaks, beside the masked network's and the U-Net's."""
+    contenders = [(name, density) for name in CONTENDERS[:3] for density in options.densities]
+    if find_spec("dynamic_network_architectures"):
+        contenders.append((CONTENDERS[3], 1.0))
+    found: dict[tuple[str, float], list[dict[str, float]]] = {contender: [] for contender in contenders}
+    for _ in range(options.rounds):
+        for name, density in contenders:
+            found[name, density].append(run_worker(options, name, density, threads, patch))
+    seconds = {key: statistics.median(row["seconds"] for row in rows) for key, rows in found.items()}
+    memory = {key: statistics.median(row["gib"] for row in rows) for key, rows in found.items()}
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"forward, float32, patch {patch}, {threads} threads")
+    for column in ("network", "density", "s", "peak GiB", "time / e2enet's", "time / U-Net's", "peak / e2enet's"):
+        table.add_column(column, justify="left" if column == "network" else "right")
+    unet = seconds.get((CONTENDERS[3], 1.0))
+    for (name, density), value in seconds.items():
+        base = ("e2enet", density)
+        own = name.startswith("compact")
+        table.add_row(
+            name,
+            f"{density:g}",
+            f"{value:.3f}",
+            f"{memory[name, density]:.2f}",
+            f"{value / seconds[base]:.2f}" if own else "",
+            f"{value / unet:.2f}" if unet and name != CONTENDERS[3] else "",
+            f"{memory[name, density] / memory[base]:.2f}" if own else "",
+        )
+    Console(width=120).print(table)
+
+
+def run_worker(options: argparse.Namespace, name: str, density: float, threads: int, patch: str) -> dict[str, float]:
+    """Measure one contender in a fresh process."""
+    command = [sys.executable, "-m", "benchmarks.engine", "--worker", name, "--densities", str(density)]
+    command += ["--threads", str(threads), "--patches", patch, "--runs", str(options.runs)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"{name} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(options: argparse.Namespace) -> dict[str, float]:
+    """Seconds of a forward pass and the peak memory of this process in GiB."""
+    import torch
+
+    from e2enet.common.memory import forget_peak, keep_freed_memory, resident_peak
+    from e2enet.engine.compact import CompactNetwork
+    from e2enet.network.dsff import init_masks
+
+    torch.manual_seed(0)
+    torch.set_num_threads(options.threads[0])
+    if options.worker != "plainconvunet":
+        keep_freed_memory()
+    network: Any = make_network("plainconvunet" if options.worker == "plainconvunet" else "e2enet").eval()
+    if options.worker == "plainconvunet":
+        network.decoder.deep_supervision = False
+    else:
+        init_masks(network, options.densities[0], generator=torch.Generator().manual_seed(0))
+    if options.worker.startswith("compact"):
+        network = CompactNetwork(network, choose=options.worker == "compact-auto")
+    x = torch.randn(1, 1, *map(int, options.patches[0].split("x")))
+    forget_peak()
+    with torch.no_grad():
+        seconds = median_seconds(lambda: network(x), options.runs)
+    return {"seconds": seconds, "gib": resident_peak() / 2**30}
+
+
+def median_seconds(work: Callable[[], Any], runs: int) -> float:
+    """Median of `runs` timed runs after one that is not."""
+    times = []
+    for _ in range(runs + 1):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def compare_layers(options: argparse.Namespace) -> None:
+    """Print times of single convolutions over densities, and where the engine and torch are even."""
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    from e2enet.common.memory import keep_freed_memory
+
+    keep_freed_memory()
+    torch.set_num_threads(options.threads[0])
+    table = Table(title=f"one convolution, float32, {options.threads[0]} threads: ms by density")
+    for column in ("layer", *(f"{density:g}" for density in LAYER_DENSITIES), "torch, dense", "even at"):
+        table.add_column(column, justify="left" if column == "layer" else "right")
+    points = []
+    for name, sizes in LAYERS.items():
+        seconds = {density: sparse_seconds(sizes, density, options.runs) for density in LAYER_DENSITIES}
+        dense = dense_seconds(sizes, options.runs)
+        even = crossover(seconds, dense)
+        table.add_row(
+            f"{name}: {sizes[0]} -> {sizes[1]}",
+            *(f"{value * 1000:.1f}" for value in seconds.values()),
+            f"{dense * 1000:.1f}",
+            "always faster" if even is None else f"{even:.2f}",
+        )
+        points += [(name, density, *work_of(sizes, density), value) for density, value in seconds.items()]
+    Console(width=140).print(table)
+    if options.figure:
+        draw_roofline(points, options)
+
+
+def crossover(seconds: dict[float, float], dense: float) -> float | None:
+    """The density at which the engine takes as long as `dense`, linear between the measured ones; None: beyond 1."""
+    densities = list(seconds)
+    for low, high in pairwise(densities):
+        if seconds[low] <= dense < seconds[high]:
+            return low + (high - low) * (dense - seconds[low]) / (seconds[high] - seconds[low])
+    return None if seconds[densities[-1]] <= dense else densities[0]
+
+
+def layer_of(sizes: tuple[int, ...], density: float) -> tuple[Any, Any]:
+    """The engine's convolution with shift 3 and norm, and a source of noise."""
+    from e2enet.engine.layers import Convolution, Kernels
+    from e2enet.engine.signals import Signal
+    from e2enet.network.shift import group_shifts
+
+    channels, outputs, depth, height, width = sizes
+    draw = np.random.default_rng(0)
+    mask = draw.random((outputs, channels)) < density
+    weights = draw.standard_normal((outputs, channels, 1, 3, 3), dtype=np.float32)
+    shifts = np.zeros(channels, np.int64)
+    for start, stop, shift in group_shifts(channels, 3):
+        shifts[start:stop] = shift
+    norm = np.ones(outputs, np.float32), np.zeros(outputs, np.float32), 1e-5, 0.01
+    source = Signal.of(draw.standard_normal((channels, height, width, depth), dtype=np.float32))
+    return Convolution(Kernels(weights, mask, shifts), (1, 1, 1), (1, 1), norm), source
+
+
+def sparse_seconds(sizes: tuple[int, ...], density: float, runs: int) -> float:
+    layer, source = layer_of(sizes, density)
+    return median_seconds(lambda: layer([source]), runs)
+
+
+def dense_seconds(sizes: tuple[int, ...], runs: int) -> float:
+    """The same block as torch runs it in the masked network: shift, convolution, norm and activation."""
+    import torch
+
+    from e2enet.network.blocks import ConvBlock
+
+    channels, outputs, *size = sizes
+    block = ConvBlock(channels, outputs).eval()
+    x = torch.randn(1, channels, *size).contiguous(memory_format=torch.channels_last_3d)
+    with torch.no_grad():
+        return median_seconds(lambda: block(x), runs)
+
+
+def work_of(sizes: tuple[int, ...], density: float) -> tuple[float, float]:
+    """Operations of the active kernels, and bytes of the volumes that are read and written."""
+    channels, outputs, *size = sizes
+    voxels = float(np.prod(size))
+    return 18 * density * channels * outputs * voxels, 4 * (channels + outputs) * voxels
+
+
+def draw_roofline(points: list[tuple[Any, ...]], options: argparse.Namespace) -> None:
+    """Operations a second over operations per byte of every layer and density, under the machine's two limits."""
+    from matplotlib.figure import Figure
+
+    from e2enet.common.files import atomic_path
+
+    peak, bandwidth = peak_operations(options), copy_bandwidth(options)
+    print(f"machine at the most: {peak / 1e9:.0f} GFLOP/s in the cache, {bandwidth / 1e9:.1f} GB/s of copies")
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for name in LAYERS:
+        rows = [
+            (operations / volume, operations / value) for own, _, operations, volume, value in points if own == name
+        ]
+        axes.loglog(*zip(*rows, strict=True), "o-", label=name)
+    intensity = np.geomspace(1, 3000, 100)
+    axes.loglog(intensity, np.minimum(peak, intensity * bandwidth), "k--", label="limits of the machine")
+    axes.set_xlabel("operations of active kernels per byte read or written")
+    axes.set_ylabel("operations per second")
+    axes.set_title(f"density {LAYER_DENSITIES[0]:g} to {LAYER_DENSITIES[-1]:g}, left to right", fontsize="medium")
+    axes.legend(fontsize="small")
+    with atomic_path(options.figure) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+def peak_operations(options: argparse.Namespace) -> float:
+    """Operations a second of a dense convolution of few channels, whose tiles stay in the cache."""
+    sizes = (32, 48, 32, 48, 48)
+    return max(work_of(sizes, 1.0)[0] / sparse_seconds(sizes, 1.0, options.runs) for _ in range(3))
+
+
+def copy_bandwidth(options: argparse.Namespace) -> float:
+    """Bytes a second, read and written, of copying 512 MiB with torch."""
+    import torch
+
+    source = torch.ones(2**27)
+    target = torch.empty_like(source)
+    return 2 * 4 * 2**27 / median_seconds(lambda: target.copy_(source), options.runs)
+
+
+if __name__ == "__main__":
+    main()
