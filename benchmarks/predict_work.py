@@ -65,7 +65,9 @@ def predict_scan(work: dict[str, Any]) -> dict[str, float]:
     plan = Plan(2, tuple(work["spacing"]), patch, tuple(STRIDES), 2, (work["ct"],), patch)
     network = Stopwatch(trivial_network(work["classes"]))
     labels = {value: f"organ {value}" for value in range(work["classes"])}
-    model = LoadedModel(folder / "none.ckpt", network, plan, labels, ("CT",), (), ".nii.gz")
+    checkpoint = folder / "trivial.ckpt"
+    torch.save(network.state_dict(), checkpoint)  # results are known by its content
+    model = LoadedModel(checkpoint, network, plan, labels, ("CT",), (), ".nii.gz")
     case = Case("case", (folder / "images" / "case_0000.nii.gz",))
     cpu, wall = cpu_seconds(), time.perf_counter()
     failures = predict_cases([model], [case], folder / "ours", WindowSettings(), overwrite=True)
