@@ -50,12 +50,12 @@ def by_output(tensor: Tensor, layer: nn.Module) -> list[list[float]]:
 
 
 NORMS = [
-    [1.0, -5.0, 2.0, 0.0],
-    [4.0, 0.5, -2.5, 0.0],
+    [2.5, -5.0, 3.75, 0.0],
+    [2.5, 0.5, -0.75, 0.0],
     [0.0, 3.0, 3.0, 1.0],
 ]
 MASK = [[1, 1, 1, 0], [1, 1, 1, 0], [0, 1, 1, 1]]  # groups of two: {0, 1} and the smaller {2}
-GROWTH = [[0.0, 0.0, 9.0, 1.0], [0.0, 0.0, 0.0, 9.5], [4.0, 9.0, 0.0, 0.0]]
+GROWTH = [[0.0, 0.0, 9.0, 5.0], [0.0, 0.0, 0.0, 5.0], [4.0, 9.0, 0.0, 0.0]]
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -63,11 +63,11 @@ def test_an_update_of_groups_by_hand(transposed: bool) -> None:
     layer = layer_of(NORMS, MASK, 2, transposed=transposed)
     scores = torch.tensor(GROWTH)
     churn = update_masks(layer, 0.3, scores={"": scores.T if transposed else scores})
-    # n = ceil(0.3 * 3) = 1 of each group. Norms of the first, added up: 5, 5.5, 4.5 -> input 2 goes, though the
-    # smallest kernels are of inputs 1 and 0; growth of what is inactive then: 9 (input 2), 10.5 (input 3).
-    # The second: 3, 3, 1 -> input 3 goes; growth 4 (input 0), 0 (input 3).
+    # n = ceil(0.3 * 3) = 1 of each group. Norms of the first, added up: 5, 5.5, 4.5 -> input 2 goes, though input 1
+    # has the smallest kernel and input 0 the smallest largest one; growth of what is inactive then: 9 (input 2),
+    # 10 (input 3). The second: 3, 3, 1 -> input 3 goes; growth 4 (input 0), 0 (input 3).
     assert by_output(layer.kernel_mask, layer) == [[1, 1, 0, 1], [1, 1, 0, 1], [1, 1, 1, 0]]
-    assert by_output(layer.weight, layer) == [[1, -5, 0, 0], [4, 0.5, 0, 0], [0, 3, 3, 0]]
+    assert by_output(layer.weight, layer) == [[2.5, -5, 0, 0], [2.5, 0.5, 0, 0], [0, 3, 3, 0]]
     assert churn == {"": 3 / 9}  # two kernels in the first group, one in the second
 
 
