@@ -16,6 +16,7 @@ from e2enet.common.errors import InputError, raise_problems
 from e2enet.data.formats.naming import FILE_ENDINGS
 from e2enet.data.planning.plan import Plan
 from e2enet.network.build import build_network
+from e2enet.network.dsff import set_group_size
 
 # Where the network sits in the training module; torch.compile adds the second prefix.
 NETWORK_PREFIX = "network."
@@ -45,9 +46,10 @@ class LoadedModel:
 def load_model(path: str | Path) -> LoadedModel:
     """Load a checkpoint file, or checkpoints/best.ckpt of a run folder, onto the CPU.
 
-    Masks of sparse layers are buffers of the network and come with it. Only tensors and plain containers are
-    read (`weights_only`): a file that holds any other pickled object is refused. Raises InputError naming the
-    file where it is missing, damaged, not one of train.py's, or does not fit the network that it describes.
+    Masks of sparse layers are buffers of the network and come with it, as does their `group_size`. Only tensors
+    and plain containers are read (`weights_only`): a file that holds any other pickled object is refused. Raises
+    InputError naming the file where it is missing, damaged, not one of train.py's, or does not fit the network
+    that it describes.
     """
     path = checkpoint_file(Path(path))
     content = read_checkpoint(path)
@@ -88,6 +90,10 @@ def load_model(path: str | Path) -> LoadedModel:
     )
     network = build()
     network.load_state_dict(weights)
+    try:
+        set_group_size(network, hyper_parameters.get("group_size", 1))
+    except ValueError as error:
+        raise InputError(f"{path}: its masks are not what its hyper_parameters say: {error}") from error
     return LoadedModel(
         path, network.eval(), plan, labels, channels, mirror_axes, file_ending, label_map=label_map, regions=regions
     )

@@ -3,7 +3,8 @@
 A *kernel* is the (k_d, k_h, k_w) slice of one (dim 0, dim 1) pair of a convolution's weight; a layer's mask is a bool
 buffer `kernel_mask` of shape (dim 0, dim 1). Density is the share of active kernels. One update prunes the active
 kernels of smallest L1 norm and regrows as many inactive ones, so the number of active kernels of a layer never
-changes (arXiv 2312.04727, section on DSFF; spec section 3).
+changes (arXiv 2312.04727, section on DSFF; spec section 3). `set_group_size` lets groups of output channels share their
+inputs instead (network.granularity).
 
 Everything here is plain functions on tensors and modules. They serve any network: `register_fusion_layer` marks a
 convolution, `fusion_layers` finds the marked ones. Nothing keeps a copy of a mask, so it may be written in place.
@@ -18,11 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from e2enet.network.granularity import active_units, prune_units, regrow_units, unit_mask, unit_scores, unit_shape
+
 Generator = torch.Generator | None
 
 
 def register_fusion_layer(conv: Any, *, flows: Mapping[str, int] | None = None) -> None:
-    """Give a convolution the buffer `kernel_mask`, all True, so that the functions below find it.
+    """Give a convolution the buffer `kernel_mask`, all True, and `group_size` 1, so that the functions below find it.
 
     `flows` names consecutive parts of dim 1 (the input channels) and their sizes, such as
     {"forward": 48, "up": 48, "down": 0}; `flow_shares` reports active kernels by these names.
@@ -34,11 +37,32 @@ def register_fusion_layer(conv: Any, *, flows: Mapping[str, int] | None = None) 
         raise ValueError(f"flows {dict(flows)} must sum to the {weight.shape[1]} input channels")
     conv.register_buffer("kernel_mask", torch.ones(weight.shape[:2], dtype=torch.bool, device=weight.device))
     conv.flows = dict(flows) if flows is not None else None
+    conv.group_size = 1
 
 
 def fusion_layers(model: nn.Module) -> dict[str, Any]:
     """Return the registered fusion layers by name: the modules, each with `.weight` and a bool buffer `kernel_mask`."""
     return {name: module for name, module in model.named_modules() if "kernel_mask" in module._buffers}
+
+
+def set_group_size(model: nn.Module, group_size: int) -> None:
+    """Choose the granularity of every fusion layer's mask: groups of so many output channels; 1 is single kernels.
+
+    Called before masks are drawn; masks that are there already must have this structure.
+
+    Raises:
+        ValueError: for no whole number >= 1, a convolution with `groups` of its own, or masks of another structure.
+    """
+    if not isinstance(group_size, int) or group_size < 1:
+        raise ValueError(f"group_size must be a whole number >= 1, got {group_size!r}")
+    for name, layer in fusion_layers(model).items():
+        if group_size > 1 and layer.groups > 1:
+            raise ValueError(f"{name}: output channels of a convolution with groups={layer.groups} share no inputs")
+        layer.group_size = group_size
+        try:
+            active_units(layer)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
 
 
 # ---------------------------------------------------------------------------------------------- one layer
@@ -51,10 +75,12 @@ def kernel_scores(tensor: Tensor) -> Tensor:
 
 
 def prune_count(active: int, fraction: float) -> int:
-    """Return n = ceil(fraction * active), the number of kernels one update replaces.
+    """Return n = ceil(fraction * active), how many of so many active ones an update replaces.
 
     A product that floating point puts just above a whole number (0.07 * 100 = 7.000000000000001) counts as whole.
     """
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"fraction must lie in 0..1, got {fraction}")
     return min(active, math.ceil(round(fraction * active, 9)))
 
 
@@ -67,14 +93,9 @@ def prune_kernels(weight: Tensor, mask: Tensor, fraction: float) -> Tensor:
         ValueError: if fraction is outside 0..1 or the shapes disagree.
     """
     _check_mask(mask, weight.shape[:2])
-    if not 0 <= fraction <= 1:
-        raise ValueError(f"fraction must lie in 0..1, got {fraction}")
-    active = torch.nonzero(mask.flatten()).flatten()
-    scores = kernel_scores(weight.detach()).flatten()[active]
-    smallest = torch.argsort(scores, stable=True)[: prune_count(len(active), fraction)]
-    pruned = mask.clone().flatten()
-    pruned[active[smallest]] = False
-    return pruned.view_as(mask)
+    counts = [prune_count(int(mask.sum()), fraction)]
+    scores = kernel_scores(weight.detach()).reshape(1, -1)
+    return prune_units(mask.reshape(1, -1), counts, scores).view_as(mask)
 
 
 def regrow_kernels(mask: Tensor, count: int, *, scores: Tensor | None = None, generator: Generator = None) -> Tensor:
@@ -86,17 +107,10 @@ def regrow_kernels(mask: Tensor, count: int, *, scores: Tensor | None = None, ge
     Raises:
         ValueError: if fewer than `count` kernels are inactive.
     """
-    inactive = torch.nonzero(~mask.flatten()).flatten()
-    if not 0 <= count <= len(inactive):
-        raise ValueError(f"cannot regrow {count} kernels: {len(inactive)} are inactive")
-    if scores is None:
-        chosen = torch.randperm(len(inactive), generator=generator)[:count].to(mask.device)
-    else:
+    if scores is not None:
         _check_mask(mask, scores.shape)
-        chosen = torch.argsort(scores.flatten()[inactive], descending=True, stable=True)[:count]
-    grown = mask.clone().flatten()
-    grown[inactive[chosen]] = True
-    return grown.view_as(mask)
+        scores = scores.reshape(1, -1)
+    return regrow_units(mask.reshape(1, -1), [count], scores=scores, generator=generator).view_as(mask)
 
 
 def prune_fraction(step: int, total_steps: int, *, initial: float = 0.5, final: float = 0.001) -> float:
@@ -126,17 +140,19 @@ def init_masks(
     Args:
         density: share of active kernels over the network, in (0, 1].
         generator: CPU generator of the draw.
-        start: "uniform" gives each layer round(density * kernels); "erk" (Erdos-Renyi-kernel, Evci et al. 2020)
-            gives small layers a larger share at the same total.
+        start: "uniform" gives each layer round(density * kernels), each group round(density * inputs); "erk"
+            (Erdos-Renyi-kernel, Evci et al. 2020) gives small layers a larger share at the same total.
         density_by_dim0: densities of layers whose weight has this dim 0, whatever `density` says. The released code
             does so for {48: 0.2}.
 
-    Every layer keeps at least one kernel.
+    Every layer keeps at least one kernel, every group one input.
     """
     counts = active_kernels(model, density, start=start, density_by_dim0=density_by_dim0)
     for name, layer in fusion_layers(model).items():
-        mask = layer.kernel_mask
-        mask.copy_(regrow_kernels(torch.zeros_like(mask), counts[name], generator=generator))
+        mask, (rows, units) = layer.kernel_mask, unit_shape(layer)
+        none = torch.zeros(rows, units, dtype=torch.bool, device=mask.device)
+        each = counts[name] * units // mask.numel()
+        mask.copy_(unit_mask(layer, regrow_units(none, [each] * rows, generator=generator)))
     apply_masks(model)
 
 
@@ -155,9 +171,9 @@ def active_kernels(
         raise ValueError(f'start must be "uniform" or "erk", got {start!r}')
     counts = {}
     for name, layer in layers.items():
-        mask = layer.kernel_mask
+        mask, (_, units) = layer.kernel_mask, unit_shape(layer)
         share = (density_by_dim0 or {}).get(mask.shape[0], densities[name])
-        counts[name] = max(1, round(share * mask.numel()))
+        counts[name] = max(1, round(share * units)) * (mask.numel() // units)
     return counts
 
 
@@ -168,13 +184,14 @@ def update_masks(
     scores: Mapping[str, Tensor] | None = None,
     generator: Generator = None,
 ) -> dict[str, float]:
-    """Prune and regrow every fusion layer once and zero the inactive weights in place.
+    """Prune and regrow every fusion layer once, or each of its groups, and zero the inactive weights in place.
 
     Kernels just pruned may regrow. Regrown weights are zero: a kernel that was dead holds zeros already, one that was
-    pruned and regrown in the same update loses its weights, as it would have one step later.
+    pruned and regrown in the same update loses its weights, as it would have one step later. A group's connection is
+    pruned by the sum of its kernels' norms and regrown by the sum of their scores.
 
     Args:
-        fraction: share of each layer's active kernels to replace.
+        fraction: share of each layer's active kernels, or of each group's connections, to replace.
         scores: by layer name, (dim0, dim1), to grow the largest (gradient growth); None grows at random.
         generator: CPU generator of random growth.
 
@@ -183,17 +200,16 @@ def update_masks(
     """
     churn = {}
     for name, layer in fusion_layers(model).items():
-        before = layer.kernel_mask.clone()
-        active = int(before.sum())
-        kept = prune_kernels(layer.weight, before, fraction)
-        after = regrow_kernels(
-            kept, active - int(kept.sum()), scores=None if scores is None else scores[name], generator=generator
-        )
+        before, active = layer.kernel_mask.clone(), active_units(layer)
+        counts = [prune_count(row, fraction) for row in active.sum(dim=1).tolist()]
+        kept = prune_units(active, counts, unit_scores(layer, kernel_scores(layer.weight.detach())))
+        growth = None if scores is None else unit_scores(layer, scores[name])
+        after = unit_mask(layer, regrow_units(kept, counts, scores=growth, generator=generator))
         # Only kernels that stayed active throughout keep their weights.
         with torch.no_grad():
-            layer.weight.masked_fill_(~expand_mask(kept, layer.weight), 0)
+            layer.weight.masked_fill_(~expand_mask(unit_mask(layer, kept), layer.weight), 0)
         layer.kernel_mask.copy_(after)
-        churn[name] = int((after & ~before).sum()) / active
+        churn[name] = int((after & ~before).sum()) / int(before.sum())
     return churn
 
 

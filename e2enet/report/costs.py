@@ -18,7 +18,8 @@ from e2enet.common.overrides import force_added
 from e2enet.network.baselines import missing_package
 from e2enet.network.build import build_network
 from e2enet.network.cost import count_cost
-from e2enet.network.dsff import init_masks
+from e2enet.network.dsff import init_masks, set_group_size
+from e2enet.network.granularity import chosen_group_size
 
 # The widths of the network files hold with the paper's recipe; the other recipes set smaller ones.
 PAPER_SCALE = ("training=paper", "plan=paper")
@@ -62,6 +63,7 @@ def _count(overrides: tuple[str, ...], setting_json: str) -> dict[str, float]:
             strides=setting["strides"],
         )
         if masks["masks"]:
+            set_group_size(network, chosen_group_size(masks["granularity"], masks["group_size"]))
             # Which kernels are active is chance, how many is not.
             init_masks(network, masks["density"], start=masks["start"], density_by_dim0=masks["density_by_dim0"])
     try:

@@ -42,6 +42,8 @@ RULES: dict[str, Rule] = {
     "dsff.density": share,
     "dsff.start": choice("uniform", "erk"),
     "dsff.density_by_dim0": optional(table_of(whole(1), share)),
+    "dsff.granularity": choice("kernel", "group"),
+    "dsff.group_size": choice(8, 16, 32),
     "dsff.updates": flag,
     "dsff.update_every": positive,
     "dsff.update_unit": choice("steps", "epochs"),

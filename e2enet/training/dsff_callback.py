@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from e2enet.network import dsff
+from e2enet.network.granularity import chosen_group_size
 from e2enet.training.mask_agreement import require_equal_masks
 
 
@@ -19,7 +20,7 @@ class DSFFCallback(pl.Callback):
     """Draws kernel masks, holds them through every optimizer step and updates them every so many steps.
 
     Invariants after every optimizer step: inactive weights and their optimizer moments are exactly zero, and
-    each layer's active count is the one drawn at the start. Steps that a gradient scaler skips count for
+    each layer's (each group's) active count is the one drawn at the start. Steps that a gradient scaler skips count for
     nothing. In data-parallel training all processes have the same masks, which is compared at the start and at every
     update.
 
@@ -28,6 +29,8 @@ class DSFFCallback(pl.Callback):
         start: "uniform" (the same density everywhere) or "erk" (Erdos-Renyi-kernel).
         density_by_dim0: densities of layers whose weight has this first dimension, e.g. {48: 0.2} (released
             code).
+        granularity: "kernel" (every kernel by itself) or "group" (groups of output channels share their inputs).
+        group_size: output channels of a group.
         updates: False keeps the first masks for ever (static).
         update_every: period of prune and regrow, in `update_unit`.
         update_unit: "steps" (optimizer steps) or "epochs" (4.8 epochs of 250 steps = 1200 steps).
@@ -46,6 +49,8 @@ class DSFFCallback(pl.Callback):
         *,
         start: str = "uniform",
         density_by_dim0: Mapping[int, float] | None = None,
+        granularity: str = "kernel",
+        group_size: int = 16,
         updates: bool = True,
         update_every: float = 1200,
         update_unit: str = "steps",
@@ -59,6 +64,7 @@ class DSFFCallback(pl.Callback):
         self.density = density
         self.start = start
         self.density_by_dim0 = dict(density_by_dim0) if density_by_dim0 else None
+        self.group_size = chosen_group_size(granularity, group_size)
         self.updates = updates
         self.update_every = update_every
         self.update_unit = update_unit
@@ -84,6 +90,7 @@ class DSFFCallback(pl.Callback):
         layers = dsff.fusion_layers(pl_module)
         if not layers:
             raise ValueError("DSFFCallback: the network has no fusion layers to mask; train it with dsff=dense")
+        dsff.set_group_size(pl_module, self.group_size)
         if all(bool(layer.kernel_mask.all()) for layer in layers.values()):
             dsff.init_masks(
                 pl_module,
@@ -95,6 +102,7 @@ class DSFFCallback(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Count the run's steps and hook into the optimizer (after a resumed checkpoint was restored)."""
+        dsff.set_group_size(pl_module, self.group_size)  # refuses a checkpoint's masks of another structure
         self._total = int(trainer.estimated_stepping_batches)
         steps = self.update_every
         if self.update_unit == "epochs":

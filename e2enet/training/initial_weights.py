@@ -20,11 +20,12 @@ def load_initial_weights(network: nn.Module, checkpoint: Path, masks: Mapping[st
         network: the run's, as built.
         checkpoint: a checkpoint file, or a run folder (its best.ckpt).
         masks: the config group `dsff`. With masks, those of the checkpoint are kept and must have as many active
-            kernels in each layer as the group asks for; a checkpoint without any leaves them to be drawn. Without
-            masks, every kernel is active, and those that the checkpoint had pruned start at zero.
+            kernels in each layer as the group asks for, and be of its granularity; a checkpoint without any leaves
+            them to be drawn. Without masks, every kernel is active, and those that the checkpoint had pruned start at
+            zero.
 
     Raises:
-        InputError: no such checkpoint, other shapes, or masks of another density.
+        InputError: no such checkpoint, other shapes, or masks of another granularity or density.
     """
     loaded = load_model(checkpoint)
     check_shapes(network, loaded.network, f"{loaded.path}: its weights do not fit this run's network:")
@@ -33,6 +34,7 @@ def load_initial_weights(network: nn.Module, checkpoint: Path, masks: Mapping[st
         for layer in layers.values():
             layer.kernel_mask.fill_(True)
     elif not all(bool(layer.kernel_mask.all()) for layer in layers.values()):
+        _check_granularity(network, loaded.network, loaded.path)
         _check_density(loaded.network, masks, loaded.path)
     network.load_state_dict(loaded.network.state_dict())
 
@@ -40,6 +42,17 @@ def load_initial_weights(network: nn.Module, checkpoint: Path, masks: Mapping[st
 def check_shapes(network: nn.Module, source: nn.Module, heading: str) -> None:
     """InputError listing every weight that one network has and the other lacks, or has in another shape."""
     raise_problems(weight_problems(network.state_dict(), source.state_dict()), heading)
+
+
+def _check_granularity(network: nn.Module, source: nn.Module, path: Path) -> None:
+    sources = dsff.fusion_layers(source)
+    for name, layer in dsff.fusion_layers(network).items():
+        if layer.group_size != sources[name].group_size:
+            raise InputError(
+                f"{path}: its masks are of groups of {sources[name].group_size} output channels (1: single kernels), "
+                f"this run's of {layer.group_size}; give dsff.granularity and dsff.group_size as they were, or "
+                "dsff=dense"
+            )
 
 
 def _check_density(source: nn.Module, masks: Mapping[str, Any], path: Path) -> None:

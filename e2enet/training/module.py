@@ -18,6 +18,7 @@ from e2enet.data.planning.plan import Plan
 from e2enet.data.preparation.restore import largest_class
 from e2enet.inference.sliding_window import predict_planes
 from e2enet.network.build import build_network
+from e2enet.network.dsff import set_group_size
 from e2enet.training.dice import DiceCounts
 from e2enet.training.losses import DeepSupervisionLoss, sum_over_processes
 from e2enet.training.nonfinite import LEFT_OUT, NonFiniteGuard, without_gradient
@@ -46,6 +47,7 @@ class SegmentationModule(pl.LightningModule):
             label files needs: {"label_map": {int: int}, "regions": {str: [int]}}.
         training: the `training` config group: `loss`, `optimizer`, `schedule` (each with `_target_`),
             `compile`, `skip_nonfinite`.
+        group_size: output channels that share their inputs in the masks of fusion layers; 1 for single kernels.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class SegmentationModule(pl.LightningModule):
         plan: Mapping[str, Any],
         dataset: Mapping[str, Any],
         training: Mapping[str, Any],
+        group_size: int = 1,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
@@ -66,6 +69,7 @@ class SegmentationModule(pl.LightningModule):
             num_classes=len(self.labels),
             strides=self.plan.strides,
         )
+        set_group_size(self.network, group_size)
         self.loss = DeepSupervisionLoss(instantiate(training["loss"]))
         self.guard = NonFiniteGuard(training.get("skip_nonfinite"))
         self.scores: dict[str, float] = {}

@@ -20,6 +20,7 @@ from e2enet.common.files import write_json
 from e2enet.common.overrides import chooses_group, is_override, override_values, parse_override, unknown_choice
 from e2enet.common.ranks import is_first
 from e2enet.data.planning.plan import Plan
+from e2enet.network.granularity import chosen_group_size
 from e2enet.training.resume import CONFIG_FILE, LAST_CHECKPOINT
 
 FOLDER = "pretraining"
@@ -103,6 +104,16 @@ def pretraining_problems(config: DictConfig, find: Callable[[DictConfig], list[s
     if not config.get("pretraining"):
         return []
     try:
-        return [f"pretraining: {problem}" for problem in find(pretraining_config(config))]
+        own = pretraining_config(config)
     except InputError as error:
         return [str(error)]
+    return [f"pretraining: {problem}" for problem in find(own) or _granularity_problems(own.dsff, config.dsff)]
+
+
+def _granularity_problems(own: DictConfig, run: DictConfig) -> list[str]:
+    """Masks that the run could not go on from; `load_initial_weights` would refuse them, but after the training."""
+    sizes = [chosen_group_size(masks.granularity, masks.group_size) for masks in (own, run)]
+    if not (own.masks and run.masks) or sizes[0] == sizes[1]:
+        return []
+    given, wanted = (f"dsff.granularity={masks.granularity} dsff.group_size={masks.group_size}" for masks in (own, run))
+    return [f"{given}: the run starts with its masks; expected {wanted}, or dsff.masks=false"]

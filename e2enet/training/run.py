@@ -20,6 +20,7 @@ from e2enet.data.command import build_datamodule
 from e2enet.data.datamodule import SegmentationDataModule
 from e2enet.data.worker_notes import naming_held_cases
 from e2enet.inference.checkpoint import load_model
+from e2enet.network.granularity import chosen_group_size
 from e2enet.training.checkpoints import BestCheckpoint
 from e2enet.training.config_check import check_config
 from e2enet.training.final import score_run
@@ -116,6 +117,7 @@ def build_module(config: DictConfig, data: SegmentationDataModule) -> Segmentati
             "regions": {name: list(labels) for name, labels in data.dataset.regions.items()},
         },
         training=as_plain(config.training),
+        group_size=chosen_group_size(config.dsff.granularity, config.dsff.group_size),
     )
 
 

@@ -14,7 +14,18 @@ from e2enet.training.config_check import config_problems
 from e2enet.training.sweeps.rows import compose_job
 
 EXPERIMENTS = [
-    *("baselines", "datasets", "folds", "fusion", "kernel_shape", "mechanisms", "mirroring", "schedule", "seeds"),
+    *(
+        "baselines",
+        "datasets",
+        "folds",
+        "fusion",
+        "granularity",
+        "kernel_shape",
+        "mechanisms",
+        "mirroring",
+        "schedule",
+        "seeds",
+    ),
     *("shift_size", "sparsity", "transfer", "update_period", "width"),
 ]
 ABLATIONS = {name: as_plain(compose_config([f"experiments={name}"]).ablation) for name in EXPERIMENTS}
@@ -90,6 +101,10 @@ def test_rows_are_what_they_are_called() -> None:
     assert network("kernel_shape", "k333_mixed")["inner_kernel_size"] == [1, 3, 3]
     assert [composed("schedule", row).dsff.growth for row in ("dsff", "dsff_gradient", "rigl")] == [
         *("random", "gradient", "gradient")
+    ]
+    masks = [composed("granularity", row).dsff for row in ("kernel", "group8", "group16", "group32")]
+    assert [(own.granularity, own.group_size) for own in masks] == [
+        *(("kernel", 16), ("group", 8), ("group", 16), ("group", 32))
     ]
     assert composed("transfer", "pretrained").pretraining == ["data=amos_ct"]
     assert composed("transfer", "pretrained", "ablation.pretraining=['data=btcv']").pretraining == ["data=btcv"]

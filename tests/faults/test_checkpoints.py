@@ -54,6 +54,12 @@ def without_masks(content: Content) -> None:
         del content["state_dict"][name]
 
 
+def groups_that_differ(content: Content) -> None:
+    content["hyper_parameters"]["group_size"] = 2
+    for name in [name for name in content["state_dict"] if name.endswith("kernel_mask")]:
+        content["state_dict"][name][0, 0] = False
+
+
 FOUR = {0: "background", 1: "liver", 2: "spleen", 3: "kidney"}
 WRONG: dict[str, tuple[Edit, str]] = {
     "another-class-count": (dataset(labels=FOUR), r"(?s)weights do not fit.*heads.*shape \(3, .*the network \(4, "),
@@ -89,6 +95,12 @@ WRONG: dict[str, tuple[Edit, str]] = {
     "no-plan": (lambda c: c["hyper_parameters"].pop("plan"), "its hyper_parameters lack 'plan'"),
     "plan-of-a-list": (lambda c: c["hyper_parameters"].update(plan=[1]), "describe no usable network"),
     "weights-of-a-list": (lambda c: c.update(state_dict=[1]), r"expected hyper_parameters and state_dict"),
+    "groups-of-none": (lambda c: c["hyper_parameters"].update(group_size=0), "group_size must be a whole number >= 1"),
+    "groups-of-text": (
+        lambda c: c["hyper_parameters"].update(group_size="8"),
+        "group_size must be a whole number >= 1",
+    ),
+    "groups-that-differ": (groups_that_differ, r"masks are not what .* say: decoder\..* not shared by groups of 2"),
     "keys-that-are-no-names": (lambda c: c.update(state_dict={1: torch.ones(1)}), "lacks heads|lacks encoder"),
 }
 

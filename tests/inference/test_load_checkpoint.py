@@ -11,6 +11,8 @@ from e2enet.common.errors import InputError
 from e2enet.data.planning.plan import Plan
 from e2enet.inference.checkpoint import load_ensemble, load_model
 from e2enet.network import E2ENet
+from e2enet.network.dsff import fusion_layers
+from e2enet.network.granularity import shared_inputs
 
 LABELS = {0: "background", 1: "liver", 2: "spleen"}
 
@@ -54,6 +56,21 @@ def test_masks_come_with_the_weights(write_checkpoint):
     network = load_model(write_checkpoint(edit=sparsify)).network
     masks = [value for name, value in network.state_dict().items() if name.endswith("kernel_mask")]
     assert all(not mask[0].any() and mask[1:].all() for mask in masks)
+
+
+@pytest.mark.parametrize("group_size", [2, 10**30])
+def test_group_size_comes_with_the_masks(write_checkpoint, group_size):
+    def share(content):
+        content["hyper_parameters"]["group_size"] = group_size
+        for name, mask in content["state_dict"].items():
+            if name.endswith("kernel_mask"):
+                (mask[0] if name.endswith("up.kernel_mask") else mask[:, 0]).fill_(False)
+
+    for layer in fusion_layers(load_model(write_checkpoint(edit=share)).network).values():
+        groups, inputs = -(-layer.out_channels // group_size), layer.in_channels
+        assert shared_inputs(layer).tolist() == [list(range(1, inputs))] * groups
+    plain = load_model(write_checkpoint("plain.ckpt"))  # as checkpoints were before
+    assert {layer.group_size for layer in fusion_layers(plain.network).values()} == {1}
 
 
 def test_compiled_training_loads_too(write_checkpoint):

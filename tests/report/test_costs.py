@@ -51,6 +51,15 @@ def test_the_cost_is_of_the_papers_width_and_moves_no_random_numbers() -> None:
     assert counted["gflops_exact"] == pytest.approx(569.11 / 8, rel=1e-3)  # an eighth of the voxels
 
 
+def test_groups_cost_what_kernels_do_but_for_rounding() -> None:
+    setting = row_setting(ABLATIONS["granularity"], "kernel") | {"patch_size": [64, 64, 64]}
+    rows = {name: count_row(row["overrides"], setting) for name, row in ABLATIONS["granularity"]["rows"].items()}
+    # A group keeps round(0.2 * inputs): 29 of 144, where the layer's kernels are 0.2 of all.
+    assert rows["group8"] == rows["group16"] == rows["group32"] != rows["kernel"]
+    assert rows["group8"]["params"] == pytest.approx(rows["kernel"]["params"], rel=5e-3)
+    assert rows["group8"]["gflops_exact"] == pytest.approx(rows["kernel"]["gflops_exact"], rel=2e-2)
+
+
 def test_a_network_without_its_package_has_no_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("e2enet.network.baselines.PLAIN_UNET_PACKAGE", "no_such_package")
     setting = row_setting(ABLATIONS["sparsity"], "s80") | {"patch_size": [32, 64, 64]}

@@ -41,12 +41,14 @@ TINY = [
 ]
 # 20 optimizer steps of two batches each, and an update of the masks after every fourth.
 LONG = ["training.steps_per_epoch=40", "training.accumulate=2", "dsff.update_every=4"]
+WIDER = "network.base_features=12"  # two and three groups of 8 output channels
 # Nothing is learnt, so that scores are those of equal weights to the last bit.
 SCORED = ["training.steps_per_epoch=2", "training.validate_full=1", "training.optimizer.lr=0.0", "dsff=static"]
 SCORED += ["plan.patch_size=[12,32,32]"]  # a whole case in a few windows
 SCENARIOS: dict[str, tuple[list[str], Any]] = {
     "random": ([*LONG, "dsff.growth=random"], "64-true"),
     "gradient": ([*LONG, "dsff.growth=gradient"], "64-true"),
+    "group": ([*LONG, "dsff.growth=gradient", "dsff.granularity=group", "dsff.group_size=8", WIDER], "64-true"),
     "amp": (["training.steps_per_epoch=6", "dsff.update_every=2"], "bf16-mixed"),
     "five_cases": ([*SCORED, "fold=all"], "32"),
     "one_case": (SCORED, "32"),
@@ -137,13 +139,13 @@ def amp_alone(root: Path) -> Record:
     return train("amp", root, batch_size=2)
 
 
-@pytest.mark.parametrize("growth", ["random", "gradient"])
-def test_two_processes_train_what_one_does_with_twice_the_batch(growth: str, ranks: list[Record], root: Path) -> None:
-    alone = train(growth, root, batch_size=2)
-    both = [record[growth] for record in ranks]
-    for name, value in alone["weights"].items():
+@pytest.mark.parametrize("name", ["random", "gradient", "group"])
+def test_two_processes_train_what_one_does_with_twice_the_batch(name: str, ranks: list[Record], root: Path) -> None:
+    alone = train(name, root, batch_size=2)
+    both = [record[name] for record in ranks]
+    for layer, value in alone["weights"].items():
         for record in both:
-            torch.testing.assert_close(record["weights"][name], value, rtol=0, atol=1e-7)
+            torch.testing.assert_close(record["weights"][layer], value, rtol=0, atol=1e-7)
     losses = [sum(pair) / 2 for pair in zip(both[0]["loss"], both[1]["loss"], strict=True)]
     assert losses == pytest.approx(alone["loss"], rel=1e-9)
     assert both[0]["metrics"]["train/loss"] == pytest.approx(alone["metrics"]["train/loss"], rel=1e-6)
