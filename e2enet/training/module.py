@@ -18,6 +18,7 @@ from e2enet.data.planning.plan import Plan
 from e2enet.data.preparation.restore import largest_class
 from e2enet.inference.sliding_window import predict_planes
 from e2enet.network.build import build_network
+from e2enet.network.recompute import checkpoint_activations
 from e2enet.training.dice import DiceCounts
 from e2enet.training.losses import DeepSupervisionLoss, sum_over_processes
 from e2enet.training.nonfinite import LEFT_OUT, NonFiniteGuard, without_gradient
@@ -45,7 +46,7 @@ class SegmentationModule(pl.LightningModule):
         dataset: {"name", "labels": {int: str}, "channels", "mirror_axes", "file_ending"}, and what scoring of its
             label files needs: {"label_map": {int: int}, "regions": {str: [int]}}.
         training: the `training` config group: `loss`, `optimizer`, `schedule` (each with `_target_`),
-            `compile`, `skip_nonfinite`.
+            `checkpoint_activations`, `compile`, `skip_nonfinite`.
     """
 
     def __init__(
@@ -66,6 +67,8 @@ class SegmentationModule(pl.LightningModule):
             num_classes=len(self.labels),
             strides=self.plan.strides,
         )
+        if training.get("checkpoint_activations", False):
+            checkpoint_activations(self.network)
         self.loss = DeepSupervisionLoss(instantiate(training["loss"]))
         self.guard = NonFiniteGuard(training.get("skip_nonfinite"))
         self.scores: dict[str, float] = {}
