@@ -146,6 +146,7 @@ def _decoder(
     raise ValueError(f'fusion must be "grid" or "unet", got {fusion!r}')
 
 
+@torch.compiler.assume_constant_result  # torch.compile cannot look into it
 def half_precision_pays_on_cpu() -> bool:
     """Whether autocast saves time: only with AMX, without which bfloat16 convolutions are slower than float32."""
     return torch.cpu._is_amx_tile_supported()

@@ -76,7 +76,10 @@ class SegmentationModule(pl.LightningModule):
         self.case_counts = DiceCounts(len(self.labels))
 
     def setup(self, stage: str) -> None:
-        """Compile the network in place where asked: parameter names and checkpoints stay the same."""
+        """Compile the network in place where asked: parameter names and checkpoints stay the same.
+
+        It is compiled for the batches of training alone; validation, whose windows have other sizes, takes it as it is.
+        """
         if self.training_config.get("compile", False):
             self.network.compile()
 
@@ -107,6 +110,7 @@ class SegmentationModule(pl.LightningModule):
             # Optimizers that ask more than once (LBFGS) evaluate anew.
             super().optimizer_step(epoch, batch_idx, optimizer, lambda: first.pop() if first else optimizer_closure())
 
+    @torch.compiler.set_stance("force_eager")
     def validation_step(
         self, batch: Mapping[str, Any], batch_index: int, dataloader_idx: int = PATCHES
     ) -> dict[str, Tensor]:
