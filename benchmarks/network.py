@@ -2,13 +2,15 @@
 
     python -m benchmarks.network                       # CPU, and GPU where there is one
     python -m benchmarks.network --precisions float32 --runs 7
+    python -m benchmarks.network --contenders e2enet e2enet-checkpointed    # these alone; e2enet is always measured
 
 Work: base 48, 16 classes, strides (1,2,2) then four (2,2,2), one patch of 32 x 96 x 96. `forward` is eval mode without
 gradients; `step` is forward + backward of every head in training mode. Every network runs in a process of its own, one
 after the other, so that peaks of memory do not mix; times are medians of warm runs. Contenders:
 
 - e2enet: this package's network, as `train.py` runs it: on the CPU with `keep_freed_memory`;
-- e2enet-malloc: the same with the C library's own settings of malloc;
+- e2enet-checkpointed: the same with `training.checkpoint_activations=true`;
+- e2enet-malloc: e2enet with the C library's own settings of malloc;
 - transcription: the same network written down plainly (`benchmarks/transcription.py`): pad, chunk, roll, cat;
 - transcription-kept: that with `keep_freed_memory` as well;
 - plainconvunet: nnU-Net's plain U-Net (features 32..320), from `dynamic-network-architectures`
@@ -29,8 +31,8 @@ import time
 from collections.abc import Callable
 from importlib.util import find_spec
 
-CONTENDERS = ("e2enet", "e2enet-malloc", "transcription", "transcription-kept", "plainconvunet")
-KEEP_MEMORY = ("e2enet", "transcription-kept")
+CONTENDERS = ("e2enet", "e2enet-checkpointed", "e2enet-malloc", "transcription", "transcription-kept", "plainconvunet")
+KEEP_MEMORY = ("e2enet", "e2enet-checkpointed", "transcription-kept")
 PRECISIONS = ("float32", "bfloat16")
 STRIDES = [(1, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2)]
 
@@ -46,8 +48,8 @@ def main() -> None:
     print("command: python -m benchmarks.network", *sys.argv[1:])
     print(f"machine: {processor()}, {options.threads} threads, torch {torch.__version__}, {platform.platform()}")
     print(f"work: patch {options.patch}, batch 1, base 48, 16 classes; median of {options.runs} warm runs")
-    contenders = list(CONTENDERS)
-    if find_spec("dynamic_network_architectures") is None:
+    contenders = [name for name in CONTENDERS if name in {"e2enet", *options.contenders}]
+    if "plainconvunet" in contenders and find_spec("dynamic_network_architectures") is None:
         contenders.remove("plainconvunet")
         print("plainconvunet left out: dynamic-network-architectures is not installed")
     for device in devices:
@@ -60,6 +62,7 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--patch", nargs=3, type=int, default=[32, 96, 96], metavar=("D", "H", "W"))
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -83,6 +86,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
     import torch
 
     from e2enet.common.memory import keep_freed_memory
+    from e2enet.network.recompute import checkpoint_activations
 
     if name in KEEP_MEMORY and options.device == "cpu":
         keep_freed_memory()
@@ -90,6 +94,8 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
     torch.set_num_threads(options.threads)
     device, dtype = torch.device(options.device), getattr(torch, options.precisions[0])
     network = make_network(name.split("-")[0]).to(device)
+    if name == "e2enet-checkpointed":
+        checkpoint_activations(network)
     x = torch.randn(1, 1, *options.patch, device=device)
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 

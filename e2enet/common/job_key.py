@@ -20,6 +20,7 @@ WITHOUT_EFFECT = (
     "data.prepare_workers",
     "training.checkpoint_every",
     "training.checkpoint_unit",
+    "training.checkpoint_activations",
     "final.overlay",
     "trainer.accelerator",
     "trainer.strategy",

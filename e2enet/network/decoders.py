@@ -6,6 +6,7 @@ Both take the encoder's outputs, full resolution first, and return the tensors t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -13,6 +14,7 @@ from e2enet.network.blocks import BlockStack, ConvBlock, Triple, stack_blocks
 from e2enet.network.dsff import register_fusion_layer
 from e2enet.network.layers import StrideUp3d
 from e2enet.network.pooling import StrideMaxPool3d
+from e2enet.network.recompute import Run, run_once
 
 
 class FusionNode(nn.Module):
@@ -42,10 +44,16 @@ class FusionNode(nn.Module):
             assert isinstance(block, ConvBlock)
             register_fusion_layer(block.conv, flows=flows if index == 0 else None)
 
-    def forward(self, same: Tensor, deeper: Tensor, pooled: Tensor | None) -> Tensor:
+    def forward(self, same: Tensor, deeper: Tensor, *pooled: Tensor, run: Run = run_once) -> Tensor:
         """X[i, j] of X[i, j-1], X[i+1, j-1] and, below level 0, what `self.down` made of X[i-1, j-1]."""
-        sources = [same, self.up(deeper)]
-        return self.blocks(*sources) if pooled is None else self.blocks(*sources, pooled)
+        x = run(self._fuse, same, deeper, *pooled)
+        for block in list(self.blocks)[1:]:
+            x = run(block, x)
+        return x
+
+    def _fuse(self, same: Tensor, deeper: Tensor, *pooled: Tensor) -> Tensor:
+        x: Tensor = self.blocks[0](same, self.up(deeper), *pooled)
+        return x
 
 
 class FusionGrid(nn.Module):
@@ -84,17 +92,17 @@ class FusionGrid(nn.Module):
             for j in range(1, levels)
         )
 
-    def forward(self, column: list[Tensor], heads: int) -> list[Tensor]:
+    def forward(self, column: list[Tensor], heads: int, run: Run = run_once) -> list[Tensor]:
         """Return the outputs of the last diagonal at the first `heads` levels, full resolution first."""
         column, diagonal = list(column), []
         for nodes in self.columns:
             assert isinstance(nodes, nn.ModuleList)
-            pooled: list[Tensor | None] = [None]
+            pooled: list[list[Tensor]] = [[]]
             for i, node in enumerate(nodes[1:]):
                 assert isinstance(node, FusionNode) and node.down is not None
                 column[i], down = node.down(column[i])
-                pooled.append(down)
-            column = [node(column[i], column[i + 1], pooled[i]) for i, node in enumerate(nodes)]
+                pooled.append([down])
+            column = [node(column[i], column[i + 1], *pooled[i], run=run) for i, node in enumerate(nodes)]
             diagonal.append(column[-1])
         return diagonal[::-1][:heads]
 
@@ -114,10 +122,13 @@ class UNetDecoder(nn.Module):
             stack_blocks(2 * width, width, 2, kernel_size=kernel_size, shift_size=shift_size) for width in features[:-1]
         )
 
-    def forward(self, column: list[Tensor], heads: int) -> list[Tensor]:
+    def forward(self, column: list[Tensor], heads: int, run: Run = run_once) -> list[Tensor]:
         """Return the first `heads` levels' outputs, full resolution first."""
         x, outputs = column[-1], []
         for i in reversed(range(len(self.ups))):
-            x = self.stages[i](self.ups[i](x), column[i])
+            x = run(partial(self._join, i), x, column[i])
             outputs.append(x)
         return outputs[::-1][:heads]
+
+    def _join(self, level: int, deeper: Tensor, skip: Tensor) -> Tensor:
+        return self.stages[level](self.ups[level](deeper), skip)

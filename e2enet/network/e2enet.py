@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from e2enet.network.blocks import Triple, stack_blocks
 from e2enet.network.decoders import FusionGrid, UNetDecoder
+from e2enet.network.recompute import Run, run_once
 from e2enet.network.shift import check_shift_size
 
 KERNEL_SIZES: tuple[Triple, ...] = ((1, 3, 3), (3, 1, 3), (3, 3, 1), (3, 3, 3))
@@ -75,6 +76,7 @@ class E2ENet(nn.Module):
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.in_channels, self.num_classes = in_channels, num_classes
         self.deep_supervision, self.deep_supervision_in_eval = deep_supervision, False
+        self.run_part: Run = run_once  # how a pass runs stages, nodes and blocks: `checkpoint_activations`
         self.features_per_level = [
             min(base_features * 2**level, max_features) for level in range(len(self.strides) + 1)
         ]
@@ -111,10 +113,10 @@ class E2ENet(nn.Module):
         column = []
         x = x.contiguous(memory_format=torch.channels_last_3d)
         for stage in self.encoder:
-            x = stage(x)
+            x = self.run_part(stage, x)
             column.append(x)
         every_head = self.deep_supervision if self.training else self.deep_supervision_in_eval
-        outputs = self.decoder(column, len(self.heads) if every_head else 1)
+        outputs = self.decoder(column, len(self.heads) if every_head else 1, self.run_part)
         logits = [head(output) for head, output in zip(self.heads, outputs, strict=False)]
         return logits if every_head else logits[0]
 
@@ -144,6 +146,7 @@ def _decoder(
     raise ValueError(f'fusion must be "grid" or "unet", got {fusion!r}')
 
 
+@torch.compiler.assume_constant_result  # torch.compile cannot look into it
 def half_precision_pays_on_cpu() -> bool:
     """Whether autocast saves time: only with AMX, without which bfloat16 convolutions are slower than float32."""
     return torch.cpu._is_amx_tile_supported()

@@ -25,6 +25,7 @@ from e2enet.inference.checkpoint import checkpoint_file, load_model, read_hyper_
 from e2enet.inference.run import AMP_TYPES, resolve_device
 from e2enet.network import E2ENet
 from e2enet.network.dsff import fusion_layers
+from e2enet.network.recompute import checkpoint_activations
 from e2enet.report.measure import parse_measuring
 from e2enet.training.dsff_callback import hold_masks
 from e2enet.training.final import PRECISIONS
@@ -90,6 +91,8 @@ def training_peak(checkpoint: Path, device: torch.device) -> int:
     settings = read_hyper_parameters(checkpoint)
     training = settings["training"]
     network = model.network.to(device).train()
+    if training.get("checkpoint_activations", False):
+        checkpoint_activations(network)
     loss = DeepSupervisionLoss(instantiate(training["loss"]))
     optimizer = instantiate(training["optimizer"], params=network.parameters())
     precision = autocast(training, device)

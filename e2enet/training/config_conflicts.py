@@ -80,6 +80,12 @@ def _device_exists(accelerator: str) -> str | None:
     return None
 
 
+def _checkpoint_activations(checkpoint_activations: bool, name: str) -> str | None:
+    if checkpoint_activations and name != "e2enet":
+        return f"training.checkpoint_activations=true: {name} keeps its activations; expected false, or network=e2enet"
+    return None
+
+
 def _fused_and_masks(fused: bool | None, precision: Any, masks: bool) -> str | None:
     if fused and masks and precision == "16-mixed":
         return "training.optimizer.fused=true: hides skipped steps of 16-mixed from DSFF; expected false"
@@ -116,6 +122,7 @@ CONFLICTS: tuple[Conflict, ...] = (
     Conflict(("dsff.masks", "dsff.updates", "dsff.density"), _density_one),
     Conflict(("training.precision", "trainer.accelerator"), _precision_and_device),
     Conflict(("trainer.accelerator",), _device_exists),
+    Conflict(("training.checkpoint_activations", "network.name"), _checkpoint_activations),
     Conflict(("initial_weights", "pretraining", "resume"), _initial_weights),
     Conflict(("ablation", "row"), _row_of_ablation),
     Conflict(("training.optimizer.fused", "training.precision", "dsff.masks"), _fused_and_masks),

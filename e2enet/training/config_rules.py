@@ -57,6 +57,7 @@ RULES: dict[str, Rule] = {
     "training.accumulate": whole(1),
     "training.clip_norm": optional(positive),
     "training.precision": choice(32, "bf16-mixed", "16-mixed"),
+    "training.checkpoint_activations": flag,
     "training.compile": flag,
     "training.skip_nonfinite": optional(whole(1)),
     "training.validate_every": whole(1),

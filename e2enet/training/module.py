@@ -19,6 +19,7 @@ from e2enet.data.preparation.restore import largest_class
 from e2enet.inference.sliding_window import predict_planes
 from e2enet.network.build import build_network
 from e2enet.network.dsff import set_group_size
+from e2enet.network.recompute import checkpoint_activations
 from e2enet.training.dice import DiceCounts
 from e2enet.training.losses import DeepSupervisionLoss, sum_over_processes
 from e2enet.training.nonfinite import LEFT_OUT, NonFiniteGuard, without_gradient
@@ -46,7 +47,7 @@ class SegmentationModule(pl.LightningModule):
         dataset: {"name", "labels": {int: str}, "channels", "mirror_axes", "file_ending"}, and what scoring of its
             label files needs: {"label_map": {int: int}, "regions": {str: [int]}}.
         training: the `training` config group: `loss`, `optimizer`, `schedule` (each with `_target_`),
-            `compile`, `skip_nonfinite`.
+            `checkpoint_activations`, `compile`, `skip_nonfinite`.
         group_size: output channels that share their inputs in the masks of fusion layers; 1 for single kernels.
     """
 
@@ -70,6 +71,8 @@ class SegmentationModule(pl.LightningModule):
             strides=self.plan.strides,
         )
         set_group_size(self.network, group_size)
+        if training.get("checkpoint_activations", False):
+            checkpoint_activations(self.network)
         self.loss = DeepSupervisionLoss(instantiate(training["loss"]))
         self.guard = NonFiniteGuard(training.get("skip_nonfinite"))
         self.scores: dict[str, float] = {}
@@ -77,7 +80,10 @@ class SegmentationModule(pl.LightningModule):
         self.case_counts = DiceCounts(len(self.labels))
 
     def setup(self, stage: str) -> None:
-        """Compile the network in place where asked: parameter names and checkpoints stay the same."""
+        """Compile the network in place where asked: parameter names and checkpoints stay the same.
+
+        It is compiled for the batches of training alone; validation, whose windows have other sizes, takes it as it is.
+        """
         if self.training_config.get("compile", False):
             self.network.compile()
 
@@ -108,6 +114,7 @@ class SegmentationModule(pl.LightningModule):
             # Optimizers that ask more than once (LBFGS) evaluate anew.
             super().optimizer_step(epoch, batch_idx, optimizer, lambda: first.pop() if first else optimizer_closure())
 
+    @torch.compiler.set_stance("force_eager")
     def validation_step(
         self, batch: Mapping[str, Any], batch_index: int, dataloader_idx: int = PATCHES
     ) -> dict[str, Tensor]:

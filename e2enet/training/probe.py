@@ -25,6 +25,7 @@ from e2enet.common.errors import InputError
 from e2enet.common.files import write_json
 from e2enet.common.memory import available_memory, forget_peak, limited_memory, resident_peak
 from e2enet.common.workload import gigabytes
+from e2enet.network.recompute import run_once
 from e2enet.training.module import SegmentationModule
 
 FILE = "probe.json"
@@ -191,4 +192,7 @@ def _too_large(module: SegmentationModule, device: torch.device, fitting: int) -
             f"{math.ceil(batch_size / fitting)} then makes an optimizer step of as many patches)"
         )
     precision = ", training.precision=16-mixed" if device.type == "cuda" else ""
-    return f"{problem}not even one fits: expected a smaller plan.patch_size or network.base_features{precision}"
+    keeps = getattr(module.network, "run_part", None) is run_once
+    recomputed = ", training.checkpoint_activations=true" if keeps else ""
+    smaller = "a smaller plan.patch_size or network.base_features"
+    return f"{problem}not even one fits: expected {smaller}{precision}{recomputed}"

@@ -15,6 +15,7 @@ CONFIG: dict[str, Any] = {
     "paths": {"runs": "runs", "data": "data"},
     "data": {"name": "phantom", "num_workers": 2},
     "trainer": {"devices": 1, "accelerator": "auto"},
+    "training": {"epochs": 20, "checkpoint_activations": False},
     "final": {"mirror": True, "overlay": False},
 }
 
@@ -30,6 +31,8 @@ def changed(section: str, **values: Any) -> dict[str, Any]:
         changed("paths", data="elsewhere", runs="elsewhere"),
         changed("data", num_workers=7, prepare_workers=3),
         changed("trainer", accelerator="cpu", strategy="auto", progress=False, probe=False, log_every=1),
+        changed("training", checkpoint_activations=True, checkpoint_every=9),
+        {**CONFIG, "training": {"epochs": 20}},  # of a version before the key
         {**CONFIG, "initial_weights": None, "pretraining": None},
         changed("data", transforms=None),
         dict(reversed(CONFIG.items())),

@@ -66,6 +66,15 @@ def test_all_mistakes_are_told_at_once() -> None:
         ("dsff.group_size=16.0", "dsff.group_size=16.0: expected 8 | 16 | 32"),
         ("training.validate_full=-1", "training.validate_full=-1: expected null or a whole number >= 0"),
         ("training.precision=16-mixed trainer.accelerator=cpu", "needs a GPU"),
+        ("training.checkpoint_activations=1", "training.checkpoint_activations=1: expected true | false"),
+        *(
+            (
+                f"training.checkpoint_activations=true network={name} dsff=dense",
+                f"training.checkpoint_activations=true: {name} keeps its activations; expected false, or "
+                "network=e2enet",
+            )
+            for name in ("plain_unet", "dynunet", "swin_unetr")
+        ),
         ("training.optimizer._target_=torch.optim.Adamm", "cannot be imported"),
         ("training.optimizer.momentum=0.9", "training.optimizer.momentum: unknown key"),
         (
@@ -94,6 +103,7 @@ def test_mistakes(line: str, expected: str) -> None:
         "training.optimizer._target_=torch.optim.SGD training.optimizer.momentum=0.9",
         "dsff=rigl dsff.granularity=group dsff.group_size=32 dsff.start=erk",
         "network=unet debug=one_batch",
+        "network=unet training.checkpoint_activations=true training.compile=true",
         "-m dsff.density=0.1,0.2 dsff=set,rigl",
         "-m seed=range(0,20) dsff=set,rigl",
     ],

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from e2enet.common.errors import InputError
-from e2enet.network import E2ENet
+from e2enet.network import E2ENet, recompute
 from e2enet.report import measure
-from e2enet.report.measure import main, measure_runs, read_measured
+from e2enet.report.measure import main, measure_runs, network_key, read_measured
+from e2enet.report.measure_network import STEPS, training_peak
 from e2enet.training.records import machine
 
 STRIDES = [[1, 2, 2]]
@@ -27,7 +28,13 @@ def write_run(tmp_path: Path) -> Write:
     """A finished run with a checkpoint; `FEATURES` wide, so that weights outweigh everything else."""
 
     def write(
-        name: str, *, features: int = FEATURES, density: float = 1.0, finished: bool = True, seed: int = 0
+        name: str,
+        *,
+        features: int = FEATURES,
+        density: float = 1.0,
+        finished: bool = True,
+        seed: int = 0,
+        more_training: dict[str, Any] | None = None,
     ) -> Path:
         run = tmp_path / "sweep" / name
         (run / "checkpoints").mkdir(parents=True)
@@ -38,6 +45,7 @@ def write_run(tmp_path: Path) -> Write:
         }
         dataset = {"labels": {0: "background", 1: "x"}, "channels": ["CT"], "mirror_axes": [], "file_ending": ".nii.gz"}
         training = {
+            **(more_training or {}),
             **{"precision": "32", "clip_norm": 12.0, "compile": False, "epochs": 3},
             "loss": {"_target_": "e2enet.training.losses.DiceCrossEntropy"},
             "optimizer": {"_target_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9},
@@ -180,6 +188,24 @@ def test_wrong_input(write_run: Write, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"measured\.json: not written by"):
         measure_runs(folder, device="cpu")
     assert read_measured(tmp_path) == {}
+
+
+def test_a_network_is_measured_as_it_was_trained(write_run: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = []
+    original = recompute.checkpoint
+
+    def counted(part: Any, *inputs: Any, **options: Any) -> Any:
+        parts.append(part)
+        return original(part, *inputs, **options)
+
+    monkeypatch.setattr(recompute, "checkpoint", counted)
+    off = write_run("a", features=2)
+    on = write_run("b", features=2, more_training={"checkpoint_activations": True})
+    assert network_key(off) != network_key(on)
+    training_peak(off / "checkpoints" / "best.ckpt", torch.device("cpu"))
+    assert parts == []
+    training_peak(on / "checkpoints" / "best.ckpt", torch.device("cpu"))
+    assert len(parts) == STEPS * (2 + 1 + 1)  # two stages, one node, its second block
 
 
 def test_figures_of_a_real_network(write_run: Write) -> None:

@@ -116,7 +116,7 @@ def test_what_has_changed_since_is_refused_with_all_differences(stored: DictConf
     checkpoint = FoundCheckpoint(tmp_path / "last.ckpt", RunState(4, 8, {}, identity))
     free = stored.copy()
     free.training.epochs, free.data.num_workers, free.trainer.log_every, free.final.predict = 99, 3, 1, True
-    free.training.checkpoint_every = 7
+    free.training.checkpoint_every, free.training.checkpoint_activations = 7, True
     refuse_changes(checkpoint, identity_of(free))
     changed = stored.copy()
     changed.dsff.density, changed.network.base_features, changed.training.loss.smooth = 0.3, 8, 1e-3

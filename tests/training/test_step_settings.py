@@ -1,0 +1,192 @@
+"""How a training step is run, recomputed or compiled: what it comes to, and what a run makes of either key."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch._dynamo as dynamo
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from e2enet.common.configs import compose_config
+from e2enet.common.errors import InputError
+from e2enet.inference.checkpoint import load_model
+from e2enet.network import recompute
+from e2enet.network.recompute import run_once
+from e2enet.training.callbacks import EpochNumbers
+from e2enet.training.dsff_callback import DSFFCallback
+from e2enet.training.module import SegmentationModule
+from e2enet.training.probe import STEPS, probe_step
+from e2enet.training.resume import resumed_config
+from e2enet.training.run import run_training
+from tests.training.conftest import SMALL_RUN, differences, numbers
+from tests.training.test_module import loader, make_module
+
+RECOMPUTED = "training.checkpoint_activations=true"
+PARTS = 2 + 1 + 1  # of the network of `make_module`: two stages, one node, its second block
+
+
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What torch's checkpoint is given to run again."""
+    seen: list[Any] = []
+    original = recompute.checkpoint
+
+    def counted(part: Any, *inputs: Any, **options: Any) -> Any:
+        seen.append(part)
+        return original(part, *inputs, **options)
+
+    monkeypatch.setattr(recompute, "checkpoint", counted)
+    return seen
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounterWithBackend]:
+    """Let torch.compile take graphs as they are, which needs no compiler, and count them."""
+    dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter, fullgraph=True))
+    yield counter
+    dynamo.reset()
+
+
+class Watch(pl.Callback):
+    """Notes the number of graphs after every batch."""
+
+    def __init__(self, graphs: CompileCounterWithBackend) -> None:
+        self.graphs, self.trained, self.validated = graphs, list[int](), list[int]()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.trained.append(self.graphs.frame_count)
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        self.validated.append(self.graphs.frame_count)
+
+
+def fit(folder: Path, *overrides: str, growth: str = "gradient", **options: Any) -> tuple[SegmentationModule, Any]:
+    """Two epochs of four steps with masks that change after every second; patches and whole cases are validated."""
+    pl.seed_everything(0, verbose=False)
+    module = make_module(*overrides)
+    watched = options.pop("watched", [])
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+        callbacks=[EpochNumbers(), DSFFCallback(0.5, update_every=2, growth=growth), *watched],
+        max_epochs=2,
+        gradient_clip_val=0.5,
+        **options,
+    )
+    trainer.fit(module, loader((2, 8, 8), 8, 2), [loader((2, 8, 8), 3, 2), loader((4, 10, 8), 2, 1)])
+    return module, trainer
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16-mixed"])
+@pytest.mark.parametrize("growth", ["random", "gradient"])
+def test_recomputed_training_ends_in_the_same_bits(
+    growth: str, precision: Any, parts: list[Any], tmp_path: Path
+) -> None:
+    kept, _ = fit(tmp_path, growth=growth, precision=precision)
+    assert parts == []
+    recomputed, trainer = fit(tmp_path, RECOMPUTED, growth=growth, precision=precision)
+    assert len(parts) == 8 * PARTS  # in training steps alone, not in validation
+    assert differences(recomputed.state_dict(), kept.state_dict()) == []
+    assert recomputed.scores == kept.scores
+    assert next(c for c in trainer.callbacks if isinstance(c, DSFFCallback)).num_updates == 3
+
+
+def test_the_trial_before_training_recomputes_too(parts: list[Any], tmp_path: Path) -> None:
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
+    probe_step(trainer, make_module())
+    assert parts == []
+    probe_step(trainer, make_module(RECOMPUTED))
+    assert len(parts) == STEPS * PARTS
+
+
+def test_a_step_that_does_not_fit_is_advised_to_recompute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> float:
+        raise MemoryError
+
+    monkeypatch.setattr("e2enet.training.probe._seconds_of_step", refuse)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
+    advice = r"network\.base_features, training\.checkpoint_activations=true$"
+    with pytest.raises(InputError, match=advice):
+        probe_step(trainer, make_module())
+    for overrides in ([RECOMPUTED], ["network=swin_unetr"]):  # on already, and not to be had
+        with pytest.raises(InputError, match=r"network\.base_features$"):
+            probe_step(trainer, make_module(*overrides))
+
+
+def test_other_networks_are_refused() -> None:
+    with pytest.raises(InputError, match=r"SwinUNETR keeps its activations; expected false, or network=e2enet"):
+        make_module(RECOMPUTED, "network=swin_unetr")
+
+
+def test_a_resumed_run_may_change_it_and_ends_in_the_same_bits(parts: list[Any], tmp_path: Path) -> None:
+    overrides = [
+        *SMALL_RUN,
+        *("data.num_test=0", "data.num_workers=0", "training.epochs=2", "training.steps_per_epoch=3"),
+        *("training.validate_full=0", "dsff.update_every=2", "training.optimizer.lr=0.01", "trainer.probe=false"),
+        *(f"paths.data={tmp_path}/data", f"paths.prepared={tmp_path}/prepared"),
+    ]
+    folders = {key: tmp_path / key for key in ("first", "kept", "recomputed")}
+    run_training(compose_config([*overrides, f"run_folder={folders['first']}"]), folders["first"])
+    assert parts == []
+    for name, more in (("kept", []), ("recomputed", [RECOMPUTED])):
+        shutil.copytree(folders["first"], folders[name])
+        given = [f"resume={folders[name]}", "training.epochs=3", *more]
+        run_training(resumed_config(compose_config(given), given), folders[name])
+    assert len(parts) == 3 * (3 + 3 + 2)  # three stages, three nodes, of which two have a second block
+    kept, recomputed = (
+        torch.load(folders[name] / "checkpoints" / "last.ckpt", weights_only=True) for name in ("kept", "recomputed")
+    )
+    assert kept["global_step"] == recomputed["global_step"] == 9
+    for part in ("state_dict", "optimizer_states", "lr_schedulers"):
+        assert differences(recomputed[part], kept[part]) == []
+    assert numbers(folders["recomputed"]) == numbers(folders["kept"])
+    # Prediction takes the checkpoint's network as it is.
+    loaded = load_model(folders["recomputed"] / "checkpoints" / "last.ckpt")
+    assert loaded.network.run_part is run_once
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16-mixed"])
+@pytest.mark.parametrize("recomputed", ["false", "true"])
+def test_a_run_compiles_one_graph(
+    recomputed: str, precision: Any, graphs: CompileCounterWithBackend, tmp_path: Path
+) -> None:
+    watch = Watch(graphs)
+    settings = "training.compile=true", f"training.checkpoint_activations={recomputed}"
+    module, trainer = fit(tmp_path, *settings, precision=precision, watched=[watch])
+    assert watch.trained == [1] * 8 and watch.validated == [1] * 2 * 4
+    assert next(c for c in trainer.callbacks if isinstance(c, DSFFCallback)).num_updates == 3
+    assert all(name.startswith("network.") and "_orig_mod" not in name for name in module.state_dict())
+
+
+def test_compiled_training_learns_the_same(graphs: CompileCounterWithBackend, tmp_path: Path) -> None:
+    sgd = "training.optimizer._target_=torch.optim.SGD"  # AdamW turns roundings of zero gradients into whole steps
+    plain, _ = fit(tmp_path / "plain", sgd, growth="random")
+    assert graphs.frame_count == 0
+    compiled, _ = fit(tmp_path / "compiled", sgd, "training.compile=true", growth="random")
+    assert graphs.frame_count == 1
+    torch.testing.assert_close(compiled.state_dict(), plain.state_dict(), rtol=1e-3, atol=1e-5)
+
+
+def test_validation_of_compiled_training_is_that_of_the_plain_network(
+    graphs: CompileCounterWithBackend, tmp_path: Path
+) -> None:
+    compiled, trainer = fit(tmp_path, "training.compile=true")
+    found = dict(compiled.scores)
+    plain = make_module()
+    plain.load_state_dict(compiled.state_dict())
+    trainer.validate(plain, [loader((2, 8, 8), 3, 2), loader((4, 10, 8), 2, 1)], verbose=False)
+    assert found == plain.scores and set(found) == {"val/dice", "val_full/dice"}
