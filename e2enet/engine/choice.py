@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import llvmlite.binding as llvm
 import numba
 import torch
 
 from e2enet.common.files import write_json
+from e2enet.engine.vector_code import processor
 
 RUNS = 2  # timed, after one that is not; the shortest counts
 
@@ -26,7 +26,7 @@ def cache_file() -> Path:
 def machine() -> str:
     """What times depend on beside the layer: processor, threads and versions."""
     versions = f"torch {torch.__version__}, numba {numba.__version__}"
-    return f"{llvm.get_host_cpu_name()}, {torch.get_num_threads()} threads, {versions}"
+    return f"{processor()[0]}, {torch.get_num_threads()} threads, {versions}"
 
 
 class Choices:

@@ -6,6 +6,7 @@ which whoever reads a volume applies on the way. Neither concatenated nor shifte
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -92,7 +93,7 @@ class Convolution:
 
 def _moments(values: np.ndarray, totals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of each channel of (C, H, W, D), from `totals` (tiles, C, 2) where there are many voxels."""
-    rows = values.reshape(len(values), values[0].size if len(values) else 0)
+    rows = values.reshape(len(values), math.prod(values.shape[1:]))
     if rows.shape[1] <= FEW_VOXELS:  # rounded sums of squares would be too rough where voxels hardly differ
         return rows.mean(axis=1, dtype=np.float64), rows.var(axis=1, dtype=np.float64)
     mean, square = totals.sum(axis=0).T / rows.shape[1]
@@ -212,7 +213,7 @@ def _room(shape: tuple[int, ...]) -> np.ndarray:
 def run(work: Callable[[int, int], Any], count: int) -> None:
     """Call `work(first, last)` for parts of 0 .. count, on as many threads as torch uses."""
     threads = torch.get_num_threads()
-    parts = min(count, 4 * threads)
+    parts = min(count, 16 * threads)
     edges = [count * part // parts for part in range(parts + 1)]
     if threads == 1 or parts == 1:
         work(0, count)

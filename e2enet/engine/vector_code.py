@@ -127,12 +127,16 @@ class CompiledFunction:
         self.address = self._engine.get_function_address("function")
 
 
+def processor() -> tuple[str, str]:
+    """LLVM's name of this machine's processor, and what it can do."""
+    return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+
+
 def _compile(text: str) -> Any:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    machine = llvm.Target.from_default_triple().create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3, jit=True
-    )
+    name, features = processor()
+    machine = llvm.Target.from_default_triple().create_target_machine(cpu=name, features=features, opt=3, jit=True)
     module = llvm.parse_assembly(text)
     module.triple = machine.triple
     module.verify()

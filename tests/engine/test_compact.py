@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import platform
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from e2enet.engine import choice
+from e2enet.engine import choice, microkernels, vector_code
 from e2enet.engine.choice import Choices
 from e2enet.engine.compact import DENSE, SPARSE, CompactNetwork
 from e2enet.engine.dense import DenseConvolution
@@ -138,3 +139,21 @@ def test_a_damaged_or_unwritable_file_only_costs_measuring(tmp_path: Path) -> No
         assert json.loads(path.read_text())[choice.machine()]["layer"]["sparse"] >= 0
     (tmp_path / "file").write_text("")
     assert Choices(tmp_path / "file" / "engine.json").fastest("layer", {"sparse": lambda: None}) == "sparse"
+
+
+@pytest.mark.parametrize("name", ["haswell", "x86-64"])
+def test_a_processor_without_wide_registers_gives_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if platform.machine() != "x86_64":
+        pytest.skip("code for x86-64 cannot run here")
+    functions = [value for value in vars(microkernels).values() if hasattr(value, "cache_clear") and callable(value)]
+    assert len(functions) == 5
+    monkeypatch.setattr(vector_code, "processor", lambda: (name, ""))
+    try:
+        for function in functions:
+            function.cache_clear()
+        model = make_model()
+        found, expected = outputs(model, CompactNetwork(model, choose=False))
+    finally:
+        for function in functions:
+            function.cache_clear()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
