@@ -20,7 +20,7 @@ from e2enet.engine.dense import DenseConvolution
 from e2enet.engine.layers import Convolution, Expansion, Kernels, Pooling
 from e2enet.engine.signals import Signal, Triple
 from e2enet.network.blocks import ConvBlock
-from e2enet.network.e2enet import E2ENet, half_precision_pays_on_cpu
+from e2enet.network.e2enet import E2ENet, check_input, half_precision_pays_on_cpu
 from e2enet.network.layers import StrideUp3d
 from e2enet.network.pooling import StrideMaxPool3d
 from e2enet.network.shift import group_shifts
@@ -64,15 +64,17 @@ class CompactNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.in_channels, self.num_classes, self.strides = model.in_channels, model.num_classes, model.strides
-        self._check_input = model._check_input
         self.steps, self.output = program(model)
         self.ways = dict.fromkeys((step.name for step in self.steps), SPARSE)
         self._choices = (choices or Choices()) if choose else None
+        if not choose:
+            for step in self.steps:  # they hold every kernel
+                step.others = {}
         self._bfloat16 = bfloat16 and half_precision_pays_on_cpu()
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        self._check_input(x)
+        check_input(x, self.in_channels, self.strides)
         return torch.stack([self._one(sample) for sample in x.float()])
 
     def _one(self, sample: Tensor) -> Tensor:

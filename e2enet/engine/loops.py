@@ -14,6 +14,7 @@ from e2enet.engine.vector_code import LANES, VECTOR_BYTES
 from e2enet.network.compiled import compiled
 
 Triple = tuple[int, int, int]
+ALL_LANES = (1 << LANES) - 1
 
 
 class Tiles(NamedTuple):
@@ -94,7 +95,8 @@ def fill_tile(tile, number, code, tiles, reading):
         lane, fold, start, count = tiles.pieces[vector, piece]
         if count == 0:
             break
-        lanes = ((1 << count) - 1) << lane
+        # Up to the last lane, which later pieces write anew: what idle lanes held before could be slow to multiply.
+        lanes = ALL_LANES & (ALL_LANES << lane)
         first_column = (column + fold * tiles.fold_width) * reading.stride[2] - reading.halo[1]
         before = min(max(-first_column, 0), columns)
         inside = max(min(columns, width - first_column) - before, 0)

@@ -103,7 +103,7 @@ class E2ENet(nn.Module):
         self.apply(_initialise)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        self._check_input(x)
+        check_input(x, self.in_channels, self.strides)
         if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and not half_precision_pays_on_cpu():
             with torch.autocast("cpu", enabled=False):
                 return self._forward(x.float())
@@ -120,20 +120,22 @@ class E2ENet(nn.Module):
         logits = [head(output) for head, output in zip(self.heads, outputs, strict=False)]
         return logits if every_head else logits[0]
 
-    def _check_input(self, x: Tensor) -> None:
-        if x.ndim != 5 or x.shape[1] != self.in_channels:
-            raise ValueError(f"expected an input (B, {self.in_channels}, D, H, W), got {tuple(x.shape)}")
-        total = [1, 1, 1]
-        for stride in self.strides:
-            total = [t * s for t, s in zip(total, stride, strict=True)]
-        sizes = tuple(x.shape[2:])
-        if any(size == 0 or size % t for size, t in zip(sizes, total, strict=True)):
-            below = tuple(max(size // t, 1) * t for size, t in zip(sizes, total, strict=True))
-            above = tuple(-(-max(size, 1) // t) * t for size, t in zip(sizes, total, strict=True))
-            raise ValueError(
-                f"input size (D, H, W) = {sizes} does not fit the strides: each must be a multiple of "
-                f"{tuple(total)}; the nearest that fit are {below} and {above}"
-            )
+
+def check_input(x: Tensor, in_channels: int, strides: Sequence[Triple]) -> None:
+    """Raise ValueError unless `x` is (B, in_channels, D, H, W) and the strides divide each size."""
+    if x.ndim != 5 or x.shape[1] != in_channels:
+        raise ValueError(f"expected an input (B, {in_channels}, D, H, W), got {tuple(x.shape)}")
+    total = [1, 1, 1]
+    for stride in strides:
+        total = [t * s for t, s in zip(total, stride, strict=True)]
+    sizes = tuple(x.shape[2:])
+    if any(size == 0 or size % t for size, t in zip(sizes, total, strict=True)):
+        below = tuple(max(size // t, 1) * t for size, t in zip(sizes, total, strict=True))
+        above = tuple(-(-max(size, 1) // t) * t for size, t in zip(sizes, total, strict=True))
+        raise ValueError(
+            f"input size (D, H, W) = {sizes} does not fit the strides: each must be a multiple of "
+            f"{tuple(total)}; the nearest that fit are {below} and {above}"
+        )
 
 
 def _decoder(
