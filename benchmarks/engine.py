@@ -262,9 +262,31 @@ def draw_roofline(points: list[tuple[Any, ...]], options: argparse.Namespace) ->
 
 
 def peak_operations(options: argparse.Namespace) -> float:
-    """Operations a second of a dense convolution of few channels, whose tiles stay in the cache."""
-    sizes = (32, 48, 32, 48, 48)
-    return max(work_of(sizes, 1.0)[0] / sparse_seconds(sizes, 1.0, options.runs) for _ in range(3))
+    """Operations a second of the innermost loop on a tile of 8 channels, which stays in the first cache."""
+    import ctypes
+    from concurrent.futures import ThreadPoolExecutor
+
+    from e2enet.engine.microkernels import COLUMNS, ROWS, plane_convolution
+    from e2enet.engine.signals import empty_volume
+    from e2enet.engine.vector_code import LANES, VECTOR_BYTES
+
+    channels, kernels, calls = 8, 20_000, 20
+    rows, columns = ROWS + 2, COLUMNS + 2
+    loop = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 6)(plane_convolution((3, 3), (1, 1)).address)
+    offsets = np.arange(kernels, dtype=np.int64) % channels * rows * columns * VECTOR_BYTES
+    weights = np.full((kernels, 9), 1e-3, np.float32)
+
+    def work(_: int) -> None:
+        tile, sums = empty_volume((channels, rows, columns, LANES)), empty_volume((ROWS, COLUMNS, LANES))
+        tile[:] = 1
+        for _ in range(calls):
+            addresses = tile.ctypes.data, offsets.ctypes.data, weights.ctypes.data
+            loop(*addresses, kernels, columns * VECTOR_BYTES, sums.ctypes.data)
+
+    threads = options.threads[0]
+    with ThreadPoolExecutor(threads) as pool:
+        seconds = median_seconds(lambda: list(pool.map(work, range(threads))), options.runs)
+    return threads * calls * kernels * 18 * ROWS * COLUMNS * LANES / seconds
 
 
 def copy_bandwidth(options: argparse.Namespace) -> float:
