@@ -95,6 +95,7 @@ def test_a_sweep_that_is_killed_goes_on_where_it_was(tiny: list[str], tmp_path: 
     assert again.count("finished already") == 2 and " | " not in again
 
 
+@pytest.mark.slow
 def test_joblib_runs_rows_in_two_processes(tiny: list[str], tmp_path: Path) -> None:
     rows = ["experiments=mechanisms", "row=dsff_only,neither", "data=phantom", "plan=auto", "training=small"]
     processes = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
@@ -109,6 +110,7 @@ def test_joblib_runs_rows_in_two_processes(tiny: list[str], tmp_path: Path) -> N
     assert output.rstrip().endswith("2 jobs: 2 finished")
 
 
+@pytest.mark.slow
 def test_a_job_of_two_processes_leaves_the_next_alone(tiny: list[str], tmp_path: Path) -> None:
     processes = ["trainer.devices=2,1", "data.num_train=6"]
     output = launch([*tiny, *processes, f"run_folder={tmp_path}/sweep", "final.predict=false", "training.epochs=2"])
@@ -118,6 +120,7 @@ def test_a_job_of_two_processes_leaves_the_next_alone(tiny: list[str], tmp_path:
     assert [epochs(job) for job in (pair, single)] == [[0, 1], [0, 1]]
 
 
+@pytest.mark.slow
 def test_slurm_gets_an_array_of_jobs_and_can_run_it(tiny: list[str], tmp_path: Path) -> None:
     programs = {"sbatch": SBATCH.format(python=sys.executable, folder=str(tmp_path)), "srun": SRUN, "sacct": SACCT}
     for name, text in programs.items():
@@ -147,6 +150,7 @@ def test_slurm_gets_an_array_of_jobs_and_can_run_it(tiny: list[str], tmp_path: P
     assert [state.state for state in states] == ["finished", "finished"] and states[0].pid != states[1].pid
 
 
+@pytest.mark.slow
 def test_a_crash_does_not_stop_the_others_and_is_listed_last(tiny: list[str], tmp_path: Path) -> None:
     arguments = [*tiny, "data.limit_cases=99,1", f"run_folder={tmp_path}/sweep", "final.predict=false"]
     done = subprocess.run(command(arguments), cwd=project_root(), capture_output=True, text=True, timeout=300)

@@ -128,6 +128,7 @@ def test_workers_end_with_a_killed_parent(toy, tmp_path: Path, program: Path, ex
     assert contents(folder) == expected
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_make_the_same_bytes(toy, tmp_path: Path, program: Path, expected: dict[str, bytes]) -> None:
     folder = tmp_path / "shared"
     runs = [start(program, toy.folder, folder, workers=0, delay=0.02) for _ in range(2)]

@@ -27,7 +27,7 @@ def scans(tmp_path: Path, scan: nib.Nifti1Image) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "srun"])
+@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("srun", marks=pytest.mark.slow)])
 def test_cases_are_shared_and_reported_once(
     launcher: str, launch: Callable[..., Any], write_checkpoint: Callable[..., Path], scans: Path, tmp_path: Path
 ) -> None:

@@ -67,7 +67,9 @@ def assert_close(network: nn.Module, plain: nn.Module, heads: list[Tensor], expe
 
 
 @pytest.mark.parametrize("recomputed", [False, True], ids=["kept", "recomputed"])
-@pytest.mark.parametrize("settings", VARIANTS, ids=str)
+@pytest.mark.parametrize(
+    "settings", [VARIANTS[0], *(pytest.param(one, marks=pytest.mark.slow) for one in VARIANTS[1:])], ids=str
+)
 def test_one_graph_holds_the_network(settings: dict[str, Any], recomputed: bool) -> None:
     network = make_network(**settings)
     plain = copy.deepcopy(network)

@@ -32,7 +32,7 @@ OVERRIDES = [
     "trainer.log_every=1",
     "final.mirror=false",
 ]
-LAUNCHERS = ("torchrun", "lightning", pytest.param("srun", marks=pytest.mark.slow))
+LAUNCHERS = ("torchrun", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lightning", "srun")))
 
 
 @pytest.fixture(scope="module")
