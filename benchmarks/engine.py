@@ -195,20 +195,20 @@ def crossover(seconds: dict[float, float], dense: float) -> float | None:
 
 def layer_of(sizes: tuple[int, ...], density: float) -> tuple[Any, Any]:
     """The engine's convolution with shift 3 and norm, and a source of noise."""
-    from e2enet.engine.layers import Convolution, Kernels
+    from e2enet.engine.kernels import Kernels
+    from e2enet.engine.layers import Convolution
     from e2enet.engine.signals import Signal
-    from e2enet.network.shift import group_shifts
+    from e2enet.network.shift import channel_shifts
 
     channels, outputs, depth, height, width = sizes
     draw = np.random.default_rng(0)
     mask = draw.random((outputs, channels)) < density
     weights = draw.standard_normal((outputs, channels, 1, 3, 3), dtype=np.float32)
-    shifts = np.zeros(channels, np.int64)
-    for start, stop, shift in group_shifts(channels, 3):
-        shifts[start:stop] = shift
+    shifts = np.array(channel_shifts(channels, 3))
     norm = np.ones(outputs, np.float32), np.zeros(outputs, np.float32), 1e-5, 0.01
     source = Signal.of(draw.standard_normal((channels, height, width, depth), dtype=np.float32))
-    return Convolution(Kernels(weights, mask, shifts), (1, 1, 1), (1, 1), norm), source
+    kernels = Kernels.of_convolution(mask, shifts, (1, 3, 3))
+    return Convolution(kernels, kernels.pack(weights), (1, 1, 1), (1, 1), norm), source
 
 
 def sparse_seconds(sizes: tuple[int, ...], density: float, runs: int) -> float:

@@ -1,7 +1,7 @@
 """`compact(model)`: a trained E2ENet as a program of engine layers, for inference on a CPU.
 
-The network's own code is traced (torch.fx) down to blocks, transposed convolutions, poolings and heads. Each becomes a
-layer of the engine that holds active kernels only; channels that nobody reads are not computed.
+Each call of the traced network becomes a layer of the engine that holds active kernels only; channels that nobody reads
+are not computed.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from e2enet.engine.choice import Choices
 from e2enet.engine.dense import DenseConvolution
-from e2enet.engine.layers import Convolution, Expansion, Kernels, Pooling
-from e2enet.engine.signals import Signal, Triple
+from e2enet.engine.kernels import Kernels
+from e2enet.engine.layers import Convolution, Expansion, Pooling
+from e2enet.engine.signals import Norm, Signal
+from e2enet.engine.trace import Call, active_kernels, trace
 from e2enet.network.blocks import ConvBlock
 from e2enet.network.e2enet import E2ENet, check_input, half_precision_pays_on_cpu
 from e2enet.network.layers import StrideUp3d
 from e2enet.network.pooling import StrideMaxPool3d
-from e2enet.network.shift import group_shifts
+from e2enet.network.shift import channel_shifts
 
-LEAVES = (ConvBlock, StrideUp3d, StrideMaxPool3d, nn.Conv3d)
 Layer = Callable[[Sequence[Signal]], Signal]
 SPARSE, DENSE, BFLOAT16 = "sparse", "dense", "bfloat16"
 
@@ -102,87 +103,44 @@ class CompactNetwork(nn.Module):
 
 def program(model: E2ENet) -> tuple[list[Step], int]:
     """The steps of a model's inference and the number of the value that holds the logits; value 0 is the input."""
-    modules = dict(model.named_modules())
-    graph = _Tracer().trace(_Inference(model))
-    nodes = [node for node in graph.nodes if node.op == "call_module"]
-    layers = {node: modules[str(node.target).removeprefix("model.")] for node in nodes}
-    (result,) = (_producer(node.args[0]) for node in graph.nodes if node.op == "output")
-    inputs = {node: [_producer(source) for source in node.args] for node in nodes}
-    channels = {node: _mask(layers[node]).shape[0] for node in nodes if not isinstance(layers[node], StrideMaxPool3d)}
-    live = {node: np.zeros(_channels(node, channels, inputs), bool) for node in nodes}
-    live[result][:] = True
-    for node in reversed(nodes):
-        for source, read in zip(inputs[node], _reads(node, layers, inputs, live), strict=True):
-            if source in live:
-                live[source] |= read
-    numbers = {node: number for number, node in enumerate(nodes, start=1)}
+    calls, (result,) = trace(model)
+    live = _live_channels(calls, result, model.in_channels)
     steps = []
-    for node in nodes:
-        kept = [live[source] for source in inputs[node] if source in live] or [np.ones(model.in_channels, bool)]
-        if not live[node].any():
+    for call in calls:
+        if not live[call.output].any():
             continue
-        step = Step(
-            str(node.target).removeprefix("model."),
-            *_engine_layer(layers[node], live[node], np.concatenate(kept)),
-            inputs=tuple(numbers.get(source, 0) for source in inputs[node] if source not in live or live[source].any()),
-            output=numbers[node],
-        )
-        steps.append(step)
+        inputs = tuple(number for number in call.inputs if live[number].any())
+        kept = np.concatenate([live[number] for number in call.inputs])
+        steps.append(Step(call.name, *_engine_layer(call.module, live[call.output], kept), inputs, call.output))
     last = {number: index for index, step in enumerate(steps) for number in step.inputs}
     for index, step in enumerate(steps):
         step.done = tuple(number for number in dict.fromkeys(step.inputs) if last[number] == index)
-    return steps, numbers[result]
+    return steps, result
 
 
-class _Inference(nn.Module):
-    """What is traced: the network without the checks of its input."""
-
-    def __init__(self, model: E2ENet) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Any:
-        return self.model._forward(x)
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, LEAVES)
-
-
-def _producer(node: Any) -> Any:
-    """The layer (or the input) that a value comes from, past views of it and a pooling's first output."""
-    while True:
-        if node.op == "call_method":  # contiguous
-            node = node.args[0]
-        elif node.op == "call_function" and node.args[1] == 0:  # pooling hands on its input beside its output
-            node = node.args[0].args[0]
-        elif node.op == "call_function":
-            node = node.args[0]
+def _live_channels(calls: Sequence[Call], result: int, in_channels: int) -> dict[int, np.ndarray]:
+    """Which channels of each value are read, by somebody who is read himself; all of the input and of the result."""
+    live = {0: np.ones(in_channels, bool)}
+    for call in calls:
+        count = len(live[call.inputs[0]]) if isinstance(call.module, StrideMaxPool3d) else len(_mask(call.module))
+        live[call.output] = np.full(count, call.output == result)
+    for call in reversed(calls):
+        own = live[call.output]
+        if isinstance(call.module, StrideMaxPool3d):
+            read = own
         else:
-            return node
-
-
-def _channels(node: Any, channels: dict[Any, int], inputs: dict[Any, list[Any]]) -> int:
-    return channels[node] if node in channels else _channels(inputs[node][0], channels, inputs)
-
-
-def _reads(node: Any, layers: dict[Any, Any], inputs: dict[Any, list[Any]], live: dict[Any, Any]) -> list[np.ndarray]:
-    """Which channels of each of its sources a layer reads for the outputs that are read themselves."""
-    if isinstance(layers[node], StrideMaxPool3d):
-        return [live[node]]
-    read = _mask(layers[node])[live[node]].any(axis=0)
-    read[0] |= live[node].any() and not read.any()  # one at least, which tells the size
-    sizes = [len(live[source]) if source in live else len(read) for source in inputs[node]]
-    return np.split(read, np.cumsum(sizes)[:-1])
+            read = _mask(call.module)[own].any(axis=0)
+            read[0] |= own.any() and not read.any()  # one at least, which tells the size
+        ends = np.cumsum([len(live[number]) for number in call.inputs])
+        for number, part in zip(call.inputs, np.split(read, ends[:-1]), strict=True):
+            live[number] |= part
+    return live
 
 
 def _mask(module: nn.Module) -> np.ndarray:
     """Active kernels (outputs, inputs) of a block, a head or a transposed convolution."""
-    conv: Any = module.conv if isinstance(module, ConvBlock) else module
-    mask = conv._buffers.get("kernel_mask")
-    active = torch.ones(conv.weight.shape[:2], dtype=torch.bool) if mask is None else mask
-    return (active.T if isinstance(conv, nn.ConvTranspose3d) else active).cpu().numpy()
+    active = active_kernels(module).numpy()
+    return active.T if isinstance(module, nn.ConvTranspose3d) else active
 
 
 def _engine_layer(
@@ -193,30 +151,26 @@ def _engine_layer(
         return f"pooling by {module.stride}", Pooling(module.stride, np.flatnonzero(outputs[inputs])), {}
     mask = _mask(module)[outputs][:, inputs]
     if isinstance(module, StrideUp3d):
-        weights = _array(module.weight.transpose(0, 1))[outputs][:, inputs]
-        return f"transposed {weights.shape} with {mask.sum()} active", Expansion(weights, mask), {}
+        weights = _array(module.weight)[inputs][:, outputs]
+        stride: Any = module.stride
+        up = Kernels.of_expansion(mask.T, stride)
+        return f"transposed {weights.shape} with {mask.sum()} active", Expansion(up, up.pack(weights), stride), {}
     conv: Any = module.conv if isinstance(module, ConvBlock) else module
+    norm: Norm | None = None
     shifts = np.zeros(len(inputs), np.int64)
-    norm = None
     if isinstance(module, ConvBlock):
-        if module.shift_size > 1:
-            for start, stop, shift in group_shifts(len(inputs), module.shift_size):
-                shifts[start:stop] = shift
-        norm = (
-            _array(module.norm.weight)[outputs],
-            _array(module.norm.bias)[outputs],
-            module.norm.eps,
-            module.norm.slope,
-        )
+        shifts = np.array(channel_shifts(len(inputs), module.shift_size))
+        scale, offset = _array(module.norm.weight)[outputs], _array(module.norm.bias)[outputs]
+        norm = scale, offset, module.norm.eps, module.norm.slope
     weights, shifts = _array(conv.weight)[outputs][:, inputs], shifts[inputs]
-    stride: Triple = conv.stride
-    description = f"convolution {weights.shape} with {mask.sum()} active, stride {stride}"
+    description = f"convolution {weights.shape} with {mask.sum()} active, stride {conv.stride}"
     others: dict[str, Callable[[], Layer]] = {
-        name: partial(DenseConvolution, weights, shifts, stride, norm, dtype)
+        name: partial(DenseConvolution, weights, shifts, conv.stride, norm, dtype)
         for name, dtype in ((DENSE, torch.float32), (BFLOAT16, torch.bfloat16))
     }
+    kernels = Kernels.of_convolution(mask, shifts, conv.kernel_size)
     padding = int(conv.padding[1]), int(conv.padding[2])
-    return description, Convolution(Kernels(weights, mask, shifts), stride, padding, norm), others
+    return description, Convolution(kernels, kernels.pack(weights), conv.stride, padding, norm), others
 
 
 def _array(tensor: Tensor) -> np.ndarray:

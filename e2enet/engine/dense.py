@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from e2enet.engine.signals import Signal, Triple, empty_volume
+from e2enet.engine.signals import Norm, Signal, empty_volume
+from e2enet.network.layers import Triple
 from e2enet.network.shift import overlap
 
 
@@ -25,7 +26,7 @@ class DenseConvolution:
         weights: np.ndarray,
         shifts: np.ndarray,
         stride: Triple,
-        norm: tuple[np.ndarray, np.ndarray, float, float] | None,
+        norm: Norm | None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.weights = torch.from_numpy(weights).to(dtype, memory_format=torch.channels_last_3d)

@@ -12,8 +12,8 @@ from numba.extending import intrinsic
 from e2enet.engine.microkernels import COLUMNS, ROWS
 from e2enet.engine.vector_code import LANES, VECTOR_BYTES
 from e2enet.network.compiled import compiled
+from e2enet.network.layers import Triple
 
-Triple = tuple[int, int, int]
 ALL_LANES = (1 << LANES) - 1
 
 
@@ -118,6 +118,14 @@ def fill_tile(tile, number, code, tiles, reading):
 
 
 @compiled
+def entries_of(kernels, output):
+    """Where an output's offsets and weights lie, and how many there are."""
+    begin, count = kernels.starts[output], kernels.starts[output + 1] - kernels.starts[output]
+    weights = kernels.weights.ctypes.data + begin * kernels.weights.shape[1] * 4
+    return kernels.offsets.ctypes.data + begin * 8, weights, count
+
+
+@compiled
 def convolve(first, last, codes, tile, sums, lane_totals, tiles, reading, kernels, targets, size, totals):
     """Convolve the tiles first .. last - 1: fill each, apply the active kernels of every output channel, store.
 
@@ -126,14 +134,11 @@ def convolve(first, last, codes, tile, sums, lane_totals, tiles, reading, kernel
     """
     depth, height, width = size
     row_bytes = tile.shape[2] * VECTOR_BYTES
-    taps = kernels.weights.shape[1]
     for number in range(first, last):
         fill_tile(tile, number, codes.fill, tiles, reading)
         vector, row, column = tiles.places[number]
         for output in range(len(targets)):
-            begin, count = kernels.starts[output], kernels.starts[output + 1] - kernels.starts[output]
-            offsets = kernels.offsets.ctypes.data + begin * 8
-            weights = kernels.weights.ctypes.data + begin * taps * 4
+            offsets, weights, count = entries_of(kernels, output)
             lane_totals[:] = 0
             for i in range(0, min(tiles.size[0], height - row), ROWS):
                 rows = min(ROWS, height - row - i)
@@ -165,14 +170,11 @@ def expand(first, last, codes, tile, sums, tiles, reading, kernels, up, run, add
     """
     depth, height, width = reading.size
     fine_depth, fine_width = depth * up[0], width * up[2]
-    positions = kernels.weights.shape[1]
     for number in range(first, last):
         fill_tile(tile, number, codes.fill, tiles, reading)
         vector, row, column = tiles.places[number]
         for output in range(len(targets)):
-            begin, count = kernels.starts[output], kernels.starts[output + 1] - kernels.starts[output]
-            offsets = kernels.offsets.ctypes.data + begin * 8
-            weights = kernels.weights.ctypes.data + begin * positions * 4
+            offsets, weights, count = entries_of(kernels, output)
             for i in range(min(tiles.size[0], height - row)):
                 for j in range(0, min(tiles.size[1], tiles.fold_width - column), run):
                     source = tile.ctypes.data + (i * tile.shape[2] + j) * VECTOR_BYTES

@@ -7,6 +7,7 @@ the tile is filled). Rows x columns sums of one output channel stay in registers
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -25,9 +26,7 @@ def plane_convolution(kernel: tuple[int, int], stride: tuple[int, int]) -> Compi
     height, width = kernel
 
     def write(at: Writer, tile: Any, offsets: Any, weights: Any, count: Any, row_bytes: Any, sums: Any) -> None:
-        def add_kernel(index: Any, values: list[Any]) -> list[Any]:
-            source = at.builder.add(tile, at.load(at.offset(offsets, index, 8), INT, 8))
-            first = at.offset(weights, index, height * width * FLOAT_BYTES)
+        def add_kernel(source: Any, first: Any, values: list[Any]) -> list[Any]:
             taps = [at.spread(at.load(at.offset(first, tap, FLOAT_BYTES), FLOAT)) for tap in range(height * width)]
             for y in range((ROWS - 1) * stride[0] + height):
                 line = at.offset(source, y, row_bytes)
@@ -39,9 +38,7 @@ def plane_convolution(kernel: tuple[int, int], stride: tuple[int, int]) -> Compi
                         values[place] = at.multiply_add(pixel, taps[tap], values[place])
             return values
 
-        totals = at.loop(count, [at.vector(0.0)] * (ROWS * COLUMNS), add_kernel)
-        for place, total in enumerate(totals):
-            at.store(total, at.offset(sums, place, VECTOR_BYTES), VECTOR_BYTES)
+        _add_kernels(at, tile, offsets, weights, count, sums, height * width, ROWS * COLUMNS, add_kernel)
 
     return CompiledFunction(6, write)
 
@@ -54,9 +51,7 @@ def expansion(positions: int, columns: int) -> CompiledFunction:
     """
 
     def write(at: Writer, tile: Any, offsets: Any, weights: Any, count: Any, sums: Any) -> None:
-        def add_kernel(index: Any, values: list[Any]) -> list[Any]:
-            source = at.builder.add(tile, at.load(at.offset(offsets, index, 8), INT, 8))
-            first = at.offset(weights, index, positions * FLOAT_BYTES)
+        def add_kernel(source: Any, first: Any, values: list[Any]) -> list[Any]:
             pixels = [at.load(at.offset(source, x, VECTOR_BYTES), VECTOR, VECTOR_BYTES) for x in range(columns)]
             for position in range(positions):
                 tap = at.spread(at.load(at.offset(first, position, FLOAT_BYTES), FLOAT))
@@ -65,9 +60,7 @@ def expansion(positions: int, columns: int) -> CompiledFunction:
                     values[place] = at.multiply_add(pixel, tap, values[place])
             return values
 
-        totals = at.loop(count, [at.vector(0.0)] * (positions * columns), add_kernel)
-        for place, total in enumerate(totals):
-            at.store(total, at.offset(sums, place, VECTOR_BYTES), VECTOR_BYTES)
+        _add_kernels(at, tile, offsets, weights, count, sums, positions, positions * columns, add_kernel)
 
     return CompiledFunction(5, write)
 
@@ -163,6 +156,28 @@ def interleaving(depth_stride: int, plane_positions: int, columns: int) -> Compi
         at.loop(count, [], pixel)
 
     return CompiledFunction(5, write)
+
+
+def _add_kernels(
+    at: Writer,
+    tile: Any,
+    offsets: Any,
+    weights: Any,
+    count: Any,
+    sums: Any,
+    taps: int,
+    places: int,
+    add: Callable[..., Any],
+) -> None:
+    """Store the sums of `places` vectors over kernels; `add(channel, weights, values)` adds one kernel's products."""
+
+    def add_kernel(index: Any, values: list[Any]) -> Any:
+        channel = at.builder.add(tile, at.load(at.offset(offsets, index, 8), INT, 8))
+        return add(channel, at.offset(weights, index, taps * FLOAT_BYTES), values)
+
+    totals = at.loop(count, [at.vector(0.0)] * places, add_kernel)
+    for place, total in enumerate(totals):
+        at.store(total, at.offset(sums, place, VECTOR_BYTES), VECTOR_BYTES)
 
 
 def _every(at: Writer, parts: list[Any], stride: int) -> Any:

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from e2enet.engine.vector_code import LANES
+from e2enet.network.layers import Triple
 
-Triple = tuple[int, int, int]
+# Of an instance norm with leaky ReLU: weight (C,), bias (C,), eps and the negative slope.
+Norm = tuple[np.ndarray, np.ndarray, float, float]
 
 
 @dataclass

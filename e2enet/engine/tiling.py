@@ -116,11 +116,6 @@ def slice_bits(piece: Piece, shift: int, stride: int, depth: int) -> int:
     return bits
 
 
-def lane_bits(piece: Piece, stride: int = 1) -> int:
-    """The lanes of a piece, `stride` bits each."""
-    return ((1 << (stride * piece.count)) - 1) << (stride * piece.lane)
-
-
 def piece_table(vectors: Sequence[Sequence[Piece]]) -> np.ndarray:
     """(vectors, most pieces, 4) int64: lane, fold, start, count; count 0 where a vector has fewer pieces."""
     table = np.zeros((len(vectors), max(map(len, vectors)), 4), np.int64)

@@ -8,7 +8,7 @@ compiled on disk.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
@@ -49,7 +49,11 @@ def parts(rows: int, columns: int) -> list[tuple[int, int]]:
 
 def run_parts(work: Callable[[int, int, int], None], rows: int, columns: int) -> None:
     """Call `work(index, start, stop)` for each part, in threads where there are several; return when all are done."""
-    pieces = [(index, start, stop) for index, (start, stop) in enumerate(parts(rows, columns))]
+    run_in_threads(work, [(index, start, stop) for index, (start, stop) in enumerate(parts(rows, columns))])
+
+
+def run_in_threads(work: Callable[..., Any], pieces: Sequence[tuple[int, ...]]) -> None:
+    """Call `work(*piece)` for each piece, on as many threads as torch uses; return when all are done."""
     threads = torch.get_num_threads()
     if threads == 1 or len(pieces) == 1:
         for piece in pieces:

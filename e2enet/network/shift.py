@@ -42,6 +42,11 @@ def group_shifts(channels: int, shift_size: int) -> list[tuple[int, int, int]]:
     ]
 
 
+def channel_shifts(channels: int, shift_size: int) -> list[int]:
+    """Return each channel's shift; all are 0 where `shift_size` is 1."""
+    return [shift for start, stop, shift in group_shifts(channels, shift_size) for _ in range(start, stop)]
+
+
 def plan_slabs(channels: Sequence[int], shift_size: int) -> list[Slab]:
     """Cut the concatenation of sources with these channel counts where either the source or the shift changes."""
     slabs: list[Slab] = []

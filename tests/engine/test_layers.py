@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from e2enet.engine.dense import DenseConvolution
-from e2enet.engine.layers import Convolution, Expansion, Kernels, Pooling
-from e2enet.engine.signals import Signal
-from e2enet.network.shift import group_shifts, shift_concat
+from e2enet.engine.kernels import Kernels
+from e2enet.engine.layers import Convolution, Expansion, Pooling
+from e2enet.engine.signals import Norm, Signal
+from e2enet.network.shift import channel_shifts, shift_concat
 
 KERNELS = [(1, 3, 3), (3, 1, 3), (3, 3, 1), (3, 3, 3), (1, 1, 1)]
 SIZES = st.tuples(st.integers(1, 37), st.integers(1, 11), st.integers(1, 19))
@@ -36,11 +37,17 @@ def values(found: Signal) -> Tensor:
     return torch.maximum(x, x * slope)
 
 
-def shifts_of(channels: int, shift_size: int) -> np.ndarray:
-    shifts = np.zeros(channels, np.int64)
-    for start, stop, shift in group_shifts(channels, shift_size):
-        shifts[start:stop] = shift if shift_size > 1 else 0
-    return shifts
+def convolution(
+    weights: Tensor,
+    active: Tensor,
+    shifts: np.ndarray,
+    stride: tuple[int, int, int] = (1, 1, 1),
+    padding: tuple[int, int] = (1, 1),
+    norm: Norm | None = None,
+) -> Convolution:
+    depth, height, width = weights.shape[2:]
+    kernels = Kernels.of_convolution(active.numpy(), shifts, (depth, height, width))
+    return Convolution(kernels, kernels.pack(weights.numpy()), stride, padding, norm)
 
 
 @few
@@ -78,12 +85,12 @@ def test_a_convolution_is_torchs(
     seen = [values(source)[None].contiguous() for source in signals]
     weight, bias = torch.randn(outputs, generator=draw), torch.randn(outputs, generator=draw)
     norm = weight.numpy(), bias.numpy(), 1e-5, 0.01
-    shifts, padding = shifts_of(total, shift_size), [edge // 2 for edge in kernel]
+    shifts, padding = np.array(channel_shifts(total, shift_size)), [edge // 2 for edge in kernel]
     expected = F.conv3d(shift_concat(seen, shift_size), weights, None, stride, padding)
     layer = (
         DenseConvolution(weights.numpy(), shifts, stride, norm)
         if dense
-        else Convolution(Kernels(weights.numpy(), active.numpy(), shifts), stride, (padding[1], padding[2]), norm)
+        else convolution(weights, active, shifts, stride, (padding[1], padding[2]), norm)
     )
     found = layer(signals)
     plain = torch.from_numpy(found.stacked()).permute(0, 3, 1, 2)
@@ -111,7 +118,8 @@ def test_an_expansion_is_torchs_transposed_convolution(
     weights = torch.randn(channels, outputs, *up, generator=draw) * mask[:, :, None, None, None]
     source = signal(torch.randn(channels, *size, generator=draw), torch.rand(channels, 3, generator=draw))
     expected = F.conv_transpose3d(values(source)[None], weights, None, up)
-    found = Expansion(weights.transpose(0, 1).numpy(), mask.T.numpy())([source])
+    kernels = Kernels.of_expansion(mask.numpy(), up)
+    found = Expansion(kernels, kernels.pack(weights.numpy()), up)([source])
     torch.testing.assert_close(values(found), expected[0], rtol=1e-5, atol=1e-5)
 
 
@@ -133,11 +141,10 @@ def test_pooling_is_torchs_whatever_the_sign_of_the_scale(
 
 
 def test_channels_that_no_kernel_writes_share_one_volume() -> None:
-    weights, mask = np.ones((4, 2, 1, 3, 3), np.float32), np.zeros((4, 2), bool)
+    mask = torch.zeros(4, 2, dtype=torch.bool)
     mask[1, 0] = True
-    found = Convolution(Kernels(weights, mask, np.zeros(2, np.int64)), (1, 1, 1), (1, 1), None)(
-        [signal(torch.ones(2, 4, 5, 6))]
-    )
+    layer = convolution(torch.ones(4, 2, 1, 3, 3), mask, np.zeros(2, np.int64))
+    found = layer([signal(torch.ones(2, 4, 5, 6))])
     assert len(set(found.addresses.tolist())) == 2 and found.memory[0].shape == (1, 5, 6, 4)
     assert not values(found)[[0, 2, 3]].any() and values(found)[1].max() == 9
 
@@ -147,7 +154,7 @@ def test_any_number_of_threads_gives_the_same_bits(threads: int) -> None:
     draw = torch.Generator().manual_seed(0)
     weights, mask = torch.randn(8, 6, 1, 3, 3, generator=draw), torch.rand(8, 6, generator=draw) < 0.5
     norm = np.ones(8, np.float32), np.zeros(8, np.float32), 1e-5, 0.01
-    layer = Convolution(Kernels(weights.numpy(), mask.numpy(), shifts_of(6, 3)), (1, 1, 1), (1, 1), norm)
+    layer = convolution(weights, mask, np.array(channel_shifts(6, 3)), norm=norm)
     source = signal(torch.randn(6, 32, 40, 40, generator=draw))
     before = torch.get_num_threads()
     try:
@@ -163,8 +170,8 @@ def test_any_number_of_threads_gives_the_same_bits(threads: int) -> None:
 
 def test_a_large_mean_costs_no_digits_that_matter() -> None:
     x = torch.randn(1, 32, 48, 48, generator=torch.Generator().manual_seed(0)) + 30
-    weights = np.ones((1, 1, 1, 1, 1), np.float32)
     norm = np.ones(1, np.float32), np.zeros(1, np.float32), 1e-5, 0.01
-    layer = Convolution(Kernels(weights, np.ones((1, 1), bool), np.zeros(1, np.int64)), (1, 1, 1), (0, 0), norm)
+    active = torch.ones(1, 1, dtype=torch.bool)
+    layer = convolution(torch.ones(1, 1, 1, 1, 1), active, np.zeros(1, np.int64), padding=(0, 0), norm=norm)
     expected = F.leaky_relu(F.instance_norm(x[None].double()), 0.01)[0].float()
     torch.testing.assert_close(values(layer([signal(x)])), expected, rtol=1e-4, atol=2e-4)

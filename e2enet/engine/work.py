@@ -1,0 +1,80 @@
+"""One call of a layer: its tiles, how they are filled from its sources, and the threads that they are handed to."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+
+from e2enet.engine import microkernels
+from e2enet.engine.kernels import Kernels
+from e2enet.engine.signals import Signal, empty_volume
+from e2enet.engine.tiling import Tiling, piece_table, slice_bits
+from e2enet.engine.vector_code import LANES
+from e2enet.network.compiled import run_in_threads
+from e2enet.network.layers import Triple
+
+
+class Work:
+    """The tiles of one call, how they are filled from its sources, and where in them the kernels find channels.
+
+    weights: (K, taps) of the kernels' entries. padding: of the plane.
+    """
+
+    def __init__(
+        self,
+        kernels: Kernels,
+        weights: np.ndarray,
+        sources: Sequence[Signal],
+        tiling: Tiling,
+        *,
+        stride: Triple = (1, 1, 1),
+        padding: tuple[int, int] = (0, 0),
+    ) -> None:
+        from e2enet.engine import loops
+
+        rows, columns = (
+            (edge - 1) * step + tap
+            for edge, step, tap in zip((tiling.rows, tiling.columns), stride[1:], kernels.plane, strict=True)
+        )
+        self.shape = (len(kernels.reads), rows, columns, LANES)
+        vectors = tiling.pieces()
+        pieces = piece_table(vectors)
+        self.tiles = loops.Tiles(tiling.tiles(), pieces, (tiling.rows, tiling.columns), tiling.fold_width)
+        channel, shift = kernels.reads.T
+        shifts, numbers = np.unique(shift, return_inverse=True)
+        slices = np.zeros((len(shifts), *pieces.shape[:2], 2), np.int64)
+        for row, moved in zip(slices, shifts.tolist(), strict=True):
+            for line, vector in zip(row, vectors, strict=True):
+                for cell, piece in zip(line, vector, strict=False):
+                    cell[:] = slice_bits(piece, moved, stride[0], sources[0].size[0]), moved
+        addresses = np.concatenate([source.addresses for source in sources])[channel]
+        affine = np.ascontiguousarray(np.concatenate([source.affine for source in sources])[channel])
+        table = np.stack([addresses, numbers.reshape(-1)], axis=1)
+        self.reading = loops.Reading(table, affine, slices, sources[0].size, padding, stride)
+        self.packed = loops.Packed(kernels.starts, kernels.numbers * (rows * columns * LANES * 4), weights)
+
+
+_memory = threading.local()
+
+
+def room(shape: tuple[int, ...]) -> np.ndarray:
+    """Uninitialised float32 memory of this thread at an address that vectors may be loaded from, one per ndim."""
+    count = int(np.prod(shape))
+    # The last pixels of a tile are read some at once, beyond its end too.
+    needed = count + microkernels.ROWS * microkernels.COLUMNS * LANES
+    rooms: dict[int, np.ndarray] = _memory.__dict__.setdefault("rooms", {})
+    if len(shape) not in rooms or rooms[len(shape)].size < needed:
+        rooms[len(shape)] = empty_volume((needed,))
+    return rooms[len(shape)][:count].reshape(shape)
+
+
+def run(work: Callable[[int, int], Any], count: int) -> None:
+    """Call `work(first, last)` for parts of 0 .. count, on as many threads as torch uses."""
+    parts = min(count, 16 * torch.get_num_threads())
+    edges = [count * part // parts for part in range(parts + 1)]
+    run_in_threads(work, list(pairwise(edges)))
