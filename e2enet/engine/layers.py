@@ -61,25 +61,28 @@ def convolve(
     targets: np.ndarray,
     stride: Triple,
     padding: tuple[int, int],
+    add: np.ndarray | None = None,
 ) -> np.ndarray:
     """Write the sums of a convolution into volumes of `size` (D, H, W) at the addresses `targets`, one per output.
 
-    Returns sums and sums of squares of what was written, float64 (tiles, outputs, 2).
+    add: bool, for which outputs they are added to what is there; None for none. Returns sums and sums of squares of what was written, float64 (tiles, outputs, 2).
     """
     from e2enet.engine import loops
 
     plane, steps = kernels.plane, (stride[1], stride[2])
     tiling = tile_volume(size, len(kernels.reads), plane, steps, torch.get_num_threads())
     work = Work(kernels, weights, sources, tiling, stride=stride, padding=padding)
+    written = "stream" if size[0] % LANES == 0 and tiling.folds == 1 else "write"
     codes = loops.Codes(
         microkernels.filling(stride[0]).address,
         microkernels.plane_convolution(plane, steps).address,
-        microkernels.storing(size[0] % LANES == 0 and tiling.folds == 1).address,
+        np.where(add if add is not None else np.zeros(len(targets), bool), microkernels.storing("add").address, microkernels.storing(written).address),
     )
     totals = np.zeros((len(work.tiles.places), len(targets), 2))
 
     def part(first: int, last: int) -> None:
-        rooms = room(work.shape), room((microkernels.ROWS, microkernels.COLUMNS, LANES)), room((2, LANES))
+        sums = room("sums", microkernels.ROWS, microkernels.COLUMNS, LANES)
+        rooms = room("tile", *work.shape), sums, room("totals", 2, LANES)
         loops.convolve(first, last, codes, *rooms, work.tiles, work.reading, work.packed, targets, size, totals)
 
     run(part, len(totals))
@@ -115,16 +118,16 @@ class Expansion:
         tiling = tile_volume(size, len(self.kernels.reads), (1, 1), (1, 1), torch.get_num_threads())
         work = Work(self.kernels, self.weights, sources, tiling)
         positions, in_plane = math.prod(self.stride), self.stride[1] * self.stride[2]
+        targets = signal.addresses[written]
         columns = max(1, microkernels.ROWS * microkernels.COLUMNS // positions)
         codes = loops.Codes(
             microkernels.filling(1).address,
             microkernels.expansion(positions, columns).address,
-            microkernels.interleaving(self.stride[0], in_plane, columns).address,
+            np.full(len(targets), microkernels.interleaving(self.stride[0], in_plane, columns).address),
         )
-        targets = signal.addresses[written]
 
         def expand(first: int, last: int) -> None:
-            rooms = room(work.shape), room((positions, columns, LANES))
+            rooms = room("tile", *work.shape), room("sums", positions, columns, LANES)
             loops.expand(
                 first, last, codes, *rooms, work.tiles, work.reading, work.packed, self.stride, columns,
                 np.empty(in_plane, np.int64), targets,

@@ -35,7 +35,8 @@ class Reading(NamedTuple):
 
     channels: (channels, 2) int64, the address of each channel's volume and its row of `slices`. affine: (channels, 3)
     float32. slices: (shifts, vectors, pieces, 2) int64, the bits of `slice_bits` and the shift. size: (depth, height,
-    width) of the volumes. halo: rows and columns before the first pixel. stride: (depth, row, column).
+    width) of the volumes. halo: rows and columns before the first pixel. stride: (depth, row, column). own: only pixels
+    of a tile's own fold, no neighbours.
     """
 
     channels: np.ndarray
@@ -44,6 +45,7 @@ class Reading(NamedTuple):
     size: Triple
     halo: tuple[int, int]
     stride: Triple
+    own: bool = False
 
 
 class Packed(NamedTuple):
@@ -58,11 +60,11 @@ class Packed(NamedTuple):
 
 
 class Codes(NamedTuple):
-    """Addresses of functions of `microkernels`."""
+    """Addresses of functions of `microkernels`; `store` one for each output."""
 
     fill: int
     multiply: int
-    store: int
+    store: np.ndarray
 
 
 def _call(typing_context: Any, address: Any, arguments: Any) -> Any:
@@ -99,7 +101,10 @@ def fill_tile(tile, number, code, tiles, reading):
         lanes = ALL_LANES & (ALL_LANES << lane)
         first_column = (column + fold * tiles.fold_width) * reading.stride[2] - reading.halo[1]
         before = min(max(-first_column, 0), columns)
-        inside = max(min(columns, width - first_column) - before, 0)
+        end = min(columns, width - first_column)
+        if reading.own:
+            end = min(end, tiles.fold_width - column)
+        inside = max(end - before, 0)
         after = before + inside
         for channel in range(len(tile)):
             bits, shift = reading.slices[reading.channels[channel, 1], vector, piece]
@@ -155,7 +160,7 @@ def convolve(first, last, codes, tile, sums, lane_totals, tiles, reading, kernel
                         target = targets[output] + (((row + i) * width + x) * depth + start - lane) * 4
                         bits = ((1 << lanes) - 1) << lane
                         written = rows, columns, width * depth * 4, depth * 4, bits
-                        call(codes.store, (sums.ctypes.data, target, *written, lane_totals.ctypes.data))
+                        call(codes.store[output], (sums.ctypes.data, target, *written, lane_totals.ctypes.data))
             for lane in range(LANES):
                 totals[number, output, 0] += lane_totals[0, lane]
                 totals[number, output, 1] += lane_totals[1, lane]
@@ -193,7 +198,7 @@ def expand(first, last, codes, tile, sums, tiles, reading, kernels, up, run, add
                         slices = lanes * up[0]
                         bits = ((1 << slices) - 1) << lane * up[0] if slices < 64 else -1
                         step = up[2] * fine_depth * 4
-                        call(codes.store, (sums.ctypes.data, addresses.ctypes.data, columns, step, bits))
+                        call(codes.store[output], (sums.ctypes.data, addresses.ctypes.data, columns, step, bits))
 
 
 @compiled

@@ -94,11 +94,12 @@ def filling(depth_stride: int) -> CompiledFunction:
 
 
 @cache
-def storing(stream: bool) -> CompiledFunction:
-    """Write the sums (ROWS, COLUMNS, LANES) of one channel into a volume and add up its statistics.
+def storing(how: str) -> CompiledFunction:
+    """Write the sums (ROWS, COLUMNS, LANES) of one channel into a volume and add up their statistics.
 
     f(sums, target, rows, columns, row_step, column_step, write_bits, totals): only the first rows and columns and the
-    lanes of `write_bits`; `totals` (2, LANES) gets what was written and its squares added.
+    lanes of `write_bits`; `totals` (2, LANES) gets the sums and their squares added. how: "write"; "stream", past the
+    caches, for whole vectors only; "add" to what is there.
     """
 
     def write(
@@ -109,16 +110,18 @@ def storing(stream: bool) -> CompiledFunction:
         def line(row: Any, values: list[Any]) -> list[Any]:
             first, place = at.offset(sums, row, COLUMNS * VECTOR_BYTES), at.offset(target, row, row_step)
 
-            def pixel(column: Any, added: list[Any]) -> list[Any]:
+            def store(column: Any, added: list[Any]) -> list[Any]:
                 value = at.load(at.offset(first, column, VECTOR_BYTES), VECTOR, VECTOR_BYTES)
-                if stream:
-                    at.store(value, at.offset(place, column, step), VECTOR_BYTES, stream=True)
+                pixel = at.offset(place, column, step)
+                if how == "stream":
+                    at.store(value, pixel, VECTOR_BYTES, stream=True)
                 else:
                     value = at.builder.select(lanes, value, at.vector(0.0))
-                    at.store_masked(value, at.offset(place, column, step), lanes)
+                    before = at.load_masked(pixel, lanes) if how == "add" else None
+                    at.store_masked(at.builder.fadd(value, before) if before else value, pixel, lanes)
                 return [at.builder.fadd(added[0], value), at.multiply_add(value, value, added[1])]
 
-            return at.loop(columns, values, pixel)
+            return at.loop(columns, values, store)
 
         before = [at.load(totals, VECTOR, VECTOR_BYTES), at.load(second, VECTOR, VECTOR_BYTES)]
         after = at.loop(rows, before, line)

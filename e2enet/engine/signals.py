@@ -20,13 +20,15 @@ class Signal:
     """Volumes (H, W, D), one per channel, and what their readers apply: activation(values * scale + offset).
 
     addresses: (C,) int64. affine: (C, 3) float32: scale, offset and negative slope of the activation (1: none).
-    size: (D, H, W). memory: the arrays that the addresses lie in.
+    size: (D, H, W). memory: the arrays that the addresses lie in. moments: (C, 2) float64, mean and 1 / standard
+    deviation of each channel, where an instance norm is to be applied.
     """
 
     addresses: np.ndarray
     affine: np.ndarray
     size: Triple
     memory: tuple[np.ndarray, ...]
+    moments: np.ndarray | None = None
 
     @classmethod
     def of(cls, values: np.ndarray, written: np.ndarray | None = None) -> Signal:
@@ -49,7 +51,8 @@ class Signal:
         self, mean: np.ndarray, variance: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float, slope: float
     ) -> None:
         """Let readers apply instance norm and leaky ReLU; all arrays (C,)."""
-        scale = weight / np.sqrt(variance + eps)
+        self.moments = np.stack([mean, 1 / np.sqrt(variance + eps)], axis=1)
+        scale = weight * self.moments[:, 1]
         self.affine[:, 0], self.affine[:, 1], self.affine[:, 2] = scale, bias - mean * scale, slope
 
     def stacked(self) -> np.ndarray:

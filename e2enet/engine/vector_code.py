@@ -67,6 +67,11 @@ class Writer:
         """The larger of two vectors; `b` where either is NaN."""
         return self.builder.select(self.builder.fcmp_ordered(">", a, b), a, b)
 
+    def sum_lanes(self, value: Any) -> Any:
+        """The sum of a vector's lanes, added up in pairs."""
+        add = self._intrinsic(f"llvm.vector.reduce.fadd.v{LANES}f32", FLOAT, [FLOAT, VECTOR])
+        return self.builder.call(add, [ir.Constant(FLOAT, -0.0), value], fastmath=("reassoc",))
+
     def vector(self, value: float) -> ir.Constant:
         return ir.Constant(VECTOR, [value] * LANES)
 

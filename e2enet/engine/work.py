@@ -42,35 +42,50 @@ class Work:
             for edge, step, tap in zip((tiling.rows, tiling.columns), stride[1:], kernels.plane, strict=True)
         )
         self.shape = (len(kernels.reads), rows, columns, LANES)
-        vectors = tiling.pieces()
-        pieces = piece_table(vectors)
+        pieces = piece_table(tiling.pieces())
         self.tiles = loops.Tiles(tiling.tiles(), pieces, (tiling.rows, tiling.columns), tiling.fold_width)
-        channel, shift = kernels.reads.T
-        shifts, numbers = np.unique(shift, return_inverse=True)
-        slices = np.zeros((len(shifts), *pieces.shape[:2], 2), np.int64)
-        for row, moved in zip(slices, shifts.tolist(), strict=True):
-            for line, vector in zip(row, vectors, strict=True):
-                for cell, piece in zip(line, vector, strict=False):
-                    cell[:] = slice_bits(piece, moved, stride[0], sources[0].size[0]), moved
-        addresses = np.concatenate([source.addresses for source in sources])[channel]
-        affine = np.ascontiguousarray(np.concatenate([source.affine for source in sources])[channel])
-        table = np.stack([addresses, numbers.reshape(-1)], axis=1)
-        self.reading = loops.Reading(table, affine, slices, sources[0].size, padding, stride)
+        self.reading = reading(sources, kernels.reads, tiling, stride=stride, padding=padding)
         self.packed = loops.Packed(kernels.starts, kernels.numbers * (rows * columns * LANES * 4), weights)
+
+
+def reading(
+    sources: Sequence[Signal],
+    reads: np.ndarray,
+    tiling: Tiling,
+    *,
+    stride: Triple = (1, 1, 1),
+    padding: tuple[int, int] = (0, 0),
+    own: bool = False,
+) -> Any:
+    """How tiles are filled (`loops.Reading`) with channels of concatenated sources; reads: (R, 2) channel, slices on."""
+    from e2enet.engine import loops
+
+    channel, shift = reads.T
+    shifts, numbers = np.unique(shift, return_inverse=True)
+    vectors = tiling.pieces()
+    slices = np.zeros((len(shifts), *piece_table(vectors).shape[:2], 2), np.int64)
+    for row, moved in zip(slices, shifts.tolist(), strict=True):
+        for line, vector in zip(row, vectors, strict=True):
+            for cell, piece in zip(line, vector, strict=False):
+                cell[:] = slice_bits(piece, moved, stride[0], sources[0].size[0]), moved
+    addresses = np.concatenate([source.addresses for source in sources])[channel]
+    affine = np.ascontiguousarray(np.concatenate([source.affine for source in sources])[channel])
+    table = np.stack([addresses, numbers.reshape(-1)], axis=1)
+    return loops.Reading(table, affine, slices, sources[0].size, padding, stride, own)
 
 
 _memory = threading.local()
 
 
-def room(shape: tuple[int, ...]) -> np.ndarray:
-    """Uninitialised float32 memory of this thread at an address that vectors may be loaded from, one per ndim."""
+def room(use: str, *shape: int) -> np.ndarray:
+    """Uninitialised float32 memory of this thread at an address that vectors may be loaded from, one for each use."""
     count = int(np.prod(shape))
     # The last pixels of a tile are read some at once, beyond its end too.
     needed = count + microkernels.ROWS * microkernels.COLUMNS * LANES
-    rooms: dict[int, np.ndarray] = _memory.__dict__.setdefault("rooms", {})
-    if len(shape) not in rooms or rooms[len(shape)].size < needed:
-        rooms[len(shape)] = empty_volume((needed,))
-    return rooms[len(shape)][:count].reshape(shape)
+    rooms: dict[str, np.ndarray] = _memory.__dict__.setdefault("rooms", {})
+    if use not in rooms or rooms[use].size < needed:
+        rooms[use] = empty_volume((needed,))
+    return rooms[use][:count].reshape(shape)
 
 
 def run(work: Callable[[int, int], Any], count: int) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 VALUES_PER_PART = 2**19  # of one part of the work: 2 MiB in float32, long against the microseconds of handing it out
 
 
-def compiled(function: Callable[..., None]) -> Callable[..., None]:
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a loop at its first call for the types it gets; it runs without holding Python's lock."""
     import numba  # here: it takes longer to import than all else of the network, and only the CPU's path needs it
 

@@ -1,0 +1,114 @@
+"""What the engine's backward pass does tile by tile or channel by channel, compiled by numba."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from e2enet.engine.loops import call, entries_of, fill_tile
+from e2enet.engine.microkernels import COLUMNS
+from e2enet.engine.vector_code import LANES, VECTOR_BYTES
+from e2enet.network.compiled import compiled
+
+BLOCK = 2**9  # vectors that are added up in float32
+
+
+
+class GradientCodes(NamedTuple):
+    """Addresses of functions that `correlate` calls."""
+
+    fill: int
+    fill_gradient: int
+    multiply: int
+
+
+class NormCodes(NamedTuple):
+    """Addresses of functions that `norm` calls."""
+
+    sums: int
+    gradient: int
+
+
+@compiled
+def correlate(first, last, codes, tile, gradient_tile, tiles, reading, gradients, kernels):
+    """Add to `kernels.weights` what the tiles first .. last - 1 give: gradients of the kernels' weights.
+
+    tile, gradient_tile: room for the sources' and the outputs' tiles. gradients: how the latter is filled.
+    """
+    height = gradients.size[1]
+    row_bytes, step = tile.shape[2] * VECTOR_BYTES, gradient_tile.shape[2] * VECTOR_BYTES
+    for number in range(first, last):
+        fill_tile(tile, number, codes.fill, tiles, reading)
+        fill_tile(gradient_tile, number, codes.fill_gradient, tiles, gradients)
+        _, row, column = tiles.places[number]
+        rows = min(tiles.size[0], height - row)
+        blocks = (min(tiles.size[1], tiles.fold_width - column) + COLUMNS - 1) // COLUMNS
+        for output in range(len(gradient_tile)):
+            offsets, products, count = entries_of(kernels, output)
+            gradient = gradient_tile.ctypes.data + output * tiles.size[0] * step
+            area = gradient, step, rows, blocks, products
+            call(codes.multiply, (tile.ctypes.data, offsets, count, row_bytes, *area))
+
+
+@compiled
+def norm(first, last, codes, values, gradients, voxels, affine, moments, results):
+    """Turn the gradients of activated channels first .. last - 1 into those of what went into their norm, in place.
+
+    values, gradients: addresses of channels of so many voxels. affine: (C, 3), see `Signal`. moments: (C, 2) float64,
+    mean and 1 / standard deviation. results: (C, 2) float64, gradients of the norm's weight and bias.
+    """
+    whole, rest = voxels // LANES, (1 << voxels % LANES) - 1
+    totals = np.empty((2, LANES), np.float32)
+    constants = np.zeros(6, np.float32)
+    for channel in range(first, last):
+        mean, rstd = moments[channel]
+        constants[:3] = affine[channel]
+        constants[3] = mean
+        added, weighted = 0.0, 0.0
+        for start in range(0, whole + 1, BLOCK):
+            place = start * VECTOR_BYTES
+            bits = rest if start + BLOCK > whole else 0
+            part = values[channel] + place, gradients[channel] + place, min(BLOCK, whole - start), bits
+            call(codes.sums, (*part, constants.ctypes.data, totals.ctypes.data))
+            for lane in range(LANES):
+                added += totals[0, lane]
+                weighted += totals[1, lane]
+        results[channel, 0] = weighted * rstd
+        results[channel, 1] = added
+        scale = np.float64(constants[0])
+        constants[4] = -scale * rstd * rstd * weighted / voxels
+        constants[5] = -scale * added / voxels
+        everything = values[channel], gradients[channel], whole, rest
+        call(codes.gradient, (*everything, constants.ctypes.data))
+
+
+@compiled
+def unpool(source, sign, stride, coarse, add, target):
+    """target (+)= the gradient of a max pooling of one channel: `coarse` where a window's largest value is, else 0.
+
+    source, target: (H, W, D); coarse: (H / sh, W / sw, D / sd). sign: -1 where the smallest value becomes the largest.
+    Ties go to the first in the order of depth, height, width.
+    """
+    sd, sh, sw = stride
+    height, width, depth = coarse.shape
+    best, where = np.empty(depth, np.float32), np.empty(depth, np.int32)
+    for y in range(height):
+        for x in range(width):
+            best[:] = -np.inf
+            where[:] = 0
+            for place in range(sd * sh * sw):
+                a, b, c = place // (sh * sw), place // sw % sh, place % sw
+                pixel = source[y * sh + b, x * sw + c]
+                for z in range(depth):
+                    value = sign * pixel[z * sd + a]
+                    larger = value > best[z]
+                    best[z] = value if larger else best[z]
+                    where[z] = place if larger else where[z]
+            line = coarse[y, x]
+            for place in range(sd * sh * sw):
+                a, b, c = place // (sh * sw), place // sw % sh, place % sw
+                pixel = target[y * sh + b, x * sw + c]
+                for z in range(depth):
+                    value = line[z] if where[z] == place else np.float32(0)
+                    pixel[z * sd + a] = value + pixel[z * sd + a] if add else value

@@ -1,0 +1,155 @@
+"""Gradients of the engine's operations: of active kernels only, and of the volumes that they read.
+
+The gradient of a volume is that of what its readers see, after norm and activation. Neither activated nor shifted nor
+concatenated volumes are kept for it: tiles of them are made again from what convolutions wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from e2enet.engine import gradient_kernels, microkernels
+from e2enet.engine.kernels import Kernels
+from e2enet.engine.layers import convolve
+from e2enet.engine.signals import Signal, empty_volume
+from e2enet.engine.tiling import tile_volume
+from e2enet.engine.vector_code import LANES
+from e2enet.engine.work import Work, reading, room, run
+from e2enet.network.compiled import run_in_threads
+from e2enet.network.layers import Triple
+from e2enet.network.shift import group_shifts, overlap
+
+MOST_PARTS = 64  # of a weight gradient, each with sums of its own
+BYTES_OF_PARTS = 2**24
+
+
+class Gradient:
+    """The gradient of a value (C, H, W, D), the sum of what its readers give, as they come.
+
+    written: bool (C,), the channels that somebody gave something for.
+    """
+
+    def __init__(self, value: Signal) -> None:
+        depth, height, width = value.size
+        self.values = empty_volume((len(value.addresses), height, width, depth))
+        self.written = np.zeros(len(value.addresses), bool)
+
+    def signal(self) -> Signal:
+        """All channels, those that nobody gave anything for as zeros."""
+        self.values[~self.written] = 0
+        self.written[:] = True
+        return Signal.of(self.values)
+
+
+def add_convolution(
+    kernels: Kernels,
+    weights: np.ndarray,
+    source: Signal,
+    into: Sequence[Gradient],
+    *,
+    stride: Triple = (1, 1, 1),
+    padding: tuple[int, int] = (0, 0),
+) -> None:
+    """Add a convolution of `source` to the gradients of values that are concatenated."""
+    own = kernels.written
+    done = np.concatenate([part.written for part in into])
+    targets = np.concatenate([Signal.of(part.values).addresses for part in into])
+    _, height, width, depth = into[0].values.shape
+    convolve(kernels, weights, [source], (depth, height, width), targets[own], stride, padding, done[own])
+    ends = np.cumsum([len(part.written) for part in into])
+    for part, new in zip(into, np.split(own, ends[:-1]), strict=True):
+        part.written |= new
+
+
+def correlate(
+    kernels: Kernels,
+    sources: Sequence[Signal],
+    gradient: Signal,
+    *,
+    stride: Triple = (1, 1, 1),
+    padding: tuple[int, int] = (0, 0),
+) -> np.ndarray:
+    """The gradients (K, taps) of a convolution's packed kernels, of what it read and of its output's gradient.
+
+    They are summed in parts that depend on sizes alone: any number of threads gives the same bits.
+    """
+    from e2enet.engine import gradient_loops
+
+    plane, steps = kernels.plane, (stride[1], stride[2])
+    outputs = np.flatnonzero(kernels.written)
+    tiling = tile_volume(gradient.size, len(kernels.reads) + len(outputs), plane, steps, MOST_PARTS)
+    count = len(kernels.rows) * kernels.taps
+    work = Work(kernels, np.empty((0, kernels.taps), np.float32), sources, tiling, stride=stride, padding=padding)
+    tiles = len(work.tiles.places)
+    parts = max(1, min(MOST_PARTS, tiles, BYTES_OF_PARTS // (4 * max(1, count))))
+    reads = np.stack([outputs, np.zeros_like(outputs)], axis=1)
+    read = reading([gradient], reads, tiling, own=True)
+    codes = gradient_loops.GradientCodes(
+        microkernels.filling(stride[0]).address,
+        microkernels.filling(1).address,
+        gradient_kernels.correlation(plane, steps).address,
+    )
+    products = np.zeros((parts, len(kernels.rows), kernels.taps), np.float32)
+
+    def part(number: int, first: int, last: int) -> None:
+        tile, beside = room("tile", *work.shape), room("gradient", len(outputs), tiling.rows, tiling.columns, LANES)
+        own = work.packed._replace(weights=products[number])
+        gradient_loops.correlate(first, last, codes, tile, beside, work.tiles, work.reading, read, own)
+
+    run_in_threads(part, [(i, tiles * i // parts, tiles * (i + 1) // parts) for i in range(parts)])
+    return products.sum(axis=0)
+
+
+def norm_gradient(value: Signal, gradient: Signal) -> tuple[np.ndarray, np.ndarray]:
+    """Turn the gradient of an activated, normalised value into that of the value, in place.
+
+    Returns the gradients (C,) of the norm's weight and bias.
+    """
+    from e2enet.engine import gradient_loops
+
+    moments = value.moments
+    assert moments is not None
+    codes = gradient_loops.NormCodes(gradient_kernels.norm_sums().address, gradient_kernels.norm_gradient().address)
+    results, voxels = np.empty((len(moments), 2)), int(np.prod(value.size))
+
+    def channels(first: int, last: int) -> None:
+        addresses = value.addresses, gradient.addresses
+        gradient_loops.norm(first, last, codes, *addresses, voxels, value.affine, moments, results)
+
+    run(channels, len(moments))
+    return results[:, 0], results[:, 1]
+
+
+def add_unpooled(source: Signal, coarse: np.ndarray, stride: Triple, into: Gradient) -> None:
+    """Add the gradient of a max pooling, `coarse` (C, H / sh, W / sw, D / sd), to that of what it pooled."""
+    from e2enet.engine import gradient_loops
+
+    volumes = list(source.volumes())
+
+    def channels(first: int, last: int) -> None:
+        for channel in range(first, last):
+            sign = np.float32(1 if source.affine[channel, 0] >= 0 else -1)
+            target, add = into.values[channel], bool(into.written[channel])
+            gradient_loops.unpool(volumes[channel], sign, stride, coarse[channel], add, target)
+
+    run(channels, len(coarse))
+    into.written[:] = True
+
+
+def add_strided(
+    weight: np.ndarray, shift_size: int, gradient: Signal, stride: Triple, padding: Triple, into: Gradient
+) -> None:
+    """Add the gradient of what a convolution with a stride read before the depth-shift, by torch.
+
+    weight: (O, C, depth, height, width).
+    """
+    channels, height, width, depth = into.values.shape
+    out = torch.from_numpy(gradient.stacked()).permute(0, 3, 1, 2)[None].contiguous(memory_format=torch.channels_last_3d)
+    seen = torch.nn.grad.conv3d_input((1, channels, depth, height, width), torch.from_numpy(weight), out, stride, padding)
+    target = torch.from_numpy(into.signal().stacked())
+    for start, stop, shift in group_shifts(channels, shift_size):
+        there, here = overlap(depth, shift)
+        target[start:stop, :, :, here] += seen[0, start:stop, there].permute(0, 2, 3, 1)

@@ -1,0 +1,242 @@
+"""Training with active kernels only: forward and backward pass of an E2ENet on a CPU, as a program of engine layers.
+
+The same gradients as the masked network's, but for rounding, with one exception that makes the difference: weights of
+inactive kernels get zero, which is what the DSFF callback makes of theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from e2enet.engine.gradients import (
+    Gradient,
+    add_convolution,
+    add_strided,
+    add_unpooled,
+    correlate,
+    norm_gradient,
+)
+from e2enet.engine.kernels import Kernels
+from e2enet.engine.layers import Convolution, Expansion, Pooling
+from e2enet.engine.signals import Norm, Signal
+from e2enet.engine.trace import active_kernels, trace
+from e2enet.network.blocks import ConvBlock
+from e2enet.network.e2enet import E2ENet, check_input
+from e2enet.network.layers import StrideUp3d, Triple
+from e2enet.network.pooling import StrideMaxPool3d
+from e2enet.network.shift import channel_shifts
+
+WeightGradients = dict[nn.Parameter, np.ndarray]
+
+
+class TrainedLayer(Protocol):
+    """A layer that can go backward."""
+
+    def refresh(self) -> None:
+        """Take the module's weights and mask as they are now."""
+
+    def forward(self, sources: Sequence[Signal]) -> Signal: ...
+
+    def backward(
+        self, sources: Sequence[Signal], output: Signal, gradient: Gradient, into: Sequence[Gradient]
+    ) -> WeightGradients:
+        """Add the gradients of the sources `into` theirs, none where nobody asks; return those of the parameters."""
+
+
+class TrainingEngine:
+    """Runs an E2ENet in training mode: (B, C, D, H, W) float32 on the CPU to the logits of its heads, with gradients.
+
+    Parameters stay the network's own; weights and masks are taken anew at every call. The input gets no gradient.
+
+    Raises:
+        ValueError: for an input of the wrong shape.
+    """
+
+    def __init__(self, model: E2ENet) -> None:
+        self.model = model
+        self.calls, self.results = trace(model)
+        self.layers = {call.output: _trained(call.module) for call in self.calls}
+        self.parameters = list(dict.fromkeys(p for call in self.calls for p in call.module.parameters()))
+
+    def __call__(self, x: Tensor) -> Tensor | list[Tensor]:
+        check_input(x, self.model.in_channels, self.model.strides)
+        logits = _Pass.apply(self, x, *self.parameters)
+        return list(logits) if len(self.results) > 1 else logits[0]
+
+    def forward(self, sample: Tensor) -> dict[int, Signal]:
+        """All values of one sample's (C, D, H, W) forward pass."""
+        values = {0: Signal.of(np.ascontiguousarray(sample.permute(0, 2, 3, 1).numpy()))}
+        for call in self.calls:
+            values[call.output] = self.layers[call.output].forward([values[number] for number in call.inputs])
+        return values
+
+    def backward(self, values: dict[int, Signal], logits: Sequence[Tensor | None], sums: WeightGradients) -> None:
+        """Add the parameters' gradients of one sample to `sums`, of those of its logits (C, D, H, W).
+
+        `values` are let go on the way.
+        """
+        gradients: dict[int, Gradient] = {}
+        for number, given in zip(self.results, logits, strict=True):
+            if given is not None:
+                gradients[number] = own = Gradient(values[number])
+                own.values[:] = given.permute(0, 2, 3, 1).numpy()
+                own.written[:] = True
+        for call in reversed(self.calls):
+            output, gradient = values.pop(call.output), gradients.pop(call.output, None)
+            if gradient is None:  # its readers are not read themselves
+                continue
+            sources = [values[number] for number in call.inputs]
+            into = []
+            for number, source in zip(call.inputs, sources, strict=True):
+                if number != 0:
+                    into.append(gradients.setdefault(number, Gradient(source)))
+            for parameter, found in self.layers[call.output].backward(sources, output, gradient, into).items():
+                sums[parameter] = sums[parameter] + found if parameter in sums else found
+
+
+class _Pass(torch.autograd.Function):
+    """A forward pass of the engine as one operation: of the input and of all parameters."""
+
+    @staticmethod
+    def forward(ctx: Any, engine: TrainingEngine, x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+        for layer in engine.layers.values():
+            layer.refresh()
+        ctx.engine = engine
+        ctx.passes = [engine.forward(sample) for sample in x.float()]
+        return tuple(
+            torch.stack([torch.from_numpy(values[number].stacked()) for values in ctx.passes]).permute(0, 1, 4, 2, 3)
+            for number in engine.results
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        sums: WeightGradients = {}
+        for index, values in enumerate(ctx.passes):
+            ctx.engine.backward(values, [None if grad is None else grad[index] for grad in grads], sums)
+        found = (
+            torch.from_numpy(sums[parameter]).view_as(parameter) if parameter in sums else torch.zeros_like(parameter)
+            for parameter in ctx.engine.parameters
+        )
+        return None, None, *found
+
+
+def _trained(module: nn.Module) -> TrainedLayer:
+    if isinstance(module, StrideMaxPool3d):
+        return TrainedPooling(module)
+    return TrainedExpansion(module) if isinstance(module, StrideUp3d) else TrainedConvolution(module)
+
+
+class TrainedConvolution:
+    """A block, or a head: depth-shift, convolution of concatenated sources, instance norm with activation."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.conv: Any = module.conv if isinstance(module, ConvBlock) else module
+        self.norm: Any = module.norm if isinstance(module, ConvBlock) else None
+        self.shift_size: int = module.shift_size if isinstance(module, ConvBlock) else 1
+        self.stride: Triple = self.conv.stride
+        self.padding: tuple[int, int] = self.conv.padding[1:]
+        self.mask: Tensor | None = None
+
+    def refresh(self) -> None:
+        mask = active_kernels(self.module)
+        if self.mask is None or not torch.equal(mask, self.mask):
+            self.mask = mask.clone()
+            shifts = np.array(channel_shifts(mask.shape[1], self.shift_size))
+            self.kernels = Kernels.of_convolution(mask.numpy(), shifts, self.conv.kernel_size)
+            self.opposite = self.kernels.transposed(mask.shape[1])
+        self.weight = _array(self.conv.weight)
+        norm: Norm | None = None
+        if self.norm is not None:
+            norm = _array(self.norm.weight), _array(self.norm.bias), self.norm.eps, self.norm.slope
+        self.layer = Convolution(self.kernels, self.kernels.pack(self.weight), self.stride, self.padding, norm)
+
+    def forward(self, sources: Sequence[Signal]) -> Signal:
+        return self.layer(sources)
+
+    def backward(
+        self, sources: Sequence[Signal], output: Signal, gradient: Gradient, into: Sequence[Gradient]
+    ) -> WeightGradients:
+        found, signal = {}, gradient.signal()
+        if self.norm is not None:
+            found[self.norm.weight], found[self.norm.bias] = norm_gradient(output, signal)
+            found[self.conv.bias] = np.zeros(len(self.weight), np.float32)  # the norm subtracts it again
+        weight = np.zeros_like(self.weight).reshape(-1, self.kernels.taps)
+        weight[self.kernels.rows] = correlate(
+            self.kernels, sources, signal, stride=self.stride, padding=self.padding
+        )
+        found[self.conv.weight] = weight
+        if not into:
+            return found
+        if max(self.stride) == 1:
+            height, width = self.kernels.plane
+            padding = height - 1 - self.padding[0], width - 1 - self.padding[1]
+            add_convolution(self.opposite, self.opposite.pack(self.weight), signal, into, padding=padding)
+        else:
+            (source,) = into
+            add_strided(self.weight, self.shift_size, signal, self.stride, self.conv.padding, source)
+        return found
+
+
+class TrainedExpansion:
+    """A transposed convolution whose kernel equals its stride."""
+
+    def __init__(self, module: StrideUp3d) -> None:
+        self.module = module
+        self.stride: Any = module.stride
+        self.mask: Tensor | None = None
+
+    def refresh(self) -> None:
+        mask = active_kernels(self.module)
+        if self.mask is None or not torch.equal(mask, self.mask):
+            self.mask = mask.clone()
+            self.kernels = Kernels.of_expansion(mask.numpy(), self.stride)
+            self.opposite = Kernels.of_expansion_gradient(mask.numpy(), self.stride)
+        self.weight = _array(self.module.weight)
+        self.layer = Expansion(self.kernels, self.kernels.pack(self.weight), self.stride)
+
+    def forward(self, sources: Sequence[Signal]) -> Signal:
+        return self.layer(sources)
+
+    def backward(
+        self, sources: Sequence[Signal], output: Signal, gradient: Gradient, into: Sequence[Gradient]
+    ) -> WeightGradients:
+        # Its opposite is a convolution, which reads the output's gradient and writes that of the source.
+        signal, (source,) = gradient.signal(), sources
+        weight = np.zeros_like(self.weight).reshape(-1, self.opposite.taps)
+        weight[self.opposite.rows] = correlate(self.opposite, [signal], source, stride=self.stride)
+        if into:
+            add_convolution(self.opposite, self.opposite.pack(self.weight), signal, into, stride=self.stride)
+        return {self.module.weight: weight}
+
+
+class TrainedPooling:
+    """Max pooling with kernel = stride."""
+
+    def __init__(self, module: StrideMaxPool3d) -> None:
+        self.stride = module.stride
+        self.layer = Pooling(module.stride)
+
+    def refresh(self) -> None:
+        pass
+
+    def forward(self, sources: Sequence[Signal]) -> Signal:
+        return self.layer(sources)
+
+    def backward(
+        self, sources: Sequence[Signal], output: Signal, gradient: Gradient, into: Sequence[Gradient]
+    ) -> WeightGradients:
+        for source, part in zip(sources, into, strict=False):
+            add_unpooled(source, gradient.signal().stacked(), self.stride, part)
+        return {}
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(tensor.detach().numpy())
