@@ -29,15 +29,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.loader_work import HEADS, LABELS, MANY_CASES, WORKERS, forget_pages, write_cases
+from benchmarks.measuring import run_worker
 from benchmarks.network import processor
 
 PARTS = ("speed", "start", "memory")
 MEMORY_BATCHES = 1000
+# nnU-Net complains about folders that are unset; none of them is used.
+FOLDERS = {f"nnUNet_{name}": tempfile.gettempdir() for name in ("raw", "preprocessed", "results")}
+ENVIRONMENT = FOLDERS | {"OMP_NUM_THREADS": "1"}
 
 
 def main() -> None:
@@ -88,7 +91,7 @@ def report_speed(options: argparse.Namespace) -> dict[str, Any]:
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
     for _ in range(options.rounds):
         for name in contenders:
-            runs[name].append(run_nnunet(options) if name == "nnunet" else run_worker(options, "speed", name))
+            runs[name].append(run_nnunet(options) if name == "nnunet" else run_ours(options, "speed", name))
     medians = {
         name: {key: statistics.median(run[key] for run in part) for key in part[0]} for name, part in runs.items()
     }
@@ -114,11 +117,11 @@ def report_start(options: argparse.Namespace) -> dict[str, float]:
     figures = {}
     for kind, words in (("cases", f"{MANY_CASES} cases"), ("module", f"data module, {MANY_CASES} phantoms")):
         if kind == "module":
-            run_worker(options, "start-module", "worker")  # generates and prepares the phantoms
+            run_ours(options, "start-module", "worker")  # generates and prepares the phantoms
         else:
             forget_pages(options.folder)
         start = time.perf_counter()
-        run_worker(options, f"start-{kind}", "worker")
+        run_ours(options, f"start-{kind}", "worker")
         figures[kind] = time.perf_counter() - start
         print(f"first batch after {figures[kind]:.1f} s ({words})")
     return figures
@@ -126,7 +129,7 @@ def report_start(options: argparse.Namespace) -> dict[str, float]:
 
 def report_memory(options: argparse.Namespace) -> dict[str, Any]:
     """Measure the worker's memory along many batches."""
-    figures = {name: run_worker(options, "memory", name) for name in ("worker", "device")}
+    figures = {name: run_ours(options, "memory", name) for name in ("worker", "device")}
     for name, sizes in figures.items():
         words = [f"{kind} {', '.join(f'{size:.0f}' for size in sizes[kind])} MiB" for kind in ("median", "largest")]
         print(f"memory of the worker, augment_on={name}: {'; '.join(words)}", end=" ")
@@ -134,32 +137,21 @@ def report_memory(options: argparse.Namespace) -> dict[str, Any]:
     return figures
 
 
-def run_worker(options: argparse.Namespace, work: str, augment_on: str) -> dict[str, Any]:
-    """Measure in a fresh process and return its figures."""
-    command = [sys.executable, "-m", "benchmarks.loader", "--worker", work, "--augment-on", augment_on]
+def run_ours(options: argparse.Namespace, work: str, augment_on: str) -> dict[str, Any]:
+    """Measure our loader in a fresh process and return its figures."""
+    given = ["--worker", work, "--augment-on", augment_on]
     for name in ("shape", "patch"):
-        command += [f"--{name}", *map(str, getattr(options, name))]
+        given += [f"--{name}", *map(str, getattr(options, name))]
     for name in ("cases", "batches", "memory_batches", "folder"):
-        command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
-    return read_figures(command)
+        given += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+    return run_worker("benchmarks.loader", given, environment=ENVIRONMENT)
 
 
 def run_nnunet(options: argparse.Namespace) -> dict[str, float]:
     """Measure nnU-Net's loader by its own interpreter."""
-    command = [options.nnunet_python, "-m", "benchmarks.loader_nnunet", str(options.folder)]
-    command += ["--batches", str(options.batches)]
-    command += ["--patch", *map(str, options.patch), "--heads", json.dumps(HEADS), "--labels", str(LABELS)]
-    return read_figures(command)
-
-
-def read_figures(command: Sequence[str]) -> dict[str, Any]:
-    # nnU-Net complains about folders that are unset; none of them is used.
-    folders = {f"nnUNet_{name}": tempfile.gettempdir() for name in ("raw", "preprocessed", "results")}
-    environment = os.environ | folders | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode != 0:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+    given = [str(options.folder), "--batches", str(options.batches), "--patch", *map(str, options.patch)]
+    given += ["--heads", json.dumps(HEADS), "--labels", str(LABELS)]
+    return run_worker("benchmarks.loader_nnunet", given, python=options.nnunet_python, environment=ENVIRONMENT)
 
 
 def has_nnunet(python: str) -> bool:

@@ -24,12 +24,10 @@ import json
 import os
 import platform
 import resource
-import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from importlib.util import find_spec
+
+from benchmarks.measuring import median_seconds, run_worker
 
 CONTENDERS = ("e2enet", "e2enet-checkpointed", "e2enet-malloc", "transcription", "transcription-kept", "plainconvunet")
 KEEP_MEMORY = ("e2enet", "e2enet-checkpointed", "transcription-kept")
@@ -56,7 +54,7 @@ def main() -> None:
         if device == "cuda":
             print(f"GPU: {torch.cuda.get_device_name()}")
         for precision in options.precisions:
-            report(device, precision, {name: run_worker(name, device, precision) for name in contenders})
+            report(device, precision, {name: run_contender(name, device, precision) for name in contenders})
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -71,14 +69,10 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run_worker(name: str, device: str, precision: str) -> dict[str, float]:
+def run_contender(name: str, device: str, precision: str) -> dict[str, float]:
     """Measure one contender in a fresh process and return its figures."""
-    command = [sys.executable, "-m", "benchmarks.network", *sys.argv[1:]]
-    command += ["--worker", name, "--device", device, "--precisions", precision]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise SystemExit(f"{name} on {device} in {precision} failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+    given = ["--worker", name, "--device", device, "--precisions", precision]
+    return run_worker("benchmarks.network", [*sys.argv[1:], *given])
 
 
 def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
@@ -99,22 +93,28 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
     x = torch.randn(1, 1, *options.patch, device=device)
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
     def forward() -> None:
         with torch.no_grad(), autocast:
             network(x)
+        wait()
 
     def step() -> None:
         with autocast:
             outputs = network(x)
         sum(output.float().mean() for output in outputs).backward()
         network.zero_grad(set_to_none=True)
+        wait()
 
     network.eval()
     if name.startswith("e2enet"):
         network.deep_supervision_in_eval = True  # the others return every head as well
-    figures = {"forward_s": median_seconds(forward, options.runs, device), "forward_gib": peak_gib(device)}
+    figures = {"forward_s": median_seconds(forward, options.runs), "forward_gib": peak_gib(device)}
     network.train()
-    figures |= {"step_s": median_seconds(step, options.runs, device), "step_gib": peak_gib(device)}
+    figures |= {"step_s": median_seconds(step, options.runs), "step_gib": peak_gib(device)}
     return figures
 
 
@@ -137,20 +137,6 @@ def make_network(name: str):
         2, 16, 2, conv_bias=True, norm_op=nn.InstanceNorm3d, norm_op_kwargs={"eps": 1e-5, "affine": True},
         nonlin=nn.LeakyReLU, nonlin_kwargs={"inplace": True}, deep_supervision=True,
     )  # fmt: skip
-
-
-def median_seconds(work: Callable[[], None], runs: int, device) -> float:
-    """Return the median of `runs` timed runs after one that is not counted."""
-    import torch
-
-    times = []
-    for _ in range(runs + 1):
-        start = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
 
 
 def peak_gib(device) -> float:

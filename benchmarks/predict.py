@@ -26,14 +26,16 @@ import os
 import statistics
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.measuring import run_worker
 from benchmarks.network import processor
 from benchmarks.predict_work import CLASSES, MEASURES, SCANS, STRIDES
-from benchmarks.prepare import run, versions
+from benchmarks.prepare import ONE_THREAD, versions
 from benchmarks.prepare_work import shrunk, write_case
 
 PARTS = ("scan", "networks")
@@ -105,13 +107,13 @@ def compare_networks(folder: Path, options: argparse.Namespace) -> dict[str, Any
 def in_turns(work: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """Medians of both contenders' figures, the largest of their peaks; without a peer ours alone."""
     task = json.dumps(work | {"classes": CLASSES})
-    commands = {"ours": [sys.executable, "-m", "benchmarks.predict", "--worker", task]}
+    contenders = {"ours": partial(run_worker, "benchmarks.predict", ["--worker", task])}
     if options.nnunet_python:
-        commands["theirs"] = [options.nnunet_python, "-m", "benchmarks.predict_nnunet", task]
-    runs: dict[str, list[dict[str, float]]] = {who: [] for who in commands}
+        contenders["theirs"] = partial(run_worker, "benchmarks.predict_nnunet", [task], python=options.nnunet_python)
+    runs: dict[str, list[dict[str, float]]] = {who: [] for who in contenders}
     for _ in range(options.rounds):
-        for who, command in commands.items():
-            runs[who].append(run(command))
+        for who, contender in contenders.items():
+            runs[who].append(contender(environment=ONE_THREAD))
     return {
         who: {key: (max if key == "peak" else statistics.median)(one[key] for one in part) for key in part[0]}
         for who, part in runs.items()

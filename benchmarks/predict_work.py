@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.prepare import peak_bytes
+from benchmarks.measuring import peak_bytes
 from benchmarks.prepare_work import CT, Work
 
 CLASSES = 16
@@ -79,7 +79,6 @@ def predict_scan(work: dict[str, Any]) -> dict[str, float]:
 def trivial_network(num_classes: int) -> nn.Module:
     """A convolution of 1 x 1 x 1 whose classes follow the intensity, so that labels form organs, not noise."""
     network = nn.Conv3d(1, num_classes, 1)
-    assert network.bias is not None
     # The lines c * x - c^2 / 2 of two classes cross half way between their levels c: the nearest level wins.
     levels = torch.linspace(-2, 2, num_classes)
     assert network.bias is not None

@@ -24,7 +24,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +31,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.measuring import peak_bytes, run_worker, warm_seconds
 from benchmarks.network import processor
 from benchmarks.prepare_work import CASES, Work, shrunk, write_case
 
@@ -87,9 +87,9 @@ def compare(folder: Path, work: Work, peer: str | None, options: argparse.Namesp
     task = json.dumps({"folder": str(folder), "runs": options.runs, **asdict(work), "spacing": work.target})
     ours, theirs = [], []
     for _ in range(options.rounds):
-        ours.append(run([sys.executable, "-m", "benchmarks.prepare", "--worker", task]))
+        ours.append(run_worker("benchmarks.prepare", ["--worker", task], environment=ONE_THREAD))
         if peer:
-            theirs.append(run([peer, str(Path(__file__).with_name("prepare_nnunet.py")), task]))
+            theirs.append(run_worker("benchmarks.prepare_nnunet", [task], python=peer, environment=ONE_THREAD))
     image, label = np.load(folder / "ours_image.npy", mmap_mode="r"), np.load(folder / "ours_label.npy")
     size = 4 * max(np.prod(work.shape), image.size)
     figures = {
@@ -107,14 +107,6 @@ def compare(folder: Path, work: Work, peer: str | None, options: argparse.Namesp
             "dice": dice(label, np.load(folder / "nnunet_label.npy")[0].transpose(0, 2, 1), work.labels),
         }
     return figures
-
-
-def run(command: list[str]) -> dict[str, Any]:
-    """A contender in a process of its own; its figures."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | ONE_THREAD)
-    if done.returncode != 0:
-        raise SystemExit(f"{' '.join(command[:3])} failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def measure(task: dict[str, Any]) -> dict[str, Any]:
@@ -136,23 +128,13 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     torch.mm(torch.ones(2, 2), torch.ones(2, 2))  # the library that multiplies is loaded at its first use
     store = CaseStore.of(folder / "prepared", dataset, plan)
     base = peak_bytes()
-    seconds = []
-    for _ in range(task["runs"] + 1):
-        start = time.perf_counter()
-        prepare_case(store, case)
-        seconds.append(time.perf_counter() - start)
+    seconds = warm_seconds(lambda: prepare_case(store, case), task["runs"])
     peak = peak_bytes()
     prepared = store.find(case)
     assert prepared is not None and prepared.label is not None
     os.replace(prepared.image, folder / "ours_image.npy")
     os.replace(prepared.label, folder / "ours_label.npy")
-    return {"seconds": seconds[1:], "peak": peak, "base": base}
-
-
-def peak_bytes() -> int:
-    """Peak of this program: Linux's ru_maxrss would be that of the process that started it, were it larger."""
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
+    return {"seconds": seconds, "peak": peak, "base": base}
 
 
 def dice(ours: np.ndarray, theirs: np.ndarray, labels: int) -> float:

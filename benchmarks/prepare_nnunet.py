@@ -1,6 +1,6 @@
-"""nnU-Net's side of `benchmarks.prepare`; run by the interpreter that has nnunetv2, and imports nothing of ours.
+"""nnU-Net's side of `benchmarks.prepare`; run by the interpreter that has nnunetv2, and imports nothing of e2enet.
 
-    python benchmarks/prepare_nnunet.py '{"folder": .., "spacing": .., "scheme": .., "labels": .., "runs": ..}'
+    python -m benchmarks.prepare_nnunet '{"folder": .., "spacing": .., "scheme": .., "labels": .., "runs": ..}'
 
 Preprocesses image.nii.gz and label.nii.gz of the folder with nnU-Net's DefaultPreprocessor and default resampling,
 prints seconds and memory as JSON, and leaves its arrays as .npy for the comparison.
@@ -22,6 +22,8 @@ import SimpleITK  # noqa: E402
 import torch  # noqa: E402
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor  # noqa: E402
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager  # noqa: E402
+
+from benchmarks.measuring import peak_bytes  # noqa: E402
 
 
 def main() -> None:
@@ -47,12 +49,6 @@ def main() -> None:
     for ending, name in ((".b2nd", "image"), ("_seg.b2nd", "label")):
         np.save(os.path.join(work["folder"], f"nnunet_{name}.npy"), blosc2.open(target + ending, mode="r")[:])
     print(json.dumps({"seconds": seconds[1:], "peak": peak}))
-
-
-def peak_bytes() -> int:
-    """Peak of this program: Linux's ru_maxrss would be that of the process that started it, were it larger."""
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
 
 
 def make_plans(work: dict) -> dict:

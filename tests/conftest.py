@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from subprocess import PIPE
+from typing import Any
 
 import pytest
 
@@ -45,6 +46,22 @@ def shared_data() -> Path:
     if os.environ.get("CI") == "true" or folder is not None:
         pytest.fail(message)
     pytest.skip("E2ENET_SHARED is unset: this test reads real scans from its data folder")
+
+
+@pytest.fixture
+def recomputed_parts(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The parts of networks that are handed to torch's checkpoint, which runs them again."""
+    from e2enet.network import recompute
+
+    parts: list[Any] = []
+    original = recompute.checkpoint
+
+    def counted(part: Any, *inputs: Any, **options: Any) -> Any:
+        parts.append(part)
+        return original(part, *inputs, **options)
+
+    monkeypatch.setattr(recompute, "checkpoint", counted)
+    return parts
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from e2enet.data.augmentation.recipe import Augmentation, Draw, build_augmentation
 from e2enet.data.augmentation.spatial import rotation_matrix
 from e2enet.data.augmentation.torchio_transforms import apply_transforms
-from e2enet.data.sampling import crop_subject, frame_affine
+from e2enet.data.patches import crop_subject, frame_affine
 from e2enet.data.synthetic.phantom_anatomy import ORGANS, draw_case
 
 PATCH = (40, 112, 112)

@@ -19,11 +19,12 @@ from e2enet.data.augmentation.recipe import AUGMENTATIONS, Augmentation, build_a
 from e2enet.data.checking.first_use import require_sound
 from e2enet.data.formats.layout import Case, RawDataset
 from e2enet.data.loading import patch_loader
+from e2enet.data.patches import frame_affine
 from e2enet.data.planning.plan import Plan
 from e2enet.data.planning.plan_file import plan_dataset
 from e2enet.data.preparation.cases import prepare_cases
 from e2enet.data.preparation.store import PreparedCase
-from e2enet.data.sampling import CaseDataset, EpochSampler, PatchDataset, frame_affine
+from e2enet.data.sampling import CaseDataset, EpochSampler, PatchDataset
 from e2enet.data.shared_memory import require_shared_memory
 from e2enet.data.sources import DataSource
 from e2enet.data.splits import NUM_FOLDS, SplitRule, rule_problem, split_dataset

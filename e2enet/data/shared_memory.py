@@ -14,7 +14,8 @@ import numpy as np
 
 from e2enet.common.errors import InputError
 from e2enet.common.workload import gigabytes
-from e2enet.data.sampling import PatchDataset, torch_seeded
+from e2enet.data.patches import torch_seeded
+from e2enet.data.sampling import PatchDataset
 
 SHARED_MEMORY = Path("/dev/shm")
 PREFETCHED = 2  # batches per worker, made or in the making: torch's default

@@ -9,8 +9,8 @@ import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from e2enet.common.errors import InputError
+from e2enet.data.patches import ForegroundSampler, crop_subject, load_subject, torch_seeded
 from e2enet.data.preparation.store import PreparedCase
-from e2enet.data.sampling import ForegroundSampler, crop_subject, load_subject, torch_seeded
 
 
 class ValidationPatches(Dataset):

@@ -22,8 +22,9 @@ from e2enet.common.errors import InputError
 
 # torch's words for workers that ended by themselves, whether its signal handler or its queue noticed.
 DEAD_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
-# What reading a batch raises that its worker had not wholly handed over when it ended.
-LOST_CONNECTION = (OSError, EOFError)
+# What reading a batch raises that its worker had not wholly handed over when it ended: no other OSError, as of a full
+# disk, which tells of no worker though some may have ended in peace.
+LOST_CONNECTION = (ConnectionError, FileNotFoundError, EOFError)
 NOTHING_YET = -1
 
 

@@ -35,19 +35,6 @@ def run_prediction(config: PredictConfig) -> dict[str, str]:
     if config.output.exists() and not config.output.is_dir():
         raise InputError(f"output={config.output}: is a file, expected a folder")
     models = load_ensemble(find_checkpoints(config))
-    models = [
-        replace(
-            model,
-            network=select_engine(
-                model.network,
-                config.engine,
-                device=device,
-                patch_size=model.plan.patch_size,
-                amp_dtype=AMP_TYPES[config.precision],
-            ),
-        )
-        for model in models
-    ]
     postprocessing = resolve_postprocessing(config.postprocessing, models)
     problems: list[Problem] = []
     cases = find_cases(config.input, len(models[0].channels), models[0].file_ending, problems)
@@ -63,6 +50,7 @@ def run_prediction(config: PredictConfig) -> dict[str, str]:
         device=device,
         amp_dtype=AMP_TYPES[config.precision],
     )
+    models = [run_by(config.engine, model, settings) for model in models]  # `auto` may measure for seconds: last
     with joined_team() as team:
         failures = unusable | predict_cases(
             models,
@@ -82,6 +70,18 @@ def run_prediction(config: PredictConfig) -> dict[str, str]:
         text = f"all {len(cases)} cases are in {config.output}"
     say(text)
     return failures
+
+
+def run_by(engine: str, model: LoadedModel, settings: WindowSettings) -> LoadedModel:
+    """The model with its network as `engine=auto|dense|sparse` runs it, see `select_engine`."""
+    network = select_engine(
+        model.network,
+        engine,
+        device=torch.device(settings.device),
+        patch_size=model.plan.patch_size,
+        amp_dtype=settings.amp_dtype,
+    )
+    return replace(model, network=network)
 
 
 def find_checkpoints(config: PredictConfig) -> list[Path]:

@@ -1,9 +1,9 @@
-"""A tiny raw dataset that tests break in one way or another."""
+"""A tiny raw dataset that tests break in one way or another, and small prepared cases."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ import pytest
 
 from e2enet.data.checking.run import Report, check_dataset
 from e2enet.data.formats.json_layouts import scan_msd
+from e2enet.data.preparation.foreground import sample_coordinates
+from e2enet.data.preparation.store import PreparedCase
 from e2enet.data.sources import FolderSource
 
 AFFINE = np.array([[-1.0, 0, 0, 20], [0, -1, 0, 30], [0, 0, 3, -40], [0, 0, 0, 1]])  # LPS, slices of 3 mm
@@ -99,3 +101,18 @@ def save(path: Path, array: np.ndarray, affine: np.ndarray) -> Path:
 @pytest.fixture
 def toy(tmp_path: Path) -> Iterator[Toy]:
     yield Toy(tmp_path / "raw" / "toy")
+
+
+def make_case(folder: Path, name: str = "a", shape: Sequence[int] = (7, 12, 13), channels: int = 1) -> PreparedCase:
+    """Case whose voxel values are their own flat index; class 1 is a corner, class 2 a block inside."""
+    d, h, w = shape
+    image = np.stack([np.arange(d * h * w, dtype=np.float32).reshape(shape)] * channels)
+    label = np.zeros(shape, np.uint8)
+    label[0, 0, 0] = 1
+    label[d // 2 - 1 : d // 2 + 1, h // 2 - 1 : h // 2 + 1, w // 2 - 1 : w // 2 + 1] = 2
+    paths = folder / f"{name}.image.npy", folder / f"{name}.label.npy"
+    for path, array in zip(paths, (image, label), strict=True):
+        np.save(path, array)
+    coordinates = {str(value): rows for value, rows in sample_coordinates(label).items()}
+    np.savez(folder / f"{name}.foreground.npz", **coordinates)  # type: ignore[arg-type]
+    return PreparedCase(name, *paths, shape=(d, h, w))

@@ -1,57 +1,24 @@
-"""Patches: where they lie, what they hold, and that each follows from (seed, epoch, index) alone."""
+"""Samples: each follows from (seed, epoch, index) alone, and which of them a process draws."""
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numba
 import numpy as np
 import pytest
-import SimpleITK
 import torch
-import torchio as tio
-from threadpoolctl import threadpool_info
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from e2enet.common.errors import InputError
 from e2enet.data.augmentation.recipe import build_augmentation
 from e2enet.data.augmentation.spatial import RandomRotateScale
-from e2enet.data.loading import limit_worker_threads, start_worker
-from e2enet.data.preparation.foreground import sample_coordinates
 from e2enet.data.preparation.store import PreparedCase
-from e2enet.data.sampling import (
-    CaseDataset,
-    EpochSampler,
-    ForegroundSampler,
-    PatchDataset,
-    crop,
-    crop_subject,
-    frame_affine,
-    is_foreground_sample,
-    load_subject,
-    start_range,
-)
+from e2enet.data.sampling import CaseDataset, EpochSampler, PatchDataset, is_foreground_sample
+from tests.data.conftest import make_case
 
 PATCH = (4, 6, 8)
-
-
-def make_case(folder: Path, name: str = "a", shape: Sequence[int] = (7, 12, 13), channels: int = 1) -> PreparedCase:
-    """Case whose voxel values are their own flat index; class 1 is a corner, class 2 a block inside."""
-    d, h, w = shape
-    image = np.stack([np.arange(d * h * w, dtype=np.float32).reshape(shape)] * channels)
-    label = np.zeros(shape, np.uint8)
-    label[0, 0, 0] = 1
-    label[d // 2 - 1 : d // 2 + 1, h // 2 - 1 : h // 2 + 1, w // 2 - 1 : w // 2 + 1] = 2
-    paths = folder / f"{name}.image.npy", folder / f"{name}.label.npy"
-    for path, array in zip(paths, (image, label), strict=True):
-        np.save(path, array)
-    coordinates = {str(value): rows for value, rows in sample_coordinates(label).items()}
-    np.savez(folder / f"{name}.foreground.npz", **coordinates)  # type: ignore[arg-type]
-    return PreparedCase(name, *paths, shape=(d, h, w))
 
 
 def make_dataset(cases: Sequence[PreparedCase], recipe: str, seed: int = 7, batch_size: int = 2) -> PatchDataset:
@@ -72,84 +39,6 @@ def test_foreground_rule_of_each_batch() -> None:
     assert rule[4] == [False, False, False, True]
     assert rule[6] == [False, False, False, False, True, True]
     assert is_foreground_sample(7, 2) and not is_foreground_sample(6, 2)
-
-
-def test_start_range_by_hand() -> None:
-    assert start_range(13, 8) == (0, 5)
-    assert start_range(8, 8) == (0, 0)
-    assert start_range(5, 8) == (-1, -1)
-    assert start_range(4, 8) == (-2, -2)
-
-
-def test_crop_reads_the_box_and_pads_with_zero() -> None:
-    tensor = torch.arange(1.0, 25.0).reshape(1, 2, 3, 4)
-    assert torch.equal(crop(tensor, (0, 1, 1), (2, 2, 2)), tensor[:, :, 1:3, 1:3])
-    padded = crop(tensor, (-1, -1, 2), (4, 4, 4))
-    assert torch.equal(padded[:, 1:3, 1:4, :2], tensor[..., 2:])
-    assert padded.sum() == tensor[..., 2:].sum()
-    assert torch.all(crop(tensor, (5, 0, 0), (2, 2, 2)) == 0)
-
-
-def test_foreground_patches_hold_each_class_at_the_centre_or_at_the_border(tmp_path: Path) -> None:
-    subject = load_subject(make_case(tmp_path, shape=(16, 16, 16)))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        patches = list(ForegroundSampler(PATCH)(subject, num_patches=40))
-    centres = [int(patch["label"].data[0, 2, 3, 4]) for patch in patches]
-    corners = [int(patch["label"].data[0, 0, 0, 0]) for patch in patches]
-    # Class 1 is one voxel, class 2 eight: both are drawn, about equally often.
-    assert 10 <= centres.count(2) <= 30 and 10 <= corners.count(1) <= 30
-    assert centres.count(2) + corners.count(1) == 40
-    assert all(patch["image"].shape == (1, *PATCH) for patch in patches)
-
-
-def test_random_patches_reach_every_start_and_stay_inside(tmp_path: Path) -> None:
-    subject = load_subject(make_case(tmp_path, shape=(5, 7, 9)))
-    sampler = ForegroundSampler(PATCH)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        starts = {sampler.draw_start(subject, foreground=False) for _ in range(200)}
-    assert starts == {(d, h, w) for d in range(2) for h in range(2) for w in range(2)}
-
-
-def test_case_without_foreground_gives_a_patch_anywhere(tmp_path: Path) -> None:
-    case = make_case(tmp_path)
-    subject = load_subject(case)
-    subject["foreground"] = {}
-    assert len(ForegroundSampler(PATCH).draw_start(subject, foreground=True)) == 3
-
-
-def test_subject_stays_on_disk_until_cropped(tmp_path: Path) -> None:
-    case = make_case(tmp_path)
-    subject = load_subject(case)
-    assert isinstance(subject, tio.Subject) and subject.spatial_shape == case.shape
-    subject["image"].data[0, 0, 0, 0] = 99  # copy on write: neither the file nor another reader sees it
-    assert np.load(case.image)[0, 0, 0, 0] == 0
-    assert load_subject(case)["image"].data[0, 0, 0, 0] == 0
-
-
-def test_coordinates_of_cases_are_not_kept(tmp_path: Path) -> None:
-    case = make_case(tmp_path)
-    assert list(case.foreground) == [1, 2] and len(case.foreground) == 2
-    np.testing.assert_array_equal(case.foreground[1], [[0, 0, 0]])
-    assert case.foreground[1] is not case.foreground[1]  # read anew each time: 200 cases would fill a worker's memory
-
-
-def test_affine_of_a_patch_tells_spacing_directions_and_place(tmp_path: Path) -> None:
-    affine = frame_affine((3.0, 0.5, 0.75), depth_axis=2)
-    subject = load_subject(make_case(tmp_path), affine)
-    patch = crop_subject(subject, (2, -4, 8), PATCH)
-    for image in patch.get_images(intensity_only=False):
-        # D runs upward, H to the right, W to the front; the first voxel is 2 * 3 mm up, 4 * 0.5 mm to the left, ..
-        np.testing.assert_allclose(image.affine @ (0, 0, 0, 1), [-2, 6, 6, 1])
-        np.testing.assert_allclose(image.affine @ (1, 1, 1, 1), [-1.5, 6.75, 9, 1])
-        assert image.spacing == (3.0, 0.5, 0.75) and image.orientation == ("S", "R", "A")
-
-
-@pytest.mark.parametrize(("depth_axis", "orientation"), [(0, "RAS"), (1, "ARS"), (2, "SRA")])
-def test_frame_affine_follows_the_depth_axis(depth_axis: int, orientation: str) -> None:
-    image = tio.ScalarImage(tensor=torch.zeros(1, 2, 2, 2), affine=frame_affine((1, 2, 3), depth_axis))
-    assert "".join(image.orientation) == orientation and image.spacing == (1, 2, 3)
 
 
 def test_unaugmented_sample_is_a_box_of_the_image_with_its_label(cases: list[PreparedCase]) -> None:
@@ -298,40 +187,3 @@ def test_case_dataset_gives_whole_cases(cases: list[PreparedCase]) -> None:
 def test_no_cases_is_an_input_error() -> None:
     with pytest.raises(InputError, match="no training cases"):
         make_dataset([], "none")
-
-
-class Threads(Dataset):
-    """Tells how many threads the process of each item uses."""
-
-    def __len__(self) -> int:
-        return 2
-
-    def __getitem__(self, index: int) -> dict[str, int]:
-        pools = {pool["filepath"]: pool["num_threads"] for pool in threadpool_info()}
-        itk = SimpleITK.ProcessObject.GetGlobalDefaultNumberOfThreads()
-        return {"torch": torch.get_num_threads(), "itk": itk, "numba": numba.get_num_threads()} | pools
-
-
-def test_a_worker_uses_one_thread() -> None:
-    (threads,) = DataLoader(Threads(), batch_size=2, num_workers=1, worker_init_fn=limit_worker_threads)
-    assert {"torch", "itk", "numba"} < threads.keys()
-    assert {key: value.tolist() for key, value in threads.items() if value.tolist() != [1, 1]} == {}
-
-
-class Signalled(Dataset):
-    """Sends its own process what a scheduler sends before the first item, and what ends it at last."""
-
-    def __len__(self) -> int:
-        return 2
-
-    def __getitem__(self, index: int) -> int:
-        for number in (signal.SIGUSR1, signal.SIGTERM):
-            os.kill(os.getpid(), number)
-        return index
-
-
-def test_a_worker_outlives_what_announces_the_end() -> None:
-    items = iter(DataLoader(Signalled(), batch_size=1, num_workers=1, prefetch_factor=1, worker_init_fn=start_worker))
-    assert next(items).item() == 0
-    with pytest.raises(RuntimeError, match="worker"):  # the second SIGTERM
-        next(items)

@@ -14,9 +14,10 @@ from e2enet.common.configs import compose_config
 from e2enet.common.errors import InputError
 from e2enet.data.augmentation.recipe import build_augmentation
 from e2enet.data.augmentation.torchio_transforms import apply_transforms, transform_problem
+from e2enet.data.patches import frame_affine
 from e2enet.data.preparation.foreground import sample_coordinates
 from e2enet.data.preparation.store import PreparedCase
-from e2enet.data.sampling import PatchDataset, frame_affine
+from e2enet.data.sampling import PatchDataset
 from e2enet.training.config_check import config_problems
 from e2enet.training.run import build_datamodule
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import re
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ from e2enet.data.augmentation.recipe import build_augmentation
 from e2enet.data.loading import patch_loader
 from e2enet.data.preparation.store import PreparedCase
 from e2enet.data.sampling import EpochSampler, PatchDataset
-from e2enet.data.worker_notes import WorkerNotes
+from e2enet.data.worker_notes import WorkerNotes, naming_held_cases
 
 PATCH = (4, 6, 8)
 HARMLESS, STRANGE = 0.0, 1.0  # voxel values of the two cases
@@ -122,3 +124,20 @@ def test_a_batch_half_handed_over_tells_of_its_worker(error: Exception) -> None:
         assert notes.explain(ValueError()) is None
     finally:
         children[0].kill()
+
+
+def test_another_error_of_the_system_passes_though_a_worker_ended() -> None:
+    notes = WorkerNotes(["a", "b"], num_workers=1)
+    ended = multiprocessing.get_context("fork").Process(target=time.sleep, args=(0,))
+    ended.start()
+    ended.join()
+    assert ended.pid is not None
+    notes.table[0] = notes.table.new_tensor([ended.pid, 1, 0])
+    loaders = SimpleNamespace(dataset=SimpleNamespace(notes=notes))
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError, match="No space left") as caught, naming_held_cases(lambda: loaders):
+        raise full
+    assert caught.value is full
+    lost = rf"^loader worker {ended.pid} ended after reading case b "
+    with pytest.raises(RuntimeError, match=lost), naming_held_cases(lambda: loaders):
+        raise ConnectionResetError

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.prepare import peak_bytes
+from benchmarks.measuring import peak_bytes
 from e2enet.data.preparation.preprocess import Preprocessed
 from e2enet.data.preparation.restore import restore_labels
 from e2enet.inference.sliding_window import predict_planes

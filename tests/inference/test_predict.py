@@ -83,6 +83,23 @@ def test_the_sparse_engine_says_what_it_cannot_run() -> None:
         select_engine(deep, "sparse", device=torch.device("cpu"), patch_size=(10, 8, 8))
 
 
+def test_mistakes_are_told_before_an_engine_is_measured(write_checkpoint, scans, monkeypatch) -> None:
+    measured: list[str] = []
+
+    def measure(network: torch.nn.Module, engine: str, **_: object) -> torch.nn.Module:
+        measured.append(engine)
+        return network
+
+    monkeypatch.setattr("e2enet.inference.run.select_engine", measure)
+    config = settings(write_checkpoint(), scans)
+    mistakes = {"input": scans / "elsewhere", "postprocessing": str(scans / "none.json"), "precision": "16"}
+    for key, value in mistakes.items():
+        with pytest.raises(InputError):
+            run_prediction(replace(config, **{key: value}))
+    assert measured == []
+    assert run_prediction(config) == {} and measured == ["auto"]
+
+
 @pytest.mark.parametrize("axes", ["RAS", "PSL", "SRA", "IAR", "AIL"])
 def test_storage_order_does_not_matter(write_checkpoint, scans, scan, axes):
     other = scan.as_reoriented(ornt_transform(io_orientation(scan.affine), axcodes2ornt(axes)))

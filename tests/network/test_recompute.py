@@ -67,19 +67,6 @@ def assert_equal(one: nn.Module, other: nn.Module, dtype: torch.dtype | None = N
     assert found.keys() == expected.keys() and any(value.abs().sum() > 0 for value in found.values())
 
 
-def count_second_runs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The parts that are handed to torch's checkpoint from now on."""
-    parts: list[Any] = []
-    original = recompute.checkpoint
-
-    def counted(part: Any, *inputs: Tensor, **options: Any) -> Any:
-        parts.append(part)
-        return original(part, *inputs, **options)
-
-    monkeypatch.setattr(recompute, "checkpoint", counted)
-    return parts
-
-
 @pytest.mark.parametrize("settings", VARIANTS, ids=str)
 def test_gradients_are_the_same_bits(settings: dict[str, Any]) -> None:
     kept, recomputed = pair(**settings)
@@ -125,17 +112,16 @@ def test_less_than_half_is_kept(fusion: str) -> None:
     assert 0 < saved_bytes(recomputed) < saved_bytes(kept) / 2
 
 
-def test_every_part_is_recomputed_and_only_where_gradients_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
-    parts = count_second_runs(monkeypatch)
+def test_every_part_is_recomputed_and_only_where_gradients_are_wanted(recomputed_parts: list[Any]) -> None:
     kept, recomputed = pair()
     kept(patch())
-    assert parts == []
+    assert recomputed_parts == []
     recomputed(patch())
     # Four stages; six nodes, of which three have a second block.
-    assert len(parts) == 4 + 6 + 3
+    assert len(recomputed_parts) == 4 + 6 + 3
     with torch.inference_mode():
         recomputed(patch())
-    assert len(parts) == 13
+    assert len(recomputed_parts) == 13
 
 
 def test_one_more_forward_pass_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,6 +79,21 @@ def tiny_sparse() -> type[TinySparse]:
     return TinySparse
 
 
+def quiet_trainer(folder: Path, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:
+    """One epoch on the CPU, of which nothing is logged, kept or drawn; `options` come before these."""
+    quiet: dict[str, Any] = {
+        "max_epochs": 1,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "default_root_dir": folder,
+    }
+    return pl.Trainer(callbacks=list(callbacks), **(quiet | options))
+
+
 @pytest.fixture
 def fit_tiny(tmp_path: Any) -> Callable[..., pl.Trainer]:
     """Fit a module for some batches of random patches (2, 4, 2, 5, 5), with callbacks, on the CPU."""
@@ -87,16 +102,7 @@ def fit_tiny(tmp_path: Any) -> Callable[..., pl.Trainer]:
         images = torch.randn(2 * batches, 4, 2, 5, 5, generator=torch.Generator().manual_seed(1))
         loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images), batch_size=2)
         ckpt_path = options.pop("ckpt_path", None)
-        defaults: dict[str, Any] = {
-            "max_epochs": 1,
-            "accelerator": "cpu",
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "default_root_dir": tmp_path,
-        }
-        trainer = pl.Trainer(callbacks=list(callbacks), **(defaults | options))
+        trainer = quiet_trainer(tmp_path, *callbacks, **options)
         trainer.fit(module, loader, ckpt_path=ckpt_path)
         return trainer
 

@@ -15,6 +15,7 @@ from e2enet.inference.checkpoint import load_model
 from e2enet.inference.sliding_window import predict_probabilities
 from e2enet.training.callbacks import EpochNumbers
 from e2enet.training.module import SegmentationModule
+from tests.training.conftest import quiet_trainer
 
 PLAN: dict[str, Any] = {
     "depth_axis": 2,
@@ -56,17 +57,7 @@ def loader(shape: tuple[int, int, int], count: int, batch_size: int) -> torch.ut
 
 
 def fit(module: SegmentationModule, folder: Path, **options: Any) -> pl.Trainer:
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        default_root_dir=folder,
-        callbacks=[EpochNumbers()],
-        **({"max_epochs": 1} | options),
-    )
+    trainer = quiet_trainer(folder, EpochNumbers(), **options)
     trainer.fit(module, loader((2, 8, 8), 4, 2), [loader((2, 8, 8), 4, 2), loader((4, 10, 8), 2, 1)])
     return trainer
 

@@ -27,6 +27,7 @@ from e2enet.training.callbacks import EpochNumbers
 from e2enet.training.dsff_callback import DSFFCallback
 from e2enet.training.module import SegmentationModule
 from e2enet.training.nonfinite import case_statistics, without_gradient
+from tests.training.conftest import quiet_trainer
 
 SHAPE = (2, 8, 8)
 PLAN: dict[str, Any] = {
@@ -74,16 +75,7 @@ def fit(
     module: SegmentationModule, folder: Path, data: list[dict[str, Any]], *callbacks: pl.Callback, **options: Any
 ) -> pl.Trainer:
     """One epoch in batches of two."""
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-        callbacks=[EpochNumbers(), *callbacks],
-        **({"max_epochs": 1} | options),
-    )
+    trainer = quiet_trainer(folder, EpochNumbers(), *callbacks, **options)
     trainer.fit(module, DataLoader(data, batch_size=2))  # type: ignore[arg-type]
     return trainer
 

@@ -21,6 +21,7 @@ from e2enet.training import probe
 from e2enet.training.module import SegmentationModule
 from e2enet.training.probe import Probe, is_out_of_memory, largest_between, largest_from, probe_step
 from e2enet.training.run import run_training
+from tests.training.conftest import quiet_trainer
 
 PLAN: dict[str, Any] = {
     "depth_axis": 2,
@@ -49,7 +50,7 @@ def module() -> SegmentationModule:
 
 @pytest.fixture
 def trainer(tmp_path: Path) -> pl.Trainer:
-    return pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
+    return quiet_trainer(tmp_path)
 
 
 def generators() -> list[Any]:

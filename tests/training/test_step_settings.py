@@ -17,7 +17,6 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from e2enet.common.configs import compose_config
 from e2enet.common.errors import InputError
 from e2enet.inference.checkpoint import load_model
-from e2enet.network import recompute
 from e2enet.network.recompute import run_once
 from e2enet.training.callbacks import EpochNumbers
 from e2enet.training.dsff_callback import DSFFCallback
@@ -25,25 +24,11 @@ from e2enet.training.module import SegmentationModule
 from e2enet.training.probe import STEPS, probe_step
 from e2enet.training.resume import resumed_config
 from e2enet.training.run import run_training
-from tests.training.conftest import SMALL_RUN, differences, numbers
+from tests.training.conftest import SMALL_RUN, differences, numbers, quiet_trainer
 from tests.training.test_module import loader, make_module
 
 RECOMPUTED = "training.checkpoint_activations=true"
 PARTS = 2 + 1 + 1  # of the network of `make_module`: two stages, one node, its second block
-
-
-@pytest.fixture
-def parts(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What torch's checkpoint is given to run again."""
-    seen: list[Any] = []
-    original = recompute.checkpoint
-
-    def counted(part: Any, *inputs: Any, **options: Any) -> Any:
-        seen.append(part)
-        return original(part, *inputs, **options)
-
-    monkeypatch.setattr(recompute, "checkpoint", counted)
-    return seen
 
 
 @pytest.fixture
@@ -74,19 +59,8 @@ def fit(folder: Path, *overrides: str, growth: str = "gradient", **options: Any)
     pl.seed_everything(0, verbose=False)
     module = make_module(*overrides)
     watched = options.pop("watched", [])
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        default_root_dir=folder,
-        callbacks=[EpochNumbers(), DSFFCallback(0.5, update_every=2, growth=growth), *watched],
-        max_epochs=2,
-        gradient_clip_val=0.5,
-        **options,
-    )
+    callbacks = EpochNumbers(), DSFFCallback(0.5, update_every=2, growth=growth), *watched
+    trainer = quiet_trainer(folder, *callbacks, max_epochs=2, gradient_clip_val=0.5, **options)
     trainer.fit(module, loader((2, 8, 8), 8, 2), [loader((2, 8, 8), 3, 2), loader((4, 10, 8), 2, 1)])
     return module, trainer
 
@@ -94,23 +68,23 @@ def fit(folder: Path, *overrides: str, growth: str = "gradient", **options: Any)
 @pytest.mark.parametrize("precision", ["32", "bf16-mixed"])
 @pytest.mark.parametrize("growth", ["random", "gradient"])
 def test_recomputed_training_ends_in_the_same_bits(
-    growth: str, precision: Any, parts: list[Any], tmp_path: Path
+    growth: str, precision: Any, recomputed_parts: list[Any], tmp_path: Path
 ) -> None:
     kept, _ = fit(tmp_path, growth=growth, precision=precision)
-    assert parts == []
+    assert recomputed_parts == []
     recomputed, trainer = fit(tmp_path, RECOMPUTED, growth=growth, precision=precision)
-    assert len(parts) == 8 * PARTS  # in training steps alone, not in validation
+    assert len(recomputed_parts) == 8 * PARTS  # in training steps alone, not in validation
     assert differences(recomputed.state_dict(), kept.state_dict()) == []
     assert recomputed.scores == kept.scores
     assert next(c for c in trainer.callbacks if isinstance(c, DSFFCallback)).num_updates == 3
 
 
-def test_the_trial_before_training_recomputes_too(parts: list[Any], tmp_path: Path) -> None:
-    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
+def test_the_trial_before_training_recomputes_too(recomputed_parts: list[Any], tmp_path: Path) -> None:
+    trainer = quiet_trainer(tmp_path)
     probe_step(trainer, make_module())
-    assert parts == []
+    assert recomputed_parts == []
     probe_step(trainer, make_module(RECOMPUTED))
-    assert len(parts) == STEPS * PARTS
+    assert len(recomputed_parts) == STEPS * PARTS
 
 
 def test_a_step_that_does_not_fit_is_advised_to_recompute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +92,7 @@ def test_a_step_that_does_not_fit_is_advised_to_recompute(tmp_path: Path, monkey
         raise MemoryError
 
     monkeypatch.setattr("e2enet.training.probe._seconds_of_step", refuse)
-    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
+    trainer = quiet_trainer(tmp_path)
     advice = r"network\.base_features, training\.checkpoint_activations=true$"
     with pytest.raises(InputError, match=advice):
         probe_step(trainer, make_module())
@@ -132,7 +106,7 @@ def test_other_networks_are_refused() -> None:
         make_module(RECOMPUTED, "network=swin_unetr")
 
 
-def test_a_resumed_run_may_change_it_and_ends_in_the_same_bits(parts: list[Any], tmp_path: Path) -> None:
+def test_a_resumed_run_may_change_it_and_ends_in_the_same_bits(recomputed_parts: list[Any], tmp_path: Path) -> None:
     overrides = [
         *SMALL_RUN,
         *("data.num_test=0", "data.num_workers=0", "training.epochs=2", "training.steps_per_epoch=3"),
@@ -141,12 +115,12 @@ def test_a_resumed_run_may_change_it_and_ends_in_the_same_bits(parts: list[Any],
     ]
     folders = {key: tmp_path / key for key in ("first", "kept", "recomputed")}
     run_training(compose_config([*overrides, f"run_folder={folders['first']}"]), folders["first"])
-    assert parts == []
+    assert recomputed_parts == []
     for name, more in (("kept", []), ("recomputed", [RECOMPUTED])):
         shutil.copytree(folders["first"], folders[name])
         given = [f"resume={folders[name]}", "training.epochs=3", *more]
         run_training(resumed_config(compose_config(given), given), folders[name])
-    assert len(parts) == 3 * (3 + 3 + 2)  # three stages, three nodes, of which two have a second block
+    assert len(recomputed_parts) == 3 * (3 + 3 + 2)  # three stages, three nodes, of which two have a second block
     kept, recomputed = (
         torch.load(folders[name] / "checkpoints" / "last.ckpt", weights_only=True) for name in ("kept", "recomputed")
     )

@@ -17,6 +17,7 @@ from e2enet.training import callbacks, timing
 from e2enet.training.callbacks import EpochLines
 from e2enet.training.module import SegmentationModule
 from e2enet.training.timing import LoaderWait, TimeKeeper, share_waited
+from tests.training.conftest import quiet_trainer
 
 
 class Clock:
@@ -70,18 +71,9 @@ def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[d
 
     def run(seconds: list[float], log_every: int) -> list[dict[str, str]]:
         wait = LoaderWait()
-        trainer = pl.Trainer(
-            max_epochs=1,
-            accelerator="cpu",
-            logger=CSVLogger(tmp_path, name="", version=""),
-            callbacks=[TimeKeeper(wait, log_every)],
-            profiler=wait,
-            log_every_n_steps=log_every,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=tmp_path,
-        )
+        logger = CSVLogger(tmp_path, name="", version="")
+        keeper = TimeKeeper(wait, log_every)
+        trainer = quiet_trainer(tmp_path, keeper, logger=logger, profiler=wait, log_every_n_steps=log_every)
         trainer.fit(Worker(clock), DataLoader(SlowLoader(clock, seconds), batch_size=None))
         with (tmp_path / "metrics.csv").open() as stream:
             return list(csv.DictReader(stream))

@@ -1,0 +1,93 @@
+"""Where patches lie, and what is cut out of a case there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchio as tio
+
+from e2enet.data.patches import ForegroundSampler, crop, crop_subject, frame_affine, load_subject, start_range
+from tests.data.conftest import make_case
+
+PATCH = (4, 6, 8)
+
+
+def test_start_range_by_hand() -> None:
+    assert start_range(13, 8) == (0, 5)
+    assert start_range(8, 8) == (0, 0)
+    assert start_range(5, 8) == (-1, -1)
+    assert start_range(4, 8) == (-2, -2)
+
+
+def test_crop_reads_the_box_and_pads_with_zero() -> None:
+    tensor = torch.arange(1.0, 25.0).reshape(1, 2, 3, 4)
+    assert torch.equal(crop(tensor, (0, 1, 1), (2, 2, 2)), tensor[:, :, 1:3, 1:3])
+    padded = crop(tensor, (-1, -1, 2), (4, 4, 4))
+    assert torch.equal(padded[:, 1:3, 1:4, :2], tensor[..., 2:])
+    assert padded.sum() == tensor[..., 2:].sum()
+    assert torch.all(crop(tensor, (5, 0, 0), (2, 2, 2)) == 0)
+
+
+def test_foreground_patches_hold_each_class_at_the_centre_or_at_the_border(tmp_path: Path) -> None:
+    subject = load_subject(make_case(tmp_path, shape=(16, 16, 16)))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        patches = list(ForegroundSampler(PATCH)(subject, num_patches=40))
+    centres = [int(patch["label"].data[0, 2, 3, 4]) for patch in patches]
+    corners = [int(patch["label"].data[0, 0, 0, 0]) for patch in patches]
+    # Class 1 is one voxel, class 2 eight: both are drawn, about equally often.
+    assert 10 <= centres.count(2) <= 30 and 10 <= corners.count(1) <= 30
+    assert centres.count(2) + corners.count(1) == 40
+    assert all(patch["image"].shape == (1, *PATCH) for patch in patches)
+
+
+def test_random_patches_reach_every_start_and_stay_inside(tmp_path: Path) -> None:
+    subject = load_subject(make_case(tmp_path, shape=(5, 7, 9)))
+    sampler = ForegroundSampler(PATCH)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        starts = {sampler.draw_start(subject, foreground=False) for _ in range(200)}
+    assert starts == {(d, h, w) for d in range(2) for h in range(2) for w in range(2)}
+
+
+def test_case_without_foreground_gives_a_patch_anywhere(tmp_path: Path) -> None:
+    case = make_case(tmp_path)
+    subject = load_subject(case)
+    subject["foreground"] = {}
+    assert len(ForegroundSampler(PATCH).draw_start(subject, foreground=True)) == 3
+
+
+def test_subject_stays_on_disk_until_cropped(tmp_path: Path) -> None:
+    case = make_case(tmp_path)
+    subject = load_subject(case)
+    assert isinstance(subject, tio.Subject) and subject.spatial_shape == case.shape
+    subject["image"].data[0, 0, 0, 0] = 99  # copy on write: neither the file nor another reader sees it
+    assert np.load(case.image)[0, 0, 0, 0] == 0
+    assert load_subject(case)["image"].data[0, 0, 0, 0] == 0
+
+
+def test_coordinates_of_cases_are_not_kept(tmp_path: Path) -> None:
+    case = make_case(tmp_path)
+    assert list(case.foreground) == [1, 2] and len(case.foreground) == 2
+    np.testing.assert_array_equal(case.foreground[1], [[0, 0, 0]])
+    assert case.foreground[1] is not case.foreground[1]  # read anew each time: 200 cases would fill a worker's memory
+
+
+def test_affine_of_a_patch_tells_spacing_directions_and_place(tmp_path: Path) -> None:
+    affine = frame_affine((3.0, 0.5, 0.75), depth_axis=2)
+    subject = load_subject(make_case(tmp_path), affine)
+    patch = crop_subject(subject, (2, -4, 8), PATCH)
+    for image in patch.get_images(intensity_only=False):
+        # D runs upward, H to the right, W to the front; the first voxel is 2 * 3 mm up, 4 * 0.5 mm to the left, ..
+        np.testing.assert_allclose(image.affine @ (0, 0, 0, 1), [-2, 6, 6, 1])
+        np.testing.assert_allclose(image.affine @ (1, 1, 1, 1), [-1.5, 6.75, 9, 1])
+        assert image.spacing == (3.0, 0.5, 0.75) and image.orientation == ("S", "R", "A")
+
+
+@pytest.mark.parametrize(("depth_axis", "orientation"), [(0, "RAS"), (1, "ARS"), (2, "SRA")])
+def test_frame_affine_follows_the_depth_axis(depth_axis: int, orientation: str) -> None:
+    image = tio.ScalarImage(tensor=torch.zeros(1, 2, 2, 2), affine=frame_affine((1, 2, 3), depth_axis))
+    assert "".join(image.orientation) == orientation and image.spacing == (1, 2, 3)
