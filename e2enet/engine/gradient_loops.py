@@ -92,23 +92,31 @@ def unpool(source, sign, stride, coarse, add, target):
     """
     sd, sh, sw = stride
     height, width, depth = coarse.shape
-    best, where = np.empty(depth, np.float32), np.empty(depth, np.int32)
+    fine = source.shape[2]
+    best, where, given = np.empty(fine, np.float32), np.empty(fine, np.int32), np.empty(fine, np.float32)
     for y in range(height):
         for x in range(width):
             best[:] = -np.inf
             where[:] = 0
-            for place in range(sd * sh * sw):
-                a, b, c = place // (sh * sw), place // sw % sh, place % sw
-                pixel = source[y * sh + b, x * sw + c]
-                for z in range(depth):
-                    value = sign * pixel[z * sd + a]
+            for place in range(sh * sw):  # the largest of every slice first
+                pixel = source[y * sh + place // sw, x * sw + place % sw]
+                for z in range(fine):
+                    value = sign * pixel[z]
                     larger = value > best[z]
                     best[z] = value if larger else best[z]
                     where[z] = place if larger else where[z]
-            line = coarse[y, x]
-            for place in range(sd * sh * sw):
-                a, b, c = place // (sh * sw), place // sw % sh, place % sw
-                pixel = target[y * sh + b, x * sw + c]
-                for z in range(depth):
-                    value = line[z] if where[z] == place else np.float32(0)
-                    pixel[z * sd + a] = value + pixel[z * sd + a] if add else value
+            for z in range(depth):
+                largest = z * sd
+                for slice_in in range(z * sd, (z + 1) * sd):
+                    given[slice_in] = 0
+                    if best[slice_in] > best[largest]:
+                        largest = slice_in
+                given[largest] = coarse[y, x, z]
+            for place in range(sh * sw):
+                pixel = target[y * sh + place // sw, x * sw + place % sw]
+                if add:
+                    for z in range(fine):
+                        pixel[z] += given[z] if where[z] == place else np.float32(0)
+                else:
+                    for z in range(fine):
+                        pixel[z] = given[z] if where[z] == place else np.float32(0)

@@ -65,7 +65,7 @@ class Tiling:
         """(vector, first row, first column) of every tile, int64."""
         vectors = range(ceil(self.folds * self.depth / LANES))
         rows, columns = range(0, self.height, self.rows), range(0, self.fold_width, self.columns)
-        return np.array([(vector, row, column) for vector in vectors for row in rows for column in columns], np.int64)
+        return np.array([(vector, row, column) for row in rows for column in columns for vector in vectors], np.int64)
 
 
 @cache
