@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, reduce
 from typing import Any
 
 from e2enet.engine.microkernels import COLUMNS
@@ -11,12 +11,18 @@ from e2enet.engine.vector_code import FLOAT, FLOAT_BYTES, INT, LANES, VECTOR, VE
 CHAINS = 8  # sums at least that are added to in turn: an addition takes four cycles, and two begin in each
 
 
+def padded(taps: int) -> int:
+    """Whole vectors of sums: how many a kernel of so many taps has room for."""
+    return -(-taps // LANES) * LANES
+
+
 @cache
 def correlation(kernel: tuple[int, int], stride: tuple[int, int]) -> CompiledFunction:
     """products[k, tap] += the sum over pixels and lanes of gradient * (tile + offsets[k]) at the pixel's tap.
 
     f(tile, offsets, count, row_bytes, gradient, gradient_row_bytes, rows, blocks, products): of `rows` rows of `blocks`
-    times COLUMNS pixels. `offsets` are int64 byte offsets of channels within the tile, `products` floats (count, taps).
+    times COLUMNS pixels. `offsets` are int64 byte offsets of channels within the tile, `products` floats (count, taps, `padded` with
+    what stays zero).
     """
     taps = [(y, x) for y in range(kernel[0]) for x in range(kernel[1])]
     chains = min(COLUMNS, -(-CHAINS // len(taps)))
@@ -53,13 +59,11 @@ def correlation(kernel: tuple[int, int], stride: tuple[int, int]) -> CompiledFun
                 return at.loop(blocks, values, add_block)
 
             sums = at.loop(rows, [at.vector(0.0)] * (len(taps) * chains), add_row)
-            first = at.offset(products, index, len(taps) * FLOAT_BYTES)
-            for tap in range(len(taps)):
-                total = sums[tap * chains]
-                for chain in sums[tap * chains + 1 : (tap + 1) * chains]:
-                    total = at.builder.fadd(total, chain)
-                place = at.offset(first, tap, FLOAT_BYTES)
-                at.store(at.builder.fadd(at.load(place, FLOAT), at.sum_lanes(total)), place)
+            totals = [reduce(at.builder.fadd, sums[first : first + chains]) for first in range(0, len(sums), chains)]
+            for part in range(0, len(taps), LANES):
+                place = at.offset(at.offset(products, index, padded(len(taps)) * FLOAT_BYTES), part, FLOAT_BYTES)
+                added = at.sums_of_lanes(totals[part : part + LANES])
+                at.store(at.builder.fadd(at.load(place, VECTOR), added), place)
             return nothing
 
         at.loop(count, [], add_kernel)

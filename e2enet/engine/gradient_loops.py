@@ -14,7 +14,6 @@ from e2enet.network.compiled import compiled
 BLOCK = 2**9  # vectors that are added up in float32
 
 
-
 class GradientCodes(NamedTuple):
     """Addresses of functions that `correlate` calls."""
 

@@ -92,7 +92,7 @@ def correlate(
         microkernels.filling(1).address,
         gradient_kernels.correlation(plane, steps).address,
     )
-    products = np.zeros((parts, len(kernels.rows), kernels.taps), np.float32)
+    products = np.zeros((parts, len(kernels.rows), gradient_kernels.padded(kernels.taps)), np.float32)
 
     def part(number: int, first: int, last: int) -> None:
         tile, beside = room("tile", *work.shape), room("gradient", len(outputs), tiling.rows, tiling.columns, LANES)
@@ -100,7 +100,7 @@ def correlate(
         gradient_loops.correlate(first, last, codes, tile, beside, work.tiles, work.reading, read, own)
 
     run_in_threads(part, [(i, tiles * i // parts, tiles * (i + 1) // parts) for i in range(parts)])
-    return products.sum(axis=0)
+    return products.sum(axis=0)[:, : kernels.taps]
 
 
 def norm_gradient(value: Signal, gradient: Signal) -> tuple[np.ndarray, np.ndarray]:
@@ -147,8 +147,12 @@ def add_strided(
     weight: (O, C, depth, height, width).
     """
     channels, height, width, depth = into.values.shape
-    out = torch.from_numpy(gradient.stacked()).permute(0, 3, 1, 2)[None].contiguous(memory_format=torch.channels_last_3d)
-    seen = torch.nn.grad.conv3d_input((1, channels, depth, height, width), torch.from_numpy(weight), out, stride, padding)
+    out = (
+        torch.from_numpy(gradient.stacked()).permute(0, 3, 1, 2)[None].contiguous(memory_format=torch.channels_last_3d)
+    )
+    seen = torch.nn.grad.conv3d_input(
+        (1, channels, depth, height, width), torch.from_numpy(weight), out, stride, padding
+    )
     target = torch.from_numpy(into.signal().stacked())
     for start, stop, shift in group_shifts(channels, shift_size):
         there, here = overlap(depth, shift)

@@ -76,7 +76,11 @@ def convolve(
     codes = loops.Codes(
         microkernels.filling(stride[0]).address,
         microkernels.plane_convolution(plane, steps).address,
-        np.where(add if add is not None else np.zeros(len(targets), bool), microkernels.storing("add").address, microkernels.storing(written).address),
+        np.where(
+            add if add is not None else np.zeros(len(targets), bool),
+            microkernels.storing("add").address,
+            microkernels.storing(written).address,
+        ),
     )
     totals = np.zeros((len(work.tiles.places), len(targets), 2))
 

@@ -169,9 +169,7 @@ class TrainedConvolution:
             found[self.norm.weight], found[self.norm.bias] = norm_gradient(output, signal)
             found[self.conv.bias] = np.zeros(len(self.weight), np.float32)  # the norm subtracts it again
         weight = np.zeros_like(self.weight).reshape(-1, self.kernels.taps)
-        weight[self.kernels.rows] = correlate(
-            self.kernels, sources, signal, stride=self.stride, padding=self.padding
-        )
+        weight[self.kernels.rows] = correlate(self.kernels, sources, signal, stride=self.stride, padding=self.padding)
         found[self.conv.weight] = weight
         if not into:
             return found

@@ -67,10 +67,21 @@ class Writer:
         """The larger of two vectors; `b` where either is NaN."""
         return self.builder.select(self.builder.fcmp_ordered(">", a, b), a, b)
 
-    def sum_lanes(self, value: Any) -> Any:
-        """The sum of a vector's lanes, added up in pairs."""
-        add = self._intrinsic(f"llvm.vector.reduce.fadd.v{LANES}f32", FLOAT, [FLOAT, VECTOR])
-        return self.builder.call(add, [ir.Constant(FLOAT, -0.0), value], fastmath=("reassoc",))
+    def sums_of_lanes(self, values: Sequence[Any]) -> Any:
+        """A vector whose lane i is the sum of all lanes of `values[i]`, of which there are up to LANES.
+
+        Two vectors are halved and laid into one at a time, so that few additions serve many sums.
+        """
+        parts, width = [*values, *[self.vector(0.0)] * (LANES - len(values))], LANES // 2
+        while len(parts) > 1:
+            low = [start + i for start in range(0, 2 * LANES, 2 * width) for i in range(width)]
+            high = [number + width for number in low]
+            parts = [
+                self.builder.fadd(self.shuffle(a, b, low), self.shuffle(a, b, high))
+                for a, b in zip(parts[::2], parts[1::2], strict=True)
+            ]
+            width //= 2
+        return parts[0]
 
     def vector(self, value: float) -> ir.Constant:
         return ir.Constant(VECTOR, [value] * LANES)
@@ -83,8 +94,11 @@ class Writer:
 
     def choose(self, value: Any, other: Any, lanes: dict[int, int]) -> Any:
         """`value`, in which lane i is lane `lanes[i]` of `other`."""
-        numbers = [LANES + lanes[i] if i in lanes else i for i in range(LANES)]
-        return self.builder.shuffle_vector(value, other, ir.Constant(ir.VectorType(INT32, LANES), numbers))
+        return self.shuffle(value, other, [LANES + lanes[i] if i in lanes else i for i in range(LANES)])
+
+    def shuffle(self, a: Any, b: Any, lanes: Sequence[int]) -> Any:
+        """A vector of these lanes of `a` (0 ..) and `b` (LANES ..)."""
+        return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(INT32, LANES), list(lanes)))
 
     def bits(self, integer: Any) -> Any:
         """The lowest bits of an integer as one truth value per lane."""
