@@ -21,6 +21,7 @@ WITHOUT_EFFECT = (
     "training.checkpoint_every",
     "training.checkpoint_unit",
     "training.checkpoint_activations",
+    "training.engine",
     "final.overlay",
     "trainer.accelerator",
     "trainer.strategy",

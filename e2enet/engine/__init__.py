@@ -1,5 +1,5 @@
-"""Inference that multiplies active kernels only: a trained E2ENet as a program of compiled layers for a CPU."""
+"""Inference and training that multiply active kernels only: an E2ENet as a program of compiled layers for a CPU."""
 
-from e2enet.engine.select import ENGINES, select_engine
+from e2enet.engine.select import ENGINES, select_engine, select_training
 
-__all__ = ["ENGINES", "select_engine"]
+__all__ = ["ENGINES", "select_engine", "select_training"]

@@ -129,7 +129,7 @@ def _live_channels(calls: Sequence[Call], result: int, in_channels: int) -> dict
         if isinstance(call.module, StrideMaxPool3d):
             read = own
         else:
-            read = _mask(call.module)[own].any(axis=0)
+            read = np.asarray(_mask(call.module)[own].any(axis=0))
             read[0] |= own.any() and not read.any()  # one at least, which tells the size
         ends = np.cumsum([len(live[number]) for number in call.inputs])
         for number, part in zip(call.inputs, np.split(read, ends[:-1]), strict=True):

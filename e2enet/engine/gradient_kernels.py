@@ -21,8 +21,8 @@ def correlation(kernel: tuple[int, int], stride: tuple[int, int]) -> CompiledFun
     """products[k, tap] += the sum over pixels and lanes of gradient * (tile + offsets[k]) at the pixel's tap.
 
     f(tile, offsets, count, row_bytes, gradient, gradient_row_bytes, rows, blocks, products): of `rows` rows of `blocks`
-    times COLUMNS pixels. `offsets` are int64 byte offsets of channels within the tile, `products` floats (count, taps, `padded` with
-    what stays zero).
+    times COLUMNS pixels. `offsets` are int64 byte offsets of channels within the tile, `products` floats (count, taps),
+    `padded` with what stays zero.
     """
     taps = [(y, x) for y in range(kernel[0]) for x in range(kernel[1])]
     chains = min(COLUMNS, -(-CHAINS // len(taps)))
@@ -76,8 +76,8 @@ def norm_sums() -> CompiledFunction:
     """Sums over voxels that the gradient of an instance norm with leaky ReLU takes.
 
     f(values, gradient, vectors, rest_bits, constants, totals): of so many vectors of LANES values, and of the lanes of
-    `rest_bits` behind them. constants: six floats (scale, offset, negative slope, mean, and two that are not used). totals (2, LANES)
-    gets the sums of g and of g * (value - mean), g being the gradient of the activation's input.
+    `rest_bits` behind them. constants: six floats (scale, offset, negative slope, mean, and two that are not used).
+    totals (2, LANES) becomes the sums of g and of g * (value - mean), g being the gradient of the activation's input.
     """
 
     def write(at: Writer, values: Any, gradient: Any, vectors: Any, rest: Any, constants: Any, totals: Any) -> None:
@@ -92,12 +92,13 @@ def norm_sums() -> CompiledFunction:
 
         def each(index: Any, sums: list[Any]) -> list[Any]:
             place = at.builder.mul(index, at.integer(VECTOR_BYTES))
-            return add(*(at.load(at.builder.add(part, place), VECTOR) for part in (values, gradient)), sums)
+            value, grad = (at.load(at.builder.add(part, place), VECTOR) for part in (values, gradient))
+            return add(value, grad, sums)
 
         sums = at.loop(vectors, [at.vector(0.0)] * 2, each)
         end, bits = at.builder.mul(vectors, at.integer(VECTOR_BYTES)), at.bits(rest)
-        sums = add(*(at.load_masked(at.builder.add(part, end), bits) for part in (values, gradient)), sums)
-        for number, total in enumerate(sums):
+        value, grad = (at.load_masked(at.builder.add(part, end), bits) for part in (values, gradient))
+        for number, total in enumerate(add(value, grad, sums)):
             at.store(total, at.offset(totals, number, VECTOR_BYTES))
 
     return CompiledFunction(6, write)
@@ -105,10 +106,10 @@ def norm_sums() -> CompiledFunction:
 
 @cache
 def norm_gradient() -> CompiledFunction:
-    """gradient = scale * g + slope_of_value * (value - mean) + shift, in place: see `norm_sums`.
+    """gradient = scale * g + factor * (value - mean) + term, in place: see `norm_sums`.
 
     f(values, gradient, vectors, rest_bits, constants): constants are six floats (scale, offset, negative slope, mean,
-    factor of value - mean, what is added).
+    factor, term).
     """
 
     def write(at: Writer, values: Any, gradient: Any, vectors: Any, rest: Any, constants: Any) -> None:

@@ -6,10 +6,12 @@ concatenated volumes are kept for it: tiles of them are made again from what con
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch.nn.grad import conv3d_input
 
 from e2enet.engine import gradient_kernels, microkernels
 from e2enet.engine.kernels import Kernels
@@ -22,8 +24,11 @@ from e2enet.network.compiled import run_in_threads
 from e2enet.network.layers import Triple
 from e2enet.network.shift import group_shifts, overlap
 
-MOST_PARTS = 64  # of a weight gradient, each with sums of its own
+# A weight gradient is summed in parts, each with sums of its own: so many at most, with no more memory, and none that
+# takes less than this much time to fill tiles (bytes) and to multiply (operations), against some microseconds per part.
+MOST_PARTS = 64
 BYTES_OF_PARTS = 2**24
+BYTES_PER_PART, OPERATIONS_PER_PART = 2**21, 2**26
 
 
 class Gradient:
@@ -84,7 +89,9 @@ def correlate(
     count = len(kernels.rows) * kernels.taps
     work = Work(kernels, np.empty((0, kernels.taps), np.float32), sources, tiling, stride=stride, padding=padding)
     tiles = len(work.tiles.places)
-    parts = max(1, min(MOST_PARTS, tiles, BYTES_OF_PARTS // (4 * max(1, count))))
+    filled = 4 * tiles * (math.prod(work.shape) + len(outputs) * tiling.rows * tiling.columns * LANES)
+    share = filled / BYTES_PER_PART + 2 * count * math.prod(gradient.size) / OPERATIONS_PER_PART
+    parts = max(1, min(MOST_PARTS, tiles, BYTES_OF_PARTS // (4 * max(1, count)), round(share)))
     reads = np.stack([outputs, np.zeros_like(outputs)], axis=1)
     read = reading([gradient], reads, tiling, own=True)
     codes = gradient_loops.GradientCodes(
@@ -150,9 +157,7 @@ def add_strided(
     out = (
         torch.from_numpy(gradient.stacked()).permute(0, 3, 1, 2)[None].contiguous(memory_format=torch.channels_last_3d)
     )
-    seen = torch.nn.grad.conv3d_input(
-        (1, channels, depth, height, width), torch.from_numpy(weight), out, stride, padding
-    )
+    seen = conv3d_input((1, channels, depth, height, width), torch.from_numpy(weight), out, stride, padding)
     target = torch.from_numpy(into.signal().stacked())
     for start, stop, shift in group_shifts(channels, shift_size):
         there, here = overlap(depth, shift)

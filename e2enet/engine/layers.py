@@ -65,7 +65,8 @@ def convolve(
 ) -> np.ndarray:
     """Write the sums of a convolution into volumes of `size` (D, H, W) at the addresses `targets`, one per output.
 
-    add: bool, for which outputs they are added to what is there; None for none. Returns sums and sums of squares of what was written, float64 (tiles, outputs, 2).
+    add: bool, the outputs whose sums are added to what is there; None for none. Returns the sums of each output and of
+    their squares, float64 (tiles, outputs, 2).
     """
     from e2enet.engine import loops
 

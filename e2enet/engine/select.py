@@ -1,18 +1,25 @@
-"""Which engine runs a network: the compact one of this package, or torch with every kernel."""
+"""Which engine runs a network, in inference and in training: one of this package, or torch with every kernel."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
 from e2enet.common.errors import InputError
 from e2enet.network.cost import count_cost
-from e2enet.network.e2enet import E2ENet
+from e2enet.network.dsff import density
+from e2enet.network.e2enet import E2ENet, half_precision_pays_on_cpu
+from e2enet.network.recompute import run_once
 
 ENGINES = ("auto", "dense", "sparse")
+# Training with active kernels alone is faster up to this density and from these channels at full resolution on
+# (`python -m benchmarks.training`).
+LARGEST_DENSITY = 0.5
+FEWEST_CHANNELS = 32
 LARGEST_DEPTH_STRIDE = 4  # of a compact network: so many slices of each lane are told by the bits of one integer
 
 
@@ -55,6 +62,41 @@ def select_engine(
         precision = ", bfloat16 allowed" if bfloat16 else ""
         described = f"network of {cost.params} parameters and {cost.flops} FLOPs on {size}{precision}"
         return compact if Choices().fastest(described, ways) == "compact" else network
+
+
+def select_training(network: nn.Module, engine: str) -> Callable[[torch.Tensor], Any]:
+    """What runs a network in training steps: itself (dense), or a `TrainingEngine` of it (sparse).
+
+    `auto` is the latter where it can run, the network is wide and at most half of its fusion kernels are active, unless
+    autocast to bfloat16 is on and pays (AMX). It follows from the network and the machine, without measuring: a run
+    that is resumed goes on as it began. Called in training mode, within the autocast of the step.
+
+    Raises:
+        InputError: engine=sparse, for what only torch can run.
+    """
+    if engine == "dense":
+        return network
+    reason = unsupported(network, next(network.parameters()).device) or _unsupported_in_training(network)
+    if reason is not None:
+        if engine == "sparse":
+            raise InputError(f"training.engine=sparse: {reason}; expected training.engine=auto or dense")
+        return network
+    assert isinstance(network, E2ENet)
+    half = torch.is_autocast_enabled("cpu") and half_precision_pays_on_cpu()
+    slower = half or density(network) > LARGEST_DENSITY or network.features_per_level[0] < FEWEST_CHANNELS
+    if engine == "auto" and slower:
+        return network
+    from e2enet.engine.training import TrainingEngine
+
+    return TrainingEngine(network)
+
+
+def _unsupported_in_training(network: Any) -> str | None:
+    if network._compiled_call_impl is not None:
+        return "training.compile=true compiles torch's own pass"
+    if network.run_part is not run_once:
+        return "training.checkpoint_activations=true recomputes torch's own pass (the engine keeps less anyway)"
+    return None
 
 
 def unsupported(network: nn.Module, device: torch.device) -> str | None:

@@ -32,7 +32,7 @@ from e2enet.network.layers import StrideUp3d, Triple
 from e2enet.network.pooling import StrideMaxPool3d
 from e2enet.network.shift import channel_shifts
 
-WeightGradients = dict[nn.Parameter, np.ndarray]
+WeightGradients = dict[Tensor, np.ndarray]
 
 
 class TrainedLayer(Protocol):
@@ -117,11 +117,16 @@ class _Pass(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        if ctx.passes is None:
+            raise RuntimeError("going backward a second time: what the forward pass kept was let go the first time")
         sums: WeightGradients = {}
-        for index, values in enumerate(ctx.passes):
+        passes, ctx.passes = ctx.passes, None
+        for index, values in enumerate(passes):
             ctx.engine.backward(values, [None if grad is None else grad[index] for grad in grads], sums)
         found = (
-            torch.from_numpy(sums[parameter]).view_as(parameter) if parameter in sums else torch.zeros_like(parameter)
+            torch.from_numpy(sums[parameter]).view_as(parameter).to(parameter)
+            if parameter in sums
+            else torch.zeros_like(parameter)
             for parameter in ctx.engine.parameters
         )
         return None, None, *found
@@ -138,11 +143,12 @@ class TrainedConvolution:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.conv: Any = module.conv if isinstance(module, ConvBlock) else module
+        conv: Any = module.conv if isinstance(module, ConvBlock) else module
+        self.conv = conv
         self.norm: Any = module.norm if isinstance(module, ConvBlock) else None
-        self.shift_size: int = module.shift_size if isinstance(module, ConvBlock) else 1
-        self.stride: Triple = self.conv.stride
-        self.padding: tuple[int, int] = self.conv.padding[1:]
+        self.shift_size = module.shift_size if isinstance(module, ConvBlock) else 1
+        self.stride: Triple = conv.stride
+        self.padding: tuple[int, int] = conv.padding[1:]
         self.mask: Tensor | None = None
 
     def refresh(self) -> None:

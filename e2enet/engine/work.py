@@ -57,7 +57,7 @@ def reading(
     padding: tuple[int, int] = (0, 0),
     own: bool = False,
 ) -> Any:
-    """How tiles are filled (`loops.Reading`) with channels of concatenated sources; reads: (R, 2) channel, slices on."""
+    """How tiles are filled (`loops.Reading`) with concatenated sources; reads: (R, 2), channel and slices further."""
     from e2enet.engine import loops
 
     channel, shift = reads.T
@@ -90,6 +90,7 @@ def room(use: str, *shape: int) -> np.ndarray:
 
 def run(work: Callable[[int, int], Any], count: int) -> None:
     """Call `work(first, last)` for parts of 0 .. count, on as many threads as torch uses."""
-    parts = min(count, 16 * torch.get_num_threads())
+    threads = torch.get_num_threads()
+    parts = min(count, 1 if threads == 1 else 4 * threads)
     edges = [count * part // parts for part in range(parts + 1)]
     run_in_threads(work, list(pairwise(edges)))

@@ -53,13 +53,21 @@ def run_parts(work: Callable[[int, int, int], None], rows: int, columns: int) ->
 
 
 def run_in_threads(work: Callable[..., Any], pieces: Sequence[tuple[int, ...]]) -> None:
-    """Call `work(*piece)` for each piece, on as many threads as torch uses; return when all are done."""
-    threads = torch.get_num_threads()
-    if threads == 1 or len(pieces) == 1:
-        for piece in pieces:
+    """Call `work(*piece)` for each piece, on as many threads as torch uses; return when all are done.
+
+    The calling thread works too, so that a short work need not wait for others to wake up.
+    """
+    left = iter(pieces)  # shared: each thread takes the next piece when it is done with one
+
+    def take_pieces() -> None:
+        for piece in left:
             work(*piece)
-    else:
-        list(_pool(os.getpid(), threads).map(lambda piece: work(*piece), pieces))
+
+    threads = torch.get_num_threads()
+    others = [_pool(os.getpid(), threads).submit(take_pieces) for _ in range(min(threads, len(pieces)) - 1)]
+    take_pieces()
+    for other in others:
+        other.result()
 
 
 def as_array(tensor: Tensor) -> np.ndarray:

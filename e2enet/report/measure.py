@@ -27,7 +27,7 @@ from e2enet.common.sweeps import job_state, read_sweep
 MEASURED_FILE = "measured.json"
 FIGURES = {"latency": "latency_s", "memory": "peak_bytes"}
 # What decides a network's cost, beside its density; length of training and seeds do not.
-COSTLY_TRAINING = ("precision", "clip_norm", "checkpoint_activations", "compile", "loss", "optimizer")
+COSTLY_TRAINING = ("precision", "clip_norm", "engine", "checkpoint_activations", "compile", "loss", "optimizer")
 COSTLY_PLAN = ("patch_size", "strides", "batch_size")
 
 

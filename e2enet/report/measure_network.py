@@ -21,6 +21,7 @@ from hydra.utils import instantiate
 
 from e2enet.common.errors import exit_on_input_error
 from e2enet.common.memory import keep_freed_memory, resident, resident_peak
+from e2enet.engine import select_training
 from e2enet.inference.checkpoint import checkpoint_file, load_model, read_hyper_parameters
 from e2enet.inference.run import AMP_TYPES, resolve_device
 from e2enet.network import E2ENet
@@ -99,9 +100,11 @@ def training_peak(checkpoint: Path, device: torch.device) -> int:
     batch_size, patch_size = model.plan.batch_size, model.plan.patch_size
     image = torch.randn(batch_size, len(model.channels), *patch_size, device=device)
     target = torch.randint(len(model.labels), (batch_size, *patch_size), device=device)
+    with precision():
+        run = select_training(network, training.get("engine", "dense"))
     for _ in range(STEPS):
         with precision():
-            value = _loss(network, loss, image, target)
+            value = _loss(run, loss, image, target)
         value.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), training["clip_norm"] or float("inf"))
         optimizer.step()
@@ -119,8 +122,8 @@ def autocast(training: Mapping[str, Any], device: torch.device) -> Callable[[], 
     return lambda: torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
-def _loss(network: torch.nn.Module, loss: Any, image: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    output = network(image)
+def _loss(run: Callable[[torch.Tensor], Any], loss: Any, image: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    output = run(image)
     return loss([output] if isinstance(output, torch.Tensor) else output, target)
 
 

@@ -67,9 +67,12 @@ def _density_one(masks: bool, updates: bool, density: float) -> str | None:
     return None
 
 
+def _on_cpu(accelerator: str) -> bool:
+    return accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
+
+
 def _precision_and_device(precision: Any, accelerator: str) -> str | None:
-    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
-    if precision == "16-mixed" and on_cpu:
+    if precision == "16-mixed" and _on_cpu(accelerator):
         return "training.precision=16-mixed: needs a GPU; expected 32 | bf16-mixed on a CPU"
     return None
 
@@ -83,6 +86,21 @@ def _device_exists(accelerator: str) -> str | None:
 def _checkpoint_activations(checkpoint_activations: bool, name: str) -> str | None:
     if checkpoint_activations and name != "e2enet":
         return f"training.checkpoint_activations=true: {name} keeps its activations; expected false, or network=e2enet"
+    return None
+
+
+def _sparse_engine(
+    engine: str, name: str, accelerator: str, compiled: bool, checkpoint_activations: bool
+) -> str | None:
+    reasons = {
+        f"{name} is no E2ENet": name != "e2enet",
+        f"trainer.accelerator={accelerator} is no CPU": not _on_cpu(accelerator),
+        "training.compile=true compiles torch's own pass": compiled,
+        "training.checkpoint_activations=true recomputes torch's own pass": checkpoint_activations,
+    }
+    wrong = [reason for reason, holds in reasons.items() if holds]
+    if engine == "sparse" and wrong:
+        return f"training.engine=sparse: {' and '.join(wrong)}; expected training.engine=auto or dense"
     return None
 
 
@@ -123,6 +141,16 @@ CONFLICTS: tuple[Conflict, ...] = (
     Conflict(("training.precision", "trainer.accelerator"), _precision_and_device),
     Conflict(("trainer.accelerator",), _device_exists),
     Conflict(("training.checkpoint_activations", "network.name"), _checkpoint_activations),
+    Conflict(
+        (
+            "training.engine",
+            "network.name",
+            "trainer.accelerator",
+            "training.compile",
+            "training.checkpoint_activations",
+        ),
+        _sparse_engine,
+    ),
     Conflict(("initial_weights", "pretraining", "resume"), _initial_weights),
     Conflict(("ablation", "row"), _row_of_ablation),
     Conflict(("training.optimizer.fused", "training.precision", "dsff.masks"), _fused_and_masks),

@@ -18,6 +18,7 @@ from e2enet.common.config_rules import (
     whole,
 )
 from e2enet.data import config_rules as data
+from e2enet.engine import ENGINES
 from e2enet.network.build import NETWORKS
 from e2enet.network.e2enet import KERNEL_SIZES
 from e2enet.training.config_conflicts import CONFLICTS
@@ -57,6 +58,7 @@ RULES: dict[str, Rule] = {
     "training.accumulate": whole(1),
     "training.clip_norm": optional(positive),
     "training.precision": choice(32, "bf16-mixed", "16-mixed"),
+    "training.engine": choice(*ENGINES),
     "training.checkpoint_activations": flag,
     "training.compile": flag,
     "training.skip_nonfinite": optional(whole(1)),

@@ -117,6 +117,10 @@ class DSFFCallback(pl.Callback):
         # on steps that the gradient scaler skips.
         self._hook = optimizer.register_step_post_hook(lambda opt, args, kwargs: self._after_step(pl_module, opt))
 
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Ask for gradients of inactive kernels in the batches of a step that grows the largest of them."""
+        pl_module.needs_dense_gradients = self.growth == "gradient" and self._update_due(self.step + 1)
+
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,11 +12,12 @@ import torch
 from hydra.utils import get_method, instantiate
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from e2enet.data.planning.plan import Plan
 from e2enet.data.preparation.restore import largest_class
+from e2enet.engine import select_training
 from e2enet.inference.sliding_window import predict_planes
 from e2enet.network.build import build_network
 from e2enet.network.dsff import set_group_size
@@ -41,13 +43,16 @@ class SegmentationModule(pl.LightningModule):
     The constructor takes plain containers only, so that a checkpoint's `hyper_parameters` hold them exactly
     and open with `weights_only=True`.
 
+    `needs_dense_gradients`, which the DSFF callback sets, asks for the gradients of inactive kernels too: such steps
+    run as torch runs them, whatever `training.engine` says.
+
     Args:
         network: the `network` config group, for `build_network`.
         plan: `Plan.to_dict()`; its strides shape the network, its patch size the validation windows.
         dataset: {"name", "labels": {int: str}, "channels", "mirror_axes", "file_ending"}, and what scoring of its
             label files needs: {"label_map": {int: int}, "regions": {str: [int]}}.
         training: the `training` config group: `loss`, `optimizer`, `schedule` (each with `_target_`),
-            `checkpoint_activations`, `compile`, `skip_nonfinite`.
+            `engine`, `checkpoint_activations`, `compile`, `skip_nonfinite`.
         group_size: output channels that share their inputs in the masks of fusion layers; 1 for single kernels.
     """
 
@@ -76,6 +81,7 @@ class SegmentationModule(pl.LightningModule):
         self.loss = DeepSupervisionLoss(instantiate(training["loss"]))
         self.guard = NonFiniteGuard(training.get("skip_nonfinite"))
         self.scores: dict[str, float] = {}
+        self.needs_dense_gradients = False
         self.patch_counts = DiceCounts(len(self.labels))
         self.case_counts = DiceCounts(len(self.labels))
 
@@ -91,9 +97,17 @@ class SegmentationModule(pl.LightningModule):
         """Logits of an image batch (B, C, D, H, W): of every head in training mode, else of the first."""
         return self.network(image)
 
+    def training_pass(self, network: nn.Module) -> Callable[[Tensor], Any]:
+        """What runs the network, or a copy of it, in training steps: see `select_training`."""
+        return select_training(network, self.training_config.get("engine", "dense"))
+
+    @cached_property  # chosen in the first step; not a submodule, whatever runs it
+    def _own_pass(self) -> Callable[[Tensor], Any]:
+        return self.training_pass(self.network)
+
     def training_step(self, batch: Mapping[str, Any], batch_index: int) -> Tensor | dict[str, Any]:
         """Loss of one batch of patches; of one that is left out its value without a gradient, marked as such."""
-        output = self(batch["image"])
+        output = (self.network if self.needs_dense_gradients else self._own_pass)(batch["image"])
         heads = [output] if isinstance(output, Tensor) else output
         loss: Tensor = self.loss(heads, batch["label"])
         if not self.guard.admits(self, loss, batch):

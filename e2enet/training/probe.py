@@ -155,10 +155,13 @@ def _seconds_of_step(trainer: pl.Trainer, module: SegmentationModule, batch_size
     image = torch.randn(batch_size, channels, *patch_size, generator=generator).to(device)
     label = torch.randint(len(module.labels), (batch_size, *patch_size), generator=generator).to(device)
 
+    with trainer.precision_plugin.train_step_context():
+        run = module.training_pass(network)
+
     def forward_and_backward() -> Tensor:
         optimizer.zero_grad()
         with trainer.precision_plugin.train_step_context():
-            output = network(image)
+            output = run(image)
             value: Tensor = loss([output] if isinstance(output, Tensor) else output, label)
         value.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), trainer.gradient_clip_val or math.inf)

@@ -21,14 +21,15 @@ from e2enet.training.run_state import RunState
 CONFIG_FILE = "config.yaml"
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 PREVIOUS_CHECKPOINT = Path("checkpoints") / "previous.ckpt"
-# What a resumed run may change: its length, how often it is saved, what becomes of losses that are not finite, how much
-# memory a step takes, where it runs and logs, where files are, and what follows training.
+# What a resumed run may change: its length, how often it is saved, what becomes of losses that are not finite, how a
+# step is computed, where it runs and logs, where files are, and what follows training.
 CHANGEABLE = (
     "training.epochs",
     "training.checkpoint_every",
     "training.checkpoint_unit",
     "training.skip_nonfinite",
     "training.checkpoint_activations",
+    "training.engine",
     "trainer",
     "logger",
     "paths",

@@ -75,6 +75,10 @@ def test_all_mistakes_are_told_at_once() -> None:
             )
             for name in ("plain_unet", "dynunet", "swin_unetr")
         ),
+        ("training.engine=fast", "training.engine=fast: expected auto | dense | sparse"),
+        ("training.engine=sparse network=plain_unet dsff=dense", "training.engine=sparse: plain_unet is no E2ENet"),
+        ("training.engine=sparse training.compile=true", "training.compile=true compiles torch's own pass; expected"),
+        ("training.engine=sparse training.checkpoint_activations=true", "recomputes torch's own pass; expected"),
         ("training.optimizer._target_=torch.optim.Adamm", "cannot be imported"),
         ("training.optimizer.momentum=0.9", "training.optimizer.momentum: unknown key"),
         (

@@ -1,0 +1,193 @@
+"""Training with active kernels only gives the masked network's gradients."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from e2enet.common.errors import InputError
+from e2enet.engine.select import select_training
+from e2enet.engine.training import TrainingEngine
+from e2enet.network.baselines import PlainUNet
+from e2enet.network.dsff import expand_mask, fusion_layers, init_masks, set_group_size, update_masks
+from e2enet.network.e2enet import E2ENet
+from e2enet.network.recompute import checkpoint_activations
+from tests.engine.test_compact import SIZE, make_model
+
+DEEP = [(2, 2, 2), (1, 2, 1), (2, 1, 2)]
+
+
+def gradients(run: Any, model: E2ENet, x: Tensor) -> tuple[list[Tensor], dict[str, Tensor | None]]:
+    """Logits, and gradients by parameter of a weighted sum of all of them; those of inactive kernels as zero."""
+    model.zero_grad()
+    found = run(x)
+    heads = found if isinstance(found, list) else [found]
+    draw = torch.Generator().manual_seed(3)
+    weights = [torch.randn(head.shape, generator=draw, dtype=torch.float64).to(head) for head in heads]
+    torch.autograd.backward(heads, weights)
+    result = {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
+    for name, layer in fusion_layers(model).items():
+        grad = result[f"{name}.weight"]
+        assert grad is not None
+        grad *= expand_mask(layer.kernel_mask, grad)
+    return [head.detach() for head in heads], result
+
+
+def assert_same(model: E2ENet, x: Tensor) -> None:
+    """The engine's logits and gradients are those of the masked network in float64, and inactive kernels get none."""
+    logits, found = gradients(TrainingEngine(model), model, x)
+    for layer in fusion_layers(model).values():
+        assert not (layer.weight.grad * ~expand_mask(layer.kernel_mask, layer.weight)).any()
+    exact = copy.deepcopy(model).double()
+    expected_logits, expected = gradients(exact, exact, x.double())
+    torch.testing.assert_close(logits, [head.float() for head in expected_logits], rtol=0, atol=1e-4)
+    for name, grad in expected.items():
+        if grad is None:
+            assert found[name] is None, name
+            continue
+        scale = float(grad.abs().max()) + 1e-3
+        own = found[name]
+        assert own is not None and float((own - grad).abs().max()) <= 1e-4 * scale, name
+
+
+def sample(batch: int = 2, size: Any = SIZE) -> Tensor:
+    return torch.randn(batch, 2, *size, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"density": 0.03},
+        {"density": 1.0},
+        {"shift_size": 1},
+        {"shift_size": 5, "shift_input": True},
+        {"kernel_size": (3, 3, 3)},
+        {"kernel_size": (3, 1, 3)},
+        {"kernel_size": (3, 3, 1)},
+        {"kernel_size": (3, 3, 3), "inner_kernel_size": (1, 3, 3)},
+        {"fusion": "unet"},
+        {"strides": DEEP, "density": 0.2},
+        {"strides": [(4, 2, 2), (1, 3, 3)], "size": (8, 12, 18)},
+        {"deep_supervision": False},
+    ],
+    ids=str,
+)
+def test_gradients_are_the_masked_networks(settings: dict[str, Any]) -> None:
+    own = dict(settings)
+    size = own.pop("size", (16, 16, 20) if own.get("strides") == DEEP else SIZE)
+    assert_same(make_model(**own).train(), sample(size=size))
+
+
+@pytest.mark.parametrize("group_size", [8, 16])
+def test_groups_run_the_same_way(group_size: int) -> None:
+    model = make_model(1.0, base=16).train()
+    set_group_size(model, group_size)
+    init_masks(model, 0.25, generator=torch.Generator().manual_seed(1))
+    assert_same(model, sample(1))
+
+
+def test_weights_and_masks_are_taken_anew_at_every_step() -> None:
+    model = make_model(0.3).train()
+    engine = TrainingEngine(model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    for _ in range(2):
+        gradients(engine, model, sample())
+        optimizer.step()
+        update_masks(model, 0.5, generator=torch.Generator().manual_seed(4))
+    exact = copy.deepcopy(model)
+    _, found = gradients(engine, model, sample())
+    _, expected = gradients(exact, exact, sample())
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_node_that_nobody_reads_gets_gradients_of_zero() -> None:
+    model = make_model(0.5).train()
+    model.deep_supervision = False
+    reader: Any = model.decoder.columns[1][0].blocks[0].conv  # type: ignore[union-attr]
+    reader.kernel_mask[:, 6:] = False  # the upward flow
+    reader.weight.data[:, 6:] = 0
+    assert_same(model, sample())
+    node: Any = model.decoder.columns[0][1].blocks[0].conv  # type: ignore[union-attr]
+    assert not node.weight.grad.any()
+
+
+def test_parameters_that_are_frozen_get_no_gradient() -> None:
+    model = make_model(0.3).train()
+    model.encoder.requires_grad_(False)
+    assert_same(model, sample())
+    assert all(parameter.grad is None for parameter in model.encoder.parameters())
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_any_number_of_threads_gives_the_same_weight_gradients(threads: int) -> None:
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for count in (4, threads):
+            torch.set_num_threads(count)
+            model = make_model(0.3).train()
+            found.append(gradients(TrainingEngine(model), model, sample(1, (16, 32, 32))))
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
+
+
+def test_the_same_step_twice_gives_the_same_bits() -> None:
+    model = make_model(0.3).train()
+    engine = TrainingEngine(model)
+    (_, first), (_, second) = (gradients(engine, model, sample(2, (16, 32, 32))) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)  # type: ignore[arg-type]
+
+
+def test_a_value_that_is_not_finite_reaches_the_gradients() -> None:
+    model = make_model(0.3).train()
+    x = sample()
+    x[0, 0, 4, 8, 8] = float("nan")
+    logits, found = gradients(TrainingEngine(model), model, x)
+    assert not torch.isfinite(logits[0][0]).all() and torch.isfinite(logits[0][1]).all()
+    assert not torch.isfinite(found["encoder.0.0.conv.weight"]).all()  # type: ignore[arg-type]
+
+
+def test_inputs_of_the_wrong_shape_are_refused() -> None:
+    with pytest.raises(ValueError, match="each must be a multiple of"):
+        TrainingEngine(make_model().train())(torch.zeros(1, 2, 8, 16, 18))
+
+
+def test_going_backward_twice_is_refused() -> None:
+    logits = TrainingEngine(make_model().train())(sample())
+    loss = sum(head.sum() for head in logits)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="backward a second time"):
+        loss.backward()
+
+
+def test_auto_takes_the_engine_where_it_is_faster() -> None:
+    wide = make_model(0.3, base=32).train()
+    assert isinstance(select_training(wide, "auto"), TrainingEngine)
+    assert select_training(wide, "dense") is wide
+    narrow, full = make_model(0.3, base=16).train(), make_model(1.0, base=32).train()
+    assert select_training(narrow, "auto") is narrow and select_training(full, "auto") is full
+    assert isinstance(select_training(narrow, "sparse"), TrainingEngine)
+
+
+def test_what_only_torch_can_train_is_said() -> None:
+    recomputed = make_model(0.3, base=32).train()
+    checkpoint_activations(recomputed)
+    compiled = make_model(0.3, base=32).train()
+    compiled.compile()
+    for network, reason in (
+        (recomputed, "checkpoint_activations=true"),
+        (compiled, "compile=true"),
+        (PlainUNet(1, 2, [(2, 2, 2)]), "PlainUNet is no E2ENet"),
+        (make_model(strides=[(5, 2, 2)]), "larger along the depth than 4"),
+    ):
+        assert select_training(network, "auto") is network
+        with pytest.raises(
+            InputError, match=f"training.engine=sparse: .*{reason}.*expected training.engine=auto or dense"
+        ):
+            select_training(network, "sparse")
