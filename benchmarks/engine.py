@@ -19,10 +19,7 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -30,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.measuring import median_seconds, run_worker
 from benchmarks.network import make_network, processor
 
 PARTS = ("networks", "layers")
@@ -83,7 +81,7 @@ def compare_networks(options: argparse.Namespace, threads: int, patch: str) -> N
     found: dict[tuple[str, float], list[dict[str, float]]] = {contender: [] for contender in contenders}
     for _ in range(options.rounds):
         for name, density in contenders:
-            found[name, density].append(run_worker(options, name, density, threads, patch))
+            found[name, density].append(measured(options, name, density, threads, patch))
     seconds = {key: statistics.median(row["seconds"] for row in rows) for key, rows in found.items()}
     memory = {key: statistics.median(row["gib"] for row in rows) for key, rows in found.items()}
     from rich.console import Console
@@ -108,14 +106,10 @@ def compare_networks(options: argparse.Namespace, threads: int, patch: str) -> N
     Console(width=120).print(table)
 
 
-def run_worker(options: argparse.Namespace, name: str, density: float, threads: int, patch: str) -> dict[str, float]:
+def measured(options: argparse.Namespace, name: str, density: float, threads: int, patch: str) -> dict[str, float]:
     """Measure one contender in a fresh process."""
-    command = [sys.executable, "-m", "benchmarks.engine", "--worker", name, "--densities", str(density)]
-    command += ["--threads", str(threads), "--patches", patch, "--runs", str(options.runs)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise SystemExit(f"{name} failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+    arguments = ["--worker", name, "--densities", str(density), "--threads", str(threads), "--patches", patch]
+    return run_worker("benchmarks.engine", [*arguments, "--runs", str(options.runs)])
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
@@ -142,16 +136,6 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     with torch.no_grad():
         seconds = median_seconds(lambda: network(x), options.runs)
     return {"seconds": seconds, "gib": resident_peak() / 2**30}
-
-
-def median_seconds(work: Callable[[], Any], runs: int) -> float:
-    """Median of `runs` timed runs after one that is not."""
-    times = []
-    for _ in range(runs + 1):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
 
 
 def compare_layers(options: argparse.Namespace) -> None:

@@ -41,6 +41,7 @@ TINY = [
 ]
 # 20 optimizer steps of two batches each, and an update of the masks after every fourth.
 LONG = ["training.steps_per_epoch=40", "training.accumulate=2", "dsff.update_every=4"]
+SGD = ["training.optimizer._target_=torch.optim.SGD", "training.optimizer.lr=0.01"]  # small differences stay small
 WIDER = "network.base_features=12"  # two and three groups of 8 output channels
 # Nothing is learnt, so that scores are those of equal weights to the last bit.
 SCORED = ["training.steps_per_epoch=2", "training.validate_full=1", "training.optimizer.lr=0.0", "dsff=static"]
@@ -49,6 +50,7 @@ SCENARIOS: dict[str, tuple[list[str], Any]] = {
     "random": ([*LONG, "dsff.growth=random"], "64-true"),
     "gradient": ([*LONG, "dsff.growth=gradient"], "64-true"),
     "group": ([*LONG, "dsff.growth=gradient", "dsff.granularity=group", "dsff.group_size=8", WIDER], "64-true"),
+    "sparse": ([*LONG, "dsff.growth=gradient", "training.engine=sparse", *SGD], "32"),
     "amp": (["training.steps_per_epoch=6", "dsff.update_every=2"], "bf16-mixed"),
     "five_cases": ([*SCORED, "fold=all"], "32"),
     "one_case": (SCORED, "32"),
@@ -152,6 +154,14 @@ def test_two_processes_train_what_one_does_with_twice_the_batch(name: str, ranks
     assert both[0]["masks"] == both[1]["masks"] == alone["masks"]
     # Four updates in 20 steps: none after the last.
     assert len({tuple(masks.values()) for masks in alone["masks"]}) == 5
+
+
+def test_two_processes_train_with_active_kernels_only(ranks: list[Record], root: Path) -> None:
+    alone, both = train("sparse", root, batch_size=2), [record["sparse"] for record in ranks]
+    for layer, value in alone["weights"].items():
+        assert torch.equal(both[0]["weights"][layer], both[1]["weights"][layer]), layer
+        torch.testing.assert_close(both[0]["weights"][layer], value, rtol=0, atol=1e-5)
+    assert both[0]["masks"] == both[1]["masks"] == alone["masks"]
 
 
 def test_samples_are_disjoint_equally_many_and_those_of_one_process(ranks: list[Record], amp_alone: Record) -> None:
