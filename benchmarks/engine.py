@@ -116,7 +116,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     """Seconds of a forward pass and the peak memory of this process in GiB."""
     import torch
 
-    from e2enet.common.memory import forget_peak, keep_freed_memory, resident_peak
+    from e2enet.common.memory import forget_peak, give_back_freed_memory, keep_freed_memory, resident_peak
     from e2enet.engine.compact import CompactNetwork
     from e2enet.network.dsff import init_masks
 
@@ -131,6 +131,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         init_masks(network, options.densities[0], generator=torch.Generator().manual_seed(0))
     if options.worker.startswith("compact"):
         network = CompactNetwork(network, choose=options.worker == "compact-auto")
+        give_back_freed_memory()  # as predict.py does
     x = torch.randn(1, 1, *map(int, options.patches[0].split("x")))
     forget_peak()
     with torch.no_grad():

@@ -30,6 +30,15 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, largest))
 
 
+def give_back_freed_memory() -> bool:
+    """Give the system what was freed and kept so far, once something large is no longer needed: whole pages of it.
+
+    Returns False where the C library cannot.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    return bool(trim and trim(0))
+
+
 def available_memory(root: Path = Path("/")) -> int:
     """Bytes that new processes can take before the machine swaps or the job's cgroup kills one of them.
 

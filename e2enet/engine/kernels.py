@@ -36,16 +36,14 @@ class Kernels:
         flipped: bool = False,
     ) -> None:
         order = np.argsort(outputs, kind="stable")
-        self.outputs, self.channels, self.slices, self.rows = (
-            part[order] for part in (outputs, channels, slices, rows)
-        )
+        self.rows = rows[order].astype(np.int32)
         self.plane, self.taps, self.flipped = plane, taps or plane[0] * plane[1], flipped
-        counts = np.bincount(self.outputs, minlength=written)
+        counts = np.bincount(outputs, minlength=written)
         self.written: np.ndarray = counts > 0
         self.starts = np.concatenate([[0], np.cumsum(counts[self.written])]).astype(np.int64)
-        reads = np.stack([self.channels, self.slices], axis=1)
+        reads = np.stack([channels, slices], axis=1)[order]
         self.reads, numbers = np.unique(reads, axis=0, return_inverse=True)
-        self.numbers = numbers.reshape(-1).astype(np.int64)
+        self.numbers = numbers.reshape(-1).astype(np.int32)
 
     @classmethod
     def of_convolution(cls, mask: np.ndarray, shifts: np.ndarray, kernel: tuple[int, int, int]) -> Kernels:
@@ -80,9 +78,9 @@ class Kernels:
 
     def transposed(self, channels: int) -> Kernels:
         """Of the gradient of a convolution of so many channels, without stride: what it reads, it writes."""
-        return Kernels(
-            self.channels, self.outputs, -self.slices, self.rows, written=channels, plane=self.plane, flipped=True
-        )
+        outputs = np.repeat(np.flatnonzero(self.written), np.diff(self.starts))
+        read, slices = self.reads[self.numbers].T
+        return Kernels(read, outputs, -slices, self.rows, written=channels, plane=self.plane, flipped=True)
 
     def pack(self, weight: np.ndarray) -> np.ndarray:
         """The weights of every entry, (K, taps) float32, of the layer's weight in its own shape."""

@@ -45,7 +45,8 @@ class Work:
         pieces = piece_table(tiling.pieces())
         self.tiles = loops.Tiles(tiling.tiles(), pieces, (tiling.rows, tiling.columns), tiling.fold_width)
         self.reading = reading(sources, kernels.reads, tiling, stride=stride, padding=padding)
-        self.packed = loops.Packed(kernels.starts, kernels.numbers * (rows * columns * LANES * 4), weights)
+        offsets = kernels.numbers * np.int64(rows * columns * LANES * 4)
+        self.packed = loops.Packed(kernels.starts, offsets, weights)
 
 
 def reading(

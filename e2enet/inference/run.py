@@ -9,6 +9,7 @@ import torch
 
 from e2enet.common.console import say
 from e2enet.common.errors import InputError
+from e2enet.common.memory import give_back_freed_memory
 from e2enet.common.ranks import joined_team, launched
 from e2enet.data.formats.layout import find_cases
 from e2enet.data.formats.problems import Problem
@@ -51,6 +52,7 @@ def run_prediction(config: PredictConfig) -> dict[str, str]:
         amp_dtype=AMP_TYPES[config.precision],
     )
     models = [run_by(config.engine, model, settings) for model in models]  # `auto` may measure for seconds: last
+    give_back_freed_memory()  # of networks whose place an engine has taken
     with joined_team() as team:
         failures = unusable | predict_cases(
             models,

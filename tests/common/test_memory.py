@@ -37,6 +37,25 @@ def test_memory_taken_again_needs_no_new_pages() -> None:
     assert page_faults("keep") < page_faults("default") / 10
 
 
+GIVEN_BACK = """
+import numpy as np
+from e2enet.common.memory import give_back_freed_memory, keep_freed_memory, resident
+assert keep_freed_memory()
+many = [np.full(1_000_000, 1, dtype=np.uint8) for _ in range(200)]
+last = np.ones(10)  # above them, so that the heap cannot shrink
+del many
+before = resident()
+assert give_back_freed_memory()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a function of glibc")
+def test_what_was_freed_and_kept_is_given_back_when_asked() -> None:
+    done = subprocess.run([sys.executable, "-c", GIVEN_BACK], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 150_000_000
+
+
 def write(root: Path, **files: str) -> None:
     for name, text in files.items():
         path = root / name.replace("__", "/")
