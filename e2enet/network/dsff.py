@@ -93,9 +93,7 @@ def prune_kernels(weight: Tensor, mask: Tensor, fraction: float) -> Tensor:
         ValueError: if fraction is outside 0..1 or the shapes disagree.
     """
     _check_mask(mask, weight.shape[:2])
-    counts = [prune_count(int(mask.sum()), fraction)]
-    scores = kernel_scores(weight.detach()).reshape(1, -1)
-    return prune_units(mask.reshape(1, -1), counts, scores).view_as(mask)
+    return prune_units(mask, prune_count(int(mask.sum()), fraction), kernel_scores(weight.detach()))
 
 
 def regrow_kernels(mask: Tensor, count: int, *, scores: Tensor | None = None, generator: Generator = None) -> Tensor:
@@ -184,14 +182,15 @@ def update_masks(
     scores: Mapping[str, Tensor] | None = None,
     generator: Generator = None,
 ) -> dict[str, float]:
-    """Prune and regrow every fusion layer once, or each of its groups, and zero the inactive weights in place.
+    """Prune and regrow every fusion layer once and zero the inactive weights in place.
 
     Kernels just pruned may regrow. Regrown weights are zero: a kernel that was dead holds zeros already, one that was
-    pruned and regrown in the same update loses its weights, as it would have one step later. A group's connection is
-    pruned by the sum of its kernels' norms and regrown by the sum of their scores.
+    pruned and regrown in the same update loses its weights, as it would have one step later. Of groups,
+    the connections whose kernels have the smallest norms on average are pruned, over the whole layer; each group then
+    regrows as many as it lost, by the average of their kernels' scores.
 
     Args:
-        fraction: share of each layer's active kernels, or of each group's connections, to replace.
+        fraction: share of each layer's active kernels, or of its groups' connections, to replace.
         scores: by layer name, (dim0, dim1), to grow the largest (gradient growth); None grows at random.
         generator: CPU generator of random growth.
 
@@ -201,10 +200,11 @@ def update_masks(
     churn = {}
     for name, layer in fusion_layers(model).items():
         before, active = layer.kernel_mask.clone(), active_units(layer)
-        counts = [prune_count(row, fraction) for row in active.sum(dim=1).tolist()]
-        kept = prune_units(active, counts, unit_scores(layer, kernel_scores(layer.weight.detach())))
+        count = prune_count(int(active.sum()), fraction)
+        kept = prune_units(active, count, unit_scores(layer, kernel_scores(layer.weight.detach())))
+        lost = (active.sum(dim=1) - kept.sum(dim=1)).tolist()
         growth = None if scores is None else unit_scores(layer, scores[name])
-        after = unit_mask(layer, regrow_units(kept, counts, scores=growth, generator=generator))
+        after = unit_mask(layer, regrow_units(kept, lost, scores=growth, generator=generator))
         # Only kernels that stayed active throughout keep their weights.
         with torch.no_grad():
             layer.weight.masked_fill_(~expand_mask(unit_mask(layer, kept), layer.weight), 0)

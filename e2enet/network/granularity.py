@@ -66,10 +66,13 @@ def active_units(layer: Any) -> Tensor:
 
 
 def unit_scores(layer: Any, kernels: Tensor) -> Tensor:
-    """Return the sums over every unit's kernels of scores (dim 0, dim 1): (rows, units)."""
+    """Return the means over every unit's kernels of scores (dim 0, dim 1): (rows, units).
+
+    Means and not sums, so that the units of a last, smaller group compare with the others.
+    """
     if kernels.shape != layer.kernel_mask.shape:
         raise ValueError(f"expected scores of shape {tuple(layer.kernel_mask.shape)}, got {tuple(kernels.shape)}")
-    return torch.stack([row.sum(dim=0) for row in _rows(layer, kernels)])
+    return torch.stack([row.mean(dim=0) for row in _rows(layer, kernels)])
 
 
 def unit_mask(layer: Any, units: Tensor) -> Tensor:
@@ -97,16 +100,15 @@ def _rows(layer: Any, kernels: Tensor) -> tuple[Tensor, ...]:
 # ---------------------------------------------------------------------------------------------- tables of units
 
 
-def prune_units(active: Tensor, counts: Sequence[int], scores: Tensor) -> Tensor:
-    """Return `active` (rows, units) with `counts[i]` fewer in row i: without those of smallest score.
+def prune_units(active: Tensor, count: int, scores: Tensor) -> Tensor:
+    """Return `active` (rows, units) with `count` fewer in all: without those of smallest score, whatever their row.
 
-    Ties fall to the lower index. scores: (rows, units).
+    Ties fall to the lower row and index. scores: (rows, units).
     """
-    pruned = active.clone()
-    for row, count, score in zip(pruned, counts, scores, strict=True):
-        candidates = torch.nonzero(row).flatten()
-        row[candidates[torch.argsort(score[candidates], stable=True)[:count]]] = False
-    return pruned
+    pruned = active.flatten()
+    candidates = torch.nonzero(pruned).flatten()
+    chosen = candidates[torch.argsort(scores.flatten()[candidates], stable=True)[:count]]
+    return pruned.index_fill(0, chosen, False).view_as(active)
 
 
 def regrow_units(

@@ -63,9 +63,10 @@ def test_an_update_of_groups_by_hand(transposed: bool) -> None:
     layer = layer_of(NORMS, MASK, 2, transposed=transposed)
     scores = torch.tensor(GROWTH)
     churn = update_masks(layer, 0.3, scores={"": scores.T if transposed else scores})
-    # n = ceil(0.3 * 3) = 1 of each group. Norms of the first, added up: 5, 5.5, 4.5 -> input 2 goes, though input 1
-    # has the smallest kernel and input 0 the smallest largest one; growth of what is inactive then: 9 (input 2),
-    # 10 (input 3). The second: 3, 3, 1 -> input 3 goes; growth 4 (input 0), 0 (input 3).
+    # n = ceil(0.3 * 6) = 2 of the layer. Mean norms of the first group: 2.5, 2.75, 2.25, of the second 3, 3, 1: input 3
+    # of the second goes and input 2 of the first, though its input 1 has the smallest kernel and its input 0 the
+    # smallest largest one. Growth of what is inactive then, of the first: 4.5 (input 2), 5 (input 3); of the second: 4
+    # (input 0), 0 (input 3).
     assert by_output(layer.kernel_mask, layer) == [[1, 1, 0, 1], [1, 1, 0, 1], [1, 1, 1, 0]]
     assert by_output(layer.weight, layer) == [[2.5, -5, 0, 0], [2.5, 0.5, 0, 0], [0, 3, 3, 0]]
     assert churn == {"": 3 / 9}  # two kernels in the first group, one in the second
@@ -85,11 +86,19 @@ def test_ties_fall_to_the_lower_input() -> None:
     assert by_output(layer.weight, layer) == [[0, 0, 2, 0], [0, 0, 1, 0]]
 
 
+def test_the_weakest_of_the_layer_go_and_every_group_keeps_its_number() -> None:
+    norms = [[1.0, 2.0, 3.0, 0.0, 0.0]] * 2 + [[4.0, 5.0, 6.0, 0.0, 0.0]] * 2
+    layer = layer_of(norms, [[1, 1, 1, 0, 0]] * 4, 2)
+    update_masks(layer, 0.3, scores={"": torch.tensor([[0.0, 0.0, 0.0, 1.0, 2.0]] * 4)})
+    # ceil(0.3 * 6) = 2: inputs 0 and 1 of the first group; nothing of the second, whose kernels are all stronger.
+    assert by_output(layer.kernel_mask, layer) == [[0, 0, 1, 1, 1]] * 2 + [[1, 1, 1, 0, 0]] * 2
+
+
 def test_random_growth_reaches_every_inactive_input_of_the_group() -> None:
     grown = set()
     for seed in range(30):
         layer = layer_of([[1.0, 2.0, 3.0, 0.0, 0.0]] * 4, [[1, 1, 1, 0, 0]] * 4, 2)
-        update_masks(layer, 0.1, generator=seeded(seed))
+        update_masks(layer, 0.3, generator=seeded(seed))
         first, second = shared_inputs(layer).tolist()
         assert {1, 2} < set(first) and {1, 2} < set(second)
         grown.add((*(set(first) - {1, 2}), *(set(second) - {1, 2})))
