@@ -5,7 +5,8 @@
     python -m benchmarks.network --contenders e2enet e2enet-checkpointed    # these alone; e2enet is always measured
 
 Work: base 48, 16 classes, strides (1,2,2) then four (2,2,2), one patch of 32 x 96 x 96. `forward` is eval mode without
-gradients; `step` is forward + backward of every head in training mode. Every network runs in a process of its own, one
+gradients; `step` is forward + backward of every head in training mode, `outside convs` the share of its time
+that goes into anything but convolutions (torch's profiler). Every network runs in a process of its own, one
 after the other, so that peaks of memory do not mix; times are medians of warm runs. Contenders:
 
 - e2enet: this package's network, as `train.py` runs it: on the CPU with `keep_freed_memory`;
@@ -25,12 +26,18 @@ import os
 import platform
 import resource
 import sys
+import time
+from collections.abc import Callable
 from importlib.util import find_spec
 
 from benchmarks.measuring import median_seconds, run_worker
 
 CONTENDERS = ("e2enet", "e2enet-checkpointed", "e2enet-malloc", "transcription", "transcription-kept", "plainconvunet")
 KEEP_MEMORY = ("e2enet", "e2enet-checkpointed", "transcription-kept")
+CONVOLUTIONS = {
+    *("aten::mkldnn_convolution", "aten::cudnn_convolution", "aten::slow_conv3d_forward", "aten::slow_conv3d_backward"),
+    *("aten::convolution_backward", "aten::mm", "aten::addmm", "aten::bmm"),
+}
 PRECISIONS = ("float32", "bfloat16")
 STRIDES = [(1, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2)]
 
@@ -115,7 +122,23 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
     figures = {"forward_s": median_seconds(forward, options.runs), "forward_gib": peak_gib(device)}
     network.train()
     figures |= {"step_s": median_seconds(step, options.runs), "step_gib": peak_gib(device)}
-    return figures
+    return figures | {"outside": share_outside_convolutions(step, device)}
+
+
+def share_outside_convolutions(step: Callable[[], None], device) -> float:
+    """Share of a step's time that goes neither into convolutions nor into the products of transposed ones."""
+    from torch.profiler import ProfilerActivity, profile
+
+    on_gpu = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as profiler:
+        start = time.perf_counter()
+        step()
+        total = 1e6 * (time.perf_counter() - start)
+    events = profiler.key_averages()
+    times = {event.key: event.self_device_time_total if on_gpu else event.self_cpu_time_total for event in events}
+    return 1 - sum(value for key, value in times.items() if key in CONVOLUTIONS) / (
+        sum(times.values()) if on_gpu else total
+    )
 
 
 def make_network(name: str):
@@ -154,13 +177,14 @@ def report(device: str, precision: str, figures: dict[str, dict[str, float]]) ->
     from rich.table import Table
 
     table = Table(title=f"{device}, {precision}")
-    for column in ("network", "forward s", "peak GiB", "step s", "peak GiB", "e2enet is faster by: forward", "step"):
+    faster = "e2enet is faster by: forward"
+    for column in ("network", "forward s", "peak GiB", "step s", "peak GiB", "outside convs", faster, "step"):
         table.add_column(column, justify="left" if column == "network" else "right")
     ours = figures["e2enet"]
     for name, row in figures.items():
         ratios = [f"{row[key] / ours[key]:.2f}x" if name != "e2enet" else "" for key in ("forward_s", "step_s")]
         cells = [f"{row[key]:.3f}" for key in ("forward_s", "forward_gib", "step_s", "step_gib")]
-        table.add_row(name, *cells, *ratios)
+        table.add_row(name, *cells, f"{row['outside']:.0%}", *ratios)
     Console(width=120).print(table)
 
 
