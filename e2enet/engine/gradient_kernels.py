@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from functools import cache, reduce
+from functools import reduce
 from typing import Any
 
 from e2enet.engine.microkernels import COLUMNS
-from e2enet.engine.vector_code import FLOAT, FLOAT_BYTES, INT, LANES, VECTOR, VECTOR_BYTES, CompiledFunction, Writer
+from e2enet.engine.vector_code import (
+    FLOAT,
+    FLOAT_BYTES,
+    INT,
+    LANES,
+    VECTOR,
+    VECTOR_BYTES,
+    CompiledFunction,
+    Writer,
+    compiled_once,
+)
 
 CHAINS = 8  # sums at least that are added to in turn: an addition takes four cycles, and two begin in each
 
@@ -16,7 +26,7 @@ def padded(taps: int) -> int:
     return -(-taps // LANES) * LANES
 
 
-@cache
+@compiled_once
 def correlation(kernel: tuple[int, int], stride: tuple[int, int]) -> CompiledFunction:
     """products[k, tap] += the sum over pixels and lanes of gradient * (tile + offsets[k]) at the pixel's tap.
 
@@ -71,7 +81,7 @@ def correlation(kernel: tuple[int, int], stride: tuple[int, int]) -> CompiledFun
     return CompiledFunction(9, write)
 
 
-@cache
+@compiled_once
 def norm_sums() -> CompiledFunction:
     """Sums over voxels that the gradient of an instance norm with leaky ReLU takes.
 
@@ -104,7 +114,7 @@ def norm_sums() -> CompiledFunction:
     return CompiledFunction(6, write)
 
 
-@cache
+@compiled_once
 def norm_gradient() -> CompiledFunction:
     """gradient = scale * g + factor * (value - mean) + term, in place: see `norm_sums`.
 

@@ -10,19 +10,16 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from torch.nn.grad import conv3d_input
 
 from e2enet.engine import gradient_kernels, microkernels
 from e2enet.engine.kernels import Kernels
-from e2enet.engine.layers import convolve
+from e2enet.engine.layers import convolve, expand
 from e2enet.engine.signals import Signal, empty_volume
 from e2enet.engine.tiling import tile_volume
 from e2enet.engine.vector_code import LANES
 from e2enet.engine.work import Work, reading, room, run
 from e2enet.network.compiled import run_in_threads
 from e2enet.network.layers import Triple
-from e2enet.network.shift import group_shifts, overlap
 
 # A weight gradient is summed in parts, each with sums of its own: so many at most, with no more memory, and none that
 # takes less than this much time to fill tiles (bytes) and to multiply (operations), against some microseconds per part.
@@ -60,12 +57,31 @@ def add_convolution(
 ) -> None:
     """Add a convolution of `source` to the gradients of values that are concatenated."""
     own = kernels.written
-    done = np.concatenate([part.written for part in into])
-    targets = np.concatenate([Signal.of(part.values).addresses for part in into])
+    targets, done = _targets(into)
     _, height, width, depth = into[0].values.shape
     convolve(kernels, weights, [source], (depth, height, width), targets[own], stride, padding, done[own])
+    _note_written(into, own)
+
+
+def add_expansion(
+    kernels: Kernels, weights: np.ndarray, source: Signal, into: Sequence[Gradient], stride: Triple
+) -> None:
+    """Add an expansion of `source` to the gradients of values that are concatenated."""
+    own = kernels.written
+    targets, done = _targets(into)
+    expand(kernels, weights, [source], stride, targets[own], done[own])
+    _note_written(into, own)
+
+
+def _targets(into: Sequence[Gradient]) -> tuple[np.ndarray, np.ndarray]:
+    """Where the channels of concatenated gradients lie, and which of them hold something already."""
+    addresses = np.concatenate([Signal.of(part.values).addresses for part in into])
+    return addresses, np.concatenate([part.written for part in into])
+
+
+def _note_written(into: Sequence[Gradient], channels: np.ndarray) -> None:
     ends = np.cumsum([len(part.written) for part in into])
-    for part, new in zip(into, np.split(own, ends[:-1]), strict=True):
+    for part, new in zip(into, np.split(channels, ends[:-1]), strict=True):
         part.written |= new
 
 
@@ -144,21 +160,3 @@ def add_unpooled(source: Signal, coarse: np.ndarray, stride: Triple, into: Gradi
 
     run(channels, len(coarse))
     into.written[:] = True
-
-
-def add_strided(
-    weight: np.ndarray, shift_size: int, gradient: Signal, stride: Triple, padding: Triple, into: Gradient
-) -> None:
-    """Add the gradient of what a convolution with a stride read before the depth-shift, by torch.
-
-    weight: (O, C, depth, height, width).
-    """
-    channels, height, width, depth = into.values.shape
-    out = (
-        torch.from_numpy(gradient.stacked()).permute(0, 3, 1, 2)[None].contiguous(memory_format=torch.channels_last_3d)
-    )
-    seen = conv3d_input((1, channels, depth, height, width), torch.from_numpy(weight), out, stride, padding)
-    target = torch.from_numpy(into.signal().stacked())
-    for start, stop, shift in group_shifts(channels, shift_size):
-        there, here = overlap(depth, shift)
-        target[start:stop, :, :, here] += seen[0, start:stop, there].permute(0, 2, 3, 1)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import math
+from itertools import product
 
 import numpy as np
+
+Triple = tuple[int, int, int]
 
 
 class Kernels:
@@ -14,9 +16,13 @@ class Kernels:
         outputs, channels, slices: int64 (K,), an entry adds to a channel what it makes of another one, so many slices
             further along the depth. A kernel that is deep is an entry for each of its slices.
         rows: int64 (K,), where the entry's weights lie in the layer's weight as (rows, taps).
+        taps: weights of such a row, the kernel's height * width.
         written: number of output channels.
-        plane: height and width of a kernel, in pixels that it reads. taps: weights of an entry, if not one per pixel.
-        flipped: the taps are taken in opposite order, as in a convolution's gradient.
+        plane: rows and columns of pixels that an output reads.
+        columns: which taps an entry has, and in which order: (n,) or, entry by entry, (K, n); the number `taps` stands
+            for a zero. None: all as they are.
+        pixels: (K, 2), row and column of the first pixel that an entry reads among those of the plane. None: 0, 0.
+        halo: rows and columns of the plane that lie before the pixel of the output.
 
     Attributes:
         written: bool (O,); the other outputs are zero everywhere and not counted in `starts`.
@@ -30,14 +36,18 @@ class Kernels:
         slices: np.ndarray,
         rows: np.ndarray,
         *,
+        taps: int,
         written: int,
         plane: tuple[int, int],
-        taps: int | None = None,
-        flipped: bool = False,
+        columns: np.ndarray | None = None,
+        pixels: np.ndarray | None = None,
+        halo: tuple[int, int] = (0, 0),
     ) -> None:
         order = np.argsort(outputs, kind="stable")
         self.rows = rows[order].astype(np.int32)
-        self.plane, self.taps, self.flipped = plane, taps or plane[0] * plane[1], flipped
+        self.columns = columns[order] if columns is not None and columns.ndim == 2 else columns
+        self.pixels = None if pixels is None else pixels[order]
+        self.taps, self.plane, self.halo = taps, plane, halo
         counts = np.bincount(outputs, minlength=written)
         self.written: np.ndarray = counts > 0
         self.starts = np.concatenate([[0], np.cumsum(counts[self.written])]).astype(np.int64)
@@ -46,43 +56,107 @@ class Kernels:
         self.numbers = numbers.reshape(-1).astype(np.int32)
 
     @classmethod
-    def of_convolution(cls, mask: np.ndarray, shifts: np.ndarray, kernel: tuple[int, int, int]) -> Kernels:
+    def of_convolution(cls, mask: np.ndarray, shifts: np.ndarray, kernel: Triple) -> Kernels:
         """Of a weight (O, C, depth, height, width) after a depth-shift.
 
         mask: (O, C) bool; shifts: (C,), +1 meaning out[d] = in[d - 1].
         """
-        depth, height, width = kernel
-        outputs, channels, taps = np.nonzero(np.repeat(mask[:, :, None], depth, axis=2))
-        rows = (outputs * mask.shape[1] + channels) * depth + taps
-        slices = taps - depth // 2 - shifts[channels]
-        return cls(outputs, channels, slices, rows, written=len(mask), plane=(height, width))
+        _, height, width = kernel
+        outputs, channels, slices, rows = _entries(mask, shifts, kernel)
+        plane = height, width
+        return cls(outputs, channels, slices, rows, taps=height * width, written=len(mask), plane=plane)
 
     @classmethod
-    def of_expansion(cls, mask: np.ndarray, stride: tuple[int, int, int]) -> Kernels:
+    def of_expansion(cls, mask: np.ndarray, stride: Triple) -> Kernels:
         """Of the weight (C, O, ..) of a transposed convolution whose kernel equals its stride; mask: (C, O) bool.
 
-        A kernel is one entry here: all places of a block are taps.
+        A kernel is one entry here: all places of a block are taps, the slices of a pixel side by side.
         """
         channels, outputs = np.nonzero(mask)
         rows = channels * mask.shape[1] + outputs
-        slices = np.zeros_like(rows)
-        return cls(outputs, channels, slices, rows, written=mask.shape[1], plane=(1, 1), taps=math.prod(stride))
+        order = np.arange(np.prod(stride)).reshape(stride).transpose(1, 2, 0).reshape(-1)
+        return cls(
+            outputs, channels, np.zeros_like(rows), rows, taps=len(order), written=mask.shape[1], plane=(1, 1),
+            columns=order,
+        )  # fmt: skip
 
     @classmethod
-    def of_expansion_gradient(cls, mask: np.ndarray, stride: tuple[int, int, int]) -> Kernels:
+    def of_expansion_gradient(cls, mask: np.ndarray, stride: Triple) -> Kernels:
         """Of the opposite of an expansion: a convolution by its stride, whose kernel equals it."""
         depth, height, width = stride
         outputs, channels, slices = np.nonzero(np.repeat(mask[:, :, None], depth, axis=2))
         rows = (outputs * mask.shape[1] + channels) * depth + slices
-        return cls(outputs, channels, slices, rows, written=len(mask), plane=(height, width))
+        return cls(
+            outputs, channels, slices, rows, taps=height * width, written=len(mask), plane=(height, width)
+        )  # fmt: skip
+
+    @classmethod
+    def of_strided_gradient(
+        cls, mask: np.ndarray, shifts: np.ndarray, kernel: Triple, stride: Triple, padding: tuple[int, int]
+    ) -> Kernels:
+        """Of the opposite of a convolution with a stride: an expansion, whose blocks neighbouring pixels add to.
+
+        Place b of pixel x's block gets tap k of pixel x + n where stride * n = b + padding - k; along the depth, slice
+        stride * z + m, which the convolution read for slice z, is place m % stride of another slice's block.
+        """
+        _, height, width = kernel
+        outputs, channels, slices, rows = _entries(mask, shifts, kernel)
+        along_y, along_x = (
+            _neighbours(step, taps, pad) for step, taps, pad in zip(stride[1:], kernel[1:], padding, strict=True)
+        )
+        first = min(along_y), min(along_x)
+        plane = max(along_y) - first[0] + 1, max(along_x) - first[1] + 1
+        zero, entries = height * width, []
+        for y, x in product(along_y, along_x):
+            chosen = np.full((stride[0], stride[1], stride[2], stride[0]), zero, np.uint8)
+            for (b, tap_y), (c, tap_x), a in product(along_y[y].items(), along_x[x].items(), range(stride[0])):
+                chosen[a, b, c, a] = tap_y * width + tap_x
+            pixel = np.broadcast_to(np.array([y - first[0], x - first[1]]), (len(rows), 2))
+            entries.append((chosen.reshape(stride[0], -1)[slices % stride[0]], pixel))
+        count = len(entries)
+        return cls(
+            np.tile(channels, count), np.tile(outputs, count), np.tile(slices % stride[0] - slices, count) // stride[0],
+            np.tile(rows, count), taps=zero, written=mask.shape[1], plane=plane,
+            columns=np.concatenate([columns for columns, _ in entries]),
+            pixels=np.concatenate([pixel for _, pixel in entries]), halo=(-first[0], -first[1]),
+        )  # fmt: skip
 
     def transposed(self, channels: int) -> Kernels:
         """Of the gradient of a convolution of so many channels, without stride: what it reads, it writes."""
         outputs = np.repeat(np.flatnonzero(self.written), np.diff(self.starts))
         read, slices = self.reads[self.numbers].T
-        return Kernels(read, outputs, -slices, self.rows, written=channels, plane=self.plane, flipped=True)
+        order = np.arange(self.taps)[::-1]
+        return Kernels(
+            read, outputs, -slices, self.rows, taps=self.taps, written=channels, plane=self.plane, columns=order
+        )  # fmt: skip
 
     def pack(self, weight: np.ndarray) -> np.ndarray:
-        """The weights of every entry, (K, taps) float32, of the layer's weight in its own shape."""
+        """The weights of every entry, float32 (K, as many as `columns`), of the layer's weight in its own shape."""
         packed = weight.reshape(-1, self.taps)[self.rows]
-        return np.ascontiguousarray(packed[:, ::-1] if self.flipped else packed, np.float32)
+        if self.columns is not None and self.columns.ndim == 2:
+            packed = np.take_along_axis(np.pad(packed, ((0, 0), (0, 1))), self.columns, axis=1)
+        elif self.columns is not None:
+            packed = packed[:, self.columns]
+        return np.ascontiguousarray(packed, np.float32)
+
+    def tile_offsets(self, rows: int, columns: int) -> np.ndarray:
+        """Where each entry's first pixel lies in a tile (reads, rows, columns), in pixels, int64."""
+        offsets = self.numbers * np.int64(rows * columns)
+        return offsets if self.pixels is None else offsets + self.pixels @ np.array([columns, 1])
+
+
+def _entries(mask: np.ndarray, shifts: np.ndarray, kernel: Triple) -> tuple[np.ndarray, ...]:
+    """Output, channel, slices further and row of every slice of a convolution's active kernels."""
+    outputs, channels, taps = np.nonzero(np.repeat(mask[:, :, None], kernel[0], axis=2))
+    rows = (outputs * mask.shape[1] + channels) * kernel[0] + taps
+    return outputs, channels, taps - kernel[0] // 2 - shifts[channels], rows
+
+
+def _neighbours(stride: int, taps: int, padding: int) -> dict[int, dict[int, int]]:
+    """By how far a neighbour is, which place of a block gets which tap of it."""
+    found: dict[int, dict[int, int]] = {}
+    for place, tap in product(range(stride), range(taps)):
+        further, rest = divmod(place + padding - tap, stride)
+        if rest == 0:
+            found.setdefault(further, {})[place] = tap
+    return found

@@ -104,42 +104,49 @@ def _moments(values: np.ndarray, totals: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 class Expansion:
-    """Transposed convolution whose kernel equals its stride, without bias.
-
-    weights: (K, sd * sh * sw) as `kernels` packs them.
-    """
+    """Transposed convolution whose kernel equals its stride, without bias. weights: as `kernels` packs them."""
 
     def __init__(self, kernels: Kernels, weights: np.ndarray, stride: Triple) -> None:
-        self.kernels, self.stride = kernels, stride
-        places = weights.reshape(len(weights), *stride).transpose(0, 2, 3, 1)  # slices of a pixel together
-        self.weights = np.ascontiguousarray(places).reshape(weights.shape)
+        self.kernels, self.weights, self.stride = kernels, weights, stride
 
     def __call__(self, sources: Sequence[Signal]) -> Signal:
-        from e2enet.engine import loops
-
-        size, written = sources[0].size, self.kernels.written
-        depth, height, width = (edge * step for edge, step in zip(size, self.stride, strict=True))
+        written = self.kernels.written
+        depth, height, width = (edge * step for edge, step in zip(sources[0].size, self.stride, strict=True))
         signal = Signal.of(empty_volume((int(written.sum()), height, width, depth)), written)
-        tiling = tile_volume(size, len(self.kernels.reads), (1, 1), (1, 1), torch.get_num_threads())
-        work = Work(self.kernels, self.weights, sources, tiling)
-        positions, in_plane = math.prod(self.stride), self.stride[1] * self.stride[2]
-        targets = signal.addresses[written]
-        columns = max(1, microkernels.ROWS * microkernels.COLUMNS // positions)
-        codes = loops.Codes(
-            microkernels.filling(1).address,
-            microkernels.expansion(positions, columns).address,
-            np.full(len(targets), microkernels.interleaving(self.stride[0], in_plane, columns).address),
-        )
-
-        def expand(first: int, last: int) -> None:
-            rooms = room("tile", *work.shape), room("sums", positions, columns, LANES)
-            loops.expand(
-                first, last, codes, *rooms, work.tiles, work.reading, work.packed, self.stride, columns,
-                np.empty(in_plane, np.int64), targets,
-            )  # fmt: skip
-
-        run(expand, len(work.tiles.places))
+        expand(self.kernels, self.weights, sources, self.stride, signal.addresses[written])
         return signal
+
+
+def expand(
+    kernels: Kernels,
+    weights: np.ndarray,
+    sources: Sequence[Signal],
+    stride: Triple,
+    targets: np.ndarray,
+    add: np.ndarray | None = None,
+) -> None:
+    """Write blocks of stride (depth, row, column) voxels for each voxel of the sources, as `convolve` does volumes."""
+    from e2enet.engine import loops
+
+    tiling = tile_volume(sources[0].size, len(kernels.reads), kernels.plane, (1, 1), torch.get_num_threads())
+    work = Work(kernels, weights, sources, tiling, padding=kernels.halo)
+    positions, in_plane = math.prod(stride), stride[1] * stride[2]
+    columns = max(1, microkernels.ROWS * microkernels.COLUMNS // positions)
+    adds, writes = (microkernels.interleaving(stride[0], in_plane, columns, how).address for how in ("add", "write"))
+    codes = loops.Codes(
+        microkernels.filling(1).address,
+        microkernels.expansion(positions, columns).address,
+        np.where(add if add is not None else np.zeros(len(targets), bool), adds, writes),
+    )
+
+    def part(first: int, last: int) -> None:
+        rooms = room("tile", *work.shape), room("sums", positions, columns, LANES)
+        loops.expand(
+            first, last, codes, *rooms, work.tiles, work.reading, work.packed, stride, columns,
+            np.empty(in_plane, np.int64), targets,
+        )  # fmt: skip
+
+    run(part, len(work.tiles.places))
 
 
 class Pooling:

@@ -8,15 +8,24 @@ the tile is filled). Rows x columns sums of one output channel stay in registers
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
-from e2enet.engine.vector_code import FLOAT, FLOAT_BYTES, INT, LANES, VECTOR, VECTOR_BYTES, CompiledFunction, Writer
+from e2enet.engine.vector_code import (
+    FLOAT,
+    FLOAT_BYTES,
+    INT,
+    LANES,
+    VECTOR,
+    VECTOR_BYTES,
+    CompiledFunction,
+    Writer,
+    compiled_once,
+)
 
 ROWS, COLUMNS = 4, 4  # pixels of an output channel held in registers: 16 sums of 32 registers
 
 
-@cache
+@compiled_once
 def plane_convolution(kernel: tuple[int, int], stride: tuple[int, int]) -> CompiledFunction:
     """sums[row, column] = the sum over kernels k of weights[k] applied at tile + offsets[k].
 
@@ -43,7 +52,7 @@ def plane_convolution(kernel: tuple[int, int], stride: tuple[int, int]) -> Compi
     return CompiledFunction(6, write)
 
 
-@cache
+@compiled_once
 def expansion(positions: int, columns: int) -> CompiledFunction:
     """sums[position, column] = the sum over kernels k of weights[k, position] * (tile + offsets[k])[column].
 
@@ -65,7 +74,7 @@ def expansion(positions: int, columns: int) -> CompiledFunction:
     return CompiledFunction(5, write)
 
 
-@cache
+@compiled_once
 def filling(depth_stride: int) -> CompiledFunction:
     """Write pixels into a tile: line[i] = activation(source[i] * scale + offset), lanes `depth_stride` slices apart.
 
@@ -93,7 +102,7 @@ def filling(depth_stride: int) -> CompiledFunction:
     return CompiledFunction(7, write)
 
 
-@cache
+@compiled_once
 def storing(how: str) -> CompiledFunction:
     """Write the sums (ROWS, COLUMNS, LANES) of one channel into a volume and add up their statistics.
 
@@ -131,12 +140,12 @@ def storing(how: str) -> CompiledFunction:
     return CompiledFunction(8, write)
 
 
-@cache
-def interleaving(depth_stride: int, plane_positions: int, columns: int) -> CompiledFunction:
+@compiled_once
+def interleaving(depth_stride: int, plane_positions: int, columns: int, how: str) -> CompiledFunction:
     """Lay out what `expansion` gave: position (place in the plane, a), lane z goes to slice z * depth_stride + a.
 
     f(sums, targets, count, step, write_bits): `targets` holds an address per place in the plane, `step` is the bytes
-    between the pixels of two columns there, `count` the columns to write.
+    between the pixels of two columns there, `count` the columns to write. how: as for `storing`, "write" or "add".
     """
 
     def write(at: Writer, sums: Any, targets: Any, count: Any, step: Any, bits: Any) -> None:
@@ -153,7 +162,9 @@ def interleaving(depth_stride: int, plane_positions: int, columns: int) -> Compi
                 target = at.offset(start, column, step)
                 for part in range(depth_stride):
                     value = slices[0] if depth_stride == 1 else _mixed(at, slices, part)
-                    at.store_masked(value, at.offset(target, part, VECTOR_BYTES), lanes[part])
+                    here = at.offset(target, part, VECTOR_BYTES)
+                    before = at.load_masked(here, lanes[part]) if how == "add" else None
+                    at.store_masked(at.builder.fadd(value, before) if before else value, here, lanes[part])
             return values
 
         at.loop(count, [], pixel)

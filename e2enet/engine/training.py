@@ -6,7 +6,7 @@ inactive kernels get zero, which is what the DSFF callback makes of theirs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from e2enet.engine.gradients import (
     Gradient,
     add_convolution,
-    add_strided,
+    add_expansion,
     add_unpooled,
     correlate,
     norm_gradient,
@@ -27,6 +27,7 @@ from e2enet.engine.layers import Convolution, Expansion, Pooling
 from e2enet.engine.signals import Norm, Signal
 from e2enet.engine.trace import active_kernels, trace
 from e2enet.network.blocks import ConvBlock
+from e2enet.network.compiled import run_in_threads
 from e2enet.network.e2enet import E2ENet, check_input
 from e2enet.network.layers import StrideUp3d, Triple
 from e2enet.network.pooling import StrideMaxPool3d
@@ -76,11 +77,12 @@ class TrainingEngine:
             values[call.output] = self.layers[call.output].forward([values[number] for number in call.inputs])
         return values
 
-    def backward(self, values: dict[int, Signal], logits: Sequence[Tensor | None], sums: WeightGradients) -> None:
-        """Add the parameters' gradients of one sample to `sums`, of those of its logits (C, D, H, W).
+    def backward(self, values: dict[int, Signal], logits: Sequence[Tensor | None]) -> WeightGradients:
+        """The gradients of the parameters for one sample, of those of its logits (C, D, H, W).
 
         `values` are let go on the way.
         """
+        found: WeightGradients = {}
         gradients: dict[int, Gradient] = {}
         for number, given in zip(self.results, logits, strict=True):
             if given is not None:
@@ -96,8 +98,8 @@ class TrainingEngine:
             for number, source in zip(call.inputs, sources, strict=True):
                 if number != 0:
                     into.append(gradients.setdefault(number, Gradient(source)))
-            for parameter, found in self.layers[call.output].backward(sources, output, gradient, into).items():
-                sums[parameter] = sums[parameter] + found if parameter in sums else found
+            found |= self.layers[call.output].backward(sources, output, gradient, into)
+        return found
 
 
 class _Pass(torch.autograd.Function):
@@ -108,7 +110,8 @@ class _Pass(torch.autograd.Function):
         for layer in engine.layers.values():
             layer.refresh()
         ctx.engine = engine
-        ctx.passes = [engine.forward(sample) for sample in x.float()]
+        samples = x.float()
+        ctx.passes = _each(lambda index: engine.forward(samples[index]), len(samples))
         return tuple(
             torch.stack([torch.from_numpy(values[number].stacked()) for values in ctx.passes]).permute(0, 1, 4, 2, 3)
             for number in engine.results
@@ -119,10 +122,17 @@ class _Pass(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         if ctx.passes is None:
             raise RuntimeError("going backward a second time: what the forward pass kept was let go the first time")
-        sums: WeightGradients = {}
         passes, ctx.passes = ctx.passes, None
-        for index, values in enumerate(passes):
-            ctx.engine.backward(values, [None if grad is None else grad[index] for grad in grads], sums)
+
+        def go_back(index: int) -> WeightGradients:
+            own, passes[index] = passes[index], {}
+            found: WeightGradients = ctx.engine.backward(own, [None if g is None else g[index] for g in grads])
+            return found
+
+        sums: WeightGradients = {}
+        for gradients in _each(go_back, len(passes)):
+            for parameter, gradient in gradients.items():
+                sums[parameter] = sums[parameter] + gradient if parameter in sums else gradient
         found = (
             torch.from_numpy(sums[parameter]).view_as(parameter).to(parameter)
             if parameter in sums
@@ -130,6 +140,21 @@ class _Pass(torch.autograd.Function):
             for parameter in ctx.engine.parameters
         )
         return None, None, *found
+
+
+def _each(work: Callable[[int], Any], count: int) -> list[Any]:
+    """`work(index)` of every sample: one on each thread where they come out even, else one by one on all threads."""
+    found: list[Any] = [None] * count
+
+    def one(index: int) -> None:
+        found[index] = work(index)
+
+    if count % torch.get_num_threads() == 0:
+        run_in_threads(one, [(index,) for index in range(count)])
+    else:
+        for index in range(count):
+            one(index)
+    return found
 
 
 def _trained(module: nn.Module) -> TrainedLayer:
@@ -157,7 +182,11 @@ class TrainedConvolution:
             self.mask = mask.clone()
             shifts = np.array(channel_shifts(mask.shape[1], self.shift_size))
             self.kernels = Kernels.of_convolution(mask.numpy(), shifts, self.conv.kernel_size)
-            self.opposite = self.kernels.transposed(mask.shape[1])
+            self.opposite = (
+                Kernels.of_strided_gradient(mask.numpy(), shifts, self.conv.kernel_size, self.stride, self.padding)
+                if max(self.stride) > 1
+                else self.kernels.transposed(mask.shape[1])
+            )
         self.weight = _array(self.conv.weight)
         norm: Norm | None = None
         if self.norm is not None:
@@ -177,15 +206,12 @@ class TrainedConvolution:
         weight = np.zeros_like(self.weight).reshape(-1, self.kernels.taps)
         weight[self.kernels.rows] = correlate(self.kernels, sources, signal, stride=self.stride, padding=self.padding)
         found[self.conv.weight] = weight
-        if not into:
-            return found
-        if max(self.stride) == 1:
+        if into and max(self.stride) > 1:
+            add_expansion(self.opposite, self.opposite.pack(self.weight), signal, into, self.stride)
+        elif into:
             height, width = self.kernels.plane
             padding = height - 1 - self.padding[0], width - 1 - self.padding[1]
             add_convolution(self.opposite, self.opposite.pack(self.weight), signal, into, padding=padding)
-        else:
-            (source,) = into
-            add_strided(self.weight, self.shift_size, signal, self.stride, self.conv.padding, source)
         return found
 
 

@@ -6,7 +6,9 @@ loops of a sparse convolution must decide that themselves, so they are written d
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
+from functools import cache, wraps
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -144,6 +146,22 @@ class CompiledFunction:
         builder.ret_void()
         self._engine = _compile(str(module))  # owns the code
         self.address = self._engine.get_function_address("function")
+
+
+def compiled_once(make: Callable[..., CompiledFunction]) -> Callable[..., CompiledFunction]:
+    """Keep what `make` compiled for its arguments; threads that ask at the same time get the same function.
+
+    Of two that were made, one would be let go with its code while somebody runs it.
+    """
+    kept, lock = cache(make), threading.Lock()
+
+    @wraps(make)
+    def function(*arguments: Any) -> CompiledFunction:
+        with lock:
+            return kept(*arguments)
+
+    function.cache_clear = kept.cache_clear  # type: ignore[attr-defined]
+    return function
 
 
 def processor() -> tuple[str, str]:

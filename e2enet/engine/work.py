@@ -14,7 +14,7 @@ from e2enet.engine import microkernels
 from e2enet.engine.kernels import Kernels
 from e2enet.engine.signals import Signal, empty_volume
 from e2enet.engine.tiling import Tiling, piece_table, slice_bits
-from e2enet.engine.vector_code import LANES
+from e2enet.engine.vector_code import LANES, VECTOR_BYTES
 from e2enet.network.compiled import run_in_threads
 from e2enet.network.layers import Triple
 
@@ -45,7 +45,7 @@ class Work:
         pieces = piece_table(tiling.pieces())
         self.tiles = loops.Tiles(tiling.tiles(), pieces, (tiling.rows, tiling.columns), tiling.fold_width)
         self.reading = reading(sources, kernels.reads, tiling, stride=stride, padding=padding)
-        offsets = kernels.numbers * np.int64(rows * columns * LANES * 4)
+        offsets = kernels.tile_offsets(rows, columns) * VECTOR_BYTES
         self.packed = loops.Packed(kernels.starts, offsets, weights)
 
 

@@ -8,6 +8,7 @@ compiled on disk.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -55,19 +56,32 @@ def run_parts(work: Callable[[int, int, int], None], rows: int, columns: int) ->
 def run_in_threads(work: Callable[..., Any], pieces: Sequence[tuple[int, ...]]) -> None:
     """Call `work(*piece)` for each piece, on as many threads as torch uses; return when all are done.
 
-    The calling thread works too, so that a short work need not wait for others to wake up.
+    The calling thread works too, so that a short work need not wait for others to wake up. What is called within a
+    piece runs in its thread alone.
     """
     left = iter(pieces)  # shared: each thread takes the next piece when it is done with one
 
     def take_pieces() -> None:
-        for piece in left:
-            work(*piece)
+        outside, _thread.in_piece = in_piece(), len(pieces) > 1
+        try:
+            for piece in left:
+                work(*piece)
+        finally:
+            _thread.in_piece = outside
 
-    threads = torch.get_num_threads()
+    threads = 1 if in_piece() else torch.get_num_threads()
     others = [_pool(os.getpid(), threads).submit(take_pieces) for _ in range(min(threads, len(pieces)) - 1)]
     take_pieces()
     for other in others:
         other.result()
+
+
+_thread = threading.local()
+
+
+def in_piece() -> bool:
+    """Whether this is called by a piece of `run_in_threads`, of which others run at the same time."""
+    return getattr(_thread, "in_piece", False)
 
 
 def as_array(tensor: Tensor) -> np.ndarray:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +18,8 @@ from e2enet.engine.dense import DenseConvolution
 from e2enet.engine.kernels import Kernels
 from e2enet.engine.layers import Convolution, Expansion, Pooling
 from e2enet.engine.signals import Norm, Signal
+from e2enet.engine.vector_code import CompiledFunction, compiled_once
+from e2enet.network.compiled import in_piece, run_in_threads
 from e2enet.network.shift import channel_shifts, shift_concat
 
 KERNELS = [(1, 3, 3), (3, 1, 3), (3, 3, 1), (3, 3, 3), (1, 1, 1)]
@@ -175,3 +181,42 @@ def test_a_large_mean_costs_no_digits_that_matter() -> None:
     layer = convolution(torch.ones(1, 1, 1, 1, 1), active, np.zeros(1, np.int64), padding=(0, 0), norm=norm)
     expected = F.leaky_relu(F.instance_norm(x[None].double()), 0.01)[0].float()
     torch.testing.assert_close(values(layer([signal(x)])), expected, rtol=1e-4, atol=2e-4)
+
+
+def test_threads_that_ask_for_code_at_the_same_time_get_the_same() -> None:
+    made: list[CompiledFunction] = []
+    together = threading.Barrier(4)
+
+    @compiled_once
+    def nothing(number: int) -> CompiledFunction:
+        time.sleep(0.05)  # long enough for all to have asked
+        made.append(CompiledFunction(number, lambda at, *_: None))
+        return made[-1]
+
+    def ask(_: int) -> CompiledFunction:
+        together.wait()
+        return nothing(2)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(ask, range(4)))) == 1 and len(made) == 1
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_every_piece_is_worked_on_once_and_pieces_within_run_in_their_thread(threads: int) -> None:
+    done, inner = list[int](), dict[int, set[int]]()
+    before = torch.get_num_threads()
+
+    def piece(number: int) -> None:
+        done.append(number)
+        inner[number] = set()
+        run_in_threads(lambda _: inner[number].add(threading.get_ident()), [(i,) for i in range(5)])
+
+    try:
+        torch.set_num_threads(threads)
+        run_in_threads(piece, [(number,) for number in range(20)])
+        with pytest.raises(ZeroDivisionError):
+            run_in_threads(lambda number: 1 // number, [(number,) for number in (1, 0, 1)])
+    finally:
+        torch.set_num_threads(before)
+    assert sorted(done) == list(range(20)) and all(len(found) == 1 for found in inner.values())
+    assert not in_piece()
