@@ -15,7 +15,7 @@ from e2enet.engine.choice import Choices
 from e2enet.engine.compact import DENSE, SPARSE, CompactNetwork
 from e2enet.engine.dense import DenseConvolution
 from e2enet.engine.layers import Convolution
-from e2enet.network.dsff import fusion_layers, init_masks
+from e2enet.network.dsff import fusion_layers, init_masks, set_group_size
 from e2enet.network.e2enet import E2ENet
 
 STRIDES = [(1, 2, 2), (2, 2, 2)]
@@ -62,6 +62,15 @@ def test_it_gives_what_the_model_gives(settings: dict[str, Any]) -> None:
     found, expected = outputs(model, CompactNetwork(model, choose=False))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
     assert float(expected.std()) > 0.1
+
+
+@pytest.mark.parametrize("group_size", [8, 16])
+def test_groups_run_the_same_way(group_size: int) -> None:
+    model = make_model(1.0, base=16)
+    set_group_size(model, group_size)
+    init_masks(model, 0.25, generator=torch.Generator().manual_seed(1))
+    found, expected = outputs(model, CompactNetwork(model, choose=False))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
 def test_channels_that_nobody_reads_are_not_computed() -> None:
