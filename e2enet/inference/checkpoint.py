@@ -47,10 +47,9 @@ def load_model(path: str | Path) -> LoadedModel:
     """Load a checkpoint file, or checkpoints/best.ckpt of a run folder, onto the CPU.
 
     Masks of sparse layers are buffers of the network and come with it, as does their `group_size`. A file of packed
-    weights (compact.ckpt) gives the network that the file it was made of gives. Only tensors
-    and plain containers are read (`weights_only`): a file that holds any other pickled object is refused. Raises
-    InputError naming the file where it is missing, damaged, not one of train.py's, or does not fit the network
-    that it describes.
+    weights (compact.ckpt) gives the network that the file it was made of gives. Only tensors and plain containers are
+    read (`weights_only`): a file that holds any other pickled object is refused. Raises InputError naming the file
+    where it is missing, damaged, not one of train.py's, or does not fit the network that it describes.
     """
     path = checkpoint_file(Path(path))
     content = read_checkpoint(path)

@@ -1,9 +1,9 @@
 """Packed weights: of a fusion layer its active kernels alone, for files that hold a trained network and nothing else.
 
-A state dict has a fusion layer's weight (dim 0, dim 1, k_d, k_h, k_w) as `<name>.weight` beside its mask (dim 0, dim 1),
-bool, as `<name>.kernel_mask`. Packed, the weight is (active, k_d, k_h, k_w): the kernels that the mask has active, in
-the order of `mask.nonzero()`; the rest are zeros. It has one dimension less than the network's, which is how the two are
-told apart. Masks and all other tensors stay as they are.
+A state dict has a fusion layer's weight (dim 0, dim 1, k_d, k_h, k_w) as `<name>.weight` beside its mask (dim 0,
+dim 1), bool, as `<name>.kernel_mask`. Packed, the weight is (active, k_d, k_h, k_w): the kernels that the mask has
+active, in the order of `mask.nonzero()`; the others are zero. It has one dimension less than the network's, which is
+how the two are told apart. Masks and all other tensors stay as they are.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ def packing_problems(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]
         if mask is None or mask.shape != expected[mask_name].shape:
             continue
         if kernel.numel() > MOST_VALUES:
-            problems.append(f"{name} is packed, with kernels of {kernel.numel()} values; at most {MOST_VALUES} expected")
+            problems.append(
+                f"{name} is packed, with kernels of {kernel.numel()} values; at most {MOST_VALUES} expected"
+            )
         elif mask.dtype != torch.bool:
             problems.append(f"{mask_name} is of {mask.dtype}, bool expected")
         elif shape != (int(mask.sum()), *kernel):

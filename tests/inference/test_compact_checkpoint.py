@@ -22,16 +22,16 @@ Write = Callable[..., Path]
 PREFIXES = ("network.", "network._orig_mod.")
 
 
-def trained(network: dict[str, Any], group_size: int = 1, density: float | None = 0.2, prefix: str = PREFIXES[0]) -> Any:
+def trained(
+    network: dict[str, Any], group_size: int = 1, density: float | None = 0.2, prefix: str = PREFIXES[0]
+) -> Any:
     """An edit of a checkpoint's content: another network, its masks drawn, and all that a run needs to go on."""
 
     def edit(content: dict[str, Any]) -> None:
         settings = content["hyper_parameters"]
         settings["network"], settings["group_size"] = settings["network"] | network, group_size
         torch.manual_seed(0)
-        built = build_network(
-            settings["network"], in_channels=1, num_classes=3, strides=settings["plan"]["strides"]
-        )
+        built = build_network(settings["network"], in_channels=1, num_classes=3, strides=settings["plan"]["strides"])
         set_group_size(built, group_size)
         if density is not None:
             init_masks(built, density, generator=torch.Generator().manual_seed(1))
@@ -81,7 +81,9 @@ def test_it_holds_what_prediction_needs_and_no_more(write_checkpoint: Write) -> 
     assert set(content) == {"hyper_parameters", "state_dict"}
     network = load_model(best).network
     layers = fusion_layers(network)
-    dense = sum(value.numel() for value in network.parameters()) - sum(layer.weight.numel() for layer in layers.values())
+    dense = sum(value.numel() for value in network.parameters()) - sum(
+        layer.weight.numel() for layer in layers.values()
+    )
     active = sum(int(layer.kernel_mask.sum()) * layer.weight.shape[2:].numel() for layer in layers.values())
     masks = sum(layer.kernel_mask.numel() for layer in layers.values())
     expected = 4 * (dense + active) + masks  # bytes, of float32 and bool

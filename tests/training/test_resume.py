@@ -103,7 +103,9 @@ def test_only_folders_are_continued(tmp_path: Path) -> None:
     compact = tmp_path / "checkpoints" / "compact.ckpt"
     torch.save({"hyper_parameters": {}, "state_dict": {}}, compact)
     given = f"resume={compact}"
-    with pytest.raises(InputError, match=r"it is a file; expected the folder of a run, .*checkpoints/last\.ckpt") as told:
+    with pytest.raises(
+        InputError, match=r"it is a file; expected the folder of a run, .*checkpoints/last\.ckpt"
+    ) as told:
         check_command_line([given])  # before Hydra makes a folder of that name
     assert given in str(told.value)
     # Nor where it stands in for the file that runs go on from.
