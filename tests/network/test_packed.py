@@ -99,6 +99,9 @@ def test_problems_name_the_layer() -> None:
     assert packing_problems(packed | {"x.kernel_mask": torch.ones(2, 3)}, state) == [
         "x.kernel_mask is of torch.float32, bool expected"
     ]
+    # Said once, where weights are compared with a network.
+    assert packing_problems(packed | {"x.kernel_mask": torch.ones(2, 2, dtype=torch.bool)}, state) == []
+    assert packing_problems({"x.weight": packed["x.weight"]}, state) == []
 
 
 def test_kernels_that_a_small_file_could_claim_stay_whole() -> None:
