@@ -23,6 +23,7 @@ WITHOUT_EFFECT = (
     "training.checkpoint_activations",
     "training.engine",
     "final.overlay",
+    "final.compact",
     "trainer.accelerator",
     "trainer.strategy",
     "trainer.progress",

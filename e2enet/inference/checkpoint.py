@@ -17,11 +17,11 @@ from e2enet.data.formats.naming import FILE_ENDINGS
 from e2enet.data.planning.plan import Plan
 from e2enet.network.build import build_network
 from e2enet.network.dsff import set_group_size
+from e2enet.network.packed import MASK, packed_weights, packing_problems, unpack_kernels
 
 # Where the network sits in the training module; torch.compile adds the second prefix.
 NETWORK_PREFIX = "network."
 COMPILED_PREFIX = "_orig_mod."
-MASK = ".kernel_mask"
 MOST_LINES = 8
 
 
@@ -46,10 +46,10 @@ class LoadedModel:
 def load_model(path: str | Path) -> LoadedModel:
     """Load a checkpoint file, or checkpoints/best.ckpt of a run folder, onto the CPU.
 
-    Masks of sparse layers are buffers of the network and come with it, as does their `group_size`. Only tensors
-    and plain containers are read (`weights_only`): a file that holds any other pickled object is refused. Raises
-    InputError naming the file where it is missing, damaged, not one of train.py's, or does not fit the network
-    that it describes.
+    Masks of sparse layers are buffers of the network and come with it, as does their `group_size`. A file of packed
+    weights (compact.ckpt) gives the network that the file it was made of gives. Only tensors and plain containers are
+    read (`weights_only`): a file that holds any other pickled object is refused. Raises InputError naming the file
+    where it is missing, damaged, not one of train.py's, or does not fit the network that it describes.
     """
     path = checkpoint_file(Path(path))
     content = read_checkpoint(path)
@@ -89,7 +89,7 @@ def load_model(path: str | Path) -> LoadedModel:
         f"{path}: its weights do not fit the network, labels and channels it describes:",
     )
     network = build()
-    network.load_state_dict(weights)
+    network.load_state_dict(unpack_kernels(weights, expected))
     try:
         set_group_size(network, hyper_parameters.get("group_size", 1))
     except ValueError as error:
@@ -198,7 +198,11 @@ def _dataset_problems(
 
 
 def weight_problems(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
-    """Every name and shape in which weights differ from a network's, at most nine lines; [] where they fit."""
+    """Every name and shape in which weights differ from a network's, at most nine lines; [] where they fit.
+
+    Weights of fusion layers may be packed (network.packed).
+    """
+    packed = packed_weights(weights, expected)
     lacking = [name for name in expected if name not in weights]
     masks = [name for name in lacking if name.endswith(MASK)]
     problems = [f"lacks the masks of {len(masks)} sparse layers ({masks[0]}, ..)"] if masks else []
@@ -207,8 +211,9 @@ def weight_problems(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor
     problems += [
         f"{name} has shape {tuple(weights[name].shape)}, the network {tuple(value.shape)}"
         for name, value in expected.items()
-        if name in weights and weights[name].shape != value.shape
+        if name in weights and name not in packed and weights[name].shape != value.shape
     ]
+    problems += packing_problems(weights, expected)
     if len(problems) > MOST_LINES:
         problems = [*problems[:MOST_LINES], f"and {len(problems) - MOST_LINES} more"]
     return problems

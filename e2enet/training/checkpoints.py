@@ -17,12 +17,14 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from e2enet.common.console import say
 from e2enet.common.files import atomic_path, sync_to_disk
+from e2enet.inference.checkpoint import NETWORK_PREFIX, read_checkpoint
+from e2enet.network.packed import pack_kernels
 from e2enet.training.loggers import metrics_file
 from e2enet.training.module import PATCHES, SCORES, WHOLE_CASES, SegmentationModule
 from e2enet.training.run_state import RunState, generator_states, set_generator_states
 from e2enet.training.stopping import StopSignals, requeue
 
-BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
+BEST, LAST, PREVIOUS, COMPACT = "best.ckpt", "last.ckpt", "previous.ckpt", "compact.ckpt"
 
 
 def monitored(validate_full: int | None) -> str:
@@ -49,6 +51,22 @@ class WholeCheckpoints(TorchCheckpointIO):
             if path.name == LAST and path.is_file():
                 os.replace(path, path.with_name(PREVIOUS))
         sync_to_disk(path.parent)
+
+
+def write_compact(checkpoint: Path) -> Path:
+    """Write compact.ckpt beside a checkpoint: what prediction reads of it, of fusion layers the active kernels alone.
+
+    Neither optimizer nor counters are in it: no run can go on from it. Returns its path.
+
+    Raises:
+        InputError: a checkpoint that cannot be read, or a disk that is full.
+    """
+    content = read_checkpoint(checkpoint, mmap=True)
+    weights = {name: value for name, value in content["state_dict"].items() if name.startswith(NETWORK_PREFIX)}
+    compact = {"hyper_parameters": content["hyper_parameters"], "state_dict": pack_kernels(weights)}
+    path = checkpoint.with_name(COMPACT)
+    WholeCheckpoints().save_checkpoint(compact, path)
+    return path
 
 
 class BestCheckpoint(Checkpoint):

@@ -39,6 +39,7 @@ RULES: dict[str, Rule] = {
     "final.step": share,
     "final.nsd_tolerance": positive,
     "final.overlay": flag,
+    "final.compact": flag,
     "dsff.masks": flag,
     "dsff.density": share,
     "dsff.start": choice("uniform", "erk"),

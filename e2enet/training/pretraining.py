@@ -34,6 +34,7 @@ OWN: dict[str, Any] = {
     "ablation": None,
     "row": None,
     "final.predict": False,  # its weights are wanted; metrics.csv has its validation
+    "final.compact": False,
 }
 
 

@@ -64,6 +64,11 @@ def resumed_config(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
         InputError: the folder holds no run, or overrides ask for something else than the run's config.
     """
     folder = Path(config.resume)
+    if folder.is_file():
+        raise InputError(
+            f"resume={folder}: cannot be continued, it is a file; expected the folder of a run, which goes on from its "
+            f"{LAST_CHECKPOINT}"
+        )
     if not (folder / CONFIG_FILE).is_file():
         raise InputError(f"resume={folder}: cannot be continued, {folder / CONFIG_FILE}: no such file")
     stored = OmegaConf.load(folder / CONFIG_FILE)

@@ -21,7 +21,7 @@ from e2enet.data.datamodule import SegmentationDataModule
 from e2enet.data.worker_notes import naming_held_cases
 from e2enet.inference.checkpoint import load_model
 from e2enet.network.granularity import chosen_group_size
-from e2enet.training.checkpoints import BestCheckpoint
+from e2enet.training.checkpoints import BestCheckpoint, write_compact
 from e2enet.training.config_check import check_config
 from e2enet.training.final import score_run
 from e2enet.training.initial_weights import check_shapes, load_initial_weights
@@ -145,6 +145,8 @@ def _finish(config: DictConfig, run_folder: Path, data: SegmentationDataModule, 
     checkpoint = best if best.is_file() else run_folder / LAST_CHECKPOINT
     if checkpoint.is_file() and trainer.is_global_zero:
         write_connections(run_folder / "connections.json", load_model(checkpoint).network)
+        if config.final.compact:
+            write_compact(checkpoint)
     if not config.final.predict:
         return dice
     summary = score_run(config, run_folder, checkpoint, data.val_cases, data.test_cases, current_team())

@@ -16,7 +16,7 @@ CONFIG: dict[str, Any] = {
     "data": {"name": "phantom", "num_workers": 2},
     "trainer": {"devices": 1, "accelerator": "auto"},
     "training": {"epochs": 20, "checkpoint_activations": False},
-    "final": {"mirror": True, "overlay": False},
+    "final": {"mirror": True, "overlay": False, "compact": False},
 }
 
 
@@ -33,6 +33,8 @@ def changed(section: str, **values: Any) -> dict[str, Any]:
         changed("trainer", accelerator="cpu", strategy="auto", progress=False, probe=False, log_every=1),
         changed("training", checkpoint_activations=True, checkpoint_every=9),
         {**CONFIG, "training": {"epochs": 20}},  # of a version before the key
+        changed("final", overlay=True, compact=True),
+        {**CONFIG, "final": {"mirror": True}},
         {**CONFIG, "initial_weights": None, "pretraining": None},
         changed("data", transforms=None),
         dict(reversed(CONFIG.items())),

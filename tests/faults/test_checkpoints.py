@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from e2enet.common.errors import InputError
+from e2enet.network.packed import pack_kernels
 
 Content = dict[str, Any]
 Edit = Callable[[Content], Any]
@@ -60,6 +61,30 @@ def groups_that_differ(content: Content) -> None:
         content["state_dict"][name][0, 0] = False
 
 
+def packed(change: Callable[[dict[str, Any], str, str], Any] = lambda state, weight, mask: None) -> Edit:
+    """Pack the weights, of masks without the first kernel; `change` is given the names of the first layer's two."""
+
+    def edit(content: Content) -> None:
+        state = content["state_dict"]
+        masks = [name for name in state if name.endswith("kernel_mask")]
+        for name in masks:
+            state[name][0, 0] = False
+        content["state_dict"] = state = pack_kernels(state)
+        change(state, masks[0].replace("kernel_mask", "weight"), masks[0])
+
+    return edit
+
+
+def kernels_beyond_all_memory(content: Content) -> None:
+    """A stride of 2^10 x 2^10 and kernels of that size, none of which is active: a few bytes."""
+    packed()(content)
+    plan(strides=[[1, 1024, 1024]], patch_size=[4, 1024, 1024])(content)
+    state = content["state_dict"]
+    (mask,) = (name for name in state if name.endswith("up.kernel_mask"))
+    state[mask] = torch.zeros_like(state[mask])
+    state[mask.replace("kernel_mask", "weight")] = torch.zeros(0, 1, 1024, 1024)
+
+
 FOUR = {0: "background", 1: "liver", 2: "spleen", 3: "kidney"}
 WRONG: dict[str, tuple[Edit, str]] = {
     "another-class-count": (dataset(labels=FOUR), r"(?s)weights do not fit.*heads.*shape \(3, .*the network \(4, "),
@@ -101,6 +126,30 @@ WRONG: dict[str, tuple[Edit, str]] = {
         "group_size must be a whole number >= 1",
     ),
     "groups-that-differ": (groups_that_differ, r"masks are not what .* say: decoder\..* not shared by groups of 2"),
+    "packed-kernels-too-few": (
+        packed(lambda state, weight, mask: state.update({weight: state[weight][1:]})),
+        r"decoder\..*weight has shape \(6, 1, 2, 2\), the active kernels of its mask \(7, 1, 2, 2\)",
+    ),
+    "packed-kernels-of-another-size": (
+        packed(lambda state, weight, mask: state.update({weight: state[weight][..., :1]})),
+        r"decoder\..*weight has shape \(7, 1, 2, 1\), the active kernels of its mask \(7, 1, 2, 2\)",
+    ),
+    "packed-without-mask": (
+        packed(lambda state, weight, mask: state.pop(mask)),
+        r"lacks the masks of 1 sparse layers \(decoder\..*kernel_mask, \.\.\)",
+    ),
+    "packed-with-a-mask-of-another-shape": (
+        packed(lambda state, weight, mask: state.update({mask: state[mask][:, :1].clone()})),
+        r"decoder\..*kernel_mask has shape \(4, 1\), the network \(4, 2\)",
+    ),
+    "packed-with-a-mask-of-numbers": (
+        packed(lambda state, weight, mask: state.update({mask: state[mask].float()})),
+        r"decoder\..*kernel_mask is of torch\.float32, bool expected",
+    ),
+    "packed-kernels-beyond-all-memory": (
+        kernels_beyond_all_memory,
+        r"up\.weight is packed, with kernels of 1048576 values; at most 512 expected",
+    ),
     "keys-that-are-no-names": (lambda c: c.update(state_dict={1: torch.ones(1)}), "lacks heads|lacks encoder"),
 }
 
@@ -138,8 +187,10 @@ def test_cut_off(bench: Any, kept: float) -> None:
     assert f"{bench.checkpoint}: " in refusal(bench)
 
 
-def test_damaged_anywhere(bench: Any) -> None:
+@pytest.mark.parametrize("edit", [lambda content: None, packed()], ids=["whole", "packed"])
+def test_damaged_anywhere(edit: Edit, bench: Any) -> None:
     """One wrong byte is either refused in words or lies where nothing is changed by it that prediction reads."""
+    bench.save_checkpoint(edit)
     content = bench.checkpoint.read_bytes()
     random = torch.Generator().manual_seed(0)
     from e2enet.inference.checkpoint import load_model

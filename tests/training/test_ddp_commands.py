@@ -31,6 +31,7 @@ OVERRIDES = [
     "dsff.update_every=2",
     "trainer.log_every=1",
     "final.mirror=false",
+    "final.compact=true",
 ]
 LAUNCHERS = ("torchrun", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lightning", "srun")))
 
@@ -82,7 +83,7 @@ def test_one_run_is_written_once(launcher: str, train: Callable[[str], tuple[Pat
         "validation",
         "versions.json",
     ]
-    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "compact.ckpt", "last.ckpt"}
     assert json.loads((folder / "summary.json").read_text())["n_cases"] == 1
     assert json.loads((folder / "test" / "summary.json").read_text())["n_cases"] == 3
     assert len(list((folder / "test").glob("*.nii.gz"))) == 3

@@ -131,11 +131,13 @@ def test_wrong_keys_are_told_before_anything_starts(source: Path, tiny: list[str
 
 def test_the_pretraining_is_the_run_with_what_differs() -> None:
     given = ["data=amos_mri", "data.num_workers=7", "training.epochs=9", "dsff.density=0.3", "row=a"]
+    given += ["final.compact=true"]
     config = compose_config([*given, "pretraining=['data=amos_ct','training.epochs=11']"])
     first = pretraining_config(config)
     assert first.data.modality == "CT" and first.data.num_workers == 2  # the file's, not the run's
     assert first.training.epochs == 11 and first.dsff.density == 0.3
-    assert first.pretraining is None and first.row is None and first.final.predict is False
+    assert first.pretraining is None and first.row is None
+    assert first.final.predict is False and first.final.compact is False
     assert config.training.epochs == 9 and config.data.modality == "MRI"
 
 

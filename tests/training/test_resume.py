@@ -15,6 +15,7 @@ from e2enet.common.configs import compose_config
 from e2enet.common.errors import InputError
 from e2enet.data.command import build_datamodule
 from e2enet.training.checkpoints import WholeCheckpoints
+from e2enet.training.config_check import check_command_line
 from e2enet.training.records import write_config
 from e2enet.training.resume import FoundCheckpoint, find_checkpoint, refuse_changes, resumed_config, run_identity
 from e2enet.training.run_state import KEY, RunState, generator_states, set_generator_states
@@ -95,6 +96,22 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(tmp_path: Pat
     lines = str(caught.value).splitlines()
     assert lines[0] == f"resume={tmp_path}: no checkpoint can be used (without any, the run begins anew):"
     assert [name in line for name, line in zip(("last.ckpt", "previous.ckpt"), lines[1:], strict=True)] == [True] * 2
+
+
+def test_only_folders_are_continued(tmp_path: Path) -> None:
+    write(tmp_path, 2)
+    compact = tmp_path / "checkpoints" / "compact.ckpt"
+    torch.save({"hyper_parameters": {}, "state_dict": {}}, compact)
+    given = f"resume={compact}"
+    with pytest.raises(
+        InputError, match=r"it is a file; expected the folder of a run, .*checkpoints/last\.ckpt"
+    ) as told:
+        check_command_line([given])  # before Hydra makes a folder of that name
+    assert given in str(told.value)
+    # Nor where it stands in for the file that runs go on from.
+    compact.replace(tmp_path / "checkpoints" / "last.ckpt")
+    with pytest.raises(InputError, match=r"last\.ckpt: is no checkpoint that a run of this version can go on from"):
+        find_checkpoint(tmp_path)
 
 
 @pytest.fixture(scope="module")
