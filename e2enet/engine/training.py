@@ -94,10 +94,9 @@ class TrainingEngine:
             if gradient is None:  # its readers are not read themselves
                 continue
             sources = [values[number] for number in call.inputs]
-            into = []
-            for number, source in zip(call.inputs, sources, strict=True):
-                if number != 0:
-                    into.append(gradients.setdefault(number, Gradient(source)))
+            wanted = [number for number in call.inputs if number != 0]  # nobody asks for the input's
+            gradients |= {number: Gradient(values[number]) for number in wanted if number not in gradients}
+            into = [gradients[number] for number in wanted]
             found |= self.layers[call.output].backward(sources, output, gradient, into)
         return found
 

@@ -11,6 +11,7 @@ from e2enet.network.dsff import (
     active_kernels,
     fusion_layers,
     init_masks,
+    prune_count,
     register_fusion_layer,
     set_group_size,
     update_masks,
@@ -94,9 +95,13 @@ def test_what_stays_is_stronger_than_what_goes(
     for name, layer in model.named_children():
         mask, weight = before[name]
         parts = zip(*(groups(layer, tensor, size) for tensor in (mask, weight, layer.weight.detach())), strict=True)
+        staying, going = list[Tensor](), list[Tensor]()  # mean norms of connections, over all groups of the layer
         for active, old, new in parts:
             stays = active[0] & (new.abs().sum((0, 2, 3, 4)) > 0)
-            goes = active[0] & ~stays
-            norms = old.abs().sum((0, 2, 3, 4))
-            assert goes.any() and torch.equal(old[:, stays], new[:, stays])
-            assert not stays.any() or norms[stays].min() >= norms[goes].max()
+            norms = old.abs().sum((0, 2, 3, 4)) / len(old)
+            assert torch.equal(old[:, stays], new[:, stays])
+            staying.append(norms[stays])
+            going.append(norms[active[0] & ~stays])
+        assert len(torch.cat(going)) == prune_count(len(torch.cat(staying)) + len(torch.cat(going)), 0.4)
+        if len(torch.cat(staying)):
+            assert torch.cat(staying).min() >= torch.cat(going).max() * (1 - 1e-6)  # means are rounded
