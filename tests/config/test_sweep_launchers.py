@@ -57,6 +57,7 @@ def epochs(job: SweepJob) -> list[int]:
         return [int(row["epoch"]) for row in csv.DictReader(stream) if row["val/dice"]]
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_killed_goes_on_where_it_was(tiny: list[str], tmp_path: Path) -> None:
     arguments = [
         *tiny,
