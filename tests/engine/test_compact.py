@@ -20,6 +20,20 @@ from e2enet.network.e2enet import E2ENet
 
 STRIDES = [(1, 2, 2), (2, 2, 2)]
 SIZE = (8, 16, 20)
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"density": 0.02},
+    {"density": 1.0},
+    {"shift_size": 1},
+    {"shift_size": 5, "shift_input": True},
+    {"kernel_size": (3, 3, 3)},
+    {"kernel_size": (3, 1, 3)},
+    {"kernel_size": (3, 3, 1)},
+    {"kernel_size": (3, 3, 3), "inner_kernel_size": (1, 3, 3)},
+    {"fusion": "unet"},
+    {"strides": [(2, 2, 2), (1, 2, 1), (2, 1, 2)], "density": 0.2},
+    {"deep_supervision": False},
+]
 
 
 def make_model(density: float = 0.3, *, strides: Any = STRIDES, base: int = 6, **settings: Any) -> E2ENet:
@@ -39,24 +53,7 @@ def outputs(model: E2ENet, compact: CompactNetwork, batch: int = 2, size: Any = 
         return compact(x), model(x)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"density": 0.02},
-        {"density": 1.0},
-        {"shift_size": 1},
-        {"shift_size": 5, "shift_input": True},
-        {"kernel_size": (3, 3, 3)},
-        {"kernel_size": (3, 1, 3)},
-        {"kernel_size": (3, 3, 1)},
-        {"kernel_size": (3, 3, 3), "inner_kernel_size": (1, 3, 3)},
-        {"fusion": "unet"},
-        {"strides": [(2, 2, 2), (1, 2, 1), (2, 1, 2)], "density": 0.2},
-        {"deep_supervision": False},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("settings", VARIANTS, ids=str)
 def test_it_gives_what_the_model_gives(settings: dict[str, Any]) -> None:
     model = make_model(**settings)
     found, expected = outputs(model, CompactNetwork(model, choose=False))
