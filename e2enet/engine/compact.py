@@ -20,7 +20,7 @@ from e2enet.engine.dense import DenseConvolution
 from e2enet.engine.kernels import Kernels
 from e2enet.engine.layers import Convolution, Expansion, Pooling
 from e2enet.engine.signals import Norm, Signal
-from e2enet.engine.trace import Call, active_kernels, trace
+from e2enet.engine.trace import Call, kernel_mask, trace
 from e2enet.network.blocks import ConvBlock
 from e2enet.network.e2enet import E2ENet, check_input, half_precision_pays_on_cpu
 from e2enet.network.layers import StrideUp3d
@@ -139,7 +139,7 @@ def _live_channels(calls: Sequence[Call], result: int, in_channels: int) -> dict
 
 def _mask(module: nn.Module) -> np.ndarray:
     """Active kernels (outputs, inputs) of a block, a head or a transposed convolution."""
-    active = active_kernels(module).numpy()
+    active = kernel_mask(module).numpy()
     return active.T if isinstance(module, nn.ConvTranspose3d) else active
 
 

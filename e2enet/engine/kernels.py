@@ -6,7 +6,7 @@ from itertools import product
 
 import numpy as np
 
-Triple = tuple[int, int, int]
+from e2enet.network.layers import Triple
 
 
 class Kernels:
@@ -138,6 +138,13 @@ class Kernels:
         elif self.columns is not None:
             packed = packed[:, self.columns]
         return np.ascontiguousarray(packed, np.float32)
+
+    def unpack(self, packed: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        """The opposite of `pack` where entries have all taps as they are: a weight like `weight`, else zero."""
+        assert self.columns is None
+        whole = np.zeros_like(weight)
+        whole.reshape(-1, self.taps)[self.rows] = packed
+        return whole
 
     def tile_offsets(self, rows: int, columns: int) -> np.ndarray:
         """Where each entry's first pixel lies in a tile (reads, rows, columns), in pixels, int64."""

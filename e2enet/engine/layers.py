@@ -61,11 +61,11 @@ def convolve(
     targets: np.ndarray,
     stride: Triple,
     padding: tuple[int, int],
-    add: np.ndarray | None = None,
+    add: np.ndarray | bool = False,
 ) -> np.ndarray:
     """Write the sums of a convolution into volumes of `size` (D, H, W) at the addresses `targets`, one per output.
 
-    add: bool, the outputs whose sums are added to what is there; None for none. Returns the sums of each output and of
+    add: for which outputs sums are added to what is there. Returns the sums of each output and of
     their squares, float64 (tiles, outputs, 2).
     """
     from e2enet.engine import loops
@@ -78,7 +78,7 @@ def convolve(
         microkernels.filling(stride[0]).address,
         microkernels.plane_convolution(plane, steps).address,
         np.where(
-            add if add is not None else np.zeros(len(targets), bool),
+            np.broadcast_to(add, targets.shape),
             microkernels.storing("add").address,
             microkernels.storing(written).address,
         ),
@@ -123,7 +123,7 @@ def expand(
     sources: Sequence[Signal],
     stride: Triple,
     targets: np.ndarray,
-    add: np.ndarray | None = None,
+    add: np.ndarray | bool = False,
 ) -> None:
     """Write blocks of stride (depth, row, column) voxels for each voxel of the sources, as `convolve` does volumes."""
     from e2enet.engine import loops
@@ -136,7 +136,7 @@ def expand(
     codes = loops.Codes(
         microkernels.filling(1).address,
         microkernels.expansion(positions, columns).address,
-        np.where(add if add is not None else np.zeros(len(targets), bool), adds, writes),
+        np.where(np.broadcast_to(add, targets.shape), adds, writes),
     )
 
     def part(first: int, last: int) -> None:

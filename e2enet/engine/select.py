@@ -20,6 +20,9 @@ ENGINES = ("auto", "dense", "sparse")
 # (`python -m benchmarks.training`).
 LARGEST_DENSITY = 0.5
 FEWEST_CHANNELS = 32
+# Why only torch trains a network that the engine could else run.
+COMPILED = "training.compile=true compiles torch's own pass"
+RECOMPUTED = "training.checkpoint_activations=true recomputes torch's own pass"
 LARGEST_DEPTH_STRIDE = 4  # of a compact network: so many slices of each lane are told by the bits of one integer
 
 
@@ -93,9 +96,9 @@ def select_training(network: nn.Module, engine: str) -> Callable[[torch.Tensor],
 
 def _unsupported_in_training(network: Any) -> str | None:
     if network._compiled_call_impl is not None:
-        return "training.compile=true compiles torch's own pass"
+        return COMPILED
     if network.run_part is not run_once:
-        return "training.checkpoint_activations=true recomputes torch's own pass (the engine keeps less anyway)"
+        return RECOMPUTED
     return None
 
 

@@ -48,7 +48,7 @@ def trace(model: E2ENet) -> tuple[list[Call], tuple[int, ...]]:
     return calls, tuple(numbers[_producer(node)] for node in results)
 
 
-def active_kernels(module: nn.Module) -> Tensor:
+def kernel_mask(module: nn.Module) -> Tensor:
     """Active kernels of a block, a head or a transposed convolution, as its weight has them: bool (dim 0, dim 1)."""
     conv: Any = module.conv if isinstance(module, ConvBlock) else module
     mask: Tensor | None = conv._buffers.get("kernel_mask")

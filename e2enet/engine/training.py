@@ -25,7 +25,7 @@ from e2enet.engine.gradients import (
 from e2enet.engine.kernels import Kernels
 from e2enet.engine.layers import Convolution, Expansion, Pooling
 from e2enet.engine.signals import Norm, Signal
-from e2enet.engine.trace import active_kernels, trace
+from e2enet.engine.trace import kernel_mask, trace
 from e2enet.network.blocks import ConvBlock
 from e2enet.network.compiled import run_in_threads
 from e2enet.network.e2enet import E2ENet, check_input
@@ -133,9 +133,7 @@ class _Pass(torch.autograd.Function):
             for parameter, gradient in gradients.items():
                 sums[parameter] = sums[parameter] + gradient if parameter in sums else gradient
         found = (
-            torch.from_numpy(sums[parameter]).view_as(parameter).to(parameter)
-            if parameter in sums
-            else torch.zeros_like(parameter)
+            torch.from_numpy(sums[parameter]).to(parameter) if parameter in sums else torch.zeros_like(parameter)
             for parameter in ctx.engine.parameters
         )
         return None, None, *found
@@ -176,7 +174,7 @@ class TrainedConvolution:
         self.mask: Tensor | None = None
 
     def refresh(self) -> None:
-        mask = active_kernels(self.module)
+        mask = kernel_mask(self.module)
         if self.mask is None or not torch.equal(mask, self.mask):
             self.mask = mask.clone()
             shifts = np.array(channel_shifts(mask.shape[1], self.shift_size))
@@ -202,9 +200,8 @@ class TrainedConvolution:
         if self.norm is not None:
             found[self.norm.weight], found[self.norm.bias] = norm_gradient(output, signal)
             found[self.conv.bias] = np.zeros(len(self.weight), np.float32)  # the norm subtracts it again
-        weight = np.zeros_like(self.weight).reshape(-1, self.kernels.taps)
-        weight[self.kernels.rows] = correlate(self.kernels, sources, signal, stride=self.stride, padding=self.padding)
-        found[self.conv.weight] = weight
+        products = correlate(self.kernels, sources, signal, stride=self.stride, padding=self.padding)
+        found[self.conv.weight] = self.kernels.unpack(products, self.weight)
         if into and max(self.stride) > 1:
             add_expansion(self.opposite, self.opposite.pack(self.weight), signal, into, self.stride)
         elif into:
@@ -223,7 +220,7 @@ class TrainedExpansion:
         self.mask: Tensor | None = None
 
     def refresh(self) -> None:
-        mask = active_kernels(self.module)
+        mask = kernel_mask(self.module)
         if self.mask is None or not torch.equal(mask, self.mask):
             self.mask = mask.clone()
             self.kernels = Kernels.of_expansion(mask.numpy(), self.stride)
@@ -239,11 +236,10 @@ class TrainedExpansion:
     ) -> WeightGradients:
         # Its opposite is a convolution, which reads the output's gradient and writes that of the source.
         signal, (source,) = gradient.signal(), sources
-        weight = np.zeros_like(self.weight).reshape(-1, self.opposite.taps)
-        weight[self.opposite.rows] = correlate(self.opposite, [signal], source, stride=self.stride)
+        products = correlate(self.opposite, [signal], source, stride=self.stride)
         if into:
             add_convolution(self.opposite, self.opposite.pack(self.weight), signal, into, stride=self.stride)
-        return {self.module.weight: weight}
+        return {self.module.weight: self.opposite.unpack(products, self.weight)}
 
 
 class TrainedPooling:

@@ -185,8 +185,8 @@ def update_masks(
     """Prune and regrow every fusion layer once and zero the inactive weights in place.
 
     Kernels just pruned may regrow. Regrown weights are zero: a kernel that was dead holds zeros already, one that was
-    pruned and regrown in the same update loses its weights, as it would have one step later. Of groups,
-    the connections whose kernels have the smallest norms on average are pruned, over the whole layer; each group then
+    pruned and regrown in the same update loses its weights, as it would have one step later. Of groups, the
+    connections whose kernels have the smallest norms on average are pruned, over the whole layer; each group then
     regrows as many as it lost, by the average of their kernels' scores.
 
     Args:

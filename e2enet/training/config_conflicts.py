@@ -12,6 +12,7 @@ import torch
 from e2enet.common.ablations import ablation_problems
 from e2enet.common.config_check import Conflict
 from e2enet.common.errors import InputError
+from e2enet.engine.select import COMPILED, RECOMPUTED
 from e2enet.inference.checkpoint import checkpoint_file
 from e2enet.network.baselines import missing_package
 
@@ -95,8 +96,8 @@ def _sparse_engine(
     reasons = {
         f"{name} is no E2ENet": name != "e2enet",
         f"trainer.accelerator={accelerator} is no CPU": not _on_cpu(accelerator),
-        "training.compile=true compiles torch's own pass": compiled,
-        "training.checkpoint_activations=true recomputes torch's own pass": checkpoint_activations,
+        COMPILED: compiled,
+        RECOMPUTED: checkpoint_activations,
     }
     wrong = [reason for reason, holds in reasons.items() if holds]
     if engine == "sparse" and wrong:

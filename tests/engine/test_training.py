@@ -104,7 +104,7 @@ def test_parameters_that_are_frozen_get_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_any_number_of_threads_gives_the_same_weight_gradients(threads: int) -> None:
+def test_any_number_of_threads_gives_the_same_gradients_but_for_rounding(threads: int) -> None:
     before = torch.get_num_threads()
     try:
         found = []
