@@ -99,6 +99,9 @@ def _unsupported_in_training(network: Any) -> str | None:
         return COMPILED
     if network.run_part is not run_once:
         return RECOMPUTED
+    dtype = next(network.parameters()).dtype
+    if dtype != torch.float32:
+        return f"its parameters are of {dtype}, and the engine computes in float32"
     return None
 
 

@@ -165,6 +165,7 @@ def test_what_only_torch_can_train_is_said() -> None:
         (compiled, "compile=true"),
         (PlainUNet(1, 2, [(2, 2, 2)]), "PlainUNet is no E2ENet"),
         (make_model(strides=[(5, 2, 2)]), "larger along the depth than 4"),
+        (make_model(0.3, base=32).train().double(), "parameters are of torch.float64"),
     ):
         assert select_training(network, "auto") is network
         with pytest.raises(
