@@ -35,11 +35,14 @@ class Choices:
     def __init__(self, path: Path | None = None) -> None:
         self.path = path or cache_file()
 
-    def fastest(self, description: str, ways: Mapping[str, Callable[[], Any]]) -> str:
-        """The name of the fastest of `ways`, each a function that runs the layer once."""
+    def fastest(self, description: str, ways: Mapping[str, Callable[[], Callable[[], Any]]]) -> str:
+        """The name of the fastest of `ways`; each gives a function that runs the layer once, when it is to be measured.
+
+        What a way holds is let go before the next one is made, and nothing is made where all are known already.
+        """
         known = self._read().get(machine(), {}).get(description, {})
         if set(known) != set(ways):
-            known = {name: _seconds(way) for name, way in ways.items()}
+            known = {name: _seconds(make()) for name, make in ways.items()}
             self._write(description, known)
         return min(known, key=lambda name: known[name])
 

@@ -22,7 +22,7 @@ from e2enet.engine.layers import Convolution, Expansion, Pooling
 from e2enet.engine.signals import Norm, Signal
 from e2enet.engine.trace import Call, kernel_mask, trace
 from e2enet.network.blocks import ConvBlock
-from e2enet.network.e2enet import E2ENet, check_input, half_precision_pays_on_cpu
+from e2enet.network.e2enet import E2ENet, check_input
 from e2enet.network.layers import StrideUp3d
 from e2enet.network.pooling import StrideMaxPool3d
 from e2enet.network.shift import channel_shifts
@@ -35,7 +35,7 @@ SPARSE, DENSE, BFLOAT16 = "sparse", "dense", "bfloat16"
 class Step:
     """One layer of the program: `values[output]` is made of `values[inputs]`; those of `done` are read no more.
 
-    `others` are further ways to run it, which are made where they are tried.
+    `others` are further ways to run it, each made when it is to be tried or has been chosen.
     """
 
     name: str
@@ -53,7 +53,7 @@ class CompactNetwork(nn.Module):
     Args:
         model: in eval mode; its weights and masks are copied.
         choose: measure at the first input which way each layer runs fastest; else active kernels only, everywhere.
-        bfloat16: try convolutions in bfloat16 too, where the processor multiplies matrices of them (AMX).
+        bfloat16: try convolutions in bfloat16 too.
         choices: where to remember what was measured.
 
     Raises:
@@ -71,7 +71,7 @@ class CompactNetwork(nn.Module):
         if not choose:
             for step in self.steps:  # they hold every kernel
                 step.others = {}
-        self._bfloat16 = bfloat16 and half_precision_pays_on_cpu()
+        self._bfloat16 = bfloat16
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
@@ -92,13 +92,18 @@ class CompactNetwork(nn.Module):
 
     def _choose(self, step: Step, sources: Sequence[Signal]) -> None:
         assert self._choices is not None
-        layers = {SPARSE: step.layer} | {
-            name: make() for name, make in step.others.items() if name != BFLOAT16 or self._bfloat16
+        makers = {SPARSE: lambda: step.layer} | {
+            name: make for name, make in step.others.items() if name != BFLOAT16 or self._bfloat16
         }
         size = " x ".join(map(str, sources[0].size))
-        ways = {name: partial(layer, sources) for name, layer in layers.items()}
+        ways = {name: partial(_run_of, make, sources) for name, make in makers.items()}
         self.ways[step.name] = self._choices.fastest(f"{step.description} on {size}", ways)
-        step.layer, step.others = layers[self.ways[step.name]], {}
+        step.layer, step.others = makers[self.ways[step.name]](), {}
+
+
+def _run_of(make: Callable[[], Layer], sources: Sequence[Signal]) -> Callable[[], Signal]:
+    """A function that runs the layer, made now, once."""
+    return partial(make(), sources)
 
 
 def program(model: E2ENet) -> tuple[list[Step], int]:
@@ -164,13 +169,19 @@ def _engine_layer(
         norm = scale, offset, module.norm.eps, module.norm.slope
     weights, shifts = _array(conv.weight)[outputs][:, inputs], shifts[inputs]
     description = f"convolution {weights.shape} with {mask.sum()} active, stride {conv.stride}"
-    others: dict[str, Callable[[], Layer]] = {
-        name: partial(DenseConvolution, weights, shifts, conv.stride, norm, dtype)
-        for name, dtype in ((DENSE, torch.float32), (BFLOAT16, torch.bfloat16))
-    }
     kernels = Kernels.of_convolution(mask, shifts, conv.kernel_size)
     padding = int(conv.padding[1]), int(conv.padding[2])
-    return description, Convolution(kernels, kernels.pack(weights), conv.stride, padding, norm), others
+    layer = Convolution(kernels, kernels.pack(weights), conv.stride, padding, norm)
+    others: dict[str, Callable[[], Layer]] = {
+        name: partial(_dense, layer, weights.shape, shifts, dtype)
+        for name, dtype in ((DENSE, torch.float32), (BFLOAT16, torch.bfloat16))
+    }
+    return description, layer, others
+
+
+def _dense(layer: Convolution, shape: tuple[int, ...], shifts: np.ndarray, dtype: torch.dtype) -> Layer:
+    """The same convolution, its weight of `shape`, by torch."""
+    return DenseConvolution(layer.kernels.unpack(layer.weights, shape), shifts, layer.stride, layer.norm, dtype)
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -139,10 +139,10 @@ class Kernels:
             packed = packed[:, self.columns]
         return np.ascontiguousarray(packed, np.float32)
 
-    def unpack(self, packed: np.ndarray, weight: np.ndarray) -> np.ndarray:
-        """The opposite of `pack` where entries have all taps as they are: a weight like `weight`, else zero."""
+    def unpack(self, packed: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """The opposite of `pack` where entries have all taps as they are: a weight of this shape, else zero."""
         assert self.columns is None
-        whole = np.zeros_like(weight)
+        whole = np.zeros(shape, np.float32)
         whole.reshape(-1, self.taps)[self.rows] = packed
         return whole
 

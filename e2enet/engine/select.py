@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from e2enet.common.errors import InputError
 from e2enet.network.cost import count_cost
@@ -16,13 +16,14 @@ from e2enet.network.e2enet import E2ENet, half_precision_pays_on_cpu
 from e2enet.network.recompute import run_once
 
 ENGINES = ("auto", "dense", "sparse")
-# Training with active kernels alone is faster up to this density and from these channels at full resolution on
-# (`python -m benchmarks.training`).
+# On a CPU, training with active kernels alone is faster up to this density and from these channels at full resolution
+# on (`python -m benchmarks.training`).
 LARGEST_DENSITY = 0.5
 FEWEST_CHANNELS = 32
 # Why only torch trains a network that the engine could else run.
 COMPILED = "training.compile=true compiles torch's own pass"
 RECOMPUTED = "training.checkpoint_activations=true recomputes torch's own pass"
+ONLY_GROUPS = "only groups of kernels are multiplied alone (dsff.granularity=group), single ones on a CPU"
 LARGEST_DEPTH_STRIDE = 4  # of a compact network: so many slices of each lane are told by the bits of one integer
 
 
@@ -34,10 +35,11 @@ def select_engine(
     patch_size: Sequence[int],
     amp_dtype: torch.dtype | None = None,
 ) -> nn.Module:
-    """The network as `engine` runs it: itself (dense), or a `CompactNetwork` of it (sparse).
+    """The network as `engine` runs it: itself (dense), or one that multiplies active kernels alone (sparse).
 
-    `auto` is the compact one where it can run and was faster on a patch (D, H, W); each of its layers then runs the way
-    that was fastest. What was measured is remembered, see `Choices`. With `amp_dtype` bfloat16, layers may run in it.
+    That is a `CompactNetwork` of it on a CPU and, for groups of kernels, a `GroupedNetwork` elsewhere. `auto` takes it
+    where it can run and was faster on a patch (D, H, W); each layer of a compact one then runs the way that was
+    fastest. What was measured is remembered, see `Choices`. With `amp_dtype` bfloat16, layers may run in it.
 
     Raises:
         InputError: engine=sparse, for what only torch can run.
@@ -50,48 +52,80 @@ def select_engine(
             raise InputError(f"engine=sparse: {reason}; expected engine=auto or dense")
         return network
     assert isinstance(network, E2ENet)
-    from e2enet.engine.choice import Choices
-    from e2enet.engine.compact import CompactNetwork
-
-    bfloat16 = amp_dtype == torch.bfloat16
     if engine == "sparse":
-        return CompactNetwork(network, choose=False)
-    compact = CompactNetwork(network, bfloat16=bfloat16)
-    x = torch.zeros(1, network.in_channels, *patch_size)
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
-        ways = {"compact": partial(compact, x), "torch": partial(network, x)}
-        cost = count_cost(network, patch_size)
-        size = " x ".join(map(str, patch_size))
-        precision = ", bfloat16 allowed" if bfloat16 else ""
-        described = f"network of {cost.params} parameters and {cost.flops} FLOPs on {size}{precision}"
-        return compact if Choices().fastest(described, ways) == "compact" else network
+        return _sparse(network, device)
+    bfloat16 = amp_dtype == torch.bfloat16
+    return _faster(network, _sparse(network, device, choose=True, bfloat16=bfloat16), device, patch_size, amp_dtype)
 
 
-def select_training(network: nn.Module, engine: str) -> Callable[[torch.Tensor], Any]:
-    """What runs a network in training steps: itself (dense), or a `TrainingEngine` of it (sparse).
+def select_training(
+    network: nn.Module, engine: str, *, amp_dtype: torch.dtype | None = None
+) -> Callable[[torch.Tensor], Any]:
+    """What runs a network in training steps: itself (dense), or what multiplies active kernels alone (sparse).
 
-    `auto` is the latter where it can run, the network is wide and at most half of its fusion kernels are active, unless
-    autocast to bfloat16 is on and pays (AMX). It follows from the network and the machine, without measuring: a run
-    that is resumed goes on as it began. Called in training mode, within the autocast of the step.
+    That is a `TrainingEngine` of it on a CPU and, for groups of kernels, a `GroupedNetwork` elsewhere. See
+    `takes_active_kernels` for `auto`. Called in training mode.
+
+    Raises:
+        InputError: engine=sparse, for what only torch can run.
+    """
+    if not takes_active_kernels(network, engine, amp_dtype):
+        return network
+    assert isinstance(network, E2ENet)
+    if _device(network).type != "cpu":
+        return _sparse(network, _device(network))
+    from e2enet.engine.training import TrainingEngine
+
+    return TrainingEngine(network)
+
+
+def select_validation(network: nn.Module, engine: str, *, amp_dtype: torch.dtype | None = None) -> nn.Module:
+    """What runs a network in a run's validation and final prediction, by the same rule as `select_training`.
+
+    It holds the weights and masks as they are now.
+    """
+    if not takes_active_kernels(network, engine, amp_dtype):
+        return network
+    assert isinstance(network, E2ENet)
+    return _sparse(network, _device(network))
+
+
+def takes_active_kernels(network: nn.Module, engine: str, amp_dtype: torch.dtype | None = None) -> bool:
+    """Whether a run multiplies the active kernels of its network alone.
+
+    With `auto` it does on a CPU where it can, the network is wide and at most half of its fusion kernels are active,
+    unless it runs in a half precision that pays (AMX). It follows from the network and the machine, without measuring:
+    a run that is resumed goes on as it began.
 
     Raises:
         InputError: engine=sparse, for what only torch can run.
     """
     if engine == "dense":
-        return network
-    reason = unsupported(network, next(network.parameters()).device) or _unsupported_in_training(network)
-    if reason is not None:
-        if engine == "sparse":
-            raise InputError(f"training.engine=sparse: {reason}; expected training.engine=auto or dense")
-        return network
+        return False
+    device = _device(network)
+    reason = unsupported(network, device) or _unsupported_in_training(network)
+    if engine == "sparse" and reason is not None:
+        raise InputError(f"training.engine=sparse: {reason}; expected training.engine=auto or dense")
+    if engine == "sparse":
+        return True
+    if reason is not None or device.type != "cpu":
+        return False
     assert isinstance(network, E2ENet)
-    half = torch.is_autocast_enabled("cpu") and half_precision_pays_on_cpu()
-    slower = half or density(network) > LARGEST_DENSITY or network.features_per_level[0] < FEWEST_CHANNELS
-    if engine == "auto" and slower:
-        return network
-    from e2enet.engine.training import TrainingEngine
+    half = amp_dtype is not None and half_precision_pays_on_cpu()
+    return not half and density(network) <= LARGEST_DENSITY and network.features_per_level[0] >= FEWEST_CHANNELS
 
-    return TrainingEngine(network)
+
+def unsupported(network: nn.Module, device: torch.device) -> str | None:
+    """Why active kernels of a network alone cannot be multiplied on a device; None where they can."""
+    if not isinstance(network, E2ENet):
+        return f"{type(network).__name__} is no E2ENet"
+    if device.type != "cpu":
+        from e2enet.engine.groups import grouped_layers
+
+        return None if grouped_layers(network) else f"on {device}, {ONLY_GROUPS}"
+    if max(depth for depth, _, _ in network.strides) > LARGEST_DEPTH_STRIDE:
+        return f"its strides {network.strides} are larger along the depth than {LARGEST_DEPTH_STRIDE}"
+    return None
 
 
 def _unsupported_in_training(network: Any) -> str | None:
@@ -105,12 +139,42 @@ def _unsupported_in_training(network: Any) -> str | None:
     return None
 
 
-def unsupported(network: nn.Module, device: torch.device) -> str | None:
-    """Why the compact engine cannot run a network on a device; None where it can."""
+def _sparse(network: E2ENet, device: torch.device, *, choose: bool = False, bfloat16: bool = False) -> nn.Module:
+    """What multiplies active kernels alone in inference; on a CPU, `choose` lets layers run otherwise."""
     if device.type != "cpu":
-        return f"active kernels alone are multiplied on a CPU only, not on {device}"
-    if not isinstance(network, E2ENet):
-        return f"{type(network).__name__} is no E2ENet"
-    if max(depth for depth, _, _ in network.strides) > LARGEST_DEPTH_STRIDE:
-        return f"its strides {network.strides} are larger along the depth than {LARGEST_DEPTH_STRIDE}"
-    return None
+        from e2enet.engine.groups import GroupedNetwork
+
+        return GroupedNetwork(network)
+    from e2enet.engine.compact import CompactNetwork
+
+    return CompactNetwork(network, choose=choose, bfloat16=bfloat16)
+
+
+def _faster(
+    network: E2ENet,
+    sparse: nn.Module,
+    device: torch.device,
+    patch_size: Sequence[int],
+    amp_dtype: torch.dtype | None,
+) -> nn.Module:
+    """The faster of both on a patch, as it is remembered or measured now."""
+    from e2enet.engine.choice import Choices
+
+    network.to(device)
+    x = torch.zeros(1, network.in_channels, *patch_size, device=device)
+
+    def run(candidate: nn.Module) -> Tensor:
+        output: Tensor = candidate(x)
+        return output[0, 0, 0, 0, 0].cpu()  # waits for a GPU
+
+    ways = {name: partial(partial, run, one) for name, one in (("sparse", sparse), ("torch", network))}
+    cost = count_cost(network, patch_size)
+    size, precision = " x ".join(map(str, patch_size)), f", {amp_dtype} allowed" if amp_dtype else ""
+    where = "" if device.type == "cpu" else f" on {torch.cuda.get_device_name(device)}"
+    described = f"network of {cost.params} parameters and {cost.flops} FLOPs on {size}{precision}{where}"
+    with torch.no_grad(), torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
+        return sparse if Choices().fastest(described, ways) == "sparse" else network
+
+
+def _device(network: nn.Module) -> torch.device:
+    return next(network.parameters()).device

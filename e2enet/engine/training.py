@@ -201,7 +201,7 @@ class TrainedConvolution:
             found[self.norm.weight], found[self.norm.bias] = norm_gradient(output, signal)
             found[self.conv.bias] = np.zeros(len(self.weight), np.float32)  # the norm subtracts it again
         products = correlate(self.kernels, sources, signal, stride=self.stride, padding=self.padding)
-        found[self.conv.weight] = self.kernels.unpack(products, self.weight)
+        found[self.conv.weight] = self.kernels.unpack(products, self.weight.shape)
         if into and max(self.stride) > 1:
             add_expansion(self.opposite, self.opposite.pack(self.weight), signal, into, self.stride)
         elif into:
@@ -239,7 +239,7 @@ class TrainedExpansion:
         products = correlate(self.opposite, [signal], source, stride=self.stride)
         if into:
             add_convolution(self.opposite, self.opposite.pack(self.weight), signal, into, stride=self.stride)
-        return {self.module.weight: self.opposite.unpack(products, self.weight)}
+        return {self.module.weight: self.opposite.unpack(products, self.weight.shape)}
 
 
 class TrainedPooling:

@@ -7,6 +7,7 @@ stride is a matrix product of voxels by weights.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,7 +23,10 @@ class PlaneConv3d(nn.Conv3d):
 
     With `normalised=True` an instance norm follows, which subtracts the bias again: the bias's gradient is zero. It is
     then given as zero, instead of summing a volume for rounding errors, which AdamW would turn into a random walk.
+    `gather`, where set, takes input and weight and gives those of a convolution in groups, and the number of groups.
     """
+
+    gather: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, int]] | None = None
 
     def __init__(
         self,
@@ -40,14 +44,16 @@ class PlaneConv3d(nn.Conv3d):
     def forward(self, x: Tensor) -> Tensor:
         assert self.bias is not None
         bias = self.bias.detach() if self.normalised else self.bias
+        x, weight, groups = (x, self.weight, 1) if self.gather is None else self.gather(x, self.weight)
         if self.kernel_size[0] == 1 and self.padding[0] == 0:
             stride_depth, *stride_plane = self.stride
             planes, batch = to_planes(x[:, :, ::stride_depth]), x.shape[0]
             plane_padding = tuple(int(size) for size in self.padding[1:])
-            out = F.conv2d(planes, self.weight.squeeze(2), bias, tuple(stride_plane), plane_padding)
+            out = F.conv2d(planes, weight.squeeze(2), bias, tuple(stride_plane), plane_padding, groups=groups)
             out = from_planes(out, batch)
         else:
-            out = self._conv_forward(x.contiguous(memory_format=torch.channels_last_3d), self.weight, bias)
+            x = x.contiguous(memory_format=torch.channels_last_3d)
+            out = F.conv3d(x, weight, bias, self.stride, self.padding, groups=groups)
         return _WithoutGradient.apply(out, self.bias) if self.normalised else out
 
 

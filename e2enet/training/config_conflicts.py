@@ -12,7 +12,7 @@ import torch
 from e2enet.common.ablations import ablation_problems
 from e2enet.common.config_check import Conflict
 from e2enet.common.errors import InputError
-from e2enet.engine.select import COMPILED, RECOMPUTED
+from e2enet.engine.select import COMPILED, ONLY_GROUPS, RECOMPUTED
 from e2enet.inference.checkpoint import checkpoint_file
 from e2enet.network.baselines import missing_package
 
@@ -91,11 +91,11 @@ def _checkpoint_activations(checkpoint_activations: bool, name: str) -> str | No
 
 
 def _sparse_engine(
-    engine: str, name: str, accelerator: str, compiled: bool, checkpoint_activations: bool
+    engine: str, name: str, accelerator: str, granularity: str, compiled: bool, checkpoint_activations: bool
 ) -> str | None:
     reasons = {
         f"{name} is no E2ENet": name != "e2enet",
-        f"trainer.accelerator={accelerator} is no CPU": not _on_cpu(accelerator),
+        f"with trainer.accelerator={accelerator}, {ONLY_GROUPS}": not _on_cpu(accelerator) and granularity != "group",
         COMPILED: compiled,
         RECOMPUTED: checkpoint_activations,
     }
@@ -147,6 +147,7 @@ CONFLICTS: tuple[Conflict, ...] = (
             "training.engine",
             "network.name",
             "trainer.accelerator",
+            "dsff.granularity",
             "training.compile",
             "training.checkpoint_activations",
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from e2enet.common.console import console
 from e2enet.common.errors import raise_problems
 from e2enet.common.ranks import ALONE, Team
 from e2enet.data.formats.layout import Case
+from e2enet.engine import select_validation
 from e2enet.evaluation import score_files, scores_table, write_scores
 from e2enet.inference.checkpoint import LoadedModel, load_model
 from e2enet.inference.predictor import WindowSettings, predict_cases
@@ -56,13 +58,11 @@ def _score(
 ) -> dict[str, Any] | None:
     """Predict into one folder, write scores into another, print the table."""
     cases = cases[: config.final.max_cases]
-    device = "cpu" if config.trainer.accelerator == "cpu" else "auto"
-    settings = WindowSettings(
-        mirror=config.final.mirror,
-        step=config.final.step,
-        device=resolve_device(device),
-        amp_dtype=AMP_TYPES[PRECISIONS[str(config.training.precision)]],
-    )
+    device = resolve_device("cpu" if config.trainer.accelerator == "cpu" else "auto")
+    amp_dtype = AMP_TYPES[PRECISIONS[str(config.training.precision)]]
+    settings = WindowSettings(mirror=config.final.mirror, step=config.final.step, device=device, amp_dtype=amp_dtype)
+    network = select_validation(model.network.to(device), config.training.engine, amp_dtype=amp_dtype)
+    model = replace(model, network=network)
     # A resumed run has other weights than those that the files of an earlier end were predicted with.
     overlay = config.final.overlay
     failures = predict_cases([model], cases, predictions, settings, overlay=overlay, overwrite=True, team=team)

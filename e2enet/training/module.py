@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from e2enet.data.planning.plan import Plan
 from e2enet.data.preparation.restore import largest_class
-from e2enet.engine import select_training
+from e2enet.engine import select_training, select_validation
 from e2enet.inference.sliding_window import predict_planes
 from e2enet.network.build import build_network
 from e2enet.network.dsff import set_group_size
@@ -99,11 +99,19 @@ class SegmentationModule(pl.LightningModule):
 
     def training_pass(self, network: nn.Module) -> Callable[[Tensor], Any]:
         """What runs the network, or a copy of it, in training steps: see `select_training`."""
-        return select_training(network, self.training_config.get("engine", "dense"))
+        return select_training(network, self._engine, amp_dtype=_amp_dtype(network))
 
     @cached_property  # chosen in the first step; not a submodule, whatever runs it
     def _own_pass(self) -> Callable[[Tensor], Any]:
         return self.training_pass(self.network)
+
+    @cached_property  # of the weights of one validation
+    def _validated(self) -> nn.Module:
+        return select_validation(self.network, self._engine, amp_dtype=_amp_dtype(self.network))
+
+    @property
+    def _engine(self) -> str:
+        return str(self.training_config.get("engine", "dense"))
 
     def training_step(self, batch: Mapping[str, Any], batch_index: int) -> Tensor | dict[str, Any]:
         """Loss of one batch of patches; of one that is left out its value without a gradient, marked as such."""
@@ -128,6 +136,10 @@ class SegmentationModule(pl.LightningModule):
             # Optimizers that ask more than once (LBFGS) evaluate anew.
             super().optimizer_step(epoch, batch_idx, optimizer, lambda: first.pop() if first else optimizer_closure())
 
+    def on_validation_start(self) -> None:
+        """Forget what ran the network in an earlier validation, with other weights."""
+        self.__dict__.pop("_validated", None)
+
     @torch.compiler.set_stance("force_eager")
     def validation_step(
         self, batch: Mapping[str, Any], batch_index: int, dataloader_idx: int = PATCHES
@@ -135,7 +147,7 @@ class SegmentationModule(pl.LightningModule):
         """Segment a batch of patches or one whole prepared case, without mirroring, and count its voxels."""
         image, label = batch["image"], batch["label"]
         if dataloader_idx == PATCHES:
-            segmentation = self(image).argmax(dim=1)
+            segmentation = self._validated(image).argmax(dim=1)
             self.patch_counts.update(segmentation, label)
         else:
             segmentation = self._segment_case(image)
@@ -144,6 +156,7 @@ class SegmentationModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log Dice per class over all voxels, and the mean of the classes, of what was validated in this epoch."""
+        self.__dict__.pop("_validated", None)
         self.scores = {}
         for score, counts in ((SCORES[PATCHES], self.patch_counts), (SCORES[WHOLE_CASES], self.case_counts)):
             if not self._any_process(counts.update_called):
@@ -173,14 +186,13 @@ class SegmentationModule(pl.LightningModule):
 
     def _segment_case(self, image: Tensor) -> Tensor:
         """Classes (1, D, H, W) of a whole image (1, C, D, H, W), by sliding window in the run's own precision."""
-        kind = self.device.type
         planes = predict_planes(
-            [self.network],
+            [self._validated],
             image[0],
             self.plan.patch_size,
             mirror_axes=(),
             device=self.device,
-            amp_dtype=torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,
+            amp_dtype=_amp_dtype(self.network),
         )
         return torch.stack([largest_class(plane) for plane in planes])[None].to(image.device)
 
@@ -188,3 +200,9 @@ class SegmentationModule(pl.LightningModule):
         if interval == "step":
             return int(self.trainer.estimated_stepping_batches)
         return max(1, self.trainer.max_epochs or 1)
+
+
+def _amp_dtype(network: nn.Module) -> torch.dtype | None:
+    """The dtype of the autocast that is on for a network's device, None where there is none."""
+    kind = next(network.parameters()).device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None

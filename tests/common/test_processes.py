@@ -48,10 +48,11 @@ def test_workers_keep_to_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_left_early_it_ends_its_processes() -> None:
+    others = multiprocessing.active_children()
     outcomes = run_in_processes(eval, ["1", "__import__('time').sleep(600)"], 2)
     assert next(outcomes).result == 1
     outcomes.close()  # type: ignore[attr-defined]
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= set(others)
 
 
 def test_no_items_no_processes() -> None:

@@ -115,6 +115,11 @@ def test_every_layer_runs_the_way_that_was_fastest(
     winner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured: list[str] = []
+    made: list[DenseConvolution] = []
+
+    def dense_convolution(*arguments: Any) -> DenseConvolution:
+        made.append(DenseConvolution(*arguments))
+        return made[-1]
 
     def seconds(way: Any) -> float:
         way()
@@ -123,6 +128,7 @@ def test_every_layer_runs_the_way_that_was_fastest(
         return 1.0 if dense == (winner == DENSE) else 2.0
 
     monkeypatch.setattr(choice, "_seconds", seconds)
+    monkeypatch.setattr("e2enet.engine.compact.DenseConvolution", dense_convolution)
     model, path = make_model(), tmp_path / "cache" / "engine.json"
     compact = CompactNetwork(model, choices=Choices(path))
     found, expected = outputs(model, compact)
@@ -131,20 +137,25 @@ def test_every_layer_runs_the_way_that_was_fastest(
     convolutions = [step for step in compact.steps if isinstance(step.layer, DenseConvolution | Convolution)]
     assert all(isinstance(step.layer, kind) for step in convolutions) and measured
     count = len(measured)
-    # Another network of the same layers finds the file and measures nothing.
+    # Another network of the same layers finds the file, measures nothing and makes what was chosen alone.
+    made.clear()
     again = CompactNetwork(model, choices=Choices(path))
     torch.testing.assert_close(outputs(model, again)[0], found, rtol=0, atol=0)
     assert len(measured) == count and again.ways == compact.ways
+    assert len(made) == (len(convolutions) if winner == DENSE else 0)
 
 
 def test_a_damaged_or_unwritable_file_only_costs_measuring(tmp_path: Path) -> None:
+    def work() -> None:
+        pass
+
     path = tmp_path / "engine.json"
     for content in ("{", "[]", json.dumps({choice.machine(): {"layer": {"sparse": "fast"}}})):
         path.write_text(content)
-        assert Choices(path).fastest("layer", {"sparse": lambda: None}) == "sparse"
+        assert Choices(path).fastest("layer", {"sparse": lambda: work}) == "sparse"
         assert json.loads(path.read_text())[choice.machine()]["layer"]["sparse"] >= 0
     (tmp_path / "file").write_text("")
-    assert Choices(tmp_path / "file" / "engine.json").fastest("layer", {"sparse": lambda: None}) == "sparse"
+    assert Choices(tmp_path / "file" / "engine.json").fastest("layer", {"sparse": lambda: work}) == "sparse"
 
 
 @pytest.mark.parametrize("name", ["haswell", "x86-64"])

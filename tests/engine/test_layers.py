@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from e2enet.engine.dense import DenseConvolution
+from e2enet.engine.dense import LARGEST_PART, DenseConvolution
 from e2enet.engine.kernels import Kernels
 from e2enet.engine.layers import Convolution, Expansion, Pooling
 from e2enet.engine.signals import Norm, Signal
@@ -67,9 +68,10 @@ def convolution(
     shift_size=st.sampled_from([1, 3, 5]),
     seed=st.integers(0, 2**16),
 )
-@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize(("dense", "part"), [(False, 0), (True, 1), (True, LARGEST_PART)])
 def test_a_convolution_is_torchs(
     dense: bool,
+    part: int,
     kernel: tuple[int, int, int],
     stride: tuple[int, int, int],
     size: tuple[int, int, int],
@@ -98,7 +100,8 @@ def test_a_convolution_is_torchs(
         if dense
         else convolution(weights, active, shifts, stride, (padding[1], padding[2]), norm)
     )
-    found = layer(signals)
+    with patch("e2enet.engine.dense.LARGEST_PART", part):
+        found = layer(signals)
     plain = torch.from_numpy(found.stacked()).permute(0, 3, 1, 2)
     torch.testing.assert_close(plain, expected[0], rtol=1e-5, atol=1e-5)
     variance, mean = torch.var_mean(expected[0].double(), dim=(1, 2, 3), correction=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import shutil
 from collections.abc import Iterator
@@ -16,7 +17,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from e2enet.common.configs import compose_config
 from e2enet.common.errors import InputError
+from e2enet.engine.compact import CompactNetwork
 from e2enet.inference.checkpoint import load_model
+from e2enet.network.e2enet import E2ENet
 from e2enet.network.recompute import run_once
 from e2enet.training.callbacks import EpochNumbers
 from e2enet.training.dsff_callback import DSFFCallback
@@ -77,6 +80,31 @@ def test_training_with_active_kernels_only_is_that_of_the_masked_network(growth:
     # The trajectories part where a step is small and its sign chance (AdamW); the losses do not.
     torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-3)
     assert differences(found, expected), "both ran the same way"
+
+
+def test_validation_runs_active_kernels_only_where_training_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[E2ENet] = []
+
+    class Watched(CompactNetwork):
+        def __init__(self, model: E2ENet, **options: Any) -> None:
+            built.append(copy.deepcopy(model))
+            super().__init__(model, **options)
+
+    monkeypatch.setattr("e2enet.engine.compact.CompactNetwork", Watched)
+    for engine, times in (("dense", 0), ("auto", 0), ("sparse", 2)):  # `auto`: the network is narrow
+        built.clear()
+        module, trainer = fit(tmp_path, f"training.engine={engine}", num_sanity_val_steps=0)
+        assert len(built) == times, engine
+    first, second = (one.state_dict() for one in built)
+    assert differences(first, second), "weights of the first validation stayed"
+    assert differences(module.network.state_dict(), second) == []
+    scores = dict(module.scores)
+    module.training_config["engine"] = "dense"
+    trainer.validate(module, [loader((2, 8, 8), 3, 2), loader((4, 10, 8), 2, 1)], verbose=False)
+    assert len(built) == 2 and scores.keys() == module.scores.keys()
+    assert module.scores == pytest.approx(scores, abs=0.01) and max(scores.values()) > 0.1
 
 
 @pytest.mark.parametrize("precision", ["32", "bf16-mixed"])

@@ -1,0 +1,141 @@
+"""A network whose layers gather what their groups of output channels read gives what the masked network does."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from e2enet.common.errors import InputError
+from e2enet.engine.groups import GroupedNetwork, GroupInputs, grouped_layers
+from e2enet.engine.select import select_engine, select_training, select_validation, unsupported
+from e2enet.network.dsff import expand_mask, fusion_layers, init_masks, set_group_size, update_masks
+from e2enet.network.e2enet import E2ENet
+from e2enet.network.recompute import checkpoint_activations
+from tests.engine.test_compact import make_model
+from tests.engine.test_training import gradients, sample
+
+GPU = torch.device("cuda")
+
+
+def grouped_model(group_size: int = 8, density: float = 0.25, **settings: Any) -> E2ENet:
+    model = make_model(1.0, base=16, **settings).train()
+    set_group_size(model, group_size)
+    init_masks(model, density, generator=torch.Generator().manual_seed(1))
+    return model
+
+
+def assert_same(model: E2ENet, x: Tensor, run: GroupedNetwork | None = None) -> None:
+    logits, found = gradients(run or GroupedNetwork(model), model, x)
+    for layer in grouped_layers(model):
+        assert not (layer.weight.grad * ~expand_mask(layer.kernel_mask, layer.weight)).any()
+    exact = copy.deepcopy(model).double()
+    expected_logits, expected = gradients(exact, exact, x.double())
+    torch.testing.assert_close(logits, [head.float() for head in expected_logits], rtol=0, atol=1e-4)
+    for name, grad in expected.items():
+        own = found[name]
+        assert grad is not None and own is not None
+        assert float((own - grad).abs().max()) <= 1e-4 * (float(grad.abs().max()) + 1e-3), name
+
+
+@pytest.mark.parametrize("group_size", [8, 16])
+@pytest.mark.parametrize("density", [0.1, 0.25, 1.0])
+def test_gradients_are_the_masked_networks(group_size: int, density: float) -> None:
+    assert_same(grouped_model(group_size, density), sample())
+
+
+@pytest.mark.parametrize("kernel", [(3, 3, 3), (3, 1, 3), (3, 3, 1)])
+def test_other_kernels_run_the_same_way(kernel: tuple[int, int, int]) -> None:
+    assert_same(grouped_model(kernel_size=kernel), sample())
+
+
+def test_every_layer_convolves_active_kernels_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = grouped_model(16, 0.25)
+    multiplied: dict[int, int] = {}
+    gather = GroupInputs.__call__
+
+    def watched(self: GroupInputs, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, int]:
+        found = gather(self, x, weight)
+        multiplied[id(self.layer)] = found[1].shape[0] * found[1].shape[1]
+        return found
+
+    monkeypatch.setattr(GroupInputs, "__call__", watched)
+    GroupedNetwork(model)(sample())
+    layers = grouped_layers(model)
+    assert len(layers) == len(multiplied) > 2
+    for layer in layers:
+        outputs, channels = layer.kernel_mask.shape
+        active = int(layer.kernel_mask.sum())
+        assert active < outputs * channels / 2
+        assert active <= multiplied[id(layer)] < active + 8 * outputs  # a multiple of eight channels in each group
+
+
+def test_masks_are_read_anew_when_they_change() -> None:
+    model = grouped_model()
+    run = GroupedNetwork(model)
+    for _ in range(2):
+        assert_same(model, sample(), run)
+        before = {name: layer.kernel_mask.clone() for name, layer in fusion_layers(model).items()}
+        update_masks(model, 0.5, generator=torch.Generator().manual_seed(4))
+        for layer in fusion_layers(model).values():
+            torch.nn.init.normal_(layer.weight)
+            layer.weight.data *= expand_mask(layer.kernel_mask, layer.weight)
+        assert any(not torch.equal(layer.kernel_mask, before[name]) for name, layer in fusion_layers(model).items())
+    moved = copy.deepcopy(model)  # other tensors of the same version
+    model.load_state_dict(moved.state_dict())
+    assert_same(model, sample(), run)
+
+
+def test_layers_whose_mask_is_no_table_run_as_they_are() -> None:
+    model = grouped_model()
+    written_by_hand: Any = grouped_layers(model)[0]
+    written_by_hand.kernel_mask[0, 0] ^= True
+    written_by_hand.weight.data *= expand_mask(written_by_hand.kernel_mask, written_by_hand.weight)
+    x = sample()
+    with torch.no_grad():
+        found, expected = GroupedNetwork(model)(x), model(x)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    set_group_size(odd := make_model(1.0, base=12), 8)
+    assert grouped_layers(odd) and len(grouped_layers(odd)) < len(fusion_layers(odd))
+
+
+def test_the_network_is_left_as_it_was() -> None:
+    model = grouped_model()
+    run, names = GroupedNetwork(model), set(model.state_dict())
+    with pytest.raises(ValueError, match="expected an input"):
+        run(torch.zeros(1, 1, 8, 16, 20))
+    assert set(model.state_dict()) == names
+    assert all(layer.gather is None for layer in grouped_layers(model))
+
+
+def test_autocast_reaches_it() -> None:
+    model = grouped_model().eval()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        layer = grouped_layers(model)[0]
+        image = torch.randn(1, layer.in_channels, 4, 8, 8)
+        plain = layer(image)
+        layer.gather = GroupInputs(layer)
+        found = layer(image)
+    assert found.dtype == plain.dtype == torch.bfloat16
+    torch.testing.assert_close(found, plain, rtol=0.02, atol=0.02 * float(plain.abs().max()))
+
+
+def test_what_multiplies_groups_is_chosen_by_the_device() -> None:
+    groups, kernels = grouped_model(), make_model(0.25)
+    assert unsupported(groups, GPU) is None
+    reason = "on cuda, only groups of kernels are multiplied alone"
+    assert (unsupported(kernels, GPU) or "").startswith(reason)
+    assert isinstance(select_engine(groups, "sparse", device=GPU, patch_size=(8, 16, 20)), GroupedNetwork)
+    assert select_engine(kernels, "auto", device=GPU, patch_size=(8, 16, 20)) is kernels
+    elsewhere = copy.deepcopy(groups).to("meta")
+    for select in (select_training, select_validation):
+        assert isinstance(select(elsewhere, "sparse"), GroupedNetwork)
+        assert select(elsewhere, "auto") is elsewhere  # not measured anywhere
+        with pytest.raises(InputError, match=r"training\.engine=sparse: on meta, only groups of kernels"):
+            select(copy.deepcopy(kernels).to("meta"), "sparse")
+    checkpoint_activations(elsewhere)
+    with pytest.raises(InputError, match="recomputes torch's own pass"):
+        select_training(elsewhere, "sparse")
