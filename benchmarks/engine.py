@@ -1,16 +1,19 @@
 """Forward pass of the compact engine against the masked dense network and nnU-Net's U-Net; its layers one by one.
 
     python -m benchmarks.engine                                 # everything, some minutes
-    python -m benchmarks.engine --parts networks --densities 0.2 0.1
+    python -m benchmarks.engine --parts networks --densities 0.2 0.1 --precisions float32 bfloat16
     python -m benchmarks.engine --parts layers --figure roofline.png
 
 Work: base 48, six levels, strides (1,2,2) then four (2,2,2), 16 classes, a patch of 32 x 96 x 96, batch 1, the
 full-resolution output only, as in prediction. `networks`: every contender in a process of its own, in turns, medians of
 warm runs and the peak memory of the process; `e2enet` is the masked network as torch runs it (channels-last, with
-`keep_freed_memory`), `compact` the engine with active kernels only, `compact-auto` with the fastest way of each layer.
-`layers`: each kind of convolution alone, by the engine over densities and by torch (channels-last), and the density
-where both take as long; the figure shows operations a second over operations per byte beside what the machine does at
-the most (products of a tile that stays in the cache; copying volumes that do not).
+`keep_freed_memory`), `compact` the engine with active kernels only, `compact-auto` with the fastest way of each layer,
+which each process measures in its first run. In bfloat16 torch's networks run under autocast, in which `e2enet` keeps
+to float32 where the processor has no AMX (`e2enet-bfloat16`: it does not), and `compact-auto` may choose it.
+`layers`: each kind of convolution alone, by the engine over densities and by torch (channels-last) in both precisions,
+and the density where the engine takes as long as the faster one; the figure shows operations a second over operations
+per byte beside what the machine does at the most (products of a tile that stays in the cache; copying volumes that do
+not).
 """
 
 from __future__ import annotations
@@ -20,18 +23,22 @@ import json
 import os
 import statistics
 import sys
+from contextlib import nullcontext
 from importlib.util import find_spec
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
 from benchmarks.measuring import median_seconds, run_worker
-from benchmarks.network import make_network, processor
+from benchmarks.network import PRECISIONS, make_network, processor
 
 PARTS = ("networks", "layers")
 CONTENDERS = ("e2enet", "compact", "compact-auto", "plainconvunet")
+FORCED = "e2enet-bfloat16"
 # Convolutions of the network (channels in, out, D, H, W): one per level of the grid and of the encoder.
 LAYERS = {
     "node of level 0": (96, 48, 32, 96, 96),
@@ -53,9 +60,8 @@ def main() -> None:
     print("command: python -m benchmarks.engine", *sys.argv[1:])
     print(f"machine: {processor()}, torch {torch.__version__}")
     if "networks" in options.parts:
-        for threads in options.threads:
-            for patch in options.patches:
-                compare_networks(options, threads, patch)
+        for threads, patch, precision in product(options.threads, options.patches, options.precisions):
+            compare_networks(options, threads, patch, precision)
     if "layers" in options.parts:
         compare_layers(options)
 
@@ -66,6 +72,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--densities", nargs="+", type=float, default=[0.3, 0.2, 0.1])
     parser.add_argument("--patches", nargs="+", default=["32x96x96"], metavar="DxHxW")
     parser.add_argument("--threads", nargs="+", type=int, default=[os.cpu_count()])
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["float32"])
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=3, help="processes per contender, in turns")
     parser.add_argument("--figure", type=Path, help="draw the roofline there")
@@ -73,43 +80,51 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def compare_networks(options: argparse.Namespace, threads: int, patch: str) -> None:
+def compare_networks(options: argparse.Namespace, threads: int, patch: str, precision: str) -> None:
     """Print a table of forward times and peaks, beside the masked network's and the U-Net's."""
-    contenders = [(name, density) for name in CONTENDERS[:3] for density in options.densities]
+    own = [*CONTENDERS[:3], *([FORCED] if precision == "bfloat16" else [])]
+    contenders = [(name, density) for name in own for density in options.densities]
     if find_spec("dynamic_network_architectures"):
         contenders.append((CONTENDERS[3], 1.0))
     found: dict[tuple[str, float], list[dict[str, float]]] = {contender: [] for contender in contenders}
     for _ in range(options.rounds):
         for name, density in contenders:
-            found[name, density].append(measured(options, name, density, threads, patch))
+            found[name, density].append(measured(options, name, density, threads, patch, precision))
     seconds = {key: statistics.median(row["seconds"] for row in rows) for key, rows in found.items()}
     memory = {key: statistics.median(row["gib"] for row in rows) for key, rows in found.items()}
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"forward, float32, patch {patch}, {threads} threads")
+    table = Table(title=f"forward, {precision}, patch {patch}, {threads} threads")
     for column in ("network", "density", "s", "peak GiB", "time / e2enet's", "time / U-Net's", "peak / e2enet's"):
         table.add_column(column, justify="left" if column == "network" else "right")
     unet = seconds.get((CONTENDERS[3], 1.0))
     for (name, density), value in seconds.items():
         base = ("e2enet", density)
-        own = name.startswith("compact")
+        ours = name.startswith("compact") or name == FORCED
         table.add_row(
             name,
             f"{density:g}",
             f"{value:.3f}",
             f"{memory[name, density]:.2f}",
-            f"{value / seconds[base]:.2f}" if own else "",
+            f"{value / seconds[base]:.2f}" if ours else "",
             f"{value / unet:.2f}" if unet and name != CONTENDERS[3] else "",
-            f"{memory[name, density] / memory[base]:.2f}" if own else "",
+            f"{memory[name, density] / memory[base]:.2f}" if ours else "",
         )
     Console(width=120).print(table)
 
 
-def measured(options: argparse.Namespace, name: str, density: float, threads: int, patch: str) -> dict[str, float]:
-    """Measure one contender in a fresh process."""
+def measured(
+    options: argparse.Namespace, name: str, density: float, threads: int, patch: str, precision: str
+) -> dict[str, float]:
+    """Measure one contender in a fresh process, which knows of no choices that were made before."""
     arguments = ["--worker", name, "--densities", str(density), "--threads", str(threads), "--patches", patch]
-    return run_worker("benchmarks.engine", [*arguments, "--runs", str(options.runs)])
+    with TemporaryDirectory() as cache:
+        return run_worker(
+            "benchmarks.engine",
+            [*arguments, "--precisions", precision, "--runs", str(options.runs)],
+            environment={"XDG_CACHE_HOME": cache},
+        )
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
@@ -124,17 +139,19 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     torch.set_num_threads(options.threads[0])
     if options.worker != "plainconvunet":
         keep_freed_memory()
+    half = options.precisions[0] == "bfloat16"
     network: Any = make_network("plainconvunet" if options.worker == "plainconvunet" else "e2enet").eval()
     if options.worker == "plainconvunet":
         network.decoder.deep_supervision = False
     else:
         init_masks(network, options.densities[0], generator=torch.Generator().manual_seed(0))
     if options.worker.startswith("compact"):
-        network = CompactNetwork(network, choose=options.worker == "compact-auto")
+        network = CompactNetwork(network, choose=options.worker == "compact-auto", bfloat16=half)
         give_back_freed_memory()  # as predict.py does
     x = torch.randn(1, 1, *map(int, options.patches[0].split("x")))
     forget_peak()
-    with torch.no_grad():
+    pays = mock.patch("e2enet.network.e2enet.half_precision_pays_on_cpu", lambda: True)
+    with torch.no_grad(), torch.autocast("cpu", enabled=half), pays if options.worker == FORCED else nullcontext():
         seconds = median_seconds(lambda: network(x), options.runs)
     return {"seconds": seconds, "gib": resident_peak() / 2**30}
 
@@ -149,18 +166,19 @@ def compare_layers(options: argparse.Namespace) -> None:
 
     keep_freed_memory()
     torch.set_num_threads(options.threads[0])
-    table = Table(title=f"one convolution, float32, {options.threads[0]} threads: ms by density")
-    for column in ("layer", *(f"{density:g}" for density in LAYER_DENSITIES), "torch, dense", "even at"):
+    table = Table(title=f"one convolution, {options.threads[0]} threads: ms by density")
+    for column in ("layer", *(f"{density:g}" for density in LAYER_DENSITIES), "torch", "bfloat16", "even at"):
         table.add_column(column, justify="left" if column == "layer" else "right")
     points = []
     for name, sizes in LAYERS.items():
         seconds = {density: sparse_seconds(sizes, density, options.runs) for density in LAYER_DENSITIES}
-        dense = dense_seconds(sizes, options.runs)
-        even = crossover(seconds, dense)
+        dense, half = (dense_seconds(sizes, options.runs, bfloat16) for bfloat16 in (False, True))
+        even = crossover(seconds, min(dense, half))
         table.add_row(
             f"{name}: {sizes[0]} -> {sizes[1]}",
             *(f"{value * 1000:.1f}" for value in seconds.values()),
             f"{dense * 1000:.1f}",
+            f"{half * 1000:.1f}",
             "always faster" if even is None else f"{even:.2f}",
         )
         points += [(name, density, *work_of(sizes, density), value) for density, value in seconds.items()]
@@ -201,7 +219,7 @@ def sparse_seconds(sizes: tuple[int, ...], density: float, runs: int) -> float:
     return median_seconds(lambda: layer([source]), runs)
 
 
-def dense_seconds(sizes: tuple[int, ...], runs: int) -> float:
+def dense_seconds(sizes: tuple[int, ...], runs: int, bfloat16: bool) -> float:
     """The same block as torch runs it in the masked network: shift, convolution, norm and activation."""
     import torch
 
@@ -210,7 +228,9 @@ def dense_seconds(sizes: tuple[int, ...], runs: int) -> float:
     channels, outputs, *size = sizes
     block = ConvBlock(channels, outputs).eval()
     x = torch.randn(1, channels, *size).contiguous(memory_format=torch.channels_last_3d)
-    with torch.no_grad():
+    if bfloat16:
+        x = x.bfloat16()
+    with torch.no_grad(), torch.autocast("cpu", enabled=bfloat16):
         return median_seconds(lambda: block(x), runs)
 
 

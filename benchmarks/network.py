@@ -3,6 +3,7 @@
     python -m benchmarks.network                       # CPU, and GPU where there is one
     python -m benchmarks.network --precisions float32 --runs 7
     python -m benchmarks.network --contenders e2enet e2enet-checkpointed    # these alone; e2enet is always measured
+    python -m benchmarks.network --patch 128 128 128 --batch 2 --precisions bfloat16    # for a GPU
 
 Work: base 48, 16 classes, strides (1,2,2) then four (2,2,2), one patch of 32 x 96 x 96. `forward` is eval mode without
 gradients; `step` is forward + backward of every head in training mode, `outside convs` the share of its time
@@ -11,6 +12,9 @@ after the other, so that peaks of memory do not mix; times are medians of warm r
 
 - e2enet: this package's network, as `train.py` runs it: on the CPU with `keep_freed_memory`;
 - e2enet-checkpointed: the same with `training.checkpoint_activations=true`;
+- e2enet-groups: e2enet with masks of groups of 16 output channels, density 0.2, as `training.engine=sparse` runs it on
+  a GPU (unless named, on a GPU only);
+- e2enet-compiled: e2enet with `training.compile=true` (likewise);
 - e2enet-malloc: e2enet with the C library's own settings of malloc;
 - transcription: the same network written down plainly (`benchmarks/transcription.py`): pad, chunk, roll, cat;
 - transcription-kept: that with `keep_freed_memory` as well;
@@ -29,11 +33,17 @@ import sys
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Any
 
 from benchmarks.measuring import median_seconds, run_worker
 
-CONTENDERS = ("e2enet", "e2enet-checkpointed", "e2enet-malloc", "transcription", "transcription-kept", "plainconvunet")
-KEEP_MEMORY = ("e2enet", "e2enet-checkpointed", "transcription-kept")
+FOR_GPUS = ("e2enet-groups", "e2enet-compiled")
+CONTENDERS = (
+    *("e2enet", "e2enet-checkpointed", *FOR_GPUS, "e2enet-malloc"),
+    *("transcription", "transcription-kept", "plainconvunet"),
+)
+KEEP_MEMORY = ("e2enet", "e2enet-checkpointed", *FOR_GPUS, "transcription-kept")
+GROUP, DENSITY = 16, 0.2  # of e2enet-groups
 CONVOLUTIONS = {
     *("aten::mkldnn_convolution", "aten::cudnn_convolution", "aten::slow_conv3d_forward", "aten::slow_conv3d_backward"),
     *("aten::convolution_backward", "aten::mm", "aten::addmm", "aten::bmm"),
@@ -52,23 +62,32 @@ def main() -> None:
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     print("command: python -m benchmarks.network", *sys.argv[1:])
     print(f"machine: {processor()}, {options.threads} threads, torch {torch.__version__}, {platform.platform()}")
-    print(f"work: patch {options.patch}, batch 1, base 48, 16 classes; median of {options.runs} warm runs")
-    contenders = [name for name in CONTENDERS if name in {"e2enet", *options.contenders}]
-    if "plainconvunet" in contenders and find_spec("dynamic_network_architectures") is None:
-        contenders.remove("plainconvunet")
-        print("plainconvunet left out: dynamic-network-architectures is not installed")
+    work = f"patch {options.patch}, batch {options.batch}, base 48, 16 classes"
+    print(f"work: {work}; median of {options.runs} warm runs")
     for device in devices:
+        contenders = choose(options.contenders, device)
         if device == "cuda":
             print(f"GPU: {torch.cuda.get_device_name()}")
         for precision in options.precisions:
             report(device, precision, {name: run_contender(name, device, precision) for name in contenders})
 
 
+def choose(named: list[str] | None, device: str) -> list[str]:
+    """The contenders to measure: those that were named, else all that are meant for the device."""
+    meant = named or [name for name in CONTENDERS if device == "cuda" or name not in FOR_GPUS]
+    chosen = [name for name in CONTENDERS if name in {"e2enet", *meant}]
+    if "plainconvunet" in chosen and find_spec("dynamic_network_architectures") is None:
+        chosen.remove("plainconvunet")
+        print("plainconvunet left out: dynamic-network-architectures is not installed")
+    return chosen
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS)
     parser.add_argument("--patch", nargs=3, type=int, default=[32, 96, 96], metavar=("D", "H", "W"))
+    parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--worker", choices=CONTENDERS, help=argparse.SUPPRESS)
@@ -87,6 +106,8 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
     import torch
 
     from e2enet.common.memory import keep_freed_memory
+    from e2enet.engine.groups import GroupedNetwork
+    from e2enet.network.dsff import init_masks, set_group_size
     from e2enet.network.recompute import checkpoint_activations
 
     if name in KEEP_MEMORY and options.device == "cpu":
@@ -95,9 +116,16 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
     torch.set_num_threads(options.threads)
     device, dtype = torch.device(options.device), getattr(torch, options.precisions[0])
     network = make_network(name.split("-")[0]).to(device)
+    run: Any = network
     if name == "e2enet-checkpointed":
         checkpoint_activations(network)
-    x = torch.randn(1, 1, *options.patch, device=device)
+    elif name == "e2enet-groups":
+        set_group_size(network, GROUP)
+        init_masks(network, DENSITY, generator=torch.Generator().manual_seed(0))
+        run = GroupedNetwork(network)
+    elif name == "e2enet-compiled":
+        network.compile()
+    x = torch.randn(options.batch, 1, *options.patch, device=device)
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
     def wait() -> None:
@@ -106,12 +134,12 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
 
     def forward() -> None:
         with torch.no_grad(), autocast:
-            network(x)
+            run(x)
         wait()
 
     def step() -> None:
         with autocast:
-            outputs = network(x)
+            outputs = run(x)
         sum(output.float().mean() for output in outputs).backward()
         network.zero_grad(set_to_none=True)
         wait()

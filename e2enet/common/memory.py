@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -31,10 +32,11 @@ def keep_freed_memory() -> bool:
 
 
 def give_back_freed_memory() -> bool:
-    """Give the system what was freed and kept so far, once something large is no longer needed: whole pages of it.
+    """Give the system what is no longer needed, once that is something large: whole pages of it.
 
     Returns False where the C library cannot.
     """
+    gc.collect()  # a network that was traced is held by cycles
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
     return bool(trim and trim(0))
 

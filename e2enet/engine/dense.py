@@ -17,7 +17,7 @@ from e2enet.engine.signals import Norm, Signal, empty_volume
 from e2enet.network.layers import Triple
 from e2enet.network.shift import overlap
 
-LARGEST_PART = 2**23  # values of the input that are laid out for torch at a time
+LARGEST_PART = 2**21  # values of the input that are laid out for torch at a time
 
 
 class DenseConvolution:
