@@ -132,8 +132,8 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     import torch
 
     from e2enet.common.memory import forget_peak, give_back_freed_memory, keep_freed_memory, resident_peak
-    from e2enet.engine.compact import CompactNetwork
     from e2enet.network.dsff import init_masks
+    from e2enet.network.engine.inference import CompactNetwork
 
     torch.manual_seed(0)
     torch.set_num_threads(options.threads[0])
@@ -198,9 +198,9 @@ def crossover(seconds: dict[float, float], dense: float) -> float | None:
 
 def layer_of(sizes: tuple[int, ...], density: float) -> tuple[Any, Any]:
     """The engine's convolution with shift 3 and norm, and a source of noise."""
-    from e2enet.engine.kernels import Kernels
-    from e2enet.engine.layers import Convolution
-    from e2enet.engine.signals import Signal
+    from e2enet.network.engine.kernels import Kernels
+    from e2enet.network.engine.layers import Convolution
+    from e2enet.network.engine.signals import Signal
     from e2enet.network.shift import channel_shifts
 
     channels, outputs, depth, height, width = sizes
@@ -271,9 +271,9 @@ def peak_operations(options: argparse.Namespace) -> float:
     import ctypes
     from concurrent.futures import ThreadPoolExecutor
 
-    from e2enet.engine.microkernels import COLUMNS, ROWS, plane_convolution
-    from e2enet.engine.signals import empty_volume
-    from e2enet.engine.vector_code import LANES, VECTOR_BYTES
+    from e2enet.network.engine.microkernels import COLUMNS, ROWS, plane_convolution
+    from e2enet.network.engine.signals import empty_volume
+    from e2enet.network.engine.vector_code import LANES, VECTOR_BYTES
 
     channels, kernels, calls = 8, 20_000, 20
     rows, columns = ROWS + 2, COLUMNS + 2

@@ -106,8 +106,8 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
     import torch
 
     from e2enet.common.memory import keep_freed_memory
-    from e2enet.engine.groups import GroupedNetwork
     from e2enet.network.dsff import init_masks, set_group_size
+    from e2enet.network.engine.groups import GroupedNetwork
     from e2enet.network.recompute import checkpoint_activations
 
     if name in KEEP_MEMORY and options.device == "cpu":

@@ -114,9 +114,9 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     import torch
 
     from e2enet.common.memory import forget_peak, keep_freed_memory, resident_peak
-    from e2enet.engine import select_training
     from e2enet.network.dsff import init_masks, set_group_size
     from e2enet.network.e2enet import E2ENet
+    from e2enet.network.engine import select_training
 
     torch.manual_seed(0)
     torch.set_num_threads(options.threads[0])

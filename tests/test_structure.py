@@ -11,7 +11,7 @@ import pytest
 PROJECT = Path(__file__).parents[1]
 PACKAGE = PROJECT / "e2enet"
 # A room imports itself and the rooms before it.
-ROOMS = ("common", "data", "network", "engine", "inference", "evaluation", "training", "report")
+ROOMS = ("common", "data", "network", "inference", "evaluation", "training", "report")
 FEWEST_LINES, MOST_LINES = 50, 300
 MOST_FUNCTION_LINES = 60
 
@@ -66,6 +66,13 @@ def test_imports_go_one_way(path: Path) -> None:
     package = ".".join(path.parent.relative_to(PROJECT).parts)
     wrong = problems_of_imports(room, path.read_text(encoding="utf-8"), package)
     assert not wrong, f"{path.name} of {room or 'no room'} imports {sorted(wrong)}; the order is {' -> '.join(ROOMS)}"
+
+
+def test_the_network_does_not_know_its_engine() -> None:
+    files = sorted((PACKAGE / "network").glob("*.py"))
+    assert len(files) > 5
+    for path in files:
+        assert "network.engine" not in path.read_text(encoding="utf-8"), path
 
 
 @pytest.mark.parametrize(

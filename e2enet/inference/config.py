@@ -14,8 +14,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from e2enet.common.errors import raise_problems
-from e2enet.engine import ENGINES
 from e2enet.inference.folds import ALL_SEEDS, Choice
+from e2enet.network.engine import ENGINES
 
 HEADING = "predict.py cannot start (all keys: conf/predict.yaml):"
 PATH_KEYS = ("checkpoint", "input", "output")

@@ -13,12 +13,12 @@ from e2enet.common.memory import give_back_freed_memory
 from e2enet.common.ranks import joined_team, launched
 from e2enet.data.formats.layout import find_cases
 from e2enet.data.formats.problems import Problem
-from e2enet.engine import select_engine
 from e2enet.inference.checkpoint import LoadedModel, load_ensemble
 from e2enet.inference.config import PredictConfig
 from e2enet.inference.folds import find_folds, is_sweep
 from e2enet.inference.postprocess import Postprocessing, find_postprocessing, read_postprocessing, require_labels
 from e2enet.inference.predictor import WindowSettings, predict_cases
+from e2enet.network.engine import select_engine
 
 AMP_TYPES = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
 

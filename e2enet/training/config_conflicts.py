@@ -12,9 +12,9 @@ import torch
 from e2enet.common.ablations import ablation_problems
 from e2enet.common.config_check import Conflict
 from e2enet.common.errors import InputError
-from e2enet.engine.select import COMPILED, ONLY_GROUPS, RECOMPUTED
 from e2enet.inference.checkpoint import checkpoint_file
 from e2enet.network.baselines import missing_package
+from e2enet.network.engine.select import COMPILED, ONLY_GROUPS, RECOMPUTED
 
 
 def _shift_and_kernel(

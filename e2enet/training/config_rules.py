@@ -18,9 +18,9 @@ from e2enet.common.config_rules import (
     whole,
 )
 from e2enet.data import config_rules as data
-from e2enet.engine import ENGINES
 from e2enet.network.build import NETWORKS
 from e2enet.network.e2enet import KERNEL_SIZES
+from e2enet.network.engine import ENGINES
 from e2enet.training.config_conflicts import CONFLICTS
 
 KERNEL_RULE = choice(*(list(kernel) for kernel in KERNEL_SIZES))

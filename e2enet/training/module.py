@@ -17,10 +17,10 @@ from torch.optim import Optimizer
 
 from e2enet.data.planning.plan import Plan
 from e2enet.data.preparation.restore import largest_class
-from e2enet.engine import select_training, select_validation
 from e2enet.inference.sliding_window import predict_planes
 from e2enet.network.build import build_network
 from e2enet.network.dsff import set_group_size
+from e2enet.network.engine import select_training, select_validation
 from e2enet.network.recompute import checkpoint_activations
 from e2enet.training.dice import DiceCounts
 from e2enet.training.losses import DeepSupervisionLoss, sum_over_processes

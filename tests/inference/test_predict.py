@@ -15,12 +15,12 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from e2enet.common.errors import InputError
 from e2enet.data.formats.layout import find_cases
-from e2enet.engine import select_engine
 from e2enet.inference.checkpoint import load_ensemble, load_model
 from e2enet.inference.config import PredictConfig
 from e2enet.inference.predictor import WindowSettings, predict_case
 from e2enet.inference.run import resolve_device, run_prediction
 from e2enet.network.e2enet import E2ENet
+from e2enet.network.engine import select_engine
 
 PROJECT = Path(__file__).parents[2]
 

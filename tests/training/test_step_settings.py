@@ -17,9 +17,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from e2enet.common.configs import compose_config
 from e2enet.common.errors import InputError
-from e2enet.engine.compact import CompactNetwork
 from e2enet.inference.checkpoint import load_model
 from e2enet.network.e2enet import E2ENet
+from e2enet.network.engine.inference import CompactNetwork
 from e2enet.network.recompute import run_once
 from e2enet.training.callbacks import EpochNumbers
 from e2enet.training.dsff_callback import DSFFCallback
@@ -92,7 +92,7 @@ def test_validation_runs_active_kernels_only_where_training_does(
             built.append(copy.deepcopy(model))
             super().__init__(model, **options)
 
-    monkeypatch.setattr("e2enet.engine.compact.CompactNetwork", Watched)
+    monkeypatch.setattr("e2enet.network.engine.inference.CompactNetwork", Watched)
     for engine, times in (("dense", 0), ("auto", 0), ("sparse", 2)):  # `auto`: the network is narrow
         built.clear()
         module, trainer = fit(tmp_path, f"training.engine={engine}", num_sanity_val_steps=0)

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from e2enet.engine import microkernels
-from e2enet.engine.kernels import Kernels
-from e2enet.engine.signals import Norm, Signal, empty_volume
-from e2enet.engine.tiling import tile_volume
-from e2enet.engine.vector_code import LANES
-from e2enet.engine.work import Work, room, run
+from e2enet.network.engine import microkernels
+from e2enet.network.engine.kernels import Kernels
+from e2enet.network.engine.signals import Norm, Signal, empty_volume
+from e2enet.network.engine.tiling import tile_volume
+from e2enet.network.engine.vector_code import LANES
+from e2enet.network.engine.work import Work, room, run
 from e2enet.network.layers import Triple
 
 FEW_VOXELS = 2**13
@@ -68,7 +68,7 @@ def convolve(
     add: for which outputs sums are added to what is there. Returns the sums of each output and of
     their squares, float64 (tiles, outputs, 2).
     """
-    from e2enet.engine import loops
+    from e2enet.network.engine import loops
 
     plane, steps = kernels.plane, (stride[1], stride[2])
     tiling = tile_volume(size, len(kernels.reads), plane, steps, torch.get_num_threads())
@@ -126,7 +126,7 @@ def expand(
     add: np.ndarray | bool = False,
 ) -> None:
     """Write blocks of stride (depth, row, column) voxels for each voxel of the sources, as `convolve` does volumes."""
-    from e2enet.engine import loops
+    from e2enet.network.engine import loops
 
     tiling = tile_volume(sources[0].size, len(kernels.reads), kernels.plane, (1, 1), torch.get_num_threads())
     work = Work(kernels, weights, sources, tiling, padding=kernels.halo)
@@ -156,7 +156,7 @@ class Pooling:
         self.stride, self.channels = stride, channels
 
     def __call__(self, sources: Sequence[Signal]) -> Signal:
-        from e2enet.engine import loops
+        from e2enet.network.engine import loops
 
         (source,) = sources
         depth, height, width = (edge // step for edge, step in zip(source.size, self.stride, strict=True))

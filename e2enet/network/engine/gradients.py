@@ -11,14 +11,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from e2enet.engine import gradient_kernels, microkernels
-from e2enet.engine.kernels import Kernels
-from e2enet.engine.layers import convolve, expand
-from e2enet.engine.signals import Signal, empty_volume
-from e2enet.engine.tiling import tile_volume
-from e2enet.engine.vector_code import LANES
-from e2enet.engine.work import Work, reading, room, run
 from e2enet.network.compiled import run_in_threads
+from e2enet.network.engine import gradient_kernels, microkernels
+from e2enet.network.engine.kernels import Kernels
+from e2enet.network.engine.layers import convolve, expand
+from e2enet.network.engine.signals import Signal, empty_volume
+from e2enet.network.engine.tiling import tile_volume
+from e2enet.network.engine.vector_code import LANES
+from e2enet.network.engine.work import Work, reading, room, run
 from e2enet.network.layers import Triple
 
 # A weight gradient is summed in parts, each with sums of its own: so many at most, with no more memory, and none that
@@ -97,7 +97,7 @@ def correlate(
 
     They are summed in parts that depend on sizes alone: any number of threads gives the same bits.
     """
-    from e2enet.engine import gradient_loops
+    from e2enet.network.engine import gradient_loops
 
     plane, steps = kernels.plane, (stride[1], stride[2])
     outputs = np.flatnonzero(kernels.written)
@@ -131,7 +131,7 @@ def norm_gradient(value: Signal, gradient: Signal) -> tuple[np.ndarray, np.ndarr
 
     Returns the gradients (C,) of the norm's weight and bias.
     """
-    from e2enet.engine import gradient_loops
+    from e2enet.network.engine import gradient_loops
 
     moments = value.moments
     assert moments is not None
@@ -148,7 +148,7 @@ def norm_gradient(value: Signal, gradient: Signal) -> tuple[np.ndarray, np.ndarr
 
 def add_unpooled(source: Signal, coarse: np.ndarray, stride: Triple, into: Gradient) -> None:
     """Add the gradient of a max pooling, `coarse` (C, H / sh, W / sw, D / sd), to that of what it pooled."""
-    from e2enet.engine import gradient_loops
+    from e2enet.network.engine import gradient_loops
 
     volumes = list(source.volumes())
 

@@ -27,6 +27,32 @@ ONLY_GROUPS = "only groups of kernels are multiplied alone (dsff.granularity=gro
 LARGEST_DEPTH_STRIDE = 4  # of a compact network: so many slices of each lane are told by the bits of one integer
 
 
+def compact(model: nn.Module, *, choose: bool = True, bfloat16: bool = False) -> nn.Module:
+    """A network for inference that gives what a model gives in eval mode, of its active kernels alone.
+
+    On a CPU it is a `CompactNetwork`, with copies of an E2ENet's weights and masks, in float32: logits differ by
+    rounding. Elsewhere, for an E2ENet whose masks are of groups of kernels, it is a `GroupedNetwork`, with the
+    parameters of the model and its mode. What neither can run is the model itself, as torch runs it.
+
+    Args:
+        model: any network, on the device where it will run. Sparse layers are those of `fusion_layers`.
+        choose: on a CPU, let each convolution run the way that is fastest on this machine, active kernels alone or all
+            of them; measured at the first forward of a shape, and remembered (`Choices`). Else active kernels alone.
+        bfloat16: allow it, where it is faster.
+    """
+    device = _device(model)
+    if unsupported(model, device) is not None:
+        return model
+    assert isinstance(model, E2ENet)
+    if device.type != "cpu":
+        from e2enet.network.engine.groups import GroupedNetwork
+
+        return GroupedNetwork(model)
+    from e2enet.network.engine.inference import CompactNetwork
+
+    return CompactNetwork(model, choose=choose, bfloat16=bfloat16)
+
+
 def select_engine(
     network: nn.Module,
     engine: str,
@@ -37,9 +63,9 @@ def select_engine(
 ) -> nn.Module:
     """The network as `engine` runs it: itself (dense), or one that multiplies active kernels alone (sparse).
 
-    That is a `CompactNetwork` of it on a CPU and, for groups of kernels, a `GroupedNetwork` elsewhere. `auto` takes it
-    where it can run and was faster on a patch (D, H, W); each layer of a compact one then runs the way that was
-    fastest. What was measured is remembered, see `Choices`. With `amp_dtype` bfloat16, layers may run in it.
+    See `compact` for that. `auto` takes it where it can run and was faster on a patch (D, H, W); on a CPU each of its
+    layers then runs the way that was fastest. What was measured is remembered, see `Choices`. With `amp_dtype`
+    bfloat16, layers may run in it.
 
     Raises:
         InputError: engine=sparse, for what only torch can run.
@@ -52,10 +78,10 @@ def select_engine(
             raise InputError(f"engine=sparse: {reason}; expected engine=auto or dense")
         return network
     assert isinstance(network, E2ENet)
+    network.to(device)
     if engine == "sparse":
-        return _sparse(network, device)
-    bfloat16 = amp_dtype == torch.bfloat16
-    return _faster(network, _sparse(network, device, choose=True, bfloat16=bfloat16), device, patch_size, amp_dtype)
+        return compact(network, choose=False)
+    return _faster(network, compact(network, bfloat16=amp_dtype == torch.bfloat16), device, patch_size, amp_dtype)
 
 
 def select_training(
@@ -73,8 +99,8 @@ def select_training(
         return network
     assert isinstance(network, E2ENet)
     if _device(network).type != "cpu":
-        return _sparse(network, _device(network))
-    from e2enet.engine.training import TrainingEngine
+        return compact(network)
+    from e2enet.network.engine.training import TrainingEngine
 
     return TrainingEngine(network)
 
@@ -86,8 +112,7 @@ def select_validation(network: nn.Module, engine: str, *, amp_dtype: torch.dtype
     """
     if not takes_active_kernels(network, engine, amp_dtype):
         return network
-    assert isinstance(network, E2ENet)
-    return _sparse(network, _device(network))
+    return compact(network, choose=False)
 
 
 def takes_active_kernels(network: nn.Module, engine: str, amp_dtype: torch.dtype | None = None) -> bool:
@@ -120,7 +145,7 @@ def unsupported(network: nn.Module, device: torch.device) -> str | None:
     if not isinstance(network, E2ENet):
         return f"{type(network).__name__} is no E2ENet"
     if device.type != "cpu":
-        from e2enet.engine.groups import grouped_layers
+        from e2enet.network.engine.groups import grouped_layers
 
         return None if grouped_layers(network) else f"on {device}, {ONLY_GROUPS}"
     if max(depth for depth, _, _ in network.strides) > LARGEST_DEPTH_STRIDE:
@@ -139,17 +164,6 @@ def _unsupported_in_training(network: Any) -> str | None:
     return None
 
 
-def _sparse(network: E2ENet, device: torch.device, *, choose: bool = False, bfloat16: bool = False) -> nn.Module:
-    """What multiplies active kernels alone in inference; on a CPU, `choose` lets layers run otherwise."""
-    if device.type != "cpu":
-        from e2enet.engine.groups import GroupedNetwork
-
-        return GroupedNetwork(network)
-    from e2enet.engine.compact import CompactNetwork
-
-    return CompactNetwork(network, choose=choose, bfloat16=bfloat16)
-
-
 def _faster(
     network: E2ENet,
     sparse: nn.Module,
@@ -158,9 +172,8 @@ def _faster(
     amp_dtype: torch.dtype | None,
 ) -> nn.Module:
     """The faster of both on a patch, as it is remembered or measured now."""
-    from e2enet.engine.choice import Choices
+    from e2enet.network.engine.choice import Choices
 
-    network.to(device)
     x = torch.zeros(1, network.in_channels, *patch_size, device=device)
 
     def run(candidate: nn.Module) -> Tensor:
@@ -177,4 +190,4 @@ def _faster(
 
 
 def _device(network: nn.Module) -> torch.device:
-    return next(network.parameters()).device
+    return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from e2enet.common.errors import InputError
-from e2enet.engine.select import select_training
-from e2enet.engine.training import TrainingEngine
 from e2enet.network.baselines import PlainUNet
 from e2enet.network.dsff import expand_mask, fusion_layers, init_masks, set_group_size, update_masks
 from e2enet.network.e2enet import E2ENet
+from e2enet.network.engine.select import select_training
+from e2enet.network.engine.training import TrainingEngine
 from e2enet.network.recompute import checkpoint_activations
-from tests.engine.test_compact import SIZE, VARIANTS, make_model
+from tests.network.engine.test_compact import SIZE, VARIANTS, make_model
 
 
 def gradients(run: Any, model: E2ENet, x: Tensor) -> tuple[list[Tensor], dict[str, Tensor | None]]:

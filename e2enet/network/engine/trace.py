@@ -29,13 +29,17 @@ class Call:
     output: int
 
 
-def trace(model: E2ENet) -> tuple[list[Call], tuple[int, ...]]:
+def trace(model: E2ENet, *, training: bool) -> tuple[list[Call], tuple[int, ...]]:
     """The calls of a forward pass in their order, and the numbers of the values that hold its logits.
 
-    In training mode with deep supervision these are those of every head, else of the first.
+    In training mode with deep supervision these are those of every head, else of the first. The model is not changed.
     """
     modules = dict(model.named_modules())
-    graph = _Tracer().trace(_Unchecked(model))
+    before, model.training = model.training, training
+    try:
+        graph = _Tracer().trace(_Unchecked(model))
+    finally:
+        model.training = before
     nodes = [node for node in graph.nodes if node.op == "call_module"]
     numbers = {node: number for number, node in enumerate(nodes, start=1)}
     calls = []

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from e2enet.engine import microkernels
-from e2enet.engine.kernels import Kernels
-from e2enet.engine.signals import Signal, empty_volume
-from e2enet.engine.tiling import Tiling, piece_table, slice_bits
-from e2enet.engine.vector_code import LANES, VECTOR_BYTES
 from e2enet.network.compiled import run_in_threads
+from e2enet.network.engine import microkernels
+from e2enet.network.engine.kernels import Kernels
+from e2enet.network.engine.signals import Signal, empty_volume
+from e2enet.network.engine.tiling import Tiling, piece_table, slice_bits
+from e2enet.network.engine.vector_code import LANES, VECTOR_BYTES
 from e2enet.network.layers import Triple
 
 
@@ -35,7 +35,7 @@ class Work:
         stride: Triple = (1, 1, 1),
         padding: tuple[int, int] = (0, 0),
     ) -> None:
-        from e2enet.engine import loops
+        from e2enet.network.engine import loops
 
         rows, columns = (
             (edge - 1) * step + tap
@@ -59,7 +59,7 @@ def reading(
     own: bool = False,
 ) -> Any:
     """How tiles are filled (`loops.Reading`) with concatenated sources; reads: (R, 2), channel and slices further."""
-    from e2enet.engine import loops
+    from e2enet.network.engine import loops
 
     channel, shift = reads.T
     shifts, numbers = np.unique(shift, return_inverse=True)

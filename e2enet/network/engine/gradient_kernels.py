@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import reduce
 from typing import Any
 
-from e2enet.engine.microkernels import COLUMNS
-from e2enet.engine.vector_code import (
+from e2enet.network.engine.microkernels import COLUMNS
+from e2enet.network.engine.vector_code import (
     FLOAT,
     FLOAT_BYTES,
     INT,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from e2enet.engine.vector_code import (
+from e2enet.network.engine.vector_code import (
     FLOAT,
     FLOAT_BYTES,
     INT,

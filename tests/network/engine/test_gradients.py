@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from e2enet.engine.gradients import Gradient, correlate
-from e2enet.engine.kernels import Kernels
-from e2enet.engine.training import TrainedConvolution, TrainedExpansion, TrainedPooling
 from e2enet.network.blocks import ConvBlock
 from e2enet.network.dsff import apply_masks, expand_mask, register_fusion_layer
+from e2enet.network.engine.gradients import Gradient, correlate
+from e2enet.network.engine.kernels import Kernels
+from e2enet.network.engine.training import TrainedConvolution, TrainedExpansion, TrainedPooling
 from e2enet.network.layers import StrideUp3d
 from e2enet.network.pooling import StrideMaxPool3d
-from tests.engine.test_layers import KERNELS, signal, values
+from tests.network.engine.test_layers import KERNELS, signal, values
 
 few = settings(max_examples=60, deadline=None)
 COARSE = st.tuples(st.integers(1, 19), st.integers(1, 7), st.integers(1, 11))

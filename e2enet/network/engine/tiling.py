@@ -14,8 +14,8 @@ from math import ceil
 
 import numpy as np
 
-from e2enet.engine.microkernels import COLUMNS, ROWS
-from e2enet.engine.vector_code import LANES, VECTOR_BYTES
+from e2enet.network.engine.microkernels import COLUMNS, ROWS
+from e2enet.network.engine.vector_code import LANES, VECTOR_BYTES
 
 TILE_BYTES = 2**20  # of all channels of a tile: half of a level-2 cache of 2 MiB
 LARGEST = 16  # rows or columns of a tile

@@ -13,7 +13,7 @@ import numba
 import torch
 
 from e2enet.common.files import write_json
-from e2enet.engine.vector_code import processor
+from e2enet.network.engine.vector_code import processor
 
 RUNS = 2  # timed, after one that is not; the shortest counts
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from e2enet.engine.vector_code import LANES
+from e2enet.network.engine.vector_code import LANES
 from e2enet.network.layers import Triple
 
 # Of an instance norm with leaky ReLU: weight (C,), bias (C,), eps and the negative slope.

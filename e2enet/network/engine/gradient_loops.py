@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from e2enet.engine.loops import call, entries_of, fill_tile
-from e2enet.engine.microkernels import COLUMNS
-from e2enet.engine.vector_code import LANES, VECTOR_BYTES
 from e2enet.network.compiled import compiled
+from e2enet.network.engine.loops import call, entries_of, fill_tile
+from e2enet.network.engine.microkernels import COLUMNS
+from e2enet.network.engine.vector_code import LANES, VECTOR_BYTES
 
 BLOCK = 2**9  # vectors that are added up in float32
 

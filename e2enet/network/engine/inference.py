@@ -1,4 +1,4 @@
-"""`compact(model)`: a trained E2ENet as a program of engine layers, for inference on a CPU.
+"""A trained E2ENet as a program of engine layers, for inference on a CPU.
 
 Each call of the traced network becomes a layer of the engine that holds active kernels only; channels that nobody reads
 are not computed.
@@ -7,7 +7,7 @@ are not computed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from e2enet.engine.choice import Choices
-from e2enet.engine.dense import DenseConvolution
-from e2enet.engine.kernels import Kernels
-from e2enet.engine.layers import Convolution, Expansion, Pooling
-from e2enet.engine.signals import Norm, Signal
-from e2enet.engine.trace import Call, kernel_mask, trace
 from e2enet.network.blocks import ConvBlock
 from e2enet.network.e2enet import E2ENet, check_input
-from e2enet.network.layers import StrideUp3d
+from e2enet.network.engine.choice import Choices
+from e2enet.network.engine.dense import DenseConvolution
+from e2enet.network.engine.kernels import Kernels
+from e2enet.network.engine.layers import Convolution, Expansion, Pooling
+from e2enet.network.engine.signals import Norm, Signal
+from e2enet.network.engine.trace import Call, kernel_mask, trace
+from e2enet.network.layers import StrideUp3d, Triple
 from e2enet.network.pooling import StrideMaxPool3d
 from e2enet.network.shift import channel_shifts
 
@@ -35,7 +35,7 @@ SPARSE, DENSE, BFLOAT16 = "sparse", "dense", "bfloat16"
 class Step:
     """One layer of the program: `values[output]` is made of `values[inputs]`; those of `done` are read no more.
 
-    `others` are further ways to run it, each made when it is to be tried or has been chosen.
+    `others` are further ways to run it, each made when it is tried or has been chosen, for good in `made`.
     """
 
     name: str
@@ -45,14 +45,18 @@ class Step:
     inputs: tuple[int, ...]
     output: int
     done: tuple[int, ...] = ()
+    made: dict[str, Layer] = field(default_factory=dict)
 
 
 class CompactNetwork(nn.Module):
     """The inference of a trained E2ENet: (B, C, D, H, W) on the CPU to float32 logits (B, num_classes, D, H, W).
 
+    It gives what the model gives in eval mode: the logits of every head, in a list, where that asks for them.
+
     Args:
-        model: in eval mode; its weights and masks are copied.
-        choose: measure at the first input which way each layer runs fastest; else active kernels only, everywhere.
+        model: its weights and masks are copied.
+        choose: measure at the first input of a size which way each layer runs fastest; else active kernels only,
+            everywhere.
         bfloat16: try convolutions in bfloat16 too.
         choices: where to remember what was measured.
 
@@ -65,40 +69,49 @@ class CompactNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.in_channels, self.num_classes, self.strides = model.in_channels, model.num_classes, model.strides
-        self.steps, self.output = program(model)
-        self.ways = dict.fromkeys((step.name for step in self.steps), SPARSE)
+        self.steps, self.outputs = program(model)
+        self.every_head = model.deep_supervision_in_eval
+        self.ways: dict[tuple[str, Triple], str] = {}  # chosen, by the layer and the size of what it reads
         self._choices = (choices or Choices()) if choose else None
-        if not choose:
-            for step in self.steps:  # they hold every kernel
-                step.others = {}
         self._bfloat16 = bfloat16
 
     @torch.no_grad()
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         check_input(x, self.in_channels, self.strides)
-        return torch.stack([self._one(sample) for sample in x.float()])
+        samples = [self._one(sample) for sample in x.float()]
+        logits = [torch.stack(head) for head in zip(*samples, strict=True)]
+        return logits if self.every_head else logits[0]
 
-    def _one(self, sample: Tensor) -> Tensor:
+    def _one(self, sample: Tensor) -> list[Tensor]:
         values = {0: Signal.of(np.ascontiguousarray(sample.permute(0, 2, 3, 1).numpy()))}
         for step in self.steps:
             sources = [values[number] for number in step.inputs]
-            if self._choices is not None and step.others:
-                self._choose(step, sources)
-            values[step.output] = step.layer(sources)
+            values[step.output] = self._layer(step, sources)(sources)
             for number in step.done:
                 del values[number]
-        self._choices = None
-        return torch.from_numpy(values[self.output].stacked()).permute(0, 3, 1, 2)
+        return [torch.from_numpy(values[number].stacked()).permute(0, 3, 1, 2) for number in self.outputs]
 
-    def _choose(self, step: Step, sources: Sequence[Signal]) -> None:
-        assert self._choices is not None
+    def _layer(self, step: Step, sources: Sequence[Signal]) -> Layer:
+        """The step's layer for sources of this size."""
+        if self._choices is None or not step.others:
+            return step.layer
+        size = sources[0].size
+        if (step.name, size) not in self.ways:
+            self.ways[step.name, size] = self._fastest(self._choices, step, sources)
+        way = self.ways[step.name, size]
+        if way == SPARSE:
+            return step.layer
+        if way not in step.made:
+            step.made[way] = step.others[way]()
+        return step.made[way]
+
+    def _fastest(self, choices: Choices, step: Step, sources: Sequence[Signal]) -> str:
         makers = {SPARSE: lambda: step.layer} | {
             name: make for name, make in step.others.items() if name != BFLOAT16 or self._bfloat16
         }
         size = " x ".join(map(str, sources[0].size))
         ways = {name: partial(_run_of, make, sources) for name, make in makers.items()}
-        self.ways[step.name] = self._choices.fastest(f"{step.description} on {size}", ways)
-        step.layer, step.others = makers[self.ways[step.name]](), {}
+        return choices.fastest(f"{step.description} on {size}", ways)
 
 
 def _run_of(make: Callable[[], Layer], sources: Sequence[Signal]) -> Callable[[], Signal]:
@@ -106,10 +119,10 @@ def _run_of(make: Callable[[], Layer], sources: Sequence[Signal]) -> Callable[[]
     return partial(make(), sources)
 
 
-def program(model: E2ENet) -> tuple[list[Step], int]:
-    """The steps of a model's inference and the number of the value that holds the logits; value 0 is the input."""
-    calls, (result,) = trace(model)
-    live = _live_channels(calls, result, model.in_channels)
+def program(model: E2ENet) -> tuple[list[Step], tuple[int, ...]]:
+    """The steps of a model's inference and the numbers of the values that hold its logits; value 0 is the input."""
+    calls, results = trace(model, training=False)
+    live = _live_channels(calls, results, model.in_channels)
     steps = []
     for call in calls:
         if not live[call.output].any():
@@ -117,18 +130,18 @@ def program(model: E2ENet) -> tuple[list[Step], int]:
         inputs = tuple(number for number in call.inputs if live[number].any())
         kept = np.concatenate([live[number] for number in call.inputs])
         steps.append(Step(call.name, *_engine_layer(call.module, live[call.output], kept), inputs, call.output))
-    last = {number: index for index, step in enumerate(steps) for number in step.inputs}
+    last = {number: index for index, step in enumerate(steps) for number in step.inputs if number not in results}
     for index, step in enumerate(steps):
-        step.done = tuple(number for number in dict.fromkeys(step.inputs) if last[number] == index)
-    return steps, result
+        step.done = tuple(number for number in dict.fromkeys(step.inputs) if last.get(number) == index)
+    return steps, results
 
 
-def _live_channels(calls: Sequence[Call], result: int, in_channels: int) -> dict[int, np.ndarray]:
-    """Which channels of each value are read, by somebody who is read himself; all of the input and of the result."""
+def _live_channels(calls: Sequence[Call], results: Sequence[int], in_channels: int) -> dict[int, np.ndarray]:
+    """Which channels of each value are read, by somebody who is read himself; all of the input and of the results."""
     live = {0: np.ones(in_channels, bool)}
     for call in calls:
         count = len(live[call.inputs[0]]) if isinstance(call.module, StrideMaxPool3d) else len(_mask(call.module))
-        live[call.output] = np.full(count, call.output == result)
+        live[call.output] = np.full(count, call.output in results)
     for call in reversed(calls):
         own = live[call.output]
         if isinstance(call.module, StrideMaxPool3d):

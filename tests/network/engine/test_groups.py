@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from e2enet.common.errors import InputError
-from e2enet.engine.groups import GroupedNetwork, GroupInputs, grouped_layers
-from e2enet.engine.select import select_engine, select_training, select_validation, unsupported
 from e2enet.network.dsff import expand_mask, fusion_layers, init_masks, set_group_size, update_masks
 from e2enet.network.e2enet import E2ENet
+from e2enet.network.engine.groups import GroupedNetwork, GroupInputs, grouped_layers
+from e2enet.network.engine.select import compact, select_engine, select_training, select_validation, unsupported
 from e2enet.network.recompute import checkpoint_activations
-from tests.engine.test_compact import make_model
-from tests.engine.test_training import gradients, sample
+from tests.network.engine.test_compact import make_model
+from tests.network.engine.test_training import gradients, sample
 
-GPU = torch.device("cuda")
+GPU, META = torch.device("cuda"), torch.device("meta")
 
 
 def grouped_model(group_size: int = 8, density: float = 0.25, **settings: Any) -> E2ENet:
@@ -128,9 +128,10 @@ def test_what_multiplies_groups_is_chosen_by_the_device() -> None:
     assert unsupported(groups, GPU) is None
     reason = "on cuda, only groups of kernels are multiplied alone"
     assert (unsupported(kernels, GPU) or "").startswith(reason)
-    assert isinstance(select_engine(groups, "sparse", device=GPU, patch_size=(8, 16, 20)), GroupedNetwork)
     assert select_engine(kernels, "auto", device=GPU, patch_size=(8, 16, 20)) is kernels
     elsewhere = copy.deepcopy(groups).to("meta")
+    assert isinstance(select_engine(elsewhere, "sparse", device=META, patch_size=(8, 16, 20)), GroupedNetwork)
+    assert isinstance(compact(elsewhere), GroupedNetwork)
     for select in (select_training, select_validation):
         assert isinstance(select(elsewhere, "sparse"), GroupedNetwork)
         assert select(elsewhere, "auto") is elsewhere  # not measured anywhere

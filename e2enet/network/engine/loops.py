@@ -9,9 +9,9 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from e2enet.engine.microkernels import COLUMNS, ROWS
-from e2enet.engine.vector_code import LANES, VECTOR_BYTES
 from e2enet.network.compiled import compiled
+from e2enet.network.engine.microkernels import COLUMNS, ROWS
+from e2enet.network.engine.vector_code import LANES, VECTOR_BYTES
 from e2enet.network.layers import Triple
 
 ALL_LANES = (1 << LANES) - 1

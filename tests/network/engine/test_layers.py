@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from e2enet.engine.dense import LARGEST_PART, DenseConvolution
-from e2enet.engine.kernels import Kernels
-from e2enet.engine.layers import Convolution, Expansion, Pooling
-from e2enet.engine.signals import Norm, Signal
-from e2enet.engine.vector_code import CompiledFunction, compiled_once
 from e2enet.network.compiled import in_piece, run_in_threads
+from e2enet.network.engine.dense import LARGEST_PART, DenseConvolution
+from e2enet.network.engine.kernels import Kernels
+from e2enet.network.engine.layers import Convolution, Expansion, Pooling
+from e2enet.network.engine.signals import Norm, Signal
+from e2enet.network.engine.vector_code import CompiledFunction, compiled_once
 from e2enet.network.shift import channel_shifts, shift_concat
 
 KERNELS = [(1, 3, 3), (3, 1, 3), (3, 3, 1), (3, 3, 3), (1, 1, 1)]
@@ -100,7 +100,7 @@ def test_a_convolution_is_torchs(
         if dense
         else convolution(weights, active, shifts, stride, (padding[1], padding[2]), norm)
     )
-    with patch("e2enet.engine.dense.LARGEST_PART", part):
+    with patch("e2enet.network.engine.dense.LARGEST_PART", part):
         found = layer(signals)
     plain = torch.from_numpy(found.stacked()).permute(0, 3, 1, 2)
     torch.testing.assert_close(plain, expected[0], rtol=1e-5, atol=1e-5)

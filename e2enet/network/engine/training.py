@@ -14,7 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from e2enet.engine.gradients import (
+from e2enet.network.blocks import ConvBlock
+from e2enet.network.compiled import run_in_threads
+from e2enet.network.e2enet import E2ENet, check_input
+from e2enet.network.engine.gradients import (
     Gradient,
     add_convolution,
     add_expansion,
@@ -22,13 +25,10 @@ from e2enet.engine.gradients import (
     correlate,
     norm_gradient,
 )
-from e2enet.engine.kernels import Kernels
-from e2enet.engine.layers import Convolution, Expansion, Pooling
-from e2enet.engine.signals import Norm, Signal
-from e2enet.engine.trace import kernel_mask, trace
-from e2enet.network.blocks import ConvBlock
-from e2enet.network.compiled import run_in_threads
-from e2enet.network.e2enet import E2ENet, check_input
+from e2enet.network.engine.kernels import Kernels
+from e2enet.network.engine.layers import Convolution, Expansion, Pooling
+from e2enet.network.engine.signals import Norm, Signal
+from e2enet.network.engine.trace import kernel_mask, trace
 from e2enet.network.layers import StrideUp3d, Triple
 from e2enet.network.pooling import StrideMaxPool3d
 from e2enet.network.shift import channel_shifts
@@ -61,7 +61,7 @@ class TrainingEngine:
 
     def __init__(self, model: E2ENet) -> None:
         self.model = model
-        self.calls, self.results = trace(model)
+        self.calls, self.results = trace(model, training=model.training)
         self.layers = {call.output: _trained(call.module) for call in self.calls}
         self.parameters = list(dict.fromkeys(p for call in self.calls for p in call.module.parameters()))
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from e2enet.engine.signals import Norm, Signal, empty_volume
+from e2enet.network.engine.signals import Norm, Signal, empty_volume
 from e2enet.network.layers import Triple
 from e2enet.network.shift import overlap
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from e2enet.engine import choice, microkernels, vector_code
-from e2enet.engine.choice import Choices
-from e2enet.engine.compact import DENSE, SPARSE, CompactNetwork
-from e2enet.engine.dense import DenseConvolution
-from e2enet.engine.layers import Convolution
 from e2enet.network.dsff import fusion_layers, init_masks, set_group_size
 from e2enet.network.e2enet import E2ENet
+from e2enet.network.engine import choice, compact, microkernels, vector_code
+from e2enet.network.engine.choice import Choices
+from e2enet.network.engine.dense import DenseConvolution
+from e2enet.network.engine.inference import DENSE, SPARSE, CompactNetwork
+from e2enet.network.engine.layers import Convolution
 
 STRIDES = [(1, 2, 2), (2, 2, 2)]
 SIZE = (8, 16, 20)
@@ -47,10 +47,10 @@ def make_model(density: float = 0.3, *, strides: Any = STRIDES, base: int = 6, *
     return model
 
 
-def outputs(model: E2ENet, compact: CompactNetwork, batch: int = 2, size: Any = SIZE) -> tuple[torch.Tensor, ...]:
+def outputs(model: E2ENet, compacted: torch.nn.Module, batch: int = 2, size: Any = SIZE) -> tuple[Any, ...]:
     x = torch.randn(batch, 2, *size, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        return compact(x), model(x)
+        return compacted(x), model(x)
 
 
 @pytest.mark.parametrize("settings", VARIANTS, ids=str)
@@ -78,8 +78,8 @@ def test_channels_that_nobody_reads_are_not_computed() -> None:
     # Channels 1 and 4 of the node reach the next one by its forward flow alone: level 0 has no other reader.
     reader.kernel_mask[:, [1, 4]] = False
     reader.weight.data[:, [1, 4]] = 0
-    compact = CompactNetwork(model, choose=False)
-    found, expected = outputs(model, compact)
+    compacted = CompactNetwork(model, choose=False)
+    found, expected = outputs(model, compacted)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
     def written(network: CompactNetwork) -> int:
@@ -87,7 +87,7 @@ def test_channels_that_nobody_reads_are_not_computed() -> None:
         assert isinstance(step.layer, Convolution)
         return len(step.layer.kernels.written)
 
-    assert written(whole) == node.blocks[0].conv.out_channels and written(compact) == written(whole) - 2
+    assert written(whole) == node.blocks[0].conv.out_channels and written(compacted) == written(whole) - 2
 
 
 def test_a_node_that_nobody_reads_is_left_out() -> None:
@@ -95,19 +95,41 @@ def test_a_node_that_nobody_reads_is_left_out() -> None:
     reader: Any = model.decoder.columns[1][0].blocks[0].conv  # type: ignore[union-attr]
     reader.kernel_mask[:, 6:] = False  # the upward flow
     reader.weight.data[:, 6:] = 0
-    compact = CompactNetwork(model, choose=False)
-    found, expected = outputs(model, compact)
+    compacted = CompactNetwork(model, choose=False)
+    found, expected = outputs(model, compacted)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
-    names = [step.name for step in compact.steps]
+    names = [step.name for step in compacted.steps]
     assert "decoder.columns.0.0.blocks.0" in names and "decoder.columns.0.1.blocks.0" not in names
 
 
+def test_compact_takes_any_model() -> None:
+    model = make_model()
+    for mode in (True, False):
+        network = compact(model.train(mode))
+        assert isinstance(network, CompactNetwork) and model.training == mode
+        found, expected = outputs(model.eval(), network)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+        assert not found.requires_grad
+    plain = torch.nn.Conv3d(2, 5, 3)
+    assert compact(plain) is plain
+    unmasked = E2ENet(2, 5, STRIDES, base_features=4).eval()
+    torch.testing.assert_close(*outputs(unmasked, compact(unmasked)), rtol=0, atol=1e-4)
+
+
+def test_every_head_is_given_where_the_model_gives_them() -> None:
+    model = make_model(strides=[(1, 2, 2), (2, 2, 2), (1, 2, 1)])
+    model.deep_supervision_in_eval = True
+    found, expected = outputs(model, CompactNetwork(model, choose=False), size=(8, 16, 24))
+    assert len(found) == len(expected) > 1
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
 def test_inputs_of_the_wrong_shape_are_refused() -> None:
-    compact = CompactNetwork(make_model(), choose=False)
+    compacted = CompactNetwork(make_model(), choose=False)
     with pytest.raises(ValueError, match=r"expected an input \(B, 2, D, H, W\)"):
-        compact(torch.zeros(1, 1, *SIZE))
+        compacted(torch.zeros(1, 1, *SIZE))
     with pytest.raises(ValueError, match="each must be a multiple of"):
-        compact(torch.zeros(1, 2, 8, 16, 18))
+        compacted(torch.zeros(1, 2, 8, 16, 18))
 
 
 @pytest.mark.parametrize("winner", [SPARSE, DENSE])
@@ -128,21 +150,26 @@ def test_every_layer_runs_the_way_that_was_fastest(
         return 1.0 if dense == (winner == DENSE) else 2.0
 
     monkeypatch.setattr(choice, "_seconds", seconds)
-    monkeypatch.setattr("e2enet.engine.compact.DenseConvolution", dense_convolution)
+    monkeypatch.setattr("e2enet.network.engine.inference.DenseConvolution", dense_convolution)
     model, path = make_model(), tmp_path / "cache" / "engine.json"
-    compact = CompactNetwork(model, choices=Choices(path))
-    found, expected = outputs(model, compact)
+    compacted = CompactNetwork(model, choices=Choices(path))
+    found, expected = outputs(model, compacted)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
-    kind = DenseConvolution if winner == DENSE else Convolution
-    convolutions = [step for step in compact.steps if isinstance(step.layer, DenseConvolution | Convolution)]
-    assert all(isinstance(step.layer, kind) for step in convolutions) and measured
+    convolutions = [step for step in compacted.steps if isinstance(step.layer, Convolution)]
+    assert set(compacted.ways.values()) == {winner} and len(compacted.ways) == len(convolutions)
+    assert all(set(step.made) == {winner} - {SPARSE} for step in convolutions) and measured
     count = len(measured)
     # Another network of the same layers finds the file, measures nothing and makes what was chosen alone.
     made.clear()
     again = CompactNetwork(model, choices=Choices(path))
     torch.testing.assert_close(outputs(model, again)[0], found, rtol=0, atol=0)
-    assert len(measured) == count and again.ways == compact.ways
+    assert len(measured) == count and again.ways == compacted.ways
     assert len(made) == (len(convolutions) if winner == DENSE else 0)
+    # Another shape is measured when it comes, and the first one's choices stay.
+    for size in ((4, 8, 12), SIZE):
+        found, expected = outputs(model, again, size=size)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    assert len(measured) == 2 * count and len(again.ways) == 2 * len(compacted.ways)
 
 
 def test_a_damaged_or_unwritable_file_only_costs_measuring(tmp_path: Path) -> None:
