@@ -17,6 +17,10 @@ import pytest
 
 PATIENCE = 300  # seconds for two processes that wait for each other
 
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # processes that test side by side share the processor's cores
+    cores = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores)))
+
 
 def pytest_configure() -> None:
     """Take Ctrl-C as Python does: a shell that starts the tests in its background has it ignored."""
