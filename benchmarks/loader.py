@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.loader_work import HEADS, LABELS, MANY_CASES, WORKERS, forget_pages, write_cases
-from benchmarks.measuring import run_worker
+from benchmarks.measuring import new_table, run_worker, show
 from benchmarks.network import processor
 
 PARTS = ("speed", "start", "memory")
@@ -81,8 +81,6 @@ def parse_arguments() -> argparse.Namespace:
 
 def report_speed(options: argparse.Namespace) -> dict[str, Any]:
     """Measure all contenders in turns; print medians and nnU-Net's time divided by ours."""
-    from rich.console import Console
-    from rich.table import Table
 
     contenders = ["nnunet", "worker", "device"]
     if not has_nnunet(options.nnunet_python):
@@ -95,15 +93,16 @@ def report_speed(options: argparse.Namespace) -> dict[str, Any]:
     medians = {
         name: {key: statistics.median(run[key] for run in part) for key in part[0]} for name, part in runs.items()
     }
-    table = Table(title=f"one worker, ms per patch: median of {options.rounds} runs")
-    for column in ("loader", "arrives every", "targets", "patches/s", "worker's CPU", "device's share", "x nnU-Net"):
-        table.add_column(column, justify="left" if column == "loader" else "right")
+    table = new_table(
+        f"one worker, ms per patch: median of {options.rounds} runs",
+        ("loader", "arrives every", "targets", "patches/s", "worker's CPU", "device's share", "x nnU-Net"),
+    )
     for name, row in medians.items():
         seconds = worker_seconds(name, row)
         faster = f"{worker_seconds('nnunet', medians['nnunet']) / seconds:.1f}" if "nnunet" in medians else ""
         cells = [f"{1000 * row[key]:.1f}" for key in ("wall", "targets")] + [f"{1 / seconds:.1f}"]
         table.add_row(name, *cells, f"{1000 * row['cpu']:.1f}", f"{1000 * row['device']:.1f}", faster)
-    Console(width=120).print(table)
+    show(table)
     return {"runs": runs, "medians": medians}
 
 

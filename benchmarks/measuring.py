@@ -1,6 +1,6 @@
-"""What every benchmark measures by: medians of warm runs, and processes of their own that print figures as JSON.
+"""What every benchmark measures and prints by: medians of warm runs, processes of their own, tables.
 
-Nothing but Python's own library is imported, so that nnU-Net's interpreter can use it too.
+Nothing but Python's own library is imported before a table is made, so that nnU-Net's interpreter can use it too.
 """
 
 from __future__ import annotations
@@ -62,3 +62,20 @@ def peak_bytes() -> int:
     """Peak of this program: Linux's ru_maxrss would be that of the process that started it, were it larger."""
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
+
+
+def new_table(title: str, columns: Sequence[str], *, left: int = 1) -> Any:
+    """A rich table; the first `left` columns are words, the others numbers."""
+    from rich.table import Table
+
+    table = Table(title=title)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number < left else "right")
+    return table
+
+
+def show(table: Any) -> None:
+    """Print a table of `new_table`, as wide as it needs."""
+    from rich.console import Console
+
+    Console(width=140).print(table)

@@ -35,7 +35,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
-from benchmarks.measuring import median_seconds, run_worker
+from benchmarks.measuring import median_seconds, new_table, run_worker, show
 
 FOR_GPUS = ("e2enet-groups", "e2enet-compiled")
 CONTENDERS = (
@@ -201,19 +201,18 @@ def peak_gib(device) -> float:
 
 def report(device: str, precision: str, figures: dict[str, dict[str, float]]) -> None:
     """Print a table: seconds, GiB, and the baselines' time divided by ours."""
-    from rich.console import Console
-    from rich.table import Table
 
-    table = Table(title=f"{device}, {precision}")
     faster = "e2enet is faster by: forward"
-    for column in ("network", "forward s", "peak GiB", "step s", "peak GiB", "outside convs", faster, "step"):
-        table.add_column(column, justify="left" if column == "network" else "right")
+    table = new_table(
+        f"{device}, {precision}",
+        ("network", "forward s", "peak GiB", "step s", "peak GiB", "outside convs", faster, "step"),
+    )
     ours = figures["e2enet"]
     for name, row in figures.items():
         ratios = [f"{row[key] / ours[key]:.2f}x" if name != "e2enet" else "" for key in ("forward_s", "step_s")]
         cells = [f"{row[key]:.3f}" for key in ("forward_s", "forward_gib", "step_s", "step_gib")]
         table.add_row(name, *cells, f"{row['outside']:.0%}", *ratios)
-    Console(width=120).print(table)
+    show(table)
 
 
 def processor() -> str:

@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measuring import run_worker
+from benchmarks.measuring import new_table, run_worker, show
 from benchmarks.network import processor
 from benchmarks.predict_work import CLASSES, MEASURES, SCANS, STRIDES
 from benchmarks.prepare import ONE_THREAD, versions
@@ -122,12 +122,12 @@ def in_turns(work: dict[str, Any], options: argparse.Namespace) -> dict[str, Any
 
 def report_scan(figures: dict[str, Any], options: argparse.Namespace) -> None:
     """Print a row per case and contender, and whether the scan stays below the limit."""
-    from rich.console import Console
-    from rich.table import Table
 
-    table = Table(title=f"whole scan, one network of 1 x 1 x 1: median of {options.rounds} runs, seconds")
-    for column in ("case", "predictor", "CPU outside", "clock outside", "network", "peak GiB", "CPU ratio", "agree"):
-        table.add_column(column, justify="left" if column in ("case", "predictor") else "right")
+    table = new_table(
+        f"whole scan, one network of 1 x 1 x 1: median of {options.rounds} runs, seconds",
+        ("case", "predictor", "CPU outside", "clock outside", "network", "peak GiB", "CPU ratio", "agree"),
+        left=2,
+    )
     for name, row in figures.items():
         for who, label in (("ours", "e2enet"), ("theirs", "nnU-Net")):
             if who not in row:
@@ -136,7 +136,7 @@ def report_scan(figures: dict[str, Any], options: argparse.Namespace) -> None:
             cells = [f"{one[key]:.1f}" for key in ("cpu", "wall", "network")] + [f"{one['peak'] / 2**30:.2f}"]
             ratio = f"{one['cpu'] / ours['cpu']:.2f}x" if who == "theirs" else ""
             table.add_row(name, label, *cells, ratio, f"{row['agree']:.5f}" if who == "theirs" else "")
-    Console(width=120).print(table)
+    show(table)
     worst = max(row["ours"]["peak"] for row in figures.values()) / 2**30
     print(f"our largest peak: {worst:.2f} GiB, {'below' if worst < LIMIT_GIB else 'NOT below'} {LIMIT_GIB:g} GiB")
 

@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measuring import peak_bytes, run_worker, warm_seconds
+from benchmarks.measuring import new_table, peak_bytes, run_worker, show, warm_seconds
 from benchmarks.network import processor
 from benchmarks.prepare_work import CASES, Work, shrunk, write_case
 
@@ -149,10 +149,7 @@ def dice(ours: np.ndarray, theirs: np.ndarray, labels: int) -> float:
 
 def report(rows: dict[str, dict[str, float]], options: argparse.Namespace) -> None:
     """Print a table of all cases."""
-    from rich.console import Console
-    from rich.table import Table
 
-    table = Table(title=f"median of {options.runs * options.rounds} warm runs, one thread")
     columns = (
         "case",
         "voxels, resampled",
@@ -163,8 +160,9 @@ def report(rows: dict[str, dict[str, float]], options: argparse.Namespace) -> No
         "in cases",
         "nnU-Net GiB",
     )
-    for column in (*columns, "least Dice", "correlation"):
-        table.add_column(column, justify="left" if column == "case" else "right")
+    table = new_table(
+        f"median of {options.runs * options.rounds} warm runs, one thread", (*columns, "least Dice", "correlation")
+    )
     for name, row in rows.items():
         work = shrunk(CASES[name], options.scale)
         shape = [round(edge * old / new) for edge, old, new in zip(work.shape, work.spacing, work.target, strict=True)]
@@ -176,7 +174,7 @@ def report(rows: dict[str, dict[str, float]], options: argparse.Namespace) -> No
         else:
             cells += ["", "", *peaks, "", "", ""]
         table.add_row(*cells)
-    Console(width=140).print(table)
+    show(table)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.measuring import new_table, show
 from benchmarks.network import processor
 from e2enet.common.files import atomic_path, write_csv
 from e2enet.common.memory import resident
@@ -145,12 +146,11 @@ def judged(readings: Readings, steps: int) -> tuple[float, float, float]:
 
 def judge(readings: dict[str, Readings], steps: int) -> bool:
     """Print a table; whether every process's memory is flat."""
-    from rich.console import Console
-    from rich.table import Table
 
-    table = Table(title=f"resident memory in MiB along {steps} steps, after {WARM_UP:.0%} of them")
-    for column in ("process", "readings", "median", "largest", f"growth per {JUDGED_STEPS} steps", "flat"):
-        table.add_column(column, justify="left" if column == "process" else "right")
+    table = new_table(
+        f"resident memory in MiB along {steps} steps, after {WARM_UP:.0%} of them",
+        ("process", "readings", "median", "largest", f"growth per {JUDGED_STEPS} steps", "flat"),
+    )
     verdicts = []
     for name, found in readings.items():
         median, _, slope = judged(found, steps)
@@ -159,7 +159,7 @@ def judge(readings: dict[str, Readings], steps: int) -> bool:
         later = [size for step, size in zip(found.steps, found.sizes, strict=True) if step >= WARM_UP * steps]
         cells = [f"{median:.1f}", f"{max(later):.1f}", f"{growth:+.2f} ({growth / median:+.2%})"]
         table.add_row(name, str(len(later)), *cells, "yes" if verdicts[-1] else "NO")
-    Console(width=120).print(table)
+    show(table)
     return all(verdicts)
 
 

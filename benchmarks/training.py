@@ -22,7 +22,7 @@ import sys
 from importlib.util import find_spec
 from typing import Any
 
-from benchmarks.measuring import median_seconds, run_worker
+from benchmarks.measuring import median_seconds, new_table, run_worker, show
 from benchmarks.network import STRIDES, make_network, processor
 
 PARTS = ("step", "widths")
@@ -71,6 +71,7 @@ def compare_steps(options: argparse.Namespace, threads: int) -> None:
     table = new_table(
         f"a step, float32, {threads} threads",
         ("network", "masks", "density", "s", "peak GiB", "time / masked", "time / U-Net", "peak / masked"),
+        left=2,
     )
     for (name, grain, density), (own, peak) in zip(rows, found, strict=True):
         beside = f"{own / unet:.2f}" if unet and name != "plainconvunet" else ""
@@ -139,21 +140,6 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
 
     forget_peak()
     return {"seconds": median_seconds(step, options.runs), "gib": resident_peak() / 2**30}
-
-
-def new_table(title: str, columns: tuple[str, ...]) -> Any:
-    from rich.table import Table
-
-    table = Table(title=title)
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("network", "masks") else "right")
-    return table
-
-
-def show(table: Any) -> None:
-    from rich.console import Console
-
-    Console(width=120).print(table)
 
 
 if __name__ == "__main__":

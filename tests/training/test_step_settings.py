@@ -19,6 +19,7 @@ from e2enet.common.configs import compose_config
 from e2enet.common.errors import InputError
 from e2enet.inference.checkpoint import load_model
 from e2enet.network.e2enet import E2ENet
+from e2enet.network.engine.groups import GroupedNetwork
 from e2enet.network.engine.inference import CompactNetwork
 from e2enet.network.recompute import run_once
 from e2enet.training.callbacks import EpochNumbers
@@ -61,8 +62,10 @@ def fit(folder: Path, *overrides: str, growth: str = "gradient", **options: Any)
     """Two epochs of four steps with masks that change after every second; patches and whole cases are validated."""
     pl.seed_everything(0, verbose=False)
     module = make_module(*overrides)
-    watched = options.pop("watched", [])
-    callbacks = EpochNumbers(), DSFFCallback(0.5, update_every=2, growth=growth), *watched
+    watched, group_size = options.pop("watched", []), options.pop("group_size", 1)
+    granularity = "group" if group_size > 1 else "kernel"
+    dsff = DSFFCallback(0.5, update_every=2, growth=growth, granularity=granularity, group_size=group_size)
+    callbacks = EpochNumbers(), dsff, *watched
     trainer = quiet_trainer(folder, *callbacks, max_epochs=2, gradient_clip_val=0.5, **options)
     trainer.fit(module, loader((2, 8, 8), 8, 2), [loader((2, 8, 8), 3, 2), loader((4, 10, 8), 2, 1)])
     return module, trainer
@@ -80,6 +83,31 @@ def test_training_with_active_kernels_only_is_that_of_the_masked_network(growth:
     # The trajectories part where a step is small and its sign chance (AdamW); the losses do not.
     torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-3)
     assert differences(found, expected), "both ran the same way"
+
+
+@pytest.mark.parametrize("growth", ["random", "gradient"])
+def test_groups_as_a_gpu_runs_them_train_what_the_masked_network_does(
+    growth: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    width = "network.base_features=8"
+    masked, _ = fit(tmp_path, "training.engine=dense", width, growth=growth, group_size=8)
+    used: list[GroupedNetwork] = []
+
+    def select(network: E2ENet, *_: Any, **__: Any) -> GroupedNetwork:
+        used.append(GroupedNetwork(network))
+        return used[-1]
+
+    monkeypatch.setattr("e2enet.training.module.select_training", select)
+    monkeypatch.setattr("e2enet.training.module.select_validation", select)
+    grouped, _ = fit(tmp_path, width, growth=growth, group_size=8)
+    assert len(used) == 1 + 3  # training; validation of two epochs and before them
+    found, expected = grouped.state_dict(), masked.state_dict()
+    for name in expected:
+        if name.endswith("kernel_mask"):
+            assert torch.equal(found[name], expected[name]), name
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-3)
+    assert differences(found, expected), "both ran the same way"
+    assert grouped.scores == pytest.approx(masked.scores, abs=0.02)
 
 
 def test_validation_runs_active_kernels_only_where_training_does(
