@@ -74,7 +74,8 @@ def test_a_forked_child_does_not_keep_the_folder_of_a_killed_parent(tmp_path: Pa
         .replace(', "test"', "")
         .replace(
             '    print("held", flush=True)',
-            '    if os.fork() == 0:\n        time.sleep(30)\n        os._exit(0)\n    print("held", flush=True)',
+            # The child says so: by then it has let go of what it was forked with.
+            '    if os.fork() == 0:\n        print("held", flush=True)\n        time.sleep(30)\n        os._exit(0)\n',
         )
     )
     holder = subprocess.Popen(

@@ -100,7 +100,7 @@ def test_groups_as_a_gpu_runs_them_train_what_the_masked_network_does(
     monkeypatch.setattr("e2enet.training.module.select_training", select)
     monkeypatch.setattr("e2enet.training.module.select_validation", select)
     grouped, _ = fit(tmp_path, width, growth=growth, group_size=8)
-    assert len(used) == 1 + 3  # training; validation of two epochs and before them
+    assert len(used) == 1 + 2  # training, and validation of two epochs
     found, expected = grouped.state_dict(), masked.state_dict()
     for name in expected:
         if name.endswith("kernel_mask"):
@@ -123,7 +123,7 @@ def test_validation_runs_active_kernels_only_where_training_does(
     monkeypatch.setattr("e2enet.network.engine.inference.CompactNetwork", Watched)
     for engine, times in (("dense", 0), ("auto", 0), ("sparse", 2)):  # `auto`: the network is narrow
         built.clear()
-        module, trainer = fit(tmp_path, f"training.engine={engine}", num_sanity_val_steps=0)
+        module, trainer = fit(tmp_path, f"training.engine={engine}")
         assert len(built) == times, engine
     first, second = (one.state_dict() for one in built)
     assert differences(first, second), "weights of the first validation stayed"

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from e2enet.common.memory import give_back_freed_memory
 from e2enet.network.blocks import ConvBlock
 from e2enet.network.e2enet import E2ENet, check_input
 from e2enet.network.engine.choice import Choices
@@ -111,7 +112,9 @@ class CompactNetwork(nn.Module):
         }
         size = " x ".join(map(str, sources[0].size))
         ways = {name: partial(_run_of, make, sources) for name, make in makers.items()}
-        return choices.fastest(f"{step.description} on {size}", ways)
+        way = choices.fastest(f"{step.description} on {size}", ways)
+        give_back_freed_memory()  # trials take memory of other sizes than the volumes that follow
+        return way
 
 
 def _run_of(make: Callable[[], Layer], sources: Sequence[Signal]) -> Callable[[], Signal]:
