@@ -19,6 +19,7 @@ not).
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import statistics
@@ -136,7 +137,8 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         init_masks(network, options.densities[0], generator=torch.Generator().manual_seed(0))
     if options.worker.startswith("compact"):
         network = CompactNetwork(network, choose=options.worker == "compact-auto", bfloat16=half)
-        give_back_freed_memory()  # as predict.py does
+        gc.collect()
+        give_back_freed_memory()  # both as predict.py does
     x = torch.randn(1, 1, *map(int, options.patches[0].split("x")))
     forget_peak()
     pays = mock.patch("e2enet.network.e2enet.half_precision_pays_on_cpu", lambda: True)

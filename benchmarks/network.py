@@ -3,7 +3,7 @@
     python -m benchmarks.network                       # CPU, and GPU where there is one
     python -m benchmarks.network --precisions float32 --runs 7
     python -m benchmarks.network --contenders e2enet e2enet-checkpointed    # these alone; e2enet is always measured
-    python -m benchmarks.network --patch 128 128 128 --batch 2 --precisions bfloat16    # for a GPU
+    python -m benchmarks.network --devices cuda --patch 128 128 128 --batch 2 --precisions bfloat16
 
 Work: base 48, 16 classes, strides (1,2,2) then four (2,2,2), one patch of 32 x 96 x 96. `forward` is eval mode without
 gradients; `step` is forward + backward of every head in training mode, `outside convs` the share of its time
@@ -59,7 +59,9 @@ def main() -> None:
         return
     import torch
 
-    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    devices = options.devices or ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    if "cuda" in devices and not torch.cuda.is_available():
+        raise SystemExit("--devices cuda: torch finds no GPU here; expected --devices cpu")
     print("command: python -m benchmarks.network", *sys.argv[1:])
     print(f"machine: {processor()}, {options.threads} threads, torch {torch.__version__}, {platform.platform()}")
     work = f"patch {options.patch}, batch {options.batch}, base 48, 16 classes"
@@ -86,6 +88,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS)
+    parser.add_argument("--devices", nargs="+", choices=("cpu", "cuda"), help="default: all that there are")
     parser.add_argument("--patch", nargs=3, type=int, default=[32, 96, 96], metavar=("D", "H", "W"))
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--runs", type=int, default=5)
@@ -155,6 +158,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
 
 def share_outside_convolutions(step: Callable[[], None], device) -> float:
     """Share of a step's time that goes neither into convolutions nor into the products of transposed ones."""
+    from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     on_gpu = device.type == "cuda"
@@ -162,7 +166,8 @@ def share_outside_convolutions(step: Callable[[], None], device) -> float:
         start = time.perf_counter()
         step()
         total = 1e6 * (time.perf_counter() - start)
-    events = profiler.key_averages()
+    # Operators alone: on a GPU their kernels are further events of the same time.
+    events = [event for event in profiler.key_averages() if event.device_type == DeviceType.CPU]
     times = {event.key: event.self_device_time_total if on_gpu else event.self_cpu_time_total for event in events}
     return 1 - sum(value for key, value in times.items() if key in CONVOLUTIONS) / (
         sum(times.values()) if on_gpu else total

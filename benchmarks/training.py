@@ -131,7 +131,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         network = E2ENet(1, 16, strides, base_features=options.base).train()
         set_group_size(network, GROUP if options.granularity == "group" else 1)
         init_masks(network, options.densities[0], generator=torch.Generator().manual_seed(0))
-    run = select_training(network, "sparse") if options.worker == "sparse" else network
+    run = select_training(network, "sparse", amp_dtype=None) if options.worker == "sparse" else network
     x = torch.randn(1, 1, *size)
 
     def step() -> None:

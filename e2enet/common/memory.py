@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -32,11 +31,7 @@ def keep_freed_memory() -> bool:
 
 
 def give_back_freed_memory() -> bool:
-    """Give the system what is no longer needed, once that is something large: whole pages of it.
-
-    Returns False where the C library cannot.
-    """
-    gc.collect()  # a network that was traced is held by cycles
+    """Give the system what malloc kept of freed memory: whole pages of it. Returns False where the C library cannot."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
     return bool(trim and trim(0))
 

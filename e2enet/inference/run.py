@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,7 +53,8 @@ def run_prediction(config: PredictConfig) -> dict[str, str]:
         amp_dtype=AMP_TYPES[config.precision],
     )
     models = [run_by(config.engine, model, settings) for model in models]  # `auto` may measure for seconds: last
-    give_back_freed_memory()  # of networks whose place an engine has taken
+    gc.collect()  # networks whose place an engine has taken: their traces hold them in cycles
+    give_back_freed_memory()
     with joined_team() as team:
         failures = unusable | predict_cases(
             models,

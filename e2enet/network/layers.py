@@ -23,10 +23,11 @@ class PlaneConv3d(nn.Conv3d):
 
     With `normalised=True` an instance norm follows, which subtracts the bias again: the bias's gradient is zero. It is
     then given as zero, instead of summing a volume for rounding errors, which AdamW would turn into a random walk.
-    `gather`, where set, takes input and weight and gives those of a convolution in groups, and the number of groups.
+    `gather`, where set, takes input, weight and bias and gives those of a convolution in groups, and their number; what
+    that gives beyond the layer's output channels is left out.
     """
 
-    gather: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, int]] | None = None
+    gather: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, int]] | None = None
 
     def __init__(
         self,
@@ -44,7 +45,9 @@ class PlaneConv3d(nn.Conv3d):
     def forward(self, x: Tensor) -> Tensor:
         assert self.bias is not None
         bias = self.bias.detach() if self.normalised else self.bias
-        x, weight, groups = (x, self.weight, 1) if self.gather is None else self.gather(x, self.weight)
+        weight, groups = self.weight, 1
+        if self.gather is not None:
+            x, weight, bias, groups = self.gather(x, weight, bias)
         if self.kernel_size[0] == 1 and self.padding[0] == 0:
             stride_depth, *stride_plane = self.stride
             planes, batch = to_planes(x[:, :, ::stride_depth]), x.shape[0]
@@ -54,6 +57,8 @@ class PlaneConv3d(nn.Conv3d):
         else:
             x = x.contiguous(memory_format=torch.channels_last_3d)
             out = F.conv3d(x, weight, bias, self.stride, self.padding, groups=groups)
+        if out.shape[1] > self.out_channels:
+            out = out[:, : self.out_channels]
         return _WithoutGradient.apply(out, self.bias) if self.normalised else out
 
 

@@ -75,7 +75,7 @@ def read_measured(folder: str | Path) -> dict[str, Any]:
 
 
 def network_key(run: Path) -> str:
-    """The same for runs whose networks cost the same: architecture, density, patch, batch, precision, optimizer."""
+    """The same for runs whose networks cost the same: architecture, masks, patch, batch, precision, optimizer."""
     from e2enet.inference.checkpoint import read_hyper_parameters
 
     settings = read_hyper_parameters(run)
@@ -88,6 +88,7 @@ def network_key(run: Path) -> str:
             "plan": {name: settings["plan"][name] for name in COSTLY_PLAN},
             "training": {name: settings["training"].get(name) for name in COSTLY_TRAINING},
             "density": read_json(cost)["density"] if cost.is_file() else None,
+            "group_size": settings.get("group_size", 1),
         }
     )
 

@@ -25,7 +25,7 @@ from e2enet.inference.checkpoint import checkpoint_file, load_model, read_hyper_
 from e2enet.inference.run import AMP_TYPES, resolve_device
 from e2enet.network import E2ENet
 from e2enet.network.dsff import fusion_layers
-from e2enet.network.engine import select_training
+from e2enet.network.engine import select_training, select_validation
 from e2enet.network.recompute import checkpoint_activations
 from e2enet.report.measure import parse_measuring
 from e2enet.training.dsff_callback import hold_masks
@@ -59,11 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def latency(checkpoint: Path, device: torch.device, repeats: int) -> float:
-    """Median seconds of one patch's forward pass, batch 1, in eval mode and the run's precision."""
+    """Median seconds of one patch's forward pass, batch 1, in eval mode and the run's precision, by its engine."""
     model = load_model(checkpoint)
-    network = model.network.to(device)
+    training = read_hyper_parameters(checkpoint)["training"]
+    engine, dtype = training.get("engine", "dense"), amp_dtype(training, device)
+    network = select_validation(model.network.to(device), engine, amp_dtype=dtype)
     patch = torch.randn(1, len(model.channels), *model.plan.patch_size, device=device)
-    precision = autocast(read_hyper_parameters(checkpoint)["training"], device)
+    precision = autocast(training, device)
 
     def forward() -> None:
         with torch.inference_mode(), precision():
@@ -100,8 +102,7 @@ def training_peak(checkpoint: Path, device: torch.device) -> int:
     batch_size, patch_size = model.plan.batch_size, model.plan.patch_size
     image = torch.randn(batch_size, len(model.channels), *patch_size, device=device)
     target = torch.randint(len(model.labels), (batch_size, *patch_size), device=device)
-    with precision():
-        run = select_training(network, training.get("engine", "dense"))
+    run = select_training(network, training.get("engine", "dense"), amp_dtype=amp_dtype(training, device))
     for _ in range(STEPS):
         with precision():
             value = _loss(run, loss, image, target)
@@ -115,11 +116,15 @@ def training_peak(checkpoint: Path, device: torch.device) -> int:
 
 
 def autocast(training: Mapping[str, Any], device: torch.device) -> Callable[[], torch.autocast]:
-    """Autocast of the run's precision; 16-bit floats need a GPU, so that a CPU measures such a run in float32."""
-    dtype = AMP_TYPES[PRECISIONS[str(training["precision"])]]
-    if dtype == torch.float16 and device.type == "cpu":
-        dtype = None
+    """Autocast of the run's precision."""
+    dtype = amp_dtype(training, device)
     return lambda: torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def amp_dtype(training: Mapping[str, Any], device: torch.device) -> torch.dtype | None:
+    """The dtype of the run's precision; 16-bit floats need a GPU, so that a CPU measures such a run in float32."""
+    dtype = AMP_TYPES[PRECISIONS[str(training["precision"])]]
+    return None if dtype == torch.float16 and device.type == "cpu" else dtype
 
 
 def _loss(run: Callable[[torch.Tensor], Any], loss: Any, image: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from e2enet.common.errors import InputError
 from e2enet.network import E2ENet, recompute
 from e2enet.report import measure
 from e2enet.report.measure import main, measure_runs, network_key, read_measured
-from e2enet.report.measure_network import STEPS, training_peak
+from e2enet.report.measure_network import STEPS, latency, training_peak
 from e2enet.training.records import machine
 
 STRIDES = [[1, 2, 2]]
@@ -35,6 +35,7 @@ def write_run(tmp_path: Path) -> Write:
         finished: bool = True,
         seed: int = 0,
         more_training: dict[str, Any] | None = None,
+        group_size: int = 1,
     ) -> Path:
         run = tmp_path / "sweep" / name
         (run / "checkpoints").mkdir(parents=True)
@@ -45,15 +46,18 @@ def write_run(tmp_path: Path) -> Write:
         }
         dataset = {"labels": {0: "background", 1: "x"}, "channels": ["CT"], "mirror_axes": [], "file_ending": ".nii.gz"}
         training = {
-            **(more_training or {}),
             **{"precision": "32", "clip_norm": 12.0, "compile": False, "epochs": 3},
+            **(more_training or {}),
             "loss": {"_target_": "e2enet.training.losses.DiceCrossEntropy"},
             "optimizer": {"_target_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9},
         }
         settings = {"name": "e2enet", "base_features": features}
         content = {
             "state_dict": {f"network.{key}": value for key, value in network.state_dict().items()},
-            "hyper_parameters": {"network": settings, "plan": plan, "dataset": dataset, "training": training},
+            "hyper_parameters": {
+                **{"network": settings, "plan": plan, "dataset": dataset, "training": training},
+                "group_size": group_size,
+            },
         }
         torch.save(content, run / "checkpoints" / "best.ckpt")
         (run / "cost.json").write_text(json.dumps({"density": density}))
@@ -102,13 +106,14 @@ def test_networks_of_finished_jobs_are_measured_once_each(write_run: Write, proc
     write_run("b", features=2, seed=1)
     write_run("c", features=2, density=0.2)
     write_run("d", features=4)
+    write_run("e", features=4, group_size=8)
     write_run("unfinished", features=6, finished=False)
     measure_runs(folder, device="cpu")
-    assert [run for run, figure in processes.calls if figure == "latency"] == ["b", "c", "d"]
+    assert [run for run, figure in processes.calls if figure == "latency"] == ["b", "c", "d", "e"]
     entries = by_run(folder)
-    assert set(entries) == {"a", "b", "c", "d"} and entries["a"] == entries["b"]
-    assert [entries[name]["latency_s"] for name in "acd"] == [1.0, 3.0, 5.0]
-    assert [entries[name]["peak_bytes"] for name in "acd"] == [2.0, 4.0, 6.0]
+    assert set(entries) == {"a", "b", "c", "d", "e"} and entries["a"] == entries["b"]
+    assert [entries[name]["latency_s"] for name in "acde"] == [1.0, 3.0, 5.0, 7.0]
+    assert [entries[name]["peak_bytes"] for name in "acde"] == [2.0, 4.0, 6.0, 8.0]
     assert entries["d"]["machine"] == machine()
     assert entries["d"]["commands"]["memory"].endswith("memory --device cpu")
 
@@ -206,6 +211,24 @@ def test_a_network_is_measured_as_it_was_trained(write_run: Write, monkeypatch: 
     assert parts == []
     training_peak(on / "checkpoints" / "best.ckpt", torch.device("cpu"))
     assert len(parts) == STEPS * (2 + 1 + 1)  # two stages, one node, its second block
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("32", None), ("bf16-mixed", torch.bfloat16)])
+def test_the_engine_is_chosen_for_the_runs_precision(
+    precision: str, dtype: torch.dtype | None, write_run: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def select(network: E2ENet, engine: str, *, amp_dtype: torch.dtype | None) -> E2ENet:
+        asked.append((engine, amp_dtype))
+        return network
+
+    monkeypatch.setattr("e2enet.report.measure_network.select_training", select)
+    monkeypatch.setattr("e2enet.report.measure_network.select_validation", select)
+    run = write_run("a", features=2, more_training={"engine": "auto", "precision": precision})
+    training_peak(run / "checkpoints" / "best.ckpt", torch.device("cpu"))
+    latency(run / "checkpoints" / "best.ckpt", torch.device("cpu"), 1)
+    assert asked == 2 * [("auto", dtype)]
 
 
 def test_figures_of_a_real_network(write_run: Write) -> None:

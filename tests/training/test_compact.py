@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -10,10 +11,14 @@ import pytest
 import torch
 
 from e2enet.common.configs import compose_config
-from e2enet.inference.checkpoint import load_model
+from e2enet.common.ranks import Team
+from e2enet.inference.checkpoint import LoadedModel, load_model
 from e2enet.inference.config import PredictConfig
 from e2enet.inference.run import run_prediction
 from e2enet.network.dsff import density
+from e2enet.network.e2enet import E2ENet
+from e2enet.network.engine.inference import CompactNetwork
+from e2enet.training.final import score_run
 from e2enet.training.resume import resumed_config
 from e2enet.training.run import run_training
 from tests.training.conftest import SMALL_RUN
@@ -62,6 +67,22 @@ def test_a_run_writes_it_where_asked(run: Path) -> None:
         predictions.append({file.name: np.asarray(nib.load(file).dataobj) for file in out.glob("*.nii.gz")})
     assert len(predictions[0]) == 1 and predictions[0].keys() == predictions[1].keys()
     assert all(np.array_equal(predictions[1][name], array) for name, array in predictions[0].items())
+
+
+@pytest.mark.parametrize(("engine", "expected"), [("dense", E2ENet), ("sparse", CompactNetwork)])
+def test_the_final_prediction_runs_as_the_engine_says(
+    engine: str, expected: type, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predicted: list[LoadedModel] = []
+
+    def predict(models: list[LoadedModel], *_: Any, **__: Any) -> dict[str, str]:
+        predicted.extend(models)
+        return {}
+
+    monkeypatch.setattr("e2enet.training.final.predict_cases", predict)
+    config = compose_config([*SMALL_RUN, f"training.engine={engine}"])
+    score_run(config, run, run / "checkpoints" / "best.ckpt", [], [], Team(rank=1))  # the first would score as well
+    assert [type(model.network) for model in predicted] == [expected]
 
 
 def test_without_a_best_checkpoint_the_last_is_packed(run: Path) -> None:

@@ -13,6 +13,7 @@ import numba
 import torch
 
 from e2enet.common.files import write_json
+from e2enet.common.memory import give_back_freed_memory
 from e2enet.network.engine.vector_code import processor
 
 RUNS = 2  # timed, after one that is not; the shortest counts
@@ -38,13 +39,15 @@ class Choices:
     def fastest(self, description: str, ways: Mapping[str, Callable[[], Callable[[], Any]]]) -> str:
         """The name of the fastest of `ways`; each gives a function that runs the layer once, when it is to be measured.
 
-        What a way holds is let go before the next one is made, and nothing is made where all are known already.
+        What a way holds is let go before the next one is made, and no way is made that is known already.
         """
         known = self._read().get(machine(), {}).get(description, {})
-        if set(known) != set(ways):
-            known = {name: _seconds(make()) for name, make in ways.items()}
-            self._write(description, known)
-        return min(known, key=lambda name: known[name])
+        missing = {name: _seconds(make()) for name, make in ways.items() if name not in known}
+        if missing:
+            self._write(description, missing)
+            give_back_freed_memory()  # trials take memory of other sizes than the volumes that follow
+        known |= missing
+        return min(ways, key=lambda name: known[name])
 
     def _read(self) -> dict[str, dict[str, dict[str, float]]]:
         try:
@@ -61,7 +64,7 @@ class Choices:
 
     def _write(self, description: str, seconds: dict[str, float]) -> None:
         content = self._read()
-        content.setdefault(machine(), {})[description] = seconds
+        content.setdefault(machine(), {}).setdefault(description, {}).update(seconds)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_json(self.path, content)

@@ -20,6 +20,11 @@ from e2enet.network.shift import overlap
 LARGEST_PART = 2**21  # values of the input that are laid out for torch at a time
 
 
+def bfloat16_is_native() -> bool:
+    """Whether the processor has instructions for bfloat16, without which torch takes many times longer in it."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 class DenseConvolution:
     """As `Convolution`, by torch, in float32 or bfloat16. weights: (O, C, depth, height, width), inactive ones 0.
 
@@ -51,7 +56,8 @@ class DenseConvolution:
             last = min(first + rows, height)
             top = first * step - taps // 2
             x = self._read(sources, top, top + (last - 1 - first) * step + taps)
-            torch.from_numpy(values[:, first:last]).copy_(self._convolve(x))
+            with torch.autocast("cpu", enabled=False):  # which would choose the precision itself
+                torch.from_numpy(values[:, first:last]).copy_(self._convolve(x))
         signal = Signal.of(values)
         if self.norm is not None:
             moments = [torch.var_mean(torch.from_numpy(volume).double(), correction=0) for volume in values]

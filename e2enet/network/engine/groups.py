@@ -1,8 +1,11 @@
-"""Groups of output channels by torch, on a GPU: each fusion layer gathers what its groups read and convolves by groups.
+"""Groups of output channels by torch, on a GPU: fusion convolutions gather what their groups read.
 
 With group granularity (network.granularity), output channels that follow each other share their input channels, the
-same number in every group. Such a layer is a gather of channels and a dense convolution with `groups`, which multiplies
-active kernels alone. On a CPU the engine's own loops are faster, and take single kernels too.
+same number in every group. Such a convolution is a gather of channels and a dense convolution with `groups`, which
+multiplies active kernels alone. On a CPU the engine's own loops are faster, and take single kernels too.
+
+Transposed convolutions stay dense products: with kernel = stride they do one multiplication per channel and voxel
+that they write, which tensor cores do in less time than the memory takes to write it.
 """
 
 from __future__ import annotations
@@ -27,9 +30,9 @@ MULTIPLE = 8  # of input channels in each group: tensor cores take half precisio
 class GroupedNetwork(nn.Module):
     """Runs an E2ENet so that its fusion convolutions multiply only what their groups of output channels read.
 
-    Input, output and gradients are the network's but for rounding, with one exception: weights of inactive kernels get
-    zero, which the DSFF callback makes of theirs anyway. Masks may change between calls. A layer whose mask is no table
-    of groups runs as it is.
+    Input, output and gradients are the network's but for rounding, with one exception: these convolutions' weights of
+    inactive kernels get zero, which the DSFF callback makes of theirs anyway. Masks may change between calls. A layer
+    whose mask is no table of groups runs as it is.
 
     Args:
         network: with parameters that stay its own.
@@ -39,6 +42,7 @@ class GroupedNetwork(nn.Module):
         super().__init__()
         self.network = network
         self.inputs = {layer: GroupInputs(layer) for layer in grouped_layers(network)}
+        self.training = network.training
 
     def forward(self, x: Tensor) -> Any:
         with self._gathering():
@@ -56,16 +60,17 @@ class GroupedNetwork(nn.Module):
 
 
 def grouped_layers(network: nn.Module) -> list[Any]:
-    """The fusion convolutions whose output channels divide into groups of the mask's granularity."""
+    """The fusion convolutions, but for transposed ones, whose masks are of groups of output channels."""
     layers: list[Any] = [layer for layer in fusion_layers(network).values() if isinstance(layer, PlaneConv3d)]
-    return [layer for layer in layers if layer.group_size > 1 and layer.out_channels % layer.group_size == 0]
+    return [layer for layer in layers if layer.group_size > 1]
 
 
 class GroupInputs:
     """Gathers what each group of a layer's output channels reads.
 
-    Called with the layer's input (B, C, D, H, W) and weight (O, C, depth, height, width); gives the input of groups
-    (B, groups * inputs, D, H, W), channels-last, the weight (O, inputs, depth, height, width) and the number of groups.
+    Called with the layer's input (B, C, D, H, W), weight (O, C, depth, height, width) and bias (O); gives the input of
+    groups (B, groups * inputs, D, H, W), channels-last, the weight (outputs, inputs, depth, height, width), the bias
+    (outputs) and the number of groups. `outputs` is O, or more where the last group is smaller: zeros fill it up.
     """
 
     def __init__(self, layer: Any) -> None:
@@ -73,34 +78,43 @@ class GroupInputs:
         self.seen: tuple[Tensor, int] | None = None
         self.channels: Tensor | None = None
 
-    def __call__(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, int]:
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
         self._refresh()
         if self.channels is None:
-            return x, weight, 1
+            return x, weight, bias, 1
         outputs, kept = self.kernels.shape
+        groups, inputs = self.channels.shape
+        more = groups * min(self.layer.group_size, outputs) - outputs
         active = weight.flatten(0, 1).index_select(0, self.kernels.flatten()).view(outputs, kept, *weight.shape[2:])
-        padded = F.pad(active, (0, 0, 0, 0, 0, 0, 0, self.channels.shape[1] - kept))
+        weight = F.pad(active, (0, 0, 0, 0, 0, 0, 0, inputs - kept, 0, more))
         batch, channels, *size = x.shape
         rows = x.permute(0, 2, 3, 4, 1).reshape(-1, channels)
         gathered: Tensor = _Gather.apply(rows, self.channels.flatten())
-        return gathered.view(batch, *size, -1).permute(0, 4, 1, 2, 3), padded, len(self.channels)
+        return gathered.view(batch, *size, -1).permute(0, 4, 1, 2, 3), weight, F.pad(bias, (0, more)), groups
 
+    @torch.inference_mode(False)  # a table that was made in it could not be used in training
     def _refresh(self) -> None:
         """Read the mask, unless it is the one that was read last: asking a GPU for its numbers waits for it."""
         mask = self.layer.kernel_mask
-        if self.seen is not None and self.seen[0] is mask and self.seen[1] == mask._version:
+        version = None if mask.is_inference() else mask._version
+        if version is not None and self.seen is not None and self.seen[0] is mask and self.seen[1] == version:
             return
-        self.seen = mask, mask._version
-        self.channels = shared_inputs(self.layer)
-        if self.channels is None:
+        self.seen = None if version is None else (mask, version)
+        channels = shared_inputs(self.layer)
+        if channels is None or channels.shape[1] == 0:
+            self.channels = None
             return
-        first = torch.arange(mask.shape[0], device=mask.device)[:, None] * mask.shape[1]
-        self.kernels = first + self.channels.repeat_interleave(self.layer.group_size, dim=0)
-        self.channels = F.pad(self.channels, (0, -self.channels.shape[1] % MULTIPLE))  # weights of these are zero
+        outputs = torch.arange(mask.shape[0], device=mask.device)
+        self.kernels = outputs[:, None] * mask.shape[1] + channels[outputs // self.layer.group_size]
+        self.channels = F.pad(channels, (0, -channels.shape[1] % MULTIPLE))  # weights of these are zero
 
 
 class _Gather(torch.autograd.Function):
-    """Columns of (N, C), some of them several times. Gradients are added up by a product: in one order, in float32."""
+    """Columns of (N, C), some of them several times.
+
+    Gradients are added up by a product with a table of ones, in an order that is always the same. At full resolution,
+    where the time goes, it has so few columns that a GPU needs longer for reading it than for multiplying.
+    """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, columns: Tensor) -> Tensor:

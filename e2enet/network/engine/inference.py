@@ -15,11 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from e2enet.common.memory import give_back_freed_memory
 from e2enet.network.blocks import ConvBlock
 from e2enet.network.e2enet import E2ENet, check_input
 from e2enet.network.engine.choice import Choices
-from e2enet.network.engine.dense import DenseConvolution
+from e2enet.network.engine.dense import DenseConvolution, bfloat16_is_native
 from e2enet.network.engine.kernels import Kernels
 from e2enet.network.engine.layers import Convolution, Expansion, Pooling
 from e2enet.network.engine.signals import Norm, Signal
@@ -58,7 +57,7 @@ class CompactNetwork(nn.Module):
         model: its weights and masks are copied.
         choose: measure at the first input of a size which way each layer runs fastest; else active kernels only,
             everywhere.
-        bfloat16: try convolutions in bfloat16 too.
+        bfloat16: try convolutions in bfloat16 too, where the processor has instructions for it.
         choices: where to remember what was measured.
 
     Raises:
@@ -74,7 +73,8 @@ class CompactNetwork(nn.Module):
         self.every_head = model.deep_supervision_in_eval
         self.ways: dict[tuple[str, Triple], str] = {}  # chosen, by the layer and the size of what it reads
         self._choices = (choices or Choices()) if choose else None
-        self._bfloat16 = bfloat16
+        self._bfloat16 = bfloat16 and bfloat16_is_native()
+        self.eval()
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
@@ -112,9 +112,7 @@ class CompactNetwork(nn.Module):
         }
         size = " x ".join(map(str, sources[0].size))
         ways = {name: partial(_run_of, make, sources) for name, make in makers.items()}
-        way = choices.fastest(f"{step.description} on {size}", ways)
-        give_back_freed_memory()  # trials take memory of other sizes than the volumes that follow
-        return way
+        return choices.fastest(f"{step.description} on {size}", ways)
 
 
 def _run_of(make: Callable[[], Layer], sources: Sequence[Signal]) -> Callable[[], Signal]:

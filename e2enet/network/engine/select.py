@@ -28,11 +28,11 @@ LARGEST_DEPTH_STRIDE = 4  # of a compact network: so many slices of each lane ar
 
 
 def compact(model: nn.Module, *, choose: bool = True, bfloat16: bool = False) -> nn.Module:
-    """A network for inference that gives what a model gives in eval mode, of its active kernels alone.
+    """A network for inference that runs a model's active kernels alone; its logits differ by rounding.
 
-    On a CPU it is a `CompactNetwork`, with copies of an E2ENet's weights and masks, in float32: logits differ by
-    rounding. Elsewhere, for an E2ENet whose masks are of groups of kernels, it is a `GroupedNetwork`, with the
-    parameters of the model and its mode. What neither can run is the model itself, as torch runs it.
+    On a CPU it is a `CompactNetwork`, with copies of an E2ENet's weights and masks, in float32 and always in eval mode.
+    Elsewhere, for an E2ENet whose masks are of groups of kernels, it is a `GroupedNetwork`, with the parameters of the
+    model and its mode. What neither can run is the model itself.
 
     Args:
         model: any network, on the device where it will run. Sparse layers are those of `fusion_layers`.
@@ -84,13 +84,11 @@ def select_engine(
     return _faster(network, compact(network, bfloat16=amp_dtype == torch.bfloat16), device, patch_size, amp_dtype)
 
 
-def select_training(
-    network: nn.Module, engine: str, *, amp_dtype: torch.dtype | None = None
-) -> Callable[[torch.Tensor], Any]:
+def select_training(network: nn.Module, engine: str, *, amp_dtype: torch.dtype | None) -> Callable[[torch.Tensor], Any]:
     """What runs a network in training steps: itself (dense), or what multiplies active kernels alone (sparse).
 
     That is a `TrainingEngine` of it on a CPU and, for groups of kernels, a `GroupedNetwork` elsewhere. See
-    `takes_active_kernels` for `auto`. Called in training mode.
+    `takes_active_kernels` for `auto`. Called in training mode; amp_dtype: of the autocast that it runs under.
 
     Raises:
         InputError: engine=sparse, for what only torch can run.
@@ -105,17 +103,17 @@ def select_training(
     return TrainingEngine(network)
 
 
-def select_validation(network: nn.Module, engine: str, *, amp_dtype: torch.dtype | None = None) -> nn.Module:
+def select_validation(network: nn.Module, engine: str, *, amp_dtype: torch.dtype | None) -> nn.Module:
     """What runs a network in a run's validation and final prediction, by the same rule as `select_training`.
 
-    It holds the weights and masks as they are now.
+    On a CPU it holds the weights and masks as they are now.
     """
     if not takes_active_kernels(network, engine, amp_dtype):
         return network
     return compact(network, choose=False)
 
 
-def takes_active_kernels(network: nn.Module, engine: str, amp_dtype: torch.dtype | None = None) -> bool:
+def takes_active_kernels(network: nn.Module, engine: str, amp_dtype: torch.dtype | None) -> bool:
     """Whether a run multiplies the active kernels of its network alone.
 
     With `auto` it does on a CPU where it can, the network is wide and at most half of its fusion kernels are active,
@@ -177,13 +175,14 @@ def _faster(
     x = torch.zeros(1, network.in_channels, *patch_size, device=device)
 
     def run(candidate: nn.Module) -> Tensor:
-        output: Tensor = candidate(x)
-        return output[0, 0, 0, 0, 0].cpu()  # waits for a GPU
+        output = candidate(x)
+        head: Tensor = output[0] if isinstance(output, list) else output
+        return head[0, 0, 0, 0, 0].cpu()  # waits for a GPU
 
     ways = {name: partial(partial, run, one) for name, one in (("sparse", sparse), ("torch", network))}
     cost = count_cost(network, patch_size)
     size, precision = " x ".join(map(str, patch_size)), f", {amp_dtype} allowed" if amp_dtype else ""
-    where = "" if device.type == "cpu" else f" on {torch.cuda.get_device_name(device)}"
+    where = f" on {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
     described = f"network of {cost.params} parameters and {cost.flops} FLOPs on {size}{precision}{where}"
     with torch.no_grad(), torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
         return sparse if Choices().fastest(described, ways) == "sparse" else network

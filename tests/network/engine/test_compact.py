@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import torch
 
 from e2enet.network.dsff import fusion_layers, init_masks, set_group_size
 from e2enet.network.e2enet import E2ENet
-from e2enet.network.engine import choice, compact, microkernels, vector_code
+from e2enet.network.engine import choice, compact, microkernels, select_engine, vector_code
 from e2enet.network.engine.choice import Choices
 from e2enet.network.engine.dense import DenseConvolution
-from e2enet.network.engine.inference import DENSE, SPARSE, CompactNetwork
+from e2enet.network.engine.inference import BFLOAT16, DENSE, SPARSE, CompactNetwork
 from e2enet.network.engine.layers import Convolution
 
 STRIDES = [(1, 2, 2), (2, 2, 2)]
@@ -110,6 +111,7 @@ def test_compact_takes_any_model() -> None:
         found, expected = outputs(model.eval(), network)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
         assert not found.requires_grad
+        assert not network.training
     plain = torch.nn.Conv3d(2, 5, 3)
     assert compact(plain) is plain
     unmasked = E2ENet(2, 5, STRIDES, base_features=4).eval()
@@ -122,6 +124,8 @@ def test_every_head_is_given_where_the_model_gives_them() -> None:
     found, expected = outputs(model, CompactNetwork(model, choose=False), size=(8, 16, 24))
     assert len(found) == len(expected) > 1
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    chosen = select_engine(model, "auto", device=torch.device("cpu"), patch_size=(8, 16, 24))
+    torch.testing.assert_close(outputs(model, chosen, size=(8, 16, 24))[0], expected, rtol=0, atol=1e-4)
 
 
 def test_inputs_of_the_wrong_shape_are_refused() -> None:
@@ -170,6 +174,39 @@ def test_every_layer_runs_the_way_that_was_fastest(
         found, expected = outputs(model, again, size=size)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
     assert len(measured) == 2 * count and len(again.ways) == 2 * len(compacted.ways)
+
+
+def test_only_ways_that_are_not_known_yet_are_measured(tmp_path: Path) -> None:
+    made: list[str] = []
+
+    def maker(name: str, seconds: float) -> Any:
+        def make() -> Any:
+            made.append(name)
+            return lambda: time.sleep(seconds)
+
+        return make
+
+    some = {"slow": maker("slow", 0.02), "fast": maker("fast", 0.001)}
+    more = {**some, "faster": maker("faster", 0.0)}
+    choices = Choices(tmp_path / "engine.json")
+    assert [choices.fastest("layer", ways) for ways in (some, more, some, more)] == ["fast", "faster", "fast", "faster"]
+    assert made == ["slow", "fast", "faster"]
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_bfloat16_is_tried_where_it_is_allowed_and_native(
+    native: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("e2enet.network.engine.inference.bfloat16_is_native", lambda: native)
+    for allowed in (False, True):
+        path = tmp_path / f"{allowed}.json"
+        model = make_model()
+        found, expected = outputs(model, CompactNetwork(model, bfloat16=allowed, choices=Choices(path)))
+        torch.testing.assert_close(found, expected, rtol=0, atol=0.3 if allowed else 1e-4)
+        (measured,) = json.loads(path.read_text()).values()
+        assert all(
+            set(ways) == {SPARSE, DENSE} | ({BFLOAT16} if allowed and native else set()) for ways in measured.values()
+        )
 
 
 def test_a_damaged_or_unwritable_file_only_costs_measuring(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ from tests.network.engine.test_training import gradients, sample
 GPU, META = torch.device("cuda"), torch.device("meta")
 
 
-def grouped_model(group_size: int = 8, density: float = 0.25, **settings: Any) -> E2ENet:
-    model = make_model(1.0, base=16, **settings).train()
+def grouped_model(group_size: int = 8, density: float = 0.25, *, base: int = 16, **settings: Any) -> E2ENet:
+    model = make_model(1.0, base=base, **settings).train()
     set_group_size(model, group_size)
     init_masks(model, density, generator=torch.Generator().manual_seed(1))
     return model
@@ -41,10 +41,16 @@ def assert_same(model: E2ENet, x: Tensor, run: GroupedNetwork | None = None) -> 
         assert float((own - grad).abs().max()) <= 1e-4 * (float(grad.abs().max()) + 1e-3), name
 
 
-@pytest.mark.parametrize("group_size", [8, 16])
+@pytest.mark.parametrize("group_size", [8, 16, 32])  # 32: a layer of 16 channels is one group
 @pytest.mark.parametrize("density", [0.1, 0.25, 1.0])
 def test_gradients_are_the_masked_networks(group_size: int, density: float) -> None:
     assert_same(grouped_model(group_size, density), sample())
+
+
+def test_a_last_group_may_be_smaller() -> None:
+    model = grouped_model(16, base=20)
+    assert any(layer.out_channels % 16 and layer.out_channels > 16 for layer in grouped_layers(model))
+    assert_same(model, sample())
 
 
 @pytest.mark.parametrize("kernel", [(3, 3, 3), (3, 1, 3), (3, 3, 1)])
@@ -57,8 +63,8 @@ def test_every_layer_convolves_active_kernels_alone(monkeypatch: pytest.MonkeyPa
     multiplied: dict[int, int] = {}
     gather = GroupInputs.__call__
 
-    def watched(self: GroupInputs, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, int]:
-        found = gather(self, x, weight)
+    def watched(self: GroupInputs, *given: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
+        found = gather(self, *given)
         multiplied[id(self.layer)] = found[1].shape[0] * found[1].shape[1]
         return found
 
@@ -84,8 +90,25 @@ def test_masks_are_read_anew_when_they_change() -> None:
             torch.nn.init.normal_(layer.weight)
             layer.weight.data *= expand_mask(layer.kernel_mask, layer.weight)
         assert any(not torch.equal(layer.kernel_mask, before[name]) for name, layer in fusion_layers(model).items())
-    moved = copy.deepcopy(model)  # other tensors of the same version
-    model.load_state_dict(moved.state_dict())
+    assert_same(model, sample(), run)
+    versions = [layer.kernel_mask._version for layer in grouped_layers(model)]
+    for layer, version in zip(grouped_layers(model), versions, strict=True):
+        other = layer.kernel_mask.roll(1, dims=1)
+        for _ in range(version - other._version):
+            other.copy_(other.clone())
+        layer.kernel_mask = other  # another tensor of the same version
+        layer.weight.data.normal_().mul_(expand_mask(other, layer.weight))
+    assert [layer.kernel_mask._version for layer in grouped_layers(model)] == versions
+    assert_same(model, sample(), run)
+
+
+def test_inference_mode_leaves_training_possible() -> None:
+    model = grouped_model()
+    run = GroupedNetwork(model)
+    with torch.inference_mode():
+        run(sample())
+        moved = copy.deepcopy(model)  # its masks have no versions
+        torch.testing.assert_close(GroupedNetwork(moved)(sample()), model(sample()), rtol=0, atol=1e-4)
     assert_same(model, sample(), run)
 
 
@@ -95,11 +118,12 @@ def test_layers_whose_mask_is_no_table_run_as_they_are() -> None:
     written_by_hand.kernel_mask[0, 0] ^= True
     written_by_hand.weight.data *= expand_mask(written_by_hand.kernel_mask, written_by_hand.weight)
     x = sample()
+    empty: Any = grouped_layers(model)[1]
+    empty.kernel_mask.zero_()
+    empty.weight.data.zero_()
     with torch.no_grad():
         found, expected = GroupedNetwork(model)(x), model(x)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
-    set_group_size(odd := make_model(1.0, base=12), 8)
-    assert grouped_layers(odd) and len(grouped_layers(odd)) < len(fusion_layers(odd))
 
 
 def test_the_network_is_left_as_it_was() -> None:
@@ -131,12 +155,15 @@ def test_what_multiplies_groups_is_chosen_by_the_device() -> None:
     assert select_engine(kernels, "auto", device=GPU, patch_size=(8, 16, 20)) is kernels
     elsewhere = copy.deepcopy(groups).to("meta")
     assert isinstance(select_engine(elsewhere, "sparse", device=META, patch_size=(8, 16, 20)), GroupedNetwork)
-    assert isinstance(compact(elsewhere), GroupedNetwork)
+    for mode in (True, False):
+        multiplied = compact(elsewhere.train(mode))
+        assert isinstance(multiplied, GroupedNetwork) and multiplied.training is mode
+    elsewhere.train()
     for select in (select_training, select_validation):
-        assert isinstance(select(elsewhere, "sparse"), GroupedNetwork)
-        assert select(elsewhere, "auto") is elsewhere  # not measured anywhere
+        assert isinstance(select(elsewhere, "sparse", amp_dtype=None), GroupedNetwork)
+        assert select(elsewhere, "auto", amp_dtype=None) is elsewhere  # not measured anywhere
         with pytest.raises(InputError, match=r"training\.engine=sparse: on meta, only groups of kernels"):
-            select(copy.deepcopy(kernels).to("meta"), "sparse")
+            select(copy.deepcopy(kernels).to("meta"), "sparse", amp_dtype=None)
     checkpoint_activations(elsewhere)
     with pytest.raises(InputError, match="recomputes torch's own pass"):
-        select_training(elsewhere, "sparse")
+        select_training(elsewhere, "sparse", amp_dtype=None)

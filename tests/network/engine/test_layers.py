@@ -100,7 +100,8 @@ def test_a_convolution_is_torchs(
         if dense
         else convolution(weights, active, shifts, stride, (padding[1], padding[2]), norm)
     )
-    with patch("e2enet.network.engine.dense.LARGEST_PART", part):
+    autocast = torch.autocast("cpu", dtype=torch.bfloat16)  # a layer's precision is its own
+    with patch("e2enet.network.engine.dense.LARGEST_PART", part), autocast:
         found = layer(signals)
     plain = torch.from_numpy(found.stacked()).permute(0, 3, 1, 2)
     torch.testing.assert_close(plain, expected[0], rtol=1e-5, atol=1e-5)

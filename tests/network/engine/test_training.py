@@ -146,13 +146,21 @@ def test_going_backward_twice_is_refused() -> None:
         loss.backward()
 
 
-def test_auto_takes_the_engine_where_it_is_faster() -> None:
+def test_auto_takes_the_engine_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    def chosen(network: E2ENet, engine: str = "auto", amp_dtype: torch.dtype | None = None) -> Any:
+        return select_training(network, engine, amp_dtype=amp_dtype)
+
     wide = make_model(0.3, base=32).train()
-    assert isinstance(select_training(wide, "auto"), TrainingEngine)
-    assert select_training(wide, "dense") is wide
+    assert isinstance(chosen(wide), TrainingEngine)
+    assert chosen(wide, "dense") is wide
     narrow, full = make_model(0.3, base=16).train(), make_model(1.0, base=32).train()
-    assert select_training(narrow, "auto") is narrow and select_training(full, "auto") is full
-    assert isinstance(select_training(narrow, "sparse"), TrainingEngine)
+    assert chosen(narrow) is narrow and chosen(full) is full
+    assert isinstance(chosen(narrow, "sparse"), TrainingEngine)
+    for pays in (False, True):  # bfloat16, with AMX
+        monkeypatch.setattr("e2enet.network.engine.select.half_precision_pays_on_cpu", lambda pays=pays: pays)
+        assert isinstance(chosen(wide), TrainingEngine)
+        assert isinstance(chosen(wide, amp_dtype=torch.bfloat16), E2ENet if pays else TrainingEngine)
+        assert isinstance(chosen(wide, "sparse", torch.bfloat16), TrainingEngine)
 
 
 def test_what_only_torch_can_train_is_said() -> None:
@@ -167,8 +175,8 @@ def test_what_only_torch_can_train_is_said() -> None:
         (make_model(strides=[(5, 2, 2)]), "larger along the depth than 4"),
         (make_model(0.3, base=32).train().double(), "parameters are of torch.float64"),
     ):
-        assert select_training(network, "auto") is network
+        assert select_training(network, "auto", amp_dtype=None) is network
         with pytest.raises(
             InputError, match=f"training.engine=sparse: .*{reason}.*expected training.engine=auto or dense"
         ):
-            select_training(network, "sparse")
+            select_training(network, "sparse", amp_dtype=None)
