@@ -7,17 +7,20 @@ single kernels can use.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from math import ceil
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from e2enet.network.engine.layers import moments
 from e2enet.network.engine.signals import Norm, Signal, empty_volume
+from e2enet.network.engine.work import run
 from e2enet.network.layers import Triple
-from e2enet.network.shift import overlap
 
-LARGEST_PART = 2**21  # values of the input that are laid out for torch at a time
+LARGEST_PART = 2**23  # values of the input that are laid out for torch at a time
 
 
 def bfloat16_is_native() -> bool:
@@ -49,42 +52,47 @@ class DenseConvolution:
             (edge + 2 * (taps // 2) - taps) // step + 1
             for edge, taps, step in zip(size, kernel, self.stride, strict=True)
         )
-        values = empty_volume((outputs, height, width, depth))
+        values, totals = empty_volume((outputs, height, width, depth)), np.zeros((height, outputs, 2))
         step, taps = self.stride[1], kernel[1]
         rows = max(1, LARGEST_PART // (size[0] * size[2] * channels * step))
         for first in range(0, height, rows):
             last = min(first + rows, height)
-            top = first * step - taps // 2
-            x = self._read(sources, top, top + (last - 1 - first) * step + taps)
+            above, read = first * step - taps // 2, (last - 1 - first) * step + taps
             with torch.autocast("cpu", enabled=False):  # which would choose the precision itself
-                torch.from_numpy(values[:, first:last]).copy_(self._convolve(x))
+                self._write(self._convolve(self._read(sources, above, read)), first, values, totals)
         signal = Signal.of(values)
         if self.norm is not None:
-            moments = [torch.var_mean(torch.from_numpy(volume).double(), correction=0) for volume in values]
-            variance, mean = np.array(moments).T
+            mean, variance = moments(values, totals)
             signal.normalise(mean, variance, *self.norm)
         return signal
 
+    def _read(self, sources: Sequence[Signal], top: int, rows: int) -> Tensor:
+        """Rows of the sources' channels, activated, concatenated and shifted: (D, rows, W, C); 0 beyond the plane."""
+        from e2enet.network.engine import dense_loops
+
+        depth, _, width = sources[0].size
+        x = np.empty((depth, rows, width, len(self.shifts)), np.float32)
+        start = 0
+        for source in sources:
+            count = len(source.addresses)
+            columns = max(1, min(width, dense_loops.BLOCK_VALUES // (count * depth)))
+            shifts = self.shifts[start : start + count]
+            where = source.memory[0], source.places(), source.affine, shifts, start
+            run(partial(dense_loops.lay_out, columns, top, *where, x), rows * ceil(width / columns))
+            start += count
+        return torch.from_numpy(x).to(self.dtype)
+
     def _convolve(self, x: Tensor) -> Tensor:
-        """(D, rows, W, C), with what lies above and below the rows, to (O, rows, W, D)."""
+        """(D, rows, W, C), with what lies above and below the rows, to (D, rows, W, O)."""
         depth, _, width = (taps // 2 for taps in self.weights.shape[2:])
         if self.weights.shape[2] == 1:
             planes = x[:: self.stride[0]].permute(0, 3, 1, 2)
-            return F.conv2d(planes, self.weights.squeeze(2), None, self.stride[1:], (0, width)).permute(1, 2, 3, 0)
+            return F.conv2d(planes, self.weights.squeeze(2), None, self.stride[1:], (0, width)).permute(0, 2, 3, 1)
         whole = F.conv3d(x.permute(3, 0, 1, 2)[None], self.weights, None, self.stride, (depth, 0, width))
-        return whole[0].permute(0, 2, 3, 1)
+        return whole[0].permute(1, 2, 3, 0)
 
-    def _read(self, sources: Sequence[Signal], top: int, bottom: int) -> Tensor:
-        """The sources' channels, activated, concatenated and shifted: (D, bottom - top, W, C); 0 beyond the plane."""
-        depth, height, width = sources[0].size
-        x = torch.zeros(depth, bottom - top, width, len(self.shifts), dtype=self.dtype)
-        first, last = max(top, 0), min(bottom, height)
-        place = 0
-        for source in sources:
-            for volume, (scale, offset, slope) in zip(source.volumes(), source.affine.tolist(), strict=True):
-                value = torch.from_numpy(volume[first:last]) * scale + offset
-                value = torch.maximum(value, value * slope).permute(2, 0, 1)
-                there, here = overlap(depth, int(self.shifts[place]))
-                x[there, first - top : last - top, :, place] = value[here].to(self.dtype)
-                place += 1
-        return x
+    def _write(self, convolved: Tensor, top: int, values: np.ndarray, totals: np.ndarray) -> None:
+        from e2enet.network.engine import dense_loops
+
+        rows = convolved.float().contiguous().numpy()
+        run(partial(dense_loops.take_over, rows, top, values, totals), rows.shape[1])

@@ -47,9 +47,9 @@ class Convolution:
             self.kernels, self.weights, sources, signal.size, signal.addresses[written], self.stride, self.padding
         )
         if self.norm is not None:
-            moments = np.zeros((2, len(written)))
-            moments[:, written] = _moments(out, totals)
-            signal.normalise(moments[0], moments[1], *self.norm)
+            found = np.zeros((2, len(written)))
+            found[:, written] = moments(out, totals)
+            signal.normalise(found[0], found[1], *self.norm)
         return signal
 
 
@@ -94,7 +94,7 @@ def convolve(
     return totals
 
 
-def _moments(values: np.ndarray, totals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def moments(values: np.ndarray, totals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of each channel of (C, H, W, D), from `totals` (tiles, C, 2) where there are many voxels."""
     rows = values.reshape(len(values), math.prod(values.shape[1:]))
     if rows.shape[1] <= FEW_VOXELS:  # rounded sums of squares would be too rough where voxels hardly differ

@@ -60,6 +60,12 @@ class Signal:
         whole = self.memory[0]
         return whole if len(whole) == len(self.addresses) else np.stack(list(self.volumes()))
 
+    def places(self) -> np.ndarray:
+        """(C,) int64, which volume of `memory[0]` each channel is; -1 for those that are zero everywhere."""
+        whole = self.memory[0]
+        places = (self.addresses - whole.ctypes.data) // whole.strides[0]
+        return np.where((places >= 0) & (places < len(whole)), places, -1)
+
     def volumes(self) -> Iterator[np.ndarray]:
         """(H, W, D) of every channel, before what its readers apply."""
         depth, height, width = self.size

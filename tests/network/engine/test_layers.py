@@ -111,6 +111,21 @@ def test_a_convolution_is_torchs(
     torch.testing.assert_close(torch.from_numpy(found.affine).double(), wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dense", [True, False])
+@pytest.mark.parametrize("written", [[True, False, True, False], [False] * 4])
+def test_channels_that_nobody_wrote_are_read_as_zeros(dense: bool, written: list[bool]) -> None:
+    draw = torch.Generator().manual_seed(0)
+    weights, shifts = torch.randn(3, 4, 1, 3, 3, generator=draw), np.array(channel_shifts(4, 3))
+    held = torch.randn(sum(written), 7, 6, 5, generator=draw).numpy()
+    source = Signal.of(held, np.array(written))
+    source.affine[:] = torch.rand(4, 3, generator=draw).numpy()
+    expected = F.conv3d(shift_concat([values(source)[None].contiguous()], 3), weights, None, padding=(0, 1, 1))
+    active = torch.ones(3, 4, dtype=torch.bool)
+    dense_layer = DenseConvolution(weights.numpy(), shifts, (1, 1, 1), None)
+    found = (dense_layer if dense else convolution(weights, active, shifts))([source])
+    torch.testing.assert_close(values(found), expected[0], rtol=1e-5, atol=1e-5)
+
+
 @few
 @given(
     up=st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3)),
