@@ -20,7 +20,7 @@ from e2enet.network.engine.signals import Norm, Signal, empty_volume
 from e2enet.network.engine.work import run
 from e2enet.network.layers import Triple
 
-LARGEST_PART = 2**23  # values of the input that are laid out for torch at a time
+LARGEST_PART = 2**22  # values of the input that are laid out for torch at a time
 
 
 def bfloat16_is_native() -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
@@ -63,7 +64,7 @@ class Signal:
     def places(self) -> np.ndarray:
         """(C,) int64, which volume of `memory[0]` each channel is; -1 for those that are zero everywhere."""
         whole = self.memory[0]
-        places = (self.addresses - whole.ctypes.data) // whole.strides[0]
+        places = (self.addresses - whole.ctypes.data) // (4 * prod(self.size))
         return np.where((places >= 0) & (places < len(whole)), places, -1)
 
     def volumes(self) -> Iterator[np.ndarray]:
