@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from e2enet.common.files import write_json
 from e2enet.common.memory import give_back_freed_memory
 from e2enet.network.engine.vector_code import processor
 
-RUNS, SECONDS = 2, 0.05  # timed at least, after one run that is not; the shortest counts
+RUNS, SECONDS = 3, 0.05  # timed at least, after one run that is not; the median counts, as threads wait at times
 
 
 def cache_file() -> Path:
@@ -36,13 +37,16 @@ class Choices:
     def __init__(self, path: Path | None = None) -> None:
         self.path = path or cache_file()
 
-    def fastest(self, description: str, ways: Mapping[str, Callable[[], Callable[[], Any]]]) -> str:
+    def fastest(
+        self, description: str, ways: Mapping[str, Callable[[], Callable[[], Any]]], seconds: float = SECONDS
+    ) -> str:
         """The name of the fastest of `ways`; each gives a function that runs the layer once, when it is to be measured.
 
+        It is then run for `seconds` at least.
         What a way holds is let go before the next one is made, and no way is made that is known already.
         """
         known = self._read().get(machine(), {}).get(description, {})
-        missing = {name: _seconds(make()) for name, make in ways.items() if name not in known}
+        missing = {name: _seconds(make(), seconds) for name, make in ways.items() if name not in known}
         if missing:
             self._write(description, missing)
             give_back_freed_memory()  # trials take memory of other sizes than the volumes that follow
@@ -72,12 +76,12 @@ class Choices:
             pass
 
 
-def _seconds(way: Callable[[], Any]) -> float:
+def _seconds(way: Callable[[], Any], at_least: float) -> float:
     way()
     times: list[float] = []
-    end = time.perf_counter() + SECONDS
+    end = time.perf_counter() + at_least
     while len(times) < RUNS or time.perf_counter() < end:
         start = time.perf_counter()
         way()
         times.append(time.perf_counter() - start)
-    return min(times)
+    return statistics.median(times)

@@ -24,6 +24,7 @@ FEWEST_CHANNELS = 32
 COMPILED = "training.compile=true compiles torch's own pass"
 RECOMPUTED = "training.checkpoint_activations=true recomputes torch's own pass"
 ONLY_GROUPS = "only groups of kernels are multiplied alone (dsff.granularity=group), single ones on a CPU"
+SECONDS = 0.5  # that a whole network is measured for, at least
 LARGEST_DEPTH_STRIDE = 4  # of a compact network: so many slices of each lane are told by the bits of one integer
 
 
@@ -185,7 +186,7 @@ def _faster(
     where = f" on {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
     described = f"network of {cost.params} parameters and {cost.flops} FLOPs on {size}{precision}{where}"
     with torch.no_grad(), torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
-        return sparse if Choices().fastest(described, ways) == "sparse" else network
+        return sparse if Choices().fastest(described, ways, SECONDS) == "sparse" else network
 
 
 def _device(network: nn.Module) -> torch.device:
