@@ -81,7 +81,6 @@ def parse_arguments() -> argparse.Namespace:
 
 def report_speed(options: argparse.Namespace) -> dict[str, Any]:
     """Measure all contenders in turns; print medians and nnU-Net's time divided by ours."""
-
     contenders = ["nnunet", "worker", "device"]
     if not has_nnunet(options.nnunet_python):
         contenders.remove("nnunet")

@@ -206,7 +206,6 @@ def peak_gib(device) -> float:
 
 def report(device: str, precision: str, figures: dict[str, dict[str, float]]) -> None:
     """Print a table: seconds, GiB, and the baselines' time divided by ours."""
-
     faster = "e2enet is faster by: forward"
     table = new_table(
         f"{device}, {precision}",

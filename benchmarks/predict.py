@@ -122,7 +122,6 @@ def in_turns(work: dict[str, Any], options: argparse.Namespace) -> dict[str, Any
 
 def report_scan(figures: dict[str, Any], options: argparse.Namespace) -> None:
     """Print a row per case and contender, and whether the scan stays below the limit."""
-
     table = new_table(
         f"whole scan, one network of 1 x 1 x 1: median of {options.rounds} runs, seconds",
         ("case", "predictor", "CPU outside", "clock outside", "network", "peak GiB", "CPU ratio", "agree"),

@@ -149,7 +149,6 @@ def dice(ours: np.ndarray, theirs: np.ndarray, labels: int) -> float:
 
 def report(rows: dict[str, dict[str, float]], options: argparse.Namespace) -> None:
     """Print a table of all cases."""
-
     columns = (
         "case",
         "voxels, resampled",

@@ -146,7 +146,6 @@ def judged(readings: Readings, steps: int) -> tuple[float, float, float]:
 
 def judge(readings: dict[str, Readings], steps: int) -> bool:
     """Print a table; whether every process's memory is flat."""
-
     table = new_table(
         f"resident memory in MiB along {steps} steps, after {WARM_UP:.0%} of them",
         ("process", "readings", "median", "largest", f"growth per {JUDGED_STEPS} steps", "flat"),

@@ -142,7 +142,8 @@ def test_every_choice_of_every_group_is_documented() -> None:
 def test_the_readme_marks_the_two_commands_of_the_gate() -> None:
     text = (PROJECT / "README.md").read_text(encoding="utf-8")
     marked = dict(re.findall(r"^<!-- ci: (\w+) -->\n```bash\n(.+)\n```$", text, re.MULTILINE))
-    assert marked["main"].endswith("&& python train.py") and "&& python -m pytest" in marked["tests"]
+    tests = "&& python -m pytest -n 2 --dist loadfile"
+    assert marked["main"].endswith("&& python train.py") and marked["tests"].endswith(tests)
 
 
 def test_figures_are_drawn_by_their_script(tmp_path: Path) -> None:

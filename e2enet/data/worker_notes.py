@@ -93,8 +93,10 @@ def naming_held_cases(loader: Callable[[], Any]) -> Iterator[None]:
         held = notes.explain(error) if isinstance(notes, WorkerNotes) else None
         if held is None:
             raise
+        # Where torch's queue wraps what its signal handler said, the latter tells what ended the worker.
+        *_, reason = [str(error), *filter(DEAD_WORKER.search, _messages(error))]
         raise RuntimeError(
-            f"{held} ({str(error).strip().rstrip('.')}). A worker that is killed has most often run out of memory: "
+            f"{held} ({reason.strip().rstrip('.')}). A worker that is killed has most often run out of memory: "
             "fewer data.num_workers, a smaller plan.patch_size or plan.batch_size need less"
         ) from error
 

@@ -38,18 +38,24 @@ def score_run(
     Writes RUN/validation/<case>.nii.gz with RUN/scores.csv and RUN/summary.json, and the same three of the
     test cases into RUN/test. Prints both tables.
     """
+    device = resolve_device("cpu" if config.trainer.accelerator == "cpu" else "auto")
+    amp_dtype = AMP_TYPES[PRECISIONS[str(config.training.precision)]]
+    settings = WindowSettings(mirror=config.final.mirror, step=config.final.step, device=device, amp_dtype=amp_dtype)
     model = load_model(checkpoint)
+    network = select_validation(model.network.to(device), config.training.engine, amp_dtype=amp_dtype)
+    model = replace(model, network=network)
     folder = run_folder / "validation"
-    summary = _score(config, model, validation, folder, run_folder, "Validation cases", team)
+    summary = _score(config, model, settings, validation, folder, run_folder, "Validation cases", team)
     labelled = [case for case in test if case.label is not None]
     if labelled:
-        _score(config, model, labelled, run_folder / "test", run_folder / "test", "Test cases", team)
+        _score(config, model, settings, labelled, run_folder / "test", run_folder / "test", "Test cases", team)
     return summary
 
 
 def _score(
     config: DictConfig,
     model: LoadedModel,
+    settings: WindowSettings,
     cases: Sequence[Case],
     predictions: Path,
     scores_folder: Path,
@@ -58,11 +64,6 @@ def _score(
 ) -> dict[str, Any] | None:
     """Predict into one folder, write scores into another, print the table."""
     cases = cases[: config.final.max_cases]
-    device = resolve_device("cpu" if config.trainer.accelerator == "cpu" else "auto")
-    amp_dtype = AMP_TYPES[PRECISIONS[str(config.training.precision)]]
-    settings = WindowSettings(mirror=config.final.mirror, step=config.final.step, device=device, amp_dtype=amp_dtype)
-    network = select_validation(model.network.to(device), config.training.engine, amp_dtype=amp_dtype)
-    model = replace(model, network=network)
     # A resumed run has other weights than those that the files of an earlier end were predicted with.
     overlay = config.final.overlay
     failures = predict_cases([model], cases, predictions, settings, overlay=overlay, overwrite=True, team=team)

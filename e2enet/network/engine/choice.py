@@ -42,8 +42,8 @@ class Choices:
     ) -> str:
         """The name of the fastest of `ways`; each gives a function that runs the layer once, when it is to be measured.
 
-        It is then run for `seconds` at least.
-        What a way holds is let go before the next one is made, and no way is made that is known already.
+        It is then run for `seconds` at least. What a way holds is let go before the next one is made, and no way is
+        made that is known already.
         """
         known = self._read().get(machine(), {}).get(description, {})
         missing = {name: _seconds(make(), seconds) for name, make in ways.items() if name not in known}

@@ -128,9 +128,9 @@ def takes_active_kernels(network: nn.Module, engine: str, amp_dtype: torch.dtype
         return False
     device = _device(network)
     reason = unsupported(network, device) or _unsupported_in_training(network)
-    if engine == "sparse" and reason is not None:
-        raise InputError(f"training.engine=sparse: {reason}; expected training.engine=auto or dense")
     if engine == "sparse":
+        if reason is not None:
+            raise InputError(f"training.engine=sparse: {reason}; expected training.engine=auto or dense")
         return True
     if reason is not None or device.type != "cpu":
         return False
