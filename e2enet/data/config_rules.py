@@ -44,7 +44,7 @@ SUPPLIED: dict[str, set[str]] = {
 TARGET_RULES: dict[str, Rule] = {
     "data.name": text,
     "data.layout": choice("msd", "cases"),
-    "data.modality": choice("CT", "MRI"),
+    "data.modality": choice("CT", "MRI", "both"),
     "data.split": Rule(
         lambda v: rule_problem(v) is None, f"{' | '.join(NAMED_RULES)} | {{train: [ids], validation: [ids]}}"
     ),

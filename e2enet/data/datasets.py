@@ -61,7 +61,7 @@ class NNUNetDataModule(SegmentationDataModule):
 
 
 class AMOSDataModule(SegmentationDataModule):
-    """AMOS22 as downloaded; `modality` picks its CT or its MRI cases."""
+    """AMOS22 as downloaded; `modality` picks its CT or its MRI cases, or both to train on, validated on MRI."""
 
     def __init__(
         self,

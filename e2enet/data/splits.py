@@ -36,7 +36,8 @@ class Split:
 def split_dataset(dataset: RawDataset, rule: SplitRule = "five_fold", fold: Fold = 0) -> Split:
     """Split a dataset's cases.
 
-    `five_fold` splits the training cases by `fold` (0..4). `official` trains on all of them and validates on
+    `five_fold` splits the training cases by `fold` (0..4); those that are only trained on have folds of their own, so
+    that a fold sees of them what the same fold of them alone would. `official` trains on all of them and validates on
     those that the publisher set aside. A mapping names train and validation ids among both. The latter two
     have one split only, so `fold` must be 0. `fold="all"` trains and validates on every training case, with any
     rule. Labelled cases that are neither trained nor validated on are test cases.
@@ -49,12 +50,12 @@ def split_dataset(dataset: RawDataset, rule: SplitRule = "five_fold", fold: Fold
     if fold == "all":
         train_ids = validation_ids = sorted(case.id for case in dataset.training)
     elif rule == "five_fold":
-        train_ids, validation_ids = five_fold([case.id for case in dataset.training], fold)
+        train_ids, validation_ids = _folds(dataset, fold)
     else:
         if fold != 0:
             raise InputError(f"fold={fold}: the split {_spell(rule)} is a single one, fold=0 or fold=all expected")
         train_ids, validation_ids = _single_split(dataset, rule, labelled)
-    used = {*train_ids, *validation_ids}
+    used = {*train_ids, *validation_ids, *dataset.only_trained}
     left = [case for name, case in labelled.items() if name not in used]
     test = {case.id: case for case in (*dataset.test, *left)}
     return Split(
@@ -85,6 +86,12 @@ def five_fold(case_ids: Sequence[str], fold: Fold) -> tuple[list[str], list[str]
     splits = list(KFold(NUM_FOLDS, shuffle=True, random_state=SPLIT_SEED).split(ordered))
     training, validation = splits[fold]
     return [ordered[index] for index in training], [ordered[index] for index in validation]
+
+
+def _folds(dataset: RawDataset, fold: Fold) -> tuple[list[str], list[str]]:
+    more = dataset.only_trained
+    train, validation = five_fold([case.id for case in dataset.training if case.id not in more], fold)
+    return sorted([*train, *five_fold(sorted(more), fold)[0]]) if more else train, validation
 
 
 def rule_problem(rule: object) -> str | None:

@@ -46,7 +46,11 @@ def test_all_mistakes_are_told_at_once() -> None:
         ("seed=1.5", "seed=1.5: expected a whole number >= 0"),
         ("training.epochs=true", "training.epochs=True: expected a whole number >= 1"),
         ("data=msd", "data.name: needs a value"),
-        ("data=nope", "data=nope: no such choice; expected amos_ct | amos_mri | brats | btcv | msd | nnunet | phantom"),
+        (
+            "data=nope",
+            "data=nope: no such choice; expected amos_both | amos_ct | amos_mri | brats | btcv | msd | "
+            "nnunet | phantom",
+        ),
         ("experiments=missing", "experiments=missing: no such choice"),
         ("experiments=null", "experiments=null: no such choice"),
         ("dsff=rigll", "did you mean rigl?"),

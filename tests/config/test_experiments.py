@@ -75,8 +75,8 @@ def test_every_row_runs_small_where_asked_to(name: str, row: str) -> None:
     config = composed(name, row, *SMALL)
     assert config_problems(config) == []
     assert (config.training.epochs, config.plan.kind, config.network.base_features) == (20, "auto", 16)
-    # The rows of one experiment are about datasets; of the others, none brings its own.
-    assert name == "datasets" or config.data.name == "phantom"
+    # The rows of one experiment are about datasets; of the others, only the union brings its own.
+    assert name == "datasets" or (name, row) == ("transfer", "both") or config.data.name == "phantom"
 
 
 @pytest.mark.parametrize("name", ["folds", "seeds"])
@@ -107,6 +107,9 @@ def test_rows_are_what_they_are_called() -> None:
         *(("kernel", 16), ("group", 8), ("group", 16), ("group", 32))
     ]
     assert composed("transfer", "pretrained").pretraining == ["data=amos_ct"]
+    together = composed("transfer", "both", "data.split=official")
+    assert (together.data.modality, together.data.split, together.pretraining) == ("both", "official", None)
+    assert list(ABLATIONS["transfer"]["rows"]) == ["pretrained", "scratch", "both"]
     assert composed("transfer", "pretrained", "ablation.pretraining=['data=btcv']").pretraining == ["data=btcv"]
 
 

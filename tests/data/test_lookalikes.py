@@ -14,9 +14,11 @@ import pytest
 from e2enet.common.configs import compose_config
 from e2enet.common.errors import InputError
 from e2enet.data.command import build_datamodule
+from e2enet.data.datamodule import SegmentationDataModule
 from e2enet.data.formats.case import read_case
 from e2enet.data.formats.dataset import RawDataset
 from e2enet.data.formats.volume import read_volume
+from e2enet.data.splits import split_dataset
 from e2enet.data.synthetic.__main__ import CONFIGS, main
 from e2enet.data.synthetic.lookalikes import LOOKALIKES, write_amos, write_btcv
 from e2enet.data.synthetic.stored import Encoding, Grid, save_image
@@ -25,6 +27,7 @@ from e2enet.data.synthetic.stored import Encoding, Grid, save_image
 EXPECTED: dict[str, tuple[str, tuple[int, int, int], int, int]] = {
     "data=amos_ct": ("amos", (5, 2, 1), 1, 16),
     "data=amos_mri": ("amos", (5, 2, 1), 1, 16),
+    "data=amos_both": ("amos", (10, 2, 1), 1, 16),
     "data=btcv": ("btcv", (5, 0, 2), 1, 14),
     "data=brats": ("brats", (5, 0, 2), 4, 4),
     "data=brats data.layout=cases": ("brats_cases", (5, 0, 1), 4, 4),
@@ -71,6 +74,30 @@ def test_the_publishers_split_of_amos(root: Path, tmp_path: Path) -> None:
         assert module.plan.depth_axis == 2
         folders.append(module.source.prepared_name)
     assert folders == ["amos22_ct", "amos22_mri"] == sorted(path.name for path in tmp_path.iterdir())
+
+
+def test_both_modalities_train_and_mri_alone_is_scored(root: Path, tmp_path: Path) -> None:
+    def module(data: str, *more: str) -> SegmentationDataModule:
+        paths = (f"paths.data={root}", f"paths.prepared={tmp_path}", "data.prepare_workers=0")
+        return build_datamodule(compose_config([f"data={data}", *paths, *more]))
+
+    def ids(data: str, fold: int, part: str, split: str = "five_fold") -> list[str]:
+        return [case.id for case in getattr(split_dataset(module(data).source.read(), split, fold), part)]
+
+    for fold in range(5):
+        assert ids("amos_both", fold, "train") == ids("amos_ct", fold, "train") + ids("amos_mri", fold, "train")
+        for part in ("validation", "test"):  # no CT case of another fold is left over to be tested on
+            assert ids("amos_both", fold, part) == ids("amos_mri", fold, part) != []
+    assert len(ids("amos_both", 0, "train", "official")) == 10
+    assert ids("amos_both", 0, "validation", "official") == ids("amos_mri", 0, "validation", "official")
+    both = module("amos_both", "data.split=official")
+    both.prepare_data()
+    both.setup("fit")
+    assert both.source.prepared_name == "amos22_both" and both.dataset.channels == ("CT or MRI",)
+    assert [scheme["scheme"] for scheme in both.plan.normalisation] == ["zscore"]
+    assert {case.id[:6] for case in both.train_cases} == {"amos_0"} and len(both.train_cases) == 10
+    image = both._prepared_cases()[0][0].open_image()
+    assert abs(float(image.mean())) < 0.2 and 0.5 < float(image.std()) < 1.5  # CT, by its own mean and deviation
 
 
 @pytest.mark.parametrize("line", EXPECTED)

@@ -133,6 +133,7 @@ def test_a_row_that_is_gone_is_said(tmp_path: Path) -> None:
     [
         (["data=amos_ct"], "AMOS-CT"),
         (["data=amos_mri"], "AMOS-MRI"),
+        (["data=amos_both"], "AMOS-MRI"),
         (["data=btcv"], "BTCV"),
         (["data=brats"], "BraTS"),
         (["data=brats", "data.layout=cases"], "BraTS2021"),

@@ -7,7 +7,8 @@ amos22/dataset.json   labels {"1": "spleen", ..}, training and validation [{"ima
        imagesTs/amos_0002.nii.gz
 ```
 
-Numbers to 500 are CT, from 501 on MRI (docs/datasets/amos.md).
+Numbers to 500 are CT, from 501 on MRI (docs/datasets/amos.md). Both together train one network for MRI: CT cases are
+trained on and never validated on.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from e2enet.data.formats.labels import LabelTable, resolve_labels
 from e2enet.data.formats.naming import Case
 from e2enet.data.formats.problems import Problem, case_error
 
-Modality = Literal["CT", "MRI"]
+Modality = Literal["CT", "MRI", "both"]
 LAST_CT = 500
 NAME = re.compile(r"amos_(?P<number>\d{4})")
 
@@ -36,6 +37,9 @@ def scan_amos(
 
     The cases are those that dataset.json lists; `validation` are those of imagesVa. The one channel is called
     by the modality, which decides the normalisation. Problems of the other modality are left out.
+
+    `both` is MRI with the CT cases of imagesTr to train on besides. Its channel, "CT or MRI", is normalised as MRI:
+    each scan by its own mean and deviation, since the two have no unit in common.
     """
     if modality not in get_args(Modality):
         raise InputError(f"modality={modality!r}: one of {', '.join(get_args(Modality))} expected")
@@ -48,7 +52,10 @@ def scan_amos(
         "Va": description.listed_cases("validation", labels_folder="labelsVa"),
         "Ts": description.listed_cases("test", labels_folder="labelsTs"),
     }
-    parts = {part: _of_modality(cases, modality, problems) for part, cases in listed.items()}
+    scored: Modality = "MRI" if modality == "both" else modality
+    parts = {
+        part: _of_modality(cases, modality if part == "Tr" else scored, problems) for part, cases in listed.items()
+    }
     for part, cases in listed.items():
         warn_unlisted(folder / f"images{part}", [case.images[0] for case in cases], problems)
     for part in ("Tr", "Va"):
@@ -60,17 +67,18 @@ def scan_amos(
     return finish(
         f"{description.name} {modality}",
         folder,
-        (modality,),
+        ("CT or MRI" if modality == "both" else modality,),
         labels,
         table,
         training=[case for case in parts["Tr"] if case.label],
         validation=[case for case in parts["Va"] if case.label],
         test=parts["Ts"],
+        only_trained=[case.id for case in parts["Tr"] if modality == "both" and modality_of(case.id) == "CT"],
         problems=problems,
     )
 
 
-def modality_of(case: str) -> Modality | None:
+def modality_of(case: str) -> Literal["CT", "MRI"] | None:
     """Modality by the case's number; None where the id is not like amos_0001."""
     match = NAME.fullmatch(case)
     if match is None:
@@ -79,12 +87,12 @@ def modality_of(case: str) -> Modality | None:
 
 
 def _of_modality(cases: Iterable[Case], modality: Modality, problems: list[Problem]) -> list[Case]:
-    """The cases of one modality; wrongly named ones belong to none, so they are reported for both."""
+    """The cases of one modality or both; wrongly named ones belong to none, so they are reported for each."""
     kept = []
     for case in cases:
         found = modality_of(case.id)
         if found is None:
             problems.append(case_error(case.id, "a name like amos_0001.nii.gz expected", case.images[0]))
-        elif found == modality:
+        elif modality in (found, "both"):
             kept.append(case)
     return kept

@@ -28,6 +28,7 @@ class RawDataset:
         validation: Labelled cases that the publisher set aside for validation; empty where there are none.
         label_map: Value in the label files -> label; empty: as they are. Apply it wherever a label is read.
         regions: Name -> labels united, scored beside the labels; empty: none.
+        only_trained: Ids of training cases that no fold validates on.
     """
 
     name: str
@@ -40,6 +41,7 @@ class RawDataset:
     validation: tuple[Case, ...] = ()
     label_map: dict[int, int] = field(default_factory=dict)
     regions: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    only_trained: frozenset[str] = frozenset()
 
 
 def finish(
@@ -53,6 +55,7 @@ def finish(
     test: Iterable[Case] = (),
     validation: Iterable[Case] = (),
     file_ending: str | None = None,
+    only_trained: Iterable[str] = (),
     problems: list[Problem],
 ) -> RawDataset:
     """The dataset of these cases, after the checks that every layout needs: files exist, no case comes twice,
@@ -91,6 +94,7 @@ def finish(
         parts["validation"],
         label_map,
         regions,
+        frozenset(only_trained),
     )
 
 

@@ -111,7 +111,7 @@ def dataset_name(config: Mapping[str, Any]) -> str:
     data = config.get("data") or {}
     module, name = str(data.get("_target_", "")).rpartition(".")[2], str(data.get("name", ""))
     if "modality" in data:
-        return f"AMOS-{data['modality']}"
+        return f"AMOS-{data['modality'].replace('both', 'MRI')}"  # trained on both, it is scored on MRI
     return DATASETS.get(module) or DATASETS.get(name) or name
 
 
