@@ -7,8 +7,11 @@ from typing import Any
 
 from e2enet.common.files import content_key
 
-# What a run is called, where its files are, where it runs and what it tells about itself.
+# Tables that other keys of a config are looked up in. What was found there stands in the key that asked.
+LOOKED_UP = ("data.facts", "data.paper_patch")
+# What a run is called, where its files are, where it runs and how, and what it tells about itself.
 WITHOUT_EFFECT = (
+    *LOOKED_UP,
     "ablation",
     "row",
     "name",
@@ -18,10 +21,12 @@ WITHOUT_EFFECT = (
     "logger",
     "data.num_workers",
     "data.prepare_workers",
+    "data.augment_on",
     "training.checkpoint_every",
     "training.checkpoint_unit",
     "training.checkpoint_activations",
     "training.engine",
+    "training.compile",
     "final.overlay",
     "final.compact",
     "trainer.accelerator",

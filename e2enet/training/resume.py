@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from e2enet.common.configs import as_plain
+from e2enet.common.configs import as_plain, compose_config, group_options
 from e2enet.common.console import say
 from e2enet.common.errors import InputError, raise_problems
+from e2enet.common.job_key import LOOKED_UP
+from e2enet.common.overrides import chooses_group, override_values, parse_override
 from e2enet.data.datamodule import SegmentationDataModule
 from e2enet.inference.checkpoint import read_checkpoint
 from e2enet.training.run_state import RunState
@@ -30,12 +32,14 @@ CHANGEABLE = (
     "training.skip_nonfinite",
     "training.checkpoint_activations",
     "training.engine",
+    "training.compile",
     "trainer",
     "logger",
     "paths",
     "final",
     "data.num_workers",
     "data.prepare_workers",
+    "data.augment_on",
 )
 # The sections of a config that decide what is trained; `plan` is compared as it came out of the data.
 TRAINED = ("seed", "fold", "data", "dsff", "network", "training")
@@ -77,14 +81,16 @@ def resumed_config(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     processes = _processes(stored)
     problems = []
     for text in overrides:
-        key = OverridesParser.create().parse_override(text).key_or_group
-        if key == "resume" or key.split(".")[0] == "hydra":
+        override = parse_override(text)
+        if override.key_or_group == "resume" or override.key_or_group.split(".")[0] == "hydra":
             continue
-        wanted, had = _plain(OmegaConf.select(config, key)), _plain(OmegaConf.select(stored, key))
-        if _may_change(key):
-            OmegaConf.update(stored, key, wanted, merge=False)
-        elif wanted != had:
-            problems.append(f"{key}={wanted}: the run has {had}")
+        for key in _keys_of(override):
+            wanted, had = _plain(OmegaConf.select(config, key)), _plain(OmegaConf.select(stored, key))
+            if _may_change(key):
+                OmegaConf.update(stored, key, wanted, merge=False)
+            elif wanted != had and not _is_below(key, LOOKED_UP):
+                given = f"{key}={wanted}" if key == override.key_or_group else f"{text}: {key} would be {wanted}"
+                problems.append(f"{given}: the run has {had}")
     if _processes(stored) != processes:
         problems.append(f"trainer.devices and num_nodes: {_processes(stored)} processes, the run has {processes}")
     raise_problems(problems, f"resume={folder}: only {', '.join(CHANGEABLE)} may change, not the processes' number:")
@@ -133,7 +139,7 @@ def run_identity(config: DictConfig, data: SegmentationDataModule) -> dict[str, 
         "validation cases": [case.id for case in data.val_cases],
         "processes": _processes(config),
     }
-    return {key: value for key, value in found.items() if not _may_change(key)}
+    return _decisive(found)
 
 
 def refuse_changes(checkpoint: FoundCheckpoint, identity: Mapping[str, Any]) -> None:
@@ -142,7 +148,7 @@ def refuse_changes(checkpoint: FoundCheckpoint, identity: Mapping[str, Any]) -> 
     Raises:
         InputError: with every difference.
     """
-    had = checkpoint.state.identity
+    had = _decisive(checkpoint.state.identity)
     problems = [
         f"{key}: the run has {_told(had, key, identity)}, now {_told(identity, key, had)}"
         for key in dict.fromkeys([*had, *identity])
@@ -169,8 +175,36 @@ def _read_state(path: Path) -> RunState:
         raise InputError(f"{path}: is no checkpoint that a run of this version can go on from") from error
 
 
+def _keys_of(override: Override) -> list[str]:
+    """The keys that an override decides: its own, or all those in which its file differs from other files of its group
+    (`debug=one_batch`, `training=paper`)."""
+    groups, name = group_options(), override.key_or_group
+    if not chooses_group(override, groups):
+        return [name]
+
+    def content(*choices: str) -> dict[str, Any]:
+        return dict(_flat(as_plain(compose_config(choices), resolve=False)))
+
+    chosen, plain = content(f"{name}={override_values(override)[0]}"), content()
+    others = [plain] if chosen != plain else [content(f"{name}={option}") for option in groups[name]]
+    return [
+        key
+        for key in dict.fromkeys([*chosen, *(key for other in others for key in other)])
+        if any(chosen.get(key) != other.get(key) for other in others)
+    ]
+
+
+def _decisive(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, by dotted key, that may not change: an earlier version may have written others too."""
+    return {key: value for key, value in content.items() if not (_may_change(key) or _is_below(key, LOOKED_UP))}
+
+
 def _may_change(key: str) -> bool:
-    return any(f"{key}.".startswith(f"{free}.") for free in CHANGEABLE)
+    return _is_below(key, CHANGEABLE)
+
+
+def _is_below(key: str, sections: Sequence[str]) -> bool:
+    return any(f"{key}.".startswith(f"{section}.") for section in sections)
 
 
 def _processes(config: DictConfig) -> int:

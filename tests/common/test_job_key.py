@@ -37,6 +37,8 @@ def changed(section: str, **values: Any) -> dict[str, Any]:
         {**CONFIG, "final": {"mirror": True}},
         {**CONFIG, "initial_weights": None, "pretraining": None},
         changed("data", transforms=None),
+        changed("data", facts={"other": {"mirror_axes": [1]}}, paper_patch=[64, 64, 64], augment_on="device"),
+        changed("training", compile=True, engine="dense"),
         dict(reversed(CONFIG.items())),
     ],
 )

@@ -181,3 +181,32 @@ def test_generators_go_on_where_they_were() -> None:
         assert draw() == expected
     finally:
         set_generator_states(kept)
+
+
+@pytest.mark.parametrize(
+    ("choice", "problem"),
+    [
+        ("debug=one_batch", "debug=one_batch: training.steps_per_epoch would be"),
+        ("experiments=sparsity", "experiments=sparsity: ablation.title would be"),
+        ("training=paper", "training=paper: network.base_features would be 48: the run has 4"),
+        ("training=small", "training=small: network.base_features would be 16: the run has 4"),
+        ("dsff=rigl", "dsff=rigl: dsff.growth would be gradient: the run has random"),
+        ("data=btcv", "data=btcv: data.name would be"),
+    ],
+)
+def test_a_choice_that_would_change_the_run_is_refused(
+    choice: str, problem: str, stored: DictConfig, tmp_path: Path
+) -> None:
+    write_config(tmp_path / "config.yaml", stored)
+    given = [f"resume={tmp_path}", choice]
+    with pytest.raises(InputError) as caught:
+        resumed_config(compose_config(given), given)
+    assert problem in str(caught.value)
+
+
+def test_a_choice_that_changes_what_may_change_is_taken(stored: DictConfig, tmp_path: Path) -> None:
+    write_config(tmp_path / "config.yaml", stored)
+    given = [f"resume={tmp_path}", "dsff=dsff", "trainer=auto", "logger=wandb", "data.augment_on=device"]
+    config = resumed_config(compose_config(given), given)
+    assert config.logger.wandb is True and config.data.augment_on == "device"
+    assert config.network == stored.network and config.training == stored.training

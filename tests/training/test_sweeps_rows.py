@@ -157,3 +157,25 @@ def test_other_settings_do_not_mix_with_started_jobs(tmp_path: Path) -> None:
         register_jobs(tmp_path, "m", new)
     assert f"{folder.name}: training.epochs=2: the job has 1" in str(caught.value)
     assert [job["folder"] for job in json.loads((tmp_path / "sweep.json").read_text())["jobs"]] == [folder.name]
+
+
+def test_a_started_sweep_goes_on_when_only_what_has_no_effect_changes(tmp_path: Path) -> None:
+    def jobs(*more: str) -> tuple[ComposedJob, ...]:
+        given = ["experiments=mechanisms", "row=dsff_shift", "data=msd", "data.name=Task09_Spleen", "plan=auto"]
+        return plan_sweep(["-m", *given, "training=small", *more]).jobs
+
+    old = jobs()
+    (folder,) = register_jobs(tmp_path, "m", old).values()
+    write_config(folder / "config.yaml", old[0].config)  # started
+    facts = "data.facts={Task01_BrainTumour:{mirror_axes:[2]}}"
+    same = jobs(facts, "data.augment_on=device", "training.compile=true")
+    assert list(register_jobs(tmp_path, "m", same).values()) == [folder]
+    # A manifest of a version that counted more among what makes a job: the started job's own config decides.
+    content = json.loads((tmp_path / "sweep.json").read_text())
+    content["jobs"][0] |= {"key": "f" * 64, "training_key": "f" * 64}
+    (tmp_path / "sweep.json").write_text(json.dumps(content))
+    assert list(register_jobs(tmp_path, "m", old).values()) == [folder]
+    (job,) = read_sweep(tmp_path).jobs
+    assert (job.key, job.training_key) == (old[0].key, old[0].training_key)
+    facts = "data.facts={Task09_Spleen:{mirror_axes:[2]}}"
+    assert jobs(facts)[0].key != old[0].key  # those of this dataset decide its mirroring

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from e2enet.common.configs import EXPERIMENTS, compose_config
@@ -49,9 +48,8 @@ def plan_sweep(arguments: Sequence[str]) -> PlannedSweep:
     """
     overrides = [text for text in arguments if not text.startswith("-") and is_override(text)]
     parsed = [parse_override(text) for text in overrides]
-    master = compose_config(
-        [text for text, override in zip(overrides, parsed, strict=True) if _once(override)], with_hydra=True
-    )
+    once = [text for text, override in zip(overrides, parsed, strict=True) if not override.is_sweep_override()]
+    master = compose_config(force_added(once), with_hydra=True)
     swept = {str(key): value for key, value in (OmegaConf.select(master, "hydra.sweeper.params") or {}).items()}
     # An experiment's own parameters are replaced by those of the command line only where both are spelled alike.
     forced = [text if text.partition("=")[0] in swept else force_added([text])[0] for text in overrides]
@@ -102,10 +100,6 @@ def _name_and_folder(master: DictConfig, jobs: Sequence[ComposedJob], given: set
             f"the jobs of this sweep would lie in different folders (name={', '.join(names)}): give it one by name=TEXT"
         )
     return str(config.name), Path(str(config.paths.runs)) / str(config.name)
-
-
-def _once(override: Override) -> bool:
-    return not override.is_sweep_override()
 
 
 def _of_hydra(text: str) -> bool:

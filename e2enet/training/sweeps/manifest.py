@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from e2enet.common.configs import as_plain
 from e2enet.common.errors import raise_problems
 from e2enet.common.files import write_json
-from e2enet.common.job_key import SHORT, WITHOUT_EFFECT
+from e2enet.common.job_key import SHORT, WITHOUT_EFFECT, job_key, training_key
 from e2enet.common.locks import locked_file
 from e2enet.common.sweeps import CONFIG_FILE, MANIFEST, MANIFEST_VERSION, Sweep, SweepJob, read_config, read_sweep
 from e2enet.training.sweeps.rows import ComposedJob
@@ -31,6 +32,8 @@ def register_jobs(folder: Path, name: str, jobs: Sequence[ComposedJob]) -> dict[
     """
     with locked_file(folder / MANIFEST_LOCK, f"waiting for another launch that writes {folder / MANIFEST}"):
         known = read_sweep(folder) if (folder / MANIFEST).is_file() else Sweep(folder, name, {}, ())
+        listed = known.jobs
+        known = replace(known, jobs=tuple(_known_anew(job, {job.key for job in jobs}) for job in listed))
         folders = {job.key: job.folder for job in known.jobs}
         new = {job.key: folder / _folder_name(job) for job in jobs if job.key not in folders}
         folders |= new
@@ -43,10 +46,20 @@ def register_jobs(folder: Path, name: str, jobs: Sequence[ComposedJob]) -> dict[
                 ablations[job.experiment] = as_plain(job.config.ablation)
         content = [_manifest_line(job) for line, job in lines.items() if line not in superseded]
         content += [_composed_line(job, folders[job.key]) for line, job in added.items() if line not in lines]
-        if superseded or len(content) != len(lines) or ablations != known.ablations:
+        if superseded or len(content) != len(lines) or known.jobs != listed or ablations != known.ablations:
             manifest = {"version": MANIFEST_VERSION, "name": known.name, "ablations": ablations, "jobs": content}
             write_json(folder / MANIFEST, manifest)
     return {job.key: folders[job.key] for job in jobs}
+
+
+def _known_anew(job: SweepJob, keys: Set[str]) -> SweepJob:
+    """A job under the key that its own config has now, where one of these jobs has it: an earlier version of the code
+    may have counted other settings among what makes a job."""
+    if job.key in keys or not (job.folder / CONFIG_FILE).is_file():
+        return job
+    config = read_config(job.folder)
+    key = job_key(config)
+    return replace(job, key=key, training_key=training_key(config)) if key in keys else job
 
 
 def _superseded(
