@@ -17,6 +17,13 @@ from omegaconf.errors import OmegaConfBaseException
 from e2enet.common.config_rules import Rule, choice
 from e2enet.common.configs import as_plain
 
+# Hydra's own keys of a section with a `_target_`: here it is always built whole.
+BUILDING_RULES = {
+    "_partial_": choice(False),
+    "_recursive_": choice(True, False),
+    "_convert_": choice("none", "partial", "object", "all"),
+}
+
 
 @dataclass(frozen=True)
 class Conflict:
@@ -146,9 +153,14 @@ def _target_problems(path: str, section: Mapping[str, Any], schema: Schema) -> I
     for key, value in section.items():
         child = f"{path}.{key}"
         rule = extras.get(str(key)) or schema.target_rules.get(child)
-        if key in ("_target_", "_convert_", "_partial_"):
+        if key == "_target_" and makers is None:
             continue
-        if key not in allowed and not takes_any:
+        if key == "_target_":
+            yield child, f"{child}: {path} is chosen by its name; expected {path}.name={' | '.join(makers or ())}"
+        elif key in BUILDING_RULES:
+            if not BUILDING_RULES[key].accepts(value):
+                yield child, wrong_value(child, value, BUILDING_RULES[key])
+        elif key not in allowed and not takes_any:
             yield child, unknown_key(child, str(key), f"{path}.", allowed)
         elif rule is not None and not rule.accepts(value):
             yield child, wrong_value(child, value, rule)

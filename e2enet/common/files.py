@@ -143,6 +143,15 @@ def read_json(path: str | Path) -> Any:
     return content
 
 
+def read_remembered(path: str | Path) -> dict[str, Any] | None:
+    """The JSON object of a file that can be made anew; None where it is missing, or damaged by another hand."""
+    try:
+        content = read_json(path)
+    except InputError:
+        return None
+    return content if isinstance(content, dict) else None
+
+
 def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
     """Write rows as CSV with a header, atomically.
 

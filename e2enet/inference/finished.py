@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from e2enet.common.errors import InputError, raise_problems
-from e2enet.common.files import naming_unreadable, read_json, write_json
+from e2enet.common.errors import raise_problems
+from e2enet.common.files import naming_unreadable, read_remembered, write_json
 from e2enet.data.formats.naming import Case
 
 FOLDER = ".predicted"
@@ -84,12 +84,10 @@ class Results:
 
     def _read(self, case: Case) -> Any:
         """The record of a case; None where there is none that can be read."""
-        try:
-            record = read_json(self._record(case))
-        except InputError:
+        record = read_remembered(self._record(case))
+        if record is None or not record.keys() >= {"recipe", "scan", "more", "finished"}:
             return None
-        known = isinstance(record, dict) and record.keys() >= {"recipe", "scan", "more", "finished"}
-        return record if known and isinstance(record["recipe"], dict) and isinstance(record["more"], list) else None
+        return record if isinstance(record["recipe"], dict) and isinstance(record["more"], list) else None
 
     def _result(self, case: Case) -> Path:
         return self.folder / f"{case.id}{self.file_ending}"

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from e2enet.common import config_check
 from e2enet.common.config_check import first_line
-from e2enet.common.configs import EXPERIMENTS, compose_config, group_options
+from e2enet.common.configs import EXPERIMENTS, as_plain, compose_config, group_options
 from e2enet.common.errors import raise_problems
 from e2enet.common.overrides import (
     chooses_group,
@@ -25,7 +25,9 @@ from e2enet.common.overrides import (
     unknown_choice,
 )
 from e2enet.common.ranks import launched
+from e2enet.training.config_conflicts import on_cpu
 from e2enet.training.config_rules import SCHEMA
+from e2enet.training.part_trials import part_problems
 from e2enet.training.pretraining import pretraining_problems
 from e2enet.training.resume import resumed_config
 from e2enet.training.sweeps.rows import row_overrides
@@ -58,7 +60,16 @@ def check_config(config: DictConfig) -> None:
 
 def config_problems(config: DictConfig) -> list[str]:
     """What is wrong with a composed config, a line per problem."""
-    return config_check.config_problems(config, SCHEMA) or pretraining_problems(config, config_problems)
+    problems = config_check.config_problems(config, SCHEMA)
+    return [*problems, *_unusable_parts(config, problems)] or pretraining_problems(config, config_problems)
+
+
+def _unusable_parts(config: DictConfig, problems: Sequence[str]) -> Iterator[str]:
+    """Loss, optimizer and schedule that no step could use, where nothing is known to be wrong with their keys."""
+    if any(problem.startswith(("training", "trainer.accelerator", "an interpolation")) for problem in problems):
+        return
+    device = "cpu" if on_cpu(config.trainer.accelerator) else "cuda"
+    yield from part_problems(as_plain(config.training), device)
 
 
 def _command_line_problems(overrides: Sequence[str], multirun: bool) -> Iterator[str]:

@@ -68,12 +68,13 @@ def _density_one(masks: bool, updates: bool, density: float) -> str | None:
     return None
 
 
-def _on_cpu(accelerator: str) -> bool:
+def on_cpu(accelerator: str) -> bool:
+    """Whether training with `trainer.accelerator` runs on a CPU."""
     return accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
 
 
 def _precision_and_device(precision: Any, accelerator: str) -> str | None:
-    if precision == "16-mixed" and _on_cpu(accelerator):
+    if precision == "16-mixed" and on_cpu(accelerator):
         return "training.precision=16-mixed: needs a GPU; expected 32 | bf16-mixed on a CPU"
     return None
 
@@ -95,7 +96,7 @@ def _sparse_engine(
 ) -> str | None:
     reasons = {
         f"{name} is no E2ENet": name != "e2enet",
-        f"with trainer.accelerator={accelerator}, {ONLY_GROUPS}": not _on_cpu(accelerator) and granularity != "group",
+        f"with trainer.accelerator={accelerator}, {ONLY_GROUPS}": not on_cpu(accelerator) and granularity != "group",
         COMPILED: compiled,
         RECOMPUTED: checkpoint_activations,
     }

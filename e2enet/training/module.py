@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from hydra.utils import get_method, instantiate
+from hydra.utils import instantiate
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ from e2enet.network.recompute import checkpoint_activations
 from e2enet.training.dice import DiceCounts
 from e2enet.training.losses import DeepSupervisionLoss, sum_over_processes
 from e2enet.training.nonfinite import LEFT_OUT, NonFiniteGuard, without_gradient
+from e2enet.training.part_trials import build_schedule
 
 # The two validation loaders of the data module, by Lightning's `dataloader_idx`, and the name of their scores. Dice of
 # patches and of whole cases are on different scales (a patch on foreground holds less background to be wrong in),
@@ -171,12 +171,7 @@ class SegmentationModule(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build optimizer and schedule from `training.optimizer` and `training.schedule`."""
         optimizer = instantiate(self.training_config["optimizer"], params=self.parameters())
-        config = dict(self.training_config["schedule"])
-        interval = config.pop("interval", "epoch")
-        supplied: dict[str, Any] = {"optimizer": optimizer}
-        if "total" in inspect.signature(get_method(config["_target_"])).parameters:
-            supplied["total"] = self._length(interval)
-        scheduler = instantiate(config, **supplied)
+        scheduler, interval = build_schedule(self.training_config["schedule"], optimizer, self._length)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
 
     def _any_process(self, holds: bool) -> bool:

@@ -90,6 +90,30 @@ def test_all_mistakes_are_told_at_once() -> None:
             "training.schedule._target_=torch.optim.lr_scheduler.StepLR",
             "training.schedule.step_size: needs a value",
         ),
+        (
+            "training.schedule._target_=torch.optim.lr_scheduler.ReduceLROnPlateau ~training.schedule.warmup",
+            "training.schedule: torch.optim.lr_scheduler.ReduceLROnPlateau cannot be used (TypeError: ",
+        ),
+        ("training.optimizer._partial_=true", "training.optimizer._partial_=True: expected false"),
+        ("training.loss._convert_=some", "training.loss._convert_=some: expected none | partial | object | all"),
+        (
+            "training.loss={_target_:monai.losses.DiceLoss,softmax:true,to_onehot_y:true} ~training.loss.smooth",
+            "training.loss: monai.losses.DiceLoss cannot be used (",
+        ),
+        (
+            "training.loss={_target_:torch.nn.Identity} ~training.loss.smooth",
+            "training.loss: torch.nn.Identity cannot be used (TypeError: ",
+        ),
+        (
+            "training.loss={_target_:torch.nn.CrossEntropyLoss,reduction:none} ~training.loss.smooth",
+            "torch.nn.CrossEntropyLoss cannot be used (RuntimeError: stack expects each tensor to be equal size",
+        ),
+        ("training.optimizer={_target_:torch.optim.Muon}", "training.optimizer: torch.optim.Muon cannot be used ("),
+        (
+            "training.optimizer={_target_:torch.optim.SparseAdam} ~training.optimizer.weight_decay",
+            "training.optimizer: torch.optim.SparseAdam cannot be used (",
+        ),
+        ("network._target_=monai.networks.nets.SegResNet", "network._target_: network is chosen by its name; expected"),
         ("data.numworkers=1", "data.numworkers: unknown key; did you mean data.num_workers?"),
         ("~dsff.density", "dsff.density: is missing"),
         ("dsff.density=${nothing}", "interpolation"),
@@ -110,6 +134,10 @@ def test_mistakes(line: str, expected: str) -> None:
         "dsff.density_by_dim0={48:0.2} data.mirror_axes=[] plan.spacing=[3,1,1]",
         "data=msd data.name=Task04_Hippocampus training=hippocampus fold=all",
         "training.optimizer._target_=torch.optim.SGD training.optimizer.momentum=0.9",
+        "training.loss={_target_:torch.nn.CrossEntropyLoss,label_smoothing:0.1} ~training.loss.smooth",
+        "training.optimizer._target_=torch.optim.LBFGS ~training.optimizer.weight_decay",
+        "training.schedule={_target_:torch.optim.lr_scheduler.OneCycleLR,max_lr:0.1,total_steps:9,interval:step} "
+        "~training.schedule.warmup",
         "dsff=rigl dsff.granularity=group dsff.group_size=32 dsff.start=erk",
         "network=unet debug=one_batch",
         "network=unet training.checkpoint_activations=true training.compile=true",

@@ -92,3 +92,14 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Task99_None"):
         require_sound(FolderSource(tmp_path / "Task99_None", scan_msd), tmp_path / "prepared")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"key": 1}', "\xff\xfe"])
+def test_a_damaged_record_is_made_anew(source: FolderSource, checks: list[Path], tmp_path: Path, damage: str) -> None:
+    prepared = tmp_path / "prepared"
+    require_sound(source, prepared)
+    record = prepared / "checked.json"
+    whole = record.read_bytes()
+    record.write_text(damage, encoding="latin-1")
+    require_sound(source, prepared)
+    assert len(checks) == 2 and record.read_bytes() == whole

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from e2enet.common.errors import InputError
-from e2enet.common.files import content_key, file_states, read_json, write_json
+from e2enet.common.files import content_key, file_states, read_remembered, write_json
 from e2enet.common.locks import locked_folder
 from e2enet.data.formats.problems import Problem, raise_errors
 from e2enet.data.sources import DataSource
@@ -51,9 +51,8 @@ def _look_through(source: DataSource, num_workers: int | None) -> tuple[Problem,
 
 
 def _is_remembered(prepared: Path, key: str) -> bool:
-    record = prepared / RECORD
-    content = read_json(record) if record.is_file() else None
-    return isinstance(content, dict) and content.get("key") == key
+    content = read_remembered(prepared / RECORD)
+    return content is not None and content.get("key") == key
 
 
 def _dataset_key(source: DataSource) -> str | None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from e2enet.common.console import say
 from e2enet.common.errors import InputError, raise_problems
-from e2enet.common.files import content_key, file_states, read_json, write_json
+from e2enet.common.files import content_key, file_states, read_remembered, write_json
 from e2enet.common.locks import locked_folder
 from e2enet.common.workload import fit_workers
 from e2enet.data.formats.dataset import RawDataset
@@ -141,13 +141,8 @@ def dataset_depth_axis(dataset: RawDataset, cases: Sequence[Case]) -> int:
 
 
 def _kept_fingerprint(path: Path, key: str) -> Fingerprint | None:
-    if not path.is_file():
-        return None
-    try:
-        content = read_json(path)
-    except InputError:
-        return None  # damaged by another hand: made anew, since nothing is lost
-    if not isinstance(content, dict) or content.get("key") != key:
+    content = read_remembered(path)
+    if content is None or content.get("key") != key or "fingerprint" not in content:
         return None
     return Fingerprint.from_dict(content["fingerprint"])
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from e2enet.common.errors import InputError
-from e2enet.common.files import atomic_path, content_key, file_states, read_json, write_json
+from e2enet.common.files import atomic_path, content_key, file_states, read_remembered, write_json
 from e2enet.data.formats.dataset import RawDataset
 from e2enet.data.formats.naming import Case
 from e2enet.data.planning.plan import Plan
@@ -69,11 +69,8 @@ class CaseStore:
 
     def find(self, case: Case) -> PreparedCase | None:
         """The case where it is complete and was made from the raw files as they are now."""
-        try:
-            content = read_json(self._file(case, ".json"))
-        except InputError:
-            content = None  # none, or damaged by another hand: the case is made anew
-        if not isinstance(content, dict):
+        content = read_remembered(self._file(case, ".json"))
+        if content is None or "shape" not in content:
             return None
         image, label = self._file(case, ".image.npy"), self._file(case, ".label.npy")
         files = [image, *([label, self._file(case, ".foreground.npz")] if case.label else [])]

@@ -1,0 +1,132 @@
+"""Loss, optimizer and schedule of a config tried on a handful of voxels: what cannot be used is told before any data is
+prepared, with the reason that it gives itself.
+
+A signature does not tell that ReduceLROnPlateau wants a score at each step, that Muon takes matrices alone, or that a
+loss expects targets with a channel axis.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from hydra.utils import get_method, instantiate
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from e2enet.common.config_check import first_line
+from e2enet.training.losses import DeepSupervisionLoss
+
+LENGTH = 10  # steps that a schedule is built for
+# (B, K, D, H, W) of a tried head: no two sizes are the same, so that nothing fits by being broadcast.
+BATCH, CLASSES, SIZE = 2, 3, (4, 6, 8)
+
+
+def part_problems(training: Mapping[str, Any], device: str = "cpu") -> Iterator[str]:
+    """What is wrong with loss, optimizer and schedule where no training step could use them.
+
+    Args:
+        training: the `training` section in plain containers, of which signatures and values have been checked.
+        device: where training will run.
+    """
+    losses = [partial(_try_loss, training["loss"], classes, device) for classes in _classes(training)]
+    problem = _first_problem(losses)
+    if problem:
+        yield _told("training.loss", training, problem, "loss(logits, target) as one number")
+    problem = _problem(lambda: _try_optimizer(training["optimizer"], device))
+    if problem:
+        expected = "an optimizer of convolutions, norms and biases"
+        yield _told("training.optimizer", training, problem, expected)
+        return
+    problem = _problem(lambda: _try_schedule(training, device))
+    if problem:
+        expected = "a schedule that follows from the number of the step or epoch alone"
+        yield _told("training.schedule", training, problem, expected)
+
+
+def build_schedule(config: Mapping[str, Any], optimizer: Optimizer, total: Callable[[str], int]) -> tuple[Any, str]:
+    """The scheduler of a `training.schedule` section, and its interval: "step" or "epoch".
+
+    Args:
+        config: the section.
+        optimizer: whose learning rate it sets.
+        total: the length of the run in such intervals, asked for where the schedule takes it.
+    """
+    options = dict(config)
+    interval = options.pop("interval", "epoch")
+    supplied: dict[str, Any] = {"optimizer": optimizer}
+    if "total" in inspect.signature(get_method(options["_target_"])).parameters:
+        supplied["total"] = total(interval)
+    return instantiate(options, **supplied), interval
+
+
+def _try_loss(section: Mapping[str, Any], classes: int, device: str) -> None:
+    logits = torch.linspace(-1, 1, BATCH * classes * SIZE[0] * SIZE[1] * SIZE[2], device=device)
+    logits = logits.reshape(BATCH, classes, *SIZE).requires_grad_()
+    target = torch.zeros(BATCH, *SIZE, dtype=torch.int64, device=device)
+    target[:, 1] = 1
+    # Of an odd stride: targets are brought to the resolution of each head.
+    loss = DeepSupervisionLoss(instantiate(section)).to(device)([logits, logits[..., ::2, ::2]], target)
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+        raise TypeError(f"gave {_described(loss)}")
+    loss.backward()
+
+
+def _try_optimizer(section: Mapping[str, Any], device: str) -> Optimizer:
+    layers = nn.Sequential(nn.Conv3d(2, 2, (1, 3, 3)), nn.InstanceNorm3d(2, affine=True)).to(device)
+    optimizer = instantiate(section, params=layers.parameters())
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"gave {_described(optimizer)}")
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = layers(torch.ones(1, 2, 2, 4, 4, device=device)).square().mean()
+        loss.backward()
+        return float(loss)
+
+    optimizer.step(closure)
+    return optimizer
+
+
+def _try_schedule(training: Mapping[str, Any], device: str) -> None:
+    optimizer = _try_optimizer(training["optimizer"], device)
+    scheduler, _ = build_schedule(training["schedule"], optimizer, lambda interval: LENGTH)
+    scheduler.step()
+
+
+def _classes(training: Mapping[str, Any]) -> Sequence[int]:
+    """Numbers of classes that a loss may be made for: any, or as many as it has weights."""
+    values = training["loss"].values()
+    return [CLASSES, *(len(value) for value in values if isinstance(value, list) and len(value) > 1)]
+
+
+def _first_problem(attempts: Sequence[Callable[[], object]]) -> str | None:
+    """None where one of the attempts went well, else what was wrong with the first."""
+    problems = [_problem(attempt) for attempt in attempts]
+    return None if None in problems else problems[0]
+
+
+def _problem(attempt: Callable[[], object]) -> str | None:
+    try:
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            warnings.simplefilter("ignore")
+            attempt()
+    except Exception as error:  # whatever a part raises is the user's to see
+        cause = error.__cause__ or error  # Hydra wraps what a constructor raises
+        return f"{type(cause).__name__}: {first_line(cause)}"
+    return None
+
+
+def _told(path: str, training: Mapping[str, Any], problem: str, expected: str) -> str:
+    target = training[path.rsplit(".", 1)[-1]]["_target_"]
+    return f"{path}: {target} cannot be used ({problem}); expected {expected}"
+
+
+def _described(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}" + ("" if value.requires_grad else " without a gradient")
+    return type(value).__name__
