@@ -69,7 +69,7 @@ def _unusable_parts(config: DictConfig, problems: Sequence[str]) -> Iterator[str
     """Loss, optimizer and schedule that no step could use, where nothing is known to be wrong with their keys."""
     if any(problem.startswith(("training", "trainer.accelerator", "an interpolation")) for problem in problems):
         return
-    device = "cuda" if torch.cuda.is_available() and not on_cpu(config.trainer.accelerator) else "cpu"
+    device = "cuda" if torch.cuda.device_count() and not on_cpu(config.trainer.accelerator) else "cpu"
     yield from part_problems(as_plain(config.training), device)
 
 
