@@ -6,7 +6,8 @@ inactive kernels get zero, which is what the DSFF callback makes of theirs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from typing import Any, Protocol
 
 import numpy as np
@@ -50,34 +51,47 @@ class TrainedLayer(Protocol):
         """Add the gradients of the sources `into` theirs, none where nobody asks; return those of the parameters."""
 
 
+Layers = Mapping[int, TrainedLayer]  # by the number of the value that each gives
+
+
 class TrainingEngine:
     """Runs an E2ENet in training mode: (B, C, D, H, W) float32 on the CPU to the logits of its heads, with gradients.
 
-    Parameters stay the network's own; weights and masks are taken anew at every call. The input gets no gradient.
+    Parameters stay the network's own; weights and masks are taken anew at every call. A backward pass is that of the
+    masks of its own forward pass; where input or weights were changed in place since, torch's error is raised. The
+    input gets no gradient.
 
     Raises:
-        ValueError: for an input of the wrong shape.
+        ValueError: for an input of the wrong shape, or one that asks for its gradient.
     """
 
     def __init__(self, model: E2ENet) -> None:
         self.model = model
         self.calls, self.results = trace(model, training=model.training)
         self.layers = {call.output: _trained(call.module) for call in self.calls}
-        self.parameters = list(dict.fromkeys(p for call in self.calls for p in call.module.parameters()))
 
     def __call__(self, x: Tensor) -> Tensor | list[Tensor]:
         check_input(x, self.model.in_channels, self.model.strides)
-        logits = _Pass.apply(self, x, *self.parameters)
+        if x.requires_grad:
+            raise ValueError("the engine gives its input no gradient, and this one asks for it; run the network itself")
+        parameters = dict.fromkeys(p for call in self.calls for p in call.module.parameters())
+        logits = _Pass.apply(self, x, *parameters)
         return list(logits) if len(self.results) > 1 else logits[0]
 
-    def forward(self, sample: Tensor) -> dict[int, Signal]:
+    def refreshed(self) -> Layers:
+        """The layers with weights and masks as they are now, which later calls leave as they are."""
+        for layer in self.layers.values():
+            layer.refresh()
+        return {number: copy(layer) for number, layer in self.layers.items()}
+
+    def forward(self, layers: Layers, sample: Tensor) -> dict[int, Signal]:
         """All values of one sample's (C, D, H, W) forward pass."""
         values = {0: Signal.of(np.ascontiguousarray(sample.permute(0, 2, 3, 1).numpy()))}
         for call in self.calls:
-            values[call.output] = self.layers[call.output].forward([values[number] for number in call.inputs])
+            values[call.output] = layers[call.output].forward([values[number] for number in call.inputs])
         return values
 
-    def backward(self, values: dict[int, Signal], logits: Sequence[Tensor | None]) -> WeightGradients:
+    def backward(self, layers: Layers, values: dict[int, Signal], logits: Sequence[Tensor | None]) -> WeightGradients:
         """The gradients of the parameters for one sample, of those of its logits (C, D, H, W).
 
         `values` are let go on the way.
@@ -97,7 +111,7 @@ class TrainingEngine:
             wanted = [number for number in call.inputs if number != 0]  # nobody asks for the input's
             gradients |= {number: Gradient(values[number]) for number in wanted if number not in gradients}
             into = [gradients[number] for number in wanted]
-            found |= self.layers[call.output].backward(sources, output, gradient, into)
+            found |= layers[call.output].backward(sources, output, gradient, into)
         return found
 
 
@@ -106,11 +120,10 @@ class _Pass(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, engine: TrainingEngine, x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
-        for layer in engine.layers.values():
-            layer.refresh()
-        ctx.engine = engine
+        ctx.engine, ctx.layers, ctx.parameters = engine, engine.refreshed(), parameters
+        ctx.save_for_backward(x, *parameters)  # the layers read their memory: torch sees to it that it is unchanged
         samples = x.float()
-        ctx.passes = _each(lambda index: engine.forward(samples[index]), len(samples))
+        ctx.passes = _each(lambda index: engine.forward(ctx.layers, samples[index]), len(samples))
         return tuple(
             torch.stack([torch.from_numpy(values[number].stacked()) for values in ctx.passes]).permute(0, 1, 4, 2, 3)
             for number in engine.results
@@ -121,20 +134,25 @@ class _Pass(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         if ctx.passes is None:
             raise RuntimeError("going backward a second time: what the forward pass kept was let go the first time")
+        _ = ctx.saved_tensors  # raises where one was changed
         passes, ctx.passes = ctx.passes, None
 
         def go_back(index: int) -> WeightGradients:
             own, passes[index] = passes[index], {}
-            found: WeightGradients = ctx.engine.backward(own, [None if g is None else g[index] for g in grads])
+            found: WeightGradients = ctx.engine.backward(
+                ctx.layers, own, [None if g is None else g[index] for g in grads]
+            )
             return found
 
         sums: WeightGradients = {}
         for gradients in _each(go_back, len(passes)):
             for parameter, gradient in gradients.items():
                 sums[parameter] = sums[parameter] + gradient if parameter in sums else gradient
+        if not sums.keys() <= set(ctx.parameters):
+            raise RuntimeError("the network's parameters were replaced by others since the forward pass")
         found = (
             torch.from_numpy(sums[parameter]).to(parameter) if parameter in sums else torch.zeros_like(parameter)
-            for parameter in ctx.engine.parameters
+            for parameter in ctx.parameters
         )
         return None, None, *found
 

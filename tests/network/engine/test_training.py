@@ -146,6 +146,86 @@ def test_going_backward_twice_is_refused() -> None:
         loss.backward()
 
 
+def loss_of(run: Any, x: Tensor) -> Tensor:
+    found = run(x)
+    heads = found if isinstance(found, list) else [found]
+    return sum((head.square().mean() for head in heads), torch.zeros(()))
+
+
+CHANGED = {
+    "a convolution's weight": lambda model, x: model.encoder[0][0].conv.weight.mul_(2),
+    "a norm's weight": lambda model, x: model.encoder[1][0].norm.weight.add_(1),
+    "a norm's bias": lambda model, x: model.encoder[1][0].norm.bias.add_(1),
+    "a transposed convolution's": lambda model, x: model.decoder.columns[0][0].up.weight.zero_(),
+    "a head's": lambda model, x: model.heads[0].weight.neg_(),
+    "the input": lambda model, x: x.zero_(),
+    "masks": lambda model, x: update_masks(model, 0.5, generator=torch.Generator().manual_seed(4)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGED.values(), ids=CHANGED)
+@pytest.mark.parametrize("forward_again", [False, True])
+def test_what_was_changed_in_place_since_the_forward_pass_is_torchs_error(change: Any, forward_again: bool) -> None:
+    model, x = make_model(0.3).train(), sample()
+    engine = TrainingEngine(model)
+    loss = loss_of(engine, x)
+    with torch.no_grad():
+        change(model, x)
+    if forward_again:
+        loss_of(engine, x)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_backward_pass_is_that_of_its_own_masks(in_place: bool) -> None:
+    model, x = make_model(0.3).train(), sample()
+    engine = TrainingEngine(model)
+    loss_of(engine, x).backward()
+    expected = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    loss = loss_of(engine, x)
+    for layer in fusion_layers(model).values():
+        if in_place:
+            layer.kernel_mask.logical_not_()
+        else:
+            layer.kernel_mask = ~layer.kernel_mask
+    other = loss_of(engine, x)
+    assert not torch.equal(other, loss)
+    loss.backward()
+    found = [p.grad for p in model.parameters()]
+    assert all(torch.equal(one, two) for one, two in zip(found, expected, strict=True) if two is not None)  # type: ignore[arg-type]
+
+
+def test_two_passes_at_once_add_their_gradients() -> None:
+    model = make_model(0.3).train()
+    engine, images = TrainingEngine(model), [sample(1), 2 - sample(1)]
+    for image in images:
+        loss_of(engine, image).backward()
+    expected = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    sum(loss_of(engine, image) for image in images).backward()  # type: ignore[union-attr]
+    torch.testing.assert_close([p.grad for p in model.parameters() if p.grad is not None], expected)
+
+
+def test_parameters_put_in_the_place_of_others() -> None:
+    model = make_model(0.3).train()
+    engine, head = TrainingEngine(model), model.heads[0]
+    before = head.weight
+    head.weight = torch.nn.Parameter(before.detach() * 2)
+    loss_of(engine, sample()).backward()
+    assert before.grad is None and head.weight.grad is not None and head.weight.grad.any()
+    loss = loss_of(engine, sample())
+    head.weight = before
+    with pytest.raises(RuntimeError, match="replaced by others since the forward pass"):
+        loss.backward()
+
+
+def test_an_input_that_asks_for_its_gradient_is_refused() -> None:
+    with pytest.raises(ValueError, match="gives its input no gradient"):
+        TrainingEngine(make_model().train())(sample().requires_grad_())
+
+
 def test_auto_takes_the_engine_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     def chosen(network: E2ENet, engine: str = "auto", amp_dtype: torch.dtype | None = None) -> Any:
         return select_training(network, engine, amp_dtype=amp_dtype)
