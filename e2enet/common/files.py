@@ -125,12 +125,14 @@ def write_json(path: str | Path, content: Any) -> None:
 def read_json(path: str | Path) -> Any:
     """Read a JSON file; InputError naming the file where it is missing or is not JSON.
 
+    UTF-8 and UTF-16, with or without the byte order mark that editors on Windows put in front.
+
     Refused too is what Python would read and later stumble over: an object with a key twice (the first would be
     lost), text that no file can hold (half a surrogate pair), lists within lists without end.
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
+        content = json.loads(path.read_bytes(), object_pairs_hook=_without_repeats)
         json.dumps(content, ensure_ascii=False).encode("utf-8")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from e2enet.common.errors import InputError
+from e2enet.data.formats.listing import sort_out, told_of, unreadable
 
 ENDINGS = (".nii.gz", ".nii", ".mgz", ".mgh", ".mnc", ".hdr")
 DEFAULT_NAMES = "*"
@@ -23,8 +24,9 @@ def pair_files(
     A reference without a prediction is a problem, a prediction without a reference a warning.
     """
     problems: list[str] = []
-    predicted = find_label_images(predictions, problems, prediction_names)
-    references = find_label_images(labels, problems, label_names)
+    warnings: list[str] = []
+    predicted = find_label_images(predictions, problems, prediction_names, warnings)
+    references = find_label_images(labels, problems, label_names, warnings)
     if not references and not problems:
         problems.append(f"{labels}: holds no label image" + _named_like(label_names))
     pairs = {}
@@ -32,34 +34,43 @@ def pair_files(
         if case not in predicted:
             problems.append(f"{case}: no prediction for {reference}")
             continue
-        pairs[case] = (predicted[case], reference)
+        if not (unreadable(predicted[case]) or unreadable(reference)):  # which is a problem already
+            pairs[case] = (predicted[case], reference)
     extra = sorted(predicted.keys() - references.keys())
-    return pairs, problems, [f"{predicted[case]}: has no reference and is not scored" for case in extra]
+    return pairs, problems, warnings + [f"{predicted[case]}: has no reference and is not scored" for case in extra]
 
 
-def find_label_images(folder: Path, problems: list[str], names: str = DEFAULT_NAMES) -> dict[str, Path]:
+def find_label_images(
+    folder: Path, problems: list[str], names: str = DEFAULT_NAMES, warnings: list[str] | None = None
+) -> dict[str, Path]:
     """{case: path} of the images of a folder, sorted; the case is what `*` stands for in `names`.
 
-    Hidden files are passed over (macOS leaves `._case.nii.gz` in archives). Adds to `problems`: no such
-    folder, and two files of one case. InputError for names without `*`, or that leave the folder.
+    Adds to `problems`: no such folder, two files of one case, and files that are not there to be read (links whose
+    target is gone); to `warnings` what looks like a scan and is not taken, with the reason (hidden, another ending).
+    InputError for names without `*`, or that leave the folder.
     """
     pattern = _pattern(names)
     if not folder.is_dir():
         problems.append(f"{folder}: no such folder")
         return {}
+    listing = sort_out(folder, folder.glob(f"{names}.*"), ENDINGS)
     found: dict[str, Path] = {}
-    for path in sorted(folder.glob(f"{names}.*")):
-        ending = next((ending for ending in ENDINGS if path.name.endswith(ending)), None)
+    strange = []
+    for path in listing.files:
         relative = path.relative_to(folder).as_posix()
-        if ending is None or any(part.startswith(".") for part in relative.split("/")) or not path.is_file():
-            continue
+        ending = next(ending for ending in ENDINGS if path.name.endswith(ending))
         match = pattern.fullmatch(relative.removesuffix(ending))
         if match is None:
-            continue  # such as a/b_seg, whose two cases differ
-        if match["case"] in found:
+            strange.append(path)
+        elif match["case"] in found:
             problems.append(f"{match['case']}: two files, {found[match['case']]} and {path.name}; expected one")
         else:
             found[match["case"]] = path
+            if reason := unreadable(path):
+                problems.append(f"{match['case']}: {path}: {reason}")
+    if warnings is not None:
+        left = listing.problems() + [told_of(folder, strange, f"not taken: not named like {names}")] * bool(strange)
+        warnings += map(str, left)
     return found
 
 

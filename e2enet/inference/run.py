@@ -13,6 +13,7 @@ from e2enet.common.errors import InputError
 from e2enet.common.memory import give_back_freed_memory
 from e2enet.common.ranks import joined_team, launched
 from e2enet.data.formats.layout import find_cases
+from e2enet.data.formats.listing import note_companions
 from e2enet.data.formats.problems import Problem
 from e2enet.inference.checkpoint import LoadedModel, load_ensemble
 from e2enet.inference.config import PredictConfig
@@ -41,6 +42,11 @@ def run_prediction(config: PredictConfig) -> dict[str, str]:
     problems: list[Problem] = []
     cases = find_cases(config.input, len(models[0].channels), models[0].file_ending, problems)
     unusable = {str(problem.case): str(problem) for problem in problems if problem.severity == "error"}
+    left_out = [problem for problem in problems if problem.severity == "warning"]
+    for problem in left_out:
+        say(f"warning: {problem}", style="yellow")
+    for line in note_companions([config.input]):
+        say(line)
     names = f"{len(models)} models" if len(models) > 1 else str(models[0].path)
     say(f"{len(cases)} cases, {names}, on {device}")
     if postprocessing is not None:
@@ -71,7 +77,7 @@ def run_prediction(config: PredictConfig) -> dict[str, str]:
         lines = "\n".join(f"  - {case}: {reason}" for case, reason in failures.items())
         text = f"{len(failures)} of {len(cases) + len(unusable)} cases failed:\n{lines}"
     else:
-        text = f"all {len(cases)} cases are in {config.output}"
+        text = f"all {len(cases)} cases are in {config.output}" + ", beside what is warned of above" * bool(left_out)
     say(text)
     return failures
 

@@ -108,10 +108,9 @@ def test_all_missing_files_are_listed_at_once(tmp_path: Path) -> None:
     folder = msd(tmp_path)
     (folder / "imagesTr/a.nii.gz").unlink()
     (folder / "labelsTr/b.nii.gz").unlink()
-    (folder / "imagesTs/c.nii.gz").unlink()
     with pytest.raises(InputError) as caught:
         read_msd(folder)
-    for name in ("imagesTr/a", "labelsTr/b", "imagesTs/c"):
+    for name in ("imagesTr/a", "labelsTr/b"):
         assert f"{folder}/{name}.nii.gz: no such file" in str(caught.value)
 
 

@@ -146,9 +146,10 @@ def test_brats_flaws(tmp_path: Path) -> None:
     problems: list[Problem] = []
     dataset = scan_brats(root, problems, TABLE)
     assert ids(dataset) == (["BraTS20_Training_002"], [], ["BraTS20_Training_003"])
-    first, second, third = sorted(problems, key=lambda problem: str(problem.case))
+    first, third, second = sorted(problems, key=lambda problem: str(problem.case or "of the folder"))
     assert first.case == "BraTS20_Training_001" and "BraTS20_Training_001_t1ce.nii missing" in first.problem
-    assert second.severity == "warning" and "a test case" in second.problem
+    assert second.severity == "warning" and second.problem == "has no _seg file: a test case"
+    assert second.file == str(root / "BraTS20_Training_003")
     assert "BraTS20_Training_355_seg.nii missing; not expected: W39_1998.09.19_Segm.nii" in third.problem
     with pytest.raises(InputError, match="holds no case folder like"):
         read_brats(root / "BraTS20_Training_002", TABLE)

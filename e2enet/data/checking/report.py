@@ -48,6 +48,8 @@ def print_report(report: Report, verbose: bool = False) -> None:
             _print_table(("label", "name", "voxels", "share", "training cases"), _label_rows(report))
         if verbose:
             _print_table(CASE_COLUMNS, _case_rows(report.facts))
+    for note in report.notes:
+        _print_line(f"  {note}")
     for problem in report.problems:
         # Matrices stand below the line that says what they are.
         text = str(problem).replace("\n", "\n    ")

@@ -14,6 +14,7 @@ from e2enet.common.workload import available_cores
 from e2enet.data.checking.across import compare_cases
 from e2enet.data.checking.case import CaseFacts, CaseTask, examine_case
 from e2enet.data.formats.dataset import RawDataset
+from e2enet.data.formats.listing import note_companions
 from e2enet.data.formats.problems import Problem, case_error
 from e2enet.data.formats.stored import read_stored_header
 from e2enet.data.sources import DataSource, PhantomSource
@@ -33,12 +34,14 @@ class Report:
         dataset: None where the folder cannot be read at all.
         facts: Of every case with a readable image, in the dataset's order.
         problems: Errors first, then by case.
+        notes: What is told though nothing is wrong.
     """
 
     folder: Path
     dataset: RawDataset | None
     facts: tuple[CaseFacts, ...]
     problems: tuple[Problem, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def num_errors(self) -> int:
@@ -85,7 +88,8 @@ def check_dataset(source: DataSource, num_workers: int | None = None) -> Report:
             found[order[id(outcome.item)]] = facts
     in_order = [found[number] for number in sorted(found)]
     problems += compare_cases(dataset, in_order)
-    return Report(source.folder, dataset, tuple(in_order), _sorted(problems))
+    notes = note_companions(file.parent for task in tasks for file in task.case.files)
+    return Report(source.folder, dataset, tuple(in_order), _sorted(problems), tuple(notes))
 
 
 def affordable_workers(sizes: Sequence[int]) -> int:

@@ -58,6 +58,7 @@ def scan_amos(
     }
     for part, cases in listed.items():
         warn_unlisted(folder / f"images{part}", [case.images[0] for case in cases], problems)
+        warn_unlisted(folder / f"labels{part}", [case.label for case in cases], problems)
     for part in ("Tr", "Va"):
         problems += [
             case_error(case.id, "the case has no label", folder / f"labels{part}" / case.images[0].name)

@@ -16,7 +16,8 @@ from pathlib import Path
 from e2enet.common.errors import InputError
 from e2enet.data.formats.dataset import RawDataset, finish, require_folder
 from e2enet.data.formats.labels import LabelTable, resolve_labels
-from e2enet.data.formats.naming import FILE_ENDINGS, Case, case_id, visible_files
+from e2enet.data.formats.listing import Listing, list_scans, told_of
+from e2enet.data.formats.naming import Case, case_id
 from e2enet.data.formats.problems import Problem, case_error, case_warning
 
 # Channel -> end of the file's name; in the order of the Decathlon's Task01.
@@ -34,10 +35,14 @@ def scan_brats(folder: str | Path, problems: list[Problem], table: LabelTable) -
         raise InputError("BraTS case folders bring no names of their labels: give them as `labels`")
     require_folder(folder, "BraTS, holding a folder per case,")
     labels = resolve_labels(None, table, problems)
-    cases = read_case_folders(find_case_folders(folder), problems)
-    if not cases and not problems:
-        raise InputError(f"{folder}: holds no case folder like BraTS2021_00000/BraTS2021_00000_flair.nii.gz")
+    cases = read_case_folders(folder, find_case_folders(folder), problems)
+    if not cases and not any(problem.severity == "error" for problem in problems):
+        expected = f"{folder}: holds no case folder like BraTS2021_00000/BraTS2021_00000_flair.nii.gz"
+        raise InputError("\n  - ".join([expected, *map(str, problems)]))
     training = [case for case in cases if case.label is not None]
+    unlabelled = [folder / case.id for case in cases if case.label is None]
+    if unlabelled:
+        problems.append(told_of(folder, unlabelled, f"has no _{LABEL} file: a test case"))
     test = [case for case in cases if case.label is None]
     return finish("BraTS", folder, tuple(MODALITIES), labels, table, training=training, test=test, problems=problems)
 
@@ -52,21 +57,28 @@ def holds_case(folder: Path) -> bool:
     return any(path.is_file() for path in folder.glob(f"{folder.name}_flair.nii*"))
 
 
-def read_case_folders(folders: Iterable[Path], problems: list[Problem]) -> list[Case]:
-    """Cases of these folders; those that lack a modality are left out and added to `problems`."""
-    cases = [_read_case(folder, problems) for folder in folders]
+def read_case_folders(root: Path, folders: Iterable[Path], problems: list[Problem]) -> list[Case]:
+    """Cases of these folders in `root`; what lacks a modality or is no case is left out and added to `problems`."""
+    listings = [list_scans(folder) for folder in folders]
+    if root not in [listing.folder for listing in listings]:
+        loose = list_scans(root)
+        problems += [told_of(root, loose.files, "not taken: in no folder of a case")] if loose.files else []
+        problems += loose.problems()
+    empty = [listing.folder for listing in listings if not listing.files and not listing.num_left]
+    problems += [told_of(root, empty, "not taken: a folder without a scan")] if empty else []
+    cases = [_read_case(listing, problems) for listing in listings]
     return [case for case in cases if case is not None]
 
 
-def _read_case(folder: Path, problems: list[Problem]) -> Case | None:
+def _read_case(listing: Listing, problems: list[Problem]) -> Case | None:
     """The case of a folder; None without a NIfTI file, or where a modality is missing."""
-    case = folder.name
-    files = [file for ending in FILE_ENDINGS for file in visible_files(folder, ending)]
-    if not files:
+    folder, case = listing.folder, listing.folder.name
+    problems += listing.problems()
+    if not listing.files:
         return None
     found: dict[str, Path] = {}
     strange = []
-    for file in files:
+    for file in sorted(listing.files, key=lambda file: file.suffix):  # .gz first
         part = case_id(file.name).removeprefix(f"{case}_")
         if part not in (*MODALITIES.values(), LABEL) or part == case_id(file.name):
             strange.append(file.name)
@@ -74,7 +86,7 @@ def _read_case(folder: Path, problems: list[Problem]) -> Case | None:
             problems.append(case_error(case, f"is there twice, also as {found[part].name}", file))
         else:
             found[part] = file
-    ending = ".nii" if files[0].name.endswith(".nii") else ".nii.gz"
+    ending = listing.files[0].name.removeprefix(case_id(listing.files[0].name))
     missing = [f"{case}_{part}{ending}" for part in MODALITIES.values() if part not in found]
     if LABEL not in found and strange:
         missing.append(f"{case}_{LABEL}{ending}")  # such as W39_1998.09.19_Segm.nii of BraTS20_Training_355
@@ -84,6 +96,4 @@ def _read_case(folder: Path, problems: list[Problem]) -> Case | None:
         return None
     if strange:
         problems.append(case_warning(case, f"not expected and not used: {', '.join(strange)}", folder))
-    if LABEL not in found:
-        problems.append(case_warning(case, f"has no {case}_{LABEL}{ending}: a test case", folder))
     return Case(case, tuple(found[part] for part in MODALITIES.values()), found.get(LABEL))

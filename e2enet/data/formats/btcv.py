@@ -11,12 +11,14 @@ The folder RawData may itself be the root. There is no dataset.json: names of th
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from e2enet.common.errors import InputError
 from e2enet.data.formats.dataset import RawDataset, finish, require_folder
 from e2enet.data.formats.labels import LabelTable, resolve_labels
-from e2enet.data.formats.naming import FILE_ENDINGS, Case, case_id, visible_files
+from e2enet.data.formats.listing import list_scans
+from e2enet.data.formats.naming import Case, case_id
 from e2enet.data.formats.problems import Problem, case_error, dataset_error
 
 NAME = re.compile(r"(?P<kind>img|label)(?P<number>\d{4})")
@@ -62,14 +64,18 @@ def _numbered(folder: Path, kind: str, problems: list[Problem], *, required: boo
             problems.append(dataset_error("no such folder", folder))
         return {}
     found: dict[str, Path] = {}
-    for ending in FILE_ENDINGS:
-        for file in visible_files(folder, ending):
-            name = case_id(file.name)
-            match = NAME.fullmatch(name)
-            if match is None or match["kind"] != kind:
-                problems.append(case_error(name, f"a name like {kind}0001{ending} expected", file))
-            elif match["number"] in found:
-                problems.append(case_error(name, f"is there twice, also as {found[match['number']].name}", file))
-            else:
-                found[match["number"]] = file
+    listing = list_scans(folder)
+    problems += listing.problems()
+    wrong = []
+    for file in sorted(listing.files, key=lambda file: file.suffix):  # .gz first
+        name, ending = case_id(file.name), file.name.removeprefix(case_id(file.name))
+        match = NAME.fullmatch(name)
+        if match is None or match["kind"] != kind:
+            wrong.append(case_error(name, f"a name like {kind}0001{ending} expected", file))
+        elif match["number"] in found:
+            wrong.append(case_error(name, f"is there twice, also as {found[match['number']].name}", file))
+        else:
+            found[match["number"]] = file
+    # Training can do without a test case.
+    problems += wrong if required else [replace(one, severity="warning") for one in wrong]
     return dict(sorted(found.items()))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from e2enet.common.errors import InputError
 from e2enet.data.formats.labels import LabelTable
-from e2enet.data.formats.naming import FILE_ENDINGS, Case, visible_files
+from e2enet.data.formats.listing import FILE_ENDINGS, list_scans, told_of, unreadable
+from e2enet.data.formats.naming import Case
 from e2enet.data.formats.problems import Problem, case_error, case_warning, dataset_error
 
 
@@ -74,10 +75,9 @@ def finish(
     for first, second in (("training", "validation"), ("training", "test"), ("validation", "test")):
         shared = sorted(ids[first] & ids[second])
         problems += [case_warning(name, f"the id is in {first} and in {second}") for name in shared]
-    every = [case for cases in parts.values() for case in cases]
-    for case in every:
-        files = [file for file in (*case.images, case.label) if file is not None]
-        problems += [case_error(case.id, "no such file", file) for file in files if not file.is_file()]
+    for case in (*parts["training"], *parts["validation"]):
+        problems += [case_error(case.id, reason, file) for file in case.files if (reason := unreadable(file))]
+    parts["test"] = tuple(_present(parts["test"], problems))
     if not parts["training"] and not any(problem.severity == "error" for problem in problems):
         problems.append(dataset_error("there is no training case, at least one expected", folder))
     ending = file_ending or common_ending(parts["training"], problems)
@@ -96,6 +96,19 @@ def finish(
         regions,
         frozenset(only_trained),
     )
+
+
+def _present(test: Iterable[Case], problems: list[Problem]) -> Iterator[Case]:
+    """The test cases whose images are there, without labels that are not; training can do without the others."""
+    for case in test:
+        lost = [(file, reason) for file in case.images if (reason := unreadable(file))]
+        problems += [case_warning(case.id, f"{reason}: the test case is left out", file) for file, reason in lost]
+        if lost:
+            continue
+        if case.label is not None and (reason := unreadable(case.label)):
+            problems.append(case_warning(case.id, f"{reason}: the test case is not scored", case.label))
+            case = Case(case.id, case.images)
+        yield case
 
 
 def common_ending(cases: Sequence[Case], problems: list[Problem]) -> str:
@@ -119,8 +132,13 @@ def require_folder(folder: Path, expected: str) -> None:
         raise InputError(f"{folder}: no such folder ({expected} is expected)")
 
 
-def warn_unlisted(folder: Path, known: Iterable[Path], problems: list[Problem], ending: str = FILE_ENDINGS[0]) -> None:
-    """Warn of images in a folder that belong to no case; a folder that is not there has none."""
-    if folder.is_dir():
-        extra = sorted(set(visible_files(folder, ending)) - set(known))
-        problems += [Problem(None, "warning", "belongs to no case of the dataset", str(file)) for file in extra]
+def warn_unlisted(
+    folder: Path, known: Iterable[Path | None], problems: list[Problem], endings: Sequence[str] = FILE_ENDINGS
+) -> None:
+    """Warn of scans in a folder that belong to no case, a line per reason; a folder that is not there has none."""
+    listing = list_scans(folder, endings)
+    known = {path for path in known if path is not None}
+    extra = [path for path in listing.files if path not in known]
+    if extra:
+        problems.append(told_of(folder, extra, "belongs to no case of the dataset"))
+    problems += listing.problems()

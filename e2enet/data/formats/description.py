@@ -10,7 +10,8 @@ from typing import Any
 
 from e2enet.common.errors import InputError
 from e2enet.common.files import read_json
-from e2enet.data.formats.naming import FILE_ENDINGS, MOST_NAME_BYTES, Case, case_id, is_file_name
+from e2enet.data.formats.listing import FILE_ENDINGS, is_companion
+from e2enet.data.formats.naming import MOST_NAME_BYTES, Case, case_id, is_file_name
 from e2enet.data.formats.problems import Problem, dataset_error
 
 FILE_NAME = "dataset.json"
@@ -79,7 +80,8 @@ class Description:
         return {int(value): str(name) for value, name in sorted(pairs, key=lambda pair: int(pair[0]))}
 
     def listed_cases(self, section: str, labels_folder: str | None = None) -> list[Case]:
-        """Cases of a list of {"image", "label"} or of paths, relative to the folder; hidden files are left out.
+        """Cases of a list of {"image", "label"} or of paths, relative to the folder; hidden files are left out, with a
+        warning unless they are the `._x` that macOS leaves and some archives list.
 
         Entries without a label take the file of the image's name in `labels_folder`, where there is one;
         without a `labels_folder` each must name its label.
@@ -90,14 +92,16 @@ class Description:
             return []
         cases = []
         for entry in entries:
-            image = entry.get("image") if isinstance(entry, dict) else entry
-            label = entry.get("label") if isinstance(entry, dict) else None
+            image = _slashed(entry.get("image") if isinstance(entry, dict) else entry)
+            label = _slashed(entry.get("label") if isinstance(entry, dict) else None)
             if not isinstance(image, str) or (labels_folder is None and not isinstance(label, str)):
                 self.wrong(
                     f"{section} entry {entry!r}: an image{' and label' if labels_folder is None else ''} expected"
                 )
             elif Path(image).name.startswith("."):
-                continue  # some archives list the ._ files that macOS leaves
+                if not is_companion(self.path(image)):
+                    text = f"{section} image {image!r}: left out, hidden: its name begins with a dot"
+                    self.problems.append(Problem(None, "warning", text, str(self.file)))
             elif not image.endswith(FILE_ENDINGS) or not is_file_name(Path(image).name):
                 self.wrong(
                     f"{section} image {image!r}: a name ending in {' or '.join(FILE_ENDINGS)} expected, of at most "
@@ -119,12 +123,21 @@ class Description:
         if isinstance(expected, int) and expected != len(training) and not broken:
             self.wrong(f"numTraining is {expected}, but {len(training)} training cases were found")
 
-    def _inside(self, relative: str) -> Path:
+    def path(self, relative: str) -> Path:
         """The path in the folder; as written, so that a folder of symbolic links, or with .. in its path, works."""
-        path = self.folder / os.path.normpath(relative)
+        return self.folder / os.path.normpath(_slashed(relative))
+
+    def _inside(self, relative: str) -> Path:
+        """The same, and a problem where it lies elsewhere."""
+        path = self.path(relative)
         if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(self.folder)):
             self.wrong(f"{relative!r} lies outside the dataset's folder {self.folder}, a path within it expected")
         return path
+
+
+def _slashed(path: Any) -> Any:
+    """A path as Windows writes it, `imagesTr\\a.nii.gz`, with the slashes that every system reads."""
+    return path.replace("\\", "/") if isinstance(path, str) else path
 
 
 def _is_label(value: Any) -> bool:

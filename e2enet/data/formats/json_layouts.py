@@ -18,14 +18,15 @@ Dataset001_BrainTumour/dataset.json    channel_names {"0": name}, labels {name: 
 
 from __future__ import annotations
 
-import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from e2enet.data.formats.dataset import RawDataset, finish, warn_unlisted
 from e2enet.data.formats.description import Description
 from e2enet.data.formats.labels import LabelTable, resolve_labels
-from e2enet.data.formats.naming import FILE_ENDINGS, Case, group_modalities, is_file_name, visible_files
+from e2enet.data.formats.listing import FILE_ENDINGS, list_scans
+from e2enet.data.formats.naming import Case, group_modalities, is_file_name
 from e2enet.data.formats.problems import Problem, case_error, dataset_error
 
 
@@ -44,7 +45,7 @@ def scan_msd(folder: str | Path, problems: list[Problem], table: LabelTable | No
     description.check_count(training)
     for part, cases in (("Tr", training), ("Ts", test)):
         warn_unlisted(folder / f"images{part}", [case.images[0] for case in cases], problems)
-    warn_unlisted(folder / "labelsTr", [case.label for case in training if case.label], problems)
+        warn_unlisted(folder / f"labels{part}", [case.label for case in cases], problems)
     return finish(description.name, folder, channels, labels, table, training=training, test=test, problems=problems)
 
 
@@ -58,17 +59,16 @@ def scan_nnunet(folder: str | Path, problems: list[Problem], table: LabelTable |
     description = Description(folder, problems)
     channels, found = description.channels(), description.labels()
     labels = resolve_labels(found, table, problems) if found or table.names else {0: "background"}
-    ending = description.content.get("file_ending", ".nii.gz")
-    if ending not in FILE_ENDINGS:
-        description.wrong(f"file_ending is {ending!r}: {' or '.join(FILE_ENDINGS)} expected (NIfTI only)")
-        ending = ".nii.gz"
+    ending = _file_ending(description)
+    training, test = list[Case](), list[Case]()
     if "dataset" in description.content:
         training = _section_cases(description, len(channels))
-    else:
+        warn_unlisted(folder / "imagesTr", [image for case in training for image in case.images], problems)
+        warn_unlisted(folder / "labelsTr", [case.label for case in training], problems)
+    elif ending is not None:
         training = _folder_cases(folder, "Tr", len(channels), ending, problems)
-        warn_unlisted(folder / "labelsTr", [case.label for case in training if case.label], problems, ending)
-    has_test = (folder / "imagesTs").is_dir()
-    test = _folder_cases(folder, "Ts", len(channels), ending, problems) if has_test else []
+    if ending is not None and (folder / "imagesTs").is_dir():
+        test = _folder_cases(folder, "Ts", len(channels), ending, problems)
     description.check_count(training)
     return finish(
         description.name,
@@ -78,7 +78,7 @@ def scan_nnunet(folder: str | Path, problems: list[Problem], table: LabelTable |
         table,
         training=training,
         test=test,
-        file_ending=ending,
+        file_ending=ending or FILE_ENDINGS[0],
         problems=problems,
     )
 
@@ -101,25 +101,47 @@ def _section_cases(description: Description, num_channels: int) -> list[Case]:
         elif not name or name.startswith(".") or not is_file_name(name):
             description.wrong(f"dataset entry {name!r}: an id that can be a file's name expected")
         else:
-            paths = tuple(description.folder / os.path.normpath(image) for image in images)
-            cases.append(Case(name, paths, description.folder / os.path.normpath(label)))
+            cases.append(Case(name, tuple(map(description.path, images)), description.path(label)))
     return cases
 
 
+def _file_ending(description: Description) -> str | None:
+    """`file_ending`, of which there are training images; None where it cannot be used, and a problem says why."""
+    ending = description.content.get("file_ending", FILE_ENDINGS[0])
+    listing = list_scans(description.folder / "imagesTr")
+    there = f"; {listing.folder} holds {listing.endings()}" if listing.endings() else ""
+    if ending not in FILE_ENDINGS:
+        description.wrong(f"file_ending is {ending!r}: {' or '.join(FILE_ENDINGS)} expected (NIfTI only){there}")
+        return None
+    if "dataset" not in description.content and there and not any(f.name.endswith(ending) for f in listing.files):
+        description.wrong(f"file_ending is {ending!r}, of which there is no training image{there}")
+        return None
+    return str(ending)
+
+
 def _folder_cases(folder: Path, part: str, num_channels: int, ending: str, problems: list[Problem]) -> list[Case]:
-    """Cases of imagesTr or imagesTs by their names; training labels must exist, test labels may."""
-    images, labels = folder / f"images{part}", folder / f"labels{part}"
-    if not images.is_dir():
-        problems.append(dataset_error("no such folder", images))
+    """Cases of imagesTr or imagesTs by their names; training labels must exist, test labels may.
+
+    A test case that lacks a modality is a warning, as one that is not there.
+    """
+    images, labels = list_scans(folder / f"images{part}", [ending]), list_scans(folder / f"labels{part}", [ending])
+    if not images.folder.is_dir():
+        problems.append(dataset_error("no such folder", images.folder))
         return []
-    cases, found = group_modalities(visible_files(images, ending), num_channels, ending)
-    problems.extend(found)
-    problems.extend(
+    cases, found = group_modalities(images.files, num_channels, ending)
+    found += [
         case_error(case.id, f"a name like <case>_0000{ending} expected", case.images[0])
         for case in cases
         if not case.images[0].name.endswith(f"_0000{ending}")
-    )
-    labelled = [Case(case.id, case.images, labels / f"{case.id}{ending}") for case in cases]
+    ]
+    problems += found if part == "Tr" else [replace(one, severity="warning") for one in found]
+    problems += images.problems()
+    if part == "Tr" and labels.num_left and not labels.files:
+        expected = f"labels ending in {ending} expected, as the images do; there are {labels.endings()}"
+        problems.append(dataset_error(expected, labels.folder))
+        return []
+    labelled = [Case(case.id, case.images, labels.folder / f"{case.id}{ending}") for case in cases]
+    warn_unlisted(labels.folder, [case.label for case in labelled], problems, [ending])
     if part == "Tr":
         return labelled
-    return [case if case.label and case.label.is_file() else Case(case.id, case.images) for case in labelled]
+    return [case if case.label in labels.files else Case(case.id, case.images) for case in labelled]

@@ -16,7 +16,7 @@ from e2enet.data.formats.btcv import scan_btcv
 from e2enet.data.formats.dataset import RawDataset
 from e2enet.data.formats.json_layouts import scan_msd, scan_nnunet
 from e2enet.data.formats.labels import LabelTable
-from e2enet.data.formats.naming import Case, find_named_cases
+from e2enet.data.formats.naming import Case, find_named_cases, readable
 from e2enet.data.formats.problems import Problem, raise_errors
 
 __all__ = [
@@ -73,15 +73,15 @@ def find_cases(
     """
     folder = Path(source)
     with naming_unreadable(folder):
-        folders = [folder, *find_case_folders(folder)] if num_channels == len(MODALITIES) and folder.is_dir() else []
-        folders = [path for path in folders if holds_case(path)]
-        if not folders:
+        folders = find_case_folders(folder) if num_channels == len(MODALITIES) and folder.is_dir() else []
+        folders = [folder] if num_channels == len(MODALITIES) and holds_case(folder) else folders
+        if not any(map(holds_case, folders)):
             return find_named_cases(source, num_channels, file_ending, problems)
         found: list[Problem] = []
-        cases = read_case_folders(folders, found)
+        cases = readable(read_case_folders(folder, folders, found), found)
     if problems is None or not cases:
         raise_errors(found, f"{source}: these cases cannot be predicted")
-    else:
+    if problems is not None:
         problems += found
     return cases
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from e2enet.common.errors import InputError
+from e2enet.data.formats.listing import FILE_ENDINGS, SCAN_LIKE, Listing, list_scans, told_of, unreadable
 from e2enet.data.formats.problems import Problem, case_error, raise_errors
 
-FILE_ENDINGS = (".nii.gz", ".nii")
 MOST_NAME_BYTES = 200  # file systems take 255, of which the names that are made of a case's need some
 MODALITY = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 
@@ -38,33 +38,42 @@ def find_named_cases(
 ) -> list[Case]:
     """Cases to predict by the names of their files, in a folder or given as one file, sorted by id.
 
-    Hidden files are ignored.
-
     With one channel both `x.nii.gz` and `x_0000.nii.gz` are case x. With several, `x_0000`, `x_0001`, .. are
-    one case and a plain `x.nii.gz` is a 4D file. Raises InputError naming what is missing: the path, any
-    case, or modalities; a list of `problems` takes those of single cases instead, where there are others.
+    one case and a plain `x.nii.gz` is a 4D file. Where a file is there as .nii.gz and as .nii, that of `file_ending`
+    is taken. Raises InputError naming what is missing: the path, any case, or modalities; a list of `problems` takes
+    what is wrong with single cases instead, where there are others, and a warning of what is not taken.
     """
     source = Path(source)
     if source.is_dir():
-        files = visible_files(source, file_ending)
-        if not files:
-            raise InputError(f"{source}: holds no image; files ending in {file_ending} expected")
-        cases, found = group_modalities(files, num_channels, file_ending)
-    elif source.is_file():
-        if not source.name.endswith(FILE_ENDINGS):
-            raise InputError(f"{source}: a file ending in {' or '.join(FILE_ENDINGS)} expected")
-        ending = next(ending for ending in FILE_ENDINGS if source.name.endswith(ending))
-        cases, found = group_modalities(_with_siblings(source, num_channels, ending), num_channels, ending)
+        listing = list_scans(source)
+        files, found = _one_of_each(listing, file_ending)
+        found += [*listing.problems(), *_warn_of_folders(source)]
+    elif reason := unreadable(source):
+        raise InputError(f"{source}: {'no such file or folder' if reason == 'no such file' else reason}")
+    elif not source.name.endswith(FILE_ENDINGS):
+        raise InputError(f"{source}: a file ending in {' or '.join(FILE_ENDINGS)} expected")
     else:
-        raise InputError(f"{source}: no such file or folder")
+        files, found = _with_siblings(source, num_channels), []
+    cases, of_cases = group_modalities(files, num_channels, file_ending)
+    found += of_cases
     repeated = [name for name, count in Counter(case.id for case in cases).items() if count > 1]
     found += [case_error(name, "is there twice, with and without a modality number") for name in repeated]
-    cases = [case for case in cases if case.id not in repeated]
+    cases = readable([case for case in cases if case.id not in repeated], found)
     if problems is None or not cases:
-        raise_errors(found, f"{source}: the cases cannot be told from the file names")
-    else:
+        raise_errors(found, f"{source}: these cases cannot be predicted")
+    if not cases:
+        expected = f"{source}: holds no image; files ending in {' or '.join(FILE_ENDINGS)} expected"
+        raise InputError("\n  - ".join([expected, *map(str, found)]))
+    if problems is not None:
         problems += found
     return sorted(cases, key=lambda case: case.id)
+
+
+def readable(cases: Sequence[Case], problems: list[Problem]) -> list[Case]:
+    """The cases whose images are there to be read; the others are added to `problems`."""
+    broken = [(case.id, reason, file) for case in cases for file in case.images if (reason := unreadable(file))]
+    problems += [case_error(*one) for one in broken]
+    return [case for case in cases if case.id not in {name for name, *_ in broken}]
 
 
 def case_id(file_name: str) -> str:
@@ -80,13 +89,6 @@ def is_file_name(name: str) -> bool:
     return name.isprintable() and Path(name).name == name and len(os.fsencode(name)) <= MOST_NAME_BYTES
 
 
-def visible_files(folder: Path, file_ending: str) -> list[Path]:
-    """Files of this ending, sorted, without the hidden `._x.nii.gz` that macOS archives carry."""
-    return sorted(
-        p for p in folder.iterdir() if p.name.endswith(file_ending) and not p.name.startswith(".") and p.is_file()
-    )
-
-
 def group_modalities(files: Sequence[Path], num_channels: int, file_ending: str) -> tuple[list[Case], list[Problem]]:
     """Group files into cases; returns the cases and what is wrong with the others.
 
@@ -96,7 +98,7 @@ def group_modalities(files: Sequence[Path], num_channels: int, file_ending: str)
     numbered: dict[str, dict[int, Path]] = defaultdict(dict)
     plain: list[Path] = []
     for file in files:
-        match = MODALITY.match(file.name.removesuffix(file_ending))
+        match = MODALITY.match(case_id(file.name))
         if match:
             numbered[match["case"]][int(match["channel"])] = file
         else:
@@ -104,7 +106,7 @@ def group_modalities(files: Sequence[Path], num_channels: int, file_ending: str)
     numbers = {channel for channels in numbered.values() for channel in channels}
     if numbers and 0 not in numbers and (num_channels == 1 or max(numbers) >= num_channels):
         plain, numbered = list(files), defaultdict(dict)
-    cases = [Case(file.name.removesuffix(file_ending), (file,)) for file in plain]
+    cases = [Case(case_id(file.name), (file,)) for file in plain]
     problems = []
     expected = f"({num_channels} channels expected)"
     for name, channels in numbered.items():
@@ -119,13 +121,28 @@ def group_modalities(files: Sequence[Path], num_channels: int, file_ending: str)
     return cases, problems
 
 
-def _with_siblings(file: Path, num_channels: int, ending: str) -> list[Path]:
+def _one_of_each(listing: Listing, file_ending: str) -> tuple[list[Path], list[Problem]]:
+    """The files, each name once, and a warning of those whose name is there with the other ending too."""
+    chosen: dict[str, Path] = {}
+    for file in sorted(listing.files, key=lambda file: not file.name.endswith(file_ending)):
+        chosen.setdefault(case_id(file.name), file)
+    spare = [file for file in listing.files if chosen[case_id(file.name)] != file]
+    reason = f"not taken: beside it is the same name with {file_ending}"
+    return sorted(chosen.values()), [told_of(listing.folder, spare, reason)] if spare else []
+
+
+def _warn_of_folders(source: Path) -> list[Problem]:
+    """A warning of folders that hold scans, which are not looked for there."""
+    folders = [path for path in sorted(source.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    holding = [path for path in folders if not SCAN_LIKE.search(path.name) and list_scans(path).files]
+    return [told_of(source, holding, "not taken: a folder that holds scans")] if holding else []
+
+
+def _with_siblings(file: Path, num_channels: int) -> list[Path]:
     """The file and, where it is one modality of several, the others of its case beside it."""
-    match = MODALITY.match(file.name.removesuffix(ending))
+    match = MODALITY.match(case_id(file.name))
     if match is None or num_channels == 1 or int(match["channel"]) >= num_channels:
         return [file]
-    return [
-        path
-        for path in visible_files(file.parent, ending)
-        if re.fullmatch(re.escape(match["case"]) + r"_\d{4}" + re.escape(ending), path.name)
-    ]
+    ending = file.name.removeprefix(case_id(file.name))
+    pattern = re.compile(re.escape(match["case"]) + r"_\d{4}" + re.escape(ending))
+    return [path for path in list_scans(file.parent, [ending]).files if pattern.fullmatch(path.name)]

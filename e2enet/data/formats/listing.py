@@ -1,0 +1,132 @@
+"""What looks like a scan in a folder: taken, or left out for a reason that is told.
+
+Every layout, prediction and evaluation list their files here, so that none of them loses a scan in silence.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from e2enet.common.files import TEMPORARY
+from e2enet.data.formats.problems import Problem
+
+FILE_ENDINGS = (".nii.gz", ".nii")
+# Scans of other formats, and of ours under a name that something was added to: x.nii.gz.part, x.NII.
+SCAN_LIKE = re.compile(
+    r"\.(nii(?![a-z])|(nrrd|nhdr|mha|mhd|mgz|mgh|mnc|hdr|img|dcm|dicom|ima|gipl)(\.gz)?$)", re.IGNORECASE
+)
+GZIP = b"\x1f\x8b"
+NAMED = 3  # files that a line names before it counts
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a folder that look like scans.
+
+    Attributes:
+        folder: The folder.
+        files: Those of the expected endings, sorted. A link whose target is gone is one of them: its case fails.
+        left: Reason -> files that are not taken.
+        companions: The `._x.nii.gz` that macOS leaves beside files: no scans.
+    """
+
+    folder: Path
+    files: tuple[Path, ...]
+    left: dict[str, list[Path]]
+    companions: tuple[Path, ...]
+
+    @property
+    def num_left(self) -> int:
+        """How many files are not taken."""
+        return sum(map(len, self.left.values()))
+
+    def endings(self) -> str:
+        """What the folder holds by ending, such as `8 of .nii.gz, 1 of .mha`; empty where nothing looks like a scan."""
+        counts: dict[str, int] = {}
+        for path in (*self.files, *(path for paths in self.left.values() for path in paths)):
+            counts[ending_of(path.name)] = counts.get(ending_of(path.name), 0) + 1
+        return ", ".join(f"{count} of {ending}" for ending, count in sorted(counts.items()))
+
+    def problems(self) -> list[Problem]:
+        """A warning per reason; companions are worth none."""
+        return [told_of(self.folder, paths, reason) for reason, paths in sorted(self.left.items())]
+
+
+def note_companions(folders: Iterable[Path]) -> list[str]:
+    """A line where there are companions in these folders, with their number; they are no reason to worry."""
+    found = [path for folder in sorted(set(folders)) for path in list_scans(folder).companions]
+    text = "passed over: what macOS keeps of other files"
+    return [f"{text} ({len(found)} named like {found[0].name}, {found[0].parent})"] if found else []
+
+
+def list_scans(folder: Path, endings: Sequence[str] = FILE_ENDINGS) -> Listing:
+    """What looks like a scan directly in a folder; none of it where there is no such folder."""
+    return sort_out(folder, folder.iterdir() if folder.is_dir() else (), endings)
+
+
+def sort_out(folder: Path, paths: Iterable[Path], endings: Sequence[str] = FILE_ENDINGS) -> Listing:
+    """The same of some paths in or below a folder."""
+    files, companions, left = list[Path](), list[Path](), dict[str, list[Path]]()
+    for path in sorted(paths):
+        if not SCAN_LIKE.search(path.name) and not path.name.endswith(tuple(endings)):
+            continue
+        if path.name.endswith(".img") and ".hdr" in endings and path.with_suffix(".hdr").exists():
+            continue  # the voxels of a .hdr
+        if is_companion(path):
+            companions.append(path)
+        elif (reason := _reason(folder, path, endings)) is None:
+            files.append(path)
+        else:
+            left.setdefault(reason, []).append(path)
+    return Listing(folder, tuple(files), left, tuple(companions))
+
+
+def is_companion(path: Path) -> bool:
+    """Whether a file is what macOS keeps of another file's attributes: `._x.nii.gz`, which is no gzip stream."""
+    if not path.name.startswith("._"):
+        return False
+    try:
+        with path.open("rb") as stream:
+            return stream.read(len(GZIP)) != GZIP
+    except OSError:
+        return True
+
+
+def unreadable(path: Path) -> str | None:
+    """Why there is no file to read at a path; None where there is one."""
+    if os.path.isfile(path):
+        return None if os.access(path, os.R_OK) else "the permission to read it is lacking"
+    if path.is_symlink():
+        return f"a link whose target {os.readlink(path)} is not there"
+    return "a folder, a file expected" if os.path.isdir(path) else "no such file"
+
+
+def told_of(folder: Path, paths: Sequence[Path], reason: str) -> Problem:
+    """A warning of files that share a reason: of the file where it is one, else the folder, their number and a few."""
+    if len(paths) == 1:
+        return Problem(None, "warning", reason, str(paths[0]))
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    named = ", ".join(names[:NAMED]) + f" and {len(names) - NAMED} more" * (len(names) > NAMED)
+    return Problem(None, "warning", f"{reason} ({len(paths)}: {named})", str(folder))
+
+
+def ending_of(name: str) -> str:
+    """The part of a name by which it looks like a scan: .nii.gz, .mha, .nii.gz.part."""
+    match = SCAN_LIKE.search(name)
+    return name[match.start() :] if match else Path(name).suffix
+
+
+def _reason(folder: Path, path: Path, endings: Sequence[str]) -> str | None:
+    """Why a file that looks like a scan is not taken; None where it is."""
+    expected = " or ".join(endings)
+    if any(part.startswith(TEMPORARY) for part in path.relative_to(folder).parts):
+        return "not taken: half written, by a run that is at work or was killed"
+    if any(part.startswith(".") for part in path.relative_to(folder).parts):
+        return "not taken: hidden, its name begins with a dot"
+    if not path.name.endswith(tuple(endings)):
+        return f"not taken: ends in {ending_of(path.name)}, {expected} expected"
+    return "not taken: a folder, a file expected" if os.path.isdir(path) else None
