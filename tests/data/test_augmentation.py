@@ -129,6 +129,16 @@ def test_rotation_angles_and_scales_fill_their_ranges() -> None:
     assert stats.kstest(angles, stats.uniform(-30, 60).cdf).pvalue > 0.01
 
 
+def test_patches_augmented_in_plane_turn_by_up_to_half_a_turn() -> None:
+    draws = draw_many(build_augmentation((8, 25, 25), ()), 4000)
+    matrices = [np.array(draw.matrix) for draw in draws if draw.matrix]
+    assert all(np.allclose(matrix[0], [1, 0, 0]) and np.allclose(matrix[:, 0], [1, 0, 0]) for matrix in matrices)
+    angles = np.array([np.rad2deg(np.arctan2(matrix[2, 1], matrix[1, 1])) for matrix in matrices])
+    turned = angles[np.abs(angles) > 1e-6]
+    assert len(turned) / 4000 == pytest.approx(0.2, abs=0.03)
+    assert stats.kstest(turned, stats.uniform(-180, 360).cdf).pvalue > 0.01
+
+
 def test_whole_recipe_gives_finite_patches_with_old_labels() -> None:
     augmentation = build_augmentation(PATCH, (0, 1, 2))
     for draw in draw_many(augmentation, 30):

@@ -33,6 +33,10 @@ AUGMENTATIONS = ("nnunet", "mirror", "none")
 # Beyond this ratio of in-plane to depth size, patches are augmented slice by slice (nnU-Net's "dummy 2D").
 ANISOTROPIC_PATCH = 3
 
+# Largest rotation to either side: of patches about each axis, of slices about the depth axis alone.
+DEGREES = 30.0
+DEGREES_IN_PLANE = 180.0
+
 NOISE_P = 0.1
 # nnU-Net calls this a range of variances but draws the noise with it as standard deviation: so do we.
 NOISE_DEVIATIONS = (0.0, 0.1)
@@ -184,7 +188,7 @@ def build_augmentation(patch_size: Sequence[int], mirror_axes: Sequence[int], re
     if recipe == "mirror":
         return build(spatial=None, noise_p=0.0, steps={}, mirror_axes=tuple(mirror_axes))
     in_plane = max(d, h, w) / d > ANISOTROPIC_PATCH
-    spatial = RandomRotateScale(in_plane=in_plane)
+    spatial = RandomRotateScale(degrees=DEGREES_IN_PLANE if in_plane else DEGREES, in_plane=in_plane)
     return build(spatial=spatial, noise_p=NOISE_P, steps=_intensity_steps(in_plane), mirror_axes=tuple(mirror_axes))
 
 

@@ -60,7 +60,7 @@ class RandomRotateScale:
     """Draws a rotation, a scaling, both or none, from torch's global generator.
 
     Args:
-        degrees: Largest rotation to either side, about each axis.
+        degrees: Largest rotation to either side, about each axis that is turned about.
         scales: Range of the scale; above 1 the patch covers more of the image. Drawn below and above 1
             equally often.
         rotation_p: Probability of a rotation.

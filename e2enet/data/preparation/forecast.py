@@ -15,7 +15,7 @@ from e2enet.data.formats.naming import Case
 from e2enet.data.formats.volume import read_geometry
 from e2enet.data.planning.casework import SMALL_VOXELS, image_voxels
 from e2enet.data.planning.plan import Plan, resampled_shape
-from e2enet.data.preparation.foreground import MAX_COORDINATES
+from e2enet.data.preparation.foreground import MIN_COORDINATES, MIN_SHARE
 
 # Peak of a worker in float32 sizes of its case (raw or resampled, whichever is larger); docs/preparation.md
 # has the measurements, a test keeps them below.
@@ -54,7 +54,7 @@ def forecast(
         except InputError:
             raw, prepared = 0, 0  # the worker will say what is wrong, and the others go on
         channels = len(dataset.channels)
-        coordinates = min(prepared, MAX_COORDINATES * (len(dataset.labels) - 1)) * COORDINATE_BYTES
+        coordinates = _coordinates(prepared, len(dataset.labels) - 1) * COORDINATE_BYTES
         label_bytes = prepared * (1 if len(dataset.labels) <= 256 else 2) + coordinates
         disk += prepared * channels * 4 + (label_bytes if case.label is not None else 0)
         needs[case.id] = int(PEAK_FACTOR * 4 * max(raw, prepared * channels))
@@ -72,6 +72,11 @@ def free_disk(folder: Path) -> int:
     """Bytes that may be written to the folder, which need not exist yet."""
     existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.is_dir())
     return shutil.disk_usage(existing).free
+
+
+def _coordinates(voxels: int, classes: int) -> int:
+    """At most so many are kept, however the classes share the voxels: of each 10 000 or a hundredth of its own."""
+    return min(voxels, MIN_COORDINATES * classes + math.ceil(voxels * MIN_SHARE))
 
 
 def _voxels(case: Case, plan: Plan) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -9,12 +10,19 @@ import numpy as np
 
 from e2enet.common.files import atomic_path
 
-MAX_COORDINATES = 10_000
+MIN_COORDINATES = 10_000
+MIN_SHARE = 0.01  # of a class: from a large one, 10 000 would be too few places
 COORDINATE_SEED = 1234
 
 
-def sample_coordinates(label: np.ndarray, limit: int = MAX_COORDINATES) -> dict[int, np.ndarray]:
-    """Class -> (n, 3) int32 coordinates of at most `limit` of its voxels, drawn without replacement by a
+def num_coordinates(voxels: int, least: int = MIN_COORDINATES) -> int:
+    """How many coordinates are kept of a class of so many voxels: `least` or a hundredth, whichever is more, as in
+    nnU-Net; all of a smaller class."""
+    return min(voxels, max(least, math.ceil(voxels * MIN_SHARE)))
+
+
+def sample_coordinates(label: np.ndarray, least: int = MIN_COORDINATES) -> dict[int, np.ndarray]:
+    """Class -> (n, 3) int32 coordinates of its voxels, `num_coordinates` of them, drawn without replacement by a
     fixed seed.
 
     Of a label map (D, H, W) one plane is looked at at a time: the list of all foreground voxels could be
@@ -28,7 +36,8 @@ def sample_coordinates(label: np.ndarray, limit: int = MAX_COORDINATES) -> dict[
     for value in range(1, values):
         total = int(counts[:, value].sum())
         if total:
-            ranks = generator.choice(total, limit, replace=False) if total > limit else np.arange(total)
+            kept = num_coordinates(total, least)
+            ranks = generator.choice(total, kept, replace=False) if total > kept else np.arange(total)
             found[value] = _coordinates(label, value, counts[:, value], np.sort(ranks))
     return found
 

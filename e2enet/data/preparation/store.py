@@ -21,7 +21,7 @@ from e2enet.data.formats.naming import Case
 from e2enet.data.planning.plan import Plan
 from e2enet.data.preparation.foreground import StoredCoordinates, sample_coordinates, write_coordinates
 
-PREPARATION_VERSION = 2  # raise it when preprocessing changes, so that older caches are made anew
+PREPARATION_VERSION = 3  # raise it when preprocessing changes, so that older caches are made anew
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class PreparedCase:
 
     @property
     def foreground(self) -> Mapping[int, np.ndarray]:
-        """Class -> (n, 3) int32 voxel coordinates, at most 10 000 drawn at random; classes that are absent
-        are left out."""
+        """Class -> (n, 3) int32 voxel coordinates, drawn as `sample_coordinates` does; classes that are absent are
+        left out."""
         return {} if self.label is None else StoredCoordinates(self.label.with_name(f"{self.id}.foreground.npz"))
 
 
