@@ -122,9 +122,9 @@ class E2ENet(nn.Module):
 
 
 def check_input(x: Tensor, in_channels: int, strides: Sequence[Triple]) -> None:
-    """Raise ValueError unless `x` is (B, in_channels, D, H, W) and the strides divide each size."""
-    if x.ndim != 5 or x.shape[1] != in_channels:
-        raise ValueError(f"expected an input (B, {in_channels}, D, H, W), got {tuple(x.shape)}")
+    """Raise ValueError unless `x` is (B, in_channels, D, H, W), B at least 1, and the strides divide each size."""
+    if x.ndim != 5 or x.shape[1] != in_channels or x.shape[0] == 0:
+        raise ValueError(f"expected an input (B, {in_channels}, D, H, W), got {tuple(x.shape)}; B is at least 1")
     total = [1, 1, 1]
     for stride in strides:
         total = [t * s for t, s in zip(total, stride, strict=True)]

@@ -36,7 +36,13 @@ class InstanceNormAct(nn.Module):
 
 
 def batch_norm_act(x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float) -> Tensor:
-    """Instance norm as the batch norm of each sample, then LeakyReLU."""
+    """Instance norm as the batch norm of each sample, then LeakyReLU.
+
+    A single voxel is its own mean, which leaves the bias; torch's batch norm refuses it.
+    """
+    if x.shape[2:].numel() == 1:
+        channels = (1, -1, 1, 1, 1)
+        return F.leaky_relu(((x - x) * weight.view(channels) + bias.view(channels)).to(x.dtype), slope)
     samples = [F.batch_norm(sample, None, None, weight, bias, True, 0.0, eps) for sample in x.split(1)]
     return F.leaky_relu(samples[0] if len(samples) == 1 else torch.cat(samples), slope, inplace=True)
 

@@ -72,6 +72,28 @@ def test_sizes_that_do_not_fit_are_told_which_would() -> None:
         network(torch.zeros(1, 1, 5, 20, 8))
     with pytest.raises(ValueError, match=r"expected an input \(B, 1, D, H, W\), got \(1, 2, 4, 8, 8\)"):
         network(torch.zeros(1, 2, 4, 8, 8))
+    with pytest.raises(ValueError, match=r"got \(0, 1, 4, 8, 8\); B is at least 1"):
+        network(torch.zeros(0, 1, 4, 8, 8))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_one_voxel_at_the_bottleneck_gives_the_same_on_every_path(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network = E2ENet(1, 2, STRIDES, base_features=3)
+    x = torch.randn(batch, 1, 4, 8, 8)
+
+    def step() -> list[torch.Tensor]:
+        network.zero_grad()
+        logits = network(x)
+        sum(head.pow(2).sum() for head in logits).backward()
+        return [*logits, network.eval()(x), *(p.grad for p in network.train().parameters() if p.grad is not None)]
+
+    loops = step()
+    monkeypatch.setattr("e2enet.network.norm.takes_loops", lambda x: False)  # what other devices run
+    others = step()
+    assert len(loops) == len(others) > 40
+    for one, other in zip(loops, others, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * float(one.detach().abs().max()) + 1e-6)
 
 
 @pytest.mark.parametrize(

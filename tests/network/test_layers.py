@@ -164,6 +164,21 @@ def test_the_path_of_other_devices_gives_the_same() -> None:
     torch.testing.assert_close(batch_norm_act(x, layer.weight, layer.bias, 1e-5, 0.01), layer(x))
 
 
+@pytest.mark.parametrize("path", ["loops", "torch"])
+def test_the_norm_of_one_voxel_is_its_bias(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if path == "torch":
+        monkeypatch.setattr("e2enet.network.norm.takes_loops", lambda x: False)
+    layer, x = InstanceNormAct(2), torch.randn(3, 2, 1, 1, 1, requires_grad=True)
+    layer.bias.data.copy_(torch.tensor([0.5, -2.0]))
+    out = layer(x)
+    assert torch.equal(out, torch.tensor([0.5, -0.02]).view(1, 2, 1, 1, 1).expand(3, 2, 1, 1, 1))
+    out.sum().backward()
+    for grad in (x.grad, layer.weight.grad):
+        assert grad is not None and float(grad.abs().max()) < 1e-7
+    torch.testing.assert_close(layer.bias.grad, torch.tensor([3.0, 0.03]))
+    assert layer(torch.tensor([torch.nan, 1.0]).view(1, 2, 1, 1, 1)).isnan().flatten().tolist() == [True, False]
+
+
 def test_moments_of_large_volumes_keep_their_digits() -> None:
     torch.manual_seed(0)
     rows = torch.randn(400_000, 4) * 0.1 + 30  # mean 300 times the deviation
