@@ -7,7 +7,9 @@ changes (arXiv 2312.04727, section on DSFF; spec section 3). `set_group_size` le
 inputs instead (network.granularity).
 
 Everything here is plain functions on tensors and modules. They serve any network: `register_fusion_layer` marks a
-convolution, `fusion_layers` finds the marked ones. Nothing keeps a copy of a mask, so it may be written in place.
+convolution, `fusion_layers` finds the marked ones. Nothing keeps a copy of a mask, so it may be written in place:
+E2ENet's own layers, its engine and `count_cost` obey it at once (`layers.active_weight`). Other convolutions know of no
+mask and do when `apply_masks` has zeroed their weights.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ class PlaneConv3d(nn.Conv3d):
 
     With `normalised=True` an instance norm follows, which subtracts the bias again: the bias's gradient is zero. It is
     then given as zero, instead of summing a volume for rounding errors, which AdamW would turn into a random walk.
+    Kernels that a mask (network.dsff) has switched off count as zeros, see `active_weight`.
     `gather`, where set, takes input, weight and bias and gives those of a convolution in groups, and their number; what
     that gives beyond the layer's output channels is left out.
     """
@@ -45,7 +46,7 @@ class PlaneConv3d(nn.Conv3d):
     def forward(self, x: Tensor) -> Tensor:
         assert self.bias is not None
         bias = self.bias.detach() if self.normalised else self.bias
-        weight, groups = self.weight, 1
+        weight, groups = active_weight(self), 1
         if self.gather is not None:
             x, weight, bias, groups = self.gather(x, weight, bias)
         if self.kernel_size[0] == 1 and self.padding[0] == 0:
@@ -60,6 +61,20 @@ class PlaneConv3d(nn.Conv3d):
         if out.shape[1] > self.out_channels:
             out = out[:, : self.out_channels]
         return _WithoutGradient.apply(out, self.bias) if self.normalised else out
+
+
+def active_weight(conv: nn.Module) -> Tensor:
+    """A convolution's weight, with zeros in place of the kernels that its `kernel_mask` has switched off.
+
+    So a mask acts as soon as it is written, whatever the weight holds. Gradients pass as if every kernel was used:
+    those of inactive ones tell where to grow.
+    """
+    weight, mask = conv._parameters["weight"], conv._buffers.get("kernel_mask")
+    assert weight is not None
+    if mask is None:
+        return weight
+    inactive = (~mask).to(weight.dtype).view(*mask.shape, 1, 1, 1)
+    return torch.addcmul(weight, weight.detach(), inactive, value=-1)
 
 
 class _WithoutGradient(torch.autograd.Function):
@@ -112,7 +127,7 @@ class StrideUp3d(nn.ConvTranspose3d):
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         batch, _, depth, height, width = x.shape
         sd, sh, sw = (int(s) for s in self.stride)
-        weights = self.weight.permute(2, 3, 0, 4, 1).reshape(sd * sh, self.in_channels, sw * self.out_channels)
+        weights = active_weight(self).permute(2, 3, 0, 4, 1).reshape(sd * sh, self.in_channels, sw * self.out_channels)
         out = line_products(x.permute(0, 2, 3, 4, 1).reshape(-1, self.in_channels), weights)
         out = out.view(sd, sh, batch, depth, height, width, sw, self.out_channels)
         out = out.permute(2, 7, 3, 0, 4, 1, 5, 6)

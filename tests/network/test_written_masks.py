@@ -1,0 +1,104 @@
+"""A mask that is written in place acts at once, and the same way in everything that runs or counts a network."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from e2enet.network.cost import count_cost
+from e2enet.network.dsff import apply_masks, expand_mask, fusion_layers, init_masks, set_group_size
+from e2enet.network.e2enet import E2ENet
+from e2enet.network.engine import compact
+from e2enet.network.engine.groups import GroupedNetwork
+from e2enet.network.engine.inference import CompactNetwork
+from e2enet.network.engine.training import TrainingEngine
+from tests.network.engine.test_compact import SIZE, make_model
+from tests.network.engine.test_training import gradients, sample
+
+
+def write_masks(model: E2ENet, seed: int = 5) -> None:
+    """Half of the kernels of every mask switched to where they were not; weights stay what they are, none of them 0."""
+    draw = torch.Generator().manual_seed(seed)
+    for layer in fusion_layers(model).values():
+        layer.weight.data += 0.1
+        layer.kernel_mask.copy_(torch.rand(layer.kernel_mask.shape, generator=draw) < 0.5)
+
+
+def with_zeros(model: E2ENet) -> E2ENet:
+    """A copy whose inactive weights are zero, which is what the masks mean."""
+    zeroed = copy.deepcopy(model)
+    apply_masks(zeroed)
+    return zeroed
+
+
+@pytest.fixture
+def written() -> E2ENet:
+    model = make_model(0.3)
+    write_masks(model)
+    return model
+
+
+def test_inference_obeys_it(written: E2ENet) -> None:
+    x = sample()
+    with torch.no_grad():
+        expected = with_zeros(written)(x)
+        torch.testing.assert_close(written(x), expected, rtol=0, atol=0)
+        for network in (CompactNetwork(written, choose=False), compact(written)):
+            torch.testing.assert_close(network(x), expected, rtol=0, atol=1e-4)
+        write_masks(written, 6)
+        again = written(x)
+        torch.testing.assert_close(again, with_zeros(written)(x), rtol=0, atol=0)
+    assert float((again - expected).abs().max()) > 0.1
+
+
+def test_training_obeys_it(written: E2ENet) -> None:
+    written.train()
+    engine: Any = TrainingEngine(written)
+    for seed in (5, 6):  # the second time between two steps
+        write_masks(written, seed)
+        zeroed = with_zeros(written)
+        expected = gradients(zeroed, zeroed, sample())
+        for run, tolerance in ((written, 0.0), (engine, 2e-3)):
+            found = gradients(run, written, sample())
+            torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_what_groups_run_obeys_it() -> None:
+    model = make_model(1.0, base=16).train()
+    set_group_size(model, 8)
+    init_masks(model, 0.5, generator=torch.Generator().manual_seed(1))
+    for layer in fusion_layers(model).values():
+        layer.weight.data += 0.1
+    for layer in list(fusion_layers(model).values())[::2]:
+        layer.kernel_mask[0] = ~layer.kernel_mask[0]  # no table of groups any more: such a layer runs as it is
+    zeroed = with_zeros(model)
+    expected = gradients(zeroed, zeroed, sample())[0]
+    torch.testing.assert_close(gradients(GroupedNetwork(model), model, sample())[0], expected, rtol=0, atol=1e-4)
+
+
+def test_cost_counts_it(written: E2ENet) -> None:
+    assert count_cost(written, SIZE) == count_cost(with_zeros(written), SIZE)
+    before = count_cost(written, SIZE)
+    conv = written.decoder.columns[0][0].blocks[0].conv  # type: ignore[union-attr, index]
+    off = int(conv.kernel_mask.sum())
+    conv.kernel_mask.fill_(False)
+    after = count_cost(written, SIZE)
+    assert before.params - after.params == off * 9 and before.flops - after.flops == 2 * off * 9 * 8 * 16 * 20
+
+
+def test_gradients_of_kernels_that_are_off_still_tell_where_to_grow(written: E2ENet) -> None:
+    x = sample(1)
+    zeroed = with_zeros(written).train()
+    for layer in fusion_layers(zeroed).values():
+        del layer.kernel_mask  # a plain convolution of the same weights
+    grads: list[dict[str, Tensor]] = []
+    for network in (written.train(), zeroed):
+        sum(head.sum() for head in network(x)).backward()
+        grads.append({name: parameter.grad for name, parameter in network.named_parameters()})
+    torch.testing.assert_close(grads[0], grads[1], rtol=0, atol=0)
+    layer = written.decoder.columns[0][0].blocks[0].conv  # type: ignore[union-attr, index]
+    assert (layer.weight.grad * ~expand_mask(layer.kernel_mask, layer.weight)).any()
