@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from e2enet.common.console import flush_every_line
 from e2enet.common.errors import ExitCode, exit_on_input_error
 from e2enet.common.ranks import is_first, quiet_unless_first
-from e2enet.inference.config import check_arguments, read_config
+from e2enet.inference.config import check_arguments, read_arguments, read_config
 
 CONFIG_FOLDER = str(Path(__file__).parent / "conf")
 
@@ -39,6 +39,7 @@ if __name__ == "__main__":
     flush_every_line()
     quiet_unless_first()
     with exit_on_input_error():
+        sys.argv[1:] = read_arguments(sys.argv[1:])
         check_arguments(sys.argv[1:], CONFIG_FOLDER)
     if not is_first():
         sys.argv.append("hydra/job_logging=stdout")  # Hydra's log file is the first process's

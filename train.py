@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
@@ -15,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from e2enet.common.configs import register_resolvers
+from e2enet.common.configs import make_paths_absolute, register_resolvers
 from e2enet.common.console import flush_every_line
 from e2enet.common.errors import exit_on_input_error
 from e2enet.common.overrides import force_added, is_multirun
@@ -23,7 +24,8 @@ from e2enet.common.ranks import is_first, quiet_unless_first
 from e2enet.training.sweeps.inside import end_with_launcher, run_held, tell_score, telling_errors
 from e2enet.training.sweeps.rows import compose_job
 
-QUESTIONS = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i")
+QUESTIONS = ("--help", "-h", "--hydra-help", "--info", "-i")
+PRINTING = ("--cfg", "-c")
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -38,7 +40,8 @@ def train(config: DictConfig) -> float:
     given, output = HydraConfig.get().overrides.task, Path(HydraConfig.get().runtime.output_dir)
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return run_job(given, output)  # what it raises is of this job: exiting would end the sweep
-    with exit_on_input_error(), telling_errors():
+    with exit_on_input_error("stopped"), telling_errors():
+        make_paths_absolute(config)
         if config.resume is None and config.row is not None:
             config = compose_job(given).config
             config.run_folder = str(output)  # it may hold the time, which has moved on
@@ -56,11 +59,15 @@ def run(config: DictConfig, folder: Path) -> float:
     from e2enet.training.run import run_training
 
     keep_freed_memory()
-    with run_held(folder):
-        result = run_training(config, folder)
-        if is_first():
-            draw_figures(result.folder)
-        tell_score(result.dice)
+    try:
+        with run_held(folder):
+            result = run_training(config, folder)
+            if is_first():
+                draw_figures(result.folder)
+            tell_score(result.dice)
+    except KeyboardInterrupt as stop:
+        begun = f"go on with it by resume={folder}" if (folder / "config.yaml").is_file() else "nothing was trained yet"
+        raise KeyboardInterrupt(str(stop) or f"stopped; {begun}") from stop
     return result.dice
 
 
@@ -72,17 +79,22 @@ def main() -> None:
     flush_every_line()
     quiet_unless_first()
     register_resolvers()
-    if not any(flag in arguments for flag in QUESTIONS):
-        from e2enet.training.config_check import check_command_line
-        from e2enet.training.sweeps.launch import launch_sweep
+    with exit_on_input_error("stopped; nothing was begun"), telling_errors():
+        if not _has(arguments, QUESTIONS):
+            from e2enet.training.config_check import check_command_line, read_arguments
+            from e2enet.training.sweeps.launch import launch_sweep
 
-        with exit_on_input_error(), telling_errors():
-            check_command_line(arguments)
+            arguments = read_arguments(arguments)
+            check_command_line(arguments, printed=_has(arguments, PRINTING))
             if is_multirun(arguments):
                 sys.exit(launch_sweep(arguments, train))
-        # Hydra's log file is the first process's too.
-        sys.argv[1:] = [*force_added(arguments), *([] if is_first() else ["hydra/job_logging=stdout"])]
-    train()
+            # Hydra's log file is the first process's too.
+            sys.argv[1:] = [*force_added(arguments), *([] if is_first() else ["hydra/job_logging=stdout"])]
+        train()
+
+
+def _has(arguments: Sequence[str], flags: Sequence[str]) -> bool:
+    return any(argument.partition("=")[0] in flags for argument in arguments)
 
 
 if __name__ == "__main__":

@@ -54,9 +54,15 @@ class Schema:
     conflicts: tuple[Conflict, ...] = ()
     by_name: Mapping[str, Mapping[str, Callable[..., Any]]] = field(default_factory=dict)
 
+    def test_of(self, path: str) -> Callable[[Any], bool] | None:
+        """What tells the values that a key accepts; None where nothing is said of them."""
+        section, _, key = path.rpartition(".")
+        rule = self.rules.get(path) or self.target_rules.get(path) or self.extras.get(section, {}).get(key)
+        return None if rule is None else rule.accepts
 
-def config_problems(config: DictConfig, schema: Schema) -> list[str]:
-    """What is wrong with a composed config, a line per problem."""
+
+def config_problems(config: DictConfig, schema: Schema, *, allow_missing: bool = False) -> list[str]:
+    """What is wrong with a composed config, a line per problem; with `allow_missing`, values may still be missing."""
     raw = as_plain(config, resolve=False)
     raw.pop("hydra", None)
     config = OmegaConf.create(raw)  # a copy that may be written to
@@ -65,10 +71,11 @@ def config_problems(config: DictConfig, schema: Schema) -> list[str]:
     for path in missing:
         # Interpolations of a missing value would fail and hide the other problems.
         OmegaConf.update(config, path, "missing")
-    try:
-        content = as_plain(config)
-    except OmegaConfBaseException as error:
-        return [*problems.values(), f"an interpolation cannot be resolved: {first_line(error)}"]
+    unresolved = unresolved_values(config)
+    for path, problem in unresolved.items():
+        problems[path] = problem
+        OmegaConf.update(config, path, "missing", merge=False)
+    content = as_plain(config)
     problems |= {path: text for path, text in _section_problems(content, "", schema) if path not in problems}
     problems |= {path: f"{path}: is missing" for path in schema.rules if path not in _paths(content)}
     for conflict in schema.conflicts:
@@ -78,7 +85,39 @@ def config_problems(config: DictConfig, schema: Schema) -> list[str]:
             message = conflict.find(*values)
             if message:
                 problems[" ".join(conflict.paths)] = message
+    if allow_missing:
+        problems = {path: text for path, text in problems.items() if path not in missing}
     return list(problems.values())
+
+
+def unresolved_values(config: DictConfig) -> dict[str, str]:
+    """The keys of a config whose `${..}` cannot be resolved, each with its problem; not those that only name them."""
+    raw = as_plain(config, resolve=False)
+    texts = {path: _get(raw, path) for path in sorted(_paths(raw))}
+    asking = [path for path, value in texts.items() if not isinstance(value, Mapping) and "${" in str(value)]
+    found = {path: reason for path in asking if (reason := _unresolved(config, path)) is not None}
+    problems = {}
+    for path, reason in found.items():
+        others = config.copy()
+        for other in found.keys() - {path}:
+            OmegaConf.update(others, other, "missing", merge=False)
+        if _unresolved(others, path) is not None:
+            problems[path] = (
+                f"{path}={texts[path]}: cannot be resolved ({reason}); expected the name of a key of this config, or "
+                "an environment variable as ${oc.env:NAME}"
+            )
+    return problems
+
+
+def _unresolved(config: DictConfig, path: str) -> str | None:
+    """Why a value cannot be resolved; None where it can."""
+    try:
+        found = OmegaConf.select(config, path)
+        if OmegaConf.is_config(found):
+            OmegaConf.to_container(found, resolve=True)
+    except OmegaConfBaseException as error:
+        return first_line(error)
+    return None
 
 
 def target_parameters(target: Callable[..., Any]) -> tuple[list[str], list[str], bool]:

@@ -14,6 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 ROOT_VARIABLE = "E2ENET_ROOT"
 EXPERIMENTS = "experiments"
+# Keys that name files or folders.
+PATHS = ("paths.data", "paths.prepared", "paths.runs", "run_folder", "resume", "initial_weights")
 
 
 def project_root() -> Path:
@@ -26,9 +28,9 @@ def project_root() -> Path:
 
 
 def register_resolvers() -> None:
-    """Make `${first_set:a,b}` (the first value that is not null) and `${row_names:${ablation.rows}}` (their names, as
-    a sweep's parameter) known to OmegaConf."""
-    OmegaConf.register_new_resolver("first_set", _first_set, replace=True)
+    """Make resolvers of the configs known to OmegaConf: `${first_path:a,b}` (the first value that is not null, with `~`
+    as the home folder) and `${row_names:${ablation.rows}}` (their names, as a sweep's parameter)."""
+    OmegaConf.register_new_resolver("first_path", _first_path, replace=True)
     OmegaConf.register_new_resolver("row_names", ",".join, replace=True)
 
 
@@ -45,6 +47,15 @@ def as_plain(section: DictConfig, *, resolve: bool = True) -> dict[str, Any]:
     content = OmegaConf.to_container(section, resolve=resolve)
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
+
+
+def make_paths_absolute(config: DictConfig) -> None:
+    """Write out the files and folders of a composed config: `~` is the home folder, and what is relative lies in the
+    working directory of today, wherever the run is gone on with."""
+    for key in PATHS:
+        value = OmegaConf.select(config, key, throw_on_resolution_failure=False)
+        if isinstance(value, str):
+            OmegaConf.update(config, key, os.path.abspath(os.path.expanduser(value)))
 
 
 def group_options() -> dict[str, list[str]]:
@@ -66,5 +77,5 @@ def _outside_of_apps() -> Iterator[None]:
         GlobalHydra.instance().hydra = app
 
 
-def _first_set(*values: Any) -> Any:
-    return next((value for value in values if value is not None), None)
+def _first_path(*values: Any) -> Any:
+    return next((os.path.expanduser(str(value)) for value in values if value is not None), None)

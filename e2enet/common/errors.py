@@ -37,14 +37,20 @@ def raise_problems(problems: Sequence[str], heading: str) -> None:
 
 
 @contextmanager
-def exit_on_input_error() -> Iterator[None]:
-    """Turn an InputError into its message on stderr and exit code 2.
+def exit_on_input_error(advice: str = "stopped; the same command goes on with what is not done yet") -> Iterator[None]:
+    """Turn an InputError into its message on stderr and exit code 2, and Ctrl-C into one line of advice and 130.
 
     Works as a context (`with exit_on_input_error():`) and as a decorator (`@exit_on_input_error()`) of a
     main. Any other exception keeps its traceback: it is our fault, not the user's.
+
+    Args:
+        advice: what to do after Ctrl-C, where the KeyboardInterrupt does not say it itself.
     """
     try:
         yield
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(ExitCode.INPUT_ERROR)
+    except KeyboardInterrupt as stop:
+        print(str(stop) or advice, file=sys.stderr)
+        sys.exit(ExitCode.INTERRUPTED)

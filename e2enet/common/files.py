@@ -17,8 +17,12 @@ from typing import Any
 from e2enet.common.errors import InputError
 
 TEMPORARY = ".tmp-"
-# What the system says where a disk is full, a file system read-only or a permission lacking: for the user to mend.
-NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+# What the system says where a disk is full, a file system read-only, a permission lacking, a file in the place of a
+# folder or a name too long: for the user to mend.
+NOT_WRITABLE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+)
 MOST_LEVELS = 50  # of lists and objects within one another in a JSON file; ours have six
 
 
@@ -45,6 +49,25 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             else:
                 temporary.unlink(missing_ok=True)
             raise
+
+
+def unusable_folder(folder: str | Path, *, writable: bool = True) -> str | None:
+    """Why a folder cannot be used, or made where it is not there yet; None where it can. Nothing is written.
+
+    Args:
+        folder: its path.
+        writable: whether files are to be written to it.
+    """
+    folder = Path(folder)
+    try:
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
+        if not there.is_dir():
+            return f"{there} is {'a file' if there.exists() else 'a link to what is not there'}; a folder expected"
+    except OSError as error:
+        return f"{error.filename}: {_reason(error)}; a folder expected"
+    if writable and not os.access(there, os.W_OK | os.X_OK):
+        return f"{there} cannot be written to; the permission to write expected"
+    return None
 
 
 def require_writable(folder: str | Path) -> None:

@@ -3,17 +3,88 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 
 from e2enet.common.configs import group_options
+
+# Flags of Hydra whose value is the next argument.
+VALUED_FLAGS = (
+    *("--cfg", "-c", "--info", "-i", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn"),
+    *("--config-dir", "-cd", "--experimental-rerun"),
+)
 
 
 def parse_override(text: str) -> Override:
     """One argument as Hydra reads it; HydraException where it is no override."""
     return OverridesParser.create().parse_override(text)
+
+
+def unreadable(argument: str, error: HydraException) -> str:
+    """The problem of an argument that Hydra cannot read: its key, the characters that it stumbles over, and how the
+    value is quoted so that they mean nothing."""
+    key, separator, value = argument.partition("=")
+    if not separator:
+        return f"{argument}: expected key=value"
+    if not _is_readable(f"{key}=1"):
+        return f"{argument}: {key!r} is no key; expected letters, digits and _, with dots between"
+    wrong = [character for character in dict.fromkeys(value) if not _is_readable(f"key=a{character}a")]
+    if not wrong or value.startswith(("[", "{")):
+        reason = str(error).split("\n", 1)[0]
+        return f"{argument}: the value of {key} cannot be read ({reason}); {_how_to_quote(key, value)}"
+    return f"{argument}: {' and '.join(wrong)} in the value of {key} must be quoted; {_how_to_quote(key, value)}"
+
+
+def several_values(argument: str) -> str:
+    """The problem of a value with a comma where one value is wanted."""
+    key, _, value = argument.partition("=")
+    text = f"{argument}: one value expected for {key}; a list is written as [a,b]"
+    return text if "(" in value else f"{text}, and where the comma belongs to the text: {_how_to_quote(key, value)}"
+
+
+def as_text(argument: str, accepts: Callable[[str], Callable[[Any], bool] | None]) -> str:
+    """The argument with quotes around what Hydra would take for a number and the key takes as text alone.
+
+    `data.name=2024_01` would be 202401, `row=007` seven. Items of lists and of sweeps (`a,b`) are looked at one by one.
+
+    Args:
+        argument: as typed.
+        accepts: gives for a key the test of its values, None where there is none.
+    """
+    try:
+        override = parse_override(argument) if is_override(argument) else None
+    except HydraException:
+        return argument  # told where all problems are
+    test = None if override is None or override.is_delete() else accepts(override.key_or_group)
+    if override is None or test is None:
+        return argument
+    start, _, value = argument.partition("=")
+    inside, (left, right) = value.strip(), ("", "")
+    content: Any = override.value()
+    if override.is_choice_sweep():
+        items = list(content.list)
+    elif isinstance(content, list):
+        items, inside, (left, right) = content, inside[1:-1], ("[", "]")
+    else:
+        items = [content]
+    written = [text.strip() for text in inside.split(",")] if len(items) > 1 else [inside.strip()]
+    if len(written) != len(items) or "(" in inside or not any(map(_is_number, items)):
+        return argument  # nested, quoted commas, choice(..): left as it is
+
+    def taken(values: list[Any]) -> bool:
+        return test(values) if left else all(map(test, values))
+
+    texts = [text if _is_number(item) else item for text, item in zip(written, items, strict=True)]
+    if taken(items) or not taken(texts):
+        return argument
+    spelled = [quoted(text) if _is_number(item) else text for text, item in zip(written, items, strict=True)]
+    return f"{start}={left}{','.join(spelled)}{right}"
 
 
 def is_multirun(arguments: Sequence[str]) -> bool:
@@ -28,6 +99,9 @@ def is_override(argument: str) -> bool:
 
 def override_values(override: Override) -> list[str]:
     """The values as Hydra would spell them, more than one for a sweep (`key=a,b`)."""
+    if override.is_interval_sweep():  # a sweeper draws from it
+        interval: Any = override.value()
+        return [str(interval.start), str(interval.end)]
     if override.is_sweep_override():
         return list(override.sweep_string_iterator())
     return [override.get_value_element_as_str()]
@@ -36,6 +110,16 @@ def override_values(override: Override) -> list[str]:
 def chooses_group(override: Override, groups: Mapping[str, Sequence[str]]) -> bool:
     """Whether an override picks a file of a config group; `groups` are those of `configs.group_options`."""
     return override.key_or_group in groups and not override.is_delete() and not isinstance(override.value(), dict)
+
+
+def overrides_of(arguments: Sequence[str]) -> list[str]:
+    """The arguments of a Hydra app that are neither flags nor the values of flags."""
+    found, is_value = [], False
+    for argument in arguments:
+        if not is_value and not argument.startswith("-"):
+            found.append(argument)
+        is_value = argument in VALUED_FLAGS
+    return found
 
 
 def forced(override: Override, value: str) -> str:
@@ -70,3 +154,21 @@ def _sets_value(argument: str) -> bool:
         return False
     override = parse_override(argument)
     return not chooses_group(override, group_options()) and not override.key_or_group.startswith("hydra")
+
+
+def _is_readable(argument: str) -> bool:
+    try:
+        parse_override(argument)
+    except HydraException:
+        return False
+    return True
+
+
+def _how_to_quote(key: str, value: str) -> str:
+    """Two pairs of quotes, the shell's outside and Hydra's inside."""
+    inner = f"{key}={quoted(value.strip(chr(39) + chr(34)))}"
+    return "write " + (shlex.quote(inner) if re.search(r'["$`\\\\!]', inner) else f'"{inner}"')
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -7,12 +7,12 @@ and keys of their own.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -22,7 +22,16 @@ from e2enet.common.config_check import config_problems, first_line, unknown_key,
 from e2enet.common.config_rules import Rule
 from e2enet.common.configs import as_plain, compose_config, group_options
 from e2enet.common.errors import raise_problems
-from e2enet.common.overrides import chooses_group, forced, override_values, parse_override, unknown_choice
+from e2enet.common.overrides import (
+    as_text,
+    chooses_group,
+    forced,
+    override_values,
+    parse_override,
+    several_values,
+    unknown_choice,
+    unreadable,
+)
 from e2enet.data.config_rules import EXTRAS, SCHEMA
 
 if TYPE_CHECKING:
@@ -62,14 +71,18 @@ def compose_data(arguments: Sequence[str], options: Mapping[str, Option] | None 
     overrides: list[str] = []
     problems: list[str] = []
     groups = group_options()
-    for argument in arguments:
+    for given in arguments:
+        argument = as_text(given, lambda key: options[key].rule.accepts if key in options else SCHEMA.test_of(key))
+        if argument.startswith("-"):
+            problems.append(f"{argument}: expected key=value (there is no flag but --help)")
+            continue
         try:
-            override = _parse(argument)
+            override = parse_override(argument)
         except HydraException as error:
-            problems.append(f"{argument}: expected key=value ({first_line(error)})")
+            problems.append(unreadable(argument, error))
             continue
         if override.is_sweep_override():
-            problems.append(f"{argument}: one value expected (write a list as [a,b])")
+            problems.append(several_values(argument))
         elif override.key_or_group in options and not override.is_delete():
             values[override.key_or_group] = override.value()
         elif chooses_group(override, groups):
@@ -101,8 +114,8 @@ def build_datamodule(config: DictConfig, **more: Any) -> SegmentationDataModule:
         section.pop(name, None)  # facts that other keys are looked up in
     module: SegmentationDataModule = instantiate(
         section,
-        root=config.paths.data,
-        prepared_root=config.paths.prepared,
+        root=os.path.expanduser(config.paths.data),
+        prepared_root=os.path.expanduser(config.paths.prepared),
         fold=config.fold,
         seed=config.seed,
         plan=as_plain(config.plan),
@@ -121,12 +134,6 @@ def show_help(arguments: Sequence[str], text: str, options: Mapping[str, Option]
     print(f"{text.strip()}\n\nKeys beside those of conf/config.yaml:\n{keys}" if keys else text.strip())
     print(f"\ndata= one of: {', '.join(group_options()['data'])}\nkeys of each: conf/data/NAME.yaml")
     sys.exit(0)
-
-
-def _parse(argument: str) -> Override:
-    if argument.startswith("-"):
-        raise HydraException("there is no flag but --help")
-    return parse_override(argument)
 
 
 def _compose(overrides: Sequence[str], problems: list[str], options: Mapping[str, Option]) -> DictConfig:

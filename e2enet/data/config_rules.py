@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from e2enet.common.config_check import Conflict, Schema
@@ -20,13 +21,15 @@ from e2enet.common.config_rules import (
     voxels,
     whole,
 )
+from e2enet.common.files import unusable_folder
 from e2enet.data.splits import NAMED_RULES, rule_problem
 
+LARGEST_SEED = 2**32 - 1  # NumPy's generators take no larger one
 RULES: dict[str, Rule] = {
     "paths.data": text,
     "paths.prepared": text,
     "paths.runs": text,
-    "seed": whole(0),
+    "seed": whole(0, LARGEST_SEED),
     "fold": Rule(lambda v: v == "all" or (is_whole(v) and 0 <= v <= 4), "a whole number from 0 to 4, or all"),
     "plan.kind": choice("auto", "paper"),
     "plan.spacing": optional(list_of(positive, 3)),
@@ -61,7 +64,7 @@ TARGET_RULES: dict[str, Rule] = {
     "data.num_test": whole(0),
     "data.shape": voxels,
     "data.spacing": list_of(positive, 3),
-    "data.phantom_seed": whole(0),
+    "data.phantom_seed": whole(0, LARGEST_SEED),
     "data.limit_cases": optional(whole(1)),
 }
 # Keys of the section that are no parameters of the target.
@@ -77,6 +80,20 @@ def _transforms(entries: Sequence[Mapping[str, Any]] | None) -> str | None:
     return transform_problem(entries)
 
 
-CONFLICTS = (Conflict(("data.transforms",), _transforms),)
+def folder_conflict(key: str, *, writable: bool) -> Conflict:
+    """That the folder which a key names can be used: no file stands in its place or above it."""
+
+    def find(path: str) -> str | None:
+        problem = unusable_folder(Path(path).expanduser(), writable=writable)
+        return None if problem is None else f"{key}={path}: {problem}"
+
+    return Conflict((key,), find)
+
+
+CONFLICTS = (
+    Conflict(("data.transforms",), _transforms),
+    folder_conflict("paths.data", writable=False),
+    folder_conflict("paths.prepared", writable=False),  # the check writes nothing
+)
 
 SCHEMA = Schema(RULES, SUPPLIED, TARGET_RULES, EXTRAS, CONFLICTS)

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from e2enet.common.config_check import unresolved_values
+from e2enet.common.configs import as_plain
 from e2enet.common.errors import raise_problems
+from e2enet.common.overrides import as_text, is_multirun, overrides_of, parse_override, several_values, unreadable
 from e2enet.inference.folds import ALL_SEEDS, Choice
 from e2enet.network.engine import ENGINES
 
@@ -52,19 +54,23 @@ class PredictConfig:
 
 def read_config(config: DictConfig | Mapping[str, Any]) -> PredictConfig:
     """Settings from a composed config; one InputError lists missing keys, unknown keys and wrong values."""
-    values = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else dict(config)
-    assert isinstance(values, dict)
+    values = _resolved(config) if isinstance(config, DictConfig) else dict(config)
     raise_problems(_value_problems(values), HEADING)
     paths = values["checkpoint"] if isinstance(values["checkpoint"], list) else [values["checkpoint"]]
     given = {str(key): value for key, value in values.items() if key not in PATH_KEYS}
     if "precision" in given:
         given["precision"] = str(given["precision"])
     return PredictConfig(
-        checkpoint=tuple(Path(path) for path in paths),
-        input=Path(values["input"]),
-        output=Path(values["output"]),
+        checkpoint=tuple(Path(path).expanduser() for path in paths),
+        input=Path(values["input"]).expanduser(),
+        output=Path(values["output"]).expanduser(),
         **given,
     )
+
+
+def read_arguments(arguments: Sequence[str]) -> list[str]:
+    """A command line with quotes around texts that Hydra would take for numbers."""
+    return [as_text(text, lambda key: CHECKS[key][0] if key in CHECKS else None) for text in arguments]
 
 
 def check_arguments(arguments: Sequence[str], config_folder: str) -> None:
@@ -73,27 +79,33 @@ def check_arguments(arguments: Sequence[str], config_folder: str) -> None:
     Hydra itself stops at the first unknown key. Where there is one, the other overrides are composed without
     it and checked too. Flags (--help) and sweeps (-m a=1,2) are left to Hydra.
     """
-    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    overrides = overrides_of(arguments)
     known, problems = [], []
     for override in overrides:
         try:
-            parsed = OverridesParser.create().parse_override(override)
-        except HydraException:
-            problems.append(f"{override!r}: expected key=value; put values with = or , in quotes, as 'key=\"a=b\"'")
+            parsed = parse_override(override)
+        except HydraException as error:
+            problems.append(unreadable(override, error))
             continue
         key = parsed.key_or_group
         if parsed.is_hydra_override() or key.startswith("hydra/"):
             known.append(override)
         elif key not in CHECKS:
             problems.append(f"{key}: no such key; allowed are {', '.join(CHECKS)}")
+        elif parsed.is_sweep_override() and not is_multirun(arguments):
+            problems.append(several_values(override))
         elif not parsed.is_sweep_override():
             known.append(override)
     if not problems:
         return
     with initialize_config_dir(config_folder, version_base="1.3"):
-        values = OmegaConf.to_container(compose("predict", known), resolve=True)
-    assert isinstance(values, dict)
+        values = _resolved(compose("predict", known))
     raise_problems([*problems, *_value_problems(values)], HEADING)
+
+
+def _resolved(config: DictConfig) -> dict[Any, Any]:
+    raise_problems(list(unresolved_values(config).values()), HEADING)
+    return as_plain(config)
 
 
 def _value_problems(values: Mapping[Any, Any]) -> list[str]:

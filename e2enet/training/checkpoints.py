@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import lightning.pytorch as pl
 import torch
@@ -46,11 +46,21 @@ class WholeCheckpoints(TorchCheckpointIO):
         path = Path(path)
         with atomic_path(path) as temporary:
             with temporary.open("wb") as stream:  # given a path, torch writes its temporary name into the file
-                torch.save(checkpoint, stream)
+                _save(checkpoint, stream)
             sync_to_disk(temporary)
             if path.name == LAST and path.is_file():
                 os.replace(path, path.with_name(PREVIOUS))
         sync_to_disk(path.parent)
+
+
+def _save(checkpoint: Mapping[str, Any], stream: BinaryIO) -> None:
+    try:
+        torch.save(checkpoint, stream)
+    except RuntimeError as error:
+        # torch's writer closes its archive after a write that failed, and stumbles over where it stands.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
+        raise
 
 
 def write_compact(checkpoint: Path) -> Path:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from importlib import metadata
+from typing import NamedTuple
 
 import torch
 from hydra.core.override_parser.types import Override
@@ -13,17 +15,21 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from e2enet.common import config_check
-from e2enet.common.config_check import first_line
+from e2enet.common.config_check import Schema, first_line
 from e2enet.common.configs import EXPERIMENTS, as_plain, compose_config, group_options
 from e2enet.common.errors import raise_problems
 from e2enet.common.overrides import (
+    as_text,
     chooses_group,
     forced,
     is_multirun,
     is_override,
     override_values,
+    overrides_of,
     parse_override,
+    several_values,
     unknown_choice,
+    unreadable,
 )
 from e2enet.common.ranks import launched
 from e2enet.training.config_conflicts import on_cpu
@@ -36,22 +42,44 @@ from e2enet.training.sweeps.rows import row_overrides
 HEADING = "The configuration cannot be used:"
 # A sweep of more jobs than this is checked value by value instead of job by job.
 MOST_JOBS = 32
-# Launchers of the extra `launchers`, by the beginning of their name, and what brings them.
-LAUNCHERS = {
-    "joblib": "hydra-joblib-launcher",
-    "submitit": "hydra-submitit-launcher",
-    "slurm": "hydra-submitit-launcher",
+PLUGIN_GROUPS = ("hydra/launcher=", "hydra/sweeper=")
+
+
+class Plugin(NamedTuple):
+    """What brings a launcher or sweeper of Hydra's: a package, and our extra that asks for it."""
+
+    package: str
+    extra: str
+
+
+# By the beginning of the name that is chosen.
+PLUGINS = {
+    "joblib": Plugin("hydra-joblib-launcher", "launchers"),
+    "submitit": Plugin("hydra-submitit-launcher", "launchers"),
+    "slurm": Plugin("hydra-submitit-launcher", "launchers"),
+    "optuna": Plugin("hydra-optuna-sweeper", "search"),
 }
 
 
-def check_command_line(arguments: Sequence[str]) -> None:
+def check_command_line(arguments: Sequence[str], *, printed: bool = False) -> None:
     """Check a command line of train.py, every job of a multirun included.
 
     Hydra stops at the first unknown key and a sweep at its first bad job; this reports all problems in one
     InputError.
+
+    Args:
+        arguments: as `read_arguments` gives them.
+        printed: the config is only to be printed (`--cfg job`): values may be missing, or another machine's.
     """
-    overrides = [argument for argument in arguments if not argument.startswith("-") and is_override(argument)]
-    raise_problems(list(dict.fromkeys(_command_line_problems(overrides, is_multirun(arguments)))), HEADING)
+    schema = replace(SCHEMA, conflicts=()) if printed else SCHEMA
+    problems = _command_line_problems(overrides_of(arguments), is_multirun(arguments), schema)
+    raise_problems(list(dict.fromkeys(problems)), HEADING)
+
+
+def read_arguments(arguments: Sequence[str]) -> list[str]:
+    """A command line of train.py with quotes around texts that Hydra would take for numbers."""
+    overrides = overrides_of(arguments)
+    return [as_text(text, SCHEMA.test_of) if text in overrides else text for text in arguments]
 
 
 def check_config(config: DictConfig) -> None:
@@ -73,15 +101,21 @@ def _unusable_parts(config: DictConfig, problems: Sequence[str]) -> Iterator[str
     yield from part_problems(as_plain(config.training), device)
 
 
-def _command_line_problems(overrides: Sequence[str], multirun: bool) -> Iterator[str]:
+def _command_line_problems(overrides: Sequence[str], multirun: bool, schema: Schema) -> Iterator[str]:
     groups = group_options()
     choices: list[list[str]] = []
+    read: list[str] = []
     for text in overrides:
         try:
+            if not is_override(text):
+                raise HydraException("no value")
             override = parse_override(text)
         except HydraException as error:
-            yield f"{text}: cannot be read as key=value ({first_line(error)})"
+            yield unreadable(text, error)
             continue
+        read.append(text)
+        if override.is_sweep_override() and not multirun:
+            yield f"{several_values(text)}; several values start a sweep: add -m"
         values = [] if override.is_delete() else override_values(override)
         if chooses_group(override, groups):
             options = groups[override.key_or_group]
@@ -94,18 +128,19 @@ def _command_line_problems(overrides: Sequence[str], multirun: bool) -> Iterator
         else:
             # An unknown key goes into the config, where it is reported together with all others.
             choices.append([forced(override, value) for value in values])
-    for override in (parse_override(text) for text in overrides if text.startswith(f"{EXPERIMENTS}=")):
+    for override in (parse_override(text) for text in read if text.startswith(f"{EXPERIMENTS}=")):
         if multirun and override.is_sweep_override():
             yield f"{EXPERIMENTS}: one in a launch, each brings its own rows (a common name=TEXT joins their folders)"
             return
-    yield from _launcher_problems(overrides)
-    if any(len(values) > 1 for values in choices) and not multirun:
-        yield "several values for one key (a,b) start a sweep: add -m (or write a list as [a,b])"
+    plugins = [*_plugin_problems(read)]
+    yield from plugins
+    if plugins:  # whose configs do not exist
+        choices = [values for values in choices if not values[0].startswith(PLUGIN_GROUPS)]
     for job in _jobs(choices):
-        yield from _job_problems(job, multirun)
+        yield from _job_problems(job, multirun, schema)
 
 
-def _job_problems(job: Sequence[str], multirun: bool) -> Iterator[str]:
+def _job_problems(job: Sequence[str], multirun: bool, schema: Schema) -> Iterator[str]:
     """Problems of one combination of values, its experiment's own sweep included."""
     try:
         config = compose_config(job, with_hydra=True)
@@ -124,7 +159,10 @@ def _job_problems(job: Sequence[str], multirun: bool) -> Iterator[str]:
     params = [f"{key}={value}" for key, value in swept.items() if key not in given]
     if multirun and params:
         # The sweep's parameters now stand among the overrides, so that this recursion ends.
-        yield from _command_line_problems([*job, *params], multirun)
+        yield from _command_line_problems([*job, *params], multirun, schema)
+        return
+    if schema is not SCHEMA:
+        yield from config_check.config_problems(config, schema, allow_missing=True)
         return
     if config.get("resume") is not None and not multirun:
         # What runs is the stored config, not the defaults of this command line.
@@ -133,13 +171,19 @@ def _job_problems(job: Sequence[str], multirun: bool) -> Iterator[str]:
     yield from _multirun_problems(config) if multirun else _process_problems(config)
 
 
-def _launcher_problems(overrides: Sequence[str]) -> Iterator[str]:
-    """A launcher that is not installed, which Hydra would call a config that it cannot find."""
-    for text in overrides:
-        key, _, value = text.partition("=")
-        package = next((package for name, package in LAUNCHERS.items() if value.startswith(name)), None)
-        if key == "hydra/launcher" and package is not None and not any(metadata.distributions(name=package)):
-            yield f"{text}: needs the extra `launchers`: python -m pip install -c constraints.txt -e '.[launchers]'"
+def _plugin_problems(overrides: Sequence[str]) -> Iterator[str]:
+    """Launchers and sweepers that are not installed, which Hydra would call configs that it cannot find, and values
+    that the chosen sweeper does not take."""
+    chosen = dict(text.split("=", 1) for text in overrides if text.startswith(PLUGIN_GROUPS))
+    for group, value in chosen.items():
+        plugin = next((plugin for name, plugin in PLUGINS.items() if value.startswith(name)), None)
+        if plugin is not None and not any(metadata.distributions(name=plugin.package)):
+            command = f"python -m pip install -c constraints.txt -e '.[{plugin.extra}]'"
+            yield f"{group}={value}: needs the extra `{plugin.extra}`: {command}"
+    if chosen.get("hydra/sweeper", "basic") == "basic":
+        for text in overrides:
+            if parse_override(text).is_interval_sweep():
+                yield f"{text}: needs a sweeper that draws values from intervals, as hydra/sweeper=optuna does"
 
 
 def _multirun_problems(config: DictConfig) -> Iterator[str]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from e2enet.common.ablations import ablation_problems
-from e2enet.common.config_check import Conflict
+from e2enet.common.config_check import Conflict, first_line
 from e2enet.common.errors import InputError
+from e2enet.data.config_rules import folder_conflict
 from e2enet.inference.checkpoint import checkpoint_file
 from e2enet.network.baselines import missing_package
 from e2enet.network.engine.select import COMPILED, ONLY_GROUPS, RECOMPUTED
@@ -132,7 +135,38 @@ def _initial_weights(initial_weights: str | None, pretraining: Sequence[str] | N
     return None
 
 
+def _run_folder(runs: str, run_folder: str) -> str | None:
+    places = {"paths.runs": runs, "run_folder": run_folder}
+    if Path(runs) in Path(run_folder).parents:  # as it is by default
+        del places["run_folder"]
+    problems = [folder_conflict(key, writable=True).find(path) for key, path in places.items()]
+    return "\n  - ".join(filter(None, problems)) or None
+
+
+def _login(wandb: bool, offline: bool) -> str | None:
+    if not wandb or offline or os.environ.get("WANDB_MODE", "online") != "online":
+        return None
+    problem = _login_problem()
+    return (
+        None if problem is None else f"logger.offline=false: {problem}; expected logger.offline=true, or `wandb login`"
+    )
+
+
+@cache  # asked for every job of a sweep
+def _login_problem() -> str | None:
+    import wandb
+    from wandb.errors import Error
+
+    try:
+        return None if wandb.login(prompt=False) else "this machine is not logged in to Weights & Biases"
+    except Error as error:
+        return f"Weights & Biases refused the login ({first_line(error)})"
+
+
 CONFLICTS: tuple[Conflict, ...] = (
+    folder_conflict("paths.prepared", writable=True),
+    Conflict(("paths.runs", "run_folder"), _run_folder),
+    Conflict(("logger.wandb", "logger.offline"), _login),
     Conflict(("network.shift_size", "network.kernel_size", "network.inner_kernel_size"), _shift_and_kernel),
     Conflict(("network.inner_kernel_size", "network.fusion"), _inner_kernel_and_fusion),
     Conflict(("network.name",), missing_package),

@@ -13,11 +13,17 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from e2enet.common.config_check import first_line
 from e2enet.common.configs import as_plain, compose_config, group_options
 from e2enet.common.errors import InputError, raise_problems
 from e2enet.common.files import write_json
-from e2enet.common.overrides import chooses_group, is_override, override_values, parse_override, unknown_choice
+from e2enet.common.overrides import (
+    chooses_group,
+    is_override,
+    override_values,
+    parse_override,
+    unknown_choice,
+    unreadable,
+)
 from e2enet.common.ranks import is_first
 from e2enet.data.planning.plan import Plan
 from e2enet.network.granularity import chosen_group_size
@@ -84,7 +90,7 @@ def pretraining_config(config: DictConfig) -> DictConfig:
         try:
             override = parse_override(text) if is_override(text) else None
         except HydraException as error:
-            problems.append(f"{text}: cannot be read as key=value ({first_line(error)})")
+            problems.append(unreadable(text, error))
             continue
         if override is None or override.is_delete() or override.is_sweep_override():
             problems.append(f"{text}: expected key=value or data=NAME")

@@ -11,7 +11,7 @@ from zipfile import BadZipFile, ZipFile
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from e2enet.common.configs import as_plain, compose_config, group_options
+from e2enet.common.configs import as_plain, compose_config, group_options, make_paths_absolute
 from e2enet.common.console import say
 from e2enet.common.errors import InputError, raise_problems
 from e2enet.common.job_key import LOOKED_UP
@@ -67,6 +67,8 @@ def resumed_config(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     Raises:
         InputError: the folder holds no run, or overrides ask for something else than the run's config.
     """
+    config = config.copy()
+    make_paths_absolute(config)
     folder = Path(config.resume)
     if folder.is_file():
         raise InputError(

@@ -36,3 +36,12 @@ def test_as_decorator_it_prints_and_exits_with_2(capsys: pytest.CaptureFixture[s
 def test_other_errors_keep_their_traceback() -> None:
     with pytest.raises(ZeroDivisionError), exit_on_input_error():
         _ = 1 // 0
+
+
+@pytest.mark.parametrize(
+    ("said", "told"), [((), "stopped; begin anew"), (("stopped; go on by a=b",), "stopped; go on by a=b")]
+)
+def test_ctrl_c_ends_with_one_line(said: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught, exit_on_input_error("stopped; begin anew"):
+        raise KeyboardInterrupt(*said)
+    assert caught.value.code == 130 and capsys.readouterr().err == f"{told}\n"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,10 +14,11 @@ from omegaconf import OmegaConf
 
 from e2enet.common.config_check import target_parameters
 from e2enet.common.config_rules import Rule
-from e2enet.common.configs import compose_config
+from e2enet.common.configs import compose_config, project_root
 from e2enet.common.errors import InputError
 from e2enet.common.overrides import force_added
 from e2enet.network.e2enet import E2ENet
+from e2enet.training import config_conflicts
 from e2enet.training.config_check import check_command_line
 from e2enet.training.config_rules import RULES, TARGET_RULES
 from e2enet.training.dsff_callback import DSFFCallback
@@ -43,7 +47,8 @@ def test_all_mistakes_are_told_at_once() -> None:
     ("line", "expected"),
     [
         ("fold=5", "fold=5: expected a whole number from 0 to 4, or all"),
-        ("seed=1.5", "seed=1.5: expected a whole number >= 0"),
+        ("seed=1.5", "seed=1.5: expected a whole number from 0 to 4294967295"),
+        ("seed=4294967296", "seed=4294967296: expected a whole number from 0 to 4294967295"),
         ("training.epochs=true", "training.epochs=True: expected a whole number >= 1"),
         ("data=msd", "data.name: needs a value"),
         (
@@ -54,7 +59,8 @@ def test_all_mistakes_are_told_at_once() -> None:
         ("experiments=missing", "experiments=missing: no such choice"),
         ("experiments=null", "experiments=null: no such choice"),
         ("dsff=rigll", "did you mean rigl?"),
-        ("dsff=set,rigl", "add -m"),
+        ("dsff=set,rigl", "dsff=set,rigl: one value expected for dsff; a list is written as [a,b]"),
+        ("dsff=set,rigl", "several values start a sweep: add -m"),
         (
             "network.shift_size=3 network.kernel_size=[3,3,3]",
             "the depth-shift belongs to kernel_size [1,3,3]",
@@ -116,7 +122,19 @@ def test_all_mistakes_are_told_at_once() -> None:
         ("network._target_=monai.networks.nets.SegResNet", "network._target_: network is chosen by its name; expected"),
         ("data.numworkers=1", "data.numworkers: unknown key; did you mean data.num_workers?"),
         ("~dsff.density", "dsff.density: is missing"),
-        ("dsff.density=${nothing}", "interpolation"),
+        (
+            "dsff.density=${nothing}",
+            "dsff.density=${nothing}: cannot be resolved (Interpolation key 'nothing' not found",
+        ),
+        (
+            "run_folder=${env:HOME}/run",
+            "run_folder=${env:HOME}/run: cannot be resolved (Unsupported interpolation type",
+        ),
+        ("plan.patch_size=[${a},16,16]", "plan.patch_size=['${a}', 16, 16]: cannot be resolved"),
+        ("stray", "stray: expected key=value"),
+        ("training.optimizer.lr=interval(0.001,0.01)", "needs a sweeper that draws values from intervals"),
+        ("-m training.optimizer.lr=interval(0.001,0.01)", "needs a sweeper that draws values from intervals"),
+        ("-m hydra/sweeper=optuna training.optimizer.lr=interval(-1,0.01)", "training.optimizer.lr=-1.0: expected a"),
         ("-m dsff.density=0.1,3", "dsff.density=3"),
         ("-m resume=folder", "resume: continues one run"),
         ("-m experiments=sparsity training=small dsff.start=x", "row s90: dsff.start=x: expected uniform | erk"),
@@ -142,6 +160,8 @@ def test_mistakes(line: str, expected: str) -> None:
         "network=unet debug=one_batch",
         "network=unet training.checkpoint_activations=true training.compile=true",
         "-m dsff.density=0.1,0.2 dsff=set,rigl",
+        "-m hydra/sweeper=optuna training.optimizer.lr=interval(0.001,0.01) dsff.density=choice(0.1,0.2)",
+        "--config-name config seed=1",
         "-m seed=range(0,20) dsff=set,rigl",
     ],
 )
@@ -185,3 +205,64 @@ def test_a_hippocampus_is_mirrored_left_right_only() -> None:
     assert axes("Task04_Hippocampus") == [1]
     assert axes("Task09_Spleen") == [0, 1, 2]
     assert axes("Task04_Hippocampus", "data.mirror_axes=[2]") == [2]
+
+
+def test_a_wrong_interpolation_hides_nothing() -> None:
+    found = problems("dsff.density=${nothing} training.epochs=0 name=${now}")
+    assert len(found) == 3 and any("training.epochs=0: expected" in problem for problem in found)
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (["data=msd"], []),  # values may be missing where the config is only printed
+        (["trainer.accelerator=gpu"], []),
+        (["training.optimizer._target_=torch.optim.SGD", "training.optimizer.momentum=0.9"], []),
+        (["dsff.densty=0.1"], ["dsff.densty: unknown key; did you mean dsff.density?"]),
+    ],
+)
+def test_a_config_that_is_printed(more: list[str], expected: list[str]) -> None:
+    try:
+        check_command_line(["--cfg", "job", *more], printed=True)
+        found = []
+    except InputError as error:
+        found = [text.removeprefix("  - ") for text in str(error).splitlines()[1:]]
+    assert found == expected
+
+
+def test_it_is_printed_with_keys_that_the_defaults_lack(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["training.optimizer._target_=torch.optim.SGD", "training.optimizer.momentum=0.9", "data=msd"]
+    done = subprocess.run(
+        [sys.executable, "train.py", "--cfg", "job", *given], cwd=project_root(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert OmegaConf.create(done.stdout).training.optimizer.momentum == 0.9
+
+
+@pytest.mark.parametrize("key", ["paths.data", "paths.prepared", "paths.runs", "run_folder"])
+def test_a_file_in_the_place_of_a_folder(key: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert problems(f"{key}={place}") == [f"{key}={place}: {tmp_path}/file is a file; a folder expected"]
+
+
+@pytest.mark.parametrize("key", ["paths.prepared", "paths.runs", "run_folder"])
+def test_a_folder_that_cannot_be_written_to(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+    found = f"{key}={tmp_path}/new: {tmp_path} cannot be written to; the permission to write expected"
+    assert problems(f"{key}={tmp_path}/new") == [found]
+
+
+@pytest.mark.parametrize(("logged_in", "mode"), [(False, None), (True, None), (False, "offline")])
+def test_online_needs_a_login_before_anything_starts(
+    logged_in: bool, mode: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config_conflicts._login_problem.cache_clear()
+    monkeypatch.setattr("wandb.login", lambda prompt: logged_in)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    if mode:
+        monkeypatch.setenv("WANDB_MODE", mode)
+    expected = "logger.offline=false: this machine is not logged in to Weights & Biases; expected logger.offline=true, "
+    found = problems("logger=wandb logger.offline=false")
+    assert found == ([] if logged_in or mode else [f"{expected}or `wandb login`"])
+    config_conflicts._login_problem.cache_clear()

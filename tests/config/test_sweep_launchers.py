@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from e2enet.common.configs import project_root
 from e2enet.common.files import read_json
@@ -171,3 +172,19 @@ def test_hydras_own_files_do_not_look_like_jobs(name: str, tmp_path: Path) -> No
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("seed: 1\n")
     assert [job.folder.name for job in read_sweep(tmp_path).jobs] == ["run"]
+
+
+def test_optuna_chooses_values_from_an_interval(tiny: list[str], tmp_path: Path) -> None:
+    """Two jobs, drawn by the sampler's seed, with the score of each told to Optuna."""
+    sweep = tmp_path / "runs" / "search"
+    options = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.direction=maximize"]
+    values = ["training.optimizer.lr=interval(0.001,0.01)", "hydra.sweeper.sampler.seed=1", "final.predict=false"]
+    output = launch([*tiny, *options, *values, "name=search", "hydra.sweeper.n_jobs=1", "trainer.probe=false"])
+    jobs = read_sweep(sweep).jobs
+    assert len(jobs) == 2 and f"{sweep}: 2 jobs: 2 finished" in output
+    rates = [OmegaConf.load(job.folder / "config.yaml").training.optimizer.lr for job in jobs]
+    assert rates[0] != rates[1] and all(0.001 <= rate <= 0.01 for rate in rates)
+    found = OmegaConf.load(sweep / "optimization_results.yaml")
+    scores = [job_state(job.folder).score for job in jobs]
+    assert found.best_value == max(scores)  # type: ignore[type-var]
+    assert found.best_params["++training.optimizer.lr"] == rates[scores.index(found.best_value)]

@@ -48,7 +48,7 @@ def test_all_mistakes_are_told_at_once() -> None:
     ("argument", "expected"),
     [
         ("data=msdd", "data=msdd: no such choice (did you mean msd?)"),
-        ("data=msd,nnunet", "data=msd,nnunet: one value expected (write a list as [a,b])"),
+        ("data=msd,nnunet", "data=msd,nnunet: one value expected for data; a list is written as [a,b], and"),
         ("seed=1,2", "seed=1,2: one value expected"),
         ("word", "word: expected key=value"),
         ("plan.kind=best", "plan.kind=best: expected auto | paper"),

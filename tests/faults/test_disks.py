@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
+import resource
+import signal
 import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from e2enet.common import files
 from e2enet.common.errors import InputError
 from e2enet.common.files import atomic_path, read_json, require_writable, write_json
 from e2enet.common.locks import claimed_folder
 from e2enet.data.formats.layout import find_cases
+from e2enet.training.checkpoints import WholeCheckpoints
 
 needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
 
@@ -128,8 +131,9 @@ def test_a_writable_folder_is_made_and_left_empty(tmp_path: Path) -> None:
     require_writable(tmp_path / "a" / "b")
     assert list((tmp_path / "a" / "b").iterdir()) == []
     (tmp_path / "file").touch()
-    with pytest.raises(FileExistsError if sys.platform == "win32" else (FileExistsError, NotADirectoryError)):
-        require_writable(tmp_path / "file")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(InputError, match=r"file.*: cannot be written \((File exists|Not a directory)\)"):
+            require_writable(place)
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EIO])
@@ -174,3 +178,27 @@ def _denying(bad: Path) -> Any:
         return original(path, *args, **more)
 
     return opening
+
+
+def test_a_disk_that_fills_up_at_any_byte_of_a_checkpoint(tmp_path: Path) -> None:
+    """The system lets no file grow beyond a limit: whatever torch makes of that, it is told, and the old one stays."""
+    path, writer = tmp_path / "last.ckpt", WholeCheckpoints()
+    content = {"state_dict": {f"layer{index}": torch.full((300,), float(index)) for index in range(4)}}
+    writer.save_checkpoint({"state_dict": {}}, path)
+    before = path.read_bytes()
+    writer.save_checkpoint(content, tmp_path / "whole.ckpt")
+    whole = (tmp_path / "whole.ckpt").stat().st_size
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        for size in [*range(0, whole, whole // 40), whole - 1]:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+            with pytest.raises(InputError, match=r"last\.ckpt: cannot be written \(File too large\); free space"):
+                writer.save_checkpoint(content, path)
+            assert path.read_bytes() == before and sorted(p.name for p in tmp_path.iterdir()) == [
+                path.name,
+                "whole.ckpt",
+            ]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)

@@ -81,7 +81,7 @@ def test_unknown_keys_are_listed_with_wrong_values():
 
 
 def test_a_path_that_hydra_cannot_parse():
-    with pytest.raises(InputError, match="in quotes"):
+    with pytest.raises(InputError, match=r"= in the value of checkpoint must be quoted; write"):
         check_arguments([*GIVEN[1:], "checkpoint=epoch=3.ckpt"], CONFIG_FOLDER)
 
 

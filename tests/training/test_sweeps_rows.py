@@ -70,7 +70,7 @@ def test_an_experiments_own_values_are_replaced_not_multiplied() -> None:
     assert [job.config.row for job in plan_sweep(["-m", "experiments=mechanisms", *small]).jobs] == list(rows)
     one = plan_sweep(["-m", "experiments=mechanisms", *small, f"row={list(rows)[1]}", "seed=0,1"])
     assert [(job.config.row, job.config.seed) for job in one.jobs] == [(list(rows)[1], 0), (list(rows)[1], 1)]
-    assert one.jobs[0].experiment == "mechanisms" and one.folder == Path("runs/mechanisms")
+    assert one.jobs[0].experiment == "mechanisms" and one.folder == Path("runs/mechanisms").absolute()
 
 
 def test_more_combinations_than_the_check_composes_are_all_checked() -> None:

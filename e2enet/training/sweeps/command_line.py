@@ -11,7 +11,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from e2enet.common.configs import EXPERIMENTS, compose_config
+from e2enet.common.configs import EXPERIMENTS, compose_config, make_paths_absolute
 from e2enet.common.console import console
 from e2enet.common.errors import InputError, raise_problems
 from e2enet.common.overrides import force_added, is_override, parse_override, quoted
@@ -89,9 +89,10 @@ def _compose_all(texts: Sequence[str]) -> tuple[ComposedJob, ...]:
 
 def _name_and_folder(master: DictConfig, jobs: Sequence[ComposedJob], given: set[str]) -> tuple[str, Path]:
     """The sweep's name, and its folder: `run_folder` or `hydra.sweep.dir` where given, else paths.runs/name."""
+    make_paths_absolute(master)
     config = jobs[0].config if jobs else master
     if "hydra.sweep.dir" in given:
-        return str(config.name), Path(str(master.hydra.sweep.dir))
+        return str(config.name), Path(str(master.hydra.sweep.dir)).expanduser()
     if "run_folder" in given:
         return str(config.name), Path(str(config.run_folder))
     names = list(dict.fromkeys(str(job.config.name) for job in jobs))

@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from e2enet.common.configs import EXPERIMENTS, as_plain, compose_config
+from e2enet.common.configs import EXPERIMENTS, as_plain, compose_config, make_paths_absolute
 from e2enet.common.job_key import job_key, training_key
 from e2enet.common.overrides import force_added
 
@@ -59,6 +59,7 @@ def compose_job(overrides: Sequence[str]) -> ComposedJob:
     experiment = OmegaConf.select(config, f"hydra.runtime.choices.{EXPERIMENTS}")
     with open_dict(config):
         config.pop("hydra")
+    make_paths_absolute(config)
     return ComposedJob(tuple(overrides), config, experiment)
 
 

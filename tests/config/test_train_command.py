@@ -1,0 +1,84 @@
+"""train.py as it is typed: paths that are written out, and Ctrl-C wherever it comes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+import train
+from e2enet.common.configs import PATHS, compose_config, make_paths_absolute, project_root
+
+
+def test_paths_are_written_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    config = compose_config(["paths.data='~/data'", "run_folder='~/runs/a'", "initial_weights=../old", "paths.runs=/r"])
+    make_paths_absolute(config)
+    found = {key: OmegaConf.select(config, key) for key in PATHS}
+    assert found == {
+        "paths.data": f"{tmp_path}/home/data",
+        "paths.prepared": f"{tmp_path}/prepared",
+        "paths.runs": "/r",
+        "run_folder": f"{tmp_path}/home/runs/a",
+        "resume": None,
+        "initial_weights": f"{tmp_path.parent}/old",
+    }
+
+
+def test_a_run_keeps_its_paths_wherever_it_is_gone_on_with(tiny: list[str], tmp_path: Path) -> None:
+    """Relative and home paths, given to the program itself; no folder is called ~."""
+    work, home = tmp_path / "work", tmp_path / "home"
+    work.mkdir()
+    home.mkdir()
+    own = [text for text in tiny if not text.startswith("paths.")]
+    given = [*own, "paths.data=raw", "paths.prepared='~/prepared'", "run_folder='~/a=b/run'", "final.predict=false"]
+    environment = os.environ | {"HOME": str(home), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(project_root())}
+    command = [sys.executable, str(project_root() / "train.py"), *given, "trainer.probe=false"]
+    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    run = home / "a=b" / "run"
+    config = OmegaConf.load(run / "config.yaml")
+    assert (config.paths.data, config.paths.prepared) == (f"{work}/raw", f"{home}/prepared")
+    assert config.run_folder == str(run) and (work / "raw").is_dir() and (home / "prepared").is_dir()
+    assert not [*tmp_path.rglob("*~*")]
+
+
+def test_ctrl_c_before_training(tiny: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "train.py", *tiny, f"paths.data={tmp_path}/data", "data.num_train=300"]
+    process = subprocess.Popen(
+        command, cwd=project_root(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    process.stdout.readline()  # at work on the phantom
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, the processes of pools too
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130 and errors.splitlines() == ["stopped; nothing was trained yet"]
+
+
+@pytest.mark.parametrize(
+    ("said", "begun", "told"),
+    [
+        ((), False, "stopped; nothing was trained yet"),
+        ((), True, "stopped; go on with it by resume={}"),
+        (("stopped while pretraining; x",), True, "stopped while pretraining; x"),
+    ],
+)
+def test_ctrl_c_in_a_run(
+    said: tuple[str, ...], begun: bool, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> None:
+        if begun:
+            (tmp_path / "config.yaml").touch()
+        raise KeyboardInterrupt(*said)
+
+    monkeypatch.setattr("e2enet.training.run.run_training", stopped)
+    monkeypatch.setattr("e2enet.common.memory.keep_freed_memory", lambda: None)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        train.run(compose_config(), tmp_path)
+    assert str(caught.value) == told.format(tmp_path)
