@@ -92,11 +92,18 @@ def test_rows_are_what_they_are_called() -> None:
     assert composed("sparsity", "s70").dsff.density_by_dim0 == {48: 0.2}
     assert composed("sparsity", "s00").dsff.masks is False
     mechanisms = {
-        row: (config.dsff.masks, config.network.shift_size or 3)  # null, the default, is 3 for (1, 3, 3) kernels
+        # null, the default of shift_size, is 3 for (1, 3, 3) kernels
+        row: (config.dsff.masks, config.network.shift_size or 3, list(config.network.kernel_size))
         for row in ABLATIONS["mechanisms"]["rows"]
         for config in [composed("mechanisms", row)]
     }
-    assert set(mechanisms.values()) == {(True, 3), (True, 1), (False, 3), (False, 1)}
+    assert mechanisms == {
+        "dsff_shift": (True, 3, [1, 3, 3]),
+        "dsff_only": (True, 1, [1, 3, 3]),
+        "dsff_k333": (True, 1, [3, 3, 3]),
+        "shift_only": (False, 3, [1, 3, 3]),
+        "neither": (False, 1, [1, 3, 3]),
+    }
     assert [network("shift_size", row)["shift_size"] for row in ("m1", "m3", "m5", "m7", "m11")] == [1, 3, 5, 7, 11]
     assert network("kernel_shape", "k333_mixed")["inner_kernel_size"] == [1, 3, 3]
     assert [composed("schedule", row).dsff.growth for row in ("dsff", "dsff_gradient", "rigl")] == [
@@ -111,6 +118,35 @@ def test_rows_are_what_they_are_called() -> None:
     assert (together.data.modality, together.data.split, together.pretraining) == ("both", "official", None)
     assert list(ABLATIONS["transfer"]["rows"]) == ["pretrained", "scratch", "both"]
     assert composed("transfer", "pretrained", "ablation.pretraining=['data=btcv']").pretraining == ["data=btcv"]
+
+
+# The paper's Table 3, which is at S = 0.7: M parameters, GFLOP, Dice.
+SPARSE, DENSE, WITHOUT_SHIFT = (11.23, 969.32, 90.2), (23.90, 3069.55, 90.2), (27.97, 1778.55, 90.1)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "expected"),
+    [
+        ("mechanisms", {"dsff_shift": SPARSE, "shift_only": DENSE, "dsff_k333": WITHOUT_SHIFT}),
+        ("kernel_shape", {"k133_shift": SPARSE, "k333_mixed": WITHOUT_SHIFT}),
+        ("fusion", {"grid_sparse": SPARSE, "grid_dense": DENSE}),
+    ],
+)
+def test_the_mechanisms_are_the_papers_at_its_sparsity(
+    experiment: str, expected: dict[str, tuple[float, float, float]]
+) -> None:
+    # That a row's own overrides cost this much, tests/report/test_costs.py counts.
+    rows = ABLATIONS[experiment]["rows"]
+    published = {row: tuple(content["published"].values()) for row, content in rows.items() if "published" in content}
+    assert published == expected
+    for row in rows:
+        dsff = composed(experiment, row).dsff
+        # The rule for 48 channels belongs to the shifted network; the mixture has one density in every layer.
+        rule = {} if expected.get(row) == WITHOUT_SHIFT else {48: 0.2}
+        assert not dsff.masks or (dsff.density, dict(dsff.density_by_dim0 or {})) == (0.3, rule)
+    without_shift = [row for row, known in expected.items() if known == WITHOUT_SHIFT]
+    for config in (composed(experiment, row).network for row in without_shift):
+        assert (config.kernel_size, config.inner_kernel_size, config.shift_size) == ([3, 3, 3], [1, 3, 3], 1)
 
 
 def test_update_periods_are_the_papers_steps_at_full_scale() -> None:
