@@ -22,7 +22,6 @@ from e2enet.report.tables.sections import Report, Section
 from e2enet.report.tables.table import Column, Table
 
 MEDIA_TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
-DIGITS = {"best": 4, "dice": 4}
 
 
 @dataclass(frozen=True)
@@ -148,8 +147,8 @@ def _job_line(job: Mapping[str, Any]) -> JobLine:
         "seed": _text(job["seed"]),
         "state": _text(job["state"]),
         "epochs": _epochs(job),
-        "best": _number(job, "best"),
-        "Dice": _number(job, "dice"),
+        "best (%)": _percent(job["best"]),
+        "Dice (%)": _percent(job["dice"]),
         "time": duration(job["seconds"]),
         "folder": Path(job["folder"]).name,
     }
@@ -165,8 +164,9 @@ def _epochs(job: Mapping[str, Any]) -> str:
     )
 
 
-def _number(job: Mapping[str, Any], column: str) -> str:
-    return "" if pd.isna(job[column]) else f"{job[column]:.{DIGITS[column]}f}"
+def _percent(share: float) -> str:
+    """As the tables and pictures give Dice."""
+    return "" if pd.isna(share) else f"{100 * share:.2f}"
 
 
 def _text(value: Any) -> str:

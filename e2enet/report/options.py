@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from e2enet.common.config_check import Schema, config_problems, first_line
-from e2enet.common.config_rules import Rule, is_number, number, positive, whole
+from e2enet.common.config_rules import Rule, flag, is_number, number, positive, whole
 from e2enet.common.configs import project_root
 from e2enet.common.errors import InputError, raise_problems
 
@@ -19,6 +19,7 @@ SCHEMA = Schema(
         "confidence": Rule(lambda value: is_number(value) and 0 < value < 1, "a number in (0, 1)"),
         "resamples": whole(100),
         "seed": whole(0),
+        "trade_off.show": flag,
         "trade_off.accuracy": number(0),
         "trade_off.cost": number(0),
         "refresh": positive,
@@ -36,6 +37,7 @@ class Options:
     confidence: float = 0.95
     resamples: int = 10_000
     seed: int = 0
+    trade_off: bool = False
     accuracy: float = 1.0
     cost: float = 0.5
     refresh: float = 3.0
@@ -59,6 +61,7 @@ def read_options(overrides: Sequence[str] = ()) -> Options:
         confidence=config.confidence,
         resamples=config.resamples,
         seed=config.seed,
+        trade_off=config.trade_off.show,
         accuracy=config.trade_off.accuracy,
         cost=config.trade_off.cost,
         refresh=config.refresh,

@@ -86,14 +86,15 @@ def bootstrap_interval(
 def paired_wilcoxon(scores: pd.DataFrame, reference: pd.DataFrame) -> tuple[float, int]:
     """Two-sided p of Wilcoxon's signed-rank test on per-case means over classes, and the number of pairs.
 
-    Both are `case_class_means`; pairs are the cases that both scored. Equal pairs are dropped (Wilcoxon's rule); where
-    all are equal p is 1, without any pair NaN. Exact for few cases, where no p is small: 5 pairs give 0.0625 or more.
+    Both are `case_class_means`; pairs are the cases that both scored. Equal pairs are dropped (Wilcoxon's rule), and
+    differences of equal size share the mean of their ranks; where all pairs are equal p is 1, without any pair NaN.
+    Exact for few cases, where no p is small: 5 pairs give 0.0625 or more.
     """
     own, other = (table.mean(axis=1).dropna() for table in (scores, reference))
     common = own.index.intersection(other.index)
     differences = (own[common] - other[common]).to_numpy()
-    # Means of the same numbers in another order differ in the last digit and are ties.
-    differences = np.where(np.isclose(differences, 0, rtol=0, atol=1e-12), 0.0, differences)
+    # Means of the same numbers in another order differ in the last digit: equal pairs, and differences of equal size.
+    differences = differences.round(12)
     if not len(differences):
         return float("nan"), 0
     if not differences.any():

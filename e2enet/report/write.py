@@ -86,6 +86,6 @@ def _print(table: Table) -> None:
     for column in brief.shown():
         justify: JustifyMethod = "right" if column.numeric else "left"
         shown.add_column(Text(f"{column.group}\n{column.heading}"), justify=justify)
-    for cells in brief.cells():
-        shown.add_row(*map(Text, cells))
+    for cells, marks in zip(brief.cells(), brief.emphasised(), strict=True):
+        shown.add_row(*(Text(cell, "bold" if best else "") for cell, best in zip(cells, marks, strict=True)))
     console.print(shown)

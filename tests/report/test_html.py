@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -69,13 +70,17 @@ def test_the_page_of_a_sweep_stands_alone(sweep_folder: Path, tmp_path: Path) ->
 
 
 def test_the_page_tells_states_and_errors(sweep_folder: Path) -> None:
-    page = page_of(report_of(sweep_folder), {})
+    report = report_of(sweep_folder)
+    page = page_of(report, {})
     assert page.counts == [("pending", 1), ("finished", 5), ("crashed", 1), ("interrupted", 1)]
     assert page.facts == ["on Task04_Hippocampus", "35 min of training in all"]
     (crashed,) = [job for job in page.jobs if job.message]
     assert crashed.message == "loss is nan\nat step <7>"
     assert crashed.traceback == "Traceback ..\nloss is nan\nat step <7>"
     assert page.jobs[0].cells["epochs"] == "4 of 4" and page.jobs[0].cells["row"] == "S = 0.9"
+    # In percent, as in tables and pictures.
+    assert page.jobs[0].cells["Dice (%)"] == f"{100 * report.runs.jobs['dice'][0]:.2f}"
+    assert page.jobs[0].cells["best (%)"] == "80.00"
     words = Reader(render_page(page)).words
     assert "loss is nan\nat step <7>" in words and "S = 0.9" in words
 
@@ -96,6 +101,21 @@ def test_texts_from_outside_stay_texts(tmp_path: Path) -> None:
         "data:image/png;base64," + base64.b64encode(PNG).decode()
     ]
     assert sum(MARKUP in words for words in page.words) >= 12
+
+
+def test_bold_is_the_best_and_the_reference_a_word(sweep_folder: Path) -> None:
+    report = report_of(sweep_folder)
+    html = render_page(page_of(report, {}))
+    rows = [row for row in html.split("<tr ")[1:] if "S = 0." in row]
+    bold = {row.split("S = ")[1][:3]: re.findall(r'"number best ">([\d.]+)', row) for row in rows[:3]}
+    best = {key: max(report.sections[0].lines[:3], key=lambda line: line[key]) for key in ("dice", "nsd")}
+    best["hd95"] = min(report.sections[0].lines[:3], key=lambda line: line["hd95"])
+    expected = {"0.9": ["7.64", "492.29"], "0.8": ["90.3"], "0.7": []}
+    for key in ("dice", "nsd", "hd95"):
+        expected[best[key]["label"].removeprefix("S = ")].append(f"{best[key][key]:.2f}")
+    assert bold == expected
+    assert "S = 0.8 (reference)" in html and html.count("(reference)") == 2  # accuracy and cost
+    assert "font-weight" not in next(line for line in html.splitlines() if line.startswith("tr.reference"))
 
 
 def test_pictures_that_cannot_be_drawn_say_why_once(sweep_folder: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from e2enet.report.tables.lines import experiment_lines
 from e2enet.report.tables.sections import build_report
 from tests.report.conftest import ABLATION, CASES, JOBS, FakeJob, write_job, write_sweep
 
-OPTIONS = Options(resamples=200)
+OPTIONS = Options(resamples=200, trade_off=True)
 
 
 def count(overrides: Sequence[str], setting: Mapping[str, Any]) -> Mapping[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,29 @@ import pytest
 from e2enet.report.options import Options
 from e2enet.report.tables.columns import accuracy_columns, p_text
 from e2enet.report.tables.markup import escape_latex, to_latex, to_markdown, write_values
-from e2enet.report.tables.table import Column, Table, number, text
+from e2enet.report.tables.table import Best, Column, Table, number, text
 
 COLUMNS = (
     Column("row", text("label"), numeric=False, brief=True),
     Column("Dice (%)", number("dice", 1), "obtained"),
     Column("NSD", number("nsd", 1), "obtained", optional=True),
+)
+# The best is the largest Dice of a dataset's rows; a fold and a run of fold=all are no row, and B has one row alone.
+RANKED = Table(
+    "Ranked",
+    (COLUMNS[0], Column("Dice (%)", number("dice", 1), best=Best("dice", largest=True))),
+    tuple(
+        {"label": label, "dice": dice, "data": data, "role": role}
+        for label, dice, data, role in (
+            ("a", 89.94, "A", "row"),
+            ("b", 90.02, "A", "row"),
+            ("c", 89.96, "A", "row"),
+            ("d", 99.0, "A", "training"),
+            ("e", 98.0, "A", "run"),
+            ("f", 95.0, "B", "row"),
+            ("g", math.nan, "A", "row"),
+        )
+    ),
 )
 LINES = ({"label": "a|b_<c>", "dice": 89.96, "nsd": math.nan}, {"label": "50 %", "dice": math.nan, "nsd": None})
 TABLE = Table("Rows & more", COLUMNS, LINES, ("Mean * of runs.",))
@@ -49,6 +67,22 @@ def test_latex() -> None:
     assert lines[-1] == r"\end{table}" and lines[-2] == r"\end{tabular}}"
 
 
+def test_the_best_of_a_column_is_bold() -> None:
+    # 90.02 and 89.96 both read 90.0.
+    assert RANKED.emphasised() == [*([False, best] for best in (False, True, True, False, False, False, False))]
+    assert to_markdown(RANKED).splitlines()[4:8] == [
+        "| a | 89.9 |",
+        "| b | **90.0** |",
+        "| c | **90.0** |",
+        "| d | 99.0 |",
+    ]
+    assert r"b & \textbf{90.0} \\" in to_latex(RANKED, "ranked") and r"d & 99.0 \\" in to_latex(RANKED, "ranked")
+    smallest = replace(RANKED, columns=(Column("HD95", number("dice", 1), best=Best("dice", largest=False)),))
+    assert [line for line, (best,) in enumerate(smallest.emphasised()) if best] == [0]
+    published = tuple({"role": "row", "dice": value, "data": "A"} for value in ("90.1-90.2", 90.0, None))
+    assert replace(smallest, lines=published).emphasised() == [[False], [True], [False]]
+
+
 def test_latex_signs() -> None:
     assert escape_latex(r"1_a & 50% \x{y} ~^#$ <0|1>") == (
         r"1\_a \& 50\% \textbackslash{}x\{y\} \textasciitilde{}\textasciicircum{}\#\$ "
@@ -78,11 +112,11 @@ def test_p_values(p: float, shown: str) -> None:
 def test_accuracy_cells() -> None:
     line = {"label": "S = 0.8", "published_dice": "90.1-90.2", "published_params": 9.44, "state": "2 of 2", "runs": 2}
     line |= {"dice": 87.654, "dice_sd": 0.321, "dice_low": 86.0, "dice_high": 89.0, "nsd": 95.0, "hd95": 1.234}
-    line |= {"p": math.nan, "p_holm": math.nan, "reference": True, "cases": 52, "missed": 1, "structures": 208}
+    line |= {"p": 0.25, "p_holm": 0.5, "reference": True, "cases": 52, "missed": 1, "structures": 208, "invented": 3}
     table = Table("", accuracy_columns(Options(confidence=0.9), several_datasets=False), (line,))
     shown = dict(zip(((c.group, c.heading) for c in table.shown()), table.cells()[0], strict=True))
     assert shown == {
-        ("", "row"): "S = 0.8",
+        ("", "row"): "S = 0.8 (reference)",
         ("published", "params (M)"): "9.44",
         ("published", "Dice (%)"): "90.1-90.2",
         ("obtained", "runs"): "2 of 2",
@@ -90,7 +124,9 @@ def test_accuracy_cells() -> None:
         ("obtained", "90 % interval"): "86.00 to 89.00",
         ("obtained", "NSD (%)"): "95.00",
         ("obtained", "HD95 (mm)"): "1.23",
-        ("test", "p"): "reference",
+        ("test", "p"): "0.25",
+        ("test", "p (Holm)"): "0.5",
         ("", "cases"): "52",
         ("", "missed"): "1 of 208",
+        ("", "invented"): "3",
     }

@@ -82,7 +82,7 @@ def test_curves_are_mean_and_range_over_runs_by_epoch(sweep_folder: Path) -> Non
     runs, rows = rows_of(sweep_folder)
     table = curves.epoch_curves(runs, rows, curves.LEARNING)["S = 0.9", "val/dice"]
     assert table.index.tolist() == [1, 2, 3, 4]
-    np.testing.assert_allclose(table.mean(axis=1), [0.805 * share for share in (0.25, 0.5, 0.75, 1)])
+    np.testing.assert_allclose(table.mean(axis=1), [80.5 * share for share in (0.25, 0.5, 0.75, 1)])
     figure = curves.draw_learning_curves(runs, rows)
     assert figure is not None
     titles = [axes.get_title(loc="left") for axes in figure.axes]
@@ -90,7 +90,9 @@ def test_curves_are_mean_and_range_over_runs_by_epoch(sweep_folder: Path) -> Non
     drawn = figure.axes[1].lines[0]
     np.testing.assert_allclose(np.asarray(drawn.get_ydata(), float), table.mean(axis=1))
     band = figure.axes[1].collections[0].get_paths()[0].vertices
-    assert band[:, 1].max() == pytest.approx(0.81) and band[:, 1].min() == pytest.approx(0.8 * 0.25)
+    assert band[:, 1].max() == pytest.approx(81) and band[:, 1].min() == pytest.approx(80 * 0.25)
+    loss = curves.epoch_curves(runs, rows, curves.LEARNING)["S = 0.9", "train/loss"]
+    np.testing.assert_allclose(loss.mean(axis=1), [2 - share for share in (0.25, 0.5, 0.75, 1)])  # no percent
     # S = 0.5 was not run: four rows, and a legend that names them.
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         *("S = 0.9", "S = 0.8", "S = 0.7", "S = 0 (unfinished)")
@@ -257,10 +259,29 @@ def test_connections_are_added_up_over_runs_and_stand_in_the_grids_geometry(swee
     figure = connections.draw_connections(runs, rows)
     assert figure is not None
     forward, _, down = (axes.images[0].get_array().filled(np.nan) for axes in figure.axes[:3])
-    np.testing.assert_equal(forward, [[3 / 8, 0], [np.nan, np.nan]])
-    np.testing.assert_equal(down, [[np.nan, np.nan], [0.5, np.nan]])
+    own = (3 + 6 + 0 + 4) / 32  # active of all kernels, both runs
+    np.testing.assert_allclose(forward, [[3 / 8 / own, 0], [np.nan, np.nan]])
+    np.testing.assert_allclose(down, [[np.nan, np.nan], [0.5 / own, np.nan]])
     shown = {text.get_text() for text in figure.axes[0].texts}
-    assert shown == {"38", "0", "-"}
+    assert shown == {"0.92", "0.00", "-"}
+    assert "40.6% active" in figure.axes[0].get_ylabel()
+
+
+def test_connections_of_all_rows_have_one_scale(sweep_folder: Path) -> None:
+    # S = 0.8 has twice the kernels of S = 0.9, in the same places: the maps are alike.
+    sparse = [entry | {"kernels": 8} for entry in CONNECTIONS]
+    for job, entries in zip(JOBS[:4], (sparse, sparse, CONNECTIONS, CONNECTIONS), strict=True):
+        (sweep_folder / job.folder / "connections.json").write_text(json.dumps(entries))
+    figure = connections.draw_connections(*rows_of(sweep_folder))
+    assert figure is not None
+    maps = [axes.images[0] for axes in figure.axes[:6]]
+    for first, second in zip(maps[:3], maps[3:], strict=True):
+        np.testing.assert_allclose(first.get_array().filled(-1), second.get_array().filled(-1))
+    # 0 to 2: the least ratio is 0, the largest 0.75 over 6 / 16.
+    assert {(image.norm.vmin, image.norm.vcenter, image.norm.vmax) for image in maps} == {(0.0, 1, 2.0)}
+    assert [axes.get_ylabel().split("\n")[1] for axes in (figure.axes[0], figure.axes[3])] == [
+        *("18.8% active", "37.5% active")
+    ]
 
 
 def test_dense_networks_have_no_map_and_broken_files_are_named(tmp_path: Path) -> None:

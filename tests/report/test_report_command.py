@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -16,11 +17,11 @@ from e2enet.report.pictures.gallery import draw_pictures
 from e2enet.report.runs import load_runs
 from e2enet.report.tables.sections import build_report
 from e2enet.report.write import write_tables
-from tests.report.conftest import ABLATION, FakeJob, job_record, write_sweep
+from tests.report.conftest import ABLATION, CASES, FakeJob, job_record, write_sweep
 
 
 def test_the_whole_report(sweep_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main([str(sweep_folder), "resamples=200", "trade_off.cost=0.25"])
+    main([str(sweep_folder), "resamples=200", "trade_off.show=true", "trade_off.cost=0.25"])
     output = sweep_folder / "report"
     assert {"sparsity.md", "sparsity.csv", "sparsity.tex", "jobs.csv", "index.html"} <= {
         p.name for p in output.iterdir()
@@ -84,6 +85,31 @@ def test_the_notes_say_what_the_scores_are_of(sweep_folder: Path, tmp_path: Path
     assert "fold=all are scored on the cases" in notes(write_sweep(tmp_path / "all", jobs, {"sparsity": ABLATION}))
 
 
+def test_the_trade_off_is_shown_when_asked_for(sweep_folder: Path) -> None:
+    for asked in (False, True):
+        options = Options(resamples=200, trade_off=asked)
+        cost = build_report(load_runs(sweep_folder), options, count=lambda overrides, setting: {}).sections[0].cost
+        assert ("PT" in [column.heading for column in cost.shown()]) == asked
+        assert any("these are ours" in note for note in cost.notes) == asked
+
+
+def test_the_smallest_possible_p_is_told_where_cases_are_few(tmp_path: Path) -> None:
+    def notes(name: str, rows: tuple[str, ...], count: int) -> str:
+        jobs = tuple(FakeJob(row, 1, density=index / 10) for index, row in enumerate(rows, start=1))
+        runs = load_runs(write_sweep(tmp_path / name, jobs, {"sparsity": ABLATION}))
+        runs = replace(runs, cases=runs.cases[runs.cases["case"].isin(CASES[:count])])
+        report = build_report(runs, Options(resamples=200), count=lambda overrides, setting: {})
+        return " ".join(report.sections[0].accuracy.notes)
+
+    # 2 of the 2^5 sign patterns are as far out as five better cases of five.
+    told = "The smallest possible p with 5 cases, where each of them is better, is 0.0625"
+    assert f"{told}." in notes("one", ("s90", "s80"), 5)
+    assert f"{told}; corrected, 0.125." in notes("two", ("s90", "s80", "s70"), 5)
+    eight = "with 8 cases, where each of them is better, is 0.00781"
+    assert eight in notes("eight", ("s90", "s80"), 8)
+    assert "smallest possible" not in notes("alone", ("s80",), 5)
+
+
 def test_a_reference_of_one_experiment_leaves_the_others_alone(tmp_path: Path) -> None:
     other = {"title": "Other", "reference": "b", "rows": {"a": {"label": "A"}, "b": {"label": "B"}}}
     folder = write_sweep(tmp_path / "sweep", (FakeJob("s80", 1),), {"sparsity": ABLATION, "other": other})
@@ -131,4 +157,5 @@ def test_wrong_arguments(
 
 def test_the_defaults_are_those_of_the_file() -> None:
     assert read_options() == Options()
-    assert read_options(["confidence=0.9", "trade_off.accuracy=2"]) == Options(confidence=0.9, accuracy=2)
+    given = read_options(["confidence=0.9", "trade_off.show=true", "trade_off.accuracy=2"])
+    assert given == Options(confidence=0.9, trade_off=True, accuracy=2)

@@ -177,6 +177,42 @@ def test_wilcoxon_drops_ties() -> None:
     assert (p, pairs) == (2 / 2**5, 6)
 
 
+def test_wilcoxon_takes_equal_means_as_ties_whatever_their_last_digit() -> None:
+    # The mean of 0.1, 0.2, 0.3 is 0.2 and 0.20000000000000004, by the order of the classes: an equal pair, no sixth
+    # one that is better.
+    classes = np.array([0.1, 0.2, 0.3])
+    own = scores(np.vstack([np.tile(classes + 0.5, (5, 1)), classes]))
+    reference = scores(np.vstack([np.arange(5)[:, None] / 10 + np.tile(classes, (5, 1)), classes[::-1]]))
+    assert own.mean(axis=1).iloc[5] != reference.mean(axis=1).iloc[5]
+    assert paired_wilcoxon(own, reference) == (2 / 2**5, 6)
+
+
+@pytest.mark.parametrize(
+    "differences",
+    [
+        [0.1, -0.1, 0.1, 0.3, 0.3, 0.2, -0.2, 0.4],  # ranks 2, 2, 2, 6.5, 6.5, 4.5, 4.5, 8
+        [-0.3, 0.1, 0.1, 0.1, 0.1],
+        [0.1, 0.1, 0.1, 0.1, 0.1, -0.1],
+    ],
+)
+def test_wilcoxon_gives_differences_of_equal_size_one_rank(differences: list[float]) -> None:
+    # (0.7 + 0.1) - 0.7 and (0.4 + 0.1) - 0.4 differ in the last digit; their ranks must not.
+    reference = np.linspace(0.1, 0.5, len(differences))
+    p, _ = paired_wilcoxon(scores(reference + differences), scores(reference))
+    assert len(set(abs(reference + differences - reference))) > len(set(map(abs, differences)))
+    assert p == pytest.approx(enumerated_p(differences))
+
+
+def test_wilcoxon_of_many_ties_is_the_normal_one_with_their_correction() -> None:
+    # 20 differences of two sizes: ranks 5.5 and 15.5, of which 5.5 of three and 15.5 of two are negative.
+    differences = np.array([-0.1] * 3 + [0.1] * 7 + [-0.2] * 2 + [0.2] * 8)
+    reference = np.linspace(0.3, 0.6, 20)
+    p, _ = paired_wilcoxon(scores(reference + differences), scores(reference))
+    negative, mean = 3 * 5.5 + 2 * 15.5, 20 * 21 / 4
+    variance = 20 * 21 * 41 / 24 - 2 * (10**3 - 10) / 48
+    assert p == pytest.approx(2 * stats.norm.cdf((negative - mean) / math.sqrt(variance)))
+
+
 def test_wilcoxon_without_pairs_is_unknown() -> None:
     p, pairs = paired_wilcoxon(scores([0.5], ["a"]), scores([0.5], ["b"]))
     assert math.isnan(p) and pairs == 0

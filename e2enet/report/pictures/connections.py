@@ -1,8 +1,9 @@
-"""Which connections a network kept: the share of active kernels per fusion node and flow, as a heat map.
+"""Which connections a network kept: the density of kernels per fusion node and flow, as a heat map.
 
 The maps have the fusion grid's own geometry (levels downwards, columns to the right), one for each flow into the nodes,
 as the paper's figure on learned connections. What is drawn is the first convolution of each node, whose input
-channels are the three flows.
+channels are the three flows. All rows share one scale, on which sparse and denser networks can be compared: the density
+over the row's own, 1 where a flow kept as many of its kernels as the row did on the whole.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from e2enet.report.runs import Runs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import TwoSlopeNorm
     from matplotlib.figure import Figure
 
 CONNECTIONS_FILE = "connections.json"
@@ -31,34 +33,33 @@ FLOWS = {
     "down": "downward flow, from the level above",
 }
 COLUMNS = ("level", "column", "flow", "active", "kernels")
-LEAST_SPAN = 0.1  # of a colour scale: a spread below 10 percentage points of the kernels is not blown up
+LEAST_SPAN = 0.25  # of the colours below and above 1: a smaller spread is not blown up
 ROW_HEIGHT = 2.35
 
 
 def draw_connections(runs: Runs, rows: Sequence[Row]) -> Figure | None:
-    """A line of three maps per row whose runs hold connections.json; None where none does.
+    """A line of three maps per row whose runs hold connections.json, one scale for all; None where none does.
 
     The runs of a row are summed: active kernels of all of them over kernels of all of them. Networks without masks
     (every kernel active) are left out.
     """
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
-
     tables = {row.label: row_connections(runs, row) for row in rows}
     tables = {label: table for label, table in tables.items() if not table.empty and (table["share"] < 1).any()}
     if not tables:
         return None
+    scale = _scale(pd.concat([table["ratio"] for table in tables.values()]))
     with house_style():
         figure = new_figure(ROW_HEIGHT * len(tables) + 0.75)
         grid = figure.subplots(len(tables), len(FLOWS), squeeze=False)
         for line, (label, table) in zip(grid, tables.items(), strict=True):
-            low, high = _scale(table["share"])
             for axes, flow in zip(line, FLOWS, strict=True):
-                image = _draw_map(axes, table[table["flow"] == flow], table, (low, high))
-            line[0].set_ylabel(f"{wrapped(label, 26)}\n\nlevel" if len(tables) > 1 else "level")
-            ticks = MaxNLocator(5, steps=[1, 2, 5, 10])
-            bar = figure.colorbar(image, ax=line, fraction=0.025, pad=0.01, ticks=ticks, format=PercentFormatter(1, 0))
-            bar.outline.set_visible(False)
-            bar.set_label("active kernels", fontsize=9)
+                image = _draw_map(axes, table[table["flow"] == flow], table, scale)
+            line[0].set_ylabel(f"{wrapped(label, 26)}\n{_own_density(table):.1%} active\n\nlevel")
+        bar = figure.colorbar(
+            image, ax=grid, fraction=0.025, pad=0.01, ticks=[scale.vmin, 1, scale.vmax], format="%.2f"
+        )
+        bar.outline.set_visible(False)
+        bar.set_label("density over the row's own", fontsize=9)
         for axes, title in zip(grid[0], FLOWS.values(), strict=True):
             axes.set_title(title)
         for axes in grid[-1]:
@@ -68,14 +69,16 @@ def draw_connections(runs: Runs, rows: Sequence[Row]) -> Figure | None:
 
 
 def row_connections(runs: Runs, row: Row) -> pd.DataFrame:
-    """level, column, flow, active, kernels and share of each node and flow, summed over the row's finished runs."""
+    """level, column, flow, active and kernels of each node and flow, summed over the row's finished runs, with their
+    share and the ratio of that to the share of all."""
     paths = [Path(folder) / CONNECTIONS_FILE for folder in row.finished["folder"]]
     tables = [read_connections(path) for path in paths if path.is_file()]
     if not tables:
-        return pd.DataFrame(columns=[*COLUMNS, "share"])
+        return pd.DataFrame(columns=[*COLUMNS, "share", "ratio"])
     every = pd.concat(tables)
     sums = every.groupby(["level", "column", "flow"], as_index=False)[["active", "kernels"]].sum()
-    return sums.assign(share=sums["active"] / sums["kernels"])
+    share = sums["active"] / sums["kernels"]
+    return sums.assign(share=share, ratio=share / _own_density(sums))
 
 
 def read_connections(path: Path) -> pd.DataFrame:
@@ -94,26 +97,32 @@ def read_connections(path: Path) -> pd.DataFrame:
     return table[table["flow"].isin(FLOWS) & (table["kernels"] > 0)]
 
 
-def _scale(shares: pd.Series) -> tuple[float, float]:
-    low, high = float(shares.min()), float(shares.max())
-    widen = max(LEAST_SPAN - (high - low), 0) / 2
-    return max(low - widen, 0.0), min(high + widen, 1.0)
+def _own_density(table: pd.DataFrame) -> float:
+    """Active kernels of all flows over all their kernels."""
+    return max(float(table["active"].sum()), 1.0) / float(table["kernels"].sum())
 
 
-def _draw_map(axes: Axes, flow: pd.DataFrame, every: pd.DataFrame, limits: tuple[float, float]) -> Any:
-    """One flow's map, with its shares in percent; nodes that lack the flow are outlined."""
+def _scale(ratios: pd.Series) -> TwoSlopeNorm:
+    """Colours for all rows: white at 1, the ends where the furthest ratios are."""
+    from matplotlib.colors import TwoSlopeNorm
+
+    return TwoSlopeNorm(1, min(float(ratios.min()), 1 - LEAST_SPAN), max(float(ratios.max()), 1 + LEAST_SPAN))
+
+
+def _draw_map(axes: Axes, flow: pd.DataFrame, every: pd.DataFrame, scale: TwoSlopeNorm) -> Any:
+    """One flow's map, with its ratios; nodes that lack the flow have a dash."""
     levels, columns = int(every["level"].max()) + 1, int(every["column"].max())
-    shares = np.full((levels, columns), np.nan)
-    shares[flow["level"].to_numpy(int), flow["column"].to_numpy(int) - 1] = flow["share"]
-    image = axes.imshow(shares, cmap="cividis", vmin=limits[0], vmax=limits[1], aspect="auto")
+    ratios = np.full((levels, columns), np.nan)
+    ratios[flow["level"].to_numpy(int), flow["column"].to_numpy(int) - 1] = flow["ratio"]
+    image = axes.imshow(ratios, cmap="PuOr_r", norm=scale, aspect="auto")
     nodes = {(int(level), int(column) - 1) for level, column in zip(every["level"], every["column"], strict=True)}
     for level, column in nodes:
-        share = shares[level, column]
-        if np.isnan(share):
+        ratio = ratios[level, column]
+        if np.isnan(ratio):
             axes.text(column, level, "-", ha="center", va="center", color=GREY)
             continue
-        dark = (share - limits[0]) / (limits[1] - limits[0]) < 0.55
-        axes.text(column, level, f"{share * 100:.0f}", ha="center", va="center", color="white" if dark else INK)
+        dark = abs(float(scale(ratio)) - 0.5) > 0.3  # both ends of the colours
+        axes.text(column, level, f"{ratio:.2f}", ha="center", va="center", color="white" if dark else INK, fontsize=9)
     axes.set_xticks(range(columns), [str(column + 1) for column in range(columns)])
     axes.set_yticks(range(levels), [str(level) for level in range(levels)])
     axes.tick_params(length=0)

@@ -18,14 +18,15 @@ if TYPE_CHECKING:
 # Column of metrics.csv -> title of its panel.
 LEARNING = {
     "train/loss": "training loss",
-    "val/dice": "validation Dice, patches",
-    "val_full/dice": "validation Dice, whole cases",
+    "val/dice": "validation Dice of patches, %",
+    "val_full/dice": "validation Dice of whole cases, %",
 }
 TOPOLOGY = {
     "dsff/density": "density: share of active kernels",
     "dsff/churn": "churn: share replaced per update",
     "dsff/ever_active": "share of kernels ever active",
 }
+PERCENT = 100.0
 MARKED_UP_TO = 30  # points; on longer curves only some have a marker
 
 
@@ -43,7 +44,8 @@ def epoch_curves(runs: Runs, rows: Sequence[Row], columns: Mapping[str, str]) ->
     """{(label, column): table} of what was logged: a line per epoch (counted from 1), a column per run.
 
     Where an epoch has several values, the last one counts. Runs are cut at the last epoch that all of the row's have:
-    beyond it the mean would jump where one of them ends. Curves that no run of a row has are left out.
+    beyond it the mean would jump where one of them ends. Curves that no run of a row has are left out. Dice is in
+    percent, as everywhere in the report.
     """
     found: dict[tuple[str, str], pd.DataFrame] = {}
     for row in rows:
@@ -57,7 +59,7 @@ def epoch_curves(runs: Runs, rows: Sequence[Row], columns: Mapping[str, str]) ->
             series = {key: values for key, values in series.items() if not values.empty}
             if series:
                 common = min(values.index.max() for values in series.values())
-                curve = pd.DataFrame(series).loc[:common]
+                curve = pd.DataFrame(series).loc[:common] * (PERCENT if column.endswith("/dice") else 1)
                 found[row.label, column] = curve.set_axis(curve.index + 1)
     return found
 

@@ -178,9 +178,10 @@ TOPOLOGY = (
     "that were active at any time so far."
 )
 CONNECTIONS = (
-    "Share of active kernels, in percent, of the first convolution of each fusion node, by the flow whose channels it "
-    "reads. Levels go down from full resolution (0), columns from the encoder's side to the heads; a dash: the flow "
-    "does not reach that node. The best checkpoints of a row's runs are added up. Each row has its own colours."
+    "Density of active kernels in the first convolution of each fusion node, by the flow whose channels it reads, over "
+    "the row's own density in all of them: at 1 a flow kept the row's share of its kernels, at 2 twice as many. All "
+    "rows have one scale. Levels go down from full resolution (0), columns from the encoder's side to the heads; a "
+    "dash: the flow does not reach that node. The best checkpoints of a row's runs are added up."
 )
 WORST_AND_BEST = (
     "Of all predictions of validation cases by the row's runs, those of lowest and highest mean Dice, in the slice "

@@ -11,7 +11,7 @@ import pandas as pd
 
 from e2enet.report.pictures.rows import Row
 from e2enet.report.pictures.style import GREY, RowStyle, house_style, legend_below, new_figure
-from e2enet.report.tables.differences import published_range
+from e2enet.report.tables.table import published_range
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from e2enet.report.options import Options
-from e2enet.report.tables.table import Column, Line, is_known, number, text
+from e2enet.report.tables.table import Best, Column, Line, is_known, number, text
 
 PUBLISHED, COUNTED, OBTAINED, TEST = "published", "counted", "obtained", "test"
 SMALLEST_P = 1e-4
@@ -12,23 +14,24 @@ SMALLEST_P = 1e-4
 def accuracy_columns(options: Options, *, several_datasets: bool) -> tuple[Column, ...]:
     """Rows with published and counted cost, published and obtained accuracy, the test, and the counts."""
     return (
-        Column("row", text("label"), numeric=False, brief=True),
+        Column("row", _label, numeric=False, brief=True),
         *((Column("dataset", text("data"), numeric=False),) if several_datasets else ()),
-        Column("params (M)", number("published_params", 2), PUBLISHED, optional=True),
-        Column("GFLOP", number("published_gflops", 2), PUBLISHED, optional=True),
-        Column("Dice (%)", number("published_dice", 1), PUBLISHED, optional=True, brief=True),
-        Column("NSD (%)", number("published_nsd", 1), PUBLISHED, optional=True),
-        Column("params (M)", number("counted_params", 2), COUNTED, optional=True),
-        Column("GFLOP", number("counted_gflops_paper", 2), COUNTED, optional=True),
+        _published("params (M)", "params", 2, largest=False),
+        _published("GFLOP", "gflops", 2, largest=False),
+        replace(_published("Dice (%)", "dice", 1, largest=True), brief=True),
+        _published("NSD (%)", "nsd", 1, largest=True),
+        _counted("params (M)", "params", COUNTED),
+        _counted("GFLOP", "gflops_paper", COUNTED),
         Column("runs", text("state"), OBTAINED, brief=True),
-        Column("Dice (%)", _mean_and_deviation, OBTAINED, brief=True),
+        Column("Dice (%)", _mean_and_deviation, OBTAINED, brief=True, best=Best("dice", largest=True)),
         Column(f"{100 * options.confidence:g} % interval", interval, OBTAINED, brief=True),
-        Column("NSD (%)", number("nsd", 2), OBTAINED),
-        Column("HD95 (mm)", number("hd95", 2), OBTAINED),
-        Column("p", _p_value, TEST, optional=True),
+        Column("NSD (%)", number("nsd", 2), OBTAINED, best=Best("nsd", largest=True)),
+        Column("HD95 (mm)", number("hd95", 2), OBTAINED, best=Best("hd95", largest=False)),
+        Column("p", lambda line: p_text(line["p"]), TEST, optional=True),
         Column("p (Holm)", lambda line: p_text(line["p_holm"]), TEST, optional=True, brief=True),
         Column("cases", lambda line: _count(line, "cases")),
         Column("missed", _missed, brief=True),
+        Column("invented", lambda line: _count(line, "invented"), brief=True),
     )
 
 
@@ -36,18 +39,18 @@ def cost_columns() -> tuple[Column, ...]:
     """What a row costs: counted at the paper's scale, then of the runs themselves, counted and measured."""
     scale, run = "full scale", "these runs"
     return (
-        Column("row", text("label"), numeric=False),
-        Column("params (M)", number("counted_params", 2), scale, optional=True),
-        Column("GFLOP, paper", number("counted_gflops_paper", 2), scale, optional=True),
-        Column("GFLOP, exact", number("counted_gflops_exact", 2), scale, optional=True),
+        Column("row", _label, numeric=False),
+        _counted("params (M)", "params", scale),
+        _counted("GFLOP, paper", "gflops_paper", scale),
+        _counted("GFLOP, exact", "gflops_exact", scale),
         Column("density", number("density", 3), run, optional=True),
-        Column("params (M)", number("params", 3), run, optional=True),
-        Column("GFLOP, paper", number("gflops_paper", 3), run, optional=True),
-        Column("GFLOP, exact", number("gflops_exact", 3), run, optional=True),
-        Column("latency (ms)", number("latency_s", 1, 1e3), run, optional=True),
-        Column("peak memory (MiB)", number("peak_bytes", 0, 2**-20), run, optional=True),
-        Column("time of a job (min)", number("seconds", 1, 1 / 60), run, optional=True),
-        Column("PT", number("pt", 3), run, optional=True),
+        _obtained("params (M)", "params", 3),
+        _obtained("GFLOP, paper", "gflops_paper", 3),
+        _obtained("GFLOP, exact", "gflops_exact", 3),
+        _obtained("latency (ms)", "latency_s", 1, 1e3),
+        _obtained("peak memory (MiB)", "peak_bytes", 0, 2**-20),
+        _obtained("time of a job (min)", "seconds", 1, 1 / 60),
+        Column("PT", number("pt", 3), run, optional=True, best=Best("pt", largest=True)),
     )
 
 
@@ -65,13 +68,28 @@ def p_text(p: float) -> str:
     return f"< {SMALLEST_P:g}" if p < SMALLEST_P else f"{p:.2g}"
 
 
+def _published(heading: str, name: str, digits: int, *, largest: bool) -> Column:
+    key = f"published_{name}"
+    return Column(heading, number(key, digits), PUBLISHED, optional=True, best=Best(key, largest, "published_on"))
+
+
+def _counted(heading: str, name: str, group: str) -> Column:
+    key = f"counted_{name}"
+    return Column(heading, number(key, 2), group, optional=True, best=Best(key, False, "counted_at"))
+
+
+def _obtained(heading: str, key: str, digits: int, factor: float = 1.0) -> Column:
+    return Column(heading, number(key, digits, factor), "these runs", optional=True, best=Best(key, largest=False))
+
+
+def _label(line: Line) -> str:
+    """The row's name; of the row that others are tested against, with that word."""
+    return f"{line['label']} (reference)" if line["reference"] else str(line["label"])
+
+
 def _mean_and_deviation(line: Line) -> str:
     mean, deviation = number("dice", 2)(line), number("dice_sd", 2)(line)
     return f"{mean} ± {deviation}" if deviation else mean
-
-
-def _p_value(line: Line) -> str:
-    return "reference" if line["reference"] and line["runs"] else p_text(line["p"])
 
 
 def _count(line: Line, key: str) -> str:

@@ -19,7 +19,7 @@ from e2enet.common.variants import flat
 from e2enet.data.planning.planner import PAPER_BATCH
 from e2enet.report.runs import Runs
 from e2enet.report.tables.columns import interval
-from e2enet.report.tables.table import Column, Line, Table, is_known, number, text
+from e2enet.report.tables.table import Column, Line, Table, is_known, number, published_range, text
 
 # Sections in which runs of an experiment may differ from its full scale; a dataset's own facts follow from its name.
 SECTIONS = ("network", "dsff", "training", "plan", "final", "pretraining")
@@ -122,14 +122,6 @@ def dataset_names(runs: Runs, jobs: pd.DataFrame) -> list[str]:
     pairs = list(zip(jobs["key"], jobs["data"], strict=True))
     known = {data: started[key] for key, data in pairs if key in started}
     return [started.get(key, known.get(data, data)) for key, data in pairs]
-
-
-def published_range(value: Any) -> tuple[float | None, float | None]:
-    """Lower and upper end of a published number or range such as "90.1-90.2"; None where there is none."""
-    if not is_known(value):
-        return None, None
-    low, _, high = str(value).partition("-")
-    return float(low), float(high or low)
 
 
 def _position(low: float, high: float, line: Line) -> str:

@@ -126,7 +126,7 @@ def _counted(ablation: Mapping[str, Any], group: Group, count: Counter) -> dict[
     """The row's cost at the paper's scale, where the experiment says what that is.
 
     It stays blank for a row of an older version: one that the experiment no longer has, or whose overrides name what
-    there no longer is.
+    there no longer is. `counted_at` names the scale: costs at different ones are not compared.
     """
     names = ("params", "gflops_paper", "gflops_exact")
     rows = ablation.get("rows") or {}
@@ -135,7 +135,8 @@ def _counted(ablation: Mapping[str, Any], group: Group, count: Counter) -> dict[
     if setting:
         with suppress(InputError):
             counted = count(rows[group.row].get("overrides", ()), setting)
-    return {f"counted_{name}": counted.get(name, math.nan) for name in names}
+    values: dict[str, Any] = {f"counted_{name}": counted.get(name, math.nan) for name in names}
+    return {"counted_at": ", ".join(f"{key} {value}" for key, value in setting.items())} | values
 
 
 def _references(groups: Sequence[Group], reference: str | None, where: str) -> list[int]:
@@ -179,10 +180,12 @@ def _partner(groups: Sequence[Group], index: int, candidates: Sequence[int]) -> 
 def _add_trade_off(lines: Sequence[dict[str, Any]], groups: Sequence[Group], options: Options) -> None:
     """PT of the obtained numbers, among rows of one dataset: Dice of different tasks have no common largest.
 
-    A row alone is its own best in everything and says nothing.
+    A row alone is its own best in everything and says nothing. NaN where it is not asked for: the weights are ours.
     """
     for line in lines:
         line["pt"] = math.nan
+    if not options.trade_off:
+        return
     for data in dict.fromkeys(line["data"] for line in lines):
         own = [line for line, group in zip(lines, groups, strict=True) if line["data"] == data and group.role == "row"]
         columns = ([line[name] for line in own] for name in ("dice", "params", "gflops_paper"))

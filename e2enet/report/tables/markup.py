@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -18,8 +18,9 @@ def to_markdown(table: Table) -> str:
         return ""
     columns = table.shown()
     rule = ["---:" if column.numeric else "---" for column in columns]
-    rows = [[heading(column) for column in columns], rule, *table.cells()] if table.lines else []
-    lines = ["| " + " | ".join(_markdown_cell(cell) for cell in row) + " |" for row in rows]
+    rows = [[_markdown_cell(heading(column)) for column in columns], rule] if table.lines else []
+    rows += _marked(table, _markdown_cell, "**{}**")
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
     blocks = [f"**{markdown_text(table.title)}**", "\n".join(lines), *map(markdown_text, table.notes)]
     return joined(blocks)
 
@@ -28,10 +29,11 @@ def to_latex(table: Table, label: str) -> str:
     """A LaTeX `table` (packages booktabs and graphicx, which fits it to the line) with groups over their columns."""
     columns = table.shown()
     headings = [(column.group, column.heading) for column in columns]
-    frame = pd.DataFrame(table.cells(), columns=pd.MultiIndex.from_tuples(headings))
+    cells = _marked(table, escape_latex, r"\textbf{{{}}}")
+    frame = pd.DataFrame(cells, columns=pd.MultiIndex.from_tuples(headings))
     if not any(column.group for column in columns):
         frame.columns = pd.Index([column.heading for column in columns])
-    style = frame.style.hide(axis="index").format(escape_latex).format_index(escape_latex, axis=1)
+    style = frame.style.hide(axis="index").format_index(escape_latex, axis=1)
     tabular = style.to_latex(
         hrules=True,
         multicol_align="c",
@@ -81,6 +83,14 @@ def escape_latex(content: str) -> str:
 def joined(parts: Sequence[str]) -> str:
     """Blocks of Markdown with an empty line between them; empty blocks are left out."""
     return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
+
+
+def _marked(table: Table, escape: Callable[[str], str], bold: str) -> list[list[str]]:
+    """The cells as text of a format, the best of each column in bold."""
+    return [
+        [bold.format(escape(cell)) if best else escape(cell) for cell, best in zip(cells, marks, strict=True)]
+        for cells, marks in zip(table.cells(), table.emphasised(), strict=True)
+    ]
 
 
 def _markdown_cell(content: str) -> str:

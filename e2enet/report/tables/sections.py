@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from e2enet.common.errors import InputError
@@ -14,6 +15,7 @@ from e2enet.report.tables.lines import Counter, experiment_lines
 from e2enet.report.tables.table import Column, Line, Table, is_known, number, text
 
 UNFINISHED = ("crashed", "interrupted")
+SMALL_P = 1e-3  # a smallest possible p below this is no limit that anybody meets
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,9 @@ def _notes(lines: tuple[Line, ...], options: Options) -> tuple[str, ...]:
         "Dice: mean ± standard deviation of the runs' means, over folds and seeds. Interval: "
         f"{100 * options.confidence:g} % percentile bootstrap over cases ({options.resamples} resamples, seed "
         f"{options.seed}) of that mean over runs. Cases: scored validation cases. Missed: structures of the references "
-        "that predictions lack, over all runs.",
+        "that predictions lack; invented: structures "
+        "that predictions have and the references lack; both over all runs.",
+        "Bold: the best of a column, among the rows of one dataset.",
         "Scores are of best.ckpt, which was chosen by validation on the same cases: they are biased upwards, alike in "
         "all rows, as cross-validation with a final checkpoint (nnU-Net's) is not.",
     ]
@@ -146,7 +150,19 @@ def _notes(lines: tuple[Line, ...], options: Options) -> tuple[str, ...]:
             f"p: two-sided paired Wilcoxon test of the cases' Dice against {against} ({pairs} cases); Holm's "
             f"correction for all tests of this table ({len(tests)})."
         )
+        notes += _smallest_p(tests)
     return tuple(notes)
+
+
+def _smallest_p(tests: Sequence[Line]) -> list[str]:
+    """What p cannot fall below with so few cases, where that keeps it from being small."""
+    count = min(line["pairs"] for line in tests)
+    smallest = min(1.0, 2 * 0.5**count)
+    if smallest * len(tests) < SMALL_P:
+        return []
+    corrected = min(1.0, smallest * len(tests))
+    alone = f"The smallest possible p with {count} cases, where each of them is better, is {smallest:.3g}"
+    return [alone + (f"; corrected, {corrected:.3g}." if len(tests) > 1 else ".")]
 
 
 def _cost_notes(lines: tuple[Line, ...], options: Options) -> tuple[str, ...]:

@@ -1,14 +1,26 @@
-"""A table of the report: values line by line, and columns that say how to show them."""
+"""A table of the report: values line by line, columns that say how to show them, and the best of each column."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
 Line = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Best:
+    """Which of a column's values is the best: the `largest` or the smallest of `key`, among lines of equal `among`.
+
+    Only rows take part: a fold or seed is no choice, and what is scored on training cases competes with nothing.
+    """
+
+    key: str
+    largest: bool
+    among: str = "data"
 
 
 @dataclass(frozen=True)
@@ -22,6 +34,7 @@ class Column:
         optional: Left out of a table in which every cell of it is empty.
         numeric: Set to the right.
         brief: Shown where there is little room too, as on a terminal.
+        best: Which values are emphasised; None: none.
     """
 
     heading: str
@@ -30,6 +43,7 @@ class Column:
     optional: bool = False
     numeric: bool = True
     brief: bool = False
+    best: Best | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +69,11 @@ class Table:
         columns = self.shown()
         return [[column.show(line) for column in columns] for line in self.lines]
 
+    def emphasised(self) -> list[list[bool]]:
+        """Which of `cells` hold the best of their column; those that read the same as the best are as good."""
+        columns = [_best_lines(column, self.lines) for column in self.shown()]
+        return [[index in best for best in columns] for index in range(len(self.lines))]
+
 
 def is_known(value: Any) -> bool:
     """Whether there is a value at all: neither None nor NaN."""
@@ -78,3 +97,30 @@ def number(key: str, digits: int, factor: float = 1.0) -> Callable[[Line], str]:
         return f"{factor * value:.{digits}f}"
 
     return show
+
+
+def published_range(value: Any) -> tuple[float | None, float | None]:
+    """Lower and upper end of a published number or range such as "90.1-90.2"; None where there is none."""
+    if not is_known(value):
+        return None, None
+    low, _, high = str(value).partition("-")
+    return float(low), float(high or low)
+
+
+def _best_lines(column: Column, lines: Sequence[Line]) -> set[int]:
+    """Places of the lines with a column's best value; a value without another to compare it with is no best."""
+    if column.best is None:
+        return set()
+    groups: dict[str, dict[int, float]] = {}
+    for index, line in enumerate(lines):
+        value = line.get(column.best.key)
+        number = published_range(value)[0] if isinstance(value, str) else value
+        if line.get("role") == "row" and is_known(number) and column.show(line):
+            groups.setdefault(str(line.get(column.best.among)), {})[index] = float(number)  # type: ignore[arg-type]
+    choose = max if column.best.largest else min
+    found: set[int] = set()
+    for values in groups.values():
+        if len(values) > 1:
+            best = column.show(lines[choose(values, key=lambda index: values[index])])
+            found |= {index for index in values if column.show(lines[index]) == best}
+    return found
