@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
-from e2enet.common.console import console
+from e2enet.common.console import console, say
 from e2enet.common.overlay import save_overlay
 from e2enet.training.module import PATCHES, SCORES, WHOLE_CASES, SegmentationModule
 from e2enet.training.nonfinite import LEFT_OUT
@@ -38,8 +38,14 @@ class EpochNumbers(pl.Callback):
         self._batches = 0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin anew."""
+        """Begin anew; say where the epoch's learning rate is 0, as that of a schedule which has ended is."""
         self._learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
+        if not any(group["lr"] for group in trainer.optimizers[0].param_groups):
+            say(
+                f"warning: epoch {trainer.current_epoch + 1} begins with a learning rate of 0 (training.schedule): no "
+                "weight changes",
+                style="yellow",
+            )
         self._sum, self._batches = 0.0, 0
 
     def on_train_batch_end(
@@ -48,7 +54,8 @@ class EpochNumbers(pl.Callback):
         """Add a batch's loss, which stays on its device: reading it would wait for the GPU."""
         if LEFT_OUT in outputs:
             return
-        self._sum = self._sum + outputs["loss"].detach().float()
+        # Lightning has divided it for the step that it is a part of.
+        self._sum = self._sum + outputs["loss"].detach().float() * trainer.accumulate_grad_batches
         self._batches += 1
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -115,6 +115,15 @@ def _fused_and_masks(fused: bool | None, precision: Any, masks: bool) -> str | N
     return None
 
 
+def _accumulate_and_epoch(accumulate: int, steps_per_epoch: int) -> str | None:
+    if accumulate > steps_per_epoch:
+        return (
+            f"training.accumulate={accumulate}: an epoch has training.steps_per_epoch={steps_per_epoch} batches, and a "
+            f"step is of one epoch's; expected at most {steps_per_epoch}, or longer epochs"
+        )
+    return None
+
+
 def _row_of_ablation(ablation: Mapping[str, Any] | None, row: str | None) -> str | None:
     if ablation is None:
         return (
@@ -188,6 +197,7 @@ CONFLICTS: tuple[Conflict, ...] = (
         ),
         _sparse_engine,
     ),
+    Conflict(("training.accumulate", "training.steps_per_epoch"), _accumulate_and_epoch),
     Conflict(("initial_weights", "pretraining", "resume"), _initial_weights),
     Conflict(("ablation", "row"), _row_of_ablation),
     Conflict(("training.optimizer.fused", "training.precision", "dsff.masks"), _fused_and_masks),

@@ -23,8 +23,9 @@ from e2enet.network.engine import select_training, select_validation
 from e2enet.network.recompute import checkpoint_activations
 from e2enet.training.dice import DiceCounts
 from e2enet.training.losses import DeepSupervisionLoss, sum_over_processes
-from e2enet.training.nonfinite import LEFT_OUT, NonFiniteGuard, without_gradient
+from e2enet.training.nonfinite import LEFT_OUT, NonFiniteGuard, scale_gradients, without_gradient
 from e2enet.training.part_trials import build_schedule
+from e2enet.training.schedules import schedule_after
 
 # The two validation loaders of the data module, by Lightning's `dataloader_idx`, and the name of their scores. Dice of
 # patches and of whole cases are on different scales (a patch on foreground holds less background to be wrong in),
@@ -129,10 +130,14 @@ class SegmentationModule(pl.LightningModule):
         optimizer: Optimizer | LightningOptimizer,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Take the step, unless all its batches were left out or their gradients are not finite."""
+        """Take the step that the mean loss of its batches asks for, unless all of them were left out or their gradients
+        are not finite."""
         assert optimizer_closure is not None
         first = [optimizer_closure()]  # goes forward and backward
-        if self.guard.may_step(self):
+        if batches := self.guard.batches_to_step(self):
+            # Lightning has divided each loss by `accumulate`; an epoch's last step may have fewer batches, and others
+            # may have been left out.
+            scale_gradients(self.parameters(), self.trainer.accumulate_grad_batches / batches)
             # Optimizers that ask more than once (LBFGS) evaluate anew.
             super().optimizer_step(epoch, batch_idx, optimizer, lambda: first.pop() if first else optimizer_closure())
 
@@ -173,6 +178,16 @@ class SegmentationModule(pl.LightningModule):
         optimizer = instantiate(self.training_config["optimizer"], params=self.parameters())
         scheduler, interval = build_schedule(self.training_config["schedule"], optimizer, self._length)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
+
+    def on_train_start(self) -> None:
+        """Let the learning rate of a run that goes on be that of its step and of the length that it has now."""
+        done = self.trainer.fit_loop.epoch_loop.scheduler_progress.total.completed
+
+        def make(optimizer: Optimizer) -> Any:
+            return build_schedule(self.training_config["schedule"], optimizer, self._length)[0]
+
+        for config in self.trainer.lr_scheduler_configs if done else ():
+            config.scheduler = schedule_after(make, self.trainer.optimizers[0], done)
 
     def _any_process(self, holds: bool) -> bool:
         """Whether something holds on any of the processes, each of which asks: a case may be another one's to score,

@@ -54,23 +54,23 @@ class NonFiniteGuard:
         self._judge(module, "loss", None if finite else float(loss), [] if finite else [batch])
         return False
 
-    def may_step(self, module: pl.LightningModule) -> bool:
-        """Whether the optimizer may take the step that the batches since the last one add up to.
+    def batches_to_step(self, module: pl.LightningModule) -> int:
+        """How many batches since the last step the optimizer's next one is made of; 0: it is left out.
 
         Raises:
             InputError: where their gradients are not finite and the run is to stop.
         """
         batches, self._batches = self._batches, []
         if not batches:
-            return False
+            return 0
         if _scaler(module.trainer) is None:
             norm = get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
             # The same on all processes, which have exchanged their gradients.
             if not bool(torch.isfinite(norm)):
                 self._judge(module, "gradient norm", float(norm), batches)
-                return False
+                return 0
         self.skips = 0
-        return True
+        return len(batches)
 
     def _judge(
         self, module: pl.LightningModule, what: str, value: float | None, batches: Sequence[Mapping[str, Any]]
@@ -105,6 +105,13 @@ def without_gradient(loss: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor
     gradient, and processes that exchange theirs find them all."""
     zeros = [(parameter * 0.0).sum() for parameter in parameters if parameter.requires_grad]
     return loss.detach() + torch.stack(zeros).sum()
+
+
+def scale_gradients(parameters: Iterable[nn.Parameter], factor: float) -> None:
+    """Multiply all gradients; by 1, leave every bit of them."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if factor != 1 and gradients:
+        torch._foreach_mul_(gradients, factor)
 
 
 def write_record(

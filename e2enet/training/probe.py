@@ -190,9 +190,12 @@ def _too_large(module: SegmentationModule, device: torch.device, fitting: int) -
     batch_size, patch = module.plan.batch_size, " x ".join(map(str, module.plan.patch_size))
     problem = f"plan.batch_size={batch_size}: memory of {device} runs out in a step of so many patches of {patch}; "
     if fitting:
+        accumulate = math.ceil(batch_size / fitting)
+        if accumulate > module.training_config["steps_per_epoch"]:  # a step is of one epoch's batches
+            return f"{problem}expected a smaller one: plan.batch_size={fitting} fits"
         return problem + (
             f"expected a smaller one: plan.batch_size={fitting} fits (training.accumulate="
-            f"{math.ceil(batch_size / fitting)} then makes an optimizer step of as many patches)"
+            f"{accumulate} then makes an optimizer step of as many patches)"
         )
     precision = ", training.precision=16-mixed" if device.type == "cuda" else ""
     keeps = getattr(module.network, "run_part", None) is run_once

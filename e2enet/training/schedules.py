@@ -8,9 +8,11 @@ same place.
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Callable
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 
 def poly(optimizer: Optimizer, total: int, exponent: float = 0.9) -> LambdaLR:
@@ -53,3 +55,19 @@ def constant(optimizer: Optimizer, total: int) -> LambdaLR:
         total: not used.
     """
     return LambdaLR(optimizer, lambda t: 1.0)
+
+
+def schedule_after(make: Callable[[Optimizer], LRScheduler], optimizer: Optimizer, steps: int) -> LRScheduler:
+    """A new schedule that has taken `steps` steps; the optimizer's learning rates are those that it comes to.
+
+    What a checkpoint says of a schedule is true of the run's length at that time. Made anew and stepped forward, it is
+    that of a run which has had its present length from the beginning, to the last bit (250,000 steps: two seconds).
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"]
+    schedule = make(optimizer)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")  # the optimizer's steps came before
+        for _ in range(steps):
+            schedule.step()
+    return schedule

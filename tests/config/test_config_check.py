@@ -76,6 +76,7 @@ def test_all_mistakes_are_told_at_once() -> None:
         ("dsff.group_size=16.0", "dsff.group_size=16.0: expected 8 | 16 | 32"),
         ("training.validate_full=-1", "training.validate_full=-1: expected null or a whole number >= 0"),
         ("training.precision=16-mixed trainer.accelerator=cpu", "needs a GPU"),
+        ("training.accumulate=26", "an epoch has training.steps_per_epoch=25 batches, and a step is of one epoch's"),
         ("final.compact=1", "final.compact=1: expected true | false"),
         ("training.checkpoint_activations=1", "training.checkpoint_activations=1: expected true | false"),
         *(

@@ -141,3 +141,36 @@ def test_bf16_training_keeps_float32_weights_and_loss(tmp_path: Path) -> None:
     trainer = fit(module, tmp_path, precision="bf16-mixed")
     assert all(parameter.dtype == torch.float32 for parameter in module.parameters())
     assert trainer.callback_metrics["train/loss"].isfinite()
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 4])
+def test_an_incomplete_accumulation_takes_the_whole_step_of_the_batches_that_there_are(
+    accumulate: int, tmp_path: Path
+) -> None:
+    options = ["training.optimizer._target_=torch.optim.SGD", "training.optimizer.lr=0.1"]
+    options += ["training.schedule._target_=e2enet.training.schedules.constant", "~training.schedule.warmup"]
+    options += ["training.optimizer.weight_decay=0", "++training.loss.batch_dice=false"]
+    torch.manual_seed(0)
+    module = make_module(*options)
+    expected = copy.deepcopy(module)
+    # Five batches of one: a step of `accumulate`, then those that are left, as one batch of so many would make them.
+    trainer = quiet_trainer(tmp_path, EpochNumbers(), accumulate_grad_batches=accumulate)
+    trainer.fit(module, loader((2, 8, 8), 5, 1))
+    losses = []
+    for batch in loader((2, 8, 8), 5, accumulate):
+        for parameter in expected.parameters():
+            parameter.grad = None
+        parts = [
+            expected.loss(expected.network.train()(image[None]), label[None])
+            for image, label in zip(batch["image"], batch["label"], strict=True)
+        ]
+        losses += [float(part.detach()) for part in parts]
+        torch.stack(parts).mean().backward()
+        with torch.no_grad():
+            for parameter in expected.parameters():
+                if parameter.grad is not None:
+                    parameter -= 0.1 * parameter.grad
+    assert len(losses) == 5 and trainer.global_step == -(-5 // accumulate)
+    for name, value in expected.state_dict().items():
+        torch.testing.assert_close(module.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+    assert float(trainer.callback_metrics["train/loss"]) == pytest.approx(sum(losses) / 5)

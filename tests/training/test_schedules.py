@@ -1,14 +1,21 @@
-"""Learning rates by formula, step by step."""
+"""Learning rates by formula, step by step, and those of a run whose length has changed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR
 
+from e2enet.training.callbacks import EpochNumbers
 from e2enet.training.schedules import constant, cosine, poly
+from tests.training.conftest import quiet_trainer
+from tests.training.test_module import loader, make_module
 
 
 def rates(make: Callable[[torch.optim.Optimizer], LambdaLR], steps: int) -> list[float]:
@@ -36,3 +43,61 @@ def test_cosine_with_warm_up() -> None:
 
 def test_constant() -> None:
     assert rates(lambda optimizer: constant(optimizer, 3), 3) == [2.0, 2.0, 2.0]
+
+
+def annealed(optimizer: Optimizer, total: int) -> CosineAnnealingLR:
+    """A schedule that keeps its length, and computes each rate from the one before."""
+    return CosineAnnealingLR(optimizer, total)
+
+
+def one_cycle(optimizer: Optimizer, total: int) -> OneCycleLR:
+    """It also keeps what the rates lie between, and moves the optimizer's betas."""
+    return OneCycleLR(optimizer, max_lr=0.01, total_steps=total + 1)
+
+
+class Rates(pl.Callback):
+    """Notes with what each batch is trained; keeps a checkpoint in the middle of the second epoch."""
+
+    def __init__(self, path: Path) -> None:
+        self.found: dict[tuple[int, int], tuple[float, Any]] = {}
+        self.path = path
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        group = trainer.optimizers[0].param_groups[0]
+        self.found[trainer.current_epoch, batch_idx] = (group["lr"], group["betas"])
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if (trainer.current_epoch, batch_idx) == (1, 0):
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "interval"),
+    [(poly, "epoch"), (poly, "step"), (cosine, "step"), (annealed, "epoch"), (one_cycle, "step")],
+)
+def test_a_run_of_another_length_has_the_rates_of_one_that_always_had_it(
+    schedule: Callable[..., Any], interval: str, tmp_path: Path
+) -> None:
+    def train(epochs: int, source: str | None = None) -> dict[tuple[int, int], tuple[float, Any]]:
+        target = f"training.schedule._target_={schedule.__module__}.{schedule.__name__}"
+        module = make_module("~training.schedule.warmup", target, f"training.schedule.interval={interval}")
+        rates, path = Rates(tmp_path / f"middle_of_{epochs}.ckpt"), source and tmp_path / f"{source}.ckpt"
+        trainer = quiet_trainer(tmp_path, EpochNumbers(), rates, max_epochs=epochs)
+        trainer.fit(module, loader((2, 8, 8), 4, 2), ckpt_path=path, weights_only=True)
+        trainer.save_checkpoint(tmp_path / f"end_of_{epochs}.ckpt")
+        return rates.found
+
+    two, three = train(2), train(3)
+    assert len(three) == 6 and all(rate > 0 for rate, _ in three.values())
+    assert train(3, "end_of_2") == {(2, 0): three[2, 0], (2, 1): three[2, 1]}
+    train(3)
+    assert train(2, "middle_of_3") == {(1, 1): two[1, 1]}
+
+
+def test_a_schedule_that_has_ended_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ended = ["training.schedule._target_=torch.optim.lr_scheduler.PolynomialLR", "~training.schedule.warmup"]
+    module = make_module(*ended, "training.schedule.interval=epoch", "++training.schedule.total_iters=1")
+    quiet_trainer(tmp_path, EpochNumbers(), max_epochs=2).fit(module, loader((2, 8, 8), 4, 2))
+    assert capsys.readouterr().out.splitlines() == [
+        "warning: epoch 2 begins with a learning rate of 0 (training.schedule): no weight changes"
+    ]
