@@ -15,7 +15,7 @@ from torch import Tensor
 from e2enet.common.console import console, say
 from e2enet.common.overlay import save_overlay
 from e2enet.training.module import PATCHES, SCORES, WHOLE_CASES, SegmentationModule
-from e2enet.training.nonfinite import LEFT_OUT
+from e2enet.training.nonfinite import LEFT_OUT, NonFiniteGuard
 from e2enet.training.records import write_cost
 
 # Share of waiting for data from which it is worth telling.
@@ -47,38 +47,51 @@ class EpochNumbers(pl.Callback):
                 style="yellow",
             )
         self._sum, self._batches = 0.0, 0
+        _guard(pl_module).used = 0
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Add a batch's loss, which stays on its device: reading it would wait for the GPU."""
-        if LEFT_OUT in outputs:
-            return
-        # Lightning has divided it for the step that it is a part of.
-        self._sum = self._sum + outputs["loss"].detach().float() * trainer.accumulate_grad_batches
-        self._batches += 1
+        """Add a batch's loss, which stays on its device: reading it would wait for the GPU.
+
+        Raises:
+            InputError: it was the last of an epoch whose batches were all left out.
+        """
+        if LEFT_OUT not in outputs:
+            # Lightning has divided it for the step that it is a part of.
+            self._sum = self._sum + outputs["loss"].detach().float() * trainer.accumulate_grad_batches
+            self._batches += 1
+        if batch_idx + 1 == trainer.num_training_batches:
+            _guard(pl_module).end_epoch(pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log both; the loss is the mean over all processes."""
         pl_module.log("train/lr", self._learning_rate, rank_zero_only=True)
-        pl_module.log("train/loss", self._mean_sum(trainer, pl_module) / max(1, self._batches), prog_bar=True)
+        pl_module.log("train/loss", self._mean_sum(trainer, pl_module) / self._batches, prog_bar=True)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         total = float(self._mean_sum(trainer, pl_module))
-        checkpoint[self.KEY] = {"lr": self._learning_rate, "sum": total, "batches": self._batches}
+        numbers = {"lr": self._learning_rate, "sum": total, "batches": self._batches}
+        checkpoint[self.KEY] = numbers | {"used": _guard(pl_module).used}
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         state = checkpoint[self.KEY]
         self._learning_rate, self._sum, self._batches = state["lr"], state["sum"], state["batches"]
+        _guard(pl_module).used = state.get("used", state["batches"])
 
     def _mean_sum(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Tensor:
         # By hand: Lightning's sync_dist waits for the others whenever a callback of one process asks for the value.
         own = torch.as_tensor(self._sum, dtype=torch.float32, device=pl_module.device)
         return torch.as_tensor(trainer.strategy.reduce(own, reduce_op="mean"))
+
+
+def _guard(module: pl.LightningModule) -> NonFiniteGuard:
+    assert isinstance(module, SegmentationModule)
+    return module.guard
 
 
 class EpochLines(pl.Callback):

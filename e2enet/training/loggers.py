@@ -16,17 +16,13 @@ from omegaconf import DictConfig
 from e2enet.common.configs import as_plain
 from e2enet.common.console import say
 from e2enet.common.files import sync_to_disk, write_csv
-from e2enet.common.ranks import is_first
 
 METRICS_FILE = "metrics.csv"
 
 
-def build_loggers(config: DictConfig, run_folder: Path, rows: int = 0) -> list[Logger]:
-    """The loggers of one job.
-
-    `rows` are those of metrics.csv that a resumed run goes on after; later ones will be written again.
-    """
-    loggers: list[Logger] = [MetricsFile(run_folder, rows)]
+def build_loggers(config: DictConfig, run_folder: Path) -> list[Logger]:
+    """The loggers of one job."""
+    loggers: list[Logger] = [MetricsFile(run_folder)]
     if config.logger.wandb:
         loggers.append(_wandb_logger(config, run_folder))
     return loggers
@@ -52,17 +48,14 @@ class MetricsFile(Logger):
     is killed meanwhile loses what it had. Of several processes only the first has the file.
 
     Args:
-        folder: where metrics.csv is.
-        rows: those of a file that is there which are kept.
+        folder: where metrics.csv is, or will be; a file that is there stays as it is until `keep`.
     """
 
-    def __init__(self, folder: Path, rows: int = 0) -> None:
+    def __init__(self, folder: Path) -> None:
         super().__init__()
         self.path = folder / METRICS_FILE
         self.rows = 0
         self._columns: list[str] = []
-        if is_first():
-            self._keep(rows)
 
     @property
     def name(self) -> str:
@@ -75,6 +68,20 @@ class MetricsFile(Logger):
     @property
     def save_dir(self) -> str:
         return str(self.path.parent)
+
+    @rank_zero_only
+    def keep(self, rows: int) -> None:
+        """Go on after so many rows of a file that is there; the later ones will be written again."""
+        found = read_whole_rows(self.path)
+        if len(found) < rows:
+            say(f"warning: {self.path}: {len(found)} rows, expected {rows}; the others are lost", style="yellow")
+        kept = found[:rows]
+        self.rows = len(kept)
+        if kept:
+            self._columns = list(kept[0])
+            write_csv(self.path, kept, self._columns)
+        else:
+            self.path.unlink(missing_ok=True)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -97,18 +104,6 @@ class MetricsFile(Logger):
         """Return when the rows so far will survive even a loss of power, as the checkpoint that counts them does."""
         if self.path.is_file():
             sync_to_disk(self.path)
-
-    def _keep(self, rows: int) -> None:
-        found = read_whole_rows(self.path)
-        if len(found) < rows:
-            say(f"warning: {self.path}: {len(found)} rows, expected {rows}; the others are lost", style="yellow")
-        kept = found[:rows]
-        self.rows = len(kept)
-        if kept:
-            self._columns = list(kept[0])
-            write_csv(self.path, kept, self._columns)
-        else:
-            self.path.unlink(missing_ok=True)
 
 
 def read_whole_rows(path: Path) -> list[dict[str, str]]:

@@ -38,6 +38,7 @@ class NonFiniteGuard:
     def __init__(self, most_skips: int | None) -> None:
         self.most_skips = most_skips
         self.skips = 0
+        self.used = 0  # batches of this epoch that went into a step; `EpochNumbers` counts from its beginning
         self._batches: list[Mapping[str, Any]] = []  # that the next optimizer step is made of
 
     def admits(self, module: pl.LightningModule, loss: Tensor, batch: Mapping[str, Any]) -> bool:
@@ -70,7 +71,22 @@ class NonFiniteGuard:
                 self._judge(module, "gradient norm", float(norm), batches)
                 return 0
         self.skips = 0
+        self.used += len(batches)
         return len(batches)
+
+    def end_epoch(self, module: pl.LightningModule) -> None:
+        """Let an epoch end that has trained something.
+
+        Raises:
+            InputError: all of its batches were left out.
+        """
+        if self.used == 0:
+            trainer = module.trainer
+            raise InputError(
+                f"epoch {trainer.current_epoch}: all of its {trainer.num_training_batches} batches were left out "
+                f"(training.skip_nonfinite={self.most_skips}), so that nothing was trained: see {_folder(trainer)}. "
+                "Look at these cases, or lower training.optimizer.lr"
+            )
 
     def _judge(
         self, module: pl.LightningModule, what: str, value: float | None, batches: Sequence[Mapping[str, Any]]

@@ -64,6 +64,8 @@ def pretrain(config: DictConfig, run_folder: Path, plan: Plan, train: Callable[[
         try:
             dice = train(own, folder)
         except KeyboardInterrupt as stopped:
+            if not (run_folder / CONFIG_FILE).is_file():
+                raise  # before its first step
             raise KeyboardInterrupt(f"stopped while pretraining; go on with it by resume={run_folder}") from stopped
         if is_first():
             write_json(folder / FINISHED_FILE, {"dice": dice})

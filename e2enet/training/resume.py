@@ -76,7 +76,10 @@ def resumed_config(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
             f"{LAST_CHECKPOINT}"
         )
     if not (folder / CONFIG_FILE).is_file():
-        raise InputError(f"resume={folder}: cannot be continued, {folder / CONFIG_FILE}: no such file")
+        raise InputError(
+            f"resume={folder}: cannot be continued, {folder / CONFIG_FILE}: no such file (a run writes it with its "
+            "first step; before, its own command line starts it again)"
+        )
     stored = OmegaConf.load(folder / CONFIG_FILE)
     if not isinstance(stored, DictConfig):
         raise InputError(f"{folder / CONFIG_FILE}: not a run's config")
@@ -123,6 +126,24 @@ def find_checkpoint(run_folder: Path) -> FoundCheckpoint | None:
     if any((run_folder / name).exists() for name in (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT)):
         raise_problems(problems, f"resume={run_folder}: no checkpoint can be used (without any, the run begins anew):")
     return None
+
+
+def refuse_shorter(checkpoint: FoundCheckpoint, epochs: int) -> None:
+    """Refuse a length that the run is past: with the end of its last epoch comes the validation that it would lack.
+
+    Raises:
+        InputError: the run has begun a later epoch, or has gone through the last one as one of more.
+    """
+    content = read_checkpoint(checkpoint.path, mmap=True)
+    done = content["loops"]["fit_loop"]["epoch_progress"]["current"]["completed"]
+    length = content["hyper_parameters"]["training"]["epochs"]
+    least = done if done == length else done + 1
+    if epochs < least:
+        begun = "is finished" if done == length else "goes on from there"
+        raise InputError(
+            f"training.epochs={epochs}: {checkpoint.path} has {done} epochs of {length} behind it and {begun}; "
+            f"expected {least} or more"
+        )
 
 
 def run_identity(config: DictConfig, data: SegmentationDataModule) -> dict[str, Any]:

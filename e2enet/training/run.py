@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch import distributed, nn
 
 from e2enet.common.configs import as_plain
 from e2enet.common.console import say
-from e2enet.common.errors import ExitCode, InputError
+from e2enet.common.errors import ExitCode
 from e2enet.common.ranks import current_team, is_first
 from e2enet.data.command import build_datamodule
 from e2enet.data.datamodule import SegmentationDataModule
@@ -29,8 +30,15 @@ from e2enet.training.loggers import build_loggers, finish_wandb
 from e2enet.training.module import SegmentationModule
 from e2enet.training.pretraining import pretrain
 from e2enet.training.probe import probe_step
-from e2enet.training.records import write_config, write_connections, write_versions
-from e2enet.training.resume import CONFIG_FILE, LAST_CHECKPOINT, find_checkpoint, refuse_changes, run_identity
+from e2enet.training.records import write_connections
+from e2enet.training.resume import (
+    LAST_CHECKPOINT,
+    find_checkpoint,
+    refuse_changes,
+    refuse_shorter,
+    run_identity,
+)
+from e2enet.training.run_folder import Claim, how_to_go_on, refuse_taken, write_claim
 from e2enet.training.trainer import build_trainer
 
 
@@ -42,11 +50,18 @@ class RunResult:
     dice: float
 
 
-def run_training(config: DictConfig, run_folder: Path, *, successor: nn.Module | None = None) -> RunResult:
+def run_training(
+    config: DictConfig,
+    run_folder: Path,
+    *,
+    successor: nn.Module | None = None,
+    claim: Callable[[], None] = lambda: None,
+) -> RunResult:
     """Prepare the data where needed, train, predict and score; everything is written to `run_folder`.
 
     `config.resume`, where set, is the run folder itself and training goes on from its last checkpoint, from the
-    start where it has none yet. A `successor` is the network that this run is the pretraining of.
+    start where it has none yet. A `successor` is the network that this run is the pretraining of, and `claim` writes
+    what makes its folder a run's, once training begins.
 
     Every process of a data-parallel training calls this; the first one alone writes.
 
@@ -56,9 +71,10 @@ def run_training(config: DictConfig, run_folder: Path, *, successor: nn.Module |
     """
     check_config(config)
     checkpoint = find_checkpoint(run_folder) if config.resume else None
-    # The first process alone: by the time that another looks, this may be its own run's.
-    if not config.resume and is_first() and (run_folder / CONFIG_FILE).exists():
-        raise InputError(f"{run_folder}: holds a run already; go on with it by resume={run_folder}, or name another")
+    if checkpoint is not None:
+        refuse_shorter(checkpoint, config.training.epochs)
+    elif not config.resume and is_first():  # by the time that another process looks, this may be its own run's
+        refuse_taken(run_folder)
     _quiet()
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data = build_datamodule(
@@ -76,27 +92,32 @@ def run_training(config: DictConfig, run_folder: Path, *, successor: nn.Module |
     module = build_module(config, data)
     if successor is not None:
         check_shapes(successor, module.network, "pretraining: its network has not the shape of the run's:")
-    if is_first():
-        write_config(run_folder / CONFIG_FILE, config)
-        write_versions(run_folder / "versions.json")
+
+    def claim_folder() -> None:
+        claim()
+        write_claim(run_folder, config)
+
     if checkpoint is None:
-        _start_from_other_weights(config, run_folder, module)
+        _start_from_other_weights(config, run_folder, module, claim_folder)
+    own = Claim(claim_folder, checkpoint.state.rows if checkpoint else 0)
     try:
-        loggers = build_loggers(config, run_folder, checkpoint.state.rows if checkpoint else 0)
-        trainer = build_trainer(config, module, run_folder, loggers, identity)
+        trainer = build_trainer(config, module, run_folder, build_loggers(config, run_folder), identity, own)
         path = checkpoint.path if checkpoint else None
         # With processes that a pretraining has joined already, the loss would wait for theirs.
         if config.trainer.probe and trainer.is_global_zero and not distributed.is_initialized():
             probe_step(trainer, module)
         with naming_held_cases(lambda: trainer.train_dataloader):
             trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
+        own.take(trainer)
     except SystemExit as error:
         # Lightning answers Ctrl-C by an exit that looks like a failure, and SIGTERM by one that looks like success.
         if isinstance(error.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt(f"stopped; go on with it by resume={run_folder}") from error
+            raise KeyboardInterrupt(how_to_go_on(run_folder)) from error
         if isinstance(error, SIGTERMException):
             raise SystemExit(ExitCode.TERMINATED) from error
         raise
+    except KeyboardInterrupt as error:  # not in the training itself
+        raise KeyboardInterrupt(how_to_go_on(run_folder)) from error
     finally:
         finish_wandb()
     return RunResult(run_folder, _finish(config, run_folder, data, trainer))
@@ -121,7 +142,9 @@ def build_module(config: DictConfig, data: SegmentationDataModule) -> Segmentati
     )
 
 
-def _start_from_other_weights(config: DictConfig, run_folder: Path, module: SegmentationModule) -> None:
+def _start_from_other_weights(
+    config: DictConfig, run_folder: Path, module: SegmentationModule, claim: Callable[[], None]
+) -> None:
     """Load the weights of `config.initial_weights`, or of `config.pretraining`, which is run first where it has to."""
     source = config.initial_weights
     if config.pretraining:
@@ -129,7 +152,7 @@ def _start_from_other_weights(config: DictConfig, run_folder: Path, module: Segm
             config,
             run_folder,
             module.plan,
-            lambda own, folder: run_training(own, folder, successor=module.network).dice,
+            lambda own, folder: run_training(own, folder, successor=module.network, claim=claim).dice,
         )
         # Whether it ran just now or long ago must make no difference.
         pl.seed_everything(config.seed, workers=True, verbose=False)

@@ -17,13 +17,19 @@ from e2enet.training.callbacks import CostFile, EpochLines, EpochNumbers, Valida
 from e2enet.training.checkpoints import BEST, LAST, BestCheckpoint, LastCheckpoint, WholeCheckpoints, monitored
 from e2enet.training.dsff_callback import DSFFCallback
 from e2enet.training.module import PATCHES, WHOLE_CASES, SegmentationModule
+from e2enet.training.run_folder import Claim
 from e2enet.training.timing import LoaderWait, TimeKeeper
 
 
 def build_trainer(
-    config: DictConfig, module: SegmentationModule, run_folder: Path, loggers: list[Logger], identity: dict[str, Any]
+    config: DictConfig,
+    module: SegmentationModule,
+    run_folder: Path,
+    loggers: list[Logger],
+    identity: dict[str, Any],
+    claim: Claim,
 ) -> pl.Trainer:
-    """A trainer that writes checkpoints, pictures and cost.json to the run folder.
+    """A trainer that writes checkpoints, pictures and cost.json to the run folder, which it claims when it begins.
 
     `identity` is what the run may not change when it is gone on with (`resume.run_identity`).
     """
@@ -31,7 +37,8 @@ def build_trainer(
     validate_full = config.training.validate_full
     drawn = WHOLE_CASES if validate_full else PATCHES
     loader_wait = LoaderWait()
-    callbacks: list[pl.Callback] = [*_dsff(config), EpochNumbers(), TimeKeeper(loader_wait, config.trainer.log_every)]
+    callbacks: list[pl.Callback] = [*_dsff(config), claim, EpochNumbers()]
+    callbacks.append(TimeKeeper(loader_wait, config.trainer.log_every))
     callbacks.append(CostFile(run_folder / "cost.json"))
     callbacks.append(ValidationPicture(run_folder / "figures", module.labels, module.plan.spacing, drawn))
     callbacks.append(RichProgressBar() if bars else EpochLines())

@@ -21,6 +21,7 @@ from e2enet.network import dsff
 from e2enet.training.loggers import MetricsFile
 from e2enet.training.mask_agreement import mask_digest
 from e2enet.training.run import build_module
+from e2enet.training.run_folder import Claim
 from e2enet.training.trainer import build_trainer
 
 Record = dict[str, Any]
@@ -99,7 +100,7 @@ def train(name: str, root: Path, batch_size: int) -> Record:
     data.setup("fit")
     module = build_module(config, data)
     folder = root / name / str(launched().world_size)
-    trainer = build_trainer(config, module, folder, [MetricsFile(folder)], identity={})
+    trainer = build_trainer(config, module, folder, [MetricsFile(folder)], {}, Claim(lambda: None, 0))
     watch = Watch()
     trainer.callbacks += [watch, Spoil()] if name == "spoilt" else [watch]
     trainer.fit(module, datamodule=data)

@@ -43,16 +43,22 @@ def test_later_rows_and_half_a_row_are_cut_off(tmp_path: Path) -> None:
     whole = (tmp_path / "metrics.csv").read_bytes()
     with (tmp_path / "metrics.csv").open("a") as stream:
         stream.write(",0.5,1")
-    logger = MetricsFile(tmp_path, rows=3)
+    damaged = (tmp_path / "metrics.csv").read_bytes()
+    logger = MetricsFile(tmp_path)
+    assert (tmp_path / "metrics.csv").read_bytes() == damaged  # until the run goes on
+    logger.keep(3)
     assert (tmp_path / "metrics.csv").read_bytes() == whole and logger.rows == 3
-    logger = MetricsFile(tmp_path, rows=2)
+    logger = MetricsFile(tmp_path)
+    logger.keep(2)
     logger.log_metrics({"a": 3.5, "epoch": 0}, step=1)
     assert (tmp_path / "metrics.csv").read_bytes() == whole
-    MetricsFile(tmp_path)
+    MetricsFile(tmp_path).keep(0)
     assert not (tmp_path / "metrics.csv").exists()
 
 
 def test_rows_that_are_lost_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fill(tmp_path)
-    assert MetricsFile(tmp_path, rows=5).rows == 3
+    logger = MetricsFile(tmp_path)
+    logger.keep(5)
+    assert logger.rows == 3
     assert capsys.readouterr().out == f"warning: {tmp_path}/metrics.csv: 3 rows, expected 5; the others are lost\n"

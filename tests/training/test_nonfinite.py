@@ -173,6 +173,34 @@ def test_only_so_many_in_a_row_are_left_out(tmp_path: Path) -> None:
     assert len(records(tmp_path)) == 5  # two in a row, a good one, and one too many
 
 
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_an_epoch_without_a_good_batch_ends_the_run(what: str, tmp_path: Path) -> None:
+    def train(epochs: int) -> pl.Trainer:
+        module = make_module("training.skip_nonfinite=10")
+        if what == "gradient":
+            weight = next(module.network.parameters())
+            weight.register_hook(lambda gradient: gradient * (float("nan") if trainer.current_epoch == 1 else 1))
+        bad = SpoilSecondEpoch() if what == "loss" else pl.Callback()
+        trainer = quiet_trainer(tmp_path, EpochNumbers(), bad, max_epochs=epochs)
+        trainer.fit(module, DataLoader(samples(range(6)), batch_size=2))  # type: ignore[arg-type]
+        return trainer
+
+    expected = r"epoch 1: all of its 3 batches were left out \(training\.skip_nonfinite=10\), .*nonfinite\. Look at"
+    with pytest.raises(InputError, match=expected):
+        train(3)
+    assert len(records(tmp_path)) == 3
+    trainer = train(1)
+    assert float(trainer.callback_metrics["train/loss"]) > 0
+
+
+class SpoilSecondEpoch(pl.Callback):
+    """Makes an infinity of every image."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.current_epoch == 1:
+            batch["image"].fill_(float("inf"))
+
+
 def test_a_gradient_is_caught_before_it_spoils_the_weights(tmp_path: Path) -> None:
     module = make_module("training.skip_nonfinite=1")
     calls: list[int] = []

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -17,6 +18,7 @@ from e2enet.training.config_check import config_problems
 from e2enet.training.pretraining import pretraining_config
 from e2enet.training.resume import resumed_config
 from e2enet.training.run import run_training
+from e2enet.training.run_folder import Claim
 
 SOURCE = "pretraining=['data.name=source','data.phantom_seed=1','seed=3']"
 
@@ -167,11 +169,12 @@ def test_a_stopped_transfer_goes_on_to_the_same_end(
     whole = train([*tiny, SOURCE], tmp_path / "whole")
     folder = tmp_path / "stopped"
 
-    def stop(*_: object, **__: object) -> None:
+    def stop(trainer: pl.Trainer, *_: object, **__: object) -> None:
+        next(callback for callback in trainer.callbacks if isinstance(callback, Claim)).take(trainer)
         raise KeyboardInterrupt("stopped; go on with it by resume=PRETRAINING")
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match=f"resume={folder}$"):
-        patch.setattr("lightning.pytorch.Trainer.fit", stop)  # before the first step of the first training
+        patch.setattr("lightning.pytorch.Trainer.fit", stop)  # as the first training begins
         train([*tiny, SOURCE], folder)
     assert not (folder / "pretraining" / "finished.json").exists()
     given = [f"resume={folder}"]

@@ -12,6 +12,7 @@ from e2enet.common.errors import InputError
 from e2enet.common.sweeps import read_sweep
 from e2enet.training.config_check import check_command_line
 from e2enet.training.records import write_config
+from e2enet.training.run_folder import write_claim
 from e2enet.training.sweeps.command_line import plan_sweep
 from e2enet.training.sweeps.manifest import register_jobs
 from e2enet.training.sweeps.rows import ComposedJob, compose_job
@@ -152,7 +153,11 @@ def test_other_settings_do_not_mix_with_started_jobs(tmp_path: Path) -> None:
     register_jobs(tmp_path, "m", new)  # the old one was never started: forgotten
     assert [job.key for job in read_sweep(tmp_path).jobs] == [new[0].key]
     (folder,) = register_jobs(tmp_path, "m", old).values()
-    write_config(folder / "config.yaml", old[0].config)  # started
+    write_config(folder / "config.yaml", old[0].config)  # as a launcher does before the job's process starts
+    register_jobs(tmp_path, "m", new)  # nor has one that was refused ever begun to train
+    assert [job.key for job in read_sweep(tmp_path).jobs] == [new[0].key]
+    register_jobs(tmp_path, "m", old)
+    write_claim(folder, old[0].config)
     with pytest.raises(InputError) as caught:
         register_jobs(tmp_path, "m", new)
     assert f"{folder.name}: training.epochs=2: the job has 1" in str(caught.value)

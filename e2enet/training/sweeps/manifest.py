@@ -14,6 +14,7 @@ from e2enet.common.files import write_json
 from e2enet.common.job_key import SHORT, WITHOUT_EFFECT, job_key, training_key
 from e2enet.common.locks import locked_file
 from e2enet.common.sweeps import CONFIG_FILE, MANIFEST, MANIFEST_VERSION, Sweep, SweepJob, read_config, read_sweep
+from e2enet.training.run_folder import has_begun
 from e2enet.training.sweeps.rows import ComposedJob
 
 MANIFEST_LOCK = ".sweep.lock"
@@ -65,7 +66,7 @@ def _known_anew(job: SweepJob, keys: Set[str]) -> SweepJob:
 def _superseded(
     known: Sequence[SweepJob], added: Sequence[ComposedJob], launched: Sequence[ComposedJob]
 ) -> set[tuple[str, str | None, str | None]]:
-    """Lines whose place in a table a new job takes, with other settings: forgotten where they were never started.
+    """Lines whose place in a table a new job takes, with other settings: forgotten where they never began to train.
 
     Jobs outside of experiments have no such place; those of this launch stand beside each other on purpose.
     """
@@ -76,7 +77,7 @@ def _superseded(
         place = (old.experiment, old.row, old.fold, old.seed, old.data)
         if old.key in keys or place not in places:
             continue
-        if not (old.folder / CONFIG_FILE).is_file():
+        if not has_begun(old.folder):
             forgotten.add(_line_of(old))
             continue
         difference = next(_differences(read_config(old.folder), places[place].content), "another configuration")

@@ -1,0 +1,82 @@
+"""The folder of a run: what may begin in it, and what a run writes that has begun to train.
+
+A start that is refused, and one that is stopped before its first step, leaves nothing that is in the way of the next:
+the same command line, or a corrected one. Of a run that goes on nothing is changed before its new settings are known
+to work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning.pytorch as pl
+from omegaconf import DictConfig
+
+from e2enet.common.errors import InputError
+from e2enet.common.locks import is_held
+from e2enet.common.sweeps import CONFIG_FILE, JOB_FILE, MANIFEST
+from e2enet.training.loggers import metrics_file
+from e2enet.training.records import write_config, write_versions
+from e2enet.training.resume import LAST_CHECKPOINT
+
+VERSIONS_FILE = "versions.json"
+
+
+def refuse_taken(folder: Path) -> None:
+    """Let a new run begin in a folder that is free, or holds what never began to train.
+
+    Raises:
+        InputError: the folder is that of a run, of a sweep or of a sweep's job.
+    """
+    if (folder / MANIFEST).exists():
+        raise InputError(f"{folder}: is the folder of a sweep, with runs below it; name another for this run")
+    if (folder / JOB_FILE).exists():
+        raise InputError(f"{folder}: is the folder of a sweep's job; name another for this run")
+    if any((folder / name).exists() for name in (CONFIG_FILE, LAST_CHECKPOINT)):
+        raise InputError(f"{folder}: holds a run already; go on with it by resume={folder}, or name another")
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether the run of a folder has begun to train, or is about to; a sweep writes config.yaml before that."""
+    return (folder / VERSIONS_FILE).is_file() or ((folder / CONFIG_FILE).is_file() and is_held(folder))
+
+
+def write_claim(folder: Path, config: DictConfig) -> None:
+    """Write what makes a folder a run's: the config that `resume` goes on with, and what it runs on."""
+    write_versions(folder / VERSIONS_FILE)
+    write_config(folder / CONFIG_FILE, config)
+
+
+def how_to_go_on(folder: Path) -> str:
+    """The line of advice for a run that was stopped from outside."""
+    if (folder / CONFIG_FILE).is_file():
+        return f"stopped; go on with it by resume={folder}"
+    return "stopped before the first step; the same command line starts it again"
+
+
+class Claim(pl.Callback):
+    """Makes the folder the run's when training begins, or goes on.
+
+    Args:
+        write: writes what makes it that.
+        rows: those of metrics.csv that the run goes on after; later ones will be written again.
+    """
+
+    def __init__(self, write: Callable[[], None], rows: int) -> None:
+        self.write = write
+        self.rows = rows
+        self.taken = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Everything has been built and restored by now."""
+        self.take(trainer)
+
+    def take(self, trainer: pl.Trainer) -> None:
+        """Do it once; for runs, too, that have nothing left to train."""
+        if self.taken:
+            return
+        self.taken = True
+        if trainer.is_global_zero:
+            self.write()
+        metrics_file(trainer).keep(self.rows)
