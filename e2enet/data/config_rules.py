@@ -14,6 +14,7 @@ from e2enet.common.config_rules import (
     choice,
     is_whole,
     list_of,
+    number,
     optional,
     positive,
     table_of,
@@ -41,7 +42,7 @@ RULES: dict[str, Rule] = {
 # The section `data` is built through `_target_`: its keys are the target's parameters, minus those that the code
 # supplies. A rule for a key here holds wherever the key is given.
 SUPPLIED: dict[str, set[str]] = {
-    "data": {"root", "prepared_root", "fold", "seed", "plan", "steps_per_epoch"}
+    "data": {"root", "prepared_root", "fold", "seed", "plan", "accumulate", "steps_per_epoch"}
     | {"validation_patches", "validate_every", "validate_full"}
 }
 TARGET_RULES: dict[str, Rule] = {
@@ -58,6 +59,7 @@ TARGET_RULES: dict[str, Rule] = {
     "data.augmentation": choice("nnunet", "mirror", "none"),
     "data.augment_on": choice("worker", "device"),
     "data.transforms": list_of(Rule(lambda v: isinstance(v, Mapping), "an entry {_target_: .., parameter: ..}")),
+    "data.foreground_share": number(0, 1),
     "data.num_workers": whole(0),
     "data.prepare_workers": optional(whole(0)),
     "data.num_train": whole(5),

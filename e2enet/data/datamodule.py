@@ -8,60 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 import lightning
 import torchio as tio
 from torch.utils.data import DataLoader
 
 from e2enet.common.errors import InputError, raise_problems
-from e2enet.data.augmentation.recipe import AUGMENTATIONS, Augmentation, build_augmentation
+from e2enet.data.augmentation.recipe import Augmentation, build_augmentation
 from e2enet.data.checking.first_use import require_sound
 from e2enet.data.formats.layout import Case, RawDataset
 from e2enet.data.loading import patch_loader
+from e2enet.data.options import option_problems
 from e2enet.data.patches import frame_affine
 from e2enet.data.planning.plan import Plan
 from e2enet.data.planning.plan_file import plan_dataset
 from e2enet.data.preparation.cases import prepare_cases
 from e2enet.data.preparation.store import PreparedCase
-from e2enet.data.sampling import CaseDataset, EpochSampler, PatchDataset
+from e2enet.data.sampling import FOREGROUND_SHARE, CaseDataset, EpochSampler, PatchDataset
 from e2enet.data.shared_memory import require_shared_memory
 from e2enet.data.sources import DataSource
-from e2enet.data.splits import NUM_FOLDS, SplitRule, rule_problem, split_dataset
+from e2enet.data.splits import SplitRule, split_dataset
 from e2enet.data.validation import PeriodicSampler, ValidationPatches
-
-PLAN_KEYS = ("kind", "spacing", "patch_size", "strides", "batch_size", "memory_gb")
-
-LEAST_VALUES = {
-    "seed": 0,
-    "steps_per_epoch": 1,
-    "validation_patches": 1,
-    "validate_every": 1,
-    "validate_full": 0,
-    "num_workers": 0,
-    "prepare_workers": 0,
-    "limit_cases": 1,
-}
-
-
-class DataOptions(TypedDict, total=False):
-    """Keyword arguments that every data module shares; see SegmentationDataModule."""
-
-    fold: int | Literal["all"]
-    split: SplitRule
-    seed: int
-    plan: Mapping[str, Any]
-    mirror_axes: Sequence[int]
-    augmentation: str
-    augment_on: Literal["worker", "device"]
-    transforms: Sequence[tio.Transform]
-    steps_per_epoch: int
-    validation_patches: int
-    validate_every: int
-    validate_full: int | None
-    num_workers: int
-    prepare_workers: int | None
-    limit_cases: int | None
 
 
 class SegmentationDataModule(lightning.LightningDataModule):
@@ -74,8 +42,8 @@ class SegmentationDataModule(lightning.LightningDataModule):
     `PatchDataset` describes; out of the loader itself they come as `on_after_batch_transfer` takes them. Validation
     batches: the same for patches as `ValidationPatches` describes, and for one whole case at the plan's spacing.
 
-    In data-parallel training the plan's batch size is that of each process. All of them together draw the patches that
-    one process with so many times the batch size would, and validate each patch and case once.
+    In data-parallel training the plan's batch size is that of each process. All of them together draw the patches, of
+    the same cases, that one process with so many times the batch size would, and validate each patch and case once.
 
     Args:
         source: Where the raw dataset comes from.
@@ -89,6 +57,8 @@ class SegmentationDataModule(lightning.LightningDataModule):
         augmentation: "nnunet", "mirror" or "none".
         augment_on: Where that takes place: in the "worker" that reads the patch, or on the training "device".
         transforms: TorchIO transforms of each training patch, before the augmentation, in the worker.
+        foreground_share: Share of the training patches that are centred on foreground, see `foreground_count`.
+        accumulate: Training batches per optimizer step.
         steps_per_epoch: Training batches per epoch and process.
         validation_patches: Patches that validation reads; at least one per case, and whole batches.
         validate_every: Epochs from one validation of patches to the next; the last epoch has one too.
@@ -122,6 +92,8 @@ class SegmentationDataModule(lightning.LightningDataModule):
         augmentation: str = "nnunet",
         augment_on: Literal["worker", "device"] = "worker",
         transforms: Sequence[tio.Transform] = (),
+        foreground_share: float = FOREGROUND_SHARE,
+        accumulate: int = 1,
         steps_per_epoch: int = 250,
         validation_patches: int = 100,
         validate_every: int = 1,
@@ -142,6 +114,8 @@ class SegmentationDataModule(lightning.LightningDataModule):
         self.augmentation = augmentation
         self.augment_on = augment_on
         self.transforms = list(transforms)
+        self.foreground_share = foreground_share
+        self.accumulate = accumulate
         self.steps_per_epoch = steps_per_epoch
         self.validation_patches = validation_patches
         self.validate_every = validate_every
@@ -149,10 +123,9 @@ class SegmentationDataModule(lightning.LightningDataModule):
         self.num_workers = num_workers
         self.prepare_workers = prepare_workers
         self.limit_cases = limit_cases
-        raise_problems(self._find_problems(), "The data configuration cannot be used:")
+        raise_problems(option_problems(vars(self)), "The data configuration cannot be used:")
         self._prepared: tuple[list[PreparedCase], list[PreparedCase]] | None = None
         self._start = (0, 0)
-        self.case_shares: int | None = None  # of `PatchDataset`; None: one for each process
 
     @property
     def prepared_folder(self) -> Path:
@@ -184,7 +157,8 @@ class SegmentationDataModule(lightning.LightningDataModule):
             augment_here=self.augment_on == "worker",
             transforms=self.transforms,
             affine=frame_affine(self.plan.spacing, self.plan.depth_axis),
-            shares=self.case_shares or world_size,
+            foreground_share=self.foreground_share,
+            accumulate=self.accumulate,
         )
         place: dict[str, Any] = {"rank": rank, "world_size": world_size, "start": self._start}
         sampler = EpochSampler(self.steps_per_epoch, self.plan.batch_size, **place)
@@ -238,28 +212,6 @@ class SegmentationDataModule(lightning.LightningDataModule):
 
     def _augmentation(self) -> Augmentation:
         return build_augmentation(self.plan.patch_size, self.mirror_axes, self.augmentation)
-
-    def _find_problems(self) -> list[str]:
-        problems = []
-        if self.fold != "all" and self.fold not in range(NUM_FOLDS):
-            problems.append(f"fold={self.fold!r} must be 0 to {NUM_FOLDS - 1} or 'all'")
-        if problem := rule_problem(self.split):
-            problems.append(problem)
-        if unknown := sorted(set(self.plan_options) - set(PLAN_KEYS)):
-            problems.append(f"plan has unknown keys {unknown}; known are {list(PLAN_KEYS)}")
-        if self.augmentation not in AUGMENTATIONS:
-            problems.append(f"augmentation={self.augmentation!r} must be one of {', '.join(AUGMENTATIONS)}")
-        if self.augment_on not in ("worker", "device"):
-            problems.append(f"augment_on={self.augment_on!r} must be 'worker' or 'device'")
-        if strange := [repr(item) for item in self.transforms if not isinstance(item, tio.Transform)]:
-            problems.append(f"transforms={', '.join(strange)} must be TorchIO transforms")
-        if not set(self.mirror_axes) <= {0, 1, 2} or len(set(self.mirror_axes)) < len(self.mirror_axes):
-            problems.append(f"mirror_axes={list(self.mirror_axes)} must be different axes out of 0, 1, 2 (D, H, W)")
-        for name, least in LEAST_VALUES.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                problems.append(f"{name}={value} must be at least {least}")
-        return problems
 
     def _prepare(self) -> None:
         self.dataset = self.source.read()

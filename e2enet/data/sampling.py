@@ -23,13 +23,16 @@ from e2enet.data.worker_notes import WorkerNotes
 
 Key = tuple[int, int]
 
+FOREGROUND_SHARE = 0.33  # nnU-Net's
+FIXED_FROM = 3  # samples per batch
+COARSEST = 0.1
+
 
 class PatchDataset(Dataset):
     """Training patches; `dataset[(epoch, index)]` is always the same sample for the same seed.
 
-    Each sample comes from a case drawn uniformly, with several shares from those of its share in this epoch. Of
-    each batch the last `b - round(2 b / 3)` samples (1 of 2, 2 of 6) are centred on foreground, the others lie
-    anywhere. Only the patch is read from disk, never the volume.
+    Each sample comes from a case drawn uniformly. A share of the samples, see `foreground_count`, is centred on
+    foreground; the others lie anywhere. Only the patch is read from disk, never the volume.
 
     A sample is {"image": float32 (C, D, H, W), "label": (D, H, W) in the stored type, "case": id}. Without
     `augment_here` image and label are the box (C, d, h, w) that the patch is to be made from, and "draw" is
@@ -38,13 +41,14 @@ class PatchDataset(Dataset):
     Args:
         cases: Prepared cases with labels.
         patch_size: Voxels (D, H, W).
-        batch_size: Samples per batch, those of all processes together, which decides the foreground rule.
+        batch_size: Samples per batch, those of all processes together.
         augmentation: What is done to each patch.
         seed: Any number that is not negative.
         augment_here: Carry out the augmentation; else only draw it.
         transforms: TorchIO transforms of each patch, before the augmentation and wherever that takes place.
         affine: Voxels (d, h, w) -> mm (4, 4) of the prepared cases, see `frame_affine`; for `transforms`.
-        shares: Parts of a batch, one per process, that draw from equally many cases of their own, if there are enough.
+        foreground_share: Share of the samples that are centred on foreground.
+        accumulate: Batches per optimizer step.
 
     `notes` says what each worker of a loader reads; the loader replaces it by one with a line for each of them.
     """
@@ -60,7 +64,8 @@ class PatchDataset(Dataset):
         augment_here: bool = True,
         transforms: Sequence[tio.Transform] = (),
         affine: np.ndarray | None = None,
-        shares: int = 1,
+        foreground_share: float = FOREGROUND_SHARE,
+        accumulate: int = 1,
     ) -> None:
         if not cases:
             raise InputError("no training cases: nothing to draw patches from")
@@ -72,25 +77,25 @@ class PatchDataset(Dataset):
         self.augment_here = augment_here
         self.transforms = list(transforms)
         self.affine = affine
-        self.shares = shares if len(cases) >= shares else 1
+        self.foreground_share = foreground_share
+        self.accumulate = accumulate
         self.notes = WorkerNotes([case.id for case in self.cases], num_workers=0)
 
     def __getitem__(self, key: Key) -> dict[str, object]:
         epoch, index = key
-        case_draw, torch_seed = np.random.SeedSequence((self.seed, epoch, index)).generate_state(2, np.uint64)
-        position = self._position(epoch, index, int(case_draw))
-        foreground = is_foreground_sample(index, self.batch_size)
+        words = np.random.SeedSequence((self.seed, epoch, index)).generate_state(3, np.uint64)
+        case_draw, torch_seed, foreground_draw = words
+        position = int(case_draw) % len(self.cases)
+        foreground = self._on_foreground(index, int(foreground_draw) / 2**64)
         with self.notes.reading(position, f"epoch {epoch}, sample {index}"):
             return self._sample(self.cases[position], torch_seed, foreground)
 
-    def _position(self, epoch: int, index: int, draw: int) -> int:
-        """The case that `draw` chooses: of all, or with several shares of those that an epoch gives to a sample's."""
-        if self.shares == 1:
-            return draw % len(self.cases)
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.cases))
-        share = index % self.batch_size * self.shares // self.batch_size
-        size = len(self.cases) // self.shares
-        return int(order[share * size + draw % size])
+    def _on_foreground(self, index: int, draw: float) -> bool:
+        """Whether a sample is centred on foreground; `draw` is uniform in 0..1 and the sample's own."""
+        count = foreground_count(self.batch_size, self.foreground_share, self.accumulate)
+        if count is None:
+            return draw < self.foreground_share
+        return index % self.batch_size >= self.batch_size - count
 
     def _sample(self, case: PreparedCase, torch_seed: np.uint64, foreground: bool) -> dict[str, object]:
         subject = load_subject(case, self.affine)
@@ -169,6 +174,13 @@ class EpochSampler(Sampler[Key]):
             yield from ((self.epoch, first + position) for position in range(self.batch_size))
 
 
-def is_foreground_sample(index: int, batch_size: int) -> bool:
-    """Whether a sample is centred on foreground: true of the last b - round(2 b / 3) of each batch of b."""
-    return index % batch_size >= round(2 * batch_size / 3)
+def foreground_count(batch_size: int, share: float, accumulate: int = 1) -> int | None:
+    """How many samples of each batch, its last, are centred on foreground; None where each is drawn for it.
+
+    Batches of three and more hold the nearest whole number, `b - round(b * (1 - share))` as in nnU-Net: at 0.33 that
+    is 1 of 3 or 4, 2 of 5 to 7. Each sample is drawn with the share as its probability in smaller batches, where
+    several make a step, and where no number (but none and all) comes within a tenth of the share (0.1 of 4).
+    """
+    count = batch_size - round(batch_size * (1 - share))
+    fixed = batch_size >= FIXED_FROM and accumulate == 1 and 0 < count < batch_size
+    return count if fixed and abs(count / batch_size - share) <= COARSEST else None

@@ -79,6 +79,7 @@ def run_training(
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data = build_datamodule(
         config,
+        accumulate=config.training.accumulate,
         steps_per_epoch=config.training.steps_per_epoch,
         validation_patches=config.training.validation_patches,
         validate_every=config.training.validate_every,

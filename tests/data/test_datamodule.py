@@ -12,6 +12,7 @@ import torch
 
 from e2enet.common.errors import InputError
 from e2enet.data.datasets import MSDDataModule, NNUNetDataModule, PhantomDataModule
+from e2enet.data.sampling import PatchDataset
 from e2enet.data.splits import five_fold
 
 PATCH = (8, 16, 16)
@@ -61,7 +62,14 @@ def test_batches_have_the_promised_form(folder: Path) -> None:
         assert batch["image"].shape == (2, 1, *PATCH) and batch["image"].dtype == torch.float32
         assert batch["label"].shape == (2, *PATCH) and batch["label"].dtype == torch.int64
         assert set(batch["case"]) <= {case.id for case in module.train_cases}
-        assert batch["label"][1].max() > 0  # the second of two is centred on foreground
+
+
+def test_the_share_of_foreground_and_the_batches_of_a_step_reach_the_sampling(folder: Path) -> None:
+    module = phantom_module(folder, foreground_share=0.125, accumulate=5)
+    module.setup("fit")
+    patches = module.train_dataloader().dataset
+    assert isinstance(patches, PatchDataset)
+    assert (patches.foreground_share, patches.accumulate, patches.batch_size) == (0.125, 5, 2)
 
 
 def test_validation_reads_patches_every_epoch_and_whole_cases_in_some(folder: Path) -> None:

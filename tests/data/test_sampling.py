@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from e2enet.common.errors import InputError
 from e2enet.data.augmentation.recipe import build_augmentation
 from e2enet.data.augmentation.spatial import RandomRotateScale
 from e2enet.data.preparation.store import PreparedCase
-from e2enet.data.sampling import CaseDataset, EpochSampler, PatchDataset, is_foreground_sample
+from e2enet.data.sampling import CaseDataset, EpochSampler, PatchDataset, foreground_count
 from tests.data.conftest import make_case
 
 PATCH = (4, 6, 8)
@@ -31,14 +32,64 @@ def cases(tmp_path: Path) -> list[PreparedCase]:
     return [make_case(tmp_path, name, shape) for name, shape in (("a", (7, 12, 13)), ("b", (5, 10, 9)))]
 
 
-def test_foreground_rule_of_each_batch() -> None:
-    rule = {size: [is_foreground_sample(index, size) for index in range(size)] for size in (1, 2, 3, 4, 6)}
-    assert rule[1] == [False]
-    assert rule[2] == [False, True]
-    assert rule[3] == [False, False, True]
-    assert rule[4] == [False, False, False, True]
-    assert rule[6] == [False, False, False, False, True, True]
-    assert is_foreground_sample(7, 2) and not is_foreground_sample(6, 2)
+def on_foreground(cases: Sequence[PreparedCase], samples: int = 60, **options: Any) -> list[bool]:
+    """Which samples of the first batches are centred on foreground."""
+    augmentation, asked = build_augmentation(PATCH, (), "none"), []
+    dataset = PatchDataset(cases, PATCH, augmentation=augmentation, seed=3, **options)
+    dataset._sample = lambda case, seed, foreground: asked.append(foreground)  # type: ignore
+    for index in range(samples):
+        dataset[(0, index)]
+    return asked
+
+
+def test_large_batches_hold_nnu_nets_number_of_foreground_patches(cases: list[PreparedCase]) -> None:
+    for size in range(3, 40):
+        assert foreground_count(size, 0.33) == size - round(2 * size / 3), size
+    assert on_foreground(cases, 8, batch_size=4) == [False, False, False, True] * 2
+    assert on_foreground(cases, 12, batch_size=6) == [False, False, False, False, True, True] * 2
+    assert on_foreground(cases, 8, batch_size=4, foreground_share=0.5) == [False, False, True, True] * 2
+
+
+@pytest.mark.parametrize("share", [0.33, 0.1, 0.5])
+@pytest.mark.parametrize(("batch_size", "accumulate"), [(1, 1), (2, 1), (1, 4), (4, 2)])
+def test_small_and_accumulated_batches_draw_the_share_that_is_asked_for(
+    cases: list[PreparedCase], batch_size: int, accumulate: int, share: float
+) -> None:
+    assert foreground_count(batch_size, share, accumulate) is None
+    drawn = on_foreground(cases, 900, batch_size=batch_size, foreground_share=share, accumulate=accumulate)
+    assert np.mean(drawn) == pytest.approx(share, abs=0.05)  # three standard deviations at 0.5
+    if batch_size == 2:
+        assert set(np.add.reduceat(drawn, np.arange(0, 900, 2))) == {0, 1, 2}  # none is fixed
+
+
+@pytest.mark.parametrize("share", np.linspace(0.02, 0.98, 25))
+def test_no_batch_is_further_than_a_tenth_from_the_share(share: float) -> None:
+    counts = {size: foreground_count(size, share) for size in range(1, 30)}
+    assert all(abs(count / size - share) <= 0.1 for size, count in counts.items() if count is not None)
+    assert 0 not in counts.values() and all(counts[size] != size for size in counts)  # never none, never only
+    assert all(counts[size] is not None for size in range(6, 30) if 1 / size < share < 1 - 1 / size)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 6])
+def test_no_or_only_foreground_patches_where_that_is_asked_for(cases: list[PreparedCase], batch_size: int) -> None:
+    assert not any(on_foreground(cases, batch_size=batch_size, foreground_share=0.0))
+    assert all(on_foreground(cases, batch_size=batch_size, foreground_share=1.0))
+
+
+def test_whether_a_sample_is_on_foreground_follows_from_its_own_seed(cases: list[PreparedCase]) -> None:
+    first = on_foreground(cases, batch_size=2)
+    assert on_foreground(cases, batch_size=1) == on_foreground(cases, batch_size=4, accumulate=2) == first
+    assert 10 < sum(first) < 30
+
+
+def test_foreground_patches_are_centred_on_every_voxel_of_a_class(tmp_path: Path) -> None:
+    case = make_case(tmp_path, shape=(20, 20, 20))  # class 1 is a voxel, class 2 a block of eight
+    augmentation = build_augmentation((1, 1, 1), (), "none")
+    dataset = PatchDataset([case], (1, 1, 1), batch_size=1, augmentation=augmentation, seed=0, foreground_share=1.0)
+    samples = [dataset[(0, index)] for index in range(200)]
+    labels = np.bincount([int(sample["label"]) for sample in samples])  # type: ignore
+    assert labels[0] == 0 and labels[1] == pytest.approx(100, abs=25)
+    assert len({float(sample["image"]) for sample in samples}) == 1 + 8  # type: ignore
 
 
 def test_unaugmented_sample_is_a_box_of_the_image_with_its_label(cases: list[PreparedCase]) -> None:
@@ -53,8 +104,6 @@ def test_unaugmented_sample_is_a_box_of_the_image_with_its_label(cases: list[Pre
         box = tuple(slice(start, start + size) for start, size in zip(first, PATCH, strict=True))
         np.testing.assert_array_equal(image[0], np.load(case.image)[0][box])
         np.testing.assert_array_equal(label, np.load(case.label)[box])
-        if index % 2 == 1:
-            assert label.max() > 0
 
 
 def test_image_smaller_than_the_patch_is_padded_in_its_middle(tmp_path: Path) -> None:
@@ -148,31 +197,18 @@ def test_ranks_share_the_samples_of_one_process_with_the_larger_batch(world_size
     assert batches == whole == [(0, index) for index in range(8 * world_size)]
 
 
-def drawn_cases(number: int, shares: int, epoch: int) -> list[set[str]]:
-    """The cases that each of so many processes draws from in an epoch of 20 batches."""
-    cases = [PreparedCase(f"case_{index}", Path("image.npy"), None, (8, 8, 8)) for index in range(number)]
-    dataset = make_dataset(cases, "none", batch_size=2 * shares)
-    dataset = PatchDataset(
-        cases, PATCH, batch_size=2 * shares, augmentation=dataset.augmentation, seed=3, shares=shares
-    )
-    dataset._sample = lambda case, *_: {"case": case.id}  # type: ignore[method-assign]
-    samplers = [EpochSampler(20, 2, rank=rank, world_size=shares, start=(epoch, 0)) for rank in range(shares)]
-    return [{str(dataset[key]["case"]) for key in sampler} for sampler in samplers]
-
-
-@pytest.mark.parametrize(("number", "shares"), [(7, 2), (7, 3), (8, 8), (20, 4)])
-def test_processes_draw_from_cases_of_their_own(number: int, shares: int) -> None:
-    met: list[set[str]] = [set() for _ in range(shares)]
-    for epoch in range(100):
-        found = drawn_cases(number, shares, epoch)
-        assert [len(cases) for cases in found] == [number // shares] * shares
-        assert len(set.union(*found)) == number // shares * shares
-        met = [before | now for before, now in zip(met, found, strict=True)]
-    assert [len(cases) for cases in met] == [number] * shares
-
-
-def test_fewer_cases_than_processes_are_drawn_by_all() -> None:
-    assert [len(cases) for cases in drawn_cases(3, 4, epoch=0)] == [3] * 4
+@pytest.mark.parametrize("options", [{}, {"foreground_share": 0.5}, {"accumulate": 2}])
+def test_two_processes_draw_what_one_with_twice_the_batch_draws(
+    cases: list[PreparedCase], options: dict[str, Any]
+) -> None:
+    augmentation = build_augmentation(PATCH, (0, 1, 2))
+    dataset = PatchDataset(cases, PATCH, batch_size=4, augmentation=augmentation, seed=3, **options)
+    alone, both = EpochSampler(10, 4), [EpochSampler(10, 2, rank=rank, world_size=2) for rank in (0, 1)]
+    expected = [dataset[key]["image"] for key in alone]
+    first, second = ([dataset[key]["image"] for key in sampler] for sampler in both)
+    together = [image for step in range(0, 20, 2) for image in first[step : step + 2] + second[step : step + 2]]
+    assert len(together) == len(expected) == 40
+    assert all(torch.equal(image, other) for image, other in zip(together, expected, strict=True))  # type: ignore
 
 
 def test_case_dataset_gives_whole_cases(cases: list[PreparedCase]) -> None:

@@ -1,0 +1,75 @@
+"""What every data module accepts beside its source, and which values are impossible."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypedDict
+
+import torchio as tio
+
+from e2enet.data.augmentation.recipe import AUGMENTATIONS
+from e2enet.data.splits import NUM_FOLDS, SplitRule, rule_problem
+
+PLAN_KEYS = ("kind", "spacing", "patch_size", "strides", "batch_size", "memory_gb")
+
+LEAST_VALUES = {
+    "seed": 0,
+    "accumulate": 1,
+    "steps_per_epoch": 1,
+    "validation_patches": 1,
+    "validate_every": 1,
+    "validate_full": 0,
+    "num_workers": 0,
+    "prepare_workers": 0,
+    "limit_cases": 1,
+}
+
+
+class DataOptions(TypedDict, total=False):
+    """Keyword arguments that every data module shares; see SegmentationDataModule."""
+
+    fold: int | Literal["all"]
+    split: SplitRule
+    seed: int
+    plan: Mapping[str, Any]
+    mirror_axes: Sequence[int]
+    augmentation: str
+    augment_on: Literal["worker", "device"]
+    transforms: Sequence[tio.Transform]
+    foreground_share: float
+    accumulate: int
+    steps_per_epoch: int
+    validation_patches: int
+    validate_every: int
+    validate_full: int | None
+    num_workers: int
+    prepare_workers: int | None
+    limit_cases: int | None
+
+
+def option_problems(options: Mapping[str, Any]) -> list[str]:
+    """What keeps a data module from being built with these values, `plan` under the name `plan_options`."""
+    problems = []
+    fold, mirror_axes, share = options["fold"], options["mirror_axes"], options["foreground_share"]
+    augmentation, augment_on = options["augmentation"], options["augment_on"]
+    if fold != "all" and fold not in range(NUM_FOLDS):
+        problems.append(f"fold={fold!r} must be 0 to {NUM_FOLDS - 1} or 'all'")
+    if problem := rule_problem(options["split"]):
+        problems.append(problem)
+    if unknown := sorted(set(options["plan_options"]) - set(PLAN_KEYS)):
+        problems.append(f"plan has unknown keys {unknown}; known are {list(PLAN_KEYS)}")
+    if augmentation not in AUGMENTATIONS:
+        problems.append(f"augmentation={augmentation!r} must be one of {', '.join(AUGMENTATIONS)}")
+    if augment_on not in ("worker", "device"):
+        problems.append(f"augment_on={augment_on!r} must be 'worker' or 'device'")
+    if strange := [repr(item) for item in options["transforms"] if not isinstance(item, tio.Transform)]:
+        problems.append(f"transforms={', '.join(strange)} must be TorchIO transforms")
+    if not set(mirror_axes) <= {0, 1, 2} or len(set(mirror_axes)) < len(mirror_axes):
+        problems.append(f"mirror_axes={list(mirror_axes)} must be different axes out of 0, 1, 2 (D, H, W)")
+    if not 0 <= share <= 1:
+        problems.append(f"foreground_share={share} must be from 0 to 1")
+    for name, least in LEAST_VALUES.items():
+        value = options[name]
+        if value is not None and value < least:
+            problems.append(f"{name}={value} must be at least {least}")
+    return problems
