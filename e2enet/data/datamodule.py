@@ -186,7 +186,8 @@ class SegmentationDataModule(lightning.LightningDataModule):
         """
         draws = batch.pop("draw", None)
         if draws is not None:
-            batch["image"], batch["label"] = self._augmentation().apply(batch["image"], batch["label"], draws)
+            parts = batch["image"], batch["label"], draws, batch.pop("inside", ())
+            batch["image"], batch["label"] = self._augmentation().apply(*parts)
         batch["label"] = batch["label"].long()
         return batch
 
@@ -211,7 +212,9 @@ class SegmentationDataModule(lightning.LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _augmentation(self) -> Augmentation:
-        return build_augmentation(self.plan.patch_size, self.mirror_axes, self.augmentation)
+        return build_augmentation(
+            self.plan.patch_size, self.mirror_axes, self.augmentation, masked_channels=self.plan.masked_channels
+        )
 
     def _prepare(self) -> None:
         self.dataset = self.source.read()

@@ -98,10 +98,15 @@ def frame_affine(spacing: Sequence[float], depth_axis: int) -> np.ndarray:
 
 
 def load_subject(case: PreparedCase, affine: np.ndarray | None = None) -> tio.Subject:
-    """TorchIO subject of a prepared case with "case" and "foreground"; voxels stay on disk until cropped."""
+    """TorchIO subject of a prepared case with "case" and "foreground"; voxels stay on disk until cropped.
+
+    Its images are "image", "label" where there is one, and "inside" where the case has a nonzero mask.
+    """
     images: dict[str, tio.Image] = {"image": tio.ScalarImage(tensor=_memory_mapped(case.image), affine=affine)}
     if case.label is not None:
         images["label"] = tio.LabelMap(tensor=_memory_mapped(case.label)[None], affine=affine)
+    if case.inside is not None:
+        images["inside"] = tio.LabelMap(tensor=_memory_mapped(case.inside)[None], affine=affine)
     return tio.Subject(**images, case=case.id, foreground=case.foreground)
 
 

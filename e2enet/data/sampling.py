@@ -36,7 +36,7 @@ class PatchDataset(Dataset):
 
     A sample is {"image": float32 (C, D, H, W), "label": (D, H, W) in the stored type, "case": id}. Without
     `augment_here` image and label are the box (C, d, h, w) that the patch is to be made from, and "draw" is
-    what `Augmentation.apply` is to do with it.
+    what `Augmentation.apply` is to do with it, as is "inside", the mask (d, h, w) of a case that has one.
 
     Args:
         cases: Prepared cases with labels.
@@ -105,10 +105,11 @@ class PatchDataset(Dataset):
             box = apply_transforms(box, self.transforms)
         image, label = box.get_image("image").data, box.get_image("label").data[0]
         sample: dict[str, object] = {"image": image, "label": label, "case": box["case"]}
+        inside = {"inside": box.get_image("inside").data[0]} if case.inside else {}
         if self.augment_here:
-            images, labels = self.augmentation.apply([image], [label], [draw])
+            images, labels = self.augmentation.apply([image], [label], [draw], list(inside.values()))
             return sample | {"image": images[0], "label": labels[0]}
-        return sample | {"draw": draw}
+        return sample | inside | {"draw": draw}
 
     def _read_box(self, subject: tio.Subject, draw: Draw, foreground: bool) -> tio.Subject:
         """The box around a patch that the draw needs; both sizes differ by an even number, so their centre is one."""

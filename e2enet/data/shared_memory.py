@@ -56,4 +56,6 @@ def batch_bytes(dataset: PatchDataset, batch_size: int) -> int:
         with torch_seeded(np.uint64(0)):
             sizes = [dataset.augmentation.box_size(dataset.augmentation.draw(channels)) for _ in range(TRIED_DRAWS)]
     voxels = sum(math.prod(size) for size in sizes) / len(sizes)
-    return math.ceil(batch_size * voxels * (channels * np.dtype(np.float32).itemsize + case.open_label().itemsize))
+    inside = 1 if case.inside and not dataset.augment_here else 0
+    voxel = channels * np.dtype(np.float32).itemsize + case.open_label().itemsize + inside
+    return math.ceil(batch_size * voxels * voxel)

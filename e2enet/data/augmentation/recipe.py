@@ -103,6 +103,7 @@ class Augmentation:
         noise_p: Probability of noise.
         steps: Name -> change of intensity.
         mirror_axes: Axes of which each is mirrored in every second patch.
+        masked_channels: Channels that are 0 outside of a patch's nonzero mask, afterwards again.
     """
 
     patch_size: Triple
@@ -110,6 +111,7 @@ class Augmentation:
     noise_p: float
     steps: dict[str, IntensityStep]
     mirror_axes: tuple[int, ...]
+    masked_channels: tuple[int, ...] = ()
 
     def draw(self, channels: int) -> Draw:
         """What happens to one patch, from torch's global generator."""
@@ -126,24 +128,37 @@ class Augmentation:
         return box_size(draw.matrix, self.patch_size)
 
     @torch.no_grad()
-    def apply(self, images: Sequence[Tensor], labels: Sequence[Tensor], draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
+    def apply(
+        self,
+        images: Sequence[Tensor],
+        labels: Sequence[Tensor],
+        draws: Sequence[Draw],
+        insides: Sequence[Tensor] = (),
+    ) -> tuple[Tensor, Tensor]:
         """Carry out the draws of a batch, on the device that it lies on, without waiting for the device.
 
         Args:
             images: float32 (C, d, h, w) each, of the size that its draw asks for; may be changed.
             labels: any integers (d, h, w) each.
             draws: One for each.
+            insides: Nonzero masks uint8 (d, h, w), 1 inside, one for each or none at all: outside, where noise, blur
+                or a change of contrast or gamma leaves something, the masked channels are set to 0 (nnU-Net's
+                MaskImageTransform). A mask is turned and mirrored as a label is.
 
         Returns:
             Images (B, C, D, H, W) and labels (B, D, H, W), in the types they had.
         """
         with torch.autocast(images[0].device.type, enabled=False):  # half precision would round places and intensities
-            image, label = self._turn(images, labels, draws)
+            image, label = self._turn(images, _with_masks(labels, insides) if insides else labels, draws)
             self._change_intensity(image, draws)
             for patch_image, patch_label, draw in zip(image, label, draws, strict=True):
                 if draw.mirrored:
                     patch_image.copy_(patch_image.flip([axis + 1 for axis in draw.mirrored]))
-                    patch_label.copy_(patch_label.flip(draw.mirrored))
+                    patch_label.copy_(patch_label.flip([axis - 3 for axis in draw.mirrored]))
+            if insides:
+                label, inside = label.unbind(1)
+                for channel in self.masked_channels:
+                    image[:, channel].masked_fill_(inside == 0, 0)
         return image, label
 
     def _turn(self, images: Sequence[Tensor], labels: Sequence[Tensor], draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
@@ -165,7 +180,13 @@ class Augmentation:
             _change_rows(rows, strengths, step.change)
 
 
-def build_augmentation(patch_size: Sequence[int], mirror_axes: Sequence[int], recipe: str = "nnunet") -> Augmentation:
+def build_augmentation(
+    patch_size: Sequence[int],
+    mirror_axes: Sequence[int],
+    recipe: str = "nnunet",
+    *,
+    masked_channels: Sequence[int] = (),
+) -> Augmentation:
     """Build the augmentation of patches of `patch_size` voxels (D, H, W).
 
     Args:
@@ -173,6 +194,7 @@ def build_augmentation(patch_size: Sequence[int], mirror_axes: Sequence[int], re
         mirror_axes: Axes that may be mirrored: 0 = D, 1 = H, 2 = W.
         recipe: "nnunet" (rotation, scaling, noise, blur, brightness, contrast, low resolution, gamma and
             mirroring, with the probabilities of nnU-Net v1, as in the paper), "mirror" or "none".
+        masked_channels: See `Augmentation`.
 
     Raises:
         InputError: an unknown recipe or axis.
@@ -182,7 +204,7 @@ def build_augmentation(patch_size: Sequence[int], mirror_axes: Sequence[int], re
     if not set(mirror_axes) <= {0, 1, 2}:
         raise InputError(f"mirror_axes={list(mirror_axes)} must be some of 0 (depth), 1 (height) and 2 (width)")
     d, h, w = (int(size) for size in patch_size)
-    build = partial(Augmentation, patch_size=(d, h, w))
+    build = partial(Augmentation, patch_size=(d, h, w), masked_channels=tuple(masked_channels))
     if recipe == "none":
         return build(spatial=None, noise_p=0.0, steps={}, mirror_axes=())
     if recipe == "mirror":
@@ -206,6 +228,11 @@ def _intensity_steps(in_plane: bool) -> dict[str, IntensityStep]:
 
 def _uniform(low: float = 0.0, high: float = 1.0) -> float:
     return low + (high - low) * float(torch.rand(1))
+
+
+def _with_masks(labels: Sequence[Tensor], masks: Sequence[Tensor]) -> list[Tensor]:
+    """Each label (d, h, w) and its mask as one tensor (2, d, h, w)."""
+    return [torch.stack([label, mask.to(label.dtype)]) for label, mask in zip(labels, masks, strict=True)]
 
 
 def _stack(parts: Sequence[Tensor]) -> Tensor:

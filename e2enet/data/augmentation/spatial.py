@@ -27,19 +27,23 @@ def rotate_scale(image: Tensor, label: Tensor, matrix: Matrix, patch_size: Seque
 
     Args:
         image: float32 (C, d, h, w), the box.
-        label: any integers (d, h, w).
+        label: any integers (d, h, w), or several maps (M, d, h, w).
         matrix: See `Matrix`.
         patch_size: Output size in voxels (D, H, W).
 
     Returns:
-        Image (C, D, H, W) and label (D, H, W), in the types they had.
+        Image (C, D, H, W) and label (D, H, W) or (M, D, H, W), in the types they had.
     """
     grid = _grid(matrix, patch_size, image.shape[1:], image.device)
     turned = functional.grid_sample(image[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     nearest = functional.grid_sample(
-        label[None, None].to(image.dtype), grid, mode="nearest", padding_mode="zeros", align_corners=False
+        label.reshape(1, -1, *label.shape[-3:]).to(image.dtype),
+        grid,
+        mode="nearest",
+        padding_mode="zeros",
+        align_corners=False,
     )
-    return turned[0], nearest[0, 0].to(label.dtype)
+    return turned[0], nearest.view(*label.shape[:-3], *nearest.shape[-3:]).to(label.dtype)
 
 
 def box_size(matrix: Matrix | None, patch_size: Sequence[int]) -> Triple:

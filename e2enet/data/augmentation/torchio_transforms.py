@@ -2,7 +2,8 @@
 
 They see each patch as it was read, before the recipe, in the worker: with `data.augment_on=device` the recipe comes
 later, on another device, and both settings must give the same patches. The patch is a TorchIO subject of "image" and
-"label" with an affine, so that transforms which ask for spacing or anatomical directions get right answers.
+"label", and of "inside" (the nonzero mask, 1 or 0) where normalisation went by one. Its affine lets transforms that ask
+for spacing or anatomical directions get right answers.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def apply_transforms(subject: tio.Subject, transforms: Sequence[tio.Transform]) 
     Images come back as float32, labels in the type they had. InputError where a transform changes the patch's
     shape: the recipe and the network count on it.
     """
-    label_dtype = subject.get_image("label").data.dtype
+    images = subject.get_images_dict(intensity_only=False)
+    dtypes = {name: torch.float32 if name == "image" else image.data.dtype for name, image in images.items()}
     for transform in transforms:
         before = subject.spatial_shape
         subject = transform(subject)
@@ -53,7 +55,7 @@ def apply_transforms(subject: tio.Subject, transforms: Sequence[tio.Transform]) 
                 f"data.transforms: {type(transform).__name__} changes patches from {before} voxels to "
                 f"{sorted(shapes)}; transforms that keep the shape expected"
             )
-    for name, dtype in (("image", torch.float32), ("label", label_dtype)):
+    for name, dtype in dtypes.items():
         image = subject.get_image(name)
         image.set_data(image.data.to(dtype).contiguous())
     return subject

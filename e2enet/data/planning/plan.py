@@ -33,6 +33,11 @@ class Plan:
     normalisation: tuple[dict[str, Any], ...]
     median_shape: Triple
 
+    @property
+    def masked_channels(self) -> tuple[int, ...]:
+        """Channels that are normalised by their voxels inside the nonzero mask and are 0 outside of it."""
+        return tuple(channel for channel, scheme in enumerate(self.normalisation) if scheme.get("nonzero"))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, dicts and numbers, fit for JSON and for a checkpoint that loads with weights_only."""
         return {

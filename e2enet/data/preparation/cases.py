@@ -18,7 +18,7 @@ from e2enet.data.formats.naming import Case
 from e2enet.data.planning.casework import work_on_cases
 from e2enet.data.planning.plan import Plan
 from e2enet.data.preparation.forecast import forecast
-from e2enet.data.preparation.preprocess import preprocess, preprocess_label
+from e2enet.data.preparation.preprocess import preprocess, preprocess_inside, preprocess_label
 from e2enet.data.preparation.store import CaseStore, PreparedCase
 
 
@@ -61,7 +61,9 @@ def prepare_case(store: CaseStore, case: Case) -> None:
         store.write_image(case, result.image)
         depth, height, width = result.image.shape[1:]
         if label is not None:
-            store.write_label(case, preprocess_label(label, result))
+            label = preprocess_label(label, result)
+            store.write_label(case, label)
+            store.write_inside(case, preprocess_inside(result, label))
         store.finish(case, key, (depth, height, width))
 
 

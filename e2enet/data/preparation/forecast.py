@@ -55,7 +55,8 @@ def forecast(
             raw, prepared = 0, 0  # the worker will say what is wrong, and the others go on
         channels = len(dataset.channels)
         coordinates = _coordinates(prepared, len(dataset.labels) - 1) * COORDINATE_BYTES
-        label_bytes = prepared * (1 if len(dataset.labels) <= 256 else 2) + coordinates
+        mask_bytes = prepared if plan.masked_channels else 0
+        label_bytes = prepared * (1 if len(dataset.labels) <= 256 else 2) + coordinates + mask_bytes
         disk += prepared * channels * 4 + (label_bytes if case.label is not None else 0)
         needs[case.id] = int(PEAK_FACTOR * 4 * max(raw, prepared * channels))
         total += max(raw, prepared * channels)

@@ -23,7 +23,8 @@ class Preprocessed:
     """A network's input and what leads back: the crop's place in the frame's grid.
 
     `image` is float32 (C, d, h, w) at the plan's spacing; `crop` a box in the original (D, H, W) =
-    `original_shape`; spacings in mm.
+    `original_shape`; spacings in mm. `inside` is the nonzero mask of the crop, before resampling, where the plan
+    normalises a channel by it.
     """
 
     image: np.ndarray
@@ -31,6 +32,7 @@ class Preprocessed:
     original_shape: tuple[int, int, int]
     original_spacing: tuple[float, float, float]
     spacing: tuple[float, float, float]
+    inside: np.ndarray | None = None
 
     @property
     def cropped_shape(self) -> tuple[int, int, int]:
@@ -55,7 +57,7 @@ def preprocess(volume: Volume, plan: Plan) -> Preprocessed:
     cropped = volume.array[(slice(None), *box)]
     shape = resampled_shape(cropped.shape[1:], volume.spacing, plan.spacing)
     axis = separate_axis(volume.spacing, plan.spacing)
-    inside = nonzero_mask(cropped) if any(scheme.get("nonzero") for scheme in plan.normalisation) else None
+    inside = nonzero_mask(cropped) if plan.masked_channels else None
     channels = []
     for channel, scheme in zip(cropped, plan.normalisation, strict=True):
         # Before resampling, as nnU-Net: a spline across metal or air would ring far into the organ beside it.
@@ -64,7 +66,7 @@ def preprocess(volume: Volume, plan: Plan) -> Preprocessed:
         channels.append(normalised if channel.shape == shape else resample_image(normalised, shape, axis))
     image = channels[0][None] if len(channels) == 1 else np.stack(channels)
     depth, height, width = volume.array.shape[1:]
-    return Preprocessed(image, box, (depth, height, width), volume.spacing, plan.spacing)
+    return Preprocessed(image, box, (depth, height, width), volume.spacing, plan.spacing, inside)
 
 
 def preprocess_label(label: np.ndarray, prepared: Preprocessed) -> np.ndarray:
@@ -72,6 +74,18 @@ def preprocess_label(label: np.ndarray, prepared: Preprocessed) -> np.ndarray:
     _require_shape(label.shape, prepared.original_shape)
     axis = separate_axis(prepared.original_spacing, prepared.spacing)
     return resample_label(label[prepared.crop], prepared.image.shape[1:], axis)
+
+
+def preprocess_inside(prepared: Preprocessed, label: np.ndarray) -> np.ndarray | None:
+    """The nonzero mask resampled like a label, uint8 (d, h, w) of 0 and 1; None where no channel goes by it.
+
+    What `label`, of `preprocess_label`, marks is inside too, as in nnU-Net.
+    """
+    if prepared.inside is None:
+        return None
+    axis = separate_axis(prepared.original_spacing, prepared.spacing)
+    inside = resample_label(prepared.inside.view(np.uint8), prepared.image.shape[1:], axis)
+    return np.maximum(inside, label > 0)
 
 
 def normalise(channel: np.ndarray, scheme: Mapping[str, Any], inside: np.ndarray | None = None) -> None:

@@ -1,7 +1,7 @@
 """Prepared cases on disk: one float32 image, one label and the foreground's coordinates each, memory-mapped
 when read.
 
-Folder: `<folder>/cases_<key>/<case>.{image.npy,label.npy,foreground.npz,json}`, where the key names the
+Folder: `<folder>/cases_<key>/<case>.{image.npy,label.npy,inside.npy,foreground.npz,json}`, where the key names the
 spacing, depth axis and normalisation, so that plans that differ only in patch or batch share their cases and
 others never mix. The record (json) is removed first and written last: where it is, the case is complete.
 """
@@ -29,13 +29,15 @@ class PreparedCase:
     """A case at the plan's spacing, in the frame (depth first).
 
     `image` is a .npy of float32 (C, D, H, W), `label` a .npy of uint8 or int16 (D, H, W) or None, `shape` is
-    (D, H, W). Only paths are held: a case travels to a worker process for nothing.
+    (D, H, W). `inside`, where the plan normalises by the nonzero mask, is a .npy of uint8 (D, H, W), 1 inside of it
+    and 0 outside. Only paths are held: a case travels to a worker process for nothing.
     """
 
     id: str
     image: Path
     label: Path | None
     shape: tuple[int, int, int]
+    inside: Path | None = None
 
     def open_image(self) -> np.ndarray:
         """The image (C, D, H, W) float32, memory-mapped read-only: a crop reads only its own pages."""
@@ -73,11 +75,12 @@ class CaseStore:
         if content is None or "shape" not in content:
             return None
         image, label = self._file(case, ".image.npy"), self._file(case, ".label.npy")
-        files = [image, *([label, self._file(case, ".foreground.npz")] if case.label else [])]
+        inside = self._file(case, ".inside.npy") if case.label and self.plan.masked_channels else None
+        files = [image, *([label, self._file(case, ".foreground.npz")] if case.label else []), *filter(None, [inside])]
         if content.get("key") != self.key(case) or not all(file.is_file() for file in files):
             return None
         depth, height, width = content["shape"]
-        return PreparedCase(case.id, image, label if case.label else None, (depth, height, width))
+        return PreparedCase(case.id, image, label if case.label else None, (depth, height, width), inside)
 
     def key(self, case: Case) -> str:
         """Hash of what a prepared case depends on; changed raw files have another size or time."""
@@ -96,6 +99,11 @@ class CaseStore:
         """A label map (D, H, W) and the coordinates of its foreground."""
         _save_array(self._file(case, ".label.npy"), label)
         write_coordinates(self._file(case, ".foreground.npz"), sample_coordinates(label))
+
+    def write_inside(self, case: Case, inside: np.ndarray | None) -> None:
+        """The nonzero mask, uint8 (D, H, W), if there is one."""
+        if inside is not None:
+            _save_array(self._file(case, ".inside.npy"), inside)
 
     def finish(self, case: Case, key: str, shape: tuple[int, int, int]) -> None:
         """Write the record; `key` is that from before the raw files were read."""
