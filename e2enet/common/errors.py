@@ -36,6 +36,18 @@ def raise_problems(problems: Sequence[str], heading: str) -> None:
         raise InputError(f"{heading}\n{lines}")
 
 
+def printable(text: str, encoding: str | None = None) -> str:
+    """The text with signs that would steer a terminal, or that the encoding lacks, spelled as Python spells them.
+
+    Names of files and classes may hold them: an escape sequence would colour or clear the screen, and half a surrogate
+    pair, which stands for a byte that is no UTF-8, cannot be written anywhere.
+    """
+    encoding = encoding or "utf-8"
+    if not text.isprintable():
+        text = "".join(sign if sign.isprintable() or sign in "\n\t" else repr(sign)[1:-1] for sign in text)
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
 @contextmanager
 def exit_on_input_error(advice: str = "stopped; the same command goes on with what is not done yet") -> Iterator[None]:
     """Turn an InputError into its message on stderr and exit code 2, and Ctrl-C into one line of advice and 130.
@@ -49,7 +61,7 @@ def exit_on_input_error(advice: str = "stopped; the same command goes on with wh
     try:
         yield
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}", sys.stderr.encoding), file=sys.stderr)
         sys.exit(ExitCode.INPUT_ERROR)
     except KeyboardInterrupt as stop:
         print(str(stop) or advice, file=sys.stderr)

@@ -45,9 +45,11 @@ def save_overlay(
     for name, labelling in maps.items():
         if labelling.shape != image.shape or image.ndim != 3:
             raise ValueError(f"{name} has shape {labelling.shape}, the image {image.shape}: both must be one (D, H, W)")
-    figure = _draw(image, maps, labels, spacing)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120, facecolor="white")
+    from matplotlib import rc_context
+
+    # Labels come from outside: a dollar sign in one is a dollar sign, and no mathematics.
+    with rc_context({"text.parse_math": False}), atomic_path(path) as temporary:
+        _draw(image, maps, labels, spacing).savefig(temporary, format="png", dpi=120, facecolor="white")
 
 
 def fullest_slices(labelling: np.ndarray) -> tuple[int, int, int]:

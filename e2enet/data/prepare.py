@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from glob import escape
 from pathlib import Path
 
 from e2enet.common.console import say
@@ -64,7 +65,7 @@ def find_leftovers(store: CaseStore) -> list[str]:
     others = sorted(path for path in store.folder.parent.glob("cases_*") if path != store.folder)
     lines = []
     if orphans:
-        size = _size(path for name in orphans for path in store.folder.glob(f"{name}.*"))
+        size = _size(path for name in orphans for path in store.folder.glob(f"{escape(name)}.*"))
         named = ", ".join(orphans[:MOST_NAMES]) + f" and {len(orphans) - MOST_NAMES} more" * (len(orphans) > MOST_NAMES)
         lines.append(f"no raw case any more, not used, may be deleted: {named} ({size} in {store.folder})")
     if others:

@@ -7,6 +7,7 @@ calls its files so (BTCV), `*/*_seg` where each case has a folder (BraTS; both `
 from __future__ import annotations
 
 import re
+from glob import escape
 from pathlib import Path
 
 from e2enet.common.errors import InputError
@@ -53,7 +54,7 @@ def find_label_images(
     if not folder.is_dir():
         problems.append(f"{folder}: no such folder")
         return {}
-    listing = sort_out(folder, folder.glob(f"{names}.*"), ENDINGS)
+    listing = sort_out(folder, folder.glob(_shell_pattern(names)), ENDINGS)
     found: dict[str, Path] = {}
     strange = []
     for path in listing.files:
@@ -72,6 +73,11 @@ def find_label_images(
         left = listing.problems() + [told_of(folder, strange, f"not taken: not named like {names}")] * bool(strange)
         warnings += map(str, left)
     return found
+
+
+def _shell_pattern(names: str) -> str:
+    """`img[1]*` so that `*` alone stands for something else than itself."""
+    return "*".join(escape(part) for part in f"{names}.*".split("*"))
 
 
 def _pattern(names: str) -> re.Pattern[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from e2enet.common.console import console
+from e2enet.common.console import say
 from e2enet.common.errors import InputError
 from e2enet.common.files import require_writable
 from e2enet.common.overlay import save_overlay
@@ -118,7 +118,7 @@ def predict_cases(
         require_writable(output)
     if len(todo) < len(cases):
         done = len(cases) - len(todo)
-        console.print(f"{done} of {len(cases)} cases are in {output} already (overwrite=true predicts them again)")
+        say(f"{done} of {len(cases)} cases are in {output} already (overwrite=true predicts them again)")
     todo = team.share(todo)
     for model in models:
         model.network.to(settings.device)

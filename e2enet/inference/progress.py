@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-from e2enet.common.console import console, say
+from e2enet.common.console import console, description_column, say
+from e2enet.common.errors import printable
 
 OnWindow = Callable[[int], None]
 
@@ -27,7 +28,7 @@ class CaseProgress:
         """Mark one case as being predicted; say afterwards how long it took, unless it failed."""
         start = time.perf_counter()
         if self._bars is not None:
-            self._bars.update(self._cases, description=name)
+            self._bars.update(self._cases, description=printable(name))
             self._bars.reset(self._windows, total=None)
         self._done += 1
         try:
@@ -60,6 +61,6 @@ def show_progress(num_cases: int) -> Iterator[CaseProgress]:
     if not console.is_terminal:
         yield CaseProgress(num_cases, None)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (description_column(), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bars:
         yield CaseProgress(num_cases, bars)

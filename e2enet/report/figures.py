@@ -76,7 +76,8 @@ def _draw(path: Path, panels: Panels, curves: Mapping[str, pd.Series]) -> Path:
             axes.set_title(title)
             whole_epochs(axes)
             if len(columns) > 1:
-                axes.legend(fontsize="small", ncols=1 + len(columns) // 9)
+                # Named one by one: of itself a legend leaves out what begins with "_".
+                axes.legend(handles=axes.get_lines(), fontsize="small", ncols=1 + len(columns) // 9)
         return save_figure(figure, path)
 
 

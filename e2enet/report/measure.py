@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 
 from e2enet.common.console import console, say, track
 from e2enet.common.errors import InputError, exit_on_input_error
@@ -146,10 +145,10 @@ def _table(entries: Mapping[str, Mapping[str, Any]]) -> Table:
     table = Table("job", "device", "latency s", "peak MiB", "measured")
     for name, entry in entries.items():
         if "error" in entry:
-            table.add_row(Text(name), "-", "-", "-", Text(entry["error"]))
+            table.add_row(name, "-", "-", "-", entry["error"])
         else:
             figures = f"{entry['latency_s']:.4f}", f"{entry['peak_bytes'] / 2**20:.1f}"
-            table.add_row(Text(name), entry["device"], *figures, entry["measured"][:10])
+            table.add_row(name, entry["device"], *figures, entry["measured"][:10])
     return table
 
 

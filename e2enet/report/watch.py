@@ -121,7 +121,7 @@ def _table(folder: str | Path, statuses: Sequence[JobStatus]) -> Table:
         shown = sorted(shown, key=lambda status: ORDER.index(status.state))[:room]
     left_out = len(statuses) - len(shown)
     caption = _counts(statuses) + (f"; {left_out} more jobs" if left_out else "")
-    table = Table(title=Text(str(folder)), caption=caption)
+    table = Table(title=str(folder), caption=caption)
     for heading in ("row", "fold", "seed", "state"):
         table.add_column(heading)
     for heading in ("epoch", "best Dice", "time"):
@@ -131,7 +131,7 @@ def _table(folder: str | Path, statuses: Sequence[JobStatus]) -> Table:
         job, colour = status.job, COLOURS[status.state]
         texts = (status.epochs, status.best, status.elapsed, status.error)
         state = Text(status.state, style=colour)
-        table.add_row(job.row or "", str(job.fold), str(job.seed), state, *map(Text, texts))
+        table.add_row(job.row or "", str(job.fold), str(job.seed), state, *texts)
     return table
 
 

@@ -9,6 +9,7 @@ from rich.table import Table as TerminalTable
 from rich.text import Text
 
 from e2enet.common.console import console, track
+from e2enet.common.errors import printable
 from e2enet.common.files import atomic_path
 from e2enet.report.costs import count_row
 from e2enet.report.html import write_page
@@ -82,10 +83,10 @@ def _printed(section: Section) -> dict[str, Table]:
 def _print(table: Table) -> None:
     """Print what matters most of a table to the terminal."""
     brief = table.brief()
-    shown = TerminalTable(title=Text(table.title))
+    shown = TerminalTable(title=table.title)
     for column in brief.shown():
         justify: JustifyMethod = "right" if column.numeric else "left"
-        shown.add_column(Text(f"{column.group}\n{column.heading}"), justify=justify)
+        shown.add_column(f"{column.group}\n{column.heading}", justify=justify)
     for cells, marks in zip(brief.cells(), brief.emphasised(), strict=True):
-        shown.add_row(*(Text(cell, "bold" if best else "") for cell, best in zip(cells, marks, strict=True)))
+        shown.add_row(*(Text(printable(cell), "bold" if best else "") for cell, best in zip(cells, marks, strict=True)))
     console.print(shown)

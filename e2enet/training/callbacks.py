@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
-from e2enet.common.console import console, say
+from e2enet.common.console import say
 from e2enet.common.overlay import save_overlay
 from e2enet.training.module import PATCHES, SCORES, WHOLE_CASES, SegmentationModule
 from e2enet.training.nonfinite import LEFT_OUT, NonFiniteGuard
@@ -114,11 +114,11 @@ class EpochLines(pl.Callback):
         waits = metrics["time/data_share"] >= NOTICEABLE_WAIT
         if waits:
             parts.append(f"waited {metrics['time/data_share']:.0%} for data")
-        console.print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: " + ", ".join(parts), highlight=False)
+        say(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: " + ", ".join(parts))
         # Once, and not after the first epoch, whose loader has only just started.
         if waits and trainer.current_epoch > 0 and not self._advised:
             self._advised = True
-            console.print("To wait less: more data.num_workers, or data.augment_on=device", highlight=False)
+            say("To wait less: more data.num_workers, or data.augment_on=device")
 
 
 class CostFile(pl.Callback):

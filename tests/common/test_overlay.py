@@ -50,3 +50,11 @@ def _coloured(path: Path) -> int:
     """Pixels that are not grey."""
     rgb = imread(path)[..., :3]
     return int((rgb.max(axis=-1) - rgb.min(axis=-1) > 0.1).sum())
+
+
+def test_class_names_are_no_mathematics(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).normal(size=(4, 8, 8)).astype(np.float32)
+    labels = np.ones(image.shape, np.uint8)
+    names = {0: "background", 1: r"$\frac$ [/T1] _{", 2: "_$x^$"}
+    save_overlay(tmp_path / "a$x_$.png", image, labels, labels=names, spacing=(1, 1, 1))
+    assert (tmp_path / "a$x_$.png").stat().st_size > 1000

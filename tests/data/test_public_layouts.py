@@ -171,8 +171,8 @@ def test_a_remapped_decathlon(tmp_path: Path) -> None:
 
 
 def test_cases_to_predict_in_brats_folders(tmp_path: Path) -> None:
-    brats(tmp_path, "B_1", "B_2")
-    assert [case.id for case in find_cases(tmp_path, 4)] == ["B_1", "B_2"]
+    brats(tmp_path, "B_1", "B_2", "B[1]*")
+    assert [case.id for case in find_cases(tmp_path, 4)] == ["B[1]*", "B_1", "B_2"]
     (case,) = find_cases(tmp_path / "B_2", 4)
     assert case.id == "B_2" and [path.name for path in case.images] == [
         f"B_2_{part}.nii.gz" for part in ("flair", "t1", "t1ce", "t2")

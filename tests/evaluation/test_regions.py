@@ -16,6 +16,7 @@ from rich.console import Console
 from e2enet.common.errors import InputError
 from e2enet.evaluation import score_case, score_files, score_folder, scores_table, summarise
 from e2enet.evaluation.__main__ import main
+from e2enet.evaluation.pairing import find_label_images
 
 SPACING = (1.0, 2.0, 3.0)
 REGIONS = {"whole tumour": (1, 2, 3), "tumour core": (1, 3), "enhancing tumour": (3,)}
@@ -107,6 +108,15 @@ def test_the_command_for_brats_folders(tmp_path: Path, capsys: pytest.CaptureFix
         rows = [(row["case"], row["class"], row["name"], row["outcome"]) for row in csv.DictReader(stream)]
     assert rows[3:5] == [("B_1", "1+3", "tumour core", "scored"), ("B_1", "1+2+3", "all", "scored")]
     assert "tumour core (1, 3)" in capsys.readouterr().out
+
+
+def test_names_hold_no_other_pattern_than_the_star(tmp_path: Path) -> None:
+    for name in ("a[1]x", "a1x", "a[1]_?", "a[1]_b"):
+        (tmp_path / f"{name}.nii.gz").touch()
+    found = find_label_images(tmp_path, [], "a[1]*")
+    assert list(found) == ["_?", "_b", "x"] and found["_?"].name == "a[1]_?.nii.gz"
+    assert list(find_label_images(tmp_path, [], "a[1]_?*")) == []
+    assert list(find_label_images(tmp_path, [])) == ["a1x", "a[1]_?", "a[1]_b", "a[1]x"]
 
 
 def test_names_of_btcv_are_paired(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from e2enet.common.configs import compose_config
-from e2enet.common.overrides import force_added
+from e2enet.common.overrides import force_added, quoted
 from e2enet.data.check import main as check
 from e2enet.data.prepare import main as prepare
 from e2enet.evaluation.__main__ import main as evaluate
@@ -78,15 +78,23 @@ def take_tour(tmp_path: Path) -> Callable[..., Tour]:
 
     `dataset` are the overrides that name it, `scans` what predict.py is given, `labels` the arguments of the
     evaluation, the folder of references first.
+    `within` is the folder of all that is written, and `runs` holds the run in it.
     """
 
-    def tour(dataset: Sequence[str], scans: Path, labels: Sequence[str], *more: str) -> Tour:
-        run, predictions, prepared = (tmp_path / name for name in ("run", "predictions", "prepared"))
-        shared = [*dataset, *QUICK, *more, f"paths.prepared={prepared}"]
+    def tour(
+        dataset: Sequence[str],
+        scans: Path,
+        labels: Sequence[str],
+        *more: str,
+        within: Path = tmp_path,
+        runs: str = "runs",
+    ) -> Tour:
+        run, predictions, prepared = (within / name for name in (f"{runs}/run", "predictions", "prepared"))
+        shared = [*dataset, *QUICK, *more, f"paths.prepared={quoted(str(prepared))}"]
         assert not check([*dataset, f"report={tmp_path / 'health.json'}"])
         assert all(entry["severity"] == "warning" for entry in json.loads((tmp_path / "health.json").read_text()))
         assert not prepare(shared)
-        arguments = [*shared, f"run_folder={run}"]
+        arguments = [*shared, f"run_folder={quoted(str(run))}"]
         check_command_line(arguments)
         run_training(compose_config(force_added(arguments)), run)
         settings = {"checkpoint": str(run), "input": str(scans), "output": str(predictions)}

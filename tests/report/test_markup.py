@@ -11,7 +11,7 @@ import pytest
 
 from e2enet.report.options import Options
 from e2enet.report.tables.columns import accuracy_columns, p_text
-from e2enet.report.tables.markup import escape_latex, to_latex, to_markdown, write_values
+from e2enet.report.tables.markup import escape_latex, markdown_text, to_latex, to_markdown, write_values
 from e2enet.report.tables.table import Best, Column, Table, number, text
 
 COLUMNS = (
@@ -51,6 +51,10 @@ def test_markdown() -> None:
         "",
         r"Mean \* of runs.",
     ]
+
+
+def test_markdown_signs() -> None:
+    assert markdown_text("a_1 [/b](c) ~~x~~ $y$ &lt; & `z` \\") == (r"a\_1 \[/b\](c) \~\~x\~\~ \$y\$ \&lt; & \`z\` \\")
 
 
 def test_markdown_of_notes_alone_and_of_nothing() -> None:

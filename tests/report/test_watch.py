@@ -8,15 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
+from e2enet.common.console import PlainConsole
 from e2enet.report import watch
 from tests.report.conftest import JOBS, job_record, write_job, write_metrics
 
 INTERRUPTED, PENDING = JOBS[5], JOBS[7]
 
 
-def _print_to(monkeypatch: pytest.MonkeyPatch, console: Console) -> None:
+def _print_to(monkeypatch: pytest.MonkeyPatch, console: PlainConsole) -> None:
     for name in ("e2enet.report.watch.console", "e2enet.common.console.console"):
         monkeypatch.setattr(name, console)
 
@@ -25,7 +25,7 @@ def _print_to(monkeypatch: pytest.MonkeyPatch, console: Console) -> None:
 def printed(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """What is printed to a log file."""
     stream = io.StringIO()
-    _print_to(monkeypatch, Console(file=stream, width=60))
+    _print_to(monkeypatch, PlainConsole(file=stream, width=60))
     return stream
 
 
@@ -33,7 +33,7 @@ def printed(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
 def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """What is printed to a terminal of 12 lines."""
     stream = io.StringIO()
-    _print_to(monkeypatch, Console(file=stream, force_terminal=True, width=110, height=12, color_system=None))
+    _print_to(monkeypatch, PlainConsole(file=stream, force_terminal=True, width=110, height=12, color_system=None))
     return stream
 
 

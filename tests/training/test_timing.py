@@ -104,7 +104,7 @@ def test_no_time_is_no_waiting() -> None:
 
 def test_the_epoch_line_tells_much_waiting_and_advises_once(monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
-    monkeypatch.setattr(callbacks.console, "print", lambda text, **_: lines.append(text))
+    monkeypatch.setattr(callbacks, "say", lines.append)
     module = SegmentationModule.__new__(SegmentationModule)
     printer = EpochLines()
     for epoch, (share, scores) in enumerate(

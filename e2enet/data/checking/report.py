@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from shlex import quote
 
 import numpy as np
 from rich.text import Text
 
-from e2enet.common.console import console
+from e2enet.common.console import console, say
 from e2enet.common.errors import InputError
 from e2enet.common.files import read_json, write_json
 from e2enet.data.checking.across import frame_depth_axis, in_frame, in_mm
@@ -21,7 +21,6 @@ from e2enet.data.formats.dataset import RawDataset
 
 CASE_COLUMNS = ("case", "part", "shape", "spacing", "orientation", "channels", "type", "label type", "voxels of labels")
 STYLES = {"error": "red", "warning": "yellow"}
-PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 AXIS_NAMES = ("right-left", "anterior-posterior", "superior-inferior")
 
 
@@ -41,20 +40,20 @@ def write_report(path: str | Path, report: Report) -> None:
 def print_report(report: Report, verbose: bool = False) -> None:
     """Print what the dataset is like, every problem, and the verdict last; `verbose` adds a row per case."""
     if report.dataset is not None:
-        _print_line(f"{report.dataset.name}: {_parts(report.dataset)} in {report.folder}")
+        say(f"{report.dataset.name}: {_parts(report.dataset)} in {report.folder}")
         if report.facts:
             for name, text in _summary(report.dataset, report.facts):
-                _print_line(f"  {name:<13}{text}")
+                say(f"  {name:<13}{text}")
             _print_table(("label", "name", "voxels", "share", "training cases"), _label_rows(report))
         if verbose:
             _print_table(CASE_COLUMNS, _case_rows(report.facts))
     for note in report.notes:
-        _print_line(f"  {note}")
+        say(f"  {note}")
     for problem in report.problems:
         # Matrices stand below the line that says what they are.
         text = str(problem).replace("\n", "\n    ")
-        console.print(Text(f"{problem.severity}: ", STYLES[problem.severity]), text, sep="", **PLAIN)
-    _print_line(verdict(report))
+        console.print(Text(f"{problem.severity}: ", STYLES[problem.severity]), text, sep="", soft_wrap=True)
+    say(verdict(report))
 
 
 def verdict(report: Report) -> str:
@@ -70,17 +69,13 @@ def print_repairs(repairs: Sequence[Repair], dataset: Path, target: Path) -> Non
     """Print which corrected copies were written, which labels have none and why, and what to do with the copies."""
     for repair in repairs:
         text = f"corrected copy {repair.copy}" if repair.copy else f"no corrected copy: {repair.reason}"
-        _print_line(f"repair: case {repair.case}: {repair.label}: {text}")
+        say(f"repair: case {repair.case}: {repair.label}: {text}")
     copies = sum(repair.copy is not None for repair in repairs)
     if copies:
-        advice = f"Look at them on their images, then: cp -r {target}/. {dataset}"
-        _print_line(f"{_counted(copies, 'corrected label')} in {target}; the originals are as they were. {advice}")
+        advice = f"Look at them on their images, then: cp -r {quote(f'{target}/.')} {quote(str(dataset))}"
+        say(f"{_counted(copies, 'corrected label')} in {target}; the originals are as they were. {advice}")
     else:
-        _print_line("repair: nothing was written.")
-
-
-def _print_line(text: str) -> None:
-    console.print(text, **PLAIN)
+        say("repair: nothing was written.")
 
 
 def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -88,7 +83,7 @@ def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     for line, style in ((header, "bold"), *((row, "") for row in rows)):
         cells = (f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True))
-        console.print(Text(f"  {'  '.join(cells)}".rstrip(), style), **PLAIN)
+        say(f"  {'  '.join(cells)}".rstrip(), style)
 
 
 def _parts(dataset: RawDataset) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from e2enet.common.errors import InputError
 from e2enet.data.formats.dataset import RawDataset, finish, require_folder
 from e2enet.data.formats.labels import LabelTable, resolve_labels
-from e2enet.data.formats.listing import Listing, list_scans, told_of
+from e2enet.data.formats.listing import FILE_ENDINGS, Listing, list_scans, told_of
 from e2enet.data.formats.naming import Case, case_id
 from e2enet.data.formats.problems import Problem, case_error, case_warning
 
@@ -54,7 +54,7 @@ def find_case_folders(folder: Path) -> list[Path]:
 
 def holds_case(folder: Path) -> bool:
     """Whether a folder is a case, by the name of its FLAIR image."""
-    return any(path.is_file() for path in folder.glob(f"{folder.name}_flair.nii*"))
+    return any((folder / f"{folder.name}_{MODALITIES['FLAIR']}{ending}").is_file() for ending in FILE_ENDINGS)
 
 
 def read_case_folders(root: Path, folders: Iterable[Path], problems: list[Problem]) -> list[Case]:

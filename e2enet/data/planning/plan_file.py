@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from e2enet.common.console import console
+from e2enet.common.console import say
 from e2enet.common.errors import InputError, raise_problems
 from e2enet.common.files import atomic_path, content_key, read_json
 from e2enet.common.locks import locked_folder
@@ -81,7 +81,7 @@ def settle_plan(path: Path, planned: Plan, options: Mapping[str, Any]) -> Plan:
     if was_planned != key:
         raise InputError(_outdated(path, plan, planned, made_from["options"], options))
     changes = ", ".join(_differences(planned.to_dict(), plan.to_dict()))
-    console.print(f"{path} was edited, and is used: {changes or 'no value changed'}", markup=False, soft_wrap=True)
+    say(f"{path} was edited, and is used: {changes or 'no value changed'}")
     if found.get("derived") != _derived(plan, options):
         _write(path, plan, options, key)
     return plan

@@ -68,7 +68,7 @@ def heading(column: Column) -> str:
 
 def markdown_text(content: str) -> str:
     """Text that Markdown shows as it is: names and errors come from outside."""
-    return re.sub(r"([\\`*_\[\]<>])", r"\\\1", content)
+    return re.sub(r"([\\`*_\[\]<>~$]|&(?=#?\w+;))", r"\\\1", content)
 
 
 def escape_latex(content: str) -> str:

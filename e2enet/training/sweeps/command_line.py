@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from e2enet.common.configs import EXPERIMENTS, compose_config, make_paths_absolute
-from e2enet.common.console import console
+from e2enet.common.console import say
 from e2enet.common.errors import InputError, raise_problems
 from e2enet.common.overrides import force_added, is_override, parse_override, quoted
 from e2enet.training.config_check import HEADING, config_problems
@@ -70,7 +70,7 @@ def _compose_all(texts: Sequence[str]) -> tuple[ComposedJob, ...]:
         for combination in BasicSweeper.split_arguments(parsed, None)[0]
     ]
     if len(combinations) >= MANY_JOBS:
-        console.print(f"composing {len(combinations)} jobs ...", highlight=False)
+        say(f"composing {len(combinations)} jobs ...")
     jobs = [compose_job(combination) for combination in combinations]
     problems: dict[str, None] = {}
     for job in jobs:

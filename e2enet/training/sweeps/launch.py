@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from rich.table import Table
-from rich.text import Text
 
 from e2enet.common.console import console, say
 from e2enet.common.errors import ExitCode
@@ -74,7 +73,7 @@ def _table(states: dict[Path, JobState]) -> Table:
     table = Table("job", "state", "attempts", "seconds", "error")
     for folder, state in states.items():
         error = "" if state.error is None else state.error.message
-        table.add_row(folder.name, state.state, str(state.attempts), f"{state.seconds:.0f}", Text(error))
+        table.add_row(folder.name, state.state, str(state.attempts), f"{state.seconds:.0f}", error)
     return table
 
 
