@@ -17,7 +17,7 @@ Dice, normalised surface Dice (NSD) and 95th-percentile Hausdorff distance (HD95
 against reference ones, per case and class.
 
 Files are paired by name (case.nii.gz with case.nii.gz; .nii, .mgz, .mgh, .mnc and .hdr work too) and
-compared on their own grid: shape and affine must agree within 0.001 mm. Every reference needs a prediction.
+compared on their own grid: one shape, affines apart by a tenth of a voxel at most. Every reference needs a prediction.
 Class names come from a dataset.json in LABELS or in the folder above it, else from the references' values.
 """
 EPILOG = """\

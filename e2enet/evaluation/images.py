@@ -13,9 +13,9 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import SpatialImage
 
 from e2enet.common.errors import InputError
+from e2enet.data.formats.grid import Geometry, grid_problem, in_millimetres
 from e2enet.data.formats.labels import apply_label_map
 
-GRID_TOLERANCE_MM = 1e-3
 READ_ERRORS = (ImageFileError, OSError, EOFError, ValueError, zlib.error)
 
 
@@ -28,31 +28,24 @@ class LabelImage:
 
 
 def grid_problems(case: str, prediction: Path, reference: Path) -> list[str]:
-    """What keeps two images from being compared: unreadable, other shape, other affine (1e-3 mm)."""
+    """What keeps two images from being compared: unreadable, other shape, another grid (`same_grid`)."""
     try:
-        images = [_open(path) for path in (prediction, reference)]
+        images = [_open(path) for path in (reference, prediction)]
     except InputError as error:
         return [str(error)]
     shapes = [_shape(image) for image in images]
     if any(len(shape) != 3 for shape in shapes):
-        return [f"{case}: expected 3D images, got prediction {shapes[0]}, reference {shapes[1]}"]
+        return [f"{case}: expected 3D images, got prediction {shapes[1]}, reference {shapes[0]}"]
     if shapes[0] != shapes[1]:
-        return [f"{case}: shape {shapes[0]} of {prediction} is not the reference's {shapes[1]}"]
-    # Two affines are the same grid when they send every voxel to the same place; the corners differ the most.
-    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(shapes[0]) - 1)
-    places = [nib.affines.apply_affine(image.affine, corners) for image in images]
-    offset = float(np.linalg.norm(places[0] - places[1], axis=1).max())
-    if not offset <= GRID_TOLERANCE_MM:  # NaN too
-        return [
-            f"{case}: the affine of {prediction} puts voxels up to {offset:.4g} mm from the reference's "
-            f"(tolerance {GRID_TOLERANCE_MM} mm)"
-        ]
-    return []
+        return [f"{case}: shape {shapes[1]} of {prediction} is not the reference's {shapes[0]}"]
+    wanted, found = map(_geometry, images)
+    problem = grid_problem(wanted, found, ("reference", "prediction"), repair=True)
+    return [f"{case}: {prediction} is not on the grid of {reference}: {problem}"] if problem else []
 
 
 def voxel_spacing(path: Path) -> tuple[float, float, float]:
     """Voxel size in mm per file axis, from the affine."""
-    x, y, z = (float(size) for size in nib.affines.voxel_sizes(_open(path).affine))
+    x, y, z = (float(size) for size in nib.affines.voxel_sizes(_geometry(_open(path)).affine))
     return x, y, z
 
 
@@ -94,6 +87,12 @@ def _open(path: Path) -> SpatialImage:
     if not isinstance(image, SpatialImage) or image.affine is None:
         raise InputError(f"{path}: has no affine, so its grid is unknown")
     return image
+
+
+def _geometry(image: SpatialImage) -> Geometry:
+    """The image's grid, of which the depth axis plays no part here."""
+    x, y, z = _shape(image)
+    return Geometry((x, y, z), in_millimetres(image.affine, image.header), 0)
 
 
 def _shape(image: SpatialImage) -> tuple[int, ...]:

@@ -16,8 +16,9 @@ from e2enet.common.errors import InputError
 from e2enet.common.files import require_writable
 from e2enet.common.overlay import save_overlay
 from e2enet.common.ranks import ALONE, Team
+from e2enet.data.formats.grid import Geometry
 from e2enet.data.formats.layout import Case
-from e2enet.data.formats.volume import Geometry, Volume, read_label, read_volume, write_label_image
+from e2enet.data.formats.volume import Volume, read_label_on, read_volume, write_label_image
 from e2enet.data.preparation.preprocess import Preprocessed, preprocess
 from e2enet.data.preparation.restore import OnPlane, restore_labels
 from e2enet.inference.checkpoint import LoadedModel
@@ -167,7 +168,7 @@ def _preprocess(volume: Volume, model: LoadedModel, files: str) -> Preprocessed:
 def write_prediction(prediction: Prediction, case: Case, model: LoadedModel, output: Path) -> None:
     """Write the overlay, where the prediction has its image, and then the label image: it is there only when all is."""
     if prediction.image is not None:
-        reference = read_label(case.label, model.plan.depth_axis, model.label_map)[0] if case.label else None
+        reference = read_label_on(prediction.geometry, case.label, model.label_map) if case.label else None
         save_overlay(
             output / f"{case.id}.png",
             prediction.image,

@@ -15,6 +15,7 @@ from e2enet.common.ranks import joined_team, launched
 from e2enet.data.formats.layout import find_cases
 from e2enet.data.formats.listing import note_companions
 from e2enet.data.formats.problems import Problem
+from e2enet.data.formats.remarks import scan_warnings
 from e2enet.inference.checkpoint import LoadedModel, load_ensemble
 from e2enet.inference.config import PredictConfig
 from e2enet.inference.folds import find_folds, is_sweep
@@ -49,6 +50,8 @@ def run_prediction(config: PredictConfig) -> dict[str, str]:
         say(line)
     names = f"{len(models)} models" if len(models) > 1 else str(models[0].path)
     say(f"{len(cases)} cases, {names}, on {device}")
+    for warning in scan_warnings(cases):
+        say(f"warning: {warning}")
     if postprocessing is not None:
         say(f"postprocessing: {postprocessing.describe()} ({postprocessing.path})")
     settings = WindowSettings(

@@ -16,7 +16,8 @@ from typing import IO
 import numpy as np
 
 from e2enet.common.files import TEMPORARY, atomic_path
-from e2enet.data.formats.volume import Geometry, to_native
+from e2enet.data.formats.grid import Geometry
+from e2enet.data.formats.volume import to_native
 
 KEY = "probabilities"
 

@@ -11,7 +11,8 @@ import pytest
 
 from e2enet.data.check import main
 from e2enet.data.checking.repair import repair_labels
-from e2enet.data.formats.volume import grid_problem, read_geometry
+from e2enet.data.formats.grid import grid_problem
+from e2enet.data.formats.volume import read_geometry
 
 
 def shifted(affine: np.ndarray, x: float) -> np.ndarray:
@@ -66,7 +67,10 @@ def test_copies_put_in_place_make_the_dataset_sound(
     assert copies == [tmp_path / "fixed" / "labelsTr" / "a.nii.gz"]
     printed = capsys.readouterr().out
     assert f"{toy.label('a')}: corrected copy {copies[0]}" in printed
-    assert f"{toy.label('b')}: no corrected copy: its orientation LPI is not the image's LPS: look at both" in printed
+    assert (
+        f"{toy.label('b')}: no corrected copy: its axes (LPI) do not point as the image's (LPS) do: look at both"
+        in printed
+    )
     assert f"{toy.label('c')}: no corrected copy: its shape (8, 9, 7) is not the image's (8, 9, 6)" in printed
     assert f"1 corrected label in {tmp_path}/fixed; the originals are as they were." in printed
     copies[0].replace(toy.label("a"))

@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 
 from e2enet.common.errors import InputError
+from e2enet.data.formats.grid import choose_depth_axis, require_same_grid
 from e2enet.data.formats.volume import (
-    choose_depth_axis,
     read_geometry,
     read_label,
     read_ras_spacing,
     read_volume,
-    require_same_grid,
     to_native,
     write_image,
     write_label_image,
@@ -140,12 +139,12 @@ def test_labels_above_255_are_int16(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.asarray(load(tmp_path / "b.nii").dataobj), data)
 
 
-def test_same_grid_tolerates_rounding_only(tmp_path: Path) -> None:
+def test_the_same_grid_is_one_up_to_a_tenth_of_the_smallest_voxel_size(tmp_path: Path) -> None:
     first = read_geometry(save(tmp_path / "a.nii", np.zeros(SHAPE, np.uint8), np.eye(4)), 2)
     nearly, moved = np.eye(4), np.eye(4)
-    nearly[0, 3], moved[0, 3] = 5e-4, 0.1
+    nearly[0, 3], moved[0, 3] = 0.1, 0.11
     require_same_grid(first, read_geometry(save(tmp_path / "b.nii", np.zeros(SHAPE, np.uint8), nearly), 2), "x")
-    with pytest.raises(InputError, match=r"x: the affines differ by up to 0\.1 mm"):
+    with pytest.raises(InputError, match=r"x: the affines differ by up to 0\.11 mm, at most 0\.1 mm"):
         require_same_grid(first, read_geometry(save(tmp_path / "c.nii", np.zeros(SHAPE, np.uint8), moved), 2), "x")
     with pytest.raises(InputError, match=r"shapes \(4, 5, 6\) and \(4, 5, 7\)"):
         other = save(tmp_path / "d.nii", np.zeros((4, 5, 7), np.uint8), np.eye(4))

@@ -109,7 +109,7 @@ def test_every_problem_is_listed_at_once(folders, tmp_path, capsys):
     message = capsys.readouterr().err
     assert "c: no prediction" in message
     assert "d: shape (7, 8, 8)" in message
-    assert "e: the affine" in message and "0.5 mm" in message
+    assert "e.nii.gz: the affines differ by up to 0.5 mm, at most " in message and "repair=FOLDER" in message
     assert "f.nii.gz: is no image" in message
     assert not (tmp_path / "out").exists()
 

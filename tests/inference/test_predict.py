@@ -58,6 +58,33 @@ def test_result_lies_on_the_scan(write_checkpoint, scans, scan):
     assert visible(config.output) == ["a.nii.gz"]
 
 
+@pytest.mark.parametrize(("unit", "scale"), [("meter", 1e-3), ("micron", 1e3)])
+def test_a_scan_in_another_unit_is_the_same_scan(write_checkpoint, scans, scan, unit: str, scale: float) -> None:
+    affine = scan.affine.copy()
+    affine[:3] *= scale
+    other = nib.Nifti1Image(np.asarray(scan.dataobj), affine)
+    other.header.set_xyzt_units(unit)
+    nib.save(other, scans / "b.nii.gz")
+    config = settings(write_checkpoint(), scans)
+    assert run_prediction(config) == {}
+    expected, found = (nib.load(config.output / f"{name}.nii.gz") for name in "ab")
+    np.testing.assert_array_equal(np.asarray(found.dataobj), np.asarray(expected.dataobj))
+    np.testing.assert_array_equal(found.affine, nib.load(scans / "b.nii.gz").affine)
+    assert found.header.get_xyzt_units()[0] == unit
+
+
+def test_odd_headers_are_told(write_checkpoint, scans, scan, capsys) -> None:
+    scan.header.set_xyzt_units("micron")
+    scan.set_qform(scan.affine @ np.diag([1, 1, 1.5, 1]), code=1)
+    nib.save(scan, scans / "b.nii.gz")
+    config = settings(write_checkpoint(), scans)
+    assert run_prediction(config).keys() <= {"b"}  # which may not fit the memory
+    said = capsys.readouterr().out
+    assert f"warning: case b: {scans}/b.nii.gz: voxels of 0.0009 x 0.0011 x 0.0028 mm (its header counts in" in said
+    assert f"warning: case b: {scans}/b.nii.gz: sform and qform lead to places up to " in said
+    assert "case a" not in said
+
+
 @pytest.mark.parametrize("engine", ["auto", "sparse"])
 def test_engines_give_the_same(engine: str, write_checkpoint, scans) -> None:
     checkpoint = write_checkpoint()

@@ -178,7 +178,7 @@ def test_what_is_missing_is_named(runs: Runs, tmp_path: Path) -> None:
         reader.scan(key, "hippocampus_009")
     path = runs.job_folder(key) / "validation" / "hippocampus_001.nii.gz"
     nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), AFFINE), path)
-    with pytest.raises(InputError, match=r"hippocampus_001\.nii\.gz and its scan: shapes"):
+    with pytest.raises(InputError, match=r"hippocampus_001\.nii\.gz: not on the grid of its image: shapes"):
         reader.prediction(key, scan)
     path.unlink()
     with pytest.raises(InputError, match=r"hippocampus_001\.nii\.gz: no such file"):

@@ -10,8 +10,9 @@ import numpy as np
 
 from e2enet.data.checking.case import CaseFacts
 from e2enet.data.formats.dataset import RawDataset
+from e2enet.data.formats.grid import SAME_GRID, Geometry, choose_depth_axis
 from e2enet.data.formats.problems import Problem, case_warning, dataset_error
-from e2enet.data.formats.volume import Geometry, choose_depth_axis
+from e2enet.data.formats.remarks import header_warnings
 
 # A voxel size further than this factor from the median is rather a wrong header than another scanner.
 SPACING_FACTOR = 3.0
@@ -30,6 +31,8 @@ def compare_cases(dataset: RawDataset, facts: Sequence[CaseFacts]) -> list[Probl
         *_odd_spacings(facts, depth_axis),
         *_single_slices(facts, depth_axis),
         *_missing_labels(dataset, facts),
+        *_small_offsets(facts),
+        *header_warnings([(case.case.id, header) for case in facts for header in case.headers]),
     ]
 
 
@@ -104,6 +107,18 @@ def _missing_labels(dataset: RawDataset, facts: Sequence[CaseFacts]) -> Iterator
     elif absent:
         found = ", ".join(f"{value} ({dataset.labels[value]})" for value in absent)
         yield Problem(None, "warning", f"no training case has a voxel of label {found}", str(dataset.folder))
+
+
+def _small_offsets(facts: Sequence[CaseFacts]) -> Iterator[Problem]:
+    """One line for all labels and channels whose affines are their image's but for more than rounding."""
+    offsets = [(case.offset, case) for case in facts if case.offset is not None and case.offset.worth_telling]
+    if offsets:
+        largest, case = max(offsets, key=lambda one: one[0])
+        text = (
+            f"in {len(offsets)} of {len(facts)} cases a label or channel lies beside its image's grid, by up to "
+            f"{largest} in case {case.case.id}: taken for the same grid, as all up to {SAME_GRID:g} are"
+        )
+        yield Problem(None, "warning", text)
 
 
 def in_mm(spacing: Sequence[float] | np.ndarray) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,11 +12,11 @@ import numpy as np
 
 from e2enet.common.errors import InputError
 from e2enet.data.formats.case import channel_problem, count_labels, label_problem
+from e2enet.data.formats.grid import Geometry, Offset, grid_offset, grid_problem
 from e2enet.data.formats.labels import whole_labels
 from e2enet.data.formats.naming import Case
 from e2enet.data.formats.problems import Problem, case_error, case_warning
 from e2enet.data.formats.stored import StoredHeader, StoredImage, read_stored
-from e2enet.data.formats.volume import Geometry, grid_problem
 
 Part = Literal["training", "validation", "test"]
 
@@ -46,7 +46,9 @@ class CaseFacts:
         digest: Hash of all stored image voxels; None where an image cannot be read.
         label_dtype: As stored; None without a readable label.
         voxels: Label -> voxels, after the dataset's label map; None without a readable label.
-        label_geometry: The label's own, where it differs from the image's; else None.
+        label_geometry: The label's own, where it is not on the image's grid; else None.
+        headers: Of every file that can be read.
+        offset: The largest of other channels and the label that are on the image's grid; None without any.
     """
 
     case: Case
@@ -59,6 +61,8 @@ class CaseFacts:
     label_dtype: str | None
     voxels: dict[int, int] | None
     label_geometry: Geometry | None
+    headers: tuple[StoredHeader, ...]
+    offset: Offset | None
 
     @property
     def orientation(self) -> str:
@@ -83,24 +87,23 @@ def examine_case(task: CaseTask) -> tuple[CaseFacts | None, list[Problem]]:
     case, problems = task.case, list[Problem]()
     images = [_examine_image(case, file, problems) for file in case.images if file.is_file()]
     readable = [image for image in images if image is not None]
-    geometry = readable[0].header.geometry if readable else None
     if len(readable) == len(case.images):
         problems += _channel_problems(task, readable)
-    for image in readable[1:]:
-        problems += _off_grid(case, readable[0].header, image.header, ("first channel", "this channel"))
     label, voxels = None, None
     if case.label is not None and case.label.is_file():
         label, voxels = _examine_label(task, case.label, problems)
-    off_grid = list[Problem]()
-    if label is not None and readable:
-        off_grid = _off_grid(case, readable[0].header, label, ("image", "label"))
-        problems += off_grid
-    if geometry is None:
+    if not readable:
         return None, problems
+    headers = [image.header for image in readable]
+    for header in headers[1:]:
+        problems += _off_grid(case, headers[0], header, ("first channel", "this channel"))
+    off_grid = _off_grid(case, headers[0], label, ("image", "label")) if label is not None else []
+    problems += off_grid
+    headers += [label] if label is not None else []
     facts = CaseFacts(
         case,
         task.part,
-        geometry,
+        headers[0].geometry,
         sum(image.header.channels for image in readable),
         tuple(str(image.header.dtype.newbyteorder("=")) for image in readable),
         (min(image.low for image in readable), max(image.high for image in readable)),
@@ -108,6 +111,8 @@ def examine_case(task: CaseTask) -> tuple[CaseFacts | None, list[Problem]]:
         str(label.dtype.newbyteorder("=")) if label is not None else None,
         voxels,
         label.geometry if label is not None and off_grid else None,
+        tuple(headers),
+        _largest_offset(headers),
     )
     return facts, problems
 
@@ -180,8 +185,16 @@ def _channel_problems(task: CaseTask, images: list[_ImageFacts]) -> list[Problem
 
 
 def _off_grid(case: Case, reference: StoredHeader, header: StoredHeader, names: tuple[str, str]) -> list[Problem]:
-    text = grid_problem(reference.geometry, header.geometry, names)
+    text = grid_problem(reference.geometry, header.geometry, names, repair=names[1] == "label")
     return [case_error(case.id, f"not on the grid of {reference.path}: {text}", header.path)] if text else []
+
+
+def _largest_offset(headers: Sequence[StoredHeader]) -> Offset | None:
+    """Of the files that are on the grid of the first."""
+    first = headers[0].geometry
+    others = [header.geometry for header in headers[1:] if header.geometry.shape == first.shape]
+    offsets = [grid_offset(first.affine, other.affine, first.shape) for other in others]
+    return max((offset for offset in offsets if offset.same_grid), default=None)
 
 
 def _read(case: Case, file: Path, problems: list[Problem]) -> StoredImage | None:

@@ -13,6 +13,7 @@ import nibabel as nib
 from e2enet.common.errors import InputError
 from e2enet.common.files import atomic_path
 from e2enet.data.checking.case import CaseFacts
+from e2enet.data.formats.grid import same_directions
 
 # What of a NIfTI header says where the voxels lie; pixdim holds voxel sizes and the handedness of the qform.
 GEOMETRY_FIELDS = (
@@ -28,6 +29,7 @@ GEOMETRY_FIELDS = (
     "srow_y",
     "srow_z",
 )
+LENGTH_BITS = 7
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,9 @@ def _why_not(case: CaseFacts) -> str:
     assert label is not None
     if label.shape != case.geometry.shape:
         return f"its shape {label.shape} is not the image's {case.geometry.shape}"
-    orientation = "".join(nib.aff2axcodes(label.affine))
-    if orientation != case.orientation:
-        return f"its orientation {orientation} is not the image's {case.orientation}: look at both"
+    if not same_directions(case.geometry, label):
+        orientation = "".join(nib.aff2axcodes(label.affine))
+        return f"its axes ({orientation}) do not point as the image's ({case.orientation}) do: look at both"
     return ""
 
 
@@ -95,6 +97,8 @@ def _write_copy(label: Path, image: Path, copy: Path) -> None:
         for field in GEOMETRY_FIELDS:
             header[field] = reference[field]
         header["pixdim"][:4] = reference["pixdim"][:4]
+        # The low bits are the unit of length, which the image's numbers are in; the others are that of time.
+        header["xyzt_units"] = (int(header["xyzt_units"]) & ~LENGTH_BITS) | (int(reference["xyzt_units"]) & LENGTH_BITS)
         source.seek(len(header.binaryblock))
         stream.write(header.binaryblock)
         while piece := source.read(2**20):

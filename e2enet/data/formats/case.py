@@ -12,9 +12,10 @@ import numpy as np
 
 from e2enet.common.errors import InputError, raise_problems
 from e2enet.data.formats.dataset import RawDataset
+from e2enet.data.formats.grid import grid_problem
 from e2enet.data.formats.labels import apply_label_map
 from e2enet.data.formats.naming import Case
-from e2enet.data.formats.volume import Volume, grid_problem, read_label, read_volume
+from e2enet.data.formats.volume import Volume, read_label, read_volume
 
 CHUNK_VOXELS = 2**22
 
@@ -31,7 +32,8 @@ def read_case(dataset: RawDataset, case: Case, depth_axis: int) -> CaseVolumes:
     """Read image and label of a case; one InputError with all that keeps it from being used.
 
     The label's values are renumbered by `dataset.label_map`. Wrong are: files that cannot be read, another
-    number of channels than the dataset names, grids that differ by more than 1e-3 mm, unknown label values.
+    number of channels than the dataset names, different grids (`same_grid`), unknown label values. The label's axes
+    are ordered by the image's affine.
     """
     problems: list[str] = []
     volume, label = None, None
@@ -43,9 +45,10 @@ def read_case(dataset: RawDataset, case: Case, depth_axis: int) -> CaseVolumes:
         problems.append(str(error))
     if case.label is not None:
         try:
-            label, geometry = read_label(case.label, depth_axis, dataset.label_map)
+            grid = volume.geometry if volume is not None else None
+            label, geometry = read_label(case.label, depth_axis, dataset.label_map, on=grid)
             found = [
-                grid_problem(volume.geometry, geometry, ("image", "label")) if volume is not None else None,
+                grid_problem(grid, geometry, ("image", "label"), repair=True) if grid is not None else None,
                 label_problem(count_labels([label]), dataset.labels),
             ]
             problems += [f"{case.label}: {text}" for text in found if text]

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from e2enet.data.formats.grid import Geometry, Offset, forms_offset, geometry_of, unit_of_length
 from e2enet.data.formats.nifti import open_image, read_stored_voxels
-from e2enet.data.formats.volume import Geometry, geometry_of
 
 CHUNK_VOXELS = 2**22
 
@@ -29,6 +29,8 @@ class StoredHeader:
         channels: Size of the fourth axis, 1 where there is none.
         dtype: Of the voxels on disk.
         slope, intercept: value = slope * stored + intercept.
+        unit: That the header counts in; `geometry` is in mm.
+        forms: How far sform and qform are apart; None unless both count.
     """
 
     path: Path
@@ -37,6 +39,8 @@ class StoredHeader:
     dtype: np.dtype
     slope: float
     intercept: float
+    unit: str
+    forms: Offset | None
 
     @property
     def num_bytes(self) -> int:
@@ -85,4 +89,7 @@ def _stored_header(image: Any, path: Path) -> StoredHeader:
     geometry = geometry_of(image, path, None)
     proxy = image.dataobj
     channels = int(np.prod(image.shape[3:]))
-    return StoredHeader(path, geometry, channels, proxy.dtype, float(proxy.slope), float(proxy.inter))
+    scale = float(proxy.slope), float(proxy.inter)
+    return StoredHeader(
+        path, geometry, channels, proxy.dtype, *scale, unit_of_length(image.header), forms_offset(image)
+    )

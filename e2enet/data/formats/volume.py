@@ -18,48 +18,11 @@ from nibabel import orientations
 
 from e2enet.common.errors import InputError
 from e2enet.common.files import atomic_path
+from e2enet.data.formats.grid import Geometry, geometry_of, millimetres_per_unit, require_same_grid, same_grid
 from e2enet.data.formats.labels import apply_label_map, whole_labels
 from e2enet.data.formats.nifti import open_image, read_unscaled
 
-GRID_TOLERANCE_MM = 1e-3
-TIE_TOLERANCE = 0.01
-
 Box = tuple[slice, slice, slice]
-
-
-@dataclass(frozen=True, eq=False)
-class Geometry:
-    """Where a file's voxels lie, and which RAS axis (0, 1, 2) is the depth axis of the frame.
-
-    `shape` (3,) and `affine` (4, 4), voxel -> mm, are the file's own.
-    """
-
-    shape: tuple[int, int, int]
-    affine: np.ndarray
-    depth_axis: int
-
-    @property
-    def orientation(self) -> np.ndarray:
-        """nibabel's (3, 2) table: the RAS axis and the direction of each axis of the file."""
-        return orientations.io_orientation(self.affine)
-
-    @property
-    def spacing(self) -> tuple[float, float, float]:
-        """mm per voxel along the frame's (D, H, W)."""
-        native = np.linalg.norm(self.affine[:3, :3], axis=0)
-        depth, height, width = self._to_frame_order(native)
-        return float(depth), float(height), float(width)
-
-    @property
-    def frame_shape(self) -> tuple[int, int, int]:
-        """(D, H, W)."""
-        depth, height, width = self._to_frame_order(np.asarray(self.shape))
-        return int(depth), int(height), int(width)
-
-    def _to_frame_order(self, native: np.ndarray) -> np.ndarray:
-        ras = np.empty_like(native)
-        ras[self.orientation[:, 0].astype(int)] = native
-        return ras[[self.depth_axis, *(axis for axis in range(3) if axis != self.depth_axis)]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,15 +34,6 @@ class Volume:
     spacing: tuple[float, float, float]
     geometry: Geometry
     header: Any = None  # the first file's NIfTI header, for results written on its grid
-
-
-def choose_depth_axis(spacings: np.ndarray | Sequence[Sequence[float]]) -> int:
-    """The RAS axis of largest median spacing over the images, given (n, 3) in RAS order.
-
-    Axes within 1 % of the largest are tied, and the last of them wins: for isotropic data slices are axial.
-    """
-    median = np.median(np.asarray(spacings, dtype=float), axis=0)
-    return int(np.flatnonzero(median >= median.max() * (1 - TIE_TOLERANCE))[-1])
 
 
 def read_geometry(path: str | Path, depth_axis: int | None = None) -> Geometry:
@@ -98,7 +52,8 @@ def read_volume(paths: Sequence[str | Path], depth_axis: int | None = None) -> V
     """Read one image: a file per channel, or a single 4D file whose last axis holds the channels.
 
     Raises InputError naming the file where it is no 3D or 4D NIfTI, cannot be read, holds NaN or infinity,
-    has a singular affine, or where the channels lie on different grids (1e-3 mm).
+    has a singular affine, or where the channels lie on different grids (`same_grid`). All are ordered by the
+    first one's affine.
     """
     files = [Path(path) for path in paths]
     if not files:
@@ -126,11 +81,16 @@ def read_volume(paths: Sequence[str | Path], depth_axis: int | None = None) -> V
 
 
 def read_label(
-    path: str | Path, depth_axis: int | None, label_map: Mapping[int, int] | None = None
+    path: str | Path,
+    depth_axis: int | None,
+    label_map: Mapping[int, int] | None = None,
+    *,
+    on: Geometry | None = None,
 ) -> tuple[np.ndarray, Geometry]:
     """Read a label image as (D, H, W), uint8 or where needed int16, its values renumbered by `label_map`
-    (value in the file -> label).
+    (value in the file -> label); and its own geometry.
 
+    Where it lies on the grid `on`, that of its image, its axes are ordered by that one's affine, else by its own.
     InputError where it does not hold whole numbers 0, 1, ..
     """
     path = Path(path)
@@ -142,7 +102,14 @@ def read_label(
     if (image.dataobj.slope, image.dataobj.inter) != (1, 0):
         data = data * image.dataobj.slope + image.dataobj.inter
     labels = apply_label_map(whole_labels(data, path), label_map or {})
-    return to_frame(labels, geometry), geometry
+    return to_frame(labels, on if on is not None and same_grid(on, geometry) else geometry), geometry
+
+
+def read_label_on(grid: Geometry, path: str | Path, label_map: Mapping[int, int] | None = None) -> np.ndarray:
+    """The same for a label image that must lie on the grid of its image; InputError naming the file where not."""
+    label, geometry = read_label(path, grid.depth_axis, label_map, on=grid)
+    require_same_grid(grid, geometry, f"{path}: not on the grid of its image")
+    return label
 
 
 def to_frame(array: np.ndarray, geometry: Geometry) -> np.ndarray:
@@ -184,37 +151,11 @@ def nonzero_mask(array: np.ndarray) -> np.ndarray:
     return binary_fill_holes(np.any(array != 0, axis=0))
 
 
-def require_same_grid(first: Geometry, second: Geometry, names: str, tolerance: float = GRID_TOLERANCE_MM) -> None:
-    """InputError, opening with `names`, where `grid_problem` finds that two images do not lie on one grid."""
-    problem = grid_problem(first, second, tolerance=tolerance)
-    if problem:
-        raise InputError(f"{names}: {problem}")
-
-
-def grid_problem(
-    first: Geometry,
-    second: Geometry,
-    names: tuple[str, str] = ("first", "second"),
-    tolerance: float = GRID_TOLERANCE_MM,
-) -> str | None:
-    """What keeps two images from lying on one grid, both affines in it; None where shapes are equal and no
-    corner of the volume is moved by more than the tolerance in mm."""
-    if first.shape != second.shape:
-        return f"shapes {first.shape} and {second.shape}, the same grid expected"
-    corners = np.array(np.meshgrid(*[(0, size - 1) for size in first.shape], [1], indexing="ij")).reshape(4, -1)
-    moved = float(np.linalg.norm(((first.affine - second.affine) @ corners)[:3], axis=0).max())
-    if moved <= tolerance:
-        return None
-    affines = [np.array2string(geometry.affine, suppress_small=True) for geometry in (first, second)]
-    matrices = "".join(f"\n{name}:\n{affine}" for name, affine in zip(names, affines, strict=True))
-    return f"the affines differ by up to {moved:.3g} mm, at most {tolerance:g} mm expected{matrices}"
-
-
 def write_label_image(path: str | Path, label: np.ndarray, geometry: Geometry, header: Any = None) -> None:
     """Write labels (D, H, W) of the frame as NIfTI on the native grid, atomically.
 
     The affine is the geometry's own; from `header` come units, orientation codes and description, not the
-    data type.
+    data type. In the header's own unit, since many programs pass over it.
     """
     native = to_native(label, geometry)
     dtype = np.uint8 if native.max(initial=0) <= 255 else np.int16
@@ -230,7 +171,10 @@ def write_image(path: str | Path, array: np.ndarray, geometry: Geometry, header:
 
 def _write(path: Path, data: np.ndarray, geometry: Geometry, header: Any) -> None:
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
-    image = kind(data, geometry.affine, header)
+    affine = geometry.affine.copy()
+    affine[:3] /= millimetres_per_unit(header)
+    # Where it is the header's, nibabel keeps sform and qform as they are, for programs that go by the other one.
+    image = kind(data, affine, header)
     image.set_data_dtype(data.dtype)
     # The original's display window and scaling describe intensities, not labels.
     image.header["cal_min"], image.header["cal_max"] = 0, 0
@@ -257,25 +201,3 @@ def _without_singletons(data: np.ndarray) -> np.ndarray:
     """(X, Y, Z, 1, C) and (X, Y, Z, 1) as other tools write them -> (X, Y, Z, C), (X, Y, Z)."""
     extra = tuple(axis for axis in range(3, data.ndim) if data.shape[axis] == 1)
     return np.squeeze(data, axis=extra)
-
-
-def geometry_of(image: Any, path: Path, depth_axis: int | None) -> Geometry:
-    """Geometry of an open image; InputError where its shape or its affine cannot be used."""
-    shape = image.shape
-    if len(shape) < 3 or sum(size != 1 for size in shape[3:]) > 1 or min(shape) < 1:
-        raise InputError(f"{path}: shape {shape}, a 3D image or a 4D one with channels last expected")
-    affine = np.asarray(image.affine, dtype=float)
-    if not _spans_space(affine[:3, :3]):
-        raise InputError(f"{path}: the affine {affine[:3].tolist()} cannot be inverted, three different axes expected")
-    if depth_axis is None:
-        depth_axis = choose_depth_axis([Geometry(shape[:3], affine, 0).spacing])
-    return Geometry(tuple(shape[:3]), affine, depth_axis)
-
-
-def _spans_space(axes: np.ndarray) -> bool:
-    """Whether the columns of (3, 3) are finite and point in three directions, whatever their lengths (mm)."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        lengths = np.linalg.norm(axes, axis=0)
-    if not (np.isfinite(lengths) & (lengths > 0)).all():
-        return False
-    return bool(abs(np.linalg.det(axes / lengths)) > 1e-6)

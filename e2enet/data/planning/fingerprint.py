@@ -16,15 +16,16 @@ from e2enet.common.files import content_key, file_states, read_remembered, write
 from e2enet.common.locks import locked_folder
 from e2enet.common.workload import fit_workers
 from e2enet.data.formats.dataset import RawDataset
+from e2enet.data.formats.grid import choose_depth_axis
 from e2enet.data.formats.naming import Case
-from e2enet.data.formats.volume import choose_depth_axis, read_ras_spacing
+from e2enet.data.formats.volume import read_ras_spacing
 from e2enet.data.planning.case_fingerprint import CaseFingerprint, Measuring
 from e2enet.data.planning.casework import SMALL_VOXELS, image_voxels, work_on_cases
 
 # In all; nnU-Net draws 1e8 voxels, whose percentiles are the same to the digits that matter.
 INTENSITY_SAMPLES = 10_000_000
 MOST_SAMPLES_PER_CASE = 2**20
-FINGERPRINT_VERSION = 2  # raise it when the fingerprint changes meaning
+FINGERPRINT_VERSION = 3  # raise it when the fingerprint changes meaning
 FINGERPRINT_FILE = "fingerprint.json"
 BYTES_PER_VOXEL = 16  # at most, while a case is measured: float32, what the file stores, masks, foreground
 

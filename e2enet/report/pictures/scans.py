@@ -16,7 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 from e2enet.common.errors import InputError
 from e2enet.data.command import build_datamodule
 from e2enet.data.formats.dataset import RawDataset
-from e2enet.data.formats.volume import Geometry, read_label, read_volume, require_same_grid
+from e2enet.data.formats.grid import Geometry
+from e2enet.data.formats.volume import read_label_on, read_volume
 from e2enet.report.runs import Runs
 
 
@@ -56,8 +57,7 @@ class ScanReader:
         if found is None or found.label is None:
             raise InputError(f"{dataset.folder}: has no labelled case {case}, which {self.runs.job_folder(key)} scored")
         volume = read_volume(found.images)
-        reference, geometry = read_label(found.label, volume.geometry.depth_axis, dataset.label_map)
-        require_same_grid(volume.geometry, geometry, f"{found.images[0]} and {found.label}")
+        reference = read_label_on(volume.geometry, found.label, dataset.label_map)
         return Scan(case, volume.array[0], reference, volume.geometry, dataset.labels)
 
     def prediction(self, key: str, scan: Scan) -> np.ndarray:
@@ -66,9 +66,7 @@ class ScanReader:
         path = self.runs.job_folder(key) / "validation" / f"{scan.case}{ending}"
         if not path.is_file():
             raise InputError(f"{path}: no such file; expected the prediction that was scored")
-        labels, geometry = read_label(path, scan.geometry.depth_axis)
-        require_same_grid(scan.geometry, geometry, f"{path} and its scan")
-        return labels
+        return read_label_on(scan.geometry, path)
 
     def _read_dataset(self, key: str) -> RawDataset:
         """The raw dataset of a job, by its config.yaml; relative paths are looked up from the working directory."""

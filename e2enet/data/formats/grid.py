@@ -1,0 +1,200 @@
+"""Where voxels lie in mm, and whether two images share their voxels.
+
+What lies on an image's grid is ordered by the image's affine, never by its own: two affines that are equal but for
+rounding can lead to different axes (at 45 degrees each axis is as near to one direction as to the other).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel import orientations
+
+from e2enet.common.errors import InputError
+
+# A share of the smallest voxel size. Affines that went through a qform (a quaternion of float32 numbers) come out up to
+# hundredths of a mm elsewhere; half a voxel would already shift a label by one.
+SAME_GRID = 0.1
+ROUNDING = 1e-3  # below it an offset is the rounding of float32 headers, and nothing to tell
+HEADER_DIGITS = 1e-4  # an offset of 0.1 may be stored as 0.10001
+TIE_TOLERANCE = 0.01
+# The three low bits of a header's xyzt_units. ITK reads so, and takes all other codes for mm.
+MILLIMETRES = {1: 1e3, 2: 1.0, 3: 1e-3}
+UNITS = {1: "metres", 2: "mm", 3: "microns"}
+REPAIR = "python -m e2enet.data.check .. repair=FOLDER writes copies of labels with their images' affines"
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """Where a file's voxels lie, and which RAS axis (0, 1, 2) is the depth axis of the frame.
+
+    `shape` (3,) and `affine` (4, 4), voxel -> mm, are the file's own.
+    """
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+    depth_axis: int
+
+    @property
+    def orientation(self) -> np.ndarray:
+        """nibabel's (3, 2) table: the RAS axis and the direction of each axis of the file."""
+        return orientations.io_orientation(self.affine)
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """mm per voxel along the frame's (D, H, W)."""
+        native = np.linalg.norm(self.affine[:3, :3], axis=0)
+        depth, height, width = self._to_frame_order(native)
+        return float(depth), float(height), float(width)
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """(D, H, W)."""
+        depth, height, width = self._to_frame_order(np.asarray(self.shape))
+        return int(depth), int(height), int(width)
+
+    def _to_frame_order(self, native: np.ndarray) -> np.ndarray:
+        ras = np.empty_like(native)
+        ras[self.orientation[:, 0].astype(int)] = native
+        return ras[[self.depth_axis, *(axis for axis in range(3) if axis != self.depth_axis)]]
+
+
+@dataclass(frozen=True, order=True)
+class Offset:
+    """How far one grid's corners lie from another's at most: as a share of the smallest voxel size, and in mm."""
+
+    share: float
+    mm: float
+
+    @property
+    def same_grid(self) -> bool:
+        """Whether both are one grid; NaN is not."""
+        return self.share <= SAME_GRID + HEADER_DIGITS
+
+    @property
+    def worth_telling(self) -> bool:
+        """Whether it is more than the rounding of headers."""
+        return not self.share <= ROUNDING
+
+    def __str__(self) -> str:
+        return f"{self.mm:.3g} mm ({self.share:.2g} of the smallest voxel size)"
+
+
+def grid_offset(first: np.ndarray, second: np.ndarray, shape: tuple[int, ...]) -> Offset:
+    """The offset between two affines (4, 4) in mm of one shape, between the outer corners of their voxels."""
+    corners = np.array(np.meshgrid(*[(-0.5, size - 0.5) for size in shape[:3]], [1], indexing="ij")).reshape(4, -1)
+    moved = float(np.linalg.norm(((first - second) @ corners)[:3], axis=0).max())
+    smallest = min(float(np.linalg.norm(affine[:3, :3], axis=0).min()) for affine in (first, second))
+    return Offset(moved / smallest if smallest > 0 else float("nan"), moved)
+
+
+def same_grid(first: Geometry, second: Geometry) -> bool:
+    """Whether two images share their voxels: one shape, and no corner further than a tenth of the smallest voxel size.
+
+    Check, preparation, prediction, evaluation and reports all judge by it.
+    """
+    return first.shape == second.shape and grid_offset(first.affine, second.affine, first.shape).same_grid
+
+
+def same_directions(first: Geometry, second: Geometry) -> bool:
+    """Whether the axes of two files point alike, each within 45 degrees: their voxels are stored in one order."""
+    between = np.linalg.inv(first.affine) @ second.affine
+    return bool((orientations.io_orientation(between) == [[0, 1], [1, 1], [2, 1]]).all())
+
+
+def grid_problem(
+    first: Geometry, second: Geometry, names: tuple[str, str] = ("first", "second"), *, repair: bool = False
+) -> str | None:
+    """What keeps two images from being on one grid, both affines in it; None where `same_grid` says that they are.
+
+    `repair` tells the command that mends labels, where it can.
+    """
+    if same_grid(first, second):
+        return None
+    if first.shape != second.shape:
+        return f"shapes {first.shape} and {second.shape}, the same grid expected"
+    offset = grid_offset(first.affine, second.affine, first.shape)
+    most = SAME_GRID * offset.mm / offset.share
+    affines = [np.array2string(geometry.affine, suppress_small=True) for geometry in (first, second)]
+    matrices = "".join(f"\n{name}:\n{affine}" for name, affine in zip(names, affines, strict=True))
+    offer = f"; {REPAIR}" if repair and same_directions(first, second) else ""
+    return f"the affines differ by up to {offset.mm:.3g} mm, at most {most:.3g} mm expected{offer}{matrices}"
+
+
+def require_same_grid(first: Geometry, second: Geometry, names: str) -> None:
+    """InputError, opening with `names`, where `grid_problem` finds that two images do not lie on one grid."""
+    problem = grid_problem(first, second)
+    if problem:
+        raise InputError(f"{names}: {problem}")
+
+
+def choose_depth_axis(spacings: Any) -> int:
+    """The RAS axis of largest median spacing over the images, given (n, 3) in RAS order.
+
+    Axes within 1 % of the largest are tied, and the last of them wins: for isotropic data slices are axial.
+    """
+    median = np.median(np.asarray(spacings, dtype=float), axis=0)
+    return int(np.flatnonzero(median >= median.max() * (1 - TIE_TOLERANCE))[-1])
+
+
+def geometry_of(image: Any, path: Path, depth_axis: int | None) -> Geometry:
+    """Geometry of an open image; InputError where its shape or its affine cannot be used.
+
+    `depth_axis=None` takes the image's own axis of largest spacing.
+    """
+    shape = image.shape
+    if len(shape) < 3 or sum(size != 1 for size in shape[3:]) > 1 or min(shape) < 1:
+        raise InputError(f"{path}: shape {shape}, a 3D image or a 4D one with channels last expected")
+    affine = in_millimetres(image.affine, image.header)
+    if not _spans_space(affine[:3, :3]):
+        raise InputError(f"{path}: the affine {affine[:3].tolist()} cannot be inverted, three different axes expected")
+    if depth_axis is None:
+        depth_axis = choose_depth_axis([Geometry(shape[:3], affine, 0).spacing])
+    return Geometry(tuple(shape[:3]), affine, depth_axis)
+
+
+def in_millimetres(affine: np.ndarray, header: Any) -> np.ndarray:
+    """A header's affine (4, 4) in mm, whichever unit it is in."""
+    scaled = np.array(affine, dtype=float)
+    scaled[:3] *= millimetres_per_unit(header)
+    return scaled
+
+
+def millimetres_per_unit(header: Any) -> float:
+    """Mm in the unit of length of a NIfTI header; 1 where it names none, and for other kinds of header."""
+    return MILLIMETRES.get(_unit_code(header), 1.0)
+
+
+def unit_of_length(header: Any) -> str:
+    """The same unit in words."""
+    return UNITS.get(_unit_code(header), "mm")
+
+
+def forms_offset(image: Any) -> Offset | None:
+    """Between the two forms of an open NIfTI image, of which the sform is used; None unless its codes say that both
+    count. Not finite where the qform is no rotation."""
+    header = image.header
+    if min(int(header["sform_code"]), int(header["qform_code"])) <= 0:
+        return None
+    try:
+        qform = header.get_qform()
+    except ValueError:
+        return Offset(float("inf"), float("inf"))
+    return grid_offset(in_millimetres(header.get_sform(), header), in_millimetres(qform, header), image.shape)
+
+
+def _unit_code(header: Any) -> int:
+    return int(header["xyzt_units"]) & 7 if isinstance(header, nib.Nifti1Header) else 0
+
+
+def _spans_space(axes: np.ndarray) -> bool:
+    """Whether the columns of (3, 3) are finite and point in three directions, whatever their lengths (mm)."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        lengths = np.linalg.norm(axes, axis=0)
+    if not (np.isfinite(lengths) & (lengths > 0)).all():
+        return False
+    return bool(abs(np.linalg.det(axes / lengths)) > 1e-6)

@@ -1,0 +1,75 @@
+"""What headers say of places that is worth a warning, in the same words to check, prepare and predict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from e2enet.common.errors import InputError
+from e2enet.data.formats.naming import Case
+from e2enet.data.formats.problems import Problem, case_warning
+from e2enet.data.formats.stored import StoredHeader, read_stored_header
+
+# In mm: finer than any CT of a bone, coarser than any slice. Beyond, the header's unit or spacing is rather wrong.
+LEAST_SPACING, MOST_SPACING = 0.01, 100.0
+FEW = 3  # cases that have a line each
+NAMED = 5  # cases that one line for many names
+
+Found = tuple[str, Path, float, str]  # case, file, how bad, text
+
+
+def scan_warnings(cases: Sequence[Case]) -> list[Problem]:
+    """The same of scans, from their headers alone; what cannot be read is passed over, since prediction tells it."""
+    headers = []
+    for case in cases:
+        for path in case.images:
+            try:
+                headers.append((case.id, read_stored_header(path)))
+            except InputError:
+                continue
+    return header_warnings(headers)
+
+
+def header_warnings(headers: Sequence[tuple[str, StoredHeader]]) -> list[Problem]:
+    """Voxel sizes that no scanner makes, and headers whose sform and qform disagree; (case, header) of every file.
+
+    Of a case with several files that are alike the first is named. Many cases share one line.
+    """
+    sizes = [_odd_size(case, header) for case, header in headers]
+    forms = [_two_forms(case, header) for case, header in headers]
+    return [*_summed_up(sizes), *_summed_up(forms)]
+
+
+def _odd_size(case: str, header: StoredHeader) -> Found | None:
+    spacing = np.linalg.norm(header.geometry.affine[:3, :3], axis=0)
+    if spacing.min() >= LEAST_SPACING and spacing.max() <= MOST_SPACING:
+        return None
+    shown = " x ".join(f"{size:.4g}" for size in spacing)
+    text = (
+        f"voxels of {shown} mm (its header counts in {header.unit}), {LEAST_SPACING:g} to {MOST_SPACING:g} mm "
+        "expected: is its header right?"
+    )
+    return case, header.path, float(max(spacing.max() / MOST_SPACING, LEAST_SPACING / spacing.min())), text
+
+
+def _two_forms(case: str, header: StoredHeader) -> Found | None:
+    offset = header.forms
+    if offset is None or offset.same_grid:
+        return None
+    apart = f"lead to places up to {offset} apart" if np.isfinite(offset.mm) else "disagree: the qform is no rotation"
+    return case, header.path, offset.share, f"sform and qform {apart}; the sform is used"
+
+
+def _summed_up(found: Sequence[Found | None]) -> list[Problem]:
+    """A warning for each of a few cases, one that names the worst for many."""
+    by_case: dict[str, Found] = {}
+    for one in found:
+        if one is not None:
+            by_case.setdefault(one[0], one)
+    if len(by_case) <= FEW:
+        return [case_warning(case, text, path) for case, path, _, text in by_case.values()]
+    _, path, _, text = max(by_case.values(), key=lambda one: one[2])
+    named = ", ".join(list(by_case)[:NAMED]) + " .." * (len(by_case) > NAMED)
+    return [Problem(None, "warning", f"{text} (the largest of {len(by_case)} cases: {named})", str(path))]
