@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from e2enet.common.configs import as_plain
 from e2enet.common.console import say
-from e2enet.common.files import sync_to_disk, write_csv
+from e2enet.common.files import naming_unwritable, sync_to_disk, write_csv
 
 METRICS_FILE = "metrics.csv"
 
@@ -92,7 +92,7 @@ class MetricsFile(Logger):
             self._columns = sorted({*self._columns, *row})
             write_csv(self.path, [*earlier, row], self._columns)
         else:
-            with self.path.open("a", newline="", encoding="utf-8") as stream:
+            with naming_unwritable(self.path), self.path.open("a", newline="", encoding="utf-8") as stream:
                 csv.DictWriter(stream, self._columns, restval="").writerow(row)
         self.rows += 1
 

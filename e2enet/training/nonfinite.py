@@ -50,7 +50,8 @@ class NonFiniteGuard:
         loss = loss.detach()
         finite = bool(torch.isfinite(loss))
         if module.trainer.strategy.reduce_boolean_decision(finite):
-            self._batches.append(batch)
+            # Of earlier batches the names alone: their voxels would stay on the device until the step.
+            self._batches = [*({"case": earlier["case"]} for earlier in self._batches), batch]
             return True
         self._judge(module, "loss", None if finite else float(loss), [] if finite else [batch])
         return False
@@ -161,7 +162,9 @@ def write_record(
 def case_statistics(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Per case of a batch {"image": (B, C, D, H, W), "label": (B, D, H, W), "case": ids}: the labels that are there,
     and of each channel the number of non-finite voxels and, of the finite ones, minimum, maximum, mean and standard
-    deviation (None where there are none)."""
+    deviation (None where there are none). Of a batch whose voxels are gone, {"case": ids}, the ids."""
+    if "image" not in batch:
+        return [{"case": case} for case in batch["case"]]
     samples = zip(batch["case"], batch["image"], batch["label"], strict=True)
     return [
         {"case": case, "labels": label.unique().tolist(), "channels": [*map(_channel_statistics, image)]}

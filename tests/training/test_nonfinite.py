@@ -166,6 +166,26 @@ def test_accumulation_keeps_the_other_batches_of_a_step(tmp_path: Path) -> None:
     assert len(records(tmp_path)) == 3
 
 
+def test_accumulated_batches_do_not_stay_in_memory(tmp_path: Path) -> None:
+    module, held = make_module(), []  # it stops at the first
+    admits = module.guard.admits
+
+    def watched(*given: Any) -> bool:
+        admitted = admits(*given)
+        held.append(sum("image" in batch for batch in module.guard._batches))
+        return admitted
+
+    module.guard.admits = watched  # type: ignore[method-assign]
+    weight = next(module.network.parameters())
+    weight.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(InputError, match="gradient norm is nan"):
+        fit(module, tmp_path, samples(range(6)), accumulate_grad_batches=3)
+    assert held == [1, 1, 1]  # batches of two cases, of which the last is at hand
+    (record,) = records(tmp_path)
+    assert [case["case"] for case in record["cases"]] == [f"case_{index}" for index in range(6)]
+    assert [("channels" in case) for case in record["cases"]] == [False] * 4 + [True] * 2
+
+
 def test_only_so_many_in_a_row_are_left_out(tmp_path: Path) -> None:
     data = samples(range(12), bad=[0, 2, 6, 8, 10])
     with pytest.raises(InputError, match=r"batch 5, .*training\.skip_nonfinite=2 batches were left out before it"):
