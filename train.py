@@ -57,6 +57,7 @@ def run(config: DictConfig, folder: Path) -> float:
     from e2enet.common.memory import keep_freed_memory
     from e2enet.report.figures import draw_figures
     from e2enet.training.run import run_training
+    from e2enet.training.run_folder import how_to_go_on
 
     keep_freed_memory()
     try:
@@ -66,8 +67,7 @@ def run(config: DictConfig, folder: Path) -> float:
                 draw_figures(result.folder)
             tell_score(result.dice)
     except KeyboardInterrupt as stop:
-        begun = f"go on with it by resume={folder}" if (folder / "config.yaml").is_file() else "nothing was trained yet"
-        raise KeyboardInterrupt(str(stop) or f"stopped; {begun}") from stop
+        raise KeyboardInterrupt(str(stop) or how_to_go_on(folder)) from stop
     return result.dice
 
 

@@ -14,6 +14,8 @@ from omegaconf import OmegaConf
 import train
 from e2enet.common.configs import PATHS, compose_config, make_paths_absolute, project_root
 
+STARTS_AGAIN = "stopped before the first step; the same command line starts it again"
+
 
 def test_paths_are_written_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -58,13 +60,13 @@ def test_ctrl_c_before_training(tiny: list[str], tmp_path: Path) -> None:
     process.stdout.readline()  # at work on the phantom
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does, the processes of pools too
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130 and errors.splitlines() == ["stopped; nothing was trained yet"]
+    assert process.returncode == 130 and errors.splitlines() == [STARTS_AGAIN]
 
 
 @pytest.mark.parametrize(
     ("said", "begun", "told"),
     [
-        ((), False, "stopped; nothing was trained yet"),
+        ((), False, STARTS_AGAIN),
         ((), True, "stopped; go on with it by resume={}"),
         (("stopped while pretraining; x",), True, "stopped while pretraining; x"),
     ],
