@@ -11,26 +11,28 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from e2enet.network.loop_cache import compile_cached
+
 VALUES_PER_PART = 2**19  # of one part of the work: 2 MiB in float32, long against the microseconds of handing it out
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a loop at its first call for the types it gets; it runs without holding Python's lock."""
+    """Compile a loop at its first call for the types it gets; it runs without holding Python's lock.
+
+    What was compiled is kept on disk, see `loop_cache`.
+    """
     import numba  # here: it takes longer to import than all else of the network, and only the CPU's path needs it
 
     # A product may go into a sum unrounded (one instruction); NaN, infinity and the order of sums stay what they are.
     options: dict[str, Any] = {"nogil": True, "fastmath": {"contract"}}
-    try:
-        return numba.njit(**options, cache=True)(function)
-    except RuntimeError:  # neither beside this file nor in the user's cache folder may anything be written
-        return numba.njit(**options)(function)
+    return compile_cached(partial(numba.njit, **options), function)
 
 
 def takes_loops(x: Tensor) -> bool:
