@@ -20,7 +20,9 @@ from e2enet.network.e2enet import E2ENet, check_input
 from e2enet.network.engine.choice import Choices
 from e2enet.network.engine.dense import DenseConvolution, bfloat16_is_native
 from e2enet.network.engine.kernels import Kernels
+from e2enet.network.engine.known import refuse, unknown
 from e2enet.network.engine.layers import Convolution, Expansion, Pooling
+from e2enet.network.engine.self_check import check_itself
 from e2enet.network.engine.signals import Norm, Signal
 from e2enet.network.engine.trace import Call, kernel_mask, trace
 from e2enet.network.layers import StrideUp3d, Triple
@@ -61,6 +63,7 @@ class CompactNetwork(nn.Module):
         choices: where to remember what was measured.
 
     Raises:
+        InputError: for a model that the engine does not know, or whose logits on a small input are not its own.
         ValueError: for an input of the wrong shape.
     """
 
@@ -68,13 +71,16 @@ class CompactNetwork(nn.Module):
         self, model: E2ENet, *, choose: bool = True, bfloat16: bool = False, choices: Choices | None = None
     ) -> None:
         super().__init__()
+        refuse(unknown(model))
         self.in_channels, self.num_classes, self.strides = model.in_channels, model.num_classes, model.strides
         self.steps, self.outputs = program(model)
         self.every_head = model.deep_supervision_in_eval
         self.ways: dict[tuple[str, Triple], str] = {}  # chosen, by the layer and the size of what it reads
-        self._choices = (choices or Choices()) if choose else None
+        self._choices: Choices | None = None
         self._bfloat16 = bfloat16 and bfloat16_is_native()
         self.eval()
+        check_itself(model, self, training=False)
+        self._choices = (choices or Choices()) if choose else None
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from e2enet.common.console import say
 from e2enet.common.errors import InputError
 from e2enet.network.cost import count_cost
 from e2enet.network.dsff import density
 from e2enet.network.e2enet import E2ENet, half_precision_pays_on_cpu
+from e2enet.network.engine.known import unknown, unknown_in_training
 from e2enet.network.recompute import run_once
 
 ENGINES = ("auto", "dense", "sparse")
@@ -25,7 +27,6 @@ COMPILED = "training.compile=true compiles torch's own pass"
 RECOMPUTED = "training.checkpoint_activations=true recomputes torch's own pass"
 ONLY_GROUPS = "only groups of kernels are multiplied alone (dsff.granularity=group), single ones on a CPU"
 SECONDS = 0.5  # that a whole network is measured for, at least
-LARGEST_DEPTH_STRIDE = 4  # of a compact network: so many slices of each lane are told by the bits of one integer
 
 
 def compact(model: nn.Module, *, choose: bool = True, bfloat16: bool = False) -> nn.Module:
@@ -33,13 +34,16 @@ def compact(model: nn.Module, *, choose: bool = True, bfloat16: bool = False) ->
 
     On a CPU it is a `CompactNetwork`, with copies of an E2ENet's weights and masks, in float32 and always in eval mode.
     Elsewhere, for an E2ENet whose masks are of groups of kernels, it is a `GroupedNetwork`, with the parameters of the
-    model and its mode. What neither can run is the model itself.
+    model and its mode. What neither can run is the model itself; `unsupported` says why.
 
     Args:
         model: any network, on the device where it will run. Sparse layers are those of `fusion_layers`.
         choose: on a CPU, let each convolution run the way that is fastest on this machine, active kernels alone or all
             of them; measured at the first forward of a shape, and remembered (`Choices`). Else active kernels alone.
         bfloat16: allow it, where it is faster.
+
+    Raises:
+        InputError: where the compact network's logits on a small input are not the model's.
     """
     device = _device(model)
     if unsupported(model, device) is not None:
@@ -73,16 +77,22 @@ def select_engine(
     """
     if engine == "dense":
         return network
+    if device.type == "cpu":  # where its weights are is looked at
+        network.to(device)
     reason = unsupported(network, device)
+    if reason is not None and engine == "sparse":
+        raise InputError(f"engine=sparse: {reason}; expected engine=auto or dense")
     if reason is not None:
-        if engine == "sparse":
-            raise InputError(f"engine=sparse: {reason}; expected engine=auto or dense")
-        return network
+        return _by_torch(network, reason)
     assert isinstance(network, E2ENet)
     network.to(device)
     if engine == "sparse":
         return compact(network, choose=False)
-    return _faster(network, compact(network, bfloat16=amp_dtype == torch.bfloat16), device, patch_size, amp_dtype)
+    try:
+        sparse = compact(network, bfloat16=amp_dtype == torch.bfloat16)
+    except InputError as error:
+        return _by_torch(network, str(error))
+    return _faster(network, sparse, device, patch_size, amp_dtype)
 
 
 def select_training(network: nn.Module, engine: str, *, amp_dtype: torch.dtype | None) -> Callable[[torch.Tensor], Any]:
@@ -101,7 +111,7 @@ def select_training(network: nn.Module, engine: str, *, amp_dtype: torch.dtype |
         return compact(network)
     from e2enet.network.engine.training import TrainingEngine
 
-    return TrainingEngine(network)
+    return _or_torch(network, engine, TrainingEngine)
 
 
 def select_validation(network: nn.Module, engine: str, *, amp_dtype: torch.dtype | None) -> nn.Module:
@@ -111,7 +121,8 @@ def select_validation(network: nn.Module, engine: str, *, amp_dtype: torch.dtype
     """
     if not takes_active_kernels(network, engine, amp_dtype):
         return network
-    return compact(network, choose=False)
+    found: nn.Module = _or_torch(network, engine, partial(compact, choose=False))
+    return found
 
 
 def takes_active_kernels(network: nn.Module, engine: str, amp_dtype: torch.dtype | None) -> bool:
@@ -127,12 +138,15 @@ def takes_active_kernels(network: nn.Module, engine: str, amp_dtype: torch.dtype
     if engine == "dense":
         return False
     device = _device(network)
-    reason = unsupported(network, device) or _unsupported_in_training(network)
+    reason = _unsupported_in_training(network, device) or unsupported(network, device)
     if engine == "sparse":
         if reason is not None:
             raise InputError(f"training.engine=sparse: {reason}; expected training.engine=auto or dense")
         return True
-    if reason is not None or device.type != "cpu":
+    if device.type != "cpu":
+        return False
+    if reason is not None:
+        _by_torch(network, reason)
         return False
     assert isinstance(network, E2ENet)
     half = amp_dtype is not None and half_precision_pays_on_cpu()
@@ -141,18 +155,18 @@ def takes_active_kernels(network: nn.Module, engine: str, amp_dtype: torch.dtype
 
 def unsupported(network: nn.Module, device: torch.device) -> str | None:
     """Why active kernels of a network alone cannot be multiplied on a device; None where they can."""
+    if device.type == "cpu":
+        return unknown(network)
+    from e2enet.network.engine.groups import grouped_layers
+
     if not isinstance(network, E2ENet):
         return f"{type(network).__name__} is no E2ENet"
-    if device.type != "cpu":
-        from e2enet.network.engine.groups import grouped_layers
-
-        return None if grouped_layers(network) else f"on {device}, {ONLY_GROUPS}"
-    if max(depth for depth, _, _ in network.strides) > LARGEST_DEPTH_STRIDE:
-        return f"its strides {network.strides} are larger along the depth than {LARGEST_DEPTH_STRIDE}"
-    return None
+    return None if grouped_layers(network) else f"on {device}, {ONLY_GROUPS}"
 
 
-def _unsupported_in_training(network: Any) -> str | None:
+def _unsupported_in_training(network: nn.Module, device: torch.device) -> str | None:
+    if not isinstance(network, E2ENet):
+        return f"{type(network).__name__} is no E2ENet"
     if network._compiled_call_impl is not None:
         return COMPILED
     if network.run_part is not run_once:
@@ -160,7 +174,27 @@ def _unsupported_in_training(network: Any) -> str | None:
     dtype = next(network.parameters()).dtype
     if dtype != torch.float32:
         return f"its parameters are of {dtype}, and the engine computes in float32"
-    return None
+    return unknown_in_training(network) if device.type == "cpu" else None
+
+
+def _or_torch(network: Any, engine: str, make: Callable[[Any], Any]) -> Any:
+    """What `make` makes of a network; with `auto` the network itself, where the engine does not find its logits."""
+    try:
+        return make(network)
+    except InputError as error:
+        if engine == "sparse":
+            raise
+        return _by_torch(network, str(error))
+
+
+def _by_torch(network: nn.Module, reason: str) -> nn.Module:
+    """The network; why an E2ENet is not run by its active kernels is said, once."""
+    if isinstance(network, E2ENet) and _device(network).type == "cpu":
+        _say_once(f"engine=auto: torch runs the network with every kernel: {reason}")
+    return network
+
+
+_say_once = cache(say)
 
 
 def _faster(

@@ -27,7 +27,9 @@ from e2enet.network.engine.gradients import (
     norm_gradient,
 )
 from e2enet.network.engine.kernels import Kernels
+from e2enet.network.engine.known import refuse, settings, unknown_in_training
 from e2enet.network.engine.layers import Convolution, Expansion, Pooling
+from e2enet.network.engine.self_check import check_itself
 from e2enet.network.engine.signals import Norm, Signal
 from e2enet.network.engine.trace import kernel_mask, trace
 from e2enet.network.layers import StrideUp3d, Triple
@@ -62,15 +64,22 @@ class TrainingEngine:
     input gets no gradient.
 
     Raises:
+        InputError: for a network that the engine does not know, whenever it is changed, or whose logits on a small
+            input are not its own.
         ValueError: for an input of the wrong shape, or one that asks for its gradient.
     """
 
     def __init__(self, model: E2ENet) -> None:
+        refuse(unknown_in_training(model))
         self.model = model
         self.calls, self.results = trace(model, training=model.training)
         self.layers = {call.output: _trained(call.module) for call in self.calls}
+        self.settings = settings(model)
+        check_itself(model, self, training=model.training)
 
     def __call__(self, x: Tensor) -> Tensor | list[Tensor]:
+        changed = settings(self.model) != self.settings
+        refuse("it has changed since the engine was made for it" if changed else unknown_in_training(self.model))
         check_input(x, self.model.in_channels, self.model.strides)
         if x.requires_grad:
             raise ValueError("the engine gives its input no gradient, and this one asks for it; run the network itself")

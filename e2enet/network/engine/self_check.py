@@ -1,0 +1,67 @@
+"""The engine's answer beside the network's, on a small input: before anything rests on it.
+
+What the engine knows of a network is compared by `known`. This finds the rest: code that a processor runs wrongly, or a
+method that was replaced for a whole class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from e2enet.common.errors import InputError
+from e2enet.network.e2enet import E2ENet
+
+TOLERANCE = 0.01  # of the largest logit; rounding comes to some 1e-5
+FEWEST_VOXELS = 4  # along each axis
+
+
+def check_itself(network: E2ENet, run: Callable[[Tensor], Any], *, training: bool) -> None:
+    """Compare what `run` makes of a small input with what the network does, in training mode or not, in float32.
+
+    The input is random, the same each time, and as small as the strides allow. Networks whose own logits are not finite
+    have nothing to compare.
+
+    Raises:
+        InputError: where they differ by more than TOLERANCE.
+    """
+    size = small_size(network)
+    x = torch.randn(1, network.in_channels, *size, generator=torch.Generator().manual_seed(0))
+    before, network.training = network.training, training
+    try:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            expected, found = _heads(E2ENet.forward(network, x)), _heads(run(x))
+    finally:
+        network.training = before
+    if len(found) != len(expected) or any(a.shape != b.shape for a, b in zip(found, expected, strict=False)):
+        shapes = [[tuple(head.shape) for head in heads] for heads in (found, expected)]
+        raise InputError(f"the engine gives logits of {shapes[0]} on {size}, the network of {shapes[1]}; {ADVICE}")
+    for level, (own, logits) in enumerate(zip(found, expected, strict=True)):
+        largest = float(logits.abs().max())
+        if not torch.isfinite(logits).all():
+            continue
+        difference = float((own - logits).abs().max())
+        if not difference <= TOLERANCE * largest + 1e-4:  # not a number is none
+            raise InputError(
+                f"the engine's logits of head {level} differ from the network's by {difference:.3g} on an input of "
+                f"{size}; the largest is {largest:.3g}, of which rounding is below {TOLERANCE:.0%}; {ADVICE}"
+            )
+
+
+ADVICE = "expected engine=dense for this network"
+
+
+def small_size(network: E2ENet) -> tuple[int, int, int]:
+    """(D, H, W), the least that the strides divide of FEWEST_VOXELS or more."""
+    total = [1, 1, 1]
+    for stride in network.strides:
+        total = [t * step for t, step in zip(total, stride, strict=True)]
+    depth, height, width = (-(-FEWEST_VOXELS // t) * t for t in total)
+    return depth, height, width
+
+
+def _heads(output: Any) -> list[Tensor]:
+    return list(output) if isinstance(output, list | tuple) else [output]
