@@ -48,6 +48,17 @@ def test_cases_take_turns_and_every_one_begins_with_foreground(cases: list[Prepa
     assert {1, 2} <= set(drawn.unique().tolist())
 
 
+def test_every_second_patch_of_a_case_lies_anywhere(cases: list[PreparedCase]) -> None:
+    # Patches of one voxel, of which foreground ones are on a class and the others on it once in a hundred times.
+    patches = ValidationPatches(cases, (1, 1, 1), count=300, batch_size=1, seed=0)
+    labels = np.array([int(patches[index]["label"]) for index in range(300)]).reshape(50, 2, 3)  # type: ignore[call-overload]
+    places = np.array([float(patches[index]["image"]) for index in range(300)]).reshape(50, 2, 3)  # type: ignore[arg-type]
+    assert (labels[:, 0] > 0).all() and (labels[:, 1] > 0).mean() < 0.1
+    for case in range(3):
+        assert len(np.unique(places[:, 0, case])) > 5  # of the nine foreground voxels
+        assert len(np.unique(places[:, 1, case])) > 40
+
+
 def test_a_patch_is_an_untouched_box_of_its_case(cases: list[PreparedCase]) -> None:
     patches = patches_of(cases)
     for index in range(len(patches)):
