@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from e2enet.common.contours import slice_view
 from e2enet.data.augmentation.recipe import Augmentation, Draw, build_augmentation
 from e2enet.data.augmentation.spatial import rotation_matrix
 from e2enet.data.augmentation.torchio_transforms import apply_transforms
@@ -121,11 +122,11 @@ def phantom() -> tio.Subject:
 
 
 def draw_slice(axes: Axes, image: np.ndarray, label: np.ndarray) -> None:
-    """The middle slice, H to the right and W upward, with the outlines of its labels."""
-    middle = image.shape[0] // 2
-    axes.imshow(image[middle].T, cmap="gray", vmin=WINDOW[0], vmax=WINDOW[1], origin="lower", interpolation="nearest")
+    """The middle slice, as `SliceView` says, with the outlines of its labels."""
+    middle, view = image.shape[0] // 2, slice_view(SPACING, axis=0, depth_axis=2)
+    axes.imshow(view.turn(image[middle]), cmap="gray", vmin=WINDOW[0], vmax=WINDOW[1], interpolation="nearest")
     for value, colour in enumerate(COLOURS[: len(ORGANS)], start=1):
-        inside = (label[middle] == value).T
+        inside = view.turn(label[middle] == value)
         if inside.any():
             axes.contour(inside, levels=[0.5], colors=[colour], linewidths=1.3)
     axes.set_axis_off()

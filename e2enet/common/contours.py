@@ -39,33 +39,73 @@ def intensity_window(image: np.ndarray) -> tuple[float, float]:
     return float(low), float(max(high, low + 1e-6))
 
 
-def slice_view(spacing: Sequence[float], axis: int) -> dict[str, Any]:
-    """How imshow draws a slice across `axis` of a (D, H, W) volume: in true proportions, upright.
+@dataclass(frozen=True)
+class SliceView:
+    """How a slice of a volume is looked at: as radiologists do, the patient's right on the left and the front up.
 
-    `spacing` is in mm along (D, H, W). Origin "lower": in the RAS frame the last rows are superior or anterior, which
-    belongs on top.
+    Across the body (axial) and along it (coronal) the patient's right is on the left of the picture, across the middle
+    (sagittal) the front; up is the head, or the front of an axial slice.
+
+    Attributes:
+        name: axial, coronal or sagittal.
+        left: What is on the left of the picture, R(ight) or A(nterior).
+        aspect: Height of a voxel over its width.
+        transposed: Whether the slice's first axis goes from left to right.
     """
-    down, across = (other for other in range(3) if other != axis)
-    return {"origin": "lower", "aspect": spacing[down] / spacing[across], "interpolation": "nearest"}
+
+    name: str
+    left: str
+    aspect: float
+    transposed: bool
+
+    def turn(self, part: np.ndarray) -> np.ndarray:
+        """A slice of the frame as rows from top to bottom of columns from left to right.
+
+        In RAS all axes of the frame run away from what belongs on the left and on top.
+        """
+        return (part.T if self.transposed else part)[::-1, ::-1]
+
+
+def slice_view(spacing: Sequence[float], axis: int, depth_axis: int) -> SliceView:
+    """The view of a slice across `axis` of a (D, H, W) volume of the frame, whose D is the RAS axis `depth_axis`.
+
+    `spacing` is in mm along (D, H, W).
+    """
+    ras = [depth_axis, *(other for other in range(3) if other != depth_axis)]
+    first, second = (other for other in range(3) if other != axis)
+    # Of two RAS axes the later one is drawn upright: S beside R or A, and A beside R.
+    transposed = ras[first] < ras[second]
+    down, across = (second, first) if transposed else (first, second)
+    name = ("sagittal", "coronal", "axial")[ras[axis]]
+    return SliceView(name, "RAS"[ras[across]], spacing[down] / spacing[across], transposed)
+
+
+def show_slice(panel: Any, part: np.ndarray, view: SliceView, window: tuple[float, float]) -> None:
+    """Draw a slice of an image in grey between the intensities of `window`, and a letter for what is on its left."""
+    low, high = window
+    panel.imshow(view.turn(part), cmap="gray", vmin=low, vmax=high, **_placement(view))
+    # White on the black rim of most scans, and with a dark rim of its own on others.
+    text = panel.text(0.02, 0.5, view.left, transform=panel.transAxes, color="white", fontsize=8, va="center")
+    text.set_path_effects(_dark_rim(1.5))
 
 
 def paint_labels(
     panel: Any,
     labels: np.ndarray,
     styles: Mapping[int, LabelStyle],
-    view: Mapping[str, Any],
+    view: SliceView,
     *,
     fill: float = FILL_OPACITY,
     outline: str | None = None,
     width: float = 1.0,
 ) -> None:
-    """Fill every label of a slice (H, W) with opacity `fill`, so that the image stays visible, and outline it firmly.
+    """Fill every label of a slice of the frame with opacity `fill`, so that the image stays visible, and outline it.
 
     `outline` is one colour for all outlines, which get a dark rim; None: each in its own.
     """
     from matplotlib.colors import to_rgb
-    from matplotlib.patheffects import withStroke
 
+    labels = view.turn(labels)
     colours = np.zeros((*labels.shape, 4))
     for value, style in styles.items():
         inside = labels == value
@@ -81,9 +121,9 @@ def paint_labels(
             )
             if outline is not None:
                 # One colour for all would be lost where the image has it too.
-                lines.set(path_effects=[withStroke(linewidth=width + 1.2, foreground="black", alpha=0.7)])
+                lines.set(path_effects=_dark_rim(width + 1.2))
     if fill > 0:
-        panel.imshow(colours, **view)
+        panel.imshow(colours, **_placement(view))
 
 
 def label_handles(styles: Mapping[int, LabelStyle]) -> list[Any]:
@@ -94,3 +134,13 @@ def label_handles(styles: Mapping[int, LabelStyle]) -> list[Any]:
         Patch(facecolor=(style.colour, 0.6), edgecolor=style.colour, ls=style.dashes, lw=1.3, label=style.name)
         for style in styles.values()
     ]
+
+
+def _placement(view: SliceView) -> dict[str, Any]:
+    return {"origin": "upper", "aspect": view.aspect, "interpolation": "nearest"}
+
+
+def _dark_rim(width: float) -> list[Any]:
+    from matplotlib.patheffects import withStroke
+
+    return [withStroke(linewidth=width, foreground="black", alpha=0.7)]

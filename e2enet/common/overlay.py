@@ -9,13 +9,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from e2enet.common.contours import intensity_window, label_handles, label_styles, paint_labels, slice_view
+from e2enet.common.contours import (
+    SliceView,
+    intensity_window,
+    label_handles,
+    label_styles,
+    paint_labels,
+    show_slice,
+    slice_view,
+)
 from e2enet.common.files import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-AXIS_NAMES = ("depth", "height", "width")
 INCHES_PER_VIEW = 3.2
 
 
@@ -26,6 +33,7 @@ def save_overlay(
     *,
     labels: Mapping[int, str],
     spacing: Sequence[float],
+    depth_axis: int,
     reference: np.ndarray | None = None,
 ) -> None:
     """Write a PNG with one row for the prediction and, where given, one for the reference.
@@ -36,6 +44,7 @@ def save_overlay(
         segmentation: (D, H, W) labels, 0 background.
         labels: label value -> name, for the legend; background is skipped.
         spacing: mm per voxel along (D, H, W), for the aspect of each view.
+        depth_axis: the RAS axis that D is, see `SliceView`.
         reference: (D, H, W) labels to compare with, drawn in the same slices and colours.
 
     Each view shows the slice with most foreground (of the reference where there is one).
@@ -47,9 +56,10 @@ def save_overlay(
             raise ValueError(f"{name} has shape {labelling.shape}, the image {image.shape}: both must be one (D, H, W)")
     from matplotlib import rc_context
 
+    views = [slice_view(spacing, axis, depth_axis) for axis in range(3)]
     # Labels come from outside: a dollar sign in one is a dollar sign, and no mathematics.
     with rc_context({"text.parse_math": False}), atomic_path(path) as temporary:
-        _draw(image, maps, labels, spacing).savefig(temporary, format="png", dpi=120, facecolor="white")
+        _draw(image, maps, labels, views).savefig(temporary, format="png", dpi=120, facecolor="white")
 
 
 def fullest_slices(labelling: np.ndarray) -> tuple[int, int, int]:
@@ -64,7 +74,7 @@ def fullest_slices(labelling: np.ndarray) -> tuple[int, int, int]:
 
 
 def _draw(
-    image: np.ndarray, maps: Mapping[str, np.ndarray], labels: Mapping[int, str], spacing: Sequence[float]
+    image: np.ndarray, maps: Mapping[str, np.ndarray], labels: Mapping[int, str], views: Sequence[SliceView]
 ) -> Figure:
     # The object API with its own canvas: pyplot's global state leaks figures when many cases are drawn.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -72,16 +82,15 @@ def _draw(
 
     styles = label_styles(labels)
     slices = fullest_slices(maps.get("reference", maps["prediction"]))
-    low, high = intensity_window(image)
+    window = intensity_window(image)
     figure = Figure(figsize=(3 * INCHES_PER_VIEW, len(maps) * INCHES_PER_VIEW + 0.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(maps), 3, squeeze=False)
     for row, (name, labelling) in zip(axes, maps.items(), strict=True):
-        for axis, panel in enumerate(row):
-            view = slice_view(spacing, axis)
-            panel.imshow(image.take(slices[axis], axis), cmap="gray", vmin=low, vmax=high, **view)
+        for axis, (panel, view) in enumerate(zip(row, views, strict=True)):
+            show_slice(panel, image.take(slices[axis], axis), view, window)
             paint_labels(panel, labelling.take(slices[axis], axis), styles, view)
-            panel.set_title(f"{name}, {AXIS_NAMES[axis]} {slices[axis]}", fontsize=9)
+            panel.set_title(f"{name}, {view.name} {slices[axis]}", fontsize=9)
             panel.set_axis_off()
     shown = label_handles(styles)
     if shown:

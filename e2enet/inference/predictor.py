@@ -175,6 +175,7 @@ def write_prediction(prediction: Prediction, case: Case, model: LoadedModel, out
             prediction.labels,
             labels=model.labels,
             spacing=prediction.geometry.spacing,
+            depth_axis=prediction.geometry.depth_axis,
             reference=reference,
         )
     path = output / f"{case.id}{model.file_ending}"

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from e2enet.common.console import say
 from e2enet.common.overlay import save_overlay
+from e2enet.data.planning.plan import Plan
 from e2enet.training.module import PATCHES, SCORES, WHOLE_CASES, SegmentationModule
 from e2enet.training.nonfinite import LEFT_OUT, NonFiniteGuard
 from e2enet.training.records import write_cost
@@ -140,16 +141,14 @@ class ValidationPicture(pl.Callback):
     Args:
         folder: where `validation_<case>.png` is written; each validation replaces it, W&B keeps them all.
         labels: class names by label, background 0 included.
-        spacing: voxel size of prepared cases in mm, depth first.
+        plan: of the prepared cases, for their spacing and depth axis.
         loader: the validation loader to draw from, PATCHES or WHOLE_CASES.
     """
 
-    def __init__(
-        self, folder: Path, labels: Mapping[int, str], spacing: tuple[float, float, float], loader: int
-    ) -> None:
+    def __init__(self, folder: Path, labels: Mapping[int, str], plan: Plan, loader: int) -> None:
         self.folder = folder
         self.labels = dict(labels)
-        self.spacing = spacing
+        self.plan = plan
         self.loader = loader
 
     def on_validation_batch_end(
@@ -171,7 +170,8 @@ class ValidationPicture(pl.Callback):
             outputs["segmentation"][0].cpu().numpy(),
             reference=batch["label"][0].cpu().numpy(),
             labels=self.labels,
-            spacing=self.spacing,
+            spacing=self.plan.spacing,
+            depth_axis=self.plan.depth_axis,
         )
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):

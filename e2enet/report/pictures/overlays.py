@@ -1,14 +1,15 @@
 """Cases with their contours: the worst and best of a row, and two models side by side on the same slices.
 
 Each line shows one slice across the depth axis, the one with most voxels of another label than the reference's, cut to
-the labelled region. White lines on a prediction are the reference's contours.
+the labelled region and turned as radiologists look at it (`SliceView`). White lines on a prediction are the reference's
+contours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from e2enet.common.contours import (
     label_handles,
     label_styles,
     paint_labels,
+    show_slice,
     slice_view,
 )
 from e2enet.report.pictures.cases import CasePair, CaseScore
@@ -125,10 +127,10 @@ def _draw_line(
     index = telling_slice(scan.reference, maps)
     window = labelled_window([labels[index] for labels in maps], spacing[1:])
     image, reference = scan.image[index][window], scan.reference[index][window]
-    low, high = intensity_window(image)
-    view: dict[str, Any] = slice_view(spacing, 0)
+    intensities = intensity_window(image)
+    view = slice_view(spacing, 0, scan.geometry.depth_axis)
     for axes, panel in zip(axes_line, panels, strict=True):
-        axes.imshow(image, cmap="gray", vmin=low, vmax=high, **view)
+        show_slice(axes, image, view, intensities)
         if panel.labels is not None:
             paint_labels(axes, panel.labels[index][window], styles, view, width=1.3)
         if panel.with_reference:
