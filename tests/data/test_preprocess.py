@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter, zoom
 
 from e2enet.common.errors import InputError
 from e2enet.data.formats.volume import Geometry, Volume, crop_to_nonzero, nonzero_mask
 from e2enet.data.planning.plan import Plan
-from e2enet.data.preparation.preprocess import normalise, preprocess
+from e2enet.data.preparation.preprocess import normalise, preprocess, preprocess_label
 
 RNG = np.random.default_rng(0)
 ZSCORE = {"scheme": "zscore", "nonzero": False}
@@ -84,3 +85,43 @@ def test_image_that_is_not_the_plans_is_refused() -> None:
         preprocess(volume(np.ones((1, 4, 4, 4))), replace(PLAN, depth_axis=0))
     with pytest.raises(InputError, match="one of ct, zscore, none"):
         normalise(np.ones((1, 1, 1), np.float32), {"scheme": "minmax"})
+
+
+def vote(label: np.ndarray, shape: tuple[int, ...], apart: int | None) -> np.ndarray:
+    """An independent reference: every label's own map resampled linearly by scipy, the nearest slice taken along the
+    axis apart; the label of largest share, the first of equals."""
+    shares = []
+    for value in range(3):
+        share = (label == value).astype(float)
+        if apart is not None:
+            old, new = label.shape[apart], shape[apart]
+            share = share.take([int((index + 0.5) * old / new) for index in range(new)], axis=apart)
+        factors = [new / old for new, old in zip(shape, share.shape, strict=True)]
+        shares.append(zoom(share, factors, order=1, mode="nearest", grid_mode=True))
+    return np.argmax(np.round(shares, 6), axis=0)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "apart"),
+    [
+        ((5.0, 1.0, 1.0), (2.3, 0.8, 1.3), 0),
+        ((1.0, 5.0, 1.0), (0.8, 2.3, 1.3), 1),
+        ((1.0, 1.0, 5.0), (0.8, 1.3, 2.3), 2),
+        ((5.0, 1.0, 1.0), (0.9, 0.8, 3.7), 0),  # what the scan is decides before what it becomes
+        ((1.0, 1.1, 1.2), (0.6, 2.7, 0.8), 1),
+        ((2.5, 1.0, 1.0), (1.3, 0.8, 1.3), None),
+    ],
+)
+def test_label_and_image_are_resampled_apart_along_one_axis(old, new, apart: int | None) -> None:
+    shape = (11, 12, 13)
+    noise = gaussian_filter(RNG.normal(size=shape), 1.2)
+    label = np.digitize(noise, np.quantile(noise, (0.4, 0.7))).astype(np.uint8)
+    steps = np.indices(shape)[apart or 0] + 1
+    prepared = preprocess(volume(steps[None], old), replace(PLAN, spacing=new, normalisation=({"scheme": "none"},)))
+    found = preprocess_label(label, prepared)
+    assert found.shape == prepared.image.shape[1:] and found.dtype == np.uint8
+    np.testing.assert_array_equal(found, vote(label, found.shape, apart))
+    others = {None, 0, 1, 2} - {apart}
+    assert all((found != vote(label, found.shape, other)).any() for other in others)
+    # An image that is one value per slice keeps these where slices are taken apart, and is mixed where not.
+    assert np.allclose(prepared.image, np.round(prepared.image), atol=1e-3) is (apart is not None)
