@@ -82,12 +82,14 @@ def main() -> None:
     with exit_on_input_error("stopped; nothing was begun"), telling_errors():
         if not _has(arguments, QUESTIONS):
             from e2enet.training.config_check import check_command_line, read_arguments
+            from e2enet.training.run_folder import with_own_folder
             from e2enet.training.sweeps.launch import launch_sweep
 
-            arguments = read_arguments(arguments)
-            check_command_line(arguments, printed=_has(arguments, PRINTING))
+            arguments, printed = read_arguments(arguments), _has(arguments, PRINTING)
+            check_command_line(arguments, printed=printed)
             if is_multirun(arguments):
                 sys.exit(launch_sweep(arguments, train))
+            arguments = arguments if printed else with_own_folder(arguments)
             # Hydra's log file is the first process's too.
             sys.argv[1:] = [*force_added(arguments), *([] if is_first() else ["hydra/job_logging=stdout"])]
         train()

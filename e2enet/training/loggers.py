@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import hashlib
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from omegaconf import DictConfig
 
 from e2enet.common.configs import as_plain
 from e2enet.common.console import say
-from e2enet.common.files import naming_unwritable, sync_to_disk, write_csv
+from e2enet.common.files import naming_unwritable, read_json, sync_to_disk, write_csv, write_json
 
 METRICS_FILE = "metrics.csv"
+WANDB_FILE = "wandb.json"  # the id of the run at W&B
 
 
 def build_loggers(config: DictConfig, run_folder: Path) -> list[Logger]:
@@ -26,6 +27,27 @@ def build_loggers(config: DictConfig, run_folder: Path) -> list[Logger]:
     if config.logger.wandb:
         loggers.append(_wandb_logger(config, run_folder))
     return loggers
+
+
+def wandb_id(run_folder: Path, *, goes_on: bool) -> str:
+    """The id of a run at W&B: drawn once, and kept in the run folder wherever that is moved.
+
+    A run of an earlier version has no file of it, but W&B's own folder, whose runs end in their id. A run that does
+    not go on is a new one, whatever lay in its place before.
+    """
+    if goes_on and (run_folder / WANDB_FILE).is_file():
+        return str(read_json(run_folder / WANDB_FILE)["id"])
+    begun = sorted((run_folder / "wandb").glob("*run-*-*"), key=lambda path: path.name.partition("run-")[2])
+    if goes_on and begun:
+        return begun[-1].name.rpartition("-")[2]
+    return uuid.uuid4().hex[:12]  # not of a generator that the run's seed has set
+
+
+def keep_wandb_id(trainer: pl.Trainer, run_folder: Path) -> None:
+    """Write the id of a run that has begun, where it is at W&B at all."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            write_json(run_folder / WANDB_FILE, {"id": logger.version})
 
 
 def finish_wandb() -> None:
@@ -120,8 +142,7 @@ def read_whole_rows(path: Path) -> list[dict[str, str]]:
 def _wandb_logger(config: DictConfig, run_folder: Path) -> WandbLogger:
     return WandbLogger(
         name=run_folder.name,
-        # The same folder is the same run: a resumed job continues its own curves.
-        id=hashlib.sha256(str(run_folder.resolve()).encode()).hexdigest()[:12],
+        id=wandb_id(run_folder, goes_on=config.resume is not None),
         resume="allow",
         save_dir=run_folder,
         offline=config.logger.offline,

@@ -16,6 +16,7 @@ from e2enet.common.console import say
 from e2enet.common.errors import InputError, raise_problems
 from e2enet.common.job_key import LOOKED_UP
 from e2enet.common.overrides import chooses_group, override_values, parse_override
+from e2enet.common.sweeps import MANIFEST
 from e2enet.data.datamodule import SegmentationDataModule
 from e2enet.inference.checkpoint import read_checkpoint
 from e2enet.training.run_state import RunState
@@ -75,6 +76,8 @@ def resumed_config(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
             f"resume={folder}: cannot be continued, it is a file; expected the folder of a run, which goes on from its "
             f"{LAST_CHECKPOINT}"
         )
+    if not (folder / CONFIG_FILE).is_file() and (folder / MANIFEST).is_file():
+        raise InputError(f"resume={folder}: is the folder of a sweep, which goes on by its own command line")
     if not (folder / CONFIG_FILE).is_file():
         raise InputError(
             f"resume={folder}: cannot be continued, {folder / CONFIG_FILE}: no such file (a run writes it with its "

@@ -7,18 +7,24 @@ to work.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import lightning.pytorch as pl
 from omegaconf import DictConfig
 
+from e2enet.common.configs import compose_config
 from e2enet.common.errors import InputError
+from e2enet.common.files import naming_unwritable
 from e2enet.common.locks import is_held
+from e2enet.common.overrides import overrides_of, parse_override, quoted
+from e2enet.common.ranks import is_first
 from e2enet.common.sweeps import CONFIG_FILE, JOB_FILE, MANIFEST
-from e2enet.training.loggers import metrics_file
+from e2enet.training.loggers import keep_wandb_id, metrics_file
 from e2enet.training.records import write_config, write_versions
 from e2enet.training.resume import LAST_CHECKPOINT
+from e2enet.training.stopping import is_restarted
 
 VERSIONS_FILE = "versions.json"
 
@@ -35,6 +41,52 @@ def refuse_taken(folder: Path) -> None:
         raise InputError(f"{folder}: is the folder of a sweep's job; name another for this run")
     if any((folder / name).exists() for name in (CONFIG_FILE, LAST_CHECKPOINT)):
         raise InputError(f"{folder}: holds a run already; go on with it by resume={folder}, or name another")
+
+
+def refuse_run(folder: Path) -> None:
+    """Let a sweep begin, or go on, in a folder that is not a run's.
+
+    Raises:
+        InputError: it is that of a run.
+    """
+    if not (folder / MANIFEST).exists() and any((folder / name).exists() for name in (CONFIG_FILE, LAST_CHECKPOINT)):
+        raise InputError(
+            f"{folder}: is the folder of a run; name another for this sweep (name=TEXT or run_folder=FOLDER)"
+        )
+
+
+def with_own_folder(arguments: Sequence[str]) -> list[str]:
+    """A checked command line of one run, with the folder that it gets where it names none.
+
+    It is made at once, so that of two runs that begin in the same second each has its own, and all processes of a run
+    are told its name.
+
+    Raises:
+        InputError: the folder that is named cannot be a new run's.
+    """
+    overrides = overrides_of(arguments)
+    named = {parse_override(text).key_or_group for text in overrides}
+    if not is_first() or "resume" in named:  # by the time that another process looks, it may be its own run's
+        return list(arguments)
+    folder = Path(str(compose_config(overrides, with_hydra=True).hydra.run.dir))
+    if named & {"run_folder", "hydra.run.dir"}:
+        if not is_restarted():
+            refuse_taken(folder)
+        return list(arguments)
+    return [*arguments, f"run_folder={quoted(str(make_free(folder)))}"]
+
+
+def make_free(folder: Path) -> Path:
+    """Make a folder of this name, or with _2, _3 .. behind it where there is one; several processes get several."""
+    with naming_unwritable(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for name in itertools.chain([folder.name], (f"{folder.name}_{number}" for number in itertools.count(2))):
+            try:
+                (folder.parent / name).mkdir()
+            except FileExistsError:
+                continue
+            return folder.parent / name
+    raise AssertionError("names do not end")
 
 
 def has_begun(folder: Path) -> bool:
@@ -79,4 +131,5 @@ class Claim(pl.Callback):
         self.taken = True
         if trainer.is_global_zero:
             self.write()
+            keep_wandb_id(trainer, Path(trainer.default_root_dir))
         metrics_file(trainer).keep(self.rows)

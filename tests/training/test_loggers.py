@@ -1,4 +1,4 @@
-"""metrics.csv: rows are there when they are written, and cut back where a run goes on from an earlier one."""
+"""metrics.csv: rows are there when they are written, and cut back where a run goes on from an earlier one; W&B's id."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from e2enet.training.loggers import MetricsFile, read_whole_rows
+from e2enet.common.files import write_json
+from e2enet.training.loggers import WANDB_FILE, MetricsFile, read_whole_rows, wandb_id
 
 
 def fill(folder: Path) -> MetricsFile:
@@ -62,3 +63,18 @@ def test_rows_that_are_lost_are_told(tmp_path: Path, capsys: pytest.CaptureFixtu
     logger.keep(5)
     assert logger.rows == 3
     assert capsys.readouterr().out == f"warning: {tmp_path}/metrics.csv: 3 rows, expected 5; the others are lost\n"
+
+
+def test_the_id_at_wandb_is_the_runs_and_not_its_places(tmp_path: Path) -> None:
+    folder, moved = tmp_path / "run", tmp_path / "moved"
+    first, second = (wandb_id(folder, goes_on=False) for _ in range(2))
+    assert first != second and len(first) == 12
+    folder.mkdir()
+    write_json(folder / WANDB_FILE, {"id": first})
+    folder.rename(moved)
+    assert wandb_id(moved, goes_on=True) == first
+    assert wandb_id(moved, goes_on=False) != first  # a new run in the place of one that is gone
+    (moved / WANDB_FILE).unlink()  # a run of an earlier version has W&B's folders alone
+    for name in ("offline-run-20250131_120000-0123456789ab", "run-20250201_120000-abcdef012345"):
+        (moved / "wandb" / name).mkdir(parents=True)
+    assert wandb_id(moved, goes_on=True) == "abcdef012345"

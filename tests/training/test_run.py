@@ -213,3 +213,4 @@ def test_wandb_offline_one_run_with_config_and_pictures(
         assert len(list(folders[0].rglob("*.png"))) == 1  # of the whole case
         content = b"".join(path.read_bytes() for path in folders[0].glob("*.wandb"))
         assert b"density_by_dim0" in content and b"dsff/ever_active" in content
+        assert folders[0].name.endswith(f"-{json.loads((tmp_path / name / 'wandb.json').read_text())['id']}")

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from e2enet.common.configs import compose_config
 from e2enet.common.errors import InputError
+from e2enet.common.overrides import parse_override
 from e2enet.training import run
+from e2enet.training.config_check import check_command_line
 from e2enet.training.module import SegmentationModule
 from e2enet.training.resume import resumed_config
 from e2enet.training.run import run_training
+from e2enet.training.run_folder import with_own_folder
+from e2enet.training.sweeps.command_line import plan_sweep
+from e2enet.training.sweeps.manifest import register_jobs
+from e2enet.training.sweeps.records import record_start
 from tests.training.conftest import SMALL_RUN, differences, numbers
 
 
@@ -182,3 +191,42 @@ def test_settings_that_fail_late_change_nothing(
             patch.setattr(place, refuse)
             resume(folder, "training.epochs=3", "trainer.probe=true", "final.step=1")
     assert content(folder) == before
+
+
+def test_runs_that_begin_in_the_same_second_have_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    default = tmp_path / "2025-01-31_12-00-00"
+    composed = OmegaConf.create({"hydra": {"run": {"dir": str(default)}}})
+    monkeypatch.setattr("e2enet.training.run_folder.compose_config", lambda *_, **__: composed)
+    with ThreadPoolExecutor(8) as threads:
+        lines = list(threads.map(lambda _: with_own_folder(["seed=1"]), range(8)))
+    folders = sorted(Path(parse_override(line[1]).value()) for line in lines)
+    assert folders == sorted([default, *(tmp_path / f"{default.name}_{number}" for number in range(2, 9))])
+    assert all(folder.is_dir() and line[0] == "seed=1" for folder, line in zip(folders, lines, strict=True))
+    for named in ([f"run_folder={default}"], ["resume=there"], [f"hydra.run.dir={default}"]):
+        assert with_own_folder(named) == named
+    monkeypatch.setenv("LOCAL_RANK", "1")  # a process that the first one started, with its command line
+    assert with_own_folder(["seed=1"]) == ["seed=1"] and len(list(tmp_path.iterdir())) == 8
+
+
+def test_sweeps_and_runs_do_not_take_each_others_folders(finished: Path, tmp_path: Path) -> None:
+    jobs = plan_sweep(["-m", "seed=0,1", f"run_folder={tmp_path}/sweep"]).jobs
+    folders = register_jobs(tmp_path / "sweep", "test", jobs)
+    before = content(finished)
+    with pytest.raises(InputError, match="is the folder of a run; name another for this sweep"):
+        register_jobs(finished, "test", jobs)
+    assert content(finished) == before
+    job = folders[jobs[0].key]
+    record_start(job, jobs[0].key)
+    expected = {
+        tmp_path / "sweep": "is the folder of a sweep, with runs below it; name another for this run",
+        job: "is the folder of a sweep's job; name another for this run",
+        finished: f"holds a run already; go on with it by resume={finished}, or name another",
+    }
+    for folder, message in expected.items():
+        with pytest.raises(InputError, match=re.escape(f"{folder}: {message}")):
+            with_own_folder([f"run_folder={folder}"])
+    assert with_own_folder([f"run_folder={tmp_path}/sweep/another"]) == [f"run_folder={tmp_path}/sweep/another"]
+    with pytest.raises(InputError, match="is the folder of a sweep, which goes on by its own command line"):
+        check_command_line([f"resume={tmp_path}/sweep"])

@@ -14,7 +14,7 @@ from e2enet.common.files import write_json
 from e2enet.common.job_key import SHORT, WITHOUT_EFFECT, job_key, training_key
 from e2enet.common.locks import locked_file
 from e2enet.common.sweeps import CONFIG_FILE, MANIFEST, MANIFEST_VERSION, Sweep, SweepJob, read_config, read_sweep
-from e2enet.training.run_folder import has_begun
+from e2enet.training.run_folder import has_begun, refuse_run
 from e2enet.training.sweeps.rows import ComposedJob
 
 MANIFEST_LOCK = ".sweep.lock"
@@ -29,8 +29,9 @@ def register_jobs(folder: Path, name: str, jobs: Sequence[ComposedJob]) -> dict[
 
     Raises:
         InputError: a started job of the same experiment, row, fold, seed and data has another configuration. Their
-            results would end up in one line of a table.
+            results would end up in one line of a table. Or the folder is that of a run.
     """
+    refuse_run(folder)
     with locked_file(folder / MANIFEST_LOCK, f"waiting for another launch that writes {folder / MANIFEST}"):
         known = read_sweep(folder) if (folder / MANIFEST).is_file() else Sweep(folder, name, {}, ())
         listed = known.jobs
