@@ -28,9 +28,11 @@ def project_root() -> Path:
 
 
 def register_resolvers() -> None:
-    """Make resolvers of the configs known to OmegaConf: `${first_path:a,b}` (the first value that is not null, with `~`
-    as the home folder) and `${row_names:${ablation.rows}}` (their names, as a sweep's parameter)."""
+    """Make resolvers of the configs known to OmegaConf: `${run_dir:resume,run_folder}` (where a run is written),
+    `${first_path:a,b}` (the first value that is not null), both with `~` as the home folder, and
+    `${row_names:${ablation.rows}}` (their names, as a sweep's parameter)."""
     OmegaConf.register_new_resolver("first_path", _first_path, replace=True)
+    OmegaConf.register_new_resolver("run_dir", _run_dir, replace=True)
     OmegaConf.register_new_resolver("row_names", ",".join, replace=True)
 
 
@@ -79,3 +81,13 @@ def _outside_of_apps() -> Iterator[None]:
 
 def _first_path(*values: Any) -> Any:
     return next((os.path.expanduser(str(value)) for value in values if value is not None), None)
+
+
+def resumed_folder(resume: str | Path) -> Path:
+    """The run folder that `resume` names: itself, or that of a checkpoint in its folder `checkpoints`."""
+    path = Path(resume)
+    return path.parent.parent if path.suffix == ".ckpt" and path.parent.name == "checkpoints" else path
+
+
+def _run_dir(resume: str | None, run_folder: str) -> str:
+    return os.path.expanduser(run_folder if resume is None else resumed_folder(resume))

@@ -24,6 +24,7 @@ WITHOUT_EFFECT = (
     "data.augment_on",
     "training.checkpoint_every",
     "training.checkpoint_unit",
+    "training.keep_every",
     "training.checkpoint_activations",
     "training.engine",
     "training.compile",

@@ -1,4 +1,4 @@
-"""Which states of a run are kept: that of the best validation, and the last two to go on from."""
+"""Which states of a run are kept: that of the best validation, those asked for, and the last two to go on from."""
 
 from __future__ import annotations
 
@@ -83,7 +83,8 @@ class BestCheckpoint(Checkpoint):
     """Writes a checkpoint in every epoch whose score is the largest so far.
 
     Lightning's ModelCheckpoint expects its score in every epoch, or in every n-th; here it is measured in
-    every n-th and in the last. `latest` is the score of the latest validation, NaN before the first.
+    every n-th and in the last. `latest` is the score of the latest validation, NaN before the first. It is written as
+    the next epoch begins, or training ends, where a run can go on from it exactly.
 
     Args:
         path: the file, written over by a better one.
@@ -95,6 +96,20 @@ class BestCheckpoint(Checkpoint):
         self.monitor = monitor
         self.score = -math.inf
         self.latest = math.nan
+        self._due = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A score whose checkpoint is gone is nobody's: that of a run that goes on from an earlier moment."""
+        if self.score > -math.inf and not trainer.strategy.broadcast(self.path.is_file()):
+            self.score = -math.inf
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._write_if_due(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._write_if_due(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compare what this epoch's validation scored, if it did; NaN (no class in any case) is never best."""
@@ -102,7 +117,11 @@ class BestCheckpoint(Checkpoint):
         self.latest = pl_module.scores.get(self.monitor, self.latest)
         score = pl_module.scores.get(self.monitor, math.nan)
         if score > self.score:
-            self.score = score
+            self.score, self._due = score, True
+
+    def _write_if_due(self, trainer: pl.Trainer) -> None:
+        if self._due:
+            self._due = False
             trainer.save_checkpoint(self.path, weights_only=False)
 
     def state_dict(self) -> dict[str, Any]:
@@ -110,6 +129,38 @@ class BestCheckpoint(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.score, self.latest = state_dict["score"], state_dict["latest"]
+
+
+class KeptCheckpoints(Checkpoint):
+    """Keeps the state after every so many epochs as epoch_0010.ckpt and so on, beside the others.
+
+    Written as the next epoch begins, or training ends, like best.ckpt.
+    """
+
+    def __init__(self, folder: Path, every: int) -> None:
+        self.folder = folder
+        self.every = every
+        self._kept = 0  # epochs behind the latest one
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """What a run goes on from is there."""
+        self._kept = trainer.current_epoch
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the state of the epochs before."""
+        if batch_idx == 0:
+            self._keep(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._keep(trainer)
+
+    def _keep(self, trainer: pl.Trainer) -> None:
+        epochs = trainer.current_epoch
+        if epochs != self._kept and epochs % self.every == 0:
+            self._kept = epochs
+            trainer.save_checkpoint(self.folder / f"epoch_{epochs:04d}.ckpt", weights_only=False)
 
 
 class LastCheckpoint(Checkpoint):
@@ -176,8 +227,9 @@ class LastCheckpoint(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Add what Lightning's checkpoint leaves out."""
-        generators = self._before_validation or generator_states()
-        state = RunState(trainer.global_step, metrics_file(trainer).rows, generators, self.identity)
+        generators = self._before_validation if trainer.validating else None
+        rows = metrics_file(trainer).rows
+        state = RunState(trainer.global_step, rows, generators or generator_states(), self.identity)
         state.write_to(checkpoint, validating=trainer.validating)
 
     def on_load_checkpoint(

@@ -68,6 +68,7 @@ RULES: dict[str, Rule] = {
     "training.validate_full": optional(whole(0)),
     "training.checkpoint_every": whole(1),
     "training.checkpoint_unit": choice("steps", "epochs"),
+    "training.keep_every": optional(whole(1)),
     "trainer.accelerator": choice("auto", "cpu", "gpu"),
     "trainer.devices": whole(1),
     "trainer.num_nodes": whole(1),

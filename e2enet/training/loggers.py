@@ -21,11 +21,11 @@ METRICS_FILE = "metrics.csv"
 WANDB_FILE = "wandb.json"  # the id of the run at W&B
 
 
-def build_loggers(config: DictConfig, run_folder: Path) -> list[Logger]:
-    """The loggers of one job."""
+def build_loggers(config: DictConfig, run_folder: Path, *, goes_on: bool) -> list[Logger]:
+    """The loggers of one job, which goes on with the run in the folder or is a new one."""
     loggers: list[Logger] = [MetricsFile(run_folder)]
     if config.logger.wandb:
-        loggers.append(_wandb_logger(config, run_folder))
+        loggers.append(_wandb_logger(config, run_folder, goes_on))
     return loggers
 
 
@@ -139,10 +139,10 @@ def read_whole_rows(path: Path) -> list[dict[str, str]]:
     return [row for row in csv.DictReader(lines) if None not in row.values()]
 
 
-def _wandb_logger(config: DictConfig, run_folder: Path) -> WandbLogger:
+def _wandb_logger(config: DictConfig, run_folder: Path, goes_on: bool) -> WandbLogger:
     return WandbLogger(
         name=run_folder.name,
-        id=wandb_id(run_folder, goes_on=config.resume is not None),
+        id=wandb_id(run_folder, goes_on=goes_on),
         resume="allow",
         save_dir=run_folder,
         offline=config.logger.offline,

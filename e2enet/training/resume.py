@@ -11,7 +11,7 @@ from zipfile import BadZipFile, ZipFile
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from e2enet.common.configs import as_plain, compose_config, group_options, make_paths_absolute
+from e2enet.common.configs import as_plain, compose_config, group_options, make_paths_absolute, resumed_folder
 from e2enet.common.console import say
 from e2enet.common.errors import InputError, raise_problems
 from e2enet.common.job_key import LOOKED_UP
@@ -20,6 +20,7 @@ from e2enet.common.sweeps import MANIFEST
 from e2enet.data.datamodule import SegmentationDataModule
 from e2enet.inference.checkpoint import read_checkpoint
 from e2enet.training.run_state import RunState
+from e2enet.training.stopping import is_restarted
 
 CONFIG_FILE = "config.yaml"
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
@@ -30,6 +31,7 @@ CHANGEABLE = (
     "training.epochs",
     "training.checkpoint_every",
     "training.checkpoint_unit",
+    "training.keep_every",
     "training.skip_nonfinite",
     "training.checkpoint_activations",
     "training.engine",
@@ -62,7 +64,7 @@ def resumed_config(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     The run may have been stopped before its first checkpoint: it then begins anew, with the same config.
 
     Args:
-        config: the composed config of this command line; its `resume` names the run folder.
+        config: the composed config of this command line; its `resume` names the run folder, or one of its checkpoints.
         overrides: the command line's overrides, as typed.
 
     Raises:
@@ -70,11 +72,12 @@ def resumed_config(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """
     config = config.copy()
     make_paths_absolute(config)
-    folder = Path(config.resume)
-    if folder.is_file():
+    path = Path(config.resume)
+    folder = resumed_folder(path)
+    if path.is_file() and not (folder / CONFIG_FILE).is_file():
         raise InputError(
-            f"resume={folder}: cannot be continued, it is a file; expected the folder of a run, which goes on from its "
-            f"{LAST_CHECKPOINT}"
+            f"resume={path}: cannot be continued, it is a file that is no run's; expected the folder of a run, which "
+            f"goes on from its {LAST_CHECKPOINT}, or a checkpoint in it"
         )
     if not (folder / CONFIG_FILE).is_file() and (folder / MANIFEST).is_file():
         raise InputError(f"resume={folder}: is the folder of a sweep, which goes on by its own command line")
@@ -102,22 +105,33 @@ def resumed_config(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     if _processes(stored) != processes:
         problems.append(f"trainer.devices and num_nodes: {_processes(stored)} processes, the run has {processes}")
     raise_problems(problems, f"resume={folder}: only {', '.join(CHANGEABLE)} may change, not the processes' number:")
-    stored.resume = str(folder)
+    # A job that a scheduler starts again has begun to go on from that checkpoint already.
+    chosen = path.is_file() and not (is_restarted() and stored.get("resume") == str(path))
+    if chosen:
+        read_state(path)
+    stored.resume = str(path if chosen else folder)
     stored.run_folder = str(folder)
     return stored
 
 
-def find_checkpoint(run_folder: Path) -> FoundCheckpoint | None:
-    """The newest checkpoint of a run that is whole, with a warning where that is not the last; None without any.
+def find_checkpoint(path: Path) -> FoundCheckpoint | None:
+    """The checkpoint itself, or the newest of a run folder that is whole, with a warning where that is not the last;
+    None without any.
 
     Raises:
         InputError: there are checkpoints, and none can be used.
     """
+    if path.is_file():
+        return FoundCheckpoint(path, read_state(path))
+    return _newest_checkpoint(path)
+
+
+def _newest_checkpoint(run_folder: Path) -> FoundCheckpoint | None:
     problems = []
     for name in (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT):
         path = run_folder / name
         try:
-            state = _read_state(path)
+            state = read_state(path)
         except FileNotFoundError:
             problems += [f"{path}: no such file"] if name == LAST_CHECKPOINT else []
         except InputError as error:
@@ -183,7 +197,7 @@ def refuse_changes(checkpoint: FoundCheckpoint, identity: Mapping[str, Any]) -> 
     raise_problems(problems, f"{checkpoint.path}: its run cannot go on with what has changed since:")
 
 
-def _read_state(path: Path) -> RunState:
+def read_state(path: Path) -> RunState:
     """What a checkpoint says of its run; InputError where it is damaged or none of a run."""
     if not path.is_file():
         raise FileNotFoundError(path)

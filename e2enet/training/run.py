@@ -38,6 +38,7 @@ from e2enet.training.resume import (
     refuse_shorter,
     run_identity,
 )
+from e2enet.training.rewind import later_checkpoints, set_aside
 from e2enet.training.run_folder import Claim, how_to_go_on, refuse_taken, write_claim
 from e2enet.training.trainer import build_trainer
 
@@ -60,8 +61,8 @@ def run_training(
     """Prepare the data where needed, train, predict and score; everything is written to `run_folder`.
 
     `config.resume`, where set, is the run folder itself and training goes on from its last checkpoint, from the
-    start where it has none yet. A `successor` is the network that this run is the pretraining of, and `claim` writes
-    what makes its folder a run's, once training begins.
+    start where it has none yet; or one of its checkpoints. A `successor` is the network that this run is the
+    pretraining of, and `claim` writes what makes its folder a run's, once training begins.
 
     Every process of a data-parallel training calls this; the first one alone writes.
 
@@ -70,7 +71,8 @@ def run_training(
             not fit, a step or batches that do not fit into memory, or a loss that is not finite.
     """
     check_config(config)
-    checkpoint = find_checkpoint(run_folder) if config.resume else None
+    checkpoint = find_checkpoint(Path(config.resume)) if config.resume else None
+    later = later_checkpoints(run_folder, checkpoint) if checkpoint and Path(config.resume).is_file() else []
     if checkpoint is not None:
         refuse_shorter(checkpoint, config.training.epochs)
     elif not config.resume and is_first():  # by the time that another process looks, this may be its own run's
@@ -96,13 +98,16 @@ def run_training(
 
     def claim_folder() -> None:
         claim()
+        if checkpoint is not None and later:
+            set_aside(run_folder, checkpoint, later)
         write_claim(run_folder, config)
 
     if checkpoint is None:
         _start_from_other_weights(config, run_folder, module, claim_folder)
     own = Claim(claim_folder, checkpoint.state.rows if checkpoint else 0)
     try:
-        trainer = build_trainer(config, module, run_folder, build_loggers(config, run_folder), identity, own)
+        loggers = build_loggers(config, run_folder, goes_on=config.resume is not None and not later)
+        trainer = build_trainer(config, module, run_folder, loggers, identity, own)
         path = checkpoint.path if checkpoint else None
         # With processes that a pretraining has joined already, the loss would wait for theirs.
         if config.trainer.probe and trainer.is_global_zero and not distributed.is_initialized():

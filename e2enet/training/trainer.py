@@ -14,7 +14,15 @@ from omegaconf import DictConfig
 from e2enet.common.configs import as_plain
 from e2enet.common.console import console
 from e2enet.training.callbacks import CostFile, EpochLines, EpochNumbers, ValidationPicture
-from e2enet.training.checkpoints import BEST, LAST, BestCheckpoint, LastCheckpoint, WholeCheckpoints, monitored
+from e2enet.training.checkpoints import (
+    BEST,
+    LAST,
+    BestCheckpoint,
+    KeptCheckpoints,
+    LastCheckpoint,
+    WholeCheckpoints,
+    monitored,
+)
 from e2enet.training.dsff_callback import DSFFCallback
 from e2enet.training.module import PATCHES, WHOLE_CASES, SegmentationModule
 from e2enet.training.run_folder import Claim
@@ -72,10 +80,12 @@ def build_trainer(
 
 
 def _checkpoints(config: DictConfig, folder: Path, identity: dict[str, Any]) -> list[pl.Callback]:
-    """The best one first: the last stores the state of its writer."""
+    """The last one last: it stores the states of the others, and may end the run."""
     training = config.training
     last = LastCheckpoint(folder / LAST, training.checkpoint_every, training.checkpoint_unit, identity)
-    return [BestCheckpoint(folder / BEST, monitored(training.validate_full)), last]
+    every = training.get("keep_every")  # runs of earlier versions have no such key
+    kept = [KeptCheckpoints(folder, every)] if every else []
+    return [BestCheckpoint(folder / BEST, monitored(training.validate_full)), *kept, last]
 
 
 def _strategy(config: DictConfig) -> str | Strategy:

@@ -98,20 +98,45 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(tmp_path: Pat
     assert [name in line for name, line in zip(("last.ckpt", "previous.ckpt"), lines[1:], strict=True)] == [True] * 2
 
 
-def test_only_folders_are_continued(tmp_path: Path) -> None:
+def test_only_runs_are_continued(tmp_path: Path, stored: DictConfig) -> None:
     write(tmp_path, 2)
     compact = tmp_path / "checkpoints" / "compact.ckpt"
     torch.save({"hyper_parameters": {}, "state_dict": {}}, compact)
     given = f"resume={compact}"
-    with pytest.raises(
-        InputError, match=r"it is a file; expected the folder of a run, .*checkpoints/last\.ckpt"
-    ) as told:
+    expected = r"it is a file that is no run's; expected the folder of a run, .*last\.ckpt, or a checkpoint in it"
+    with pytest.raises(InputError, match=expected) as told:
         check_command_line([given])  # before Hydra makes a folder of that name
     assert given in str(told.value)
+    write_config(tmp_path / "config.yaml", stored)
+    with pytest.raises(InputError, match=r"compact\.ckpt: is no checkpoint that a run of this version can go on from"):
+        check_command_line([given])
     # Nor where it stands in for the file that runs go on from.
     compact.replace(tmp_path / "checkpoints" / "last.ckpt")
     with pytest.raises(InputError, match=r"last\.ckpt: is no checkpoint that a run of this version can go on from"):
         find_checkpoint(tmp_path)
+
+
+def test_a_job_that_is_started_again_goes_on_from_where_it_came_to(
+    tmp_path: Path, stored: DictConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, 2, 4)
+    write_config(tmp_path / "config.yaml", stored)
+    chosen = tmp_path / "checkpoints" / "previous.ckpt"
+
+    def resumed() -> DictConfig:
+        given = [f"resume={chosen}"]
+        config = compose_config(given, with_hydra=True)
+        assert config.hydra.run.dir == str(tmp_path)
+        return resumed_config(config, given)
+
+    config = resumed()
+    assert config.resume == str(chosen) and config.run_folder == str(tmp_path)
+    found = find_checkpoint(Path(config.resume))
+    assert found is not None and (found.path, found.state.step) == (chosen, 2)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert resumed().resume == str(chosen)  # stopped before its first step
+    write_config(tmp_path / "config.yaml", config)  # it has begun
+    assert resumed().resume == str(tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,70 @@
+"""Going on from an earlier checkpoint than the last: what came after it is set aside, as a run folder of its own.
+
+RUN/set_aside/from_step_N holds config.yaml, metrics.csv, all checkpoints, predictions and scores as they were, and can
+itself be gone on with. The run's own folder is then that of a run which has just come to the chosen checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from e2enet.common.console import say
+from e2enet.common.errors import InputError
+from e2enet.common.files import atomic_path
+from e2enet.common.sweeps import CONFIG_FILE
+from e2enet.training.loggers import METRICS_FILE, WANDB_FILE
+from e2enet.training.resume import LAST_CHECKPOINT, FoundCheckpoint, read_state
+from e2enet.training.run_folder import VERSIONS_FILE, make_free
+
+FOLDER = "set_aside"
+COPIED = (CONFIG_FILE, VERSIONS_FILE, METRICS_FILE, "cost.json")  # the run writes on, or writes them anew
+MOVED = (WANDB_FILE, "connections.json", "scores.csv", "summary.json", "validation", "test")  # of its earlier end
+
+
+def later_checkpoints(run_folder: Path, chosen: FoundCheckpoint) -> list[Path]:
+    """The checkpoints of a run that come after the chosen one, those that cannot be read included."""
+    others = sorted(path for path in (run_folder / LAST_CHECKPOINT).parent.glob("*.ckpt") if path != chosen.path)
+    return [path for path in others if _is_later(path, chosen.state.step)]
+
+
+def set_aside(run_folder: Path, chosen: FoundCheckpoint, later: Sequence[Path]) -> None:
+    """Set aside what came after a checkpoint, and let it be the run's last one.
+
+    Wherever this is killed, nothing is lost: the run's own files are touched when the others are complete.
+    """
+    place = make_free(run_folder / FOLDER / f"from_step_{chosen.state.step}")
+    for path in sorted((run_folder / LAST_CHECKPOINT).parent.glob("*.ckpt")):
+        _link(path, place / "checkpoints" / path.name)
+    for name in COPIED:
+        if (run_folder / name).is_file():
+            with atomic_path(place / name) as temporary:
+                shutil.copyfile(run_folder / name, temporary)
+    last = run_folder / LAST_CHECKPOINT
+    with atomic_path(last) as temporary:
+        shutil.copyfile(chosen.path, temporary)
+    for path in later:
+        if path != last:
+            path.unlink()
+    for name in MOVED:
+        if (run_folder / name).exists():
+            os.replace(run_folder / name, place / name)
+    say(f"going on from {chosen.path}, step {chosen.state.step}: what came after it is in {place}")
+
+
+def _is_later(path: Path, step: int) -> bool:
+    try:
+        return read_state(path).step > step
+    except InputError:
+        return True  # damaged, or compact.ckpt, which is made of the best one at the end
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name of a file, which costs no space; a copy where the file system has none."""
+    with atomic_path(target) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
