@@ -1,0 +1,220 @@
+"""Every value of a config arrives where it acts: in trainer, callbacks, data module, module, network or optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+from lightning.pytorch.strategies import DDPStrategy
+
+from e2enet.common.configs import as_plain, compose_config
+from e2enet.common.errors import InputError
+from e2enet.network.dsff import fusion_layers
+from e2enet.network.recompute import run_once
+from e2enet.training import run
+from e2enet.training.checkpoints import BestCheckpoint, KeptCheckpoints, LastCheckpoint
+from e2enet.training.dsff_callback import DSFFCallback
+from e2enet.training.losses import DiceCrossEntropy
+from e2enet.training.module import SegmentationModule
+from e2enet.training.run import run_training
+from e2enet.training.timing import TimeKeeper
+
+
+@dataclass
+class Parts:
+    """What a run would train with."""
+
+    trainer: pl.Trainer
+    module: SegmentationModule
+    data: Any
+    identity: Mapping[str, Any]
+    probed: bool
+
+    def callback(self, kind: type[Any]) -> Any:
+        return next(callback for callback in self.trainer.callbacks if isinstance(callback, kind))  # type: ignore[attr-defined]
+
+    @property
+    def optimizer(self) -> Any:
+        return self.optimizers["optimizer"]
+
+    @property
+    def schedule(self) -> Any:
+        return self.optimizers["lr_scheduler"]["scheduler"]
+
+    @property
+    def optimizers(self) -> Any:
+        self.module.trainer = self.trainer
+        return self.module.configure_optimizers()
+
+
+# A value that is not the default's, and where it is found. A section with a `_target_` is looked at as what it builds.
+Line = tuple[str, Any, Callable[[Parts], Any]]
+DATA: list[Line] = [
+    ("data.name", "wired", lambda parts: parts.data.source.name),
+    ("data.num_train", 6, lambda parts: parts.data.source.settings["num_train"]),
+    ("data.num_test", 1, lambda parts: parts.data.source.settings["num_test"]),
+    ("data.shape", [40, 40, 16], lambda parts: list(parts.data.source.settings["shape"])),
+    ("data.spacing", [1.0, 1.0, 2.0], lambda parts: list(parts.data.source.settings["spacing"])),
+    ("data.phantom_seed", 5, lambda parts: parts.data.source.settings["seed"]),
+    ("data.mirror_axes", [2], lambda parts: list(parts.data.mirror_axes)),
+    ("data.mirror_axes", [2], lambda parts: list(parts.module.hparams["dataset"]["mirror_axes"])),
+    ("data.augmentation", "mirror", lambda parts: parts.data.augmentation),
+    ("data.augment_on", "device", lambda parts: parts.data.augment_on),
+    ("data.foreground_share", 0.6, lambda parts: parts.data.foreground_share),
+    ("data.num_workers", 1, lambda parts: parts.data.num_workers),
+    ("data.prepare_workers", 1, lambda parts: parts.data.prepare_workers),
+    ("data.limit_cases", 3, lambda parts: parts.data.limit_cases),
+    ("plan.spacing", [2.0, 1.5, 1.5], lambda parts: list(parts.module.plan.spacing)),
+    ("plan.patch_size", [8, 16, 24], lambda parts: list(parts.data.plan.patch_size)),
+    ("plan.strides", [[1, 2, 2], [2, 2, 2]], lambda parts: [list(stride) for stride in parts.module.plan.strides]),
+    ("plan.batch_size", 3, lambda parts: parts.data.plan.batch_size),
+    ("plan.memory_gb", 4.0, lambda parts: parts.data.plan_options["memory_gb"]),
+    ("seed", 7, lambda parts: parts.data.seed),
+    ("seed", 7, lambda parts: parts.callback(DSFFCallback).seed),
+    ("fold", 1, lambda parts: parts.data.fold),
+]
+DSFF: list[Line] = [
+    ("dsff.density", 0.3, lambda parts: parts.callback(DSFFCallback).density),
+    ("dsff.start", "erk", lambda parts: parts.callback(DSFFCallback).start),
+    ("dsff.density_by_dim0", {48: 0.4}, lambda parts: parts.callback(DSFFCallback).density_by_dim0),
+    ("dsff.granularity", "group", lambda parts: parts.callback(DSFFCallback).group_size > 1 and "group"),
+    ("dsff.group_size", 8, lambda parts: {layer.group_size for layer in fusion_layers(parts.module).values()}.pop()),
+    ("dsff.update_every", 3, lambda parts: parts.callback(DSFFCallback).update_every),
+    ("dsff.update_unit", "epochs", lambda parts: parts.callback(DSFFCallback).update_unit),
+    ("dsff.update_until", 0.8, lambda parts: parts.callback(DSFFCallback).update_until),
+    ("dsff.growth", "gradient", lambda parts: parts.callback(DSFFCallback).growth),
+    ("dsff.fraction_schedule", "constant", lambda parts: parts.callback(DSFFCallback).fraction_schedule),
+    ("dsff.fraction_initial", 0.4, lambda parts: parts.callback(DSFFCallback).fraction_initial),
+    ("dsff.fraction_final", 0.01, lambda parts: parts.callback(DSFFCallback).fraction_final),
+]
+NETWORK: list[Line] = [
+    ("network.base_features", 8, lambda parts: parts.module.hparams["network"]["base_features"]),
+    ("network.max_features", 12, lambda parts: parts.module.hparams["network"]["max_features"]),
+    ("network.shift_size", 5, lambda parts: parts.module.hparams["network"]["shift_size"]),
+    ("network.deep_supervision", False, lambda parts: parts.module.hparams["network"]["deep_supervision"]),
+]
+TRAINING: list[Line] = [
+    ("training.epochs", 3, lambda parts: parts.trainer.max_epochs),
+    ("training.steps_per_epoch", 6, lambda parts: parts.data.steps_per_epoch),
+    ("training.accumulate", 2, lambda parts: parts.trainer.accumulate_grad_batches),
+    ("training.clip_norm", 3.5, lambda parts: parts.trainer.gradient_clip_val),
+    ("training.precision", "bf16-mixed", lambda parts: parts.trainer.precision),
+    ("training.engine", "dense", lambda parts: parts.module._engine),
+    ("training.checkpoint_activations", True, lambda parts: parts.module.network.run_part is not run_once),
+    ("training.compile", True, lambda parts: parts.module.training_config["compile"]),
+    ("training.skip_nonfinite", 4, lambda parts: parts.module.guard.most_skips),
+    ("training.validate_every", 2, lambda parts: parts.data.validate_every),
+    ("training.validation_patches", 7, lambda parts: parts.data.validation_patches),
+    ("training.validate_full", 0, lambda parts: parts.data.validate_full),
+    ("training.validate_full", 0, lambda parts: 0 if parts.callback(BestCheckpoint).monitor == "val/dice" else 1),
+    ("training.checkpoint_every", 9, lambda parts: parts.callback(LastCheckpoint).every),
+    ("training.checkpoint_unit", "epochs", lambda parts: parts.callback(LastCheckpoint).unit),
+    ("training.keep_every", 2, lambda parts: parts.callback(KeptCheckpoints).every),
+    ("training.loss.smooth", 0.5, lambda parts: parts.module.loss.loss.smooth),
+    ("training.optimizer.lr", 0.25, lambda parts: parts.optimizer.defaults["lr"]),
+    ("training.optimizer.weight_decay", 0.125, lambda parts: parts.optimizer.defaults["weight_decay"]),
+    ("training.schedule.interval", "epoch", lambda parts: parts.optimizers["lr_scheduler"]["interval"]),
+    # Half of three epochs: the first is the start of the warm-up, the next two thirds of the way to its end.
+    ("training.schedule.warmup", 0.5, lambda parts: round(0.5 * (parts.schedule.lr_lambdas[0](1) - 0.01) / 0.66, 9)),
+]
+TRAINER: list[Line] = [
+    ("trainer.accelerator", "cpu", lambda parts: parts.trainer.strategy.root_device.type),
+    ("trainer.devices", 2, lambda parts: parts.trainer.num_devices),
+    ("trainer.num_nodes", 3, lambda parts: parts.trainer.num_nodes),
+    ("trainer.strategy", "ddp", lambda parts: isinstance(parts.trainer.strategy, DDPStrategy) and "ddp"),
+    ("trainer.probe", False, lambda parts: parts.probed),
+    ("trainer.limit_val_batches", 3, lambda parts: parts.trainer.limit_val_batches),
+    ("trainer.log_every", 4, lambda parts: parts.trainer.log_every_n_steps),
+    ("trainer.log_every", 4, lambda parts: parts.callback(TimeKeeper)._recent.maxlen),
+]
+LINES = [*DATA, *DSFF, *NETWORK, *TRAINING, *TRAINER]
+SECTIONS = ("data", "plan", "dsff", "network", "training", "trainer")
+# What another value of would leave nothing of the rest to look at, and where it is tested.
+ELSEWHERE = {
+    "data._target_": "tests/data/test_command.py",
+    "data.transforms": "tests/data/test_torchio_transforms.py",
+    "data.exclude": "tests/data",
+    "data.group": "tests/data",
+    "plan.kind": "tests/data/test_plan.py",
+    "dsff.masks": "tests/training/test_pretraining.py",
+    "dsff.updates": "tests/training/test_dsff_callback.py",
+    "network.name": "tests/network/test_baselines.py",
+    "network.width": "tests/network/test_baselines.py",
+    "network.shift_input": "tests/network/test_e2enet.py",
+    "network.kernel_size": "tests/network/test_e2enet.py",
+    "network.inner_kernel_size": "tests/network/test_e2enet.py",
+    "network.fusion": "tests/network/test_e2enet.py",
+    "training.loss._target_": "test_the_loss_and_the_optimizer",
+    "training.optimizer._target_": "tests/training/test_module.py",
+    "training.schedule._target_": "tests/training/test_module.py",
+    "trainer.deterministic": "tests/training",
+    "trainer.progress": "shown on terminals alone",
+}
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
+    """Of a run with all these values, which ends where it would begin to train."""
+    root = tmp_path_factory.mktemp("wiring")
+    config = compose_config([f"paths.data={root}/data", f"paths.prepared={root}/prepared", f"run_folder={root}/run"])
+    for key, value, _ in LINES:
+        section, _, name = key.rpartition(".")
+        target = config
+        for part in filter(None, section.split(".")):
+            target = target[part]
+        target[name] = value
+    found: list[Parts] = []
+    probes: list[object] = []
+    identities: list[Any] = []
+    build = run.build_trainer
+
+    def build_noted(*arguments: Any, **named: Any) -> pl.Trainer:
+        identities.append(arguments[4])
+        return build(*arguments, **named)
+
+    def fit(trainer: pl.Trainer, module: Any, *, datamodule: Any, **_: Any) -> None:
+        found.append(Parts(trainer, module, datamodule, identities[0], bool(probes)))
+        raise InputError("enough")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "check_config", lambda _: None)  # what does not go together is not used together here
+        patch.setattr(run, "build_trainer", build_noted)
+        patch.setattr(run, "probe_step", lambda *_: probes.append(1))
+        patch.setattr(pl.Trainer, "fit", fit)
+        with pytest.raises(InputError, match="enough"):
+            run_training(config, root / "run")
+    return found[0]
+
+
+@pytest.mark.parametrize(("key", "value", "arrived"), LINES, ids=[f"{key}-{n}" for n, (key, _, _) in enumerate(LINES)])
+def test_every_value_arrives(key: str, value: Any, arrived: Callable[[Parts], Any], parts: Parts) -> None:
+    default = dict(leaves(as_plain(compose_config())))
+    assert default[key] != value, "the test would not see the default in its place"
+    assert arrived(parts) == value
+    if key in parts.identity and not key.startswith("plan."):
+        assert parts.identity[key] == value  # what a run that goes on is compared with
+
+
+def test_no_key_is_forgotten() -> None:
+    config = as_plain(compose_config())
+    keys = {key for section in SECTIONS for key, _ in leaves(config[section], f"{section}.")}
+    assert keys - {key for key, _, _ in LINES} - set(ELSEWHERE) == set()
+
+
+def test_the_loss_and_the_optimizer_are_the_configs(parts: Parts) -> None:
+    assert isinstance(parts.module.loss.loss, DiceCrossEntropy)
+    assert type(parts.optimizer).__name__ == "AdamW"
+    rates = {group["lr"] for group in parts.optimizer.param_groups}
+    assert rates == {0.25 * 0.01} and parts.schedule.lr_lambdas[0](0) == 0.01  # the first epoch of the warm-up
+
+
+def leaves(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys of a config and their values."""
+    for key, value in section.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
