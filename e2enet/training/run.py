@@ -33,6 +33,7 @@ from e2enet.training.probe import probe_step
 from e2enet.training.records import write_connections
 from e2enet.training.resume import (
     LAST_CHECKPOINT,
+    FoundCheckpoint,
     find_checkpoint,
     refuse_changes,
     refuse_shorter,
@@ -71,12 +72,7 @@ def run_training(
             not fit, a step or batches that do not fit into memory, or a loss that is not finite.
     """
     check_config(config)
-    checkpoint = find_checkpoint(Path(config.resume)) if config.resume else None
-    later = later_checkpoints(run_folder, checkpoint) if checkpoint and Path(config.resume).is_file() else []
-    if checkpoint is not None:
-        refuse_shorter(checkpoint, config.training.epochs)
-    elif not config.resume and is_first():  # by the time that another process looks, this may be its own run's
-        refuse_taken(run_folder)
+    checkpoint, later = _where_to_begin(config, run_folder)
     _quiet()
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data = build_datamodule(
@@ -127,6 +123,19 @@ def run_training(
     finally:
         finish_wandb()
     return RunResult(run_folder, _finish(config, run_folder, data, trainer))
+
+
+def _where_to_begin(config: DictConfig, run_folder: Path) -> tuple[FoundCheckpoint | None, list[Path]]:
+    """The checkpoint to go on from, None for a beginning, and the later ones where it was chosen by name."""
+    if not config.resume:
+        if is_first():  # by the time that another process looks, this may be its own run's
+            refuse_taken(run_folder)
+        return None, []
+    checkpoint = find_checkpoint(Path(config.resume))
+    if checkpoint is None:
+        return None, []
+    refuse_shorter(checkpoint, config.training.epochs)
+    return checkpoint, later_checkpoints(run_folder, checkpoint) if Path(config.resume).is_file() else []
 
 
 def build_module(config: DictConfig, data: SegmentationDataModule) -> SegmentationModule:
