@@ -114,12 +114,14 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     """Seconds of a step and the peak memory of this process in GiB."""
     import torch
 
+    from e2enet.common.determinism import set_torch_flags
     from e2enet.common.memory import forget_peak, keep_freed_memory, resident_peak
     from e2enet.network.dsff import init_masks, set_group_size
     from e2enet.network.e2enet import E2ENet
     from e2enet.network.engine import select_training
 
     torch.manual_seed(0)
+    set_torch_flags("warn", "cpu")  # as trainer=cpu has it
     torch.set_num_threads(options.threads[0])
     keep_freed_memory()
     size = (32, 96, 96) if options.base == 48 else (32, 64, 64)

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from e2enet.common.configs import as_plain
 from e2enet.common.console import console
+from e2enet.common.determinism import set_torch_flags
 from e2enet.training.callbacks import CostFile, EpochLines, EpochNumbers, ValidationPicture
 from e2enet.training.checkpoints import (
     BEST,
@@ -41,6 +42,7 @@ def build_trainer(
 
     `identity` is what the run may not change when it is gone on with (`resume.run_identity`).
     """
+    set_torch_flags(config.trainer.deterministic, config.trainer.accelerator)  # Lightning is given none of them
     bars = config.trainer.progress and console.is_terminal
     validate_full = config.training.validate_full
     drawn = WHOLE_CASES if validate_full else PATCHES
@@ -56,7 +58,6 @@ def build_trainer(
         devices=config.trainer.devices,
         num_nodes=config.trainer.num_nodes,
         strategy=_strategy(config),
-        deterministic=config.trainer.deterministic,
         limit_val_batches=config.trainer.limit_val_batches,
         max_epochs=config.training.epochs,
         accumulate_grad_batches=config.training.accumulate,
