@@ -39,13 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from e2enet.data.checking.report import print_repairs, print_report, require_report_file, write_report
     from e2enet.data.checking.run import check_dataset
 
-    source = build_datamodule(command.config).source
+    data = build_datamodule(command.config)
+    source = data.source
     report_file, target = (command.options[name] and Path(command.options[name]) for name in ("report", "repair"))
     if report_file is not None:
         require_report_file(report_file)
     if target is not None:
         require_repair_folder(target, source.folder)
-    report = check_dataset(source, command.options["workers"])
+    report = check_dataset(source, command.options["workers"], data.choice)
     print_report(report, verbose=command.options["verbose"])
     if report_file is not None:
         write_report(report_file, report)

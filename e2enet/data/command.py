@@ -119,6 +119,7 @@ def build_datamodule(config: DictConfig, **more: Any) -> SegmentationDataModule:
         fold=config.fold,
         seed=config.seed,
         plan=as_plain(config.plan),
+        score_test=bool(OmegaConf.select(config, "final.predict", default=True)),
         **more,
         _convert_="all",
     )

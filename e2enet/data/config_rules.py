@@ -23,15 +23,16 @@ from e2enet.common.config_rules import (
     whole,
 )
 from e2enet.common.files import unusable_folder
-from e2enet.data.splits import NAMED_RULES, rule_problem
+from e2enet.data.splits import RULE_WORDS, fold_problem, is_group, rule_problem
 
 LARGEST_SEED = 2**32 - 1  # NumPy's generators take no larger one
+FOLD_WORDS = "a whole number from 0 to 4, or all"
 RULES: dict[str, Rule] = {
     "paths.data": text,
     "paths.prepared": text,
     "paths.runs": text,
     "seed": whole(0, LARGEST_SEED),
-    "fold": Rule(lambda v: v == "all" or (is_whole(v) and 0 <= v <= 4), "a whole number from 0 to 4, or all"),
+    "fold": Rule(lambda v: v == "all" or (is_whole(v) and v >= 0), FOLD_WORDS),
     "plan.kind": choice("auto", "paper"),
     "plan.spacing": optional(list_of(positive, 3)),
     "plan.patch_size": optional(voxels),
@@ -42,16 +43,16 @@ RULES: dict[str, Rule] = {
 # The section `data` is built through `_target_`: its keys are the target's parameters, minus those that the code
 # supplies. A rule for a key here holds wherever the key is given.
 SUPPLIED: dict[str, set[str]] = {
-    "data": {"root", "prepared_root", "fold", "seed", "plan", "accumulate", "steps_per_epoch"}
+    "data": {"root", "prepared_root", "fold", "seed", "plan", "accumulate", "score_test", "steps_per_epoch"}
     | {"validation_patches", "validate_every", "validate_full"}
 }
 TARGET_RULES: dict[str, Rule] = {
     "data.name": text,
     "data.layout": choice("msd", "cases"),
     "data.modality": choice("CT", "MRI", "both"),
-    "data.split": Rule(
-        lambda v: rule_problem(v) is None, f"{' | '.join(NAMED_RULES)} | {{train: [ids], validation: [ids]}}"
-    ),
+    "data.split": Rule(lambda v: rule_problem(v) is None, RULE_WORDS),
+    "data.group": optional(Rule(is_group, "a regular expression with a group, such as '(patient[0-9]+)'")),
+    "data.exclude": optional(list_of(text)),
     "data.labels": optional(table_of(whole(0), text)),
     "data.label_map": table_of(whole(0), whole(0)),
     "data.regions": table_of(text, list_of(whole(1))),
@@ -92,10 +93,16 @@ def folder_conflict(key: str, *, writable: bool) -> Conflict:
     return Conflict((key,), find)
 
 
+def _fold(split: Any, fold: Any) -> str | None:
+    problem = fold_problem(split or "five_fold", fold)
+    return None if problem is None else f"fold={fold}: expected {FOLD_WORDS}"
+
+
 CONFLICTS = (
     Conflict(("data.transforms",), _transforms),
     folder_conflict("paths.data", writable=False),
     folder_conflict("paths.prepared", writable=False),  # the check writes nothing
+    Conflict(("data.split", "fold"), _fold),
 )
 
 SCHEMA = Schema(RULES, SUPPLIED, TARGET_RULES, EXTRAS, CONFLICTS)

@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 
 from e2enet.common.errors import InputError, raise_problems
 from e2enet.data.augmentation.recipe import Augmentation, build_augmentation
-from e2enet.data.checking.first_use import require_sound
+from e2enet.data.checking.first_use import remembered_problems, require_sound
+from e2enet.data.choice import CaseChoice, read_chosen
 from e2enet.data.formats.layout import Case, RawDataset
 from e2enet.data.loading import patch_loader
 from e2enet.data.options import option_problems
@@ -28,7 +29,8 @@ from e2enet.data.preparation.store import PreparedCase
 from e2enet.data.sampling import FOREGROUND_SHARE, CaseDataset, EpochSampler, PatchDataset
 from e2enet.data.shared_memory import require_shared_memory
 from e2enet.data.sources import DataSource
-from e2enet.data.splits import SplitRule, split_dataset
+from e2enet.data.split_file import RunSplit
+from e2enet.data.splits import SplitRule
 from e2enet.data.validation import PeriodicSampler, ValidationPatches
 
 
@@ -37,10 +39,11 @@ class SegmentationDataModule(lightning.LightningDataModule):
 
     `prepare_data` (one process) creates the phantom where asked, plans and prepares cases; `setup` finds
     all of it finished. After `setup` the attributes `dataset` (RawDataset), `plan` (Plan), `train_cases`,
-    `val_cases`, `test_cases` (raw Cases) and `mirror_axes` are there. Training batches, as `training_step` gets
-    them: {"image": float32 (B, C, D, H, W), "label": int64 (B, D, H, W), "case": list of ids}, drawn as
-    `PatchDataset` describes; out of the loader itself they come as `on_after_batch_transfer` takes them. Validation
-    batches: the same for patches as `ValidationPatches` describes, and for one whole case at the plan's spacing.
+    `val_cases`, `test_cases` (raw Cases), `folds` (how many the split has) and `mirror_axes` are there. Training
+    batches, as `training_step` gets them: {"image": float32 (B, C, D, H, W), "label": int64 (B, D, H, W), "case": list
+    of ids}, drawn as `PatchDataset` describes; out of the loader itself they come as `on_after_batch_transfer` takes
+    them. Validation batches: the same for patches as `ValidationPatches` describes, and for one whole case at the
+    plan's spacing.
 
     In data-parallel training the plan's batch size is that of each process. All of them together draw the patches, of
     the same cases, that one process with so many times the batch size would, and validate each patch and case once.
@@ -49,7 +52,10 @@ class SegmentationDataModule(lightning.LightningDataModule):
         source: Where the raw dataset comes from.
         prepared_root: Folder of all prepared datasets; this one takes the subfolder `source.prepared_name`.
         fold: 0..4 of nnU-Net's five-fold split, or "all": train and validate on every training case.
-        split: "five_fold", "official" or {"train": ids, "validation": ids}; see `splits.split_dataset`.
+        split: "five_fold", "official", {"train": ids, "validation": ids} or a file; see `splits.split_dataset`.
+        group: A regular expression; ids of the same first group stand in the same of the five folds.
+        exclude: Ids of cases that are left out, with whatever is wrong with them.
+        score_test: Labelled test cases are scored after training: what is wrong with them is an error.
         seed: Decides every sample together with its epoch and index.
         plan: Keywords of `plan_dataset`: kind, spacing, patch_size, strides, batch_size, memory_gb; those
             left out are planned.
@@ -75,6 +81,7 @@ class SegmentationDataModule(lightning.LightningDataModule):
 
     plan: Plan
     dataset: RawDataset
+    folds: int
     train_cases: list[Case]
     val_cases: list[Case]
     test_cases: list[Case]
@@ -86,6 +93,9 @@ class SegmentationDataModule(lightning.LightningDataModule):
         prepared_root: str | Path,
         fold: int | Literal["all"] = 0,
         split: SplitRule = "five_fold",
+        group: str | None = None,
+        exclude: Sequence[str] | None = None,
+        score_test: bool = True,
         seed: int = 0,
         plan: Mapping[str, Any] | None = None,
         mirror_axes: Sequence[int] = (0, 1, 2),
@@ -104,10 +114,9 @@ class SegmentationDataModule(lightning.LightningDataModule):
     ) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # of two that validate one case, one has none
-        self.source = source
+        self.source = source.excluding(exclude or ())
         self.prepared_root = Path(prepared_root)
-        self.fold = fold
-        self.split = split
+        self.choice = CaseChoice(fold, split, group, limit_cases, score_test)
         self.seed = seed
         self.plan_options = dict(plan or {})
         self.mirror_axes = tuple(int(axis) for axis in mirror_axes)
@@ -122,7 +131,6 @@ class SegmentationDataModule(lightning.LightningDataModule):
         self.validate_full = validate_full
         self.num_workers = num_workers
         self.prepare_workers = prepare_workers
-        self.limit_cases = limit_cases
         raise_problems(option_problems(vars(self)), "The data configuration cannot be used:")
         self._prepared: tuple[list[PreparedCase], list[PreparedCase]] | None = None
         self._start = (0, 0)
@@ -132,11 +140,17 @@ class SegmentationDataModule(lightning.LightningDataModule):
         """Fingerprint, plan.json and prepared cases of this dataset."""
         return self.prepared_root / self.source.prepared_name
 
+    @property
+    def run_split(self) -> RunSplit:
+        """The ids of the split, for a run to keep."""
+        parts = (self.train_cases, self.val_cases, self.test_cases)
+        return RunSplit(self.folds, *(tuple(case.id for case in part) for part in parts))
+
     def prepare_data(self) -> None:
         """Create the raw data where the source can and check it at its first use; then plan and prepare what is
         not yet on disk."""
         self.source.create()
-        require_sound(self.source, self.prepared_folder, self.prepare_workers)
+        require_sound(self.source, self.prepared_folder, self.prepare_workers, self.choice)
         self._prepare()
 
     def setup(self, stage: str | None = None) -> None:
@@ -217,10 +231,13 @@ class SegmentationDataModule(lightning.LightningDataModule):
         )
 
     def _prepare(self) -> None:
-        self.dataset = self.source.read()
-        self._split()
         folder = self.prepared_folder
-        self.plan = plan_dataset(self.dataset, folder, workers=self.prepare_workers, **self.plan_options)
+        chosen = read_chosen(self.source, self.choice, remembered_problems(self.source, folder))
+        self.dataset, self.folds = chosen.dataset, chosen.split.folds
+        self.train_cases, self.val_cases, self.test_cases = map(
+            list, (chosen.split.train, chosen.split.validation, chosen.split.test)
+        )
+        self.plan = plan_dataset(chosen.usable, folder, workers=self.prepare_workers, **self.plan_options)
         needed = {case.id: case for case in (*self.train_cases, *self.val_cases)}
         made = prepare_cases(self.dataset, list(needed.values()), self.plan, folder, self.prepare_workers)
         prepared = {case.id: case for case in made}
@@ -229,23 +246,11 @@ class SegmentationDataModule(lightning.LightningDataModule):
             [prepared[case.id] for case in self.val_cases],
         )
         if not any(case.foreground for case in self._prepared[0]):
+            count = len(self.train_cases)
             raise InputError(
-                f"{self.source.folder}: none of the {len(self.train_cases)} training cases of fold {self.fold} has a "
-                "labelled voxel, foreground in at least one expected"
+                f"{self.source.folder}: none of the {count} training cases of fold {self.choice.fold} has a labelled "
+                "voxel, foreground in at least one expected"
             )
-
-    def _split(self) -> None:
-        """Set train_cases, val_cases and test_cases."""
-        split = split_dataset(self.dataset, self.split, self.fold)
-        if self.limit_cases is not None and self.limit_cases > len(split.train):
-            raise InputError(
-                f"limit_cases={self.limit_cases}, but fold {self.fold} of {self.source.folder} has "
-                f"{len(split.train)} training cases"
-            )
-        self.train_cases = list(split.train[: self.limit_cases])
-        self.val_cases, self.test_cases = list(split.validation), list(split.test)
-        if self.fold == "all":
-            self.val_cases = self.train_cases  # nothing is held out, so a limit holds for both
 
     def _prepared_cases(self) -> tuple[list[PreparedCase], list[PreparedCase]]:
         if self._prepared is None:

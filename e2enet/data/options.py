@@ -8,7 +8,7 @@ from typing import Any, Literal, TypedDict
 import torchio as tio
 
 from e2enet.data.augmentation.recipe import AUGMENTATIONS
-from e2enet.data.splits import NUM_FOLDS, SplitRule, rule_problem
+from e2enet.data.splits import SplitRule
 
 PLAN_KEYS = ("kind", "spacing", "patch_size", "strides", "batch_size", "memory_gb")
 
@@ -21,7 +21,6 @@ LEAST_VALUES = {
     "validate_full": 0,
     "num_workers": 0,
     "prepare_workers": 0,
-    "limit_cases": 1,
 }
 
 
@@ -30,6 +29,9 @@ class DataOptions(TypedDict, total=False):
 
     fold: int | Literal["all"]
     split: SplitRule
+    group: str | None
+    exclude: Sequence[str] | None
+    score_test: bool
     seed: int
     plan: Mapping[str, Any]
     mirror_axes: Sequence[int]
@@ -48,14 +50,11 @@ class DataOptions(TypedDict, total=False):
 
 
 def option_problems(options: Mapping[str, Any]) -> list[str]:
-    """What keeps a data module from being built with these values, `plan` under the name `plan_options`."""
-    problems = []
-    fold, mirror_axes, share = options["fold"], options["mirror_axes"], options["foreground_share"]
+    """What keeps a data module from being built with these values: `plan` under the name `plan_options`, what chooses
+    cases as a `CaseChoice` under the name `choice`."""
+    problems: list[str] = options["choice"].problems()
+    mirror_axes, share = options["mirror_axes"], options["foreground_share"]
     augmentation, augment_on = options["augmentation"], options["augment_on"]
-    if fold != "all" and fold not in range(NUM_FOLDS):
-        problems.append(f"fold={fold!r} must be 0 to {NUM_FOLDS - 1} or 'all'")
-    if problem := rule_problem(options["split"]):
-        problems.append(problem)
     if unknown := sorted(set(options["plan_options"]) - set(PLAN_KEYS)):
         problems.append(f"plan has unknown keys {unknown}; known are {list(PLAN_KEYS)}")
     if augmentation not in AUGMENTATIONS:

@@ -38,8 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not any(argument.startswith("training=") for argument in arguments):
         arguments = [PLANNED_BY_RULES, *arguments]
     config = compose_data(arguments).config
-    # The cases of all five folds are the training cases; a split of another kind is a single one.
-    config.fold = "all" if config.data.get("split", "five_fold") == "five_fold" else 0
+    config.fold = "every"
     data = build_datamodule(config)
     data.prepare_data()
     print_result(CaseStore.of(data.prepared_folder, data.dataset, data.plan))

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from e2enet.common.errors import InputError, raise_problems
 from e2enet.common.sweeps import SweepJob, read_config
 from e2enet.data.formats.layout import RawDataset
+from e2enet.data.split_file import read_run_split
 from e2enet.data.splits import split_dataset
 from e2enet.evaluation.folder import Pairs
 from e2enet.evaluation.pairing import find_label_images
@@ -59,11 +60,14 @@ def collect_cases(folds: FoldRuns, *, data_root: Path | None = None) -> OutOfFol
     fold_of: dict[str, int] = {}
     predicted: Counter[str] = Counter()
     dataset = _dataset(config, data_root)
+    labelled = {case.id: case.label for case in (*dataset.training, *dataset.validation)}
     for job in folds.jobs:
         fold = int(job.fold)
         found = find_label_images(job.folder / "validation", problems)
-        split = split_dataset(dataset, config["data"].get("split", "five_fold"), fold)
-        references = {case.id: case.label for case in split.validation if case.label is not None}
+        validated = _validated(job, dataset)
+        gone = [case for case in validated if labelled.get(case) is None]
+        problems += [f"fold {fold}: {_listed(gone)}: no labelled case of {dataset.folder}"] * bool(gone)
+        references = {case: label for case in validated if (label := labelled.get(case)) is not None}
         problems += _differences(job, found, references)
         predicted.update(found.keys())
         for case in found.keys() & references.keys():
@@ -90,7 +94,17 @@ def _dataset(config: dict[str, Any], data_root: Path | None) -> RawDataset:
     settings = OmegaConf.create(config)
     if data_root is not None:
         settings.paths.data = str(data_root)
-    return build_datamodule(settings).source.read()
+    return build_datamodule(settings).source.scan([])  # what is wrong with a case that was scored shows in scoring
+
+
+def _validated(job: SweepJob, dataset: RawDataset) -> Sequence[str]:
+    """Ids of the cases that a run validates: as it kept them, else by its config."""
+    stored = read_run_split(job.folder)
+    if stored is not None:
+        return stored.validation
+    data = read_config(job.folder)["data"]
+    split = split_dataset(dataset, data.get("split", "five_fold"), int(job.fold), data.get("group"))
+    return [case.id for case in split.validation]
 
 
 def _differences(job: SweepJob, found: dict[str, Path], references: dict[str, Path]) -> list[str]:

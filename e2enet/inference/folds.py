@@ -24,6 +24,7 @@ from e2enet.common.sweeps import (
     without_repeats,
 )
 from e2enet.common.variants import configuration_settings, differing
+from e2enet.data.split_file import read_run_split
 from e2enet.data.splits import NUM_FOLDS
 
 ALL_SEEDS = "all"
@@ -191,9 +192,13 @@ def _by_state(configuration: Configuration) -> tuple[list[SweepJob], list[str]]:
 
 
 def _expected(jobs: Sequence[SweepJob]) -> list[int | str]:
-    """Folds that a whole set has: 0..4 of a five-fold split, the one fold of any other, all for fold=all."""
+    """Folds that a whole set has: as a run kept it, else 0..4 of a five-fold split, the one fold of any other; all for
+    fold=all."""
     if jobs[0].fold == "all":
         return ["all"]
+    stored = next((split for job in jobs if (split := read_run_split(job.folder)) is not None), None)
+    if stored is not None:
+        return list(range(stored.folds))
     started = next((job for job in jobs if (job.folder / CONFIG_FILE).is_file()), None)
     data = read_config(started.folder).get("data", {}) if started else {}
     return list(range(NUM_FOLDS)) if data.get("split", "five_fold") == "five_fold" else [0]

@@ -96,7 +96,7 @@ def run_training(
         claim()
         if checkpoint is not None and later:
             set_aside(run_folder, checkpoint, later)
-        write_claim(run_folder, config)
+        write_claim(run_folder, config, data.run_split)
 
     if checkpoint is None:
         _start_from_other_weights(config, run_folder, module, claim_folder)

@@ -21,6 +21,7 @@ from e2enet.common.locks import is_held
 from e2enet.common.overrides import overrides_of, parse_override, quoted
 from e2enet.common.ranks import is_first
 from e2enet.common.sweeps import CONFIG_FILE, JOB_FILE, MANIFEST
+from e2enet.data.split_file import RunSplit, write_run_split
 from e2enet.training.loggers import keep_wandb_id, metrics_file
 from e2enet.training.records import write_config, write_versions
 from e2enet.training.resume import LAST_CHECKPOINT
@@ -94,8 +95,9 @@ def has_begun(folder: Path) -> bool:
     return (folder / VERSIONS_FILE).is_file() or ((folder / CONFIG_FILE).is_file() and is_held(folder))
 
 
-def write_claim(folder: Path, config: DictConfig) -> None:
-    """Write what makes a folder a run's: the config that `resume` goes on with, and what it runs on."""
+def write_claim(folder: Path, config: DictConfig, split: RunSplit) -> None:
+    """Write what makes a folder a run's: the config that `resume` goes on with, its split, and what it runs on."""
+    write_run_split(folder, split)
     write_versions(folder / VERSIONS_FILE)
     write_config(folder / CONFIG_FILE, config)
 

@@ -13,6 +13,7 @@ import pytest
 from e2enet.common.errors import InputError
 from e2enet.data.checking import run as checking
 from e2enet.data.checking.first_use import require_sound
+from e2enet.data.choice import CaseChoice
 from e2enet.data.formats.layout import LabelTable, scan_msd
 from e2enet.data.sources import FolderSource
 
@@ -47,9 +48,11 @@ def checks(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     seen: list[Path] = []
     check = checking.check_dataset
 
-    def counted(source: FolderSource, num_workers: int | None = None) -> checking.Report:
+    def counted(
+        source: FolderSource, num_workers: int | None = None, choice: CaseChoice | None = None
+    ) -> checking.Report:
         seen.append(source.folder)
-        return check(source, num_workers=0)
+        return check(source, 0, choice)
 
     monkeypatch.setattr(checking, "check_dataset", counted)
     return seen

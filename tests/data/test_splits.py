@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from e2enet.common.errors import InputError
 from e2enet.data.formats.layout import Case, RawDataset
+from e2enet.data.split_file import RunSplit, read_run_split, write_run_split
 from e2enet.data.splits import Split, SplitRule, five_fold, split_dataset
 
 IDS = [f"case_{number:03d}" for number in range(12)]
@@ -39,6 +42,86 @@ def test_too_few_or_repeated_cases_are_refused() -> None:
         five_fold(IDS[:4], 0)
     with pytest.raises(InputError, match=r"\['case_000'\] occur more than once"):
         five_fold([*IDS, IDS[0]], 0)
+
+
+def test_groups_stay_together_and_alone_change_nothing() -> None:
+    visits = [f"p{number:02d}_visit{visit}" for number in range(7) for visit in (1, 2)]
+    folds = [five_fold(visits, fold, r"(p\d+)_") for fold in range(5)]
+    assert sorted(name for _, validation in folds for name in validation) == visits
+    patients = [f"p{number:02d}_visit1" for number in range(7)]
+    for fold, (train, validation) in enumerate(folds):
+        assert not {name[:3] for name in train} & {name[:3] for name in validation}
+        assert [name for name in validation if name.endswith("1")] == five_fold(patients, fold)[1]
+        # Here the groups' names sort the other way round.
+        backwards = [f"{chr(97 + index)}_{50 - index}" for index in range(12)]
+        assert five_fold(backwards, fold, r"_(\d+)") == five_fold(backwards, fold)
+
+
+def test_groups_that_cannot_be_made() -> None:
+    with pytest.raises(InputError, match=r"group=\(p\\d\+\)_: its first group has no match in the ids q1; one in"):
+        five_fold(["p1_1", "p2_1", "q1"], 0, r"(p\d+)_")
+    with pytest.raises(InputError, match="no match in the ids b"):
+        five_fold(["ab", "b"], 0, "(a)?b")
+    with pytest.raises(InputError, match=r"4 groups of data\.group=\(p\)?.* cannot be split: at least 5 expected"):
+        five_fold([f"p{number % 4}_{number}" for number in range(12)], 0, r"(p\d)_")
+    with pytest.raises(InputError, match=r"t of data\.group is trained and validated on"):
+        split_dataset(dataset(), {"train": ["t0"], "validation": ["t1"]}, 0, "(t)")
+    assert ids(split_dataset(dataset(), {"train": ["t0"], "validation": ["t1"]}, 0, r"(t\d)"))[:2] == (["t0"], ["t1"])
+
+
+def write_folds(path: Path, *folds: tuple[str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([{"train": train.split(), "val": validation.split()} for train, validation in folds]))
+
+
+def test_the_folds_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = replace(dataset(), folder=tmp_path / "raw" / "Dataset001_Toy")
+    folds = (("t1 t0", "t2"), ("t0 t2", "t1"), ("v1 t1", "t0"))
+    write_folds(tmp_path / "nnunet" / "Dataset001_Toy" / "splits_final.json", *folds)
+    with pytest.raises(InputError, match=r"splits_final\.json: no such file; looked for .*raw/Dataset001_Toy"):
+        split_dataset(toy, "splits_final.json", 0)
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "nnunet"))
+    found = [split_dataset(toy, "splits_final.json", fold) for fold in range(3)]
+    assert [ids(split)[:2] for split in found] == [
+        (["t0", "t1"], ["t2"]),
+        (["t0", "t2"], ["t1"]),
+        (["t1", "v1"], ["t0"]),
+    ]
+    assert {split.folds for split in found} == {3} and ids(found[0])[2] == ["t3", "t4", "t5", "u0", "v0", "v1"]
+    every = split_dataset(toy, "splits_final.json", "every")
+    assert ids(every)[:2] == (["t0", "t1", "t2", "v1"],) * 2
+    write_folds(toy.folder / "splits_final.json", ("t5", "t4"))  # beside dataset.json it comes first
+    assert ids(split_dataset(toy, "splits_final.json", 0))[:2] == (["t5"], ["t4"])
+    write_folds(tmp_path / "own.json", ("t0 t1", "t2"), ("gone t1", "t3"))
+    left_out = replace(toy, excluded=("gone", "t0"))
+    assert ids(split_dataset(left_out, str(tmp_path / "own.json"), 0))[:2] == (["t1"], ["t2"])
+    with pytest.raises(InputError, match=r"own\.json cannot be used:\n  - fold 1: case gone: no labelled case"):
+        split_dataset(toy, str(tmp_path / "own.json"), 0)
+    with pytest.raises(InputError, match=r"fold=2: .*own\.json holds 2 folds, an integer from 0 to 1 or all expected"):
+        split_dataset(left_out, str(tmp_path / "own.json"), 2)
+    with pytest.raises(InputError, match="fold 1: no case is left"):
+        split_dataset(replace(toy, excluded=("gone", "t3")), str(tmp_path / "own.json"), 0)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{}", "[]", '[{"train": ["t0"]}]', '[{"train": ["t0"], "val": []}]', '[{"train": [1], "val": ["t1"]}]', "["],
+)
+def test_files_that_are_no_splits(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "splits.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match=r"splits\.json: (a list of folds|cannot be used as a split|not valid)"):
+        split_dataset(dataset(), str(path), 0)
+
+
+def test_a_run_keeps_its_split(tmp_path: Path) -> None:
+    assert read_run_split(tmp_path) is None
+    split = RunSplit(3, ("a", "b"), ("c",), ())
+    write_run_split(tmp_path, split)
+    assert read_run_split(tmp_path) == split
+    (tmp_path / "split.json").write_text("{}")
+    with pytest.raises(InputError, match=r"split\.json: not the split of a run"):
+        read_run_split(tmp_path)
 
 
 def dataset(training: int = 6, validation: int = 2, unlabelled: int = 1) -> RawDataset:

@@ -14,6 +14,7 @@ import pytest
 from e2enet.common.configs import compose_config
 from e2enet.common.errors import InputError
 from e2enet.common.files import read_json
+from e2enet.data.split_file import RunSplit, write_run_split
 from e2enet.data.splits import five_fold
 from e2enet.evaluation.collect import collect_cases
 from e2enet.evaluation.out_of_fold import main
@@ -160,4 +161,42 @@ def test_training_cases_are_not_out_of_fold(sweep: Path) -> None:
         shutil.rmtree(sweep / f"fold{fold}")
     (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("fold: 0", "fold: all"))
     with pytest.raises(InputError, match="fold=all validates on its training cases"):
+        collect_cases(find_folds(sweep))
+
+
+def test_folds_of_a_file_are_scored_by_the_split_that_each_run_kept(sweep: Path) -> None:
+    """Three folds of `data.split=FILE`; afterwards the file is gone, and a case has left the dataset."""
+    folds = [(CASES[2:], CASES[:2]), (CASES[:2] + CASES[4:], CASES[2:4]), (CASES[:4], CASES[4:])]
+    for fold in (3, 4):
+        shutil.rmtree(sweep / f"fold{fold}")
+    for fold, (train, validation) in enumerate(folds):
+        run = sweep / f"fold{fold}"
+        text = (run / "config.yaml").read_text()
+        assert "split: five_fold" in text
+        (run / "config.yaml").write_text(text.replace("split: five_fold", "split: splits_final.json"))
+        write_run_split(run, RunSplit(3, tuple(train), tuple(validation), ()))
+        shutil.rmtree(run / "validation")
+        for case in validation:
+            save(run / "validation" / f"{case}.nii.gz", reference(CASES.index(case)))
+    cases = collect_cases(find_folds(sweep))
+    assert cases.folds == {case: fold for fold, (_, validation) in enumerate(folds) for case in validation}
+    (sweep / "fold1" / "summary.json").unlink()
+    with pytest.raises(InputError, match=r"(?s)folds of .* are missing.*fold 1, seed 0: interrupted"):
+        find_folds(sweep)
+    shutil.rmtree(sweep / "fold1")
+    with pytest.raises(InputError, match="fold 1, seed 0: not in the sweep"):
+        find_folds(sweep)
+    description = sweep.parent / "data" / "Task99_Tiny" / "dataset.json"
+    content = read_json(description)
+    content["training"] = content["training"][1:]
+    description.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=f"fold 0: {CASES[0]}: no labelled case of "):
+        collect_cases(find_folds(sweep, allow_missing=True))
+
+
+def test_folds_by_patient_are_scored_by_their_own_split(sweep: Path) -> None:
+    """Runs of before split.json: the config's group decides who validates what."""
+    for path in sweep.glob("fold*/config.yaml"):
+        path.write_text(path.read_text().replace("group: null", "group: scan_([0-4])|scan_5"))
+    with pytest.raises(InputError, match="its first group has no match in the ids scan_5"):
         collect_cases(find_folds(sweep))

@@ -77,6 +77,7 @@ def test_one_run_is_written_once(launcher: str, train: Callable[[str], tuple[Pat
         "metrics.csv",
         "probe.json",
         "scores.csv",
+        "split.json",
         "summary.json",
         "test",
         "train.log",

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from e2enet.common.configs import compose_config
 from e2enet.common.errors import InputError
+from e2enet.data.split_file import read_run_split
 from e2enet.report.figures import draw_figures
 from e2enet.training.checkpoints import WholeCheckpoints
 from e2enet.training.records import write_config
@@ -69,6 +70,8 @@ def test_the_run_folder_is_complete(overrides: list[str], tmp_path: Path) -> Non
     flows = json.loads((folder / "connections.json").read_text())
     active, kernels = (sum(entry[name] for entry in flows) for name in ("active", "kernels"))
     assert active / kernels == cost["density"] and {entry["column"] for entry in flows} == {1, 2}
+    kept = read_run_split(folder)
+    assert kept is not None and (kept.folds, len(kept.train), len(kept.validation)) == (5, 4, 1)
     assert json.loads((folder / "versions.json").read_text())["packages"]["torch"] == torch.__version__
     figures = {path.name for path in (folder / "figures").iterdir()}
     assert {"learning_curves.png", "dsff.png"} <= figures and any(name.startswith("validation_") for name in figures)

@@ -13,6 +13,9 @@ from e2enet.common.processes import run_in_processes
 from e2enet.common.workload import available_cores
 from e2enet.data.checking.across import compare_cases
 from e2enet.data.checking.case import CaseFacts, CaseTask, examine_case
+from e2enet.data.checking.patients import remarks_on_split
+from e2enet.data.checking.use import judge
+from e2enet.data.choice import CaseChoice
 from e2enet.data.formats.dataset import RawDataset
 from e2enet.data.formats.listing import note_companions
 from e2enet.data.formats.problems import Problem, case_error
@@ -33,7 +36,8 @@ class Report:
         folder: The dataset's.
         dataset: None where the folder cannot be read at all.
         facts: Of every case with a readable image, in the dataset's order.
-        problems: Errors first, then by case.
+        problems: Errors first, then by case, as the chosen split weighs them.
+        raw: The same as no split weighs them: every case counts.
         notes: What is told though nothing is wrong.
     """
 
@@ -41,6 +45,7 @@ class Report:
     dataset: RawDataset | None
     facts: tuple[CaseFacts, ...]
     problems: tuple[Problem, ...]
+    raw: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -49,9 +54,11 @@ class Report:
         return sum(problem.severity == "error" for problem in self.problems)
 
 
-def check_dataset(source: DataSource, num_workers: int | None = None) -> Report:
+def check_dataset(source: DataSource, num_workers: int | None = None, choice: CaseChoice | None = None) -> Report:
     """Look through a dataset; problems are collected, never raised, and nothing is written.
 
+    With a `choice` of cases an error of a case that it does not use is a warning, and it is told where there is no such
+    split or where it parts patients.
     `num_workers=None` starts as many processes as cores and free memory allow, none for a small dataset; 0 works in
     this process. Raises InputError where there is no folder to look through.
     """
@@ -65,7 +72,7 @@ def check_dataset(source: DataSource, num_workers: int | None = None) -> Report:
         dataset = source.scan(problems)
     except InputError as error:
         problems.append(Problem(None, "error", str(error), str(source.folder)))
-        return Report(source.folder, None, (), _sorted(problems))
+        return Report(source.folder, None, (), _sorted(problems), _sorted(problems))
     tasks = _tasks(dataset)
     sizes = {task.case: _largest_file(task) for task in track(tasks, f"Reading headers of {dataset.name}")}
     if num_workers is None:
@@ -89,7 +96,20 @@ def check_dataset(source: DataSource, num_workers: int | None = None) -> Report:
     in_order = [found[number] for number in sorted(found)]
     problems += compare_cases(dataset, in_order)
     notes = note_companions(file.parent for task in tasks for file in task.case.files)
-    return Report(source.folder, dataset, tuple(in_order), _sorted(problems), tuple(notes))
+    raw = _sorted(problems)
+    judged = raw if choice is None else _sorted(_judged(raw, dataset, choice))
+    return Report(source.folder, dataset, tuple(in_order), judged, raw, tuple(notes))
+
+
+def _judged(problems: Sequence[Problem], dataset: RawDataset, choice: CaseChoice) -> list[Problem]:
+    """The problems as the choice of cases weighs them, and what is wrong or odd about the choice itself."""
+    try:
+        use = choice.use(dataset)
+    except InputError as error:
+        # Where a case could not be listed, this may be the consequence.
+        broken = any(problem.severity == "error" and problem.case is not None for problem in problems)
+        return [*problems, *([] if broken else [Problem(None, "error", str(error))])]
+    return [*judge(problems, use)[0], *remarks_on_split(dataset, choice)]
 
 
 def affordable_workers(sizes: Sequence[int]) -> int:

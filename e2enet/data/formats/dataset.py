@@ -30,6 +30,7 @@ class RawDataset:
         label_map: Value in the label files -> label; empty: as they are. Apply it wherever a label is read.
         regions: Name -> labels united, scored beside the labels; empty: none.
         only_trained: Ids of training cases that no fold validates on.
+        excluded: Ids that the config leaves out; they are in none of the parts.
     """
 
     name: str
@@ -43,6 +44,7 @@ class RawDataset:
     label_map: dict[int, int] = field(default_factory=dict)
     regions: dict[str, tuple[int, ...]] = field(default_factory=dict)
     only_trained: frozenset[str] = frozenset()
+    excluded: tuple[str, ...] = ()
 
 
 def finish(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -21,16 +21,18 @@ class Problem:
         severity: "error" where training would be wrong, "warning" where it is only worth knowing.
         problem: What is wrong and what was expected, in words; it need not repeat case and file.
         file: The file (or folder) at fault, as the user would open it; None where there is no single one.
+        alike: Other cases of the same image, where that is what is wrong: the split decides how much it matters.
     """
 
     case: str | None
     severity: Severity
     problem: str
     file: str | None = None
+    alike: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, str | None]:
-        """The four fields as JSON holds them."""
-        return asdict(self)
+        """The four fields that a report holds."""
+        return {name: getattr(self, name) for name in ("case", "severity", "problem", "file")}
 
     def __str__(self) -> str:
         """One line: `case a: FILE: no such file`."""

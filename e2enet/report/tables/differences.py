@@ -23,7 +23,7 @@ from e2enet.report.tables.table import Column, Line, Table, is_known, number, pu
 
 # Sections in which runs of an experiment may differ from its full scale; a dataset's own facts follow from its name.
 SECTIONS = ("network", "dsff", "training", "plan", "final", "pretraining")
-DATA_KEYS = ("data.augmentation", "data.limit_cases", "data.transforms", "data.split")
+DATA_KEYS = ("data.augmentation", "data.limit_cases", "data.transforms", "data.split", "data.group", "data.exclude")
 DATASET, PATCH = "dataset", "patch size"
 NAMES = {
     "network.base_features": "width (channels at full resolution)",
