@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from e2enet.common.errors import InputError
 from e2enet.common.sweeps import read_sweep
+from e2enet.data.split_file import RunSplit
 from e2enet.training.config_check import check_command_line
 from e2enet.training.records import write_config
 from e2enet.training.run_folder import write_claim
@@ -157,7 +158,7 @@ def test_other_settings_do_not_mix_with_started_jobs(tmp_path: Path) -> None:
     register_jobs(tmp_path, "m", new)  # nor has one that was refused ever begun to train
     assert [job.key for job in read_sweep(tmp_path).jobs] == [new[0].key]
     register_jobs(tmp_path, "m", old)
-    write_claim(folder, old[0].config)
+    write_claim(folder, old[0].config, RunSplit(5, (), (), ()))
     with pytest.raises(InputError) as caught:
         register_jobs(tmp_path, "m", new)
     assert f"{folder.name}: training.epochs=2: the job has 1" in str(caught.value)
