@@ -81,6 +81,14 @@ def test_max_pool_beside_its_input_equals_torch(layout, size) -> None:
     same_forward_and_backward(_Beside(StrideMaxPool3d((2, 3, 2))), _Beside(nn.MaxPool3d((2, 3, 2))), x)
 
 
+@pytest.mark.parametrize("stride", [(3, 5, 17), (4, 8, 8), (1, 16, 17), (4, 8, 16)])  # 255, 256, 272, 512 voxels
+def test_windows_of_more_voxels_than_a_byte_can_number(stride) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, *stride, dtype=torch.float64).repeat(1, 1, 1, 1, 2)
+    x[0, 0, -1, -1, -1] = 9  # the last voxel of a window
+    same_forward_and_backward(_Beside(StrideMaxPool3d(stride)), _Beside(nn.MaxPool3d(stride)), x)
+
+
 class _Beside(nn.Module):
     """One tensor that the input and the pooled volume both enter, each with its own weight."""
 

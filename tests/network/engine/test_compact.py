@@ -193,6 +193,27 @@ def test_only_ways_that_are_not_known_yet_are_measured(tmp_path: Path) -> None:
     assert made == ["slow", "fast", "faster"]
 
 
+def test_each_number_of_threads_is_measured_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[tuple[str, int]] = []
+
+    def seconds(way: Any, _: float) -> float:
+        threads = torch.get_num_threads()
+        measured.append((way(), threads))
+        return {"sparse": 1.0, "dense": 2.0 / threads}[way()]  # the dense way gains by threads
+
+    monkeypatch.setattr(choice, "_seconds", seconds)
+    ways = {name: lambda name=name: lambda: name for name in ("sparse", "dense")}
+    choices, before, chosen = Choices(tmp_path / "engine.json"), torch.get_num_threads(), []
+    try:
+        for threads in (1, 4, 1, 4):
+            torch.set_num_threads(threads)
+            chosen.append(choices.fastest("layer", ways))
+    finally:
+        torch.set_num_threads(before)
+    assert chosen == ["sparse", "dense", "sparse", "dense"]
+    assert measured == [("sparse", 1), ("dense", 1), ("sparse", 4), ("dense", 4)]
+
+
 @pytest.mark.parametrize("native", [True, False])
 def test_bfloat16_is_tried_where_it_is_allowed_and_native(
     native: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
