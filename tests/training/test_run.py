@@ -217,3 +217,17 @@ def test_wandb_offline_one_run_with_config_and_pictures(
         content = b"".join(path.read_bytes() for path in folders[0].glob("*.wandb"))
         assert b"density_by_dim0" in content and b"dsff/ever_active" in content
         assert folders[0].name.endswith(f"-{json.loads((tmp_path / name / 'wandb.json').read_text())['id']}")
+
+
+def test_the_data_module_is_built_with_what_training_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def build(config: Any, **options: Any) -> None:
+        given.update(options)
+        raise InterruptedError
+
+    monkeypatch.setattr("e2enet.training.run.build_datamodule", build)
+    values = {"accumulate": 3, "steps_per_epoch": 7, "validation_patches": 11, "validate_every": 2, "validate_full": 4}
+    with pytest.raises(InterruptedError):
+        run_training(compose_config([f"training.{key}={value}" for key, value in values.items()]), tmp_path / "run")
+    assert given == values
