@@ -19,6 +19,7 @@ from rich.table import Table
 
 from e2enet.common.console import track
 from e2enet.common.files import atomic_path
+from e2enet.data.formats.nifti import without_history
 from e2enet.evaluation.folder import Pairs
 from e2enet.evaluation.images import read_label_image
 from e2enet.inference.postprocess import CONNECTIVITY, keep_largest
@@ -91,12 +92,12 @@ def dice_of_classes(prediction: np.ndarray, reference: np.ndarray, labels: Seque
 
 
 def write_postprocessed(source: Path, target: Path, classes: Sequence[int]) -> None:
-    """Write a label image with the classes kept to their largest component; grid, header and type stay."""
+    """Write a label image with the classes kept to their largest component; grid, units and type stay."""
     image = nib.load(source)
     assert isinstance(image, nib.Nifti1Image)
     labels = np.asanyarray(image.dataobj)
     with atomic_path(target) as temporary:
-        nib.save(image.__class__(keep_largest(labels, classes), image.affine, image.header), temporary)
+        nib.save(image.__class__(keep_largest(labels, classes), image.affine, without_history(image.header)), temporary)
 
 
 def choice_content(choices: Sequence[ClassChoice]) -> dict[str, Any]:

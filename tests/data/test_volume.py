@@ -130,6 +130,28 @@ def test_written_labels_keep_units_and_codes_but_not_the_scaling(tmp_path: Path)
     assert set(np.asarray(load(tmp_path / "out.nii.gz").dataobj).ravel().tolist()) == {3}
 
 
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_what_describes_the_scan_is_not_written_into_results(tmp_path: Path, kind: type) -> None:
+    image = kind(np.zeros(SHAPE, np.int16), np.eye(4))
+    for name in ("descrip", "aux_file", "intent_name", "db_name", "data_type"):
+        if name in image.header:
+            image.header[name] = b"Doe^Jane"
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"Jane Doe, born 1970"))
+    image.header.set_xyzt_units("mm", "sec")
+    nib.save(image, tmp_path / "scan.nii")
+    assert (tmp_path / "scan.nii").read_bytes().count(b"Doe") >= 4
+    volume = read_volume([tmp_path / "scan.nii"])
+    label = np.full(volume.geometry.frame_shape, 3, np.uint8)
+    write_label_image(tmp_path / "label.nii", label, volume.geometry, volume.header)
+    write_image(tmp_path / "image.nii", label.astype(np.float32), volume.geometry, volume.header)
+    for name in ("label.nii", "image.nii"):
+        assert b"Doe" not in (tmp_path / name).read_bytes()
+        result = load(tmp_path / name)
+        assert isinstance(result, kind) and not result.header.extensions
+        assert result.header.get_xyzt_units() == ("mm", "sec") and np.asarray(result.dataobj).min() == 3
+    assert volume.header.extensions  # of the scan, which stays as it is
+
+
 def test_labels_above_255_are_int16(tmp_path: Path) -> None:
     data = np.zeros(SHAPE, np.int32)
     data[0, 0, 0] = 300

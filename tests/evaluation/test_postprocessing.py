@@ -106,8 +106,12 @@ def test_dice_by_counting_is_that_of_the_scores() -> None:
 def test_a_written_image_keeps_its_grid_and_type(tmp_path: Path) -> None:
     prediction = two_cases()[0][0].astype(np.int16)
     source = save(tmp_path / "a.nii.gz", prediction)
-    write_postprocessed(source, tmp_path / "out" / "a.nii.gz", [1])
+    others = nib.load(source)
+    others.header["descrip"] = b"Doe^Jane"
+    nib.save(others, tmp_path / "b.nii.gz")  # of another program, with what it kept of the scan's header
+    write_postprocessed(tmp_path / "b.nii.gz", tmp_path / "out" / "a.nii.gz", [1])
     image = nib.load(tmp_path / "out" / "a.nii.gz")
+    assert b"Doe" not in image.header.binaryblock
     np.testing.assert_array_equal(image.affine, AFFINE)
     assert image.get_data_dtype() == np.int16
     np.testing.assert_array_equal(np.asarray(image.dataobj), keep_largest(prediction, [1]))

@@ -14,6 +14,7 @@ from e2enet.common.errors import InputError
 from e2enet.common.files import atomic_path
 from e2enet.data.checking.case import CaseFacts
 from e2enet.data.formats.grid import same_directions
+from e2enet.data.formats.nifti import without_history
 
 # What of a NIfTI header says where the voxels lie; pixdim holds voxel sizes and the handedness of the qform.
 GEOMETRY_FIELDS = (
@@ -30,6 +31,7 @@ GEOMETRY_FIELDS = (
     "srow_z",
 )
 LENGTH_BITS = 7
+NO_EXTENSION = bytes(4)  # what follows a header without one
 
 
 @dataclass(frozen=True)
@@ -87,20 +89,23 @@ def _relative(label: Path, dataset: Path) -> Path:
 
 
 def _write_copy(label: Path, image: Path, copy: Path) -> None:
-    """The label's bytes, but for the fields of its header that say where voxels lie."""
+    """The label's voxels, byte for byte, with the image's place of them; extensions and texts of the header stay
+    behind (`without_history`)."""
     with (
         atomic_path(copy) as temporary,
         _opener(label)(label, "rb") as source,
         _opener(copy)(temporary, "wb") as stream,
     ):
-        header, reference = _stored_fields(label), _stored_fields(image)
+        header, reference = without_history(_stored_fields(label)), _stored_fields(image)
         for field in GEOMETRY_FIELDS:
             header[field] = reference[field]
         header["pixdim"][:4] = reference["pixdim"][:4]
         # The low bits are the unit of length, which the image's numbers are in; the others are that of time.
         header["xyzt_units"] = (int(header["xyzt_units"]) & ~LENGTH_BITS) | (int(reference["xyzt_units"]) & LENGTH_BITS)
-        source.seek(len(header.binaryblock))
-        stream.write(header.binaryblock)
+        header["vox_offset"] = len(header.binaryblock) + len(NO_EXTENSION)
+        stream.write(header.binaryblock + NO_EXTENSION)
+        stored: Any = nib.load(label)
+        source.seek(stored.dataobj.offset)
         while piece := source.read(2**20):
             stream.write(piece)
 

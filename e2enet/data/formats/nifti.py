@@ -43,6 +43,19 @@ def open_image(path: Path) -> Any:
     return image
 
 
+def without_history(header: Any) -> Any:
+    """A copy of a NIfTI header without extensions and texts (descrip, aux_file, intent_name, db_name ..), for files
+    that are made from a scan: they describe the scan, and may hold names and history. Other headers are as they were.
+    """
+    header = header.copy()
+    if isinstance(header, nib.Nifti1Header):  # Nifti2Header is one of these
+        header.extensions.clear()
+        for name in header:
+            if header[name].dtype.kind == "S" and name != "magic":
+                header[name] = b""
+    return header
+
+
 def read_stored_voxels(image: Any, path: Path) -> np.ndarray:
     """All stored voxels of an open image, unscaled, in file order (x fastest), in the type on disk: (X * Y * Z * C,).
 

@@ -20,7 +20,7 @@ from e2enet.common.errors import InputError
 from e2enet.common.files import atomic_path
 from e2enet.data.formats.grid import Geometry, geometry_of, millimetres_per_unit, require_same_grid, same_grid
 from e2enet.data.formats.labels import apply_label_map, whole_labels
-from e2enet.data.formats.nifti import open_image, read_unscaled
+from e2enet.data.formats.nifti import open_image, read_unscaled, without_history
 
 Box = tuple[slice, slice, slice]
 
@@ -154,8 +154,8 @@ def nonzero_mask(array: np.ndarray) -> np.ndarray:
 def write_label_image(path: str | Path, label: np.ndarray, geometry: Geometry, header: Any = None) -> None:
     """Write labels (D, H, W) of the frame as NIfTI on the native grid, atomically.
 
-    The affine is the geometry's own; from `header` come units, orientation codes and description, not the
-    data type. In the header's own unit, since many programs pass over it.
+    The affine is the geometry's own; from `header` come units and orientation codes, not the data type, and nothing
+    that describes the scan (`without_history`). In the header's own unit, since many programs pass over it.
     """
     native = to_native(label, geometry)
     dtype = np.uint8 if native.max(initial=0) <= 255 else np.int16
@@ -174,7 +174,7 @@ def _write(path: Path, data: np.ndarray, geometry: Geometry, header: Any) -> Non
     affine = geometry.affine.copy()
     affine[:3] /= millimetres_per_unit(header)
     # Where it is the header's, nibabel keeps sform and qform as they are, for programs that go by the other one.
-    image = kind(data, affine, header)
+    image = kind(data, affine, None if header is None else without_history(header))
     image.set_data_dtype(data.dtype)
     # The original's display window and scaling describe intensities, not labels.
     image.header["cal_min"], image.header["cal_max"] = 0, 0
