@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -34,6 +35,15 @@ def give_back_freed_memory() -> bool:
     """Give the system what malloc kept of freed memory: whole pages of it. Returns False where the C library cannot."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
     return bool(trim and trim(0))
+
+
+def empty_caches() -> None:
+    """Give back all memory that nothing holds any more, the system's and that of GPUs: after an error for want of it,
+    what follows starts as in a new process."""
+    gc.collect()  # an error's frames hold one another in cycles
+    if "torch" in sys.modules and (cuda := sys.modules["torch"].cuda).is_initialized():
+        cuda.empty_cache()
+    give_back_freed_memory()
 
 
 def available_memory(root: Path = Path("/")) -> int:

@@ -14,6 +14,7 @@ import torch
 from e2enet.common.console import say
 from e2enet.common.errors import InputError
 from e2enet.common.files import require_writable
+from e2enet.common.memory import empty_caches
 from e2enet.common.overlay import save_overlay
 from e2enet.common.ranks import ALONE, Team
 from e2enet.data.formats.grid import Geometry
@@ -23,9 +24,10 @@ from e2enet.data.preparation.preprocess import Preprocessed, preprocess
 from e2enet.data.preparation.restore import OnPlane, restore_labels
 from e2enet.inference.checkpoint import LoadedModel
 from e2enet.inference.finished import VERSION, Results, file_digest, scan_digest
+from e2enet.inference.forecast import require_room
 from e2enet.inference.postprocess import keep_largest
 from e2enet.inference.progress import CaseProgress, show_progress
-from e2enet.inference.sliding_window import count_windows, predict_planes
+from e2enet.inference.sliding_window import NotFiniteError, count_windows, predict_planes
 from e2enet.inference.spool import spool_probabilities
 
 
@@ -65,11 +67,14 @@ def predict_case(
     """Predict one case with all models (of one plan, networks on `settings.device`), averaging probabilities.
 
     These are never held as a whole; `on_plane` is called with each plane (K, H, W) of them on the scan's grid, in order
-    along D. Raises InputError naming the file where the scan cannot be read or has another number of channels.
+    along D. Raises InputError naming the file where the scan cannot be read or has another number of channels, where it
+    does not fit in memory (`require_room`) or the networks' output is not finite.
     """
     first = models[0]
+    files = ", ".join(map(str, case.images))
+    require_room(case, first)
     volume = read_volume(case.images, first.plan.depth_axis)
-    prepared = _preprocess(volume, first, ", ".join(map(str, case.images)))
+    prepared = _preprocess(volume, first, files)
     geometry, header = volume.geometry, volume.header
     image = volume.array[0].copy() if keep_image else None
     del volume  # as large as what the windows are cut from
@@ -85,7 +90,11 @@ def predict_case(
         amp_dtype=settings.amp_dtype,
         on_window=progress.windows(windows) if progress else None,
     )
-    return Prediction(restore_labels(planes, prepared, on_plane), geometry, header, image)
+    try:
+        labels = restore_labels(planes, prepared, on_plane)
+    except NotFiniteError as error:
+        raise InputError(f"{files}: {error}") from error
+    return Prediction(labels, geometry, header, image)
 
 
 def predict_cases(
@@ -126,6 +135,7 @@ def predict_cases(
     failures: dict[str, str] = {}
     with show_progress(len(todo)) as progress:
         for case in todo:
+            reason = None
             try:
                 with progress.case(case.id), spool_probabilities(output) if probabilities else nullcontext() as spool:
                     scan = scan_digest(case)
@@ -146,8 +156,10 @@ def predict_cases(
             except (InputError, OSError, RuntimeError, MemoryError, ValueError) as error:
                 # RuntimeError is also how torch says that a device is out of memory.
                 reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+            if reason is not None:  # the error, which holds all that the case held, is gone by now
                 failures[case.id] = reason
                 progress.failed(case.id, reason)
+                empty_caches()
     everyones = {case: reason for part in team.gather(failures) for case, reason in part.items()}
     return {case.id: everyones[case.id] for case in cases if case.id in everyones}
 

@@ -14,8 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from e2enet.inference.window_sums import WindowSums, device_of_sums
+from e2enet.common.errors import InputError
+from e2enet.inference.window_sums import WindowSums, device_of_sums, forget_earlier
 from e2enet.inference.windows import WindowGrid, in_batches, mirror_subsets, pad_to_patch
+
+HALF = "; numbers above 65504 are infinite in float16, precision=bf16 and precision=32 hold larger ones"
+
+
+class NotFiniteError(InputError):
+    """Logits of a network are NaN or infinite: their classes would be as good as drawn by lot."""
 
 
 @torch.inference_mode()
@@ -45,6 +52,9 @@ def predict_planes(
         on_window: called with the number of windows just done.
 
     Windows overlap with Gaussian weights (sigma = patch / 8).
+
+    Raises:
+        NotFiniteError: a network's logits are not finite, with the precision, before a plane that they reach is given.
     """
     if not networks:
         raise ValueError("expected at least one network")
@@ -56,12 +66,15 @@ def predict_planes(
     grid = WindowGrid.over(volume.shape[1:], patch_size, step)
     depths = grid.starts[0]
     sums: WindowSums | None = None
+    forget_earlier(device)
     for depth, following in zip(depths, [*depths[1:], grid.shape[0]], strict=True):
+        totals: list[Tensor] = []
         for corners in in_batches(grid.layer(depth), batch_size):
             windows = torch.stack([volume[(slice(None), *grid.box(corner))] for corner in corners]).to(device)
             for network, mirrored in passes:
                 with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
                     logits = network(windows.flip([axis + 2 for axis in mirrored]) if mirrored else windows)
+                totals.append(_total(logits))
                 if sums is None:
                     num_classes = logits.shape[1]
                     sums = WindowSums(grid, num_classes, len(passes), device_of_sums(grid, num_classes, device))
@@ -70,6 +83,11 @@ def predict_planes(
             if on_window is not None:
                 on_window(len(corners))
         assert sums is not None
+        if not bool(torch.stack(totals).isfinite().all()):  # read once per layer: a GPU goes on meanwhile
+            raise NotFiniteError(
+                f"the network's output is NaN or infinite in precision {amp_dtype or torch.float32}; finite numbers "
+                "expected: of the scan and of the weights too" + HALF * (amp_dtype == torch.float16)
+            )
         for index, plane in enumerate(sums.take(depth, following), start=depth):
             if place[0].start <= index < place[0].stop:
                 yield plane[:, place[1], place[2]]
@@ -81,6 +99,11 @@ def predict_probabilities(
     """All planes of `predict_planes`, which says what the options are, as one (K, D, H, W) on the CPU: for small
     images."""
     return torch.stack([plane.cpu() for plane in predict_planes(networks, image, patch_size, **options)], dim=1)
+
+
+def _total(logits: Tensor) -> Tensor:
+    """A number that is finite where all of them are: their sum, a fortieth of the time that their softmax takes."""
+    return logits.sum(dtype=torch.float32 if logits.dtype == torch.float16 else None).float()
 
 
 def count_windows(shape: Sequence[int], patch_size: Sequence[int], step: float) -> int:

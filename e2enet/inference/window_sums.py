@@ -73,11 +73,22 @@ class WindowSums:
             first = last
 
 
+def forget_earlier(device: torch.device) -> None:
+    """Let the most that is allocated on a GPU be that of the case that follows, for `device_of_sums`."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def device_of_sums(grid: WindowGrid, num_classes: int, device: torch.device) -> torch.device:
-    """The network's device where the sums fit beside the network, which must have run once; else the CPU."""
+    """The network's device where the sums fit beside the network, which must have run once since `forget_earlier`; else
+    the CPU.
+
+    What torch's allocator holds of earlier cases is free too, but for what the network itself took at most.
+    """
     if device.type == "cpu":
         return device
     free, _ = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.max_memory_allocated(device)
     height, width = grid.shape[1:]
     needed = 4 * grid.patch[0] * (num_classes + 1) * height * width
     return device if needed + RESERVE_BYTES <= free else torch.device("cpu")

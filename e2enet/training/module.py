@@ -14,9 +14,10 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from e2enet.common.console import say
 from e2enet.data.planning.plan import Plan
 from e2enet.data.preparation.restore import largest_class
-from e2enet.inference.sliding_window import predict_planes
+from e2enet.inference.sliding_window import NotFiniteError, predict_planes
 from e2enet.network.build import build_network
 from e2enet.network.dsff import set_group_size
 from e2enet.network.engine import select_training, select_validation
@@ -155,7 +156,7 @@ class SegmentationModule(pl.LightningModule):
             segmentation = self._validated(image).argmax(dim=1)
             self.patch_counts.update(segmentation, label)
         else:
-            segmentation = self._segment_case(image)
+            segmentation = self._segment_case(image, ", ".join(batch["case"]))
             self.case_counts.update(segmentation, label)
         return {"segmentation": segmentation}
 
@@ -194,8 +195,11 @@ class SegmentationModule(pl.LightningModule):
         and its counts are added up by all or by none."""
         return bool(sum_over_processes(torch.tensor(float(holds), device=self.device)))
 
-    def _segment_case(self, image: Tensor) -> Tensor:
-        """Classes (1, D, H, W) of a whole image (1, C, D, H, W), by sliding window in the run's own precision."""
+    def _segment_case(self, image: Tensor, name: str) -> Tensor:
+        """Classes (1, D, H, W) of a whole image (1, C, D, H, W), by sliding window in the run's own precision.
+
+        Where the network's output is not finite all is background, which is told: one bad case stops no training.
+        """
         planes = predict_planes(
             [self._validated],
             image[0],
@@ -204,7 +208,11 @@ class SegmentationModule(pl.LightningModule):
             device=self.device,
             amp_dtype=_amp_dtype(self.network),
         )
-        return torch.stack([largest_class(plane) for plane in planes])[None].to(image.device)
+        try:
+            return torch.stack([largest_class(plane) for plane in planes])[None].to(image.device)
+        except NotFiniteError as error:
+            say(f"warning: validation case {name}: {error}; it counts as empty")
+            return torch.zeros_like(image[:, 0], dtype=torch.uint8)
 
     def _length(self, interval: str) -> int:
         if interval == "step":

@@ -111,5 +111,12 @@ def test_sums_lie_on_a_gpu_where_they_fit_beside_the_network(monkeypatch: pytest
     needed = 4 * 64 * 17 * 512 * 512
     for free, expected in ((needed + RESERVE_BYTES, cuda), (needed + RESERVE_BYTES - 1, cpu)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 2 * free))
-        assert device_of_sums(grid, 16, cuda) == expected
+        # The first case: the allocator holds what the network took. A later one: the sums of the earlier case too.
+        for reserved, network in ((2 * 2**30, 2 * 2**30), (2 * 2**30 + needed, 2 * 2**30)):
+            first = reserved == network
+            monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device, held=reserved: held)
+            monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device, most=network: most)
+            left = free if first else free - needed
+            monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, left=left: (left, 2 * left))
+            assert device_of_sums(grid, 16, cuda) == expected
     assert device_of_sums(grid, 16, cpu) == cpu

@@ -104,6 +104,21 @@ def test_the_whole_case_score_is_that_of_the_sliding_window(tmp_path: Path) -> N
     assert module.scores["val_full/dice"] == pytest.approx(float((2 * hits / sizes)[1:].mean()))
 
 
+def test_a_whole_case_whose_output_is_not_finite_is_told_and_counts_as_empty(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = make_module().eval()
+    (broken, _) = loader((4, 10, 8), 2, 1)
+    broken["image"][0, 0, 0, 0, 0] = float("nan")
+    scored = module.validation_step(broken, 0, dataloader_idx=1)["segmentation"]
+    assert scored.shape == (1, 4, 10, 8) and not scored.any()
+    told = " ".join(capsys.readouterr().out.split())
+    assert "warning: validation case case_0: the network's output is NaN or infinite in precision torch.float32" in told
+    module.on_validation_start()
+    dice, _ = module.case_counts.take()
+    assert dice[1] == dice[2] == 0  # both classes are missed: no number that looks like success
+
+
 def test_scores_are_forgotten_where_nothing_is_validated(tmp_path: Path) -> None:
     module = make_module()
     module.on_validation_epoch_end()

@@ -1,0 +1,201 @@
+"""A case that cannot be predicted fails by name, with what is wrong with it, and the others go on."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from e2enet.common.errors import InputError
+from e2enet.common.memory import empty_caches
+from e2enet.data.formats.naming import Case
+from e2enet.data.formats.volume import Geometry
+from e2enet.data.planning.plan import Plan
+from e2enet.inference.checkpoint import LoadedModel, load_model
+from e2enet.inference.forecast import forecast_memory, require_room
+from e2enet.inference.predictor import WindowSettings, predict_case, predict_cases
+from e2enet.inference.sliding_window import NotFiniteError, predict_probabilities
+
+PATCH = (4, 8, 8)
+
+
+class Edited(nn.Module):
+    """A network whose logits a function may change."""
+
+    def __init__(self, network: nn.Module, edit: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.network, self.edit = network, edit
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.edit(self.network(x))
+
+
+def bright(x: Tensor) -> Tensor:
+    """Two classes, from a scan's first channel."""
+    return torch.cat([x[:, :1], -x[:, :1]], dim=1)
+
+
+def with_one(value: float) -> Callable[[Tensor], Tensor]:
+    """Sets a single logit of the last window's last voxel."""
+
+    def edit(logits: Tensor) -> Tensor:
+        logits = logits.clone()
+        logits[-1, -1, -1, -1, -1] = value
+        return logits
+
+    return edit
+
+
+def saved(path: Path, values: np.ndarray, factor: float = 1.0) -> Case:
+    """A scan of 1 x 1.2 x 3 mm times a factor, as a case."""
+    nib.save(nib.Nifti1Image(values.astype(np.float32), np.diag([factor, 1.2 * factor, 3 * factor, 1])), path)
+    return Case(path.name.removesuffix(".nii.gz"), (path,))
+
+
+@pytest.fixture
+def cases(tmp_path: Path) -> list[Case]:
+    """Three scans, b of which is nine orders of magnitude brighter."""
+    values = np.random.default_rng(0).normal(size=(9, 10, 5)) + 3
+    return [saved(tmp_path / f"{name}.nii.gz", values * (1e9 if name == "b" else 1)) for name in "abc"]
+
+
+@pytest.fixture
+def model(write_checkpoint: Callable[..., Path]) -> LoadedModel:
+    """Reads the values of scans as they are."""
+    model = load_model(write_checkpoint())
+    return replace(model, plan=replace(model.plan, normalisation=({"scheme": "none"},)))
+
+
+def written(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_file())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_one_logit_that_is_not_finite_is_an_error_with_the_precision(value: float, dtype: torch.dtype) -> None:
+    network = Edited(nn.Identity(), lambda x: with_one(value)(bright(x)).to(dtype))
+    amp = None if dtype == torch.float32 else torch.bfloat16
+    with pytest.raises(NotFiniteError, match="NaN or infinite in precision " + str(amp or dtype)):
+        predict_probabilities([network], torch.randn(1, 7, 9, 8), PATCH, mirror_axes=(1,), amp_dtype=amp)
+
+
+def test_large_finite_logits_are_none(model: LoadedModel) -> None:
+    # Half precision: 60000 of each of 256 voxels add up to far more than float16 holds.
+    network = Edited(nn.Identity(), lambda x: (0 * bright(x) + 60000).half())
+    result = predict_probabilities([network], torch.randn(1, *PATCH), PATCH)
+    assert torch.equal(result, torch.full((2, *PATCH), 0.5))
+
+
+def test_half_precision_is_told_of_wider_ones() -> None:
+    network = Edited(nn.Identity(), lambda x: bright(x) * float("inf"))
+    with pytest.raises(NotFiniteError) as caught:
+        predict_probabilities([network], torch.ones(1, *PATCH), PATCH, amp_dtype=torch.float16)
+    assert "torch.float16" in str(caught.value) and "precision=bf16" in str(caught.value)
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_case_whose_output_is_not_finite_fails_and_leaves_no_file(
+    broken: int, cases: list[Case], model: LoadedModel, tmp_path: Path
+) -> None:
+    """Of an ensemble, whichever network it is."""
+    edited = Edited(model.network, lambda logits: logits)
+
+    def overflow(x: Tensor) -> Tensor:
+        return edited.network(x) / (x.abs().amax() < 1e6)  # a division by zero in case b
+
+    models = [model, model]
+    edited.forward = overflow  # type: ignore[method-assign]
+    models[broken] = replace(model, network=edited)
+    failures = predict_cases(models, cases, tmp_path / "out", WindowSettings(), probabilities=True, overlay=True)
+    assert list(failures) == ["b"]
+    assert failures["b"].startswith(f"{cases[1].images[0]}: the network's output is NaN or infinite in precision")
+    assert "torch.float32" in failures["b"]
+    assert written(tmp_path / "out") == ["a.nii.gz", "a.npz", "a.png", "c.nii.gz", "c.npz", "c.png"]
+
+
+@pytest.mark.parametrize(
+    ("factor", "told"), [(1e3, "predicting takes at least"), (1e-3, "less than one along D, H, W")]
+)
+def test_a_spacing_that_leaves_no_voxel_or_too_many_fails_by_name(
+    factor: float, told: str, cases: list[Case], model: LoadedModel, tmp_path: Path
+) -> None:
+    values = np.random.default_rng(0).normal(size=(9, 10, 5)) + 3
+    odd = saved(tmp_path / "odd.nii.gz", values, factor)
+    failures = predict_cases([model], [cases[0], odd, cases[2]], tmp_path / "out", WindowSettings())
+    assert list(failures) == ["odd"] and told in failures["odd"]
+    spacing = {1e3: "3000 x 1000 x 1200", 1e-3: "0.003 x 0.001 x 0.0012"}[factor]
+    assert f"{odd.images[0]}: 5 x 9 x 10 voxels (D, H, W) of {spacing} mm" in failures["odd"]
+    assert written(tmp_path / "out") == ["a.nii.gz", "c.nii.gz"]
+
+
+def test_one_thin_slice_is_predicted(model: LoadedModel, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(9, 10, 1)) + 3
+    assert predict_cases([model], [saved(tmp_path / "a.nii.gz", values, 0.4)], tmp_path / "out", WindowSettings()) == {}
+
+
+def test_what_is_forecast_is_held_at_once() -> None:
+    plan = Plan(2, (3.0, 1.0, 1.0), (4, 8, 8), ((1, 2, 2),), 2, ({"scheme": "none"},) * 2, (5, 8, 8))
+    scan = Geometry((16, 16, 20), np.diag([0.5, 0.5, 1.5, 1]), 2)
+    raw, small = 16 * 16 * 20, 8 * 8 * 10
+    # 2 channels, the normalised copy of one, and both resampled: more than what follows.
+    assert forecast_memory(scan, plan, channels=2, classes=3) == 4 * (3 * raw + 2 * small)
+    # With many classes the sums of four planes with the weights, and two planes of the scan.
+    later = 2 * small + 4 * 65 * 8 * 8 + 2 * 64 * 16 * 16 + raw // 4
+    assert forecast_memory(scan, plan, channels=2, classes=64) == 4 * later
+
+
+def test_the_forecast_asks_for_what_earlier_cases_left(
+    cases: list[Case], model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = {"free": 10**3}
+
+    def give_back() -> bool:
+        memory["free"] += 10**6
+        return True
+
+    monkeypatch.setattr("e2enet.inference.forecast.available_memory", lambda: memory["free"])
+    require = "e2enet.inference.forecast.give_back_freed_memory"
+    with monkeypatch.context() as patch:
+        patch.setattr(require, lambda: True)
+        with pytest.raises(InputError, match=r"a\.nii\.gz: .* of memory, 0\.0 MB are free"):
+            predict_case([model], cases[0], WindowSettings())
+    monkeypatch.setattr(require, give_back)
+    require_room(cases[0], model)
+    assert memory["free"] == 10**6 + 10**3
+
+
+def test_memory_is_emptied_after_an_error_and_prediction_goes_on(
+    cases: list[Case], model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[Any] = []
+    alive: list[bool] = []
+
+    class Block:
+        """What a failed case held."""
+
+    class Hungry(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.abs().amax() > 1e6:
+                block = Block()
+                held.append(weakref.ref(block))
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return model.network(x)
+
+    def emptied() -> None:
+        empty_caches()
+        alive.append(held[0]() is not None)
+
+    monkeypatch.setattr("e2enet.inference.predictor.empty_caches", emptied)
+    hungry = replace(model, network=Hungry())
+    failures = predict_cases([hungry], cases, tmp_path / "out", WindowSettings())
+    assert failures == {"b": "OutOfMemoryError: CUDA out of memory."}
+    assert alive == [False]  # once, when nothing of the failed case was left
+    assert written(tmp_path / "out") == ["a.nii.gz", "c.nii.gz"]
