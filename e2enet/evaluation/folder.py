@@ -11,9 +11,9 @@ from typing import Any
 from e2enet.common.console import track
 from e2enet.common.errors import InputError, raise_problems
 from e2enet.common.files import write_csv, write_json
+from e2enet.data.formats.description import read_class_names
 from e2enet.data.formats.labels import map_names
 from e2enet.evaluation.images import grid_problems, read_label_image, voxel_spacing
-from e2enet.evaluation.labels import read_class_names
 from e2enet.evaluation.pairing import DEFAULT_NAMES, pair_files
 from e2enet.evaluation.scores import METRICS, Score, score_case, summarise
 

@@ -13,8 +13,10 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import SpatialImage
 
 from e2enet.common.errors import InputError
+from e2enet.data.formats.case import count_labels
 from e2enet.data.formats.grid import Geometry, grid_problem, in_millimetres
-from e2enet.data.formats.labels import apply_label_map
+from e2enet.data.formats.labels import apply_label_map, whole_labels
+from e2enet.data.formats.nifti import read_values
 
 READ_ERRORS = (ImageFileError, OSError, EOFError, ValueError, zlib.error)
 
@@ -50,33 +52,21 @@ def voxel_spacing(path: Path) -> tuple[float, float, float]:
 
 
 def read_label_image(path: Path, label_map: Mapping[int, int] | None = None) -> LabelImage:
-    """The voxels of a label image as whole numbers, renumbered by `label_map` (value in the file -> label).
+    """The voxels of a label image, renumbered by `label_map` (value in the file -> label).
 
-    InputError where they are no whole numbers or the file is damaged.
+    InputError where the file is damaged or its values are no labels, by the rule of the check and of training
+    (`whole_labels`).
     """
     image = _open(path)
     try:
-        raw = np.asanyarray(image.dataobj)
+        # nibabel alone would not notice a damaged end of a gzip stream.
+        raw = read_values(image, path) if isinstance(image, nib.Nifti1Image) else np.asanyarray(image.dataobj)
+    except InputError:
+        raise
     except READ_ERRORS as error:
         raise InputError(f"{path}: cannot be read ({error})") from error
-    array = raw.reshape(_shape(image))
-    values = _distinct_values(array)
-    if not np.isfinite(values).all() or (values != np.round(values)).any():
-        shown = [float(value) for value in values[:5]]
-        raise InputError(f"{path}: expected whole-number labels, got values such as {shown}")
-    # Labels stored as float (or with a scale in the header) would cost 8 bytes a voxel.
-    if array.dtype.kind == "f":
-        array = array.astype(np.int32)
-    label_map = label_map or {}
-    labels = frozenset(label_map.get(int(value), int(value)) for value in values)
-    return LabelImage(apply_label_map(array, label_map), labels)
-
-
-def _distinct_values(array: np.ndarray) -> np.ndarray:
-    """As `np.unique`, without sorting a whole volume where the values are small whole numbers."""
-    if array.dtype.kind == "u" and array.dtype.itemsize <= 2:
-        return np.flatnonzero(np.bincount(array.ravel()))
-    return np.unique(array)
+    array = apply_label_map(whole_labels(raw.reshape(_shape(image)), path), label_map or {})
+    return LabelImage(array, frozenset(count_labels([array])))
 
 
 def _open(path: Path) -> SpatialImage:

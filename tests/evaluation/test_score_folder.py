@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -12,9 +13,10 @@ import numpy as np
 import pytest
 
 from e2enet.common.errors import InputError
+from e2enet.data.formats.description import Description, read_class_names
+from e2enet.data.formats.problems import Problem
 from e2enet.evaluation import score_folder
 from e2enet.evaluation.__main__ import main
-from e2enet.evaluation.labels import parse_class_names
 
 AFFINE = np.diag([1.0, 2.0, 3.0, 1.0])
 
@@ -126,7 +128,7 @@ def test_voxels_that_are_no_classes(folders):
     predictions, labels = folders
     write(predictions / "a.nii.gz", cube(9))
     write(predictions / "b.nii.gz", cube().astype(np.float32) / 2)
-    both = r"(?s)a\.nii\.gz: holds the values \[9\].*b\.nii\.gz: expected whole-number"
+    both = r"(?s)a\.nii\.gz: holds the values \[9\].*b\.nii\.gz: holds the value 0\.5, whole numbers"
     with pytest.raises(InputError, match=both):
         score_folder(predictions, labels)
 
@@ -160,22 +162,30 @@ def test_missing_and_empty_folders(tmp_path):
     [{"0": "background", "2": "spleen", "1": "liver"}, {"background": 0, "spleen": 2, "liver": 1}],
     ids=["msd", "nnunet"],
 )
-def test_both_dialects_of_names(labels):
-    assert parse_class_names(labels, "dataset.json") == {1: "liver", 2: "spleen"}
+def test_both_dialects_of_names(labels, tmp_path):
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+    assert read_class_names(tmp_path) == {1: "liver", 2: "spleen"}
 
 
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ({"whole": [1, 2]}, "region"),
-        ({"ignore": 3}, "ignore"),
-        ({"liver": "one"}, "neither"),
-        ({"liver": 1, "spleen": 1}, "named twice"),
+        ({"whole": [1, 2]}, "labels 'whole': regions and nnU-Net's ignore label are not read yet"),
+        ({"background": 0, "liver": 1, "ignore": 2}, "labels 'ignore': regions and nnU-Net's ignore label"),
+        ({"0": "background", "1": "liver", "2": "Ignore"}, "labels 'Ignore': regions and nnU-Net's ignore label"),
+        ({"liver": "one"}, "labels 'liver': 'one': one integer per label expected"),
+        ({"liver": 1, "spleen": 1}, r"labels give the values \[1\] to more than one name"),
+        ({"1": "liver", "2": "liver"}, r"labels \[1, 2\] are all called 'liver'"),
+        ({"1": "li\x1b[2Jver"}, r"label 1 is called .*: a name of printable signs expected"),
     ],
 )
-def test_unusable_names(labels, message):
-    with pytest.raises(InputError, match=message):
-        parse_class_names(labels, "dataset.json")
+def test_unusable_names(labels, message, tmp_path):
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+    with pytest.raises(InputError, match=rf"dataset\.json: its labels cannot be scored:\n  - {message}"):
+        read_class_names(tmp_path)
+    problems: list[Problem] = []
+    Description(tmp_path, problems).labels()
+    assert len(problems) == 1 and re.match(message, problems[0].problem)
 
 
 def test_help(capsys):

@@ -100,7 +100,7 @@ WRONG: dict[str, tuple[Spoil, str]] = {
     ),
     "region-as-label": (
         lambda bench: bench.describe(labels={"b": 0, "x": [1, 2]}),
-        r"'x': \[1, 2\]: one integer per label",
+        r"labels 'x': regions and nnU-Net's ignore label are not read yet; one integer per label",
     ),
     "no-labels": (lambda bench: bench.describe(labels={}), r"labels is \{\}: an object of names and values expected"),
     "channels-numbered-from-one": (

@@ -101,8 +101,8 @@ def _single_slices(facts: Sequence[CaseFacts], depth_axis: int) -> Iterator[Prob
 
 def _missing_labels(dataset: RawDataset, facts: Sequence[CaseFacts]) -> Iterator[Problem]:
     counted = [case.voxels for case in facts if case.part == "training" and case.voxels is not None]
-    if len(counted) < len(dataset.training):
-        return  # the cases that could not be read may hold them
+    if len(counted) < len(dataset.training) or len(dataset.labels) < 2:
+        return  # the cases that could not be read may hold them; of labels that could not be read nothing is known
     present = {value for voxels in counted for value in voxels}
     absent = [value for value in sorted(dataset.labels) if value > 0 and value not in present]
     if not present & set(dataset.labels) - {0}:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -11,12 +12,13 @@ import nibabel as nib
 import numpy as np
 
 from e2enet.common.errors import InputError
-from e2enet.data.formats.case import channel_problem, count_labels, label_problem
+from e2enet.data.formats.case import channel_problem, count_labels, label_problem, outside_problem
 from e2enet.data.formats.grid import Geometry, Offset, grid_offset, grid_problem
 from e2enet.data.formats.labels import whole_labels
 from e2enet.data.formats.naming import Case
 from e2enet.data.formats.problems import Problem, case_error, case_warning
-from e2enet.data.formats.stored import StoredHeader, StoredImage, read_stored
+from e2enet.data.formats.stored import Extent, StoredHeader, StoredImage, read_stored
+from e2enet.data.formats.volume import ZERO_EVERYWHERE
 
 Part = Literal["training", "validation", "test"]
 
@@ -75,6 +77,7 @@ class _ImageFacts:
     header: StoredHeader
     low: float
     high: float
+    extent: Extent
     digest: bytes
 
 
@@ -87,18 +90,19 @@ def examine_case(task: CaseTask) -> tuple[CaseFacts | None, list[Problem]]:
     case, problems = task.case, list[Problem]()
     images = [_examine_image(case, file, problems) for file in case.images if file.is_file()]
     readable = [image for image in images if image is not None]
+    extent = None
     if len(readable) == len(case.images):
         problems += _channel_problems(task, readable)
-    label, voxels = None, None
+        extent = _nonzero_extent(case, readable, problems)
+    label, voxels, off_grid = None, None, False
     if case.label is not None and case.label.is_file():
-        label, voxels = _examine_label(task, case.label, problems)
+        reference = readable[0].header if readable else None
+        label, voxels, off_grid = _examine_label(task, case.label, reference, extent, problems)
     if not readable:
         return None, problems
     headers = [image.header for image in readable]
     for header in headers[1:]:
         problems += _off_grid(case, headers[0], header, ("first channel", "this channel"))
-    off_grid = _off_grid(case, headers[0], label, ("image", "label")) if label is not None else []
-    problems += off_grid
     headers += [label] if label is not None else []
     facts = CaseFacts(
         case,
@@ -131,40 +135,80 @@ def _examine_image(case: Case, file: Path, problems: list[Problem]) -> _ImageFac
             low, high = min(low, float(piece.min())), max(high, float(piece.max()))
     if wrong:
         problems.append(case_error(case.id, f"{wrong} voxels are NaN or infinite, finite values expected", file))
-    elif low == high == 0 and len(case.images) == 1:
-        problems.append(case_error(case.id, "the image is zero everywhere, other values expected", file))
-    elif low == high:
+    elif low == high and (len(case.images) > 1 or low != 0):
         problems.append(case_warning(case.id, f"every voxel has the value {low:g}", file))
-    return _ImageFacts(stored.header, low, high, stored.digest())
+    return _ImageFacts(stored.header, low, high, stored.nonzero_extent(), stored.digest())
+
+
+def _nonzero_extent(case: Case, images: Sequence[_ImageFacts], problems: list[Problem]) -> Extent | None:
+    """Where any channel is not 0; None where that is nowhere, which is an error, or channels differ in shape."""
+    if len({image.header.geometry.shape for image in images}) > 1:
+        return None
+    x, y, z = (np.any(axis, axis=0) for axis in zip(*(image.extent for image in images), strict=True))
+    if z.any():
+        return x, y, z
+    problems.append(case_error(case.id, ZERO_EVERYWHERE, case.images[0]))
+    return None
 
 
 def _examine_label(
-    task: CaseTask, file: Path, problems: list[Problem]
-) -> tuple[StoredHeader | None, dict[int, int] | None]:
-    """Header and counts of a label file, as far as they can be had."""
+    task: CaseTask, file: Path, reference: StoredHeader | None, extent: Extent | None, problems: list[Problem]
+) -> tuple[StoredHeader | None, dict[int, int] | None, bool]:
+    """Header and counts of a label file, as far as they can be had, and whether it lies off its image's grid.
+
+    `reference` is the image's header and `extent` where the image is not 0, as far as these are known.
+    """
     case = task.case
     stored = _read(case, file, problems)
     if stored is None:
-        return None, None
-    header = stored.header
+        return None, None, False
+    off_grid = _off_grid(case, reference, stored.header, ("image", "label")) if reference is not None else []
+    voxels = _count_label(task, stored, None if off_grid else extent, problems)
+    problems += off_grid
+    return stored.header, voxels, bool(off_grid)
+
+
+def _count_label(
+    task: CaseTask, stored: StoredImage, extent: Extent | None, problems: list[Problem]
+) -> dict[int, int] | None:
+    case, header = task.case, stored.header
+    file = header.path
     if header.channels > 1:
         shape = (*header.geometry.shape, header.channels)
         problems.append(case_error(case.id, f"a label image of shape {shape}, three axes expected", file))
-        return header, None
+        return None
     try:
         voxels = count_labels(_whole_pieces(stored), task.label_map)
     except InputError as error:
         problems.append(case_error(case.id, _without_path(error, file), file))
-        return header, None
+        return None
     unknown = label_problem(voxels, task.labels)
     if unknown:
         problems.append(case_error(case.id, unknown, file))
-    if not any(voxels[value] for value in voxels if value > 0):
+    total = sum(count for value, count in voxels.items() if value > 0)
+    if not total:
         problems.append(case_warning(case.id, "no foreground: every voxel is background", file))
-    if header.dtype.kind == "f":
-        text = f"labels are stored as {header.dtype.name}; they are whole numbers and read as such"
+    elif extent is not None:
+        problems += _outside_problems(task, stored, extent, total)
+    scaled = (header.slope, header.intercept) != (1, 0)
+    if header.dtype.kind == "f" or scaled:
+        scale = f" with a scale of {header.slope:.9g} and an offset of {header.intercept:.9g}" if scaled else ""
+        text = f"labels are stored as {header.dtype.name}{scale}; they are whole numbers and read as such"
         problems.append(case_warning(case.id, text, file))
-    return header, voxels
+    return voxels
+
+
+def _outside_problems(task: CaseTask, stored: StoredImage, extent: Extent, total: int) -> list[Problem]:
+    """Whether foreground of a label is cropped away with the zeros around its image."""
+    x, y, z = (slice(int(places[0]), int(places[-1]) + 1) for places in map(np.flatnonzero, extent))
+    path = stored.header.path
+    pieces = (whole_labels(plane[y, x], path) for plane in islice(stored.planes(), z.start, z.stop))
+    inside = sum(count for value, count in count_labels(pieces, task.label_map).items() if value > 0)
+    wrong = outside_problem(inside, total)
+    if wrong:
+        return [case_error(task.case.id, wrong, path)]
+    text = f"{total - inside} of {total} labelled voxels lie where the image is cropped away, as zero: never predicted"
+    return [case_warning(task.case.id, text, path)] if inside < total else []
 
 
 def _whole_pieces(stored: StoredImage) -> Iterator[np.ndarray]:

@@ -18,6 +18,7 @@ from e2enet.data.checking.case import CaseFacts
 from e2enet.data.checking.repair import Repair
 from e2enet.data.checking.run import Report
 from e2enet.data.formats.dataset import RawDataset
+from e2enet.data.formats.problems import in_short
 
 CASE_COLUMNS = ("case", "part", "shape", "spacing", "orientation", "channels", "type", "label type", "voxels of labels")
 STYLES = {"error": "red", "warning": "yellow"}
@@ -38,7 +39,7 @@ def write_report(path: str | Path, report: Report) -> None:
 
 
 def print_report(report: Report, verbose: bool = False) -> None:
-    """Print what the dataset is like, every problem, and the verdict last; `verbose` adds a row per case."""
+    """Print what the dataset is like, its problems in short, and the verdict last; `verbose` adds a row per case."""
     if report.dataset is not None:
         say(f"{report.dataset.name}: {_parts(report.dataset)} in {report.folder}")
         if report.facts:
@@ -49,9 +50,9 @@ def print_report(report: Report, verbose: bool = False) -> None:
             _print_table(CASE_COLUMNS, _case_rows(report.facts))
     for note in report.notes:
         say(f"  {note}")
-    for problem in report.problems:
+    for problem, line in in_short(report.problems):
         # Matrices stand below the line that says what they are.
-        text = str(problem).replace("\n", "\n    ")
+        text = line.replace("\n", "\n    ")
         console.print(Text(f"{problem.severity}: ", STYLES[problem.severity]), text, sep="", soft_wrap=True)
     say(verdict(report))
 
@@ -94,7 +95,7 @@ def _parts(dataset: RawDataset) -> str:
 def _summary(dataset: RawDataset, facts: Sequence[CaseFacts]) -> Iterator[tuple[str, str]]:
     depth_axis = frame_depth_axis(facts)
     frames = [in_frame(case, depth_axis) for case in facts]
-    yield "channels", ", ".join(dataset.channels)
+    yield "channels", ", ".join(dataset.channels) or "unknown"
     yield "orientation", _frequencies(case.orientation for case in facts)
     yield "depth", f"the {AXIS_NAMES[depth_axis]} axis; shapes and spacings below name it first"
     yield "shape", _range([frame.frame_shape for frame in frames], "voxels")

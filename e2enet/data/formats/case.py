@@ -15,7 +15,7 @@ from e2enet.data.formats.dataset import RawDataset
 from e2enet.data.formats.grid import grid_problem
 from e2enet.data.formats.labels import apply_label_map
 from e2enet.data.formats.naming import Case
-from e2enet.data.formats.volume import Volume, read_label, read_volume
+from e2enet.data.formats.volume import ZERO_EVERYWHERE, Volume, crop_to_nonzero, read_label, read_volume
 
 CHUNK_VOXELS = 2**22
 
@@ -32,8 +32,8 @@ def read_case(dataset: RawDataset, case: Case, depth_axis: int) -> CaseVolumes:
     """Read image and label of a case; one InputError with all that keeps it from being used.
 
     The label's values are renumbered by `dataset.label_map`. Wrong are: files that cannot be read, another
-    number of channels than the dataset names, different grids (`same_grid`), unknown label values. The label's axes
-    are ordered by the image's affine.
+    number of channels than the dataset names, an image of zeros, different grids (`same_grid`), unknown label values, a
+    label that lies wholly where the image is zero. The label's axes are ordered by the image's affine.
     """
     problems: list[str] = []
     volume, label = None, None
@@ -41,16 +41,19 @@ def read_case(dataset: RawDataset, case: Case, depth_axis: int) -> CaseVolumes:
         volume = read_volume(case.images, depth_axis)
         wrong_count = channel_problem(len(volume.array), len(dataset.channels))
         problems += [f"{case.images[0]}: {wrong_count}"] if wrong_count else []
+        if not volume.array.any():
+            problems.append(f"{case.images[0]}: {ZERO_EVERYWHERE}")
     except InputError as error:
         problems.append(str(error))
     if case.label is not None:
         try:
             grid = volume.geometry if volume is not None else None
             label, geometry = read_label(case.label, depth_axis, dataset.label_map, on=grid)
-            found = [
-                grid_problem(grid, geometry, ("image", "label"), repair=True) if grid is not None else None,
-                label_problem(count_labels([label]), dataset.labels),
-            ]
+            off_grid = grid_problem(grid, geometry, ("image", "label"), repair=True) if grid is not None else None
+            found = [off_grid, label_problem(count_labels([label]), dataset.labels)]
+            if volume is not None and not any((*problems, *found)):
+                inside = label[crop_to_nonzero(volume.array)]
+                found.append(outside_problem(int(np.count_nonzero(inside)), int(np.count_nonzero(label))))
             problems += [f"{case.label}: {text}" for text in found if text]
         except InputError as error:
             problems.append(str(error))
@@ -62,17 +65,29 @@ def read_case(dataset: RawDataset, case: Case, depth_axis: int) -> CaseVolumes:
 
 
 def channel_problem(found: int, expected: int) -> str | None:
-    """What is wrong with the number of channels of a case's image; None where it is as expected."""
-    return None if found == expected else f"{found} channels, {expected} expected"
+    """What is wrong with the number of channels of a case's image; None where it is as expected, or where what to
+    expect could not be read (0), which is told once."""
+    return None if expected in (found, 0) else f"{found} channels, {expected} expected"
 
 
 def label_problem(counts: Mapping[int, int], labels: Mapping[int, str]) -> str | None:
-    """What is wrong with label values, given as value -> voxels after the label map; None where all are known."""
+    """What is wrong with label values, given as value -> voxels after the label map; None where all are known, and
+    where the labels could not be read (background alone), which is told once."""
+    if len(labels) < 2:
+        return None
     unknown = {value: count for value, count in sorted(counts.items()) if value not in labels}
     if not unknown:
         return None
     found = ", ".join(f"{value} ({count} voxel{'s' if count > 1 else ''})" for value, count in unknown.items())
     return f"holds label values {found}; those of the dataset expected: {min(labels)} to {max(labels)}"
+
+
+def outside_problem(inside: int, total: int) -> str | None:
+    """What is wrong with a label of whose `total` voxels of foreground `inside` lie in the box of the image's nonzero
+    voxels; None where any does. What lies outside is cropped away, and never learnt or predicted."""
+    if inside or not total:
+        return None
+    return f"all its {total} labelled voxels lie outside of the box of the image's nonzero voxels: is it this image's?"
 
 
 def count_labels(pieces: Iterable[np.ndarray], label_map: Mapping[int, int] | None = None) -> dict[int, int]:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from e2enet.common.errors import InputError
+from e2enet.common.errors import InputError, raise_problems
 from e2enet.common.files import read_json
+from e2enet.data.formats.labels import read_label_names
 from e2enet.data.formats.listing import FILE_ENDINGS, is_companion
 from e2enet.data.formats.naming import MOST_NAME_BYTES, Case, case_id, is_file_name
 from e2enet.data.formats.problems import Problem, dataset_error
 
 FILE_NAME = "dataset.json"
-MOST_LABEL = 32767  # labels are kept as int16 at most
 
 
 class Description:
@@ -45,39 +44,25 @@ class Description:
         self.problems.append(dataset_error(text, self.file))
 
     def channels(self) -> tuple[str, ...]:
-        """Names in order, from `channel_names` (nnU-Net) or `modality` (Decathlon), both {"0": name}."""
+        """Names in order, from `channel_names` (nnU-Net) or `modality` (Decathlon), both {"0": name}.
+
+        Empty where they cannot be read: then no image has a wrong number of them.
+        """
         found = self.content.get("channel_names", self.content.get("modality"))
         if not isinstance(found, dict) or not found:
             self.wrong(f"channel_names (or modality) is {found!r}: an object like {{'0': 'CT'}} expected")
-            return ("unknown",)
+            return ()
         if sorted(map(str, found)) != sorted(str(index) for index in range(len(found))):
             self.wrong(f"channel_names has the keys {sorted(map(str, found))}: consecutive numbers from 0 expected")
             return tuple(str(name) for name in found.values())
         return tuple(str(found[str(index)]) for index in range(len(found)))
 
     def labels(self) -> dict[int, str] | None:
-        """Value -> name as the files number them, from {"1": "liver"} (Decathlon) or {"liver": 1} (nnU-Net).
-
-        None where they cannot be read.
-        """
-        found = self.content.get("labels")
-        if not isinstance(found, dict) or not found:
-            self.wrong(f"labels is {found!r}: an object of names and values expected")
-            return None
-        value_first = all(map(_is_label, found))
-        pairs = [(key, name) if value_first else (name, key) for key, name in found.items()]
-        wrong = [f"{name!r}: {value!r}" for value, name in pairs if not _is_label(value)]
-        if wrong:
-            self.wrong(
-                f"labels {', '.join(wrong)}: one integer per label expected, from 0 to {MOST_LABEL} (no regions, no "
-                "ignore label)"
-            )
-            return None
-        counts = Counter(int(value) for value, _ in pairs)
-        if len(counts) < len(pairs):
-            self.wrong(f"labels give the values {[v for v, n in counts.items() if n > 1]} to more than one name")
-            return None
-        return {int(value): str(name) for value, name in sorted(pairs, key=lambda pair: int(pair[0]))}
+        """Value -> name as the files number them; None where they cannot be read (`read_label_names`)."""
+        names, problems = read_label_names(self.content.get("labels"))
+        for problem in problems:
+            self.wrong(problem)
+        return names
 
     def listed_cases(self, section: str, labels_folder: str | None = None) -> list[Case]:
         """Cases of a list of {"image", "label"} or of paths, relative to the folder; hidden files are left out, with a
@@ -140,7 +125,15 @@ def _slashed(path: Any) -> Any:
     return path.replace("\\", "/") if isinstance(path, str) else path
 
 
-def _is_label(value: Any) -> bool:
-    """Whether a JSON value spells a label: 3 or "3". The digits of other scripts, and powers, are none ("\u00b2")."""
-    text = str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
-    return text.isascii() and text.isdigit() and len(text) <= len(str(MOST_LABEL)) and int(text) <= MOST_LABEL
+def read_class_names(labels_folder: Path) -> dict[int, str] | None:
+    """Names of the foreground classes, from dataset.json in a folder of label files or in the folder above it.
+
+    None where there is no such file or it names no labels. InputError where the names cannot be used.
+    """
+    for path in (labels_folder / FILE_NAME, labels_folder.resolve().parent / FILE_NAME):
+        content = read_json(path) if path.is_file() else None
+        if isinstance(content, dict) and isinstance(content.get("labels"), dict):
+            names, problems = read_label_names(content["labels"])
+            raise_problems(problems, f"{path}: its labels cannot be scored:")
+            return {value: name for value, name in (names or {}).items() if value != 0}
+    return None

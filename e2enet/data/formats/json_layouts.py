@@ -94,7 +94,7 @@ def _section_cases(description: Description, num_channels: int) -> list[Case]:
         label = entry.get("label") if isinstance(entry, dict) else None
         if not isinstance(images, list) or not isinstance(label, str) or not all(isinstance(i, str) for i in images):
             description.wrong(f"dataset entry {name!r}: a list of images and a label expected")
-        elif len(images) != num_channels:
+        elif num_channels not in (0, len(images)):
             description.wrong(
                 f"dataset entry {name!r} has {len(images)} images, one per channel ({num_channels}) expected"
             )

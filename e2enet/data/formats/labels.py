@@ -9,11 +9,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from e2enet.common.errors import InputError
 from e2enet.data.formats.problems import Problem, dataset_error
+
+MOST_LABEL = 32767  # labels are kept as int16 at most
+# How far a value may be from a whole number. Writers that keep float values in an integer header store 3 as 3.00005;
+# what was resampled like an image has values all the way between two labels.
+WHOLE_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,46 @@ class LabelTable:
     names: Mapping[int, str] | None = None
     label_map: Mapping[int, int] = field(default_factory=dict)
     regions: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+
+def read_label_names(section: Any) -> tuple[dict[int, str] | None, list[str]]:
+    """Value -> name of a `labels` section of dataset.json, sorted, and what is wrong with it.
+
+    Read are {"1": "liver"} (Decathlon) and {"liver": 1} (nnU-Net). None, and then something wrong, where they cannot be
+    used: the check, training and evaluation all ask here.
+    """
+    if not isinstance(section, Mapping) or not section:
+        return None, [f"labels is {section!r}: an object of names and values expected"]
+    value_first = all(map(_is_label, section))
+    pairs = [(key, name) if value_first else (name, key) for key, name in section.items()]
+    special = [str(name) for value, name in pairs if isinstance(value, list | tuple) or _is_ignore(name)]
+    if special:
+        return None, [
+            f"labels {', '.join(map(repr, special))}: regions and nnU-Net's ignore label are not read yet; one integer "
+            f"per label expected, from 0 to {MOST_LABEL}"
+        ]
+    wrong = [f"{name!r}: {value!r}" for value, name in pairs if not _is_label(value)]
+    if wrong:
+        return None, [f"labels {', '.join(wrong)}: one integer per label expected, from 0 to {MOST_LABEL}"]
+    repeated = [value for value, count in Counter(int(value) for value, _ in pairs).items() if count > 1]
+    if repeated:
+        return None, [f"labels give the values {repeated} to more than one name"]
+    names = {int(value): str(name) for value, name in sorted(pairs, key=lambda pair: int(pair[0]))}
+    return names, name_problems(names)
+
+
+def name_problems(names: Mapping[int, str]) -> list[str]:
+    """What is wrong with the names of classes: scores and curves are told apart by them, in files and on terminals."""
+    problems = [
+        f"label {value} is called {name!r}: a name of printable signs expected"
+        for value, name in names.items()
+        if not name.strip() or not name.isprintable()
+    ]
+    for name, count in Counter(names.values()).items():
+        if count > 1:
+            values = [value for value, other in names.items() if other == name]
+            problems.append(f"labels {values} are all called {name!r}: a name of its own for each expected")
+    return problems
 
 
 def apply_label_map(array: np.ndarray, label_map: Mapping[int, int]) -> np.ndarray:
@@ -47,14 +93,16 @@ def apply_label_map(array: np.ndarray, label_map: Mapping[int, int]) -> np.ndarr
 
 def whole_labels(data: np.ndarray, path: Path) -> np.ndarray:
     """The values of a label file as uint8 or where needed int16; InputError where they are no labels 0, 1, .."""
+    if data.dtype.kind not in "biuf":
+        raise InputError(f"{path}: voxels of type {data.dtype}, whole numbers (labels) expected")
     if data.dtype.kind == "f":
         for plane in _planes(data):
             broken = plane[~_are_whole(plane)]
             if broken.size:
                 raise InputError(f"{path}: holds the value {broken.flat[0]:g}, whole numbers (labels) expected")
     low, high = (np.rint(data.min()), np.rint(data.max())) if data.size else (0, 0)
-    if low < 0 or high > np.iinfo(np.int16).max:
-        raise InputError(f"{path}: values from {low:g} to {high:g}, labels from 0 to {np.iinfo(np.int16).max} expected")
+    if low < 0 or high > MOST_LABEL:
+        raise InputError(f"{path}: values from {low:g} to {high:g}, labels from 0 to {MOST_LABEL} expected")
     dtype = np.uint8 if high <= 255 else np.int16
     if data.dtype.kind != "f":
         return data.astype(dtype, copy=False)
@@ -66,7 +114,7 @@ def whole_labels(data: np.ndarray, path: Path) -> np.ndarray:
 
 def _are_whole(values: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):  # inf - inf is NaN, which is not below the tolerance either
-        return np.abs(values - np.rint(values)) < 1e-3
+        return np.abs(values - np.rint(values)) <= WHOLE_TOLERANCE
 
 
 def _planes(data: np.ndarray) -> np.ndarray:
@@ -80,6 +128,7 @@ def resolve_labels(found: Mapping[int, str] | None, table: LabelTable, problems:
     `found` are the values that the files name (dataset.json), None where they name none. The table's names win.
     """
     problems += [dataset_error(text) for text in _map_problems(table)]
+    problems += [dataset_error(f"data.labels: {text}") for text in _table_problems(table)]
     mapped = None if found is None else map_names(found, table.label_map)
     names = mapped if table.names is None else table.names
     labels = dict(sorted((names or {}).items()))
@@ -101,6 +150,25 @@ def resolve_labels(found: Mapping[int, str] | None, table: LabelTable, problems:
                 dataset_error(f"region {name!r} unites {list(values)}: labels out of {list(labels)[1:]} expected")
             )
     return labels or {0: "background"}
+
+
+def _is_label(value: Any) -> bool:
+    """Whether a JSON value spells a label: 3 or "3". The digits of other scripts, and powers, are none ("\u00b2")."""
+    text = str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
+    return text.isascii() and text.isdigit() and len(text) <= len(str(MOST_LABEL)) and int(text) <= MOST_LABEL
+
+
+def _is_ignore(name: Any) -> bool:
+    """Whether a name is that by which nnU-Net marks voxels that nobody has labelled."""
+    return isinstance(name, str) and name.strip().lower() == "ignore"
+
+
+def _table_problems(table: LabelTable) -> list[str]:
+    if table.names is None:
+        return []
+    ignored = [value for value, name in table.names.items() if _is_ignore(name)]
+    problem = f"label {ignored} is called 'ignore': nnU-Net's ignore label is not read yet; classes expected"
+    return [*([problem] if ignored else []), *name_problems(table.names)]
 
 
 def _map_problems(table: LabelTable) -> list[str]:

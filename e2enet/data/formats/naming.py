@@ -93,7 +93,8 @@ def group_modalities(files: Sequence[Path], num_channels: int, file_ending: str)
     """Group files into cases; returns the cases and what is wrong with the others.
 
     A four-digit end is a modality only where `_0000` occurs, or where every number is a possible channel of
-    several: amos_0001.nii.gz, amos_0004.nii.gz are two cases of one channel.
+    several: amos_0001.nii.gz, amos_0004.nii.gz are two cases of one channel. `num_channels=0`: as many as the
+    files say.
     """
     numbered: dict[str, dict[int, Path]] = defaultdict(dict)
     plain: list[Path] = []
@@ -104,6 +105,7 @@ def group_modalities(files: Sequence[Path], num_channels: int, file_ending: str)
         else:
             plain.append(file)
     numbers = {channel for channels in numbered.values() for channel in channels}
+    num_channels = num_channels or 1 + max(numbers, default=0)
     if numbers and 0 not in numbers and (num_channels == 1 or max(numbers) >= num_channels):
         plain, numbered = list(files), defaultdict(dict)
     cases = [Case(case_id(file.name), (file,)) for file in plain]

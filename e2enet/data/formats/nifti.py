@@ -89,6 +89,12 @@ def read_unscaled(image: Any, path: Path) -> np.ndarray:
     return read_stored_voxels(image, path).reshape(image.shape, order="F")
 
 
+def read_values(image: Any, path: Path) -> np.ndarray:
+    """The same, scaled as the header says: whole numbers, or double precision where there is a scale."""
+    stored, proxy = read_unscaled(image, path), image.dataobj
+    return stored if (proxy.slope, proxy.inter) == (1, 0) else stored * proxy.slope + proxy.inter
+
+
 def _require_spacing(image: Any, path: Path) -> None:
     """InputError where sizes of voxels that count are zero, negative or no numbers; with an sform they do not count."""
     if int(image.header["sform_code"]) > 0:

@@ -1,13 +1,17 @@
-"""What is wrong with a dataset, case by case: collected first, reported once."""
+"""What is wrong with a dataset, case by case: collected first, reported once, in a line where many cases have it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from e2enet.common.errors import raise_problems
+
+MOST_ALIKE = 5  # cases with the same remark that have a line each
+NAMED = 4  # cases that the line for all of them names
 
 Severity = Literal["error", "warning"]
 
@@ -55,6 +59,32 @@ def case_warning(case: str, problem: str, file: Path | None = None) -> Problem:
     return Problem(case, "warning", problem, None if file is None else str(file))
 
 
+def in_short(problems: Sequence[Problem]) -> list[tuple[Problem, str]]:
+    """A line per problem, and one for many cases that have the same: the first of them, and what to print.
+
+    Numbers and paths may differ: 500 labels that lie off their image's grid are one remark and a count.
+    """
+    alike: dict[tuple[str, bool, str], list[Problem]] = {}
+    for problem in problems:
+        kind = problem.severity, problem.case is None, re.sub(r"\S*/\S*|[-+]?\d[\d.e+-]*", "#", problem.problem)
+        alike.setdefault(kind, []).append(problem)
+    lines = []
+    for (_, of_dataset, _), members in alike.items():
+        if of_dataset or len({problem.case for problem in members}) <= MOST_ALIKE:
+            lines += [(problem, str(problem)) for problem in members]
+        else:
+            lines.append((members[0], _together(members)))
+    return lines
+
+
+def _together(members: Sequence[Problem]) -> str:
+    first = members[0]
+    names = list(dict.fromkeys(str(problem.case) for problem in members))
+    others = f"{', '.join(names[1:NAMED])} and {len(names) - NAMED} more"
+    text, *rest = first.problem.split("\n", 1)
+    return "\n".join([f"{len(names)} cases, such as {first.case}: {first.file}: {text} (alike: {others})", *rest])
+
+
 def raise_errors(problems: Iterable[Problem], heading: str) -> None:
     """Raise one InputError that lists all errors under the heading; warnings alone pass."""
-    raise_problems([str(problem) for problem in problems if problem.severity == "error"], heading)
+    raise_problems([text for _, text in in_short([one for one in problems if one.severity == "error"])], heading)

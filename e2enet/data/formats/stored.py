@@ -17,6 +17,7 @@ from e2enet.data.formats.grid import Geometry, Offset, forms_offset, geometry_of
 from e2enet.data.formats.nifti import open_image, read_stored_voxels
 
 CHUNK_VOXELS = 2**22
+Extent = tuple[np.ndarray, np.ndarray, np.ndarray]  # of bool, along X, Y and Z
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,14 +58,32 @@ class StoredImage:
 
     def values(self) -> Iterator[np.ndarray]:
         """The scaled values, a piece at a time, as training sees them: whole numbers, or float32 after scaling."""
-        scaled = (self.header.slope, self.header.intercept) != (1, 0)
         for start in range(0, self.voxels.size, CHUNK_VOXELS):
-            piece = self.voxels[start : start + CHUNK_VOXELS]
-            if scaled:
-                piece = piece * self.header.slope + self.header.intercept
-            # Beyond the range of float32 values become infinite, as they do for training.
-            with np.errstate(over="ignore"):
-                yield piece.astype(np.float32) if piece.dtype.kind == "f" else piece
+            yield self._scaled(self.voxels[start : start + CHUNK_VOXELS])
+
+    def planes(self) -> Iterator[np.ndarray]:
+        """The same, a plane (Y, X) of the file's axes at a time: Z of them, and Z again for each further channel."""
+        width, height, _ = self.header.geometry.shape
+        for plane in self.voxels.reshape(-1, height, width):
+            yield self._scaled(plane)
+
+    def nonzero_extent(self) -> Extent:
+        """Along each of the file's axes, where a voxel of any channel is not 0."""
+        width, height, depth = self.header.geometry.shape
+        x, y, z = (np.zeros(size, bool) for size in (width, height, depth))
+        for number, plane in enumerate(self.planes()):
+            nonzero = plane != 0
+            x |= nonzero.any(axis=0)
+            y |= nonzero.any(axis=1)
+            z[number % depth] |= bool(nonzero.any())
+        return x, y, z
+
+    def _scaled(self, stored: np.ndarray) -> np.ndarray:
+        if (self.header.slope, self.header.intercept) != (1, 0):
+            stored = stored * self.header.slope + self.header.intercept
+        # Beyond the range of float32 values become infinite, as they do for training.
+        with np.errstate(over="ignore"):
+            return stored.astype(np.float32) if stored.dtype.kind == "f" else stored
 
     def digest(self) -> bytes:
         """Hash of the values as float32, in file order: equal for files of the same values, whatever their names,

@@ -20,8 +20,9 @@ from e2enet.common.errors import InputError
 from e2enet.common.files import atomic_path
 from e2enet.data.formats.grid import Geometry, geometry_of, millimetres_per_unit, require_same_grid, same_grid
 from e2enet.data.formats.labels import apply_label_map, whole_labels
-from e2enet.data.formats.nifti import open_image, read_unscaled, without_history
+from e2enet.data.formats.nifti import open_image, read_unscaled, read_values, without_history
 
+ZERO_EVERYWHERE = "the image is zero everywhere, other values expected"
 Box = tuple[slice, slice, slice]
 
 
@@ -96,11 +97,9 @@ def read_label(
     path = Path(path)
     image = open_image(path)
     geometry = geometry_of(image, path, depth_axis)
-    data = _without_singletons(read_unscaled(image, path))
+    data = _without_singletons(read_values(image, path))
     if data.ndim != 3:
         raise InputError(f"{path}: a label image of shape {image.shape}, three axes expected")
-    if (image.dataobj.slope, image.dataobj.inter) != (1, 0):
-        data = data * image.dataobj.slope + image.dataobj.inter
     labels = apply_label_map(whole_labels(data, path), label_map or {})
     return to_frame(labels, on if on is not None and same_grid(on, geometry) else geometry), geometry
 
@@ -135,7 +134,7 @@ def crop_to_nonzero(array: np.ndarray) -> Box:
     is zero."""
     nonzero = np.any(array != 0, axis=0)
     if not nonzero.any():
-        raise InputError("the image is zero everywhere, other values expected")
+        raise InputError(ZERO_EVERYWHERE)
     parts = []
     for axis in range(3):
         occupied = np.flatnonzero(nonzero.any(axis=tuple(other for other in range(3) if other != axis)))

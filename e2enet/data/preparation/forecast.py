@@ -25,16 +25,17 @@ COORDINATE_BYTES = 12
 
 @dataclass(frozen=True)
 class Forecast:
-    """What cases need: `disk` bytes of `free_disk`, and workers with their memory."""
+    """What cases need: `disk` bytes of `free_disk`, `most` of it for which case, and workers with their memory."""
 
     num_cases: int
     disk: int
+    most: str
     free_disk: int
     load: Workload
 
     def __str__(self) -> str:
         return (
-            f"{self.num_cases} cases to prepare: up to {gigabytes(self.disk)} of disk "
+            f"{self.num_cases} cases to prepare: up to {gigabytes(self.disk)} of disk, {self.most} "
             f"({gigabytes(self.free_disk)} free); {self.load}"
         )
 
@@ -46,7 +47,8 @@ def forecast(
 
     Raises InputError where the disk of `folder` or the memory of this machine will not do.
     """
-    disk, total = 0, 0
+    total = 0
+    sizes: dict[str, int] = {}
     needs: dict[str, int] = {}
     for case in cases:
         try:
@@ -57,16 +59,18 @@ def forecast(
         coordinates = _coordinates(prepared, len(dataset.labels) - 1) * COORDINATE_BYTES
         mask_bytes = prepared if plan.masked_channels else 0
         label_bytes = prepared * (1 if len(dataset.labels) <= 256 else 2) + coordinates + mask_bytes
-        disk += prepared * channels * 4 + (label_bytes if case.label is not None else 0)
+        sizes[case.id] = prepared * channels * 4 + (label_bytes if case.label is not None else 0)
         needs[case.id] = int(PEAK_FACTOR * 4 * max(raw, prepared * channels))
         total += max(raw, prepared * channels)
-    free = free_disk(folder)
+    disk, free = sum(sizes.values()), free_disk(folder)
+    largest = max(sizes, key=lambda name: sizes[name])
+    most = f"{gigabytes(sizes[largest])} of it for case {largest}"
     if disk > free:
         raise InputError(
-            f"{folder}: preparing {len(cases)} cases takes up to {gigabytes(disk)}, {gigabytes(free)} are free on its "
-            "disk: free some, or set paths.prepared to a folder on another"
+            f"{folder}: preparing {len(cases)} cases takes up to {gigabytes(disk)}, {most}; {gigabytes(free)} are free "
+            "on its disk: free some, or set paths.prepared to a folder on another"
         )
-    return Forecast(len(needs), disk, free, fit_workers(needs, workers, small=total <= SMALL_VOXELS))
+    return Forecast(len(needs), disk, most, free, fit_workers(needs, workers, small=total <= SMALL_VOXELS))
 
 
 def free_disk(folder: Path) -> int:
