@@ -29,7 +29,8 @@ MOST_LINES = 8
 class LoadedModel:
     """A network in eval mode and all that prediction and scoring need to know of its training.
 
-    `label_map` renumbers the dataset's label files (value -> label), `regions` unites labels (name -> labels).
+    `label_map` renumbers the dataset's label files (value -> label), `regions` unites labels (name -> labels),
+    `numbered_ids` says how its files are called (`naming.has_numbered_ids`).
     """
 
     path: Path
@@ -41,6 +42,7 @@ class LoadedModel:
     file_ending: str
     label_map: dict[int, int] = field(default_factory=dict)
     regions: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    numbered_ids: bool = False
 
 
 def load_model(path: str | Path) -> LoadedModel:
@@ -95,7 +97,16 @@ def load_model(path: str | Path) -> LoadedModel:
     except ValueError as error:
         raise InputError(f"{path}: its masks are not what its hyper_parameters say: {error}") from error
     return LoadedModel(
-        path, network.eval(), plan, labels, channels, mirror_axes, file_ending, label_map=label_map, regions=regions
+        path,
+        network.eval(),
+        plan,
+        labels,
+        channels,
+        mirror_axes,
+        file_ending,
+        label_map=label_map,
+        regions=regions,
+        numbered_ids=bool(dataset.get("numbered_ids", False)),
     )
 
 

@@ -41,7 +41,7 @@ def run_prediction(config: PredictConfig) -> dict[str, str]:
     models = load_ensemble(find_checkpoints(config))
     postprocessing = resolve_postprocessing(config.postprocessing, models)
     problems: list[Problem] = []
-    cases = find_cases(config.input, len(models[0].channels), models[0].file_ending, problems)
+    cases = find_cases(config.input, len(models[0].channels), models[0].file_ending, problems, models[0].numbered_ids)
     unusable = {str(problem.case): str(problem) for problem in problems if problem.severity == "error"}
     left_out = [problem for problem in problems if problem.severity == "warning"]
     for problem in left_out:

@@ -19,6 +19,7 @@ from e2enet.common.errors import ExitCode
 from e2enet.common.ranks import current_team, is_first
 from e2enet.data.command import build_datamodule
 from e2enet.data.datamodule import SegmentationDataModule
+from e2enet.data.formats.naming import has_numbered_ids
 from e2enet.data.worker_notes import naming_held_cases
 from e2enet.inference.checkpoint import load_model
 from e2enet.network.granularity import chosen_group_size
@@ -149,6 +150,7 @@ def build_module(config: DictConfig, data: SegmentationDataModule) -> Segmentati
             "channels": list(data.dataset.channels),
             "mirror_axes": list(data.mirror_axes),
             "file_ending": data.dataset.file_ending,
+            "numbered_ids": has_numbered_ids(data.dataset.training),
             "label_map": dict(data.dataset.label_map),
             "regions": {name: list(labels) for name, labels in data.dataset.regions.items()},
         },

@@ -64,7 +64,11 @@ def read_brats(folder: str | Path, table: LabelTable) -> RawDataset:
 
 
 def find_cases(
-    source: str | Path, num_channels: int, file_ending: str = ".nii.gz", problems: list[Problem] | None = None
+    source: str | Path,
+    num_channels: int,
+    file_ending: str = ".nii.gz",
+    problems: list[Problem] | None = None,
+    numbered_ids: bool = False,
 ) -> list[Case]:
     """Cases to predict, sorted by id: images in a folder, one image, or folders of BraTS cases.
 
@@ -76,7 +80,7 @@ def find_cases(
         folders = find_case_folders(folder) if num_channels == len(MODALITIES) and folder.is_dir() else []
         folders = [folder] if num_channels == len(MODALITIES) and holds_case(folder) else folders
         if not any(map(holds_case, folders)):
-            return find_named_cases(source, num_channels, file_ending, problems)
+            return find_named_cases(source, num_channels, file_ending, problems, numbered_ids)
         found: list[Problem] = []
         cases = readable(read_case_folders(folder, folders, found), found)
     if problems is None or not cases:

@@ -34,7 +34,11 @@ class Case:
 
 
 def find_named_cases(
-    source: str | Path, num_channels: int, file_ending: str = ".nii.gz", problems: list[Problem] | None = None
+    source: str | Path,
+    num_channels: int,
+    file_ending: str = ".nii.gz",
+    problems: list[Problem] | None = None,
+    numbered_ids: bool = False,
 ) -> list[Case]:
     """Cases to predict by the names of their files, in a folder or given as one file, sorted by id.
 
@@ -42,6 +46,8 @@ def find_named_cases(
     one case and a plain `x.nii.gz` is a 4D file. Where a file is there as .nii.gz and as .nii, that of `file_ending`
     is taken. Raises InputError naming what is missing: the path, any case, or modalities; a list of `problems` takes
     what is wrong with single cases instead, where there are others, and a warning of what is not taken.
+
+    `numbered_ids`: see `has_numbered_ids`; then a four-digit end is a modality's only after another one.
     """
     source = Path(source)
     if source.is_dir():
@@ -53,8 +59,8 @@ def find_named_cases(
     elif not source.name.endswith(FILE_ENDINGS):
         raise InputError(f"{source}: a file ending in {' or '.join(FILE_ENDINGS)} expected")
     else:
-        files, found = _with_siblings(source, num_channels), []
-    cases, of_cases = group_modalities(files, num_channels, file_ending)
+        files, found = _with_siblings(source, num_channels, numbered_ids), []
+    cases, of_cases = group_modalities(files, num_channels, file_ending, numbered_ids)
     found += of_cases
     repeated = [name for name, count in Counter(case.id for case in cases).items() if count > 1]
     found += [case_error(name, "is there twice, with and without a modality number") for name in repeated]
@@ -89,7 +95,15 @@ def is_file_name(name: str) -> bool:
     return name.isprintable() and Path(name).name == name and len(os.fsencode(name)) <= MOST_NAME_BYTES
 
 
-def group_modalities(files: Sequence[Path], num_channels: int, file_ending: str) -> tuple[list[Case], list[Problem]]:
+def has_numbered_ids(cases: Sequence[Case]) -> bool:
+    """Whether ids of a dataset end in four digits as they stand in the files' names, which are no modality's then:
+    img_0000.nii.gz and img_0001.nii.gz of a Decathlon folder are two cases."""
+    return any(MODALITY.match(case.id) and case_id(case.images[0].name) == case.id for case in cases)
+
+
+def group_modalities(
+    files: Sequence[Path], num_channels: int, file_ending: str, numbered_ids: bool = False
+) -> tuple[list[Case], list[Problem]]:
     """Group files into cases; returns the cases and what is wrong with the others.
 
     A four-digit end is a modality only where `_0000` occurs, or where every number is a possible channel of
@@ -99,7 +113,7 @@ def group_modalities(files: Sequence[Path], num_channels: int, file_ending: str)
     numbered: dict[str, dict[int, Path]] = defaultdict(dict)
     plain: list[Path] = []
     for file in files:
-        match = MODALITY.match(case_id(file.name))
+        match = _modality(file, numbered_ids)
         if match:
             numbered[match["case"]][int(match["channel"])] = file
         else:
@@ -140,9 +154,14 @@ def _warn_of_folders(source: Path) -> list[Problem]:
     return [told_of(source, holding, "not taken: a folder that holds scans")] if holding else []
 
 
-def _with_siblings(file: Path, num_channels: int) -> list[Path]:
-    """The file and, where it is one modality of several, the others of its case beside it."""
+def _modality(file: Path, numbered_ids: bool) -> re.Match[str] | None:
     match = MODALITY.match(case_id(file.name))
+    return None if match and numbered_ids and not MODALITY.match(match["case"]) else match
+
+
+def _with_siblings(file: Path, num_channels: int, numbered_ids: bool) -> list[Path]:
+    """The file and, where it is one modality of several, the others of its case beside it."""
+    match = _modality(file, numbered_ids)
     if match is None or num_channels == 1 or int(match["channel"]) >= num_channels:
         return [file]
     ending = file.name.removeprefix(case_id(file.name))
