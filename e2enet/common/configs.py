@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 ROOT_VARIABLE = "E2ENET_ROOT"
 EXPERIMENTS = "experiments"
 # Keys that name files or folders.
-PATHS = ("paths.data", "paths.prepared", "paths.runs", "run_folder", "resume", "initial_weights")
+PATHS = ("paths.data", "paths.prepared", "paths.runs", "run_folder", "resume", "initial_weights", "data.split")
 
 
 def project_root() -> Path:
@@ -56,7 +56,8 @@ def make_paths_absolute(config: DictConfig) -> None:
     working directory of today, wherever the run is gone on with."""
     for key in PATHS:
         value = OmegaConf.select(config, key, throw_on_resolution_failure=False)
-        if isinstance(value, str):
+        # A split is a rule's name, or a file, whose bare name is looked up beside the dataset.
+        if isinstance(value, str) and (key != "data.split" or "/" in value):
             OmegaConf.update(config, key, os.path.abspath(os.path.expanduser(value)))
 
 

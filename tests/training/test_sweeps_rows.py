@@ -135,13 +135,13 @@ def test_the_manifest_lists_jobs_before_they_run(tmp_path: Path) -> None:
 def test_experiments_share_jobs_in_a_common_folder(tmp_path: Path) -> None:
     small = ["-m", "name=both", "training=small", "data=phantom", "seed=0"]
     first = plan_sweep([*small, "experiments=mechanisms", "row=dsff_shift"]).jobs
-    second = plan_sweep([*small, "experiments=schedule", "row=dsff"]).jobs  # the same network, in another table
+    second = plan_sweep([*small, "experiments=sparsity", "row=s70"]).jobs  # the same network, in another table
     assert first[0].key == second[0].key
     register_jobs(tmp_path, "both", first)
     register_jobs(tmp_path, "both", second)
     lines = read_sweep(tmp_path).jobs
-    assert [(job.experiment, job.row) for job in lines] == [("mechanisms", "dsff_shift"), ("schedule", "dsff")]
-    assert lines[0].folder == lines[1].folder and list(read_sweep(tmp_path).ablations) == ["mechanisms", "schedule"]
+    assert [(job.experiment, job.row) for job in lines] == [("mechanisms", "dsff_shift"), ("sparsity", "s70")]
+    assert lines[0].folder == lines[1].folder and list(read_sweep(tmp_path).ablations) == ["mechanisms", "sparsity"]
 
 
 def test_other_settings_do_not_mix_with_started_jobs(tmp_path: Path) -> None:
