@@ -87,10 +87,12 @@ def test_train_commands_compose(arguments: list[str], tmp_path: Path, monkeypatc
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("e2enet.network.baselines.PLAIN_UNET_PACKAGE", "torch")
     monkeypatch.setattr("e2enet.training.config_conflicts._login_problem", lambda: None)
-    for folder in (Path(word.removeprefix("resume=")) for word in arguments if word.startswith("resume=")):
-        write_config(folder / CONFIG_FILE, compose_config())  # a run to go on with
-        (folder / LAST_CHECKPOINT).parent.mkdir()
-        (folder / LAST_CHECKPOINT).touch()
+    for path in (Path(word.removeprefix("resume=")) for word in arguments if word.startswith("resume=")):
+        folder = path.parents[1] if path.suffix == ".ckpt" else path  # a run, or a checkpoint of one, to go on with
+        write_config(folder / CONFIG_FILE, compose_config())
+        for checkpoint in (folder / LAST_CHECKPOINT, *([path] if folder != path else [])):
+            checkpoint.parent.mkdir(exist_ok=True)
+            checkpoint.touch()
     for folder in (Path(word.partition("=")[2]) for word in arguments if word.startswith("initial_weights=")):
         (folder / "checkpoints").mkdir(parents=True)
         (folder / "checkpoints" / "best.ckpt").touch()

@@ -32,9 +32,9 @@ def test_paths_are_written_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "initial_weights": f"{tmp_path.parent}/old",
         "data.split": None,
     }
-    OmegaConf.update(config, "data.split", "here/splits_final.json")
+    OmegaConf.update(config, "data.split", "here/splits_final.json", force_add=True)
     make_paths_absolute(config)
-    assert config.data.split == f"{tmp_path}/here/splits_final.json"
+    assert OmegaConf.select(config, "data.split") == f"{tmp_path}/here/splits_final.json"
 
 
 def test_a_run_keeps_its_paths_wherever_it_is_gone_on_with(tiny: list[str], tmp_path: Path) -> None:
