@@ -21,6 +21,7 @@ from e2enet.inference.config import check_arguments, read_config
 from e2enet.training.config_check import check_command_line
 from e2enet.training.records import write_config
 from e2enet.training.resume import CONFIG_FILE, LAST_CHECKPOINT
+from e2enet.training.run_state import KEY
 
 PROJECT = Path(__file__).parents[1]
 CONF = PROJECT / "conf"
@@ -92,7 +93,7 @@ def test_train_commands_compose(arguments: list[str], tmp_path: Path, monkeypatc
         write_config(folder / CONFIG_FILE, compose_config())
         for checkpoint in (folder / LAST_CHECKPOINT, *([path] if folder != path else [])):
             checkpoint.parent.mkdir(exist_ok=True)
-            checkpoint.touch()
+            torch.save({KEY: {"step": 1, "rows": 0, "generators": {}, "identity": {}}, "state_dict": {}}, checkpoint)
     for folder in (Path(word.partition("=")[2]) for word in arguments if word.startswith("initial_weights=")):
         (folder / "checkpoints").mkdir(parents=True)
         (folder / "checkpoints" / "best.ckpt").touch()
