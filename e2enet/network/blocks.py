@@ -33,7 +33,8 @@ class ConvBlock(nn.Module):
         self.norm = InstanceNormAct(out_channels)
 
     def forward(self, *sources: Tensor) -> Tensor:
-        return self.norm(self.conv(shift_concat(sources, self.shift_size)))
+        x: Tensor = self.norm(self.conv(shift_concat(sources, self.shift_size)), self.conv.bias)
+        return x
 
 
 class BlockStack(nn.Sequential):

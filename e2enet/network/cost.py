@@ -65,6 +65,8 @@ def count_cost(model: nn.Module, input_size: Sequence[int], convention: str = "e
         flops += 2 * kernels[module] * math.prod(module.weight.shape[2:]) * voxels
 
     with ExitStack() as stack, torch.no_grad():
+        # A network that is to be compiled: torch's compiler would give up on code that it meets here, and for good.
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(_every_head(model))
         for module in kernels:
             stack.callback(module.register_forward_pre_hook(enter).remove)

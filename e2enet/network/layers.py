@@ -7,13 +7,16 @@ stride is a matrix product of voxels by weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.utils.flop_counter import register_flop_formula
+
+from e2enet.network.operations import ANY_DEVICE, below_autograd, plain_gradients, plain_operations, register
 
 Triple = tuple[int, int, int]
 
@@ -21,9 +24,9 @@ Triple = tuple[int, int, int]
 class PlaneConv3d(nn.Conv3d):
     """`nn.Conv3d`, run as a 2D convolution of slices where its kernel has depth 1 and no depth padding.
 
-    With `normalised=True` an instance norm follows, which subtracts the bias again: the bias's gradient is zero. It is
-    then given as zero, instead of summing a volume for rounding errors, which AdamW would turn into a random walk.
-    Kernels that a mask (network.dsff) has switched off count as zeros, see `active_weight`.
+    With `normalised=True` an instance norm follows, which subtracts the bias again: the bias's gradient is zero. The
+    norm then gives it (`InstanceNormAct`), and no volume is summed for rounding errors, which AdamW would turn into a
+    random walk. Kernels that a mask (network.dsff) has switched off count as zeros, see `active_weight`.
     `gather`, where set, takes input, weight and bias and gives those of a convolution in groups, and their number; what
     that gives beyond the layer's output channels is left out.
     """
@@ -60,7 +63,7 @@ class PlaneConv3d(nn.Conv3d):
             out = F.conv3d(x, weight, bias, self.stride, self.padding, groups=groups)
         if out.shape[1] > self.out_channels:
             out = out[:, : self.out_channels]
-        return _WithoutGradient.apply(out, self.bias) if self.normalised else out
+        return out
 
 
 def active_weight(conv: nn.Module) -> Tensor:
@@ -75,19 +78,6 @@ def active_weight(conv: nn.Module) -> Tensor:
         return weight
     inactive = (~mask).to(weight.dtype).view(*mask.shape, 1, 1, 1)
     return torch.addcmul(weight, weight.detach(), inactive, value=-1)
-
-
-class _WithoutGradient(torch.autograd.Function):
-    """The first tensor as it is; the second gets a gradient of zeros, as if the first did not depend on it."""
-
-    @staticmethod
-    def forward(ctx: Any, out: Tensor, parameter: Tensor) -> Tensor:
-        ctx.save_for_backward(parameter)
-        return out.view_as(out)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        return grad, torch.zeros_like(ctx.saved_tensors[0])
 
 
 def to_planes(x: Tensor) -> Tensor:
@@ -140,11 +130,12 @@ class StrideUp3d(nn.ConvTranspose3d):
 
 def line_products(rows: Tensor, weights: Tensor) -> Tensor:
     """Products (k, N, M) of rows (N, C) with each of the weights (k, C, M); elsewhere than on the CPU one product."""
-    if rows.device.type != "cpu" or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+    if rows.device.type != "cpu" or torch.is_autocast_enabled("cpu") or plain_operations():
         count, channels, columns = weights.shape
         product = rows @ weights.transpose(0, 1).reshape(channels, count * columns)
-        return product.view(len(rows), count, columns).transpose(0, 1)
-    return _LineProducts.apply(rows, weights)
+        return product.view(-1, count, columns).transpose(0, 1)
+    products: Tensor = OPERATION(rows, weights)
+    return products
 
 
 class _LineProducts(torch.autograd.Function):
@@ -153,17 +144,60 @@ class _LineProducts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weights: Tensor) -> Tensor:
         ctx.save_for_backward(rows, weights)
-        out = rows.new_empty(len(weights), len(rows), weights.shape[2])
-        for product, weight in zip(out, weights, strict=True):
-            torch.mm(rows, weight, out=product)
+        out: Tensor = below_autograd(OPERATION, rows, weights)
         return out
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        rows, weights = ctx.saved_tensors
-        grad_rows, grad_weights = torch.empty_like(rows), torch.empty_like(weights)
-        for index, (part, weight) in enumerate(zip(grad, weights, strict=True)):
-            torch.addmm(grad_rows, part, weight.T, beta=0 if index == 0 else 1, out=grad_rows)
-            torch.mm(rows.T, part, out=grad_weights[index])
-        return grad_rows, grad_weights
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # somebody differentiates this once more
+            return plain_gradients(torch.matmul, ctx.saved_tensors, grad)
+        found: tuple[Tensor, Tensor] = BACKWARD(grad, *ctx.saved_tensors)
+        return found
+
+
+def _line_products(rows: Tensor, weights: Tensor) -> Tensor:
+    out = _empty_line_products(rows, weights)
+    for product, weight in zip(out, weights, strict=True):
+        torch.mm(rows, weight, out=product)
+    return out
+
+
+def _empty_line_products(rows: Tensor, weights: Tensor) -> Tensor:
+    return rows.new_empty(weights.shape[0], rows.shape[0], weights.shape[2])
+
+
+def _line_products_backward(grad: Tensor, rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    grad_rows, grad_weights = _empty_line_products_backward(grad, rows, weights)
+    for index, (part, weight) in enumerate(zip(grad, weights, strict=True)):
+        torch.addmm(grad_rows, part, weight.T, beta=0 if index == 0 else 1, out=grad_rows)
+        torch.mm(rows.T, part, out=grad_weights[index])
+    return grad_rows, grad_weights
+
+
+def _empty_line_products_backward(grad: Tensor, rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    return rows.new_empty(rows.shape), weights.new_empty(weights.shape)
+
+
+OPERATION = register(
+    "line_products(Tensor rows, Tensor weights) -> Tensor",
+    _line_products,
+    _empty_line_products,
+    autograd=_LineProducts.apply,
+    device=ANY_DEVICE,
+)
+BACKWARD = register(
+    "line_products_backward(Tensor grad, Tensor rows, Tensor weights) -> (Tensor, Tensor)",
+    _line_products_backward,
+    _empty_line_products_backward,
+    device=ANY_DEVICE,
+)
+
+
+@register_flop_formula(OPERATION)
+def _flops(rows: Any, weights: Any, *, out_shape: Any = None) -> int:
+    return 2 * rows[0] * math.prod(weights)
+
+
+@register_flop_formula(BACKWARD)
+def _flops_backward(grad: Any, rows: Any, weights: Any, *, out_shape: Any = None) -> int:
+    return 2 * _flops(rows, weights)

@@ -96,15 +96,14 @@ def pool(x, sd, sh, sw, y, largest, start, stop):
 
 
 @compiled
-def add_unpooled(grad, sd, sh, sw, largest, beside, total, start, stop):
-    """total = beside + grad at each window's largest voxel."""
-    _, height, width, channels = grad.shape
+def unpool(x, sd, sh, sw, y, largest, start, stop):
+    """x = y at each window's largest voxel, else 0: the opposite of `pool`."""
+    _, height, width, channels = y.shape
     for d in range(start, stop):
         for h in range(height):
             for w in range(width):
-                above, number = grad[d, h, w], largest[d, h, w]
+                value, number = y[d, h, w], largest[d, h, w]
                 for k in range(sd * sh * sw):
-                    z, y, x = d * sd + k // (sh * sw), h * sh + k // sw % sh, w * sw + k % sw
-                    out, other = total[z, y, x], beside[z, y, x]
+                    voxel = x[d * sd + k // (sh * sw), h * sh + k // sw % sh, w * sw + k % sw]
                     for c in range(channels):
-                        out[c] = other[c] + (above[c] if number[c] == k else 0)
+                        voxel[c] = value[c] if number[c] == k else 0

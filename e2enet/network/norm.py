@@ -4,20 +4,21 @@ torch's instance norm leaves the channels-last layout, and its channels-last bat
 float32, voxel after voxel, which loses digits on large patches (errors of 2e-3 in the golden outputs, where 1e-4 is
 allowed). On the CPU compiled loops do both passes here: x is read twice and y written once, where a chain of tensor
 operations takes four times as long. On other devices, and in half precision, whose inputs carry three digits, torch's
-batch norm of each sample serves.
+batch norm of each sample serves. Compilers and differentiating transforms get plain operations (`plain_norm_act`).
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from e2enet.network.compiled import as_array, parts, run_parts, takes_loops
+from e2enet.network.operations import below_autograd, empty_channels_last, plain_gradients, plain_operations, register
 
 
 class InstanceNormAct(nn.Module):
@@ -29,10 +30,23 @@ class InstanceNormAct(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
         self.eps, self.slope = eps, slope
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, subtracted: Tensor | None = None) -> Tensor:
+        """The norm of x. `subtracted` (C,) was added to x, and the norm subtracts it again: its gradient is zero."""
+        weight = self.weight if subtracted is None else self.weight + 0 * subtracted
+        if plain_operations():
+            return plain_norm_act(x, weight, self.bias, self.eps, self.slope)
         if takes_loops(x):
-            return _LoopedNormAct.apply(x, self.weight, self.bias, self.eps, self.slope)
-        return batch_norm_act(x, self.weight, self.bias, self.eps, self.slope)
+            y, _, _ = OPERATION(x, weight, self.bias, self.eps, self.slope)
+            return y
+        return batch_norm_act(x, weight, self.bias, self.eps, self.slope)
+
+
+def plain_norm_act(x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float) -> Tensor:
+    """Instance norm and LeakyReLU in plain operations, which fit any number of samples and can be fused."""
+    wide = x if x.dtype == torch.float64 else x.float()
+    variance, mean = torch.var_mean(wide, (2, 3, 4), correction=0, keepdim=True)
+    scale, offset = (value.view(-1, 1, 1, 1).to(wide.dtype) for value in (weight, bias))
+    return F.leaky_relu((wide - mean) * (scale * torch.rsqrt(variance + eps)) + offset, slope).to(x.dtype)
 
 
 def batch_norm_act(x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float) -> Tensor:
@@ -47,37 +61,82 @@ def batch_norm_act(x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: f
     return F.leaky_relu(samples[0] if len(samples) == 1 else torch.cat(samples), slope, inplace=True)
 
 
-class _LoopedNormAct(torch.autograd.Function):
-    """leaky_relu((x - mean) * scale + bias), scale = weight / std, per sample and channel."""
+class _NormAct(torch.autograd.Function):
+    """leaky_relu((x - mean) * scale + bias), scale = weight * rstd, per sample and channel."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float) -> Tensor:
-        rows = voxel_rows(x)
-        y = torch.empty_like(rows)
-        ctx.constants, ctx.rstds = [], []
-        for sample, out in zip(as_array(rows), as_array(y), strict=True):
-            mean, variance = channel_moments(sample)
-            rstd = 1 / np.sqrt(variance + eps)
-            values = mean, as_array(weight) * rstd, as_array(bias), np.float64(slope)
-            constants = tuple(value.astype(sample.dtype) for value in values)
-            _normalise(sample, constants, out)
-            ctx.constants.append(constants)
-            ctx.rstds.append(rstd)
-        ctx.save_for_backward(rows)
-        return _from_rows(y, x.shape)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float) -> tuple[Tensor, ...]:
+        y, mean, rstd = below_autograd(OPERATION, x, weight, bias, eps, slope)
+        ctx.save_for_backward(x, weight, bias, mean, rstd)
+        ctx.mark_non_differentiable(mean, rstd)
+        ctx.eps, ctx.slope = eps, slope
+        return y, mean, rstd
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (rows,) = ctx.saved_tensors
-        grads = voxel_rows(grad)
-        grad_x = torch.empty_like(rows)
-        samples = zip(as_array(grads), as_array(rows), ctx.constants, ctx.rstds, as_array(grad_x), strict=True)
-        sums = [_backward_sample(*sample) for sample in samples]
-        grad_weight, grad_bias = (
-            torch.from_numpy(np.sum(part, axis=0)).to(grad.dtype) for part in zip(*sums, strict=True)
-        )
-        return _from_rows(grad_x, grad.shape), grad_weight, grad_bias, None, None
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        x, weight, bias, mean, rstd = ctx.saved_tensors
+        if torch.is_grad_enabled():  # somebody differentiates this once more
+            plain = partial(plain_norm_act, eps=ctx.eps, slope=ctx.slope)
+            return *plain_gradients(plain, (x, weight, bias), grad), None, None
+        return *BACKWARD(grad, x, weight, bias, mean, rstd, ctx.slope), None, None
+
+
+def _norm_act(x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float) -> tuple[Tensor, Tensor, Tensor]:
+    rows = voxel_rows(x)
+    y, mean, rstd = _empty_norm_act(x, weight, bias, eps, slope)
+    found = zip(as_array(rows), as_array(voxel_rows(y)), as_array(mean), as_array(rstd), strict=True)
+    for sample, out, sample_mean, sample_rstd in found:
+        sample_mean[:], variance = channel_moments(sample)
+        sample_rstd[:] = 1 / np.sqrt(variance + eps)
+        _normalise(sample, _constants(sample, weight, bias, sample_mean, sample_rstd, slope), out)
+    return y, mean, rstd
+
+
+def _empty_norm_act(x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The output beside mean and 1 / standard deviation of each channel, float64 (B, C)."""
+    mean, rstd = (x.new_empty(x.shape[:2], dtype=torch.float64) for _ in range(2))
+    return empty_channels_last(x, x.shape), mean, rstd
+
+
+def _norm_act_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, slope: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_x = empty_channels_last(x, x.shape)
+    arrays = (as_array(part) for part in (voxel_rows(grad), voxel_rows(x), mean, rstd, voxel_rows(grad_x)))
+    sums = np.zeros((2, len(x), x.shape[1]))
+    for index, (given, sample, sample_mean, sample_rstd, out) in enumerate(zip(*arrays, strict=True)):
+        constants = _constants(sample, weight, bias, sample_mean, sample_rstd, slope)
+        sums[:, index] = _backward_sample(given, sample, constants, sample_rstd, out)
+    grad_weight, grad_bias = sums.sum(axis=1)
+    return grad_x, torch.from_numpy(grad_weight).to(weight.dtype), torch.from_numpy(grad_bias).to(bias.dtype)
+
+
+def _empty_norm_act_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, slope: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return empty_channels_last(x, x.shape), torch.empty_like(weight), torch.empty_like(bias)
+
+
+def _constants(
+    x: np.ndarray, weight: Tensor, bias: Tensor, mean: np.ndarray, rstd: np.ndarray, slope: float
+) -> tuple[np.ndarray, ...]:
+    """What a sample's loops take, in the sample's own type: mean, scale, bias and slope."""
+    values = mean, as_array(weight) * rstd, as_array(bias), np.float64(slope)
+    return tuple(value.astype(x.dtype) for value in values)
+
+
+OPERATION = register(
+    "norm_act(Tensor x, Tensor weight, Tensor bias, float eps, float slope) -> (Tensor, Tensor, Tensor)",
+    _norm_act,
+    _empty_norm_act,
+    autograd=_NormAct.apply,
+)
+BACKWARD = register(
+    "norm_act_backward(Tensor grad, Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor rstd, float slope)"
+    " -> (Tensor, Tensor, Tensor)",
+    _norm_act_backward,
+    _empty_norm_act_backward,
+)
 
 
 def _normalise(x: np.ndarray, constants: tuple[np.ndarray, ...], y: np.ndarray) -> None:
@@ -129,11 +188,11 @@ def _sum_parts(add: Any, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return first, second
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """Return (B, C, D, H, W) as contiguous (B, D, H, W, C): a view where `x` is channels-last."""
+    return x.permute(0, 2, 3, 4, 1).contiguous()
+
+
 def voxel_rows(x: Tensor) -> Tensor:
     """Return (B, C, D, H, W) as (B, voxels, C): a view where `x` is channels-last."""
     return x.permute(0, 2, 3, 4, 1).reshape(x.shape[0], -1, x.shape[1])
-
-
-def _from_rows(rows: Tensor, shape: torch.Size) -> Tensor:
-    batch, channels, *size = shape
-    return rows.view(batch, *size, channels).permute(0, 4, 1, 2, 3)

@@ -1,23 +1,25 @@
 """The downward flow: max pooling with kernel = stride beside its input, for channels-last memory.
 
-A node's output goes on along its level and, pooled, down to the next. torch would write the gradient of the pooling as
-a volume of zeros with a few values in it and then add it to the gradient of the other path: four passes over a volume.
-Here one compiled loop writes the sum, and which voxel of a window was largest takes a byte, where torch keeps eight.
+A node's output goes on along its level and, pooled, down to the next. Which voxel of a window was largest takes a byte
+here, where torch keeps eight.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from e2enet.network.compiled import as_array, run_parts, takes_loops
 from e2enet.network.layers import Triple
+from e2enet.network.norm import channels_last
+from e2enet.network.operations import below_autograd, empty_channels_last, plain_operations, register
 
 
 class StrideMaxPool3d(nn.Module):
@@ -32,48 +34,84 @@ class StrideMaxPool3d(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         divides = not any(size % step for size, step in zip(x.shape[2:], self.stride, strict=True))
-        if divides and math.prod(self.stride) < 256 and takes_loops(x):  # the number of a window's voxel takes a byte
-            return _PoolBeside.apply(x, self.stride)
+        bytes_tell = math.prod(self.stride) < 256  # the number of a window's voxel takes a byte
+        if divides and bytes_tell and takes_loops(x) and not plain_operations():
+            pooled, _ = OPERATION(x, self.stride)
+            return x, pooled
         return x, F.max_pool3d(x, self.stride)
 
 
-class _PoolBeside(torch.autograd.Function):
-    """x and its pooled volume. Ties go to the first voxel of a window, NaN to the output, as with torch."""
+class _MaxPool(torch.autograd.Function):
+    """The pooled volume and the number of each window's largest voxel, uint8.
+
+    Ties go to the first voxel of a window, NaN to the output, as with torch.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, stride: Triple) -> tuple[Tensor, Tensor]:
-        from e2enet.network import loops
-
-        volumes = _channels_last(x)
-        batch, *size, channels = volumes.shape
-        coarse = [edge // step for edge, step in zip(size, stride, strict=True)]
-        pooled = volumes.new_empty(batch, *coarse, channels)
-        largest = torch.empty(pooled.shape, dtype=torch.uint8)
-        for sample, out, index in zip(as_array(volumes), as_array(pooled), as_array(largest), strict=True):
-            _run(loops.pool, sample, stride, out, index)
+    def forward(ctx: Any, x: Tensor, stride: Sequence[int]) -> tuple[Tensor, Tensor]:
+        pooled, largest = below_autograd(OPERATION, x, stride)
         ctx.save_for_backward(largest)
-        ctx.stride, ctx.shape = stride, volumes.shape
-        return x.view_as(x), pooled.permute(0, 4, 1, 2, 3)
+        ctx.mark_non_differentiable(largest)
+        ctx.stride = stride
+        return pooled, largest
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor, grad_pooled: Tensor) -> tuple[Tensor, None]:
-        from e2enet.network import loops
-
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None]:
         (largest,) = ctx.saved_tensors
-        total = grad.new_empty(ctx.shape)
-        arrays = (as_array(part) for part in (_channels_last(grad), _channels_last(grad_pooled), largest, total))
-        for beside, coarse, index, out in zip(*arrays, strict=True):
-            _run(loops.add_unpooled, coarse, ctx.stride, index, beside, out)
-        return total.permute(0, 4, 1, 2, 3), None
+        unpool = plain_unpool if torch.is_grad_enabled() else BACKWARD  # if somebody differentiates this once more
+        return unpool(grad, largest, ctx.stride), None
 
 
-def _run(loop: Any, source: np.ndarray, stride: Triple, *others: np.ndarray) -> None:
-    """Run a loop over the coarse planes of one sample, which `others[0]` has as many of as depth slices."""
-    planes, voxels = len(others[0]), others[0][0].size
-    run_parts(lambda _, start, stop: loop(source, *stride, *others, start, stop), planes, voxels)
+def plain_unpool(grad: Tensor, largest: Tensor, stride: Sequence[int]) -> Tensor:
+    """`grad` at each window's largest voxel, else zero, in plain operations."""
+    batch, channels, *coarse = grad.shape
+    chosen = largest.unsqueeze(-1) == torch.arange(math.prod(stride), device=largest.device)
+    windows = torch.where(chosen, grad.unsqueeze(-1), 0).view(batch, channels, *coarse, *stride)
+    size = [edge * step for edge, step in zip(coarse, stride, strict=True)]
+    return windows.permute(0, 1, 2, 5, 3, 6, 4, 7).reshape(batch, channels, *size)
 
 
-def _channels_last(x: Tensor) -> Tensor:
-    """(B, C, D, H, W) as contiguous (B, D, H, W, C): a view where `x` is channels-last."""
-    return x.permute(0, 2, 3, 4, 1).contiguous()
+def _max_pool(x: Tensor, stride: Sequence[int]) -> tuple[Tensor, Tensor]:
+    from e2enet.network import loops
+
+    pooled, largest = _empty_max_pool(x, stride)
+    for arrays in zip(*(as_array(channels_last(part)) for part in (x, pooled, largest)), strict=True):
+        _run(loops.pool, stride, *arrays)
+    return pooled, largest
+
+
+def _empty_max_pool(x: Tensor, stride: Sequence[int]) -> tuple[Tensor, Tensor]:
+    batch, channels, *size = x.shape
+    pooled = empty_channels_last(x, (batch, channels, *(edge // step for edge, step in zip(size, stride, strict=True))))
+    return pooled, torch.empty_like(pooled, dtype=torch.uint8)
+
+
+def _max_pool_backward(grad: Tensor, largest: Tensor, stride: Sequence[int]) -> Tensor:
+    from e2enet.network import loops
+
+    total = _empty_max_pool_backward(grad, largest, stride)
+    for coarse, index, out in zip(*(as_array(channels_last(part)) for part in (grad, largest, total)), strict=True):
+        _run(loops.unpool, stride, out, coarse, index)
+    return total
+
+
+def _empty_max_pool_backward(grad: Tensor, largest: Tensor, stride: Sequence[int]) -> Tensor:
+    batch, channels, *coarse = grad.shape
+    size = (edge * step for edge, step in zip(coarse, stride, strict=True))
+    return empty_channels_last(grad, (batch, channels, *size))
+
+
+OPERATION = register(
+    "max_pool(Tensor x, int[] stride) -> (Tensor, Tensor)", _max_pool, _empty_max_pool, autograd=_MaxPool.apply
+)
+BACKWARD = register(
+    "max_pool_backward(Tensor grad, Tensor largest, int[] stride) -> Tensor",
+    _max_pool_backward,
+    _empty_max_pool_backward,
+)
+
+
+def _run(loop: Any, stride: Sequence[int], whole: np.ndarray, coarse: np.ndarray, largest: np.ndarray) -> None:
+    """Run a loop over the planes of one sample's coarse volume (D, H, W, C)."""
+    work = partial(loop, whole, *stride, coarse, largest)
+    run_parts(lambda _, start, stop: work(start, stop), len(coarse), coarse[0].size)

@@ -10,13 +10,22 @@ any other network.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+
+from e2enet.network.operations import (
+    ANY_DEVICE,
+    below_autograd,
+    empty_channels_last,
+    plain_operations,
+    register,
+)
 
 
 class Slab(NamedTuple):
@@ -76,39 +85,81 @@ class _ShiftConcat(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, shift_size: int, *sources: Tensor) -> Tensor:
-        first = sources[0]
-        ctx.slabs = plan_slabs([source.shape[1] for source in sources], shift_size)
-        ctx.templates = [_template(source) for source in sources]
-        total = sum(source.shape[1] for source in sources)
-        size = whole_size(first)
-        out = torch.empty(
-            (len(first), total, *size), dtype=first.dtype, device=first.device, memory_format=torch.channels_last_3d
-        )
-        for slab in ctx.slabs:
-            target = out[:, slab.target : slab.target + slab.stop - slab.start]
-            _move(sources[slab.source][:, slab.start : slab.stop], target, slab.shift, back=False)
+        counts = [source.shape[1] for source in sources]
+        ctx.starts, ctx.counts, ctx.shift_size = [0, *accumulate(counts[:-1])], counts, shift_size
+        ctx.steps = [(1, 1, 1) if source.ndim == 5 else tuple(source.shape[3::2]) for source in sources]
+        out: Tensor = below_autograd(OPERATION, sources, shift_size)
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        part = plain_part if torch.is_grad_enabled() else BACKWARD  # if somebody differentiates this once more
+        parts = ctx.starts, ctx.counts, ctx.steps, ctx.needs_input_grad[1:]
         grads = [
-            torch.empty_like(template, dtype=grad.dtype, device=grad.device) if needed else None
-            for template, needed in zip(ctx.templates, ctx.needs_input_grad[1:], strict=True)
+            part(grad, start, count, steps, ctx.shift_size) if needed else None
+            for start, count, steps, needed in zip(*parts, strict=True)
         ]
-        for slab in ctx.slabs:
-            into = grads[slab.source]
-            if into is not None:
-                part = grad[:, slab.target : slab.target + slab.stop - slab.start]
-                _move(into[:, slab.start : slab.stop], part, slab.shift, back=True)
         return None, *grads
 
 
-def _template(source: Tensor) -> Tensor:
-    """A tensor without memory of the shape and the order in memory that the source's gradient takes."""
-    if source.ndim == 8:
-        return torch.empty_like(source, device="meta")
-    return torch.empty(source.shape, device="meta", memory_format=torch.channels_last_3d)
+def _shift_concat(sources: Sequence[Tensor], shift_size: int) -> Tensor:
+    out = _empty_shift_concat(sources, shift_size)
+    for slab in plan_slabs([source.shape[1] for source in sources], shift_size):
+        target = out[:, slab.target : slab.target + slab.stop - slab.start]
+        _move(sources[slab.source][:, slab.start : slab.stop], target, slab.shift, back=False)
+    return out
+
+
+def _empty_shift_concat(sources: Sequence[Tensor], shift_size: int) -> Tensor:
+    channels = sum(source.shape[1] for source in sources)
+    return empty_channels_last(sources[0], (sources[0].shape[0], channels, *whole_size(sources[0])))
+
+
+def _shift_concat_backward(grad: Tensor, start: int, count: int, steps: Sequence[int], shift_size: int) -> Tensor:
+    """Of a concatenation's gradient that of one source: `count` channels from `start` on, in blocks of `steps`."""
+    out = _empty_shift_concat_backward(grad, start, count, steps, shift_size)
+    for slab in _part(grad, start, count, shift_size):
+        given = grad[:, slab.target : slab.target + slab.stop - slab.start]
+        _move(out[:, slab.start : slab.stop], given, slab.shift, back=True)
+    return out
+
+
+def _empty_shift_concat_backward(grad: Tensor, start: int, count: int, steps: Sequence[int], shift_size: int) -> Tensor:
+    """Blocks lie in memory as `StrideUp3d` writes them, (sd, sh, B, D / sd, H / sh, W / sw, sw, C)."""
+    batch, _, *size = grad.shape
+    if math.prod(steps) == 1:
+        return empty_channels_last(grad, (batch, count, *size))
+    (sd, sh, sw), (depth, height, width) = steps, (edge // step for edge, step in zip(size, steps, strict=True))
+    return grad.new_empty(sd, sh, batch, depth, height, width, sw, count).permute(2, 7, 3, 0, 4, 1, 5, 6)
+
+
+def plain_part(grad: Tensor, start: int, count: int, steps: Sequence[int], shift_size: int) -> Tensor:
+    """The gradient of one source in plain operations."""
+    slabs = _part(grad, start, count, shift_size)
+    given = [grad[:, slab.target : slab.target + slab.stop - slab.start] for slab in slabs]
+    whole = torch.cat([shift_depth(part, -slab.shift) for part, slab in zip(given, slabs, strict=True)], dim=1)
+    return whole if math.prod(steps) == 1 else as_blocks(whole, steps)
+
+
+def _part(grad: Tensor, start: int, count: int, shift_size: int) -> list[Slab]:
+    """Slabs of the source that `count` channels from `start` on come from."""
+    counts = start, count, grad.shape[1] - start - count
+    return [slab for slab in plan_slabs(counts, shift_size) if slab.source == 1]
+
+
+OPERATION = register(
+    "shift_concat(Tensor[] sources, int shift_size) -> Tensor",
+    _shift_concat,
+    _empty_shift_concat,
+    autograd=lambda sources, shift_size: _ShiftConcat.apply(shift_size, *sources),
+    device=ANY_DEVICE,
+)
+BACKWARD = register(
+    "shift_concat_backward(Tensor grad, SymInt start, SymInt count, SymInt[] steps, int shift_size) -> Tensor",
+    _shift_concat_backward,
+    _empty_shift_concat_backward,
+    device=ANY_DEVICE,
+)
 
 
 def _move(source: Tensor, whole: Tensor, shift: int, *, back: bool) -> None:
@@ -158,7 +209,8 @@ def shift_concat(sources: Sequence[Tensor], shift_size: int = 3) -> Tensor:
     (B, C_k, D / sd, sd, H / sh, sh, W / sw, sw).
     """
     check_shift_size(shift_size)
-    if torch.compiler.is_compiling():  # a compiler fuses plain operations by itself
+    plain = plain_operations()
+    if plain:
         sources = [source.reshape(*source.shape[:2], *whole_size(source)) for source in sources]
     if shift_size == 1 and len(sources) == 1:
         return sources[0]
@@ -166,7 +218,7 @@ def shift_concat(sources: Sequence[Tensor], shift_size: int = 3) -> Tensor:
     if len(dtypes) > 1:
         lowest = min(dtypes, key=lambda dtype: dtype.itemsize)
         sources = [source.to(lowest) for source in sources]
-    if torch.compiler.is_compiling():  # a compiler fuses plain operations by itself
+    if plain:
         return torch.cat(
             [
                 shift_depth(sources[slab.source][:, slab.start : slab.stop], slab.shift)
@@ -174,7 +226,8 @@ def shift_concat(sources: Sequence[Tensor], shift_size: int = 3) -> Tensor:
             ],
             dim=1,
         )
-    return _ShiftConcat.apply(shift_size, *sources)
+    out: Tensor = OPERATION(sources, shift_size)
+    return out
 
 
 def shift_depth(x: Tensor, shift: int) -> Tensor:

@@ -216,6 +216,19 @@ def test_a_run_compiles_one_graph(
     assert all(name.startswith("network.") and "_orig_mod" not in name for name in module.state_dict())
 
 
+@pytest.mark.parametrize("probe", ["false", "true"])
+def test_a_whole_run_compiles_one_graph(probe: str, graphs: CompileCounterWithBackend, tmp_path: Path) -> None:
+    """Its cost is counted before its first step, which the compiler must not take for that."""
+    overrides = [
+        *SMALL_RUN,
+        *("data.num_test=0", "data.num_workers=0", "training.epochs=1", "training.steps_per_epoch=2"),
+        *("training.validate_full=0", f"trainer.probe={probe}", "training.compile=true"),
+        *(f"paths.data={tmp_path}/data", f"paths.prepared={tmp_path}/prepared", f"run_folder={tmp_path}/run"),
+    ]
+    run_training(compose_config(overrides), tmp_path / "run")
+    assert graphs.frame_count == 1
+
+
 def test_compiled_training_learns_the_same(graphs: CompileCounterWithBackend, tmp_path: Path) -> None:
     sgd = "training.optimizer._target_=torch.optim.SGD"  # AdamW turns roundings of zero gradients into whole steps
     plain, _ = fit(tmp_path / "plain", sgd, growth="random")

@@ -26,6 +26,7 @@ from e2enet.network.engine.self_check import check_itself
 from e2enet.network.engine.signals import Norm, Signal
 from e2enet.network.engine.trace import Call, kernel_mask, trace
 from e2enet.network.layers import StrideUp3d, Triple
+from e2enet.network.operations import refuse_tools
 from e2enet.network.pooling import StrideMaxPool3d
 from e2enet.network.shift import channel_shifts
 
@@ -82,8 +83,10 @@ class CompactNetwork(nn.Module):
         check_itself(model, self, training=False)
         self._choices = (choices or Choices()) if choose else None
 
+    @torch.compiler.disable
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        refuse_tools("a compact network")
         check_input(x, self.in_channels, self.strides)
         samples = [self._one(sample) for sample in x.float()]
         logits = [torch.stack(head) for head in zip(*samples, strict=True)]

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from e2enet.network.blocks import ConvBlock
 from e2enet.network.compiled import run_in_threads
@@ -33,6 +32,7 @@ from e2enet.network.engine.self_check import check_itself
 from e2enet.network.engine.signals import Norm, Signal
 from e2enet.network.engine.trace import kernel_mask, trace
 from e2enet.network.layers import StrideUp3d, Triple
+from e2enet.network.operations import refuse_tools
 from e2enet.network.pooling import StrideMaxPool3d
 from e2enet.network.shift import channel_shifts
 
@@ -77,7 +77,9 @@ class TrainingEngine:
         self.settings = settings(model)
         check_itself(model, self, training=model.training)
 
+    @torch.compiler.disable
     def __call__(self, x: Tensor) -> Tensor | list[Tensor]:
+        refuse_tools("a training engine")
         changed = settings(self.model) != self.settings
         refuse("it has changed since the engine was made for it" if changed else unknown_in_training(self.model))
         check_input(x, self.model.in_channels, self.model.strides)
@@ -139,8 +141,9 @@ class _Pass(torch.autograd.Function):
         )
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("create_graph=True: the engine's gradients cannot be differentiated; run the network")
         if ctx.passes is None:
             raise RuntimeError("going backward a second time: what the forward pass kept was let go the first time")
         _ = ctx.saved_tensors  # raises where one was changed
