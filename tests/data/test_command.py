@@ -38,9 +38,9 @@ def test_all_mistakes_are_told_at_once() -> None:
         "reprot: unknown key; did you mean report?",
         "dataa: unknown key; did you mean data?",
         "data.name: needs a value, e.g. data.name=VALUE",
-        "fold=9: expected a whole number from 0 to 4, or all",
         "data.nam: unknown key; did you mean data.name?",
         "plan.memory_gb=-1: expected null or a number > 0",
+        "fold=9: expected a whole number from 0 to 4, or all",
     ]
 
 

@@ -149,7 +149,7 @@ def test_a_folder_of_scans_that_cannot_be_read(bench: Any, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("method", "place"), [("iterdir", "imagesTr"), ("read_text", "dataset.json"), ("stat", "labelsTr")]
+    ("method", "place"), [("iterdir", "imagesTr"), ("read_bytes", "dataset.json"), ("stat", "labelsTr")]
 )
 def test_a_dataset_that_cannot_be_read(bench: Any, monkeypatch: pytest.MonkeyPatch, method: str, place: str) -> None:
     deny(monkeypatch, method, bench.raw / place)

@@ -116,5 +116,5 @@ def test_a_case_that_lacks_a_modality_does_not_stop_the_others(bench: Any) -> No
     assert bench.results() == [".predicted/good.json", "good.nii.gz"]
     for path in bench.scans.glob("good*"):
         path.unlink()
-    with pytest.raises(InputError, match=r"(?s)cannot be told from the file names.*less_0000\.nii\.gz missing"):
+    with pytest.raises(InputError, match=r"(?s)these cases cannot be predicted\n.*less_0000\.nii\.gz missing"):
         bench.predict()

@@ -101,12 +101,28 @@ def third(folder: Path) -> None:
         save(path, array)
 
 
+def twins(folder: Path) -> None:  # of which fold 0 validates the second
+    for channel in range(2):
+        save(
+            folder / f"imagesTr/d_{channel:04d}.nii.gz",
+            nib.load(folder / f"imagesTr/a_{channel:04d}.nii.gz").get_fdata(),
+        )
+
+
+def dead_link(folder: Path) -> None:
+    scan = folder / "imagesTr" / "b_0001.nii.gz"
+    scan.unlink()
+    scan.symlink_to(folder / "moved" / scan.name)
+
+
 # What is done to a sound dataset, its labels, whether the evaluation sees it, and the one reason of all.
 REFUSED: dict[str, tuple[Callable[[Path], None], dict[str, Any], bool, str]] = {
     "zeros": (of_zeros, CLASSES, False, "b_0000.nii.gz: the image is zero everywhere, other values expected"),
     "outside": (outside, CLASSES, False, "b.nii.gz: all its 440 labelled voxels lie outside of the box"),
     "minus-one": (minus_one, CLASSES, True, "b.nii.gz: values from -1 to 1, labels from 0 to 32767 expected"),
     "between": (between, CLASSES, True, "b.nii.gz: holds the value 0.98, whole numbers (labels) expected"),
+    "twins": (twins, CLASSES, False, "d_0000.nii.gz: the same image, voxel for voxel, as case a, on both"),
+    "dead-link": (dead_link, CLASSES, False, "b_0001.nii.gz"),
     "ignore": (third, {**CLASSES, "ignore": 3}, True, "labels 'ignore': regions and nnU-Net's ignore label are not"),
     "regions": (third, {**CLASSES, "whole": [1, 2, 3]}, True, "labels 'whole': regions and nnU-Net's ignore label"),
 }

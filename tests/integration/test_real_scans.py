@@ -45,13 +45,13 @@ def test_six_organs_of_one_ct(shared_data: Path, tmp_path: Path, take_tour: Call
     organs = {0: "background", **{value: names[value] for value in range(1, 7)}}
     others = [value for value in names if value not in organs]
     dataset = [
-        *("data=nnunet", "data.name=Dataset500_CT", f"paths.data={tmp_path / 'raw'}"),
+        *("data=nnunet", "data.name=Dataset500_CT", f"paths.data={tmp_path / 'raw'}", "fold=all"),
         f"data.labels={{{','.join(f'{value}:{name}' for value, name in organs.items())}}}",
         f"data.label_map={{{','.join(f'{value}:0' for value in others)}}}",
     ]
     references = [str(folder / "labelsTr"), *(f"--label-map={value}=0" for value in others)]
     # One case cannot be split: fold=all trains and validates on it.
-    tour = take_tour(dataset, folder / "imagesTr", references, "fold=all")
+    tour = take_tour(dataset, folder / "imagesTr", references)
     tour.assert_agreement()
     tour.assert_grid("ct", source / "ct.nii.gz")
     plan = json.loads(next(tour.prepared.glob("*/plan.json")).read_text())

@@ -127,7 +127,7 @@ def test_wrong_keys_are_told_before_anything_starts(source: Path, tiny: list[str
     assert "data=nope: no such choice" in wrong and "seed: expected key=value" in wrong
     unknown = problems("pretraining=['training.epoch=3','seed=-1']")
     assert "pretraining: training.epoch: unknown key; did you mean training.epochs?" in unknown
-    assert "pretraining: seed=-1: expected a whole number >= 0" in unknown
+    assert "pretraining: seed=-1: expected a whole number from 0 to 4294967295" in unknown
     assert "pretraining: data.name: needs a value" in problems("pretraining=['data=msd']")
 
 

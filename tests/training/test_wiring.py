@@ -66,7 +66,7 @@ DATA: list[Line] = [
     ("data.foreground_share", 0.6, lambda parts: parts.data.foreground_share),
     ("data.num_workers", 1, lambda parts: parts.data.num_workers),
     ("data.prepare_workers", 1, lambda parts: parts.data.prepare_workers),
-    ("data.limit_cases", 3, lambda parts: parts.data.limit_cases),
+    ("data.limit_cases", 3, lambda parts: parts.data.choice.limit),
     ("plan.spacing", [2.0, 1.5, 1.5], lambda parts: list(parts.module.plan.spacing)),
     ("plan.patch_size", [8, 16, 24], lambda parts: list(parts.data.plan.patch_size)),
     ("plan.strides", [[1, 2, 2], [2, 2, 2]], lambda parts: [list(stride) for stride in parts.module.plan.strides]),
@@ -74,7 +74,7 @@ DATA: list[Line] = [
     ("plan.memory_gb", 4.0, lambda parts: parts.data.plan_options["memory_gb"]),
     ("seed", 7, lambda parts: parts.data.seed),
     ("seed", 7, lambda parts: parts.callback(DSFFCallback).seed),
-    ("fold", 1, lambda parts: parts.data.fold),
+    ("fold", 1, lambda parts: parts.data.choice.fold),
 ]
 DSFF: list[Line] = [
     ("dsff.density", 0.3, lambda parts: parts.callback(DSFFCallback).density),

@@ -40,6 +40,9 @@ def open_image(path: Path) -> Any:
     if image.get_data_dtype().kind not in "iuf":
         raise InputError(f"{path}: voxels of type {image.get_data_dtype()}, numbers expected")
     _require_spacing(image, path)
+    size = path.stat().st_size
+    if _num_bytes(image) > size * (MOST_COMPRESSION if _is_packed(path) else 1):
+        raise _cut_off(path, f"{_num_bytes(image)} bytes of voxels expected, the file has {size}")
     return image
 
 
@@ -63,11 +66,7 @@ def read_stored_voxels(image: Any, path: Path) -> np.ndarray:
     voxels once.
     """
     proxy = image.dataobj
-    num_bytes = math.prod(image.shape) * proxy.dtype.itemsize
-    packed = path.name.endswith(".gz")
-    size = path.stat().st_size
-    if num_bytes > size * (MOST_COMPRESSION if packed else 1):
-        raise _cut_off(path, f"{num_bytes} bytes of voxels expected, the file has {size}")
+    num_bytes, packed = _num_bytes(image), _is_packed(path)
     buffer = np.empty(num_bytes, np.uint8)
     try:
         with gzip.open(path) if packed else path.open("rb") as stream:
@@ -93,6 +92,15 @@ def read_values(image: Any, path: Path) -> np.ndarray:
     """The same, scaled as the header says: whole numbers, or double precision where there is a scale."""
     stored, proxy = read_unscaled(image, path), image.dataobj
     return stored if (proxy.slope, proxy.inter) == (1, 0) else stored * proxy.slope + proxy.inter
+
+
+def _num_bytes(image: Any) -> int:
+    """Of all stored voxels."""
+    return math.prod(image.shape) * int(image.dataobj.dtype.itemsize)
+
+
+def _is_packed(path: Path) -> bool:
+    return path.name.endswith(".gz")
 
 
 def _require_spacing(image: Any, path: Path) -> None:
