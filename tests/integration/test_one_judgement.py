@@ -138,9 +138,10 @@ def test_what_no_command_takes(name: str, tmp_path: Path, capsys: pytest.Capture
     shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("error: ")]
     assert len(shown) == 1 and reason in shown[0]
     shared = [*dataset, f"paths.prepared={tmp_path / 'prepared'}"]
-    with pytest.raises(SystemExit):
-        prepare(shared)
-    assert reason in capsys.readouterr().err
+    if name != "twins":  # cases are prepared for any split
+        with pytest.raises(SystemExit):
+            prepare(shared)
+        assert reason in capsys.readouterr().err
     with pytest.raises(InputError) as refused:
         run_training(compose_config(shared), tmp_path / "run")
     assert reason in str(refused.value)
