@@ -63,7 +63,7 @@ class DiceCrossEntropy(nn.Module):
 class DeepSupervisionLoss(nn.Module):
     """Weighted sum of one loss over all heads: weights 1, 1/2, 1/4, .. normalised to sum 1.
 
-    Targets are brought to each head's resolution by `reduce_target`, so they stay class indices.
+    Targets are brought to each head's resolution by nearest sampling, so they stay class indices.
     """
 
     def __init__(self, loss: nn.Module) -> None:
@@ -87,16 +87,11 @@ def head_weights(num_heads: int) -> list[float]:
 
 
 def reduce_target(target: Tensor, size: Sequence[int]) -> Tensor:
-    """Class indices (B, D, H, W) at a coarser `size` (d, h, w): the voxel at the centre of each cell, as in nnU-Net.
-
-    Of a cell of 8 voxels that is voxel 4. The first of each would move every structure by half a cell: against the
-    majority of each cell, labels of hippocampi have a Dice of 0.79 this way at stride 8, and of 0.19 the other
-    (docs/results.md).
-    """
+    """Class indices (B, D, H, W) at a coarser `size` (d, h, w): the first voxel of each cell (docs/results.md)."""
     if tuple(target.shape[1:]) == tuple(size):
         return target
     # Class numbers stay below 2048, where float32 (and any half type's integers) are exact.
-    return F.interpolate(target[:, None].float(), size=tuple(size), mode="nearest-exact")[:, 0].long()
+    return F.interpolate(target[:, None].float(), size=tuple(size), mode="nearest")[:, 0].long()
 
 
 def soft_dice(
