@@ -87,12 +87,12 @@ def test_an_exception_names_its_case_and_keeps_its_traceback(num_workers: int, t
 
 @pytest.mark.parametrize("die", [kill, leave])
 def test_a_worker_that_dies_leaves_the_name_of_its_case(die: Callable[[], None], tmp_path: Path) -> None:
-    batches = loader(tmp_path, die, 2)
+    # One worker: the death of a second, which comes to the case too, torch would tell by raising wherever this process is.
+    batches = loader(tmp_path, die, 1)
     with pytest.raises(RuntimeError) as caught:
         list(batches)
-    lines = (batches.dataset.notes.explain(caught.value) or "").split("; ")  # type: ignore[attr-defined]
-    assert len(lines) in (1, 2)  # the second may come to the case, and die, before the first one's death is noticed
-    assert all(re.fullmatch(r"loader worker \d+ ended while reading case b", line) for line in lines)
+    told = batches.dataset.notes.explain(caught.value) or ""  # type: ignore[attr-defined]
+    assert re.fullmatch(r"loader worker \d+ ended while reading case b", told)
 
 
 def test_only_deaths_are_explained() -> None:
