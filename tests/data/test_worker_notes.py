@@ -87,7 +87,7 @@ def test_an_exception_names_its_case_and_keeps_its_traceback(num_workers: int, t
 
 @pytest.mark.parametrize("die", [kill, leave])
 def test_a_worker_that_dies_leaves_the_name_of_its_case(die: Callable[[], None], tmp_path: Path) -> None:
-    # One worker: the death of a second, which comes to the case too, torch would tell by raising wherever this process is.
+    # One worker: the death of a second, at the same case, torch would tell by raising wherever this process is.
     batches = loader(tmp_path, die, 1)
     with pytest.raises(RuntimeError) as caught:
         list(batches)
