@@ -28,10 +28,10 @@ def project_root() -> Path:
 
 
 def register_resolvers() -> None:
-    """Make resolvers of the configs known to OmegaConf: `${run_dir:resume,run_folder}` (where a run is written),
-    `${first_path:a,b}` (the first value that is not null), both with `~` as the home folder, and
-    `${row_names:${ablation.rows}}` (their names, as a sweep's parameter)."""
-    OmegaConf.register_new_resolver("first_path", _first_path, replace=True)
+    """Make resolvers of the configs known to OmegaConf: `${run_dir:resume,run_folder}` (where a run is written) and
+    `${expand_home:path}`, both with `~` as the home folder, and `${row_names:${ablation.rows}}` (their names, as a
+    sweep's parameter)."""
+    OmegaConf.register_new_resolver("expand_home", os.path.expanduser, replace=True)
     OmegaConf.register_new_resolver("run_dir", _run_dir, replace=True)
     OmegaConf.register_new_resolver("row_names", ",".join, replace=True)
 
@@ -78,10 +78,6 @@ def _outside_of_apps() -> Iterator[None]:
         yield
     finally:
         GlobalHydra.instance().hydra = app
-
-
-def _first_path(*values: Any) -> Any:
-    return next((os.path.expanduser(str(value)) for value in values if value is not None), None)
 
 
 def resumed_folder(resume: str | Path) -> Path:

@@ -64,5 +64,5 @@ def exit_on_input_error(advice: str = "stopped; the same command goes on with wh
         print(printable(f"error: {error}", sys.stderr.encoding), file=sys.stderr)
         sys.exit(ExitCode.INPUT_ERROR)
     except KeyboardInterrupt as stop:
-        print(str(stop) or advice, file=sys.stderr)
+        print(printable(str(stop) or advice, sys.stderr.encoding), file=sys.stderr)
         sys.exit(ExitCode.INTERRUPTED)

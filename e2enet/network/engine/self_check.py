@@ -17,6 +17,7 @@ from e2enet.network.e2enet import E2ENet
 
 TOLERANCE = 0.01  # of the largest logit; rounding comes to some 1e-5
 FEWEST_VOXELS = 4  # along each axis
+ADVICE = "expected engine=dense for this network"
 
 
 def check_itself(network: E2ENet, run: Callable[[Tensor], Any], *, training: bool) -> None:
@@ -49,9 +50,6 @@ def check_itself(network: E2ENet, run: Callable[[Tensor], Any], *, training: boo
                 f"the engine's logits of head {level} differ from the network's by {difference:.3g} on an input of "
                 f"{size}; the largest is {largest:.3g}, of which rounding is below {TOLERANCE:.0%}; {ADVICE}"
             )
-
-
-ADVICE = "expected engine=dense for this network"
 
 
 def small_size(network: E2ENet) -> tuple[int, int, int]:
