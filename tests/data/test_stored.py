@@ -60,10 +60,17 @@ def test_the_digest_is_that_of_the_voxels(tmp_path: Path) -> None:
     assert first == same and first != other
 
 
-@pytest.mark.parametrize(
-    ("ending", "kept", "message"),
-    [(".nii", 500, "the file has 500"), (".nii", -1, "63999 found"), (".nii.gz", -1, "ended before")],
-)
+def test_a_file_too_small_for_its_header_is_told_when_it_is_opened(tmp_path: Path) -> None:
+    path = tmp_path / "a.nii"
+    nib.save(nib.Nifti1Image(RNG.normal(size=(20, 20, 20)), np.eye(4)), path)
+    path.write_bytes(path.read_bytes()[:500])
+    message = r"a\.nii: .* cut off \(64000 bytes of voxels expected, the file has 500\)"
+    for read in (read_stored_header, read_stored):
+        with pytest.raises(InputError, match=message):
+            read(path)
+
+
+@pytest.mark.parametrize(("ending", "kept", "message"), [(".nii", -1, "63999 found"), (".nii.gz", -1, "ended before")])
 def test_a_file_that_is_cut_off(tmp_path: Path, ending: str, kept: int, message: str) -> None:
     path = tmp_path / f"a{ending}"
     nib.save(nib.Nifti1Image(RNG.normal(size=(20, 20, 20)), np.eye(4)), path)
