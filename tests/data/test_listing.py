@@ -263,3 +263,49 @@ def test_nnunets_folders_lose_nothing(tmp_path: Path) -> None:
     }
     (other,) = [one for one in problems if not one.file]
     assert (other.case, other.severity) == ("d", "warning") and "d_0000.nii.gz missing" in other.problem
+
+
+def test_folders_that_are_links_to_nowhere_are_told(tmp_path: Path) -> None:
+    lost = "a link whose target /nowhere/x.nii.gz is not there"
+    folder = nnunet(tmp_path / "nnunet")
+    for part in ("imagesTs", "labelsTs"):
+        link(folder / part)
+    problems: list[Problem] = []
+    assert len(scan_nnunet(folder, problems).training) == 2
+    assert told(problems, folder) == {
+        ("warning", f"not looked into: {lost}", f"{part}Ts") for part in ("images", "labels")
+    }
+    (folder / "labelsTr").rename(tmp_path / "moved")
+    link(folder / "labelsTr")
+    with pytest.raises(InputError) as caught:
+        read_nnunet(folder)
+    assert str(caught.value).splitlines()[1:] == [f"  - {folder / 'labelsTr'}: {lost}"]
+    (folder / "labelsTr").unlink()
+    (folder / "labelsTr").touch()
+    with pytest.raises(InputError, match="labelsTr: a file, a folder expected"):
+        read_nnunet(folder)
+    touch(tmp_path, *(f"BTCV/Training/{kind}/{kind}0001.nii.gz" for kind in ("img", "label")))
+    link(tmp_path / "BTCV/Testing/img")
+    problems = []
+    scan_btcv(tmp_path / "BTCV", problems, TABLE)
+    assert told(problems, tmp_path) == {("warning", f"not looked into: {lost}", "BTCV/Testing/img")}
+
+
+def test_case_folders_are_not_lost(tmp_path: Path) -> None:
+    parts = ("flair", "t1", "t1ce", "t2", "seg")
+    touch(tmp_path, *(f"{case}/{case}_{part}.nii.gz" for case in ("a", ".h") for part in parts), ".git/config")
+    link(tmp_path / "b")
+    dead = ("error", "a link whose target /nowhere/x.nii.gz is not there", "b")
+    hidden = ("warning", "not taken: hidden, its name begins with a dot", ".h")
+    problems: list[Problem] = []
+    assert [case.id for case in scan_brats(tmp_path, problems, TABLE).training] == ["a"]
+    assert told(problems, tmp_path) == {dead, hidden} and problems[0].case == "b"
+    problems = []
+    assert [case.id for case in find_cases(tmp_path, 4, ".nii.gz", problems)] == ["a"]
+    assert told(problems, tmp_path) == {dead, hidden}
+    plain = tmp_path / "plain"
+    touch(plain, "a.nii.gz", ".h/c.nii.gz")
+    link(plain / "b")
+    problems = []
+    assert [case.id for case in find_cases(plain, 1, ".nii.gz", problems)] == ["a"]
+    assert {(severity, file) for severity, _, file in told(problems, plain)} == {("warning", ".h"), ("warning", "b")}

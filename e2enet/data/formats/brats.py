@@ -10,13 +10,13 @@ Decathlon layout (Task01_BrainTumour, with labels of another order) are read by 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from e2enet.common.errors import InputError
 from e2enet.data.formats.dataset import RawDataset, finish, require_folder
 from e2enet.data.formats.labels import LabelTable, resolve_labels
-from e2enet.data.formats.listing import FILE_ENDINGS, Listing, list_scans, told_of
+from e2enet.data.formats.listing import FILE_ENDINGS, Listing, list_scans, no_folder, told_of
 from e2enet.data.formats.naming import Case, case_id
 from e2enet.data.formats.problems import Problem, case_error, case_warning
 
@@ -63,11 +63,20 @@ def read_case_folders(root: Path, folders: Iterable[Path], problems: list[Proble
     if root not in [listing.folder for listing in listings]:
         loose = list_scans(root)
         problems += [told_of(root, loose.files, "not taken: in no folder of a case")] if loose.files else []
-        problems += loose.problems()
-    empty = [listing.folder for listing in listings if not listing.files and not listing.num_left]
+        problems += [*loose.problems(), *_lost_folders(root, loose.files)]
+    empty = [listing.folder for listing in listings if not listing.holds_scans]
     problems += [told_of(root, empty, "not taken: a folder without a scan")] if empty else []
     cases = [_read_case(listing, problems) for listing in listings]
     return [case for case in cases if case is not None]
+
+
+def _lost_folders(root: Path, scans: Sequence[Path]) -> list[Problem]:
+    """Links to case folders that are gone, and hidden folders of scans; `scans` are told of already."""
+    others = [path for path in sorted(root.iterdir()) if path not in scans]
+    dead = [path for path in others if path.is_symlink() and not path.exists()]
+    hidden = [path for path in others if path.name.startswith(".") and path.is_dir() and list_scans(path).holds_scans]
+    problems = [case_error(path.name, str(no_folder(path)), path) for path in dead]
+    return problems + [told_of(root, hidden, "not taken: hidden, its name begins with a dot")] * bool(hidden)
 
 
 def _read_case(listing: Listing, problems: list[Problem]) -> Case | None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from e2enet.common.errors import InputError
 from e2enet.data.formats.dataset import RawDataset, finish, require_folder
 from e2enet.data.formats.labels import LabelTable, resolve_labels
-from e2enet.data.formats.listing import list_scans
+from e2enet.data.formats.listing import list_scans, no_folder
 from e2enet.data.formats.naming import Case, case_id
 from e2enet.data.formats.problems import Problem, case_error, dataset_error
 
@@ -59,9 +59,8 @@ def scan_btcv(folder: str | Path, problems: list[Problem], table: LabelTable) ->
 
 def _numbered(folder: Path, kind: str, problems: list[Problem], *, required: bool = False) -> dict[str, Path]:
     """Number -> file of img0001.nii.gz, .. or label0001.nii.gz, ..; a file of another name is a problem."""
-    if not folder.is_dir():
-        if required:
-            problems.append(dataset_error("no such folder", folder))
+    if required and (reason := no_folder(folder)):
+        problems.append(dataset_error(reason, folder))
         return {}
     found: dict[str, Path] = {}
     listing = list_scans(folder)

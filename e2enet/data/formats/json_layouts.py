@@ -25,7 +25,7 @@ from typing import Any
 from e2enet.data.formats.dataset import RawDataset, finish, warn_unlisted
 from e2enet.data.formats.description import Description
 from e2enet.data.formats.labels import LabelTable, resolve_labels
-from e2enet.data.formats.listing import FILE_ENDINGS, list_scans
+from e2enet.data.formats.listing import FILE_ENDINGS, list_scans, no_folder
 from e2enet.data.formats.naming import Case, group_modalities, is_file_name
 from e2enet.data.formats.problems import Problem, case_error, dataset_error
 
@@ -67,7 +67,7 @@ def scan_nnunet(folder: str | Path, problems: list[Problem], table: LabelTable |
         warn_unlisted(folder / "labelsTr", [case.label for case in training], problems)
     elif ending is not None:
         training = _folder_cases(folder, "Tr", len(channels), ending, problems)
-    if ending is not None and (folder / "imagesTs").is_dir():
+    if ending is not None:
         test = _folder_cases(folder, "Ts", len(channels), ending, problems)
     description.check_count(training)
     return finish(
@@ -125,8 +125,9 @@ def _folder_cases(folder: Path, part: str, num_channels: int, ending: str, probl
     A test case that lacks a modality is a warning, as one that is not there.
     """
     images, labels = list_scans(folder / f"images{part}", [ending]), list_scans(folder / f"labels{part}", [ending])
-    if not images.folder.is_dir():
-        problems.append(dataset_error("no such folder", images.folder))
+    lost = [dataset_error(reason, one.folder) for one in (images, labels) if (reason := no_folder(one.folder))]
+    if part == "Tr" and lost:
+        problems += lost
         return []
     cases, found = group_modalities(images.files, num_channels, ending)
     found += [

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,15 +41,19 @@ class Listing:
     companions: tuple[Path, ...]
 
     @property
+    def holds_scans(self) -> bool:
+        """Whether anything looks like a scan, taken or not."""
+        return bool(self.files or self.left)
+
+    @property
     def num_left(self) -> int:
         """How many files are not taken."""
         return sum(map(len, self.left.values()))
 
     def endings(self) -> str:
         """What the folder holds by ending, such as `8 of .nii.gz, 1 of .mha`; empty where nothing looks like a scan."""
-        counts: dict[str, int] = {}
-        for path in (*self.files, *(path for paths in self.left.values() for path in paths)):
-            counts[ending_of(path.name)] = counts.get(ending_of(path.name), 0) + 1
+        paths = (*self.files, *(path for paths in self.left.values() for path in paths if path != self.folder))
+        counts = Counter(ending_of(path.name) for path in paths)
         return ", ".join(f"{count} of {ending}" for ending, count in sorted(counts.items()))
 
     def problems(self) -> list[Problem]:
@@ -64,8 +69,13 @@ def note_companions(folders: Iterable[Path]) -> list[str]:
 
 
 def list_scans(folder: Path, endings: Sequence[str] = FILE_ENDINGS) -> Listing:
-    """What looks like a scan directly in a folder; none of it where there is no such folder."""
-    return sort_out(folder, folder.iterdir() if folder.is_dir() else (), endings)
+    """What looks like a scan directly in a folder; none of it where there is no such folder. Where something else is in
+    its place, or a link whose target is gone, that is what is left out."""
+    reason = no_folder(folder)
+    if reason is not None:
+        lost = {f"not looked into: {reason}": [folder]} if os.path.lexists(folder) else {}
+        return Listing(folder, (), lost, ())
+    return sort_out(folder, folder.iterdir(), endings)
 
 
 def sort_out(folder: Path, paths: Iterable[Path], endings: Sequence[str] = FILE_ENDINGS) -> Listing:
@@ -100,9 +110,14 @@ def unreadable(path: Path) -> str | None:
     """Why there is no file to read at a path; None where there is one."""
     if os.path.isfile(path):
         return None if os.access(path, os.R_OK) else "the permission to read it is lacking"
-    if path.is_symlink():
-        return f"a link whose target {os.readlink(path)} is not there"
-    return "a folder, a file expected" if os.path.isdir(path) else "no such file"
+    return "a folder, a file expected" if os.path.isdir(path) else _absent(path, "file")
+
+
+def no_folder(path: Path) -> str | None:
+    """Why there is no folder to look into at a path; None where there is one."""
+    if os.path.isdir(path):
+        return None
+    return "a file, a folder expected" if os.path.exists(path) else _absent(path, "folder")
 
 
 def told_of(folder: Path, paths: Sequence[Path], reason: str) -> Problem:
@@ -118,6 +133,10 @@ def ending_of(name: str) -> str:
     """The part of a name by which it looks like a scan: .nii.gz, .mha, .nii.gz.part."""
     match = SCAN_LIKE.search(name)
     return name[match.start() :] if match else Path(name).suffix
+
+
+def _absent(path: Path, kind: str) -> str:
+    return f"a link whose target {os.readlink(path)} is not there" if path.is_symlink() else f"no such {kind}"
 
 
 def _reason(folder: Path, path: Path, endings: Sequence[str]) -> str | None:

@@ -148,10 +148,12 @@ def _one_of_each(listing: Listing, file_ending: str) -> tuple[list[Path], list[P
 
 
 def _warn_of_folders(source: Path) -> list[Problem]:
-    """A warning of folders that hold scans, which are not looked for there."""
-    folders = [path for path in sorted(source.iterdir()) if path.is_dir() and not path.name.startswith(".")]
-    holding = [path for path in folders if not SCAN_LIKE.search(path.name) and list_scans(path).files]
-    return [told_of(source, holding, "not taken: a folder that holds scans")] if holding else []
+    """A warning of folders that hold scans, which are not looked for there, and of links whose target is gone."""
+    others = [path for path in sorted(source.iterdir()) if not SCAN_LIKE.search(path.name)]
+    holding = [path for path in others if path.is_dir() and list_scans(path).holds_scans]
+    dead = [path for path in others if path.is_symlink() and not path.exists()]
+    problems = [told_of(source, holding, "not taken: a folder that holds scans")] if holding else []
+    return problems + [told_of(source, [path], f"not taken: {unreadable(path)}") for path in dead]
 
 
 def _modality(file: Path, numbered_ids: bool) -> re.Match[str] | None:
