@@ -106,7 +106,8 @@ def test_the_same_image_twice_is_an_error_across_the_split_alone(toy: Any) -> No
     affine = np.diag([-1.0, -1.0, 2.0, 1.0])  # another header, another type
     toy.write_image("b", image.astype(np.float32), affine)
     toy.write_label("b", affine=affine)
-    toy.write_image("d", image)
+    toy.write_image("d", image.transpose(1, 0, 2)[:, ::-1])  # stored turned, and its label with it
+    toy.write_label("d", shape=(9, 8, 6))
 
     def twins(**choice: Any) -> list[tuple[str, str, str]]:
         problems = found(toy, CaseChoice(**choice))
@@ -124,6 +125,11 @@ def test_the_same_image_twice_is_an_error_across_the_split_alone(toy: Any) -> No
     ]
     together = {"train": ["a", "b", "d"], "validation": ["c"]}
     assert {severity for _, severity, _ in twins(rule=together)} == {"warning"}
+    both = {"train": ["b", "c"], "validation": ["d", "e"]}  # a is not used, and a pair is told once
+    assert twins(rule=both, score_test=False) == [
+        ("d", "error", f"{text.replace('case a', 'case b')}one is validation, the other training"),
+        ("b", "warning", f"the same image, voxel for voxel, as case a (training): {toy.image('a')}"),
+    ]
     with pytest.raises(InputError, match="the same image, voxel for voxel, as case a, on both sides"):
         module(toy, split=apart, score_test=False).prepare_data()
     module(toy, split=together).prepare_data()

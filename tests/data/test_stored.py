@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import nibabel as nib
@@ -58,6 +59,28 @@ def test_the_digest_is_that_of_the_voxels(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / "c.nii")
     first, same, other = (read_stored(tmp_path / name).digest() for name in ("a.nii", "b.nii.gz", "c.nii"))
     assert first == same and first != other
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_digest_is_the_same_whichever_way_axes_are_stored(tmp_path: Path, channels: int) -> None:
+    array = RNG.normal(size=(4, 5, 6, channels)).astype(np.float32)
+    array[0, 0, 0], array[1, 1, 1] = 0, 7
+
+    def digest(values: np.ndarray) -> bytes:
+        nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / "a.nii")
+        return read_stored(tmp_path / "a.nii").digest()
+
+    orders = list(itertools.permutations(range(3)))
+    turned = [
+        array.transpose(*order, 3)[::x, ::y, ::z] for order in orders for x in (1, -1) for y in (1, -1) for z in (1, -1)
+    ]
+    assert {digest(values) for values in (*turned, np.where(array == 0, -0.0, array))} == {digest(array)}
+    moved, swapped, sheared = array.copy(), array.copy(), array.copy()
+    moved[0, 0, 0], moved[0, 0, 1] = array[0, 0, 1], array[0, 0, 0]
+    swapped[1, 1, 1], swapped[2, 1, 1] = array[2, 1, 1], array[1, 1, 1]
+    sheared[:, :, 2] = array[::-1, :, 2]
+    others = [digest(values) for values in (moved, swapped, sheared, *([array[..., ::-1]] if channels > 1 else []))]
+    assert len({*others, digest(array)}) == len(others) + 1
 
 
 def test_a_file_too_small_for_its_header_is_told_when_it_is_opened(tmp_path: Path) -> None:

@@ -50,18 +50,17 @@ def in_frame(case: CaseFacts, depth_axis: int) -> Geometry:
 
 def _duplicates(facts: Sequence[CaseFacts]) -> Iterator[Problem]:
     """The same values under several ids: a network may be validated on what it was trained on."""
-    alike: dict[tuple, list[CaseFacts]] = defaultdict(list)
+    alike: dict[bytes, list[CaseFacts]] = defaultdict(list)
     for case in facts:
         if case.digest is not None:
-            alike[case.geometry.shape, case.digest].append(case)
+            alike[case.digest].append(case)
     for first, *others in alike.values():
-        ids = [case.case.id for case in (first, *others)]
-        for other in others:
+        ids = tuple(case.case.id for case in (first, *others))
+        for number, other in enumerate(others, 1):
             both_test = first.part == other.part == "test"
             text = f"the same image, voxel for voxel, as case {first.case.id} ({first.part}): {first.case.images[0]}"
-            twins = tuple(name for name in ids if name != other.case.id)
             file = str(other.case.images[0])
-            yield Problem(other.case.id, "warning" if both_test else "error", text, file, twins)
+            yield Problem(other.case.id, "warning" if both_test else "error", text, file, ids[:number])
 
 
 def _odd_orientations(facts: Sequence[CaseFacts]) -> Iterator[Problem]:

@@ -45,7 +45,7 @@ class CaseFacts:
         num_channels: Over all its files.
         dtypes: Of the image files, as stored.
         intensities: Smallest and largest finite value.
-        digest: Hash of all image values; None where an image cannot be read.
+        digest: Hash of all image values, see `StoredImage.digest`; None where an image cannot be read.
         label_dtype: As stored; None without a readable label.
         voxels: Label -> voxels, after the dataset's label map; None without a readable label.
         label_geometry: The label's own, where it is not on the image's grid; else None.

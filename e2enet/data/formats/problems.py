@@ -25,7 +25,7 @@ class Problem:
         severity: "error" where training would be wrong, "warning" where it is only worth knowing.
         problem: What is wrong and what was expected, in words; it need not repeat case and file.
         file: The file (or folder) at fault, as the user would open it; None where there is no single one.
-        alike: Other cases of the same image, where that is what is wrong: the split decides how much it matters.
+        alike: Cases before it of the same image, where that is what is wrong: the split decides how much it matters.
     """
 
     case: str | None

@@ -86,12 +86,31 @@ class StoredImage:
             return stored.astype(np.float32) if stored.dtype.kind == "f" else stored
 
     def digest(self) -> bytes:
-        """Hash of the values as float32, in file order: equal for files of the same values, whatever their names,
-        headers and stored types."""
-        found = hashlib.blake2b(digest_size=16)
-        for piece in self.values():
-            found.update(np.ascontiguousarray(piece, dtype=np.float32).data)
-        return found.digest()
+        """Hash of the values as float32: equal for files of the same values, whatever their names, headers and stored
+        types, and whichever way their axes are ordered and directed.
+
+        Sums over planes of scrambled voxels, along each axis and from whichever end comes first.
+        """
+        width, height, depth = self.header.geometry.shape
+        sums = [np.zeros((self.header.channels, size), np.uint64) for size in (width, height, depth)]
+        for number, plane in enumerate(self.planes()):
+            channel, z = divmod(number, depth)
+            voxels = _scramble(plane)
+            rows = voxels.sum(axis=1)
+            sums[0][channel] += voxels.sum(axis=0)
+            sums[1][channel] += rows
+            sums[2][channel, z] = rows.sum()
+        axes = sorted(min(along.tobytes(), along[:, ::-1].tobytes()) for along in sums)
+        return hashlib.blake2b(b"".join(axes), digest_size=16).digest()
+
+
+def _scramble(values: np.ndarray) -> np.ndarray:
+    """64 bits of each value as float32, so that sums of them tell values apart; 0 of 0, whichever its sign."""
+    bits = (values.astype(np.float32) + np.float32(0)).view(np.uint32).astype(np.uint64)
+    bits *= np.uint64(0x9E3779B97F4A7C15)
+    bits ^= bits >> np.uint64(29)
+    bits *= np.uint64(0xBF58476D1CE4E5B9)
+    return bits
 
 
 def read_stored_header(path: Path) -> StoredHeader:
