@@ -172,7 +172,8 @@ def _five_folds(case_ids: Sequence[str], group: str | None) -> list[Ids]:
     for name, key in (group_of(ordered, group) if group else dict(zip(ordered, ordered, strict=True))).items():
         groups.setdefault(key, []).append(name)
     if len(groups) < NUM_FOLDS:
-        what = "training cases" if group is None else f"groups of data.group={group}"
+        what = ("training case" if group is None else "group") + "s" * (len(groups) != 1)
+        what += "" if group is None else f" of data.group={group}"
         raise InputError(
             f"{len(groups)} {what} cannot be split: at least {NUM_FOLDS} expected (one per fold); fold=all trains on "
             "every case, data.split={train:[ids],validation:[ids]} on those of your choice"

@@ -12,7 +12,7 @@ from e2enet.common.console import track
 from e2enet.common.errors import InputError, raise_problems
 from e2enet.common.files import write_csv, write_json
 from e2enet.data.formats.description import read_class_names
-from e2enet.data.formats.labels import map_names
+from e2enet.data.formats.labels import map_names, region_problems
 from e2enet.evaluation.images import grid_problems, read_label_image, voxel_spacing
 from e2enet.evaluation.pairing import DEFAULT_NAMES, pair_files
 from e2enet.evaluation.scores import METRICS, Score, score_case, summarise
@@ -159,10 +159,7 @@ class _Options:
         found = []
         if not (math.isfinite(self.nsd_tolerance) and self.nsd_tolerance >= 0):
             found.append(f"NSD tolerance {self.nsd_tolerance}: expected a number of mm >= 0")
-        for region, labels in self.regions.items():
-            if not labels or not set(labels) <= set(names):
-                found.append(f"region {region!r} unites {list(labels)}: labels out of {list(names)} expected")
-        return found
+        return found + region_problems(self.regions, names)
 
 
 def _grid_problems(pairs: Pairs) -> list[str]:

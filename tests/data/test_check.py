@@ -244,6 +244,12 @@ def test_modalities_on_different_grids(tmp_path: Path) -> None:
     assert problem.file == str(folder / "imagesTr" / "c_0001.nii.gz")
     assert "c_0000.nii.gz: the affines differ by up to 0.5 mm" in problem.problem
     assert "\nfirst channel:\n" in problem.problem and "\nthis channel:\n" in problem.problem
+    for name in ("b_0000", "b_0001", "c_0001"):
+        nib.save(nib.Nifti1Image(np.zeros((6, 6, 4), np.float32), AFFINE), folder / "imagesTr" / f"{name}.nii.gz")
+    assert [(one.case, one.problem) for one in check_dataset(FolderSource(folder, scan_nnunet), 0).problems] == [
+        ("b", "the image is zero everywhere, other values expected"),
+        ("c", "every voxel has the value 0"),
+    ]
 
 
 def test_a_worker_that_dies_is_told_with_the_case(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,6 +69,7 @@ def test_the_names_of_the_table_win() -> None:
         ({0: "b", 1: "x"}, LabelTable(regions={"r": (1, 2)}), "region 'r' unites [1, 2]: labels out of [1] expected"),
         ({0: "b", 1: "x"}, LabelTable(regions={"r": ()}), "region 'r' unites []"),
         ({0: "b", 1: "x"}, LabelTable(regions={"r": (0, 1)}), "region 'r' unites [0, 1]"),
+        ({0: "b"}, LabelTable({0: "b", 1: "x", 2: " x"}), "data.labels: labels [1, 2] are all called 'x'"),
         ({0: "b", 1: "x"}, LabelTable(label_map={-1: 1}), "label_map has {-1: 1}"),
     ],
 )

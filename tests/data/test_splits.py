@@ -38,6 +38,8 @@ def test_other_folds_are_refused(fold: object) -> None:
 
 
 def test_too_few_or_repeated_cases_are_refused() -> None:
+    with pytest.raises(InputError, match=r"^1 group of data\.group=\(case\) cannot be split"):
+        five_fold([f"case{number}" for number in range(6)], 0, "(case)")
     with pytest.raises(InputError, match="4 training cases cannot be split"):
         five_fold(IDS[:4], 0)
     with pytest.raises(InputError, match=r"\['case_000'\] occur more than once"):

@@ -70,6 +70,7 @@ WRONG: dict[str, tuple[Spoil, str]] = {
         listed("../x.nii.gz"),
         r"'\.\./x\.nii\.gz' lies outside .*/raw/toy, a path within it expected",
     ),
+    "drive": (listed("C:\\data\\x.nii.gz"), r"'C:/data/x\.nii\.gz' lies outside .*, a path within it expected"),
     "absolute-path": (listed("/etc/x.nii.gz"), "'/etc/x.nii.gz' lies outside .*, a path within it expected"),
     "label-outside": (listed("imagesTr/a.nii.gz", "../../l.nii.gz"), "lies outside .*, a path within it expected"),
     "name-too-long": (listed(f"imagesTr/{'a' * 300}.nii.gz"), "expected, of at most 200 bytes"),

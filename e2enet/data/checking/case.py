@@ -90,6 +90,7 @@ def examine_case(task: CaseTask) -> tuple[CaseFacts | None, list[Problem]]:
     case, problems = task.case, list[Problem]()
     images = [_examine_image(case, file, problems) for file in case.images if file.is_file()]
     readable = [image for image in images if image is not None]
+    problems += _flat_images(case, readable)
     extent = None
     if len(readable) == len(case.images):
         problems += _channel_problems(task, readable)
@@ -135,9 +136,15 @@ def _examine_image(case: Case, file: Path, problems: list[Problem]) -> _ImageFac
             low, high = min(low, float(piece.min())), max(high, float(piece.max()))
     if wrong:
         problems.append(case_error(case.id, f"{wrong} voxels are NaN or infinite, finite values expected", file))
-    elif low == high and (len(case.images) > 1 or low != 0):
-        problems.append(case_warning(case.id, f"every voxel has the value {low:g}", file))
     return _ImageFacts(stored.header, low, high, stored.nonzero_extent(), stored.digest())
+
+
+def _flat_images(case: Case, images: Sequence[_ImageFacts]) -> list[Problem]:
+    """A warning of each image of one value; zeros in all of them are an error of their own."""
+    flat = [image for image in images if image.low == image.high]
+    if not any(image.low or image.high for image in images):
+        return []
+    return [case_warning(case.id, f"every voxel has the value {one.low:g}", one.header.path) for one in flat]
 
 
 def _nonzero_extent(case: Case, images: Sequence[_ImageFacts], problems: list[Problem]) -> Extent | None:

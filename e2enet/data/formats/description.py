@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from e2enet.common.errors import InputError, raise_problems
@@ -115,7 +115,9 @@ class Description:
     def _inside(self, relative: str) -> Path:
         """The same, and a problem where it lies elsewhere."""
         path = self.path(relative)
-        if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(self.folder)):
+        if PureWindowsPath(relative).drive or not Path(os.path.normpath(path)).is_relative_to(
+            os.path.normpath(self.folder)
+        ):
             self.wrong(f"{relative!r} lies outside the dataset's folder {self.folder}, a path within it expected")
         return path
 

@@ -6,7 +6,7 @@ The files of a dataset say some of it (dataset.json), its config the rest. Here 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,11 +70,21 @@ def name_problems(names: Mapping[int, str]) -> list[str]:
         for value, name in names.items()
         if not name.strip() or not name.isprintable()
     ]
-    for name, count in Counter(names.values()).items():
+    seen = {value: _as_seen(name) for value, name in names.items()}
+    for name, count in Counter(seen.values()).items():
         if count > 1:
-            values = [value for value, other in names.items() if other == name]
+            values = [value for value, other in seen.items() if other == name]
             problems.append(f"labels {values} are all called {name!r}: a name of its own for each expected")
     return problems
+
+
+def region_problems(regions: Mapping[str, Sequence[int]], classes: Collection[int]) -> list[str]:
+    """What is wrong with regions of these classes, of which the background is none."""
+    return [
+        f"region {region!r} unites {list(united)}: labels out of {sorted(classes)} expected"
+        for region, united in regions.items()
+        if not united or not set(united) <= set(classes)
+    ]
 
 
 def apply_label_map(array: np.ndarray, label_map: Mapping[int, int]) -> np.ndarray:
@@ -144,11 +154,7 @@ def resolve_labels(found: Mapping[int, str] | None, table: LabelTable, problems:
         )
     if len(labels) < 2:
         problems.append(dataset_error("labels name no foreground class: background and at least one other expected"))
-    for name, values in table.regions.items():
-        if not values or 0 in values or not set(values) <= set(labels):
-            problems.append(
-                dataset_error(f"region {name!r} unites {list(values)}: labels out of {list(labels)[1:]} expected")
-            )
+    problems += [dataset_error(text) for text in region_problems(table.regions, set(labels) - {0})]
     return labels or {0: "background"}
 
 
@@ -156,6 +162,11 @@ def _is_label(value: Any) -> bool:
     """Whether a JSON value spells a label: 3 or "3". The digits of other scripts, and powers, are none ("\u00b2")."""
     text = str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
     return text.isascii() and text.isdigit() and len(text) <= len(str(MOST_LABEL)) and int(text) <= MOST_LABEL
+
+
+def _as_seen(name: str) -> str:
+    """A name as one reads it: blanks more or less do not tell."""
+    return " ".join(name.split())
 
 
 def _is_ignore(name: Any) -> bool:
