@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from e2enet.common.config_rules import Rule, choice
 from e2enet.common.configs import as_plain
+from e2enet.common.errors import first_line
 
 # Hydra's own keys of a section with a `_target_`: here it is always built whole.
 BUILDING_RULES = {
@@ -77,7 +78,7 @@ def config_problems(config: DictConfig, schema: Schema, *, allow_missing: bool =
         OmegaConf.update(config, path, "missing", merge=False)
     content = as_plain(config)
     problems |= {path: text for path, text in _section_problems(content, "", schema) if path not in problems}
-    problems |= {path: f"{path}: is missing" for path in schema.rules if path not in _paths(content)}
+    problems |= _missing_problems(content, schema, problems)
     for conflict in schema.conflicts:
         # A value that is wrong by itself would only confuse the comparison.
         if not any(_overlap(path, wrong) for path in conflict.paths for wrong in problems):
@@ -152,11 +153,6 @@ def unknown_key(path: str, key: str, prefix: str, known: Iterable[str]) -> str:
     return f"{path}: unknown key; {hint}"
 
 
-def first_line(error: BaseException) -> str:
-    """An error's message without what libraries append below it."""
-    return str(error).strip().split("\n", 1)[0]
-
-
 def _section_problems(section: Mapping[str, Any], prefix: str, schema: Schema) -> Iterator[tuple[str, str]]:
     """(path, problem) of every key below `prefix`, which is empty or ends with a dot."""
     known_paths = [*schema.rules, *schema.supplied]
@@ -169,14 +165,32 @@ def _section_problems(section: Mapping[str, Any], prefix: str, schema: Schema) -
             yield from _target_problems(path, value, schema)
         elif isinstance(value, Mapping) and any(known.startswith(f"{path}.") for known in known_paths):
             yield from _section_problems(value, f"{path}.", schema)
+        elif any(f"{known}.".startswith(f"{path}.") for known in known_paths):
+            yield path, f"{path}={'null' if value is None else value}: expected a section, with keys of its own"
         elif not path.startswith("_"):
             known = [other.removeprefix(prefix).split(".")[0] for other in known_paths if other.startswith(prefix)]
             yield path, unknown_key(path, str(key), prefix, known)
 
 
+def _missing_problems(content: Mapping[str, Any], schema: Schema, known: Mapping[str, str]) -> dict[str, str]:
+    """The problems of keys and sections that are not there, of a section that lacks as a whole one; nothing of what
+    lies in a section that is wrong itself, by the problems `known`."""
+    there, found = _paths(content), {}
+    for path in (*schema.rules, *schema.supplied):
+        parts = path.split(".")
+        levels = [".".join(parts[: depth + 1]) for depth in range(len(parts))]
+        absent = [level for level in levels if level not in there]
+        if absent and not any(level in known for level in levels):
+            found[absent[0]] = f"{absent[0]}: is missing"
+    return found
+
+
 def _target_problems(path: str, section: Mapping[str, Any], schema: Schema) -> Iterator[tuple[str, str]]:
     """(path, problem) of a section that is built through `_target_`, or by its name out of a table."""
     makers = schema.by_name.get(path)
+    if makers is None and section.get("_target_") is None:
+        yield f"{path}._target_", f"{path}._target_: needs a value, the class or function that is built"
+        return
     target = str(section.get("_target_" if makers is None else "name"))
     if makers is not None and target not in makers:
         yield f"{path}.name", wrong_value(f"{path}.name", target, choice(*makers))

@@ -36,6 +36,11 @@ def raise_problems(problems: Sequence[str], heading: str) -> None:
         raise InputError(f"{heading}\n{lines}")
 
 
+def first_line(error: BaseException) -> str:
+    """An error's message without what libraries append below it; its type where it says nothing."""
+    return str(error).strip().split("\n", 1)[0] or type(error).__name__
+
+
 def printable(text: str, encoding: str | None = None) -> str:
     """The text with signs that would steer a terminal, or that the encoding lacks, spelled as Python spells them.
 

@@ -9,11 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
 
 from e2enet.common.configs import group_options
+from e2enet.common.errors import first_line
 
+QUOTES = "'\""  # of Hydra's grammar
 # Flags of Hydra whose value is the next argument.
 VALUED_FLAGS = (
     *("--cfg", "-c", "--info", "-i", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn"),
@@ -36,8 +38,7 @@ def unreadable(argument: str, error: HydraException) -> str:
         return f"{argument}: {key!r} is no key; expected letters, digits and _, with dots between"
     wrong = [character for character in dict.fromkeys(value) if not _is_readable(f"key=a{character}a")]
     if not wrong or value.startswith(("[", "{")):
-        reason = str(error).split("\n", 1)[0]
-        return f"{argument}: the value of {key} cannot be read ({reason}); {_how_to_quote(key, value)}"
+        return f"{argument}: the value of {key} cannot be read ({first_line(error)}); {_how_to_quote(key, value)}"
     return f"{argument}: {' and '.join(wrong)} in the value of {key} must be quoted; {_how_to_quote(key, value)}"
 
 
@@ -67,7 +68,7 @@ def as_text(argument: str, accepts: Callable[[str], Callable[[Any], bool] | None
     start, _, value = argument.partition("=")
     inside, (left, right) = value.strip(), ("", "")
     content: Any = override.value()
-    if override.is_choice_sweep():
+    if isinstance(content, ChoiceSweep):
         items = list(content.list)
     elif isinstance(content, list):
         items, inside, (left, right) = content, inside[1:-1], ("[", "]")
@@ -165,8 +166,13 @@ def _is_readable(argument: str) -> bool:
 
 
 def _how_to_quote(key: str, value: str) -> str:
-    """Two pairs of quotes, the shell's outside and Hydra's inside."""
-    inner = f"{key}={quoted(value.strip(chr(39) + chr(34)))}"
+    """Two pairs of quotes, the shell's outside and Hydra's inside: around each text of a list, or the whole value."""
+    inner = f"{key}={quoted(value.strip(QUOTES))}"
+    if value.startswith("[") and value.endswith("]"):
+        texts = [text.strip() for text in value[1:-1].split(",")]
+        spelled = [text if _is_readable(f"{key}={text}") else quoted(text.strip(QUOTES)) for text in texts]
+        items = f"{key}=[{','.join(spelled)}]"
+        inner = items if _is_readable(items) else inner
     return "write " + (shlex.quote(inner) if re.search(r'["$`\\\\!]', inner) else f'"{inner}"')
 
 

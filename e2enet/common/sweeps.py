@@ -16,9 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from e2enet.common.config_check import first_line
 from e2enet.common.configs import as_plain
-from e2enet.common.errors import InputError
+from e2enet.common.errors import InputError, first_line
 from e2enet.common.files import read_json
 from e2enet.common.job_key import job_key, training_key
 from e2enet.common.locks import is_held

@@ -18,10 +18,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from e2enet.common.config_check import config_problems, first_line, unknown_key, wrong_value
+from e2enet.common.config_check import config_problems, unknown_key, wrong_value
 from e2enet.common.config_rules import Rule
 from e2enet.common.configs import as_plain, compose_config, group_options
-from e2enet.common.errors import raise_problems
+from e2enet.common.errors import first_line, raise_problems
 from e2enet.common.overrides import (
     as_text,
     chooses_group,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from e2enet.common.errors import InputError, raise_problems
+from e2enet.common.errors import InputError, first_line, raise_problems
 from e2enet.data.formats.naming import FILE_ENDINGS
 from e2enet.data.planning.plan import Plan
 from e2enet.network.build import build_network
@@ -164,10 +164,10 @@ def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path}: is no checkpoint, or holds pickled objects, which could run code when loaded and are "
-            f"refused; expected tensors and plain containers ({_first_line(error)})"
+            f"refused; expected tensors and plain containers ({first_line(error)})"
         ) from error
     except Exception as error:  # a damaged file makes the unpickler raise anything, and it is always the file's fault
-        raise InputError(f"{path}: cannot be read as a checkpoint of train.py ({_first_line(error)})") from error
+        raise InputError(f"{path}: cannot be read as a checkpoint of train.py ({first_line(error)})") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}, expected the dictionary that train.py saves")
     return content
@@ -249,7 +249,3 @@ def _comparable(model: LoadedModel) -> dict[str, Any]:
         "file_ending": model.file_ending,
         **plan,
     }
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]

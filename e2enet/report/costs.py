@@ -11,9 +11,8 @@ import torch
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from e2enet.common.config_check import first_line
 from e2enet.common.configs import as_plain, compose_config
-from e2enet.common.errors import InputError
+from e2enet.common.errors import InputError, first_line
 from e2enet.common.overrides import force_added
 from e2enet.network.baselines import missing_package
 from e2enet.network.build import build_network

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from e2enet.common.config_check import Schema, config_problems, first_line
+from e2enet.common.config_check import Schema, config_problems
 from e2enet.common.config_rules import Rule, flag, is_number, number, positive, whole
 from e2enet.common.configs import project_root
-from e2enet.common.errors import InputError, raise_problems
+from e2enet.common.errors import InputError, first_line, raise_problems
 
 HEADING = "the report cannot start (all keys: conf/report.yaml):"
 SCHEMA = Schema(

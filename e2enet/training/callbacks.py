@@ -44,7 +44,7 @@ class EpochNumbers(pl.Callback):
         if not any(group["lr"] for group in trainer.optimizers[0].param_groups):
             say(
                 f"warning: epoch {trainer.current_epoch + 1} begins with a learning rate of 0 (training.schedule): no "
-                "weight changes",
+                "weight changes while it is 0",
                 style="yellow",
             )
         self._sum, self._batches = 0.0, 0

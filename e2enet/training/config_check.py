@@ -9,15 +9,15 @@ from importlib import metadata
 from typing import NamedTuple
 
 import torch
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from e2enet.common import config_check
-from e2enet.common.config_check import Schema, first_line
+from e2enet.common.config_check import Schema
 from e2enet.common.configs import EXPERIMENTS, as_plain, compose_config, group_options
-from e2enet.common.errors import raise_problems
+from e2enet.common.errors import first_line, raise_problems
 from e2enet.common.overrides import (
     as_text,
     chooses_group,
@@ -95,7 +95,7 @@ def config_problems(config: DictConfig) -> list[str]:
 
 def _unusable_parts(config: DictConfig, problems: Sequence[str]) -> Iterator[str]:
     """Loss, optimizer and schedule that no step could use, where nothing is known to be wrong with their keys."""
-    if any(problem.startswith(("training", "trainer.accelerator", "an interpolation")) for problem in problems):
+    if any(problem.startswith(("training", "trainer")) for problem in problems):
         return
     device = "cuda" if torch.cuda.device_count() and not on_cpu(config.trainer.accelerator) else "cpu"
     yield from part_problems(as_plain(config.training), device)
@@ -116,6 +116,9 @@ def _command_line_problems(overrides: Sequence[str], multirun: bool, schema: Sch
         read.append(text)
         if override.is_sweep_override() and not multirun:
             yield f"{several_values(text)}; several values start a sweep: add -m"
+        if isinstance(override.value(), Glob):
+            yield f"{text}: patterns of choices are not read; expected the choices, with commas between"
+            continue
         values = [] if override.is_delete() else override_values(override)
         if chooses_group(override, groups):
             options = groups[override.key_or_group]

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from e2enet.common.ablations import ablation_problems
-from e2enet.common.config_check import Conflict, first_line
-from e2enet.common.errors import InputError
+from e2enet.common.config_check import Conflict
+from e2enet.common.errors import InputError, first_line
 from e2enet.data.config_rules import folder_conflict
 from e2enet.inference.checkpoint import checkpoint_file
 from e2enet.network.baselines import missing_package

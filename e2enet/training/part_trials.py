@@ -8,6 +8,7 @@ loss expects targets with a channel axis.
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -18,10 +19,9 @@ from hydra.utils import get_method, instantiate
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from e2enet.common.config_check import first_line
+from e2enet.common.errors import first_line
 from e2enet.training.losses import DeepSupervisionLoss
 
-LENGTH = 10  # steps that a schedule is built for
 # (B, K, D, H, W) of a tried head: no two sizes are the same, so that nothing fits by being broadcast.
 BATCH, CLASSES, SIZE = 2, 3, (4, 6, 8)
 
@@ -44,7 +44,9 @@ def part_problems(training: Mapping[str, Any], device: str = "cpu") -> Iterator[
         return
     problem = _problem(lambda: _try_schedule(training, device))
     if problem:
-        expected = "a schedule that follows from the number of the step or epoch alone"
+        interval = training["schedule"].get("interval", "epoch")
+        length = f"{_length(training, interval)} {interval}s"
+        expected = f"a schedule for a run of {length}, which follows from their number alone"
         yield _told("training.schedule", training, problem, expected)
 
 
@@ -94,14 +96,26 @@ def _try_optimizer(section: Mapping[str, Any], device: str) -> Optimizer:
 
 def _try_schedule(training: Mapping[str, Any], device: str) -> None:
     optimizer = _try_optimizer(training["optimizer"], device)
-    scheduler, _ = build_schedule(training["schedule"], optimizer, lambda interval: LENGTH)
+    scheduler, interval = build_schedule(training["schedule"], optimizer, partial(_length, training))
+    scheduler.step()
+    scheduler.last_epoch = _length(training, interval) - 1  # to the last step at once: there may be 250,000
     scheduler.step()
 
 
+def _length(training: Mapping[str, Any], interval: str) -> int:
+    """Of the run, in epochs or optimizer steps."""
+    steps = math.ceil(training["steps_per_epoch"] / training["accumulate"]) if interval == "step" else 1
+    return int(training["epochs"] * steps)
+
+
 def _classes(training: Mapping[str, Any]) -> Sequence[int]:
-    """Numbers of classes that a loss may be made for: any, or as many as it has weights."""
-    values = training["loss"].values()
-    return [CLASSES, *(len(value) for value in values if isinstance(value, list) and len(value) > 1)]
+    """Numbers of classes that a loss may be made for: any, or as many as it has weights, also within what it builds
+    (`weight: {_target_: torch.tensor, data: [1.0, 2.0]}`)."""
+    counts, sections = [CLASSES], [training["loss"]]
+    for section in sections:  # grows
+        counts += [len(value) for value in section.values() if isinstance(value, list) and len(value) > 1]
+        sections += [value for value in section.values() if isinstance(value, Mapping)]
+    return counts
 
 
 def _first_problem(attempts: Sequence[Callable[[], object]]) -> str | None:

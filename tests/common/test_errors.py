@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from e2enet.common.errors import InputError, exit_on_input_error, raise_problems
+from e2enet.common.errors import InputError, exit_on_input_error, first_line, raise_problems
 
 
 def test_no_problem_no_error() -> None:
@@ -31,6 +31,10 @@ def test_as_decorator_it_prints_and_exits_with_2(capsys: pytest.CaptureFixture[s
             main()
         assert caught.value.code == 2
     assert capsys.readouterr().err == "error: spacing must be positive\n" * 2
+
+
+def test_an_error_that_says_nothing_is_told_by_its_type() -> None:
+    assert first_line(ValueError("  one\ntwo")) == "one" and first_line(EOFError()) == "EOFError"
 
 
 def test_other_errors_keep_their_traceback() -> None:

@@ -42,7 +42,7 @@ def test_values_of_a_sweep_too() -> None:
     "argument",
     [
         *("count=2024_01", "name=plain", "name='2024_01'", "name=true", "row=null", "other=2024_01", "name", "-m"),
-        *("map={1:2024_01}", "~name", "count=1,2", "tags=[[1],2]", "name=choice(1,2)", "name=a=b"),
+        *("map={1:2024_01}", "~name", "count=1,2", "tags=[[1],2]", "name=choice(1,2)", "name=glob(*)", "name=a=b"),
     ],
 )
 def test_everything_else_stays_as_it_is(argument: str) -> None:
@@ -75,6 +75,14 @@ def test_what_must_be_quoted_is_named_and_shown(argument: str, named: str) -> No
     [
         ("word", "word: expected key=value"),
         ("größe=1", "größe=1: 'größe' is no key; expected letters, digits and _, with dots between"),
+        (
+            "a=[b=c]",
+            "a=[b=c]: the value of a cannot be read (no viable alternative at input '[1,2'); write \"a=['b=c']\"",
+        ),
+        (
+            "a=[ä, b]",
+            "a=[ä, b]: the value of a cannot be read (no viable alternative at input '[1,2'); write \"a=['ä',b]\"",
+        ),
         ("a=[1,2", "a=[1,2: the value of a cannot be read (no viable alternative at input '[1,2'); write \"a='[1,2'\""),
     ],
 )

@@ -123,6 +123,18 @@ def test_all_mistakes_are_told_at_once() -> None:
         ("network._target_=monai.networks.nets.SegResNet", "network._target_: network is chosen by its name; expected"),
         ("data.numworkers=1", "data.numworkers: unknown key; did you mean data.num_workers?"),
         ("~dsff.density", "dsff.density: is missing"),
+        ("~training.loss ~training.schedule", "training.loss: is missing"),
+        ("~logger logger.wandb=true ~paths", "paths: is missing"),
+        ("training.optimizer=null", "training.optimizer=null: expected a section, with keys of its own"),
+        ("final=3", "final=3: expected a section, with keys of its own"),
+        ("~training.loss._target_", "training.loss._target_: needs a value, the class or function that is built"),
+        ("-m fold=glob(*)", "fold=glob(*): patterns of choices are not read; expected the choices, with commas"),
+        ("-m dsff=glob(*)", "dsff=glob(*): patterns of choices are not read; expected the choices, with commas"),
+        (  # 25 batches an epoch
+            "training.schedule={_target_:torch.optim.lr_scheduler.OneCycleLR,max_lr:0.1,total_steps:269,interval:step} "
+            "~training.schedule.warmup training.epochs=30 training.accumulate=3",
+            "The specified number of total steps is 269); expected a schedule for a run of 270 steps, which",
+        ),
         (
             "dsff.density=${nothing}",
             "dsff.density=${nothing}: cannot be resolved (Interpolation key 'nothing' not found",
@@ -155,8 +167,10 @@ def test_mistakes(line: str, expected: str) -> None:
         "training.optimizer._target_=torch.optim.SGD training.optimizer.momentum=0.9",
         "training.loss={_target_:torch.nn.CrossEntropyLoss,label_smoothing:0.1} ~training.loss.smooth",
         "training.optimizer._target_=torch.optim.LBFGS ~training.optimizer.weight_decay",
-        "training.schedule={_target_:torch.optim.lr_scheduler.OneCycleLR,max_lr:0.1,total_steps:9,interval:step} "
-        "~training.schedule.warmup",
+        "training.schedule={_target_:torch.optim.lr_scheduler.OneCycleLR,max_lr:0.1,total_steps:270,interval:step} "
+        "~training.schedule.warmup training.epochs=30 training.accumulate=3",
+        "training.loss={_target_:torch.nn.CrossEntropyLoss,weight:{_target_:torch.tensor,data:[1.0,2.0]}} "
+        "~training.loss.smooth",
         "dsff=rigl dsff.granularity=group dsff.group_size=32 dsff.start=erk",
         "network=unet debug=one_batch",
         "network=unet training.checkpoint_activations=true training.compile=true",
@@ -168,6 +182,14 @@ def test_mistakes(line: str, expected: str) -> None:
 )
 def test_sound_command_lines_pass(line: str) -> None:
     assert problems(line) == []
+
+
+def test_what_lacks_as_a_whole_is_told_once() -> None:
+    assert problems("~logger ~training.loss final=null") == [
+        "final=null: expected a section, with keys of its own",
+        "logger: is missing",
+        "training.loss: is missing",
+    ]
 
 
 def test_experiments_bring_their_own_sweep() -> None:

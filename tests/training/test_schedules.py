@@ -99,5 +99,5 @@ def test_a_schedule_that_has_ended_is_told(tmp_path: Path, capsys: pytest.Captur
     module = make_module(*ended, "training.schedule.interval=epoch", "++training.schedule.total_iters=1")
     quiet_trainer(tmp_path, EpochNumbers(), max_epochs=2).fit(module, loader((2, 8, 8), 4, 2))
     assert capsys.readouterr().out.splitlines() == [
-        "warning: epoch 2 begins with a learning rate of 0 (training.schedule): no weight changes"
+        "warning: epoch 2 begins with a learning rate of 0 (training.schedule): no weight changes while it is 0"
     ]

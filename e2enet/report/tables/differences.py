@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from e2enet.common.ablations import row_setting
-from e2enet.common.config_check import first_line
 from e2enet.common.configs import as_plain, compose_config
+from e2enet.common.errors import first_line
 from e2enet.common.job_key import WITHOUT_EFFECT
 from e2enet.common.variants import flat
 from e2enet.data.planning.planner import PAPER_BATCH
