@@ -21,6 +21,7 @@ VALUED_FLAGS = (
     *("--cfg", "-c", "--info", "-i", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn"),
     *("--config-dir", "-cd", "--experimental-rerun"),
 )
+NUMBER_IN_LIST = re.compile(r"(?<=[\[,])\s*([0-9][\w.+-]*)\s*(?=[,\]])")
 
 
 def parse_override(text: str) -> Override:
@@ -52,7 +53,8 @@ def several_values(argument: str) -> str:
 def as_text(argument: str, accepts: Callable[[str], Callable[[Any], bool] | None]) -> str:
     """The argument with quotes around what Hydra would take for a number and the key takes as text alone.
 
-    `data.name=2024_01` would be 202401, `row=007` seven. Items of lists and of sweeps (`a,b`) are looked at one by one.
+    `data.name=2024_01` would be 202401, `row=007` seven. Items of lists, also in `{a:[1,2]}`, and of sweeps (`a,b`) are
+    looked at one by one.
 
     Args:
         argument: as typed.
@@ -68,6 +70,8 @@ def as_text(argument: str, accepts: Callable[[str], Callable[[Any], bool] | None
     start, _, value = argument.partition("=")
     inside, (left, right) = value.strip(), ("", "")
     content: Any = override.value()
+    if isinstance(content, dict):
+        return _with_quoted_items(argument, content, test)
     if isinstance(content, ChoiceSweep):
         items = list(content.list)
     elif isinstance(content, list):
@@ -129,8 +133,11 @@ def forced(override: Override, value: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """A value that Hydra reads as this text, whatever is in it."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    """A value that Hydra reads as this text, whatever is in it.
+
+    Hydra takes a backslash for itself, but where it stands before a quote, or before the one that ends the value.
+    """
+    escaped = re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text)
     return f"'{escaped}'"
 
 
@@ -174,6 +181,13 @@ def _how_to_quote(key: str, value: str) -> str:
         items = f"{key}=[{','.join(spelled)}]"
         inner = items if _is_readable(items) else inner
     return "write " + (shlex.quote(inner) if re.search(r'["$`\\\\!]', inner) else f'"{inner}"')
+
+
+def _with_quoted_items(argument: str, content: Any, test: Callable[[Any], bool]) -> str:
+    """The argument with quotes around numbers in the lists of a mapping, where it is taken with them alone."""
+    start, _, value = argument.partition("=")
+    spelled = f"{start}={NUMBER_IN_LIST.sub(lambda found: quoted(found[1]), value)}"
+    return spelled if not test(content) and test(parse_override(spelled).value()) else argument
 
 
 def _is_number(value: Any) -> bool:

@@ -8,9 +8,10 @@ import pytest
 from hydra.errors import HydraException
 
 from e2enet.common.config_rules import list_of, optional, table_of, text, whole
-from e2enet.common.overrides import as_text, overrides_of, parse_override, several_values, unreadable
+from e2enet.common.overrides import as_text, overrides_of, parse_override, quoted, several_values, unreadable
 
 TESTS = {"name": text, "row": optional(text), "tags": list_of(text), "count": whole(0), "map": table_of(whole(0), text)}
+TESTS["lists"] = table_of(text, list_of(text))
 
 
 def typed(argument: str) -> str:
@@ -27,6 +28,7 @@ def typed(argument: str) -> str:
         ("row=12", "12"),
         ("tags=[2024_01,b, 3]", ["2024_01", "b", "3"]),
         ("tags=[7]", ["7"]),
+        ("lists={a:[101, 1_0,b,1e5],c:[7]}", {"a": ["101", "1_0", "b", "1e5"], "c": ["7"]}),
     ],
 )
 def test_numbers_are_text_where_text_is_taken(argument: str, value: object) -> None:
@@ -43,6 +45,7 @@ def test_values_of_a_sweep_too() -> None:
     [
         *("count=2024_01", "name=plain", "name='2024_01'", "name=true", "row=null", "other=2024_01", "name", "-m"),
         *("map={1:2024_01}", "~name", "count=1,2", "tags=[[1],2]", "name=choice(1,2)", "name=glob(*)", "name=a=b"),
+        *("lists={a:[b]}", "lists={a:[[1]]}"),
     ],
 )
 def test_everything_else_stays_as_it_is(argument: str) -> None:
@@ -53,6 +56,7 @@ def test_everything_else_stays_as_it_is(argument: str) -> None:
     ("argument", "named"),
     [
         ("resume=/data/epoch=9/run", "= in the value of resume"),
+        (r"data.group=(p\d+)_", "( and ) in the value of data.group"),
         ("resume=/data/Größe/run", "ö and ß in the value of resume"),
         ("paths.data=~/data", "~ in the value of paths.data"),
         ("data.name=a(b)&c", "( and ) and & in the value of data.name"),
@@ -88,6 +92,11 @@ def test_what_must_be_quoted_is_named_and_shown(argument: str, named: str) -> No
 )
 def test_other_problems(argument: str, problem: str) -> None:
     assert unreadable(argument, HydraException("no viable alternative at input '[1,2'\nmore")) == problem
+
+
+@pytest.mark.parametrize("value", ["a\\b", "\\'", "'", "\\\\' \\", "\\\\", 'a"b\\"', "", "a\nb'", "(p\\d)'\\"])
+def test_what_is_quoted_is_read_as_it_was(value: str) -> None:
+    assert parse_override(f"name={quoted(value)}").value() == value
 
 
 def test_a_comma_is_told_with_both_ways_out() -> None:

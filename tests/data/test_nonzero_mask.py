@@ -95,6 +95,7 @@ def test_no_draw_leaves_anything_outside(root: Path, augment_on: Any, spacing: t
     spread = []
     for batch in batches(data):
         assert batch.keys() == {"image", "label", "case"}
+        assert batch["label"].untyped_storage().nbytes() == batch["label"].nbytes  # the mask is not kept with it
         image, outside = batch["image"][:, 0], batch["label"] == 0  # every voxel inside has a label here
         assert (image[outside] == 0).all() and 0.05 < outside.float().mean() < 0.95
         spread.append(float(image[~outside].std()))

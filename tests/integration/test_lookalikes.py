@@ -1,7 +1,8 @@
-"""The look-alikes of AMOS22 (CT and MRI), BTCV and BraTS (in both layouts) through all five commands."""
+"""The look-alikes of AMOS22 (CT and MRI), BTCV, BraTS (in both layouts) and nnU-Net through all five commands."""
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,24 @@ def test_brats_as_a_folder_per_case(raw: Callable[[str], Path], take_tour: Calla
     assert tour.summary["n_cases"] == 5
     tour.assert_agreement()
     assert {"1+2+3", "1+3", "3"} <= {label for _, label in tour.trained}
+
+
+def test_nnunet(raw: Callable[[str], Path], take_tour: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
+    """Two channels in a file each; beside the scans one of another ending, which predict.py alone takes."""
+    folder = raw("nnunet")
+    images = folder / "imagesTr"
+    for channel in range(2):
+        packed = images / f"prostate_00_{channel:04d}.nii.gz"
+        (images / f"spare_{channel:04d}.nii").write_bytes(gzip.decompress(packed.read_bytes()))
+    dataset = ["data=nnunet", f"data.name={folder.name}", f"paths.data={folder.parent}"]
+    tour = take_tour(dataset, images, [str(folder / "labelsTr")])
+    tour.assert_agreement()
+    tour.assert_grid("prostate_03", images / "prostate_03_0000.nii.gz")
+    assert {case for case, _ in tour.scores} == {f"prostate_{number:02d}" for number in range(5)}
+    lost = f"warning: {images}: not taken: ends in .nii, .nii.gz expected (2: spare_0000.nii, spare_0001.nii)"
+    unscored = f"warning: {tour.predictions / 'spare.nii.gz'}: has no reference and is not scored"
+    shown = capsys.readouterr().out.splitlines()
+    assert shown.count(lost) == 2 and shown.count(unscored) == 1  # by check and prepare, by the evaluation
 
 
 def test_what_the_check_finds_stops_the_others(raw: Callable[[str], Path], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -54,7 +55,8 @@ def write(folder: Path, ids: list[str], channels: int = 1, labels: dict[str, Any
 
 
 def test_odd_files_that_the_check_lets_pass(tmp_path: Path, take_tour: Callable[..., Any]) -> None:
-    """Ids from img_0000, labels with a scale in the header, with only a qform, and on a grid turned by 45 degrees."""
+    """Ids from img_0000, labels with a scale in the header, with only a qform, on a grid turned by 45 degrees, and
+    one that is no .nii.gz, by a path of Windows."""
     folder = write(tmp_path / "raw" / "TaskOdd", [f"img_{number:04d}" for number in range(5)])
     images, labels = folder / "imagesTr", folder / "labelsTr"
     for number in range(3):
@@ -69,6 +71,10 @@ def test_odd_files_that_the_check_lets_pass(tmp_path: Path, take_tour: Callable[
     nearly = turned + np.array([[0, 1e-7, 0, 0], [0, -1e-7, 0, 0], [0] * 4, [0] * 4])
     save(images / "img_0004.nii.gz", nib.load(images / "img_0004.nii.gz").get_fdata().astype(np.float32), turned)
     save(labels / "img_0004.nii.gz", label_of(4), nearly)
+    (labels / "img_0002.nii").write_bytes(gzip.decompress((labels / "img_0002.nii.gz").read_bytes()))
+    (labels / "img_0002.nii.gz").unlink()
+    listed = (folder / "dataset.json").read_text()
+    (folder / "dataset.json").write_text(listed.replace("labelsTr/img_0002.nii.gz", "labelsTr\\\\img_0002.nii"))
     tour = take_tour(["data=msd", "data.name=TaskOdd", f"paths.data={folder.parent}"], images, [str(labels)])
     tour.assert_agreement()
     assert {case for case, _ in tour.scores} == {f"img_{number:04d}" for number in range(5)}
