@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,11 @@ def test_every_kind_of_file_in_a_folder(tmp_path: Path) -> None:
     touch(tmp_path, "b.nii.gz", ".hidden.nii.gz", ".tmp-1-x.nii.gz", "X.NII", "y.nii.gz.part", "z.mha", "._b.nii.gz")
     touch(tmp_path, "notes.txt", "niiched.csv", "folder.nii/x.nii", "slice.dcm", "w.nii", "scores.json")
     (tmp_path / "._real.nii.gz").write_bytes(b"\x1f\x8b and so on")
+    touch(tmp_path, "line\nbreak.nii.gz", os.fsdecode(b"gr\xf6\xdfe.nii.gz"), f"{194 * 'l'}.nii.gz")
     dead = link(tmp_path / "a.nii.gz")
     listing = list_scans(tmp_path, [".nii.gz"])
     assert listing.files == (dead, tmp_path / "b.nii.gz") and listing.companions == (tmp_path / "._b.nii.gz",)
+    name = "not taken: a name of at most 200 bytes and without control characters expected, in the system's encoding"
     assert {reason: [path.name for path in paths] for reason, paths in listing.left.items()} == {
         "not taken: hidden, its name begins with a dot": ["._real.nii.gz", ".hidden.nii.gz"],
         "not taken: half written, by a run that is at work or was killed": [".tmp-1-x.nii.gz"],
@@ -55,8 +58,11 @@ def test_every_kind_of_file_in_a_folder(tmp_path: Path) -> None:
         "not taken: ends in .nii.gz.part, .nii.gz expected": ["y.nii.gz.part"],
         "not taken: ends in .mha, .nii.gz expected": ["z.mha"],
         "not taken: ends in .dcm, .nii.gz expected": ["slice.dcm"],
+        name: [os.fsdecode(b"gr\xf6\xdfe.nii.gz"), "line\nbreak.nii.gz", f"{194 * 'l'}.nii.gz"],
     }
-    assert listing.num_left == 9 and "2 of .nii, 5 of .nii.gz, 1 of .nii.gz.part" in listing.endings()
+    (told_names,) = [one for one in listing.problems() if one.problem.startswith(name)]
+    assert told_names.problem.endswith(rf"(3: gr\udcf6\udcdfe.nii.gz, line\nbreak.nii.gz, {194 * 'l'}.nii.gz)")
+    assert listing.num_left == 12 and "2 of .nii, 8 of .nii.gz, 1 of .nii.gz.part" in listing.endings()
     assert ending_of("a.b.nii.gz") == ".nii.gz" and unreadable(tmp_path / "b.nii.gz") is None
     assert unreadable(dead) == "a link whose target /nowhere/x.nii.gz is not there"
     assert unreadable(tmp_path / "folder.nii") == "a folder, a file expected"

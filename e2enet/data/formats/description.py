@@ -10,8 +10,8 @@ from typing import Any
 from e2enet.common.errors import InputError, raise_problems
 from e2enet.common.files import read_json
 from e2enet.data.formats.labels import read_label_names
-from e2enet.data.formats.listing import FILE_ENDINGS, is_companion
-from e2enet.data.formats.naming import MOST_NAME_BYTES, Case, case_id, is_file_name
+from e2enet.data.formats.listing import FILE_ENDINGS, NAME_WORDS, is_companion, is_file_name
+from e2enet.data.formats.naming import Case, case_id
 from e2enet.data.formats.problems import Problem, dataset_error
 
 FILE_NAME = "dataset.json"
@@ -89,8 +89,7 @@ class Description:
                     self.problems.append(Problem(None, "warning", text, str(self.file)))
             elif not image.endswith(FILE_ENDINGS) or not is_file_name(Path(image).name):
                 self.wrong(
-                    f"{section} image {image!r}: a name ending in {' or '.join(FILE_ENDINGS)} expected, of at most "
-                    f"{MOST_NAME_BYTES} bytes and without control characters"
+                    f"{section} image {image!r}: a name ending in {' or '.join(FILE_ENDINGS)} expected, {NAME_WORDS}"
                 )
             else:
                 image_path = self._inside(image)

@@ -25,8 +25,8 @@ from typing import Any
 from e2enet.data.formats.dataset import RawDataset, finish, warn_unlisted
 from e2enet.data.formats.description import Description
 from e2enet.data.formats.labels import LabelTable, resolve_labels
-from e2enet.data.formats.listing import FILE_ENDINGS, list_scans, no_folder
-from e2enet.data.formats.naming import Case, group_modalities, is_file_name
+from e2enet.data.formats.listing import FILE_ENDINGS, is_file_name, list_scans, no_folder
+from e2enet.data.formats.naming import Case, group_modalities
 from e2enet.data.formats.problems import Problem, case_error, dataset_error
 
 

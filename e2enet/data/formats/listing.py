@@ -18,9 +18,11 @@ from e2enet.data.formats.problems import Problem
 FILE_ENDINGS = (".nii.gz", ".nii")
 # Scans of other formats, and of ours under a name that something was added to: x.nii.gz.part, x.NII.
 SCAN_LIKE = re.compile(
-    r"\.(nii(?![a-z])|(nrrd|nhdr|mha|mhd|mgz|mgh|mnc|hdr|img|dcm|dicom|ima|gipl)(\.gz)?$)", re.IGNORECASE
+    r"\.(nii(?![a-z])|(niigz|tiff?|nrrd|nhdr|mha|mhd|mgz|mgh|mnc|hdr|img|dcm|dicom|ima|gipl)(\.gz)?$)", re.IGNORECASE
 )
 GZIP = b"\x1f\x8b"
+MOST_NAME_BYTES = 200  # file systems take 255, of which the names that are made of a case's need some
+NAME_WORDS = f"of at most {MOST_NAME_BYTES} bytes and without control characters"
 NAMED = 3  # files that a line names before it counts
 
 
@@ -106,6 +108,11 @@ def is_companion(path: Path) -> bool:
         return True
 
 
+def is_file_name(name: str) -> bool:
+    """Whether files can be called so on any disk, and be told of on any terminal: `NAME_WORDS`, in its encoding."""
+    return name.isprintable() and Path(name).name == name and len(os.fsencode(name)) <= MOST_NAME_BYTES
+
+
 def unreadable(path: Path) -> str | None:
     """Why there is no file to read at a path; None where there is one."""
     if os.path.isfile(path):
@@ -123,8 +130,8 @@ def no_folder(path: Path) -> str | None:
 def told_of(folder: Path, paths: Sequence[Path], reason: str) -> Problem:
     """A warning of files that share a reason: of the file where it is one, else the folder, their number and a few."""
     if len(paths) == 1:
-        return Problem(None, "warning", reason, str(paths[0]))
-    names = [path.relative_to(folder).as_posix() for path in paths]
+        return Problem(None, "warning", reason, _spelled(str(paths[0])))
+    names = [_spelled(path.relative_to(folder).as_posix()) for path in paths]
     named = ", ".join(names[:NAMED]) + f" and {len(names) - NAMED} more" * (len(names) > NAMED)
     return Problem(None, "warning", f"{reason} ({len(paths)}: {named})", str(folder))
 
@@ -133,6 +140,11 @@ def ending_of(name: str) -> str:
     """The part of a name by which it looks like a scan: .nii.gz, .mha, .nii.gz.part."""
     match = SCAN_LIKE.search(name)
     return name[match.start() :] if match else Path(name).suffix
+
+
+def _spelled(path: str) -> str:
+    """A path as a terminal can show it."""
+    return path if path.isprintable() else ascii(path)[1:-1]
 
 
 def _absent(path: Path, kind: str) -> str:
@@ -148,4 +160,6 @@ def _reason(folder: Path, path: Path, endings: Sequence[str]) -> str | None:
         return "not taken: hidden, its name begins with a dot"
     if not path.name.endswith(tuple(endings)):
         return f"not taken: ends in {ending_of(path.name)}, {expected} expected"
+    if not is_file_name(path.name):
+        return f"not taken: a name {NAME_WORDS} expected, in the system's encoding"
     return "not taken: a folder, a file expected" if os.path.isdir(path) else None

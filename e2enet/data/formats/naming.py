@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -14,7 +13,6 @@ from e2enet.common.errors import InputError
 from e2enet.data.formats.listing import FILE_ENDINGS, SCAN_LIKE, Listing, list_scans, told_of, unreadable
 from e2enet.data.formats.problems import Problem, case_error, raise_errors
 
-MOST_NAME_BYTES = 200  # file systems take 255, of which the names that are made of a case's need some
 MODALITY = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 
 
@@ -88,11 +86,6 @@ def case_id(file_name: str) -> str:
         if file_name.endswith(ending):
             return file_name.removesuffix(ending)
     return Path(file_name).stem
-
-
-def is_file_name(name: str) -> bool:
-    """Whether files can be called so on any disk, and be told of on any terminal."""
-    return name.isprintable() and Path(name).name == name and len(os.fsencode(name)) <= MOST_NAME_BYTES
 
 
 def has_numbered_ids(cases: Sequence[Case]) -> bool:
