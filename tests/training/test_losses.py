@@ -9,6 +9,7 @@ import torch
 from monai.losses import DiceCELoss
 from torch import Tensor
 
+from e2enet.network.e2enet import E2ENet
 from e2enet.training.losses import DeepSupervisionLoss, DiceCrossEntropy, head_weights, reduce_target
 
 
@@ -67,6 +68,25 @@ def test_targets_are_reduced_by_nearest_sampling() -> None:
     target = torch.arange(16).view(1, 1, 4, 4)
     assert reduce_target(target, (1, 2, 2)).tolist() == [[[[0, 2], [8, 10]]]]
     assert reduce_target(target, (1, 4, 4)) is target
+
+
+def test_coarser_heads_look_around_the_first_voxel_of_their_cells() -> None:
+    """Why that voxel is the target: kernels of three that step by two lie around voxel 0, 2, 4 .. of their input."""
+    size, offsets = 32, dict[int, list[float]]()
+    for seed in range(3):
+        torch.manual_seed(seed)
+        image = torch.randn(1, 1, size, size, size, requires_grad=True)
+        for logits in E2ENet(1, 2, [(2, 2, 2)] * 4, base_features=4)(image)[1:]:
+            middle = logits.shape[-1] // 2
+            (gradient,) = torch.autograd.grad(logits[0, 1, middle, middle, middle], image, retain_graph=True)
+            weight = gradient[0, 0].square() / gradient.square().sum()
+            for axis in range(3):
+                mean = torch.tensordot(torch.arange(float(size)), weight.movedim(axis, 0), 1).sum()
+                stride = size // logits.shape[-1]
+                offsets.setdefault(stride, []).append(float(mean) - stride * middle)
+    for stride in (2, 4):
+        seen = sum(offsets[stride]) / len(offsets[stride])
+        assert abs(seen) < 0.5 < abs(seen - (stride - 1) / 2)
 
 
 def test_deep_supervision_weighs_the_heads(batch: tuple[Tensor, Tensor]) -> None:
