@@ -47,6 +47,7 @@ OF_FILES = {name for name in vars(nn.Module()) if "state_dict" in name}
 HOOKS = vars(nn.Module()).keys() - CONTENTS - OF_FILES
 GLOBAL_HOOKS = "_global_forward", "_global_backward"
 COMPILED = "_compiled_call_impl"  # of torch's compiler, which runs the same operations
+KEPT = frozenset({*HOOKS, *CONTENTS, *OF_FILES, COMPILED})
 
 
 def unknown(network: nn.Module) -> str | None:
@@ -80,7 +81,7 @@ def settings(network: E2ENet) -> list[Any]:
     """What the engine makes its layers by, beside weights and masks: others are another network."""
     every_head = network.deep_supervision if network.training else network.deep_supervision_in_eval
     names = "stride", "kernel_size", "shift_size"
-    return [every_head, *((id(module), *(getattr(module, name, 0) for name in names)) for module in network.modules())]
+    return [every_head, *((module, *(getattr(module, name, 0) for name in names)) for module in network.modules())]
 
 
 def refuse(reason: str | None) -> None:
@@ -96,9 +97,10 @@ def _problems_of_any(module: nn.Module) -> Iterator[str]:
         if child is not None and type(child) not in CHILDREN[kind]:
             yield f"holds a module {type(child).__name__}, {name}"
     for name, value in vars(module).items():
-        if name in HOOKS and value:
-            yield f"has a hook ({name.strip('_')})"
-        elif name not in (*HOOKS, *CONTENTS, *OF_FILES, COMPILED) and getattr(kind, name, value) is not value:
+        if name in KEPT:
+            if value and name in HOOKS:
+                yield f"has a hook ({name.strip('_')})"
+        elif getattr(kind, name, value) is not value:
             yield f"has a {name} of its own"
     for name, tensor in chain(module._parameters.items(), module._buffers.items()):
         if tensor is None:

@@ -90,10 +90,12 @@ class TrainingEngine:
         return list(logits) if len(self.results) > 1 else logits[0]
 
     def refreshed(self) -> Layers:
-        """The layers with weights and masks as they are now, which later calls leave as they are."""
-        for layer in self.layers.values():
+        """The layers with weights and masks as they are now, which later calls and other threads leave as they are."""
+        layers = {number: copy(layer) for number, layer in self.layers.items()}
+        for layer in layers.values():
             layer.refresh()
-        return {number: copy(layer) for number, layer in self.layers.items()}
+        self.layers = layers
+        return layers
 
     def forward(self, layers: Layers, sample: Tensor) -> dict[int, Signal]:
         """All values of one sample's (C, D, H, W) forward pass."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from e2enet.common.errors import InputError
 from e2enet.network.baselines import PlainUNet
 from e2enet.network.dsff import expand_mask, fusion_layers, init_masks, set_group_size, update_masks
 from e2enet.network.e2enet import E2ENet
+from e2enet.network.engine.kernels import Kernels
 from e2enet.network.engine.select import select_training
 from e2enet.network.engine.training import TrainingEngine
 from e2enet.network.recompute import checkpoint_activations
@@ -195,6 +197,37 @@ def test_a_backward_pass_is_that_of_its_own_masks(in_place: bool) -> None:
     loss.backward()
     found = [p.grad for p in model.parameters()]
     assert all(torch.equal(one, two) for one, two in zip(found, expected, strict=True) if two is not None)  # type: ignore[arg-type]
+
+
+def test_a_pass_amid_the_refresh_of_another_has_the_masks_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from another thread."""
+    model = make_model(0.3).train()
+    engine, found, pack = TrainingEngine(model), [], Kernels.of_convolution
+    for layer in fusion_layers(model).values():
+        layer.kernel_mask.logical_not_()
+    expected = loss_of(TrainingEngine(model), sample())
+
+    def interrupted(*arguments: Any) -> Kernels:
+        monkeypatch.setattr(Kernels, "of_convolution", pack)
+        found.append(loss_of(engine, sample()))
+        return pack(*arguments)
+
+    monkeypatch.setattr(Kernels, "of_convolution", interrupted)
+    found.append(loss_of(engine, sample()))
+    assert len(found) == 2 and all(torch.equal(one, expected) for one in found)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda engine: pickle.loads(pickle.dumps(engine))])
+def test_a_copy_of_the_engine_trains_a_copy_of_the_network(copied: Any) -> None:
+    model = make_model(0.3).train()
+    engine = TrainingEngine(model)
+    other = copied(engine)
+    with torch.no_grad():
+        other.model.heads[0].weight.mul_(2)
+    for run in (other, engine):
+        torch.testing.assert_close(run(sample()), run.model(sample())[0], rtol=0, atol=1e-4)
+    loss_of(other, sample()).backward()
+    assert other.model.heads[0].weight.grad.any() and model.heads[0].weight.grad is None
 
 
 def test_two_passes_at_once_add_their_gradients() -> None:
