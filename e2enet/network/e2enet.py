@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from e2enet.network.blocks import Triple, stack_blocks
 from e2enet.network.decoders import FusionGrid, UNetDecoder
+from e2enet.network.layers import to_channels_last
 from e2enet.network.recompute import Run, run_once
 from e2enet.network.shift import check_shift_size
 
@@ -111,7 +112,7 @@ class E2ENet(nn.Module):
 
     def _forward(self, x: Tensor) -> Tensor | list[Tensor]:
         column = []
-        x = x.contiguous(memory_format=torch.channels_last_3d)
+        x = to_channels_last(x)
         for stage in self.encoder:
             x = self.run_part(stage, x)
             column.append(x)

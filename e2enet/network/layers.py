@@ -59,8 +59,7 @@ class PlaneConv3d(nn.Conv3d):
             out = F.conv2d(planes, weight.squeeze(2), bias, tuple(stride_plane), plane_padding, groups=groups)
             out = from_planes(out, batch)
         else:
-            x = x.contiguous(memory_format=torch.channels_last_3d)
-            out = F.conv3d(x, weight, bias, self.stride, self.padding, groups=groups)
+            out = F.conv3d(to_channels_last(x), weight, bias, self.stride, self.padding, groups=groups)
         if out.shape[1] > self.out_channels:
             out = out[:, : self.out_channels]
         return out
@@ -69,15 +68,35 @@ class PlaneConv3d(nn.Conv3d):
 def active_weight(conv: nn.Module) -> Tensor:
     """A convolution's weight, with zeros in place of the kernels that its `kernel_mask` has switched off.
 
-    So a mask acts as soon as it is written, whatever the weight holds. Gradients pass as if every kernel was used:
-    those of inactive ones tell where to grow.
+    So a mask acts as soon as it is written, whatever the weight holds, NaN too. Gradients pass as if every kernel was
+    used: those of inactive ones tell where to grow.
+
+    Raises:
+        ValueError: a mask that is not bool, one value for each kernel.
     """
-    weight, mask = conv._parameters["weight"], conv._buffers.get("kernel_mask")
-    assert weight is not None
+    weight, mask = conv.weight, conv._buffers.get("kernel_mask")  # a parametrization gives the weight by its name
+    assert isinstance(weight, Tensor)
     if mask is None:
         return weight
-    inactive = (~mask).to(weight.dtype).view(*mask.shape, 1, 1, 1)
-    return torch.addcmul(weight, weight.detach(), inactive, value=-1)
+    shape = weight.shape[:2]
+    if mask.dtype != torch.bool or mask.shape != shape:
+        raise ValueError(
+            f"kernel_mask is {mask.dtype} of shape {tuple(mask.shape)}, expected torch.bool of {tuple(shape)}"
+        )
+    inactive = ~mask.view(*shape, 1, 1, 1)
+    if plain_operations():  # the compiler makes one loop of it, and partitions no writing in place
+        finite = weight.nan_to_num(0, 0, 0)
+        return torch.where(inactive, finite - finite.detach(), weight)
+    active = weight.clone()
+    active.detach().masked_fill_(inactive, 0)  # values alone: the gradient is that of a copy
+    return active
+
+
+def to_channels_last(x: Tensor) -> Tensor:
+    """`x` in channels-last memory; as it is under transforms of torch.func, whose vmap knows no memory formats."""
+    if torch._C._are_functorch_transforms_active():
+        return x
+    return x.contiguous(memory_format=torch.channels_last_3d)
 
 
 def to_planes(x: Tensor) -> Tensor:
@@ -163,7 +182,7 @@ def _line_products(rows: Tensor, weights: Tensor) -> Tensor:
 
 
 def _empty_line_products(rows: Tensor, weights: Tensor) -> Tensor:
-    return rows.new_empty(weights.shape[0], rows.shape[0], weights.shape[2])
+    return rows.new_empty((weights.shape[0], rows.shape[0], weights.shape[2]))
 
 
 def _line_products_backward(grad: Tensor, rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

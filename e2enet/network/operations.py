@@ -107,4 +107,4 @@ def plain_gradients(plain: Callable[..., Tensor], inputs: Sequence[Tensor], grad
 def empty_channels_last(x: Tensor, shape: Sequence[int]) -> Tensor:
     """Uninitialised memory (B, C, D, H, W) of x's type, in the order of (B, D, H, W, C)."""
     batch, channels, *size = shape
-    return x.new_empty(batch, *size, channels).permute(0, 4, 1, 2, 3)
+    return x.new_empty((batch, *size, channels)).permute(0, 4, 1, 2, 3)

@@ -130,7 +130,7 @@ def _empty_shift_concat_backward(grad: Tensor, start: int, count: int, steps: Se
     if math.prod(steps) == 1:
         return empty_channels_last(grad, (batch, count, *size))
     (sd, sh, sw), (depth, height, width) = steps, (edge // step for edge, step in zip(size, steps, strict=True))
-    return grad.new_empty(sd, sh, batch, depth, height, width, sw, count).permute(2, 7, 3, 0, 4, 1, 5, 6)
+    return grad.new_empty((sd, sh, batch, depth, height, width, sw, count)).permute(2, 7, 3, 0, 4, 1, 5, 6)
 
 
 def plain_part(grad: Tensor, start: int, count: int, steps: Sequence[int], shift_size: int) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo as dynamo
+from monai.data.meta_tensor import MetaTensor
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensorMode
@@ -114,6 +115,19 @@ def test_gradients_of_each_sample() -> None:
     for index in range(len(x)):
         for name, grad in of_parameters(network, x[index : index + 1]).items():
             torch.testing.assert_close(found[name][index], grad, msg=name)
+
+
+@pytest.mark.parametrize("settings", [{}, {"kernel_size": (3, 3, 3)}], ids=str)
+def test_samples_of_a_vmap(settings: dict[str, Any]) -> None:
+    network, x = E2ENet(1, 2, [(1, 2, 2)], base_features=3, **settings).eval(), draw(*SIZE, dtype=torch.float32)
+    torch.testing.assert_close(torch.vmap(lambda sample: network(sample[None])[0])(x), network(x), rtol=0, atol=1e-4)
+
+
+def test_a_tensor_of_a_class_of_its_own() -> None:
+    """As MONAI's transforms give them."""
+    network, x = make_network(), draw(*SIZE, dtype=torch.float32)
+    assert torch.equal(network(MetaTensor(x)).as_tensor(), network(x))
+    assert torch.equal(gradient(network, MetaTensor(x)).as_tensor(), gradient(network, x))
 
 
 def test_a_penalty_on_the_gradient() -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from e2enet.network.cost import count_cost
 from e2enet.network.dsff import apply_masks, expand_mask, fusion_layers, init_masks, set_group_size
@@ -53,6 +54,44 @@ def test_inference_obeys_it(written: E2ENet) -> None:
         again = written(x)
         torch.testing.assert_close(again, with_zeros(written)(x), rtol=0, atol=0)
     assert float((again - expected).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_a_kernel_holds_that_is_off_is_never_read(written: E2ENet, value: float) -> None:
+    zeroed, x = with_zeros(written), sample(1)
+    for layer in fusion_layers(written).values():
+        layer.weight.data.masked_fill_(~expand_mask(layer.kernel_mask, layer.weight), value)
+    expected = zeroed(x).detach()
+    torch.testing.assert_close(written(x).detach(), expected, rtol=0, atol=0)
+    torch.testing.assert_close(compact(written, choose=False)(x), expected, rtol=0, atol=1e-4)
+    grads = [gradients(network, network, x)[1] for network in (written, zeroed)]
+    torch.testing.assert_close(*grads, rtol=0, atol=0)
+    # So under torch's tools.
+    torch.testing.assert_close(make_fx(written)(x)(x).detach(), expected, rtol=0, atol=0)
+    own = torch.func.grad(lambda x: written(x).square().mean())(x)
+    torch.testing.assert_close(own, torch.func.grad(lambda x: zeroed(x).square().mean())(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32])
+def test_a_mask_of_numbers_is_refused(written: E2ENet, dtype: torch.dtype) -> None:
+    for name in ("up", "blocks.0.conv"):
+        layer = written.decoder.columns[0][0].get_submodule(name)  # type: ignore[union-attr, index]
+        mask = layer.kernel_mask
+        for other in (mask.to(dtype), mask[:, :1]):
+            layer.kernel_mask = other
+            with pytest.raises(ValueError, match=r"kernel_mask is torch\.\w+ of shape .*, expected torch\.bool of \("):
+                written(sample(1))
+        layer.kernel_mask = mask
+
+
+@pytest.mark.parametrize("name", ["encoder.0.1.conv", "decoder.columns.0.0.blocks.0.conv", "decoder.columns.0.0.up"])
+@pytest.mark.parametrize("normed", [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm])
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_a_parametrized_weight_obeys_it(written: E2ENet, name: str, normed: Any) -> None:
+    expected = written(sample(1))
+    normed(written.get_submodule(name))
+    torch.testing.assert_close(written(sample(1)), expected, rtol=0, atol=1e-5)
+    assert compact(written) is written
 
 
 def test_training_obeys_it(written: E2ENet) -> None:
