@@ -36,6 +36,13 @@ def test_two_classes_of_one_name_are_one_error(toy: Any) -> None:
     assert text == "labels [1, 2] are all called 'organ': a name of its own for each expected"
 
 
+@pytest.mark.parametrize("values", ["013", "12"])
+def test_labels_that_lack_a_number_are_one_error(toy: Any, values: str) -> None:
+    toy.describe(labels={value: f"organ {value}" for value in values})
+    ((case, severity, text, _),) = toy.problems()
+    assert (case, severity) == (None, "error") and text.startswith(f"label values are {[int(v) for v in values]}: ")
+
+
 def test_labels_that_cannot_be_read_are_one_error(toy: Any) -> None:
     toy.describe(labels={"background": 0, "whole": [1, 2]}, modality="CT")
     assert [one[0] for one in toy.problems()] == [None, None] and len(toy.problems()) == 2

@@ -104,6 +104,16 @@ def test_labels_that_cannot_be_used(tmp_path: Path, labels: Any, message: str) -
         read_msd(msd(tmp_path, labels=labels))
 
 
+def test_a_label_of_two_cases_is_told(tmp_path: Path) -> None:
+    entries = [{"image": f"imagesTr/{case}.nii.gz", "label": "labelsTr/a.nii.gz"} for case in "ab"]
+    problems: list[Problem] = []
+    scan_msd(msd(tmp_path, training=entries), problems)
+    assert [str(one) for one in problems if one.case] == [
+        f"case b: {tmp_path / 'labelsTr/a.nii.gz'}: is the label of case a too"
+    ]
+    assert {one.severity for one in problems} == {"warning"}
+
+
 def test_all_missing_files_are_listed_at_once(tmp_path: Path) -> None:
     folder = msd(tmp_path)
     (folder / "imagesTr/a.nii.gz").unlink()

@@ -11,6 +11,7 @@ import numpy as np
 from e2enet.data.checking.case import CaseFacts
 from e2enet.data.formats.dataset import RawDataset
 from e2enet.data.formats.grid import SAME_GRID, Geometry, choose_depth_axis
+from e2enet.data.formats.labels import are_consecutive
 from e2enet.data.formats.problems import Problem, case_warning, dataset_error
 from e2enet.data.formats.remarks import header_warnings
 
@@ -100,7 +101,7 @@ def _single_slices(facts: Sequence[CaseFacts], depth_axis: int) -> Iterator[Prob
 
 def _missing_labels(dataset: RawDataset, facts: Sequence[CaseFacts]) -> Iterator[Problem]:
     counted = [case.voxels for case in facts if case.part == "training" and case.voxels is not None]
-    if len(counted) < len(dataset.training) or len(dataset.labels) < 2:
+    if len(counted) < len(dataset.training) or len(dataset.labels) < 2 or not are_consecutive(dataset.labels):
         return  # the cases that could not be read may hold them; of labels that could not be read nothing is known
     present = {value for voxels in counted for value in voxels}
     absent = [value for value in sorted(dataset.labels) if value > 0 and value not in present]

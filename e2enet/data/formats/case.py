@@ -13,7 +13,7 @@ import numpy as np
 from e2enet.common.errors import InputError, raise_problems
 from e2enet.data.formats.dataset import RawDataset
 from e2enet.data.formats.grid import grid_problem
-from e2enet.data.formats.labels import apply_label_map
+from e2enet.data.formats.labels import apply_label_map, are_consecutive
 from e2enet.data.formats.naming import Case
 from e2enet.data.formats.volume import ZERO_EVERYWHERE, Volume, crop_to_nonzero, read_label, read_volume
 
@@ -72,8 +72,8 @@ def channel_problem(found: int, expected: int) -> str | None:
 
 def label_problem(counts: Mapping[int, int], labels: Mapping[int, str]) -> str | None:
     """What is wrong with label values, given as value -> voxels after the label map; None where all are known, and
-    where the labels could not be read (background alone), which is told once."""
-    if len(labels) < 2:
+    where the labels could not be read (background alone) or lack numbers, which is told once."""
+    if len(labels) < 2 or not are_consecutive(labels):
         return None
     unknown = {value: count for value, count in sorted(counts.items()) if value not in labels}
     if not unknown:

@@ -77,6 +77,7 @@ def finish(
     for first, second in (("training", "validation"), ("training", "test"), ("validation", "test")):
         shared = sorted(ids[first] & ids[second])
         problems += [case_warning(name, f"the id is in {first} and in {second}") for name in shared]
+    problems += _shared_labels((*parts["training"], *parts["validation"], *parts["test"]))
     for case in (*parts["training"], *parts["validation"]):
         problems += [case_error(case.id, reason, file) for file in case.files if (reason := unreadable(file))]
     parts["test"] = tuple(_present(parts["test"], problems))
@@ -111,6 +112,14 @@ def _present(test: Iterable[Case], problems: list[Problem]) -> Iterator[Case]:
             problems.append(case_warning(case.id, f"{reason}: the test case is not scored", case.label))
             case = Case(case.id, case.images)
         yield case
+
+
+def _shared_labels(cases: Iterable[Case]) -> Iterator[Problem]:
+    """A warning of each label file that is another case's too: rather a slip in a list than two scans of one mask."""
+    first: dict[Path, str] = {}
+    for case in cases:
+        if case.label is not None and first.setdefault(case.label, case.id) != case.id:
+            yield case_warning(case.id, f"is the label of case {first[case.label]} too", case.label)
 
 
 def common_ending(cases: Sequence[Case], problems: list[Problem]) -> str:

@@ -78,6 +78,11 @@ def name_problems(names: Mapping[int, str]) -> list[str]:
     return problems
 
 
+def are_consecutive(labels: Collection[int]) -> bool:
+    """Whether labels are 0, 1, .. without a gap."""
+    return sorted(labels) == list(range(len(labels)))
+
+
 def region_problems(regions: Mapping[str, Sequence[int]], classes: Collection[int]) -> list[str]:
     """What is wrong with regions of these classes, of which the background is none."""
     return [
@@ -146,7 +151,7 @@ def resolve_labels(found: Mapping[int, str] | None, table: LabelTable, problems:
         problems.append(
             dataset_error(f"dataset.json has the label values {sorted(mapped)}, the config names {sorted(table.names)}")
         )
-    if labels and list(labels) != list(range(len(labels))):
+    if labels and not are_consecutive(labels):
         missing = sorted(set(range(max(labels) + 1)) - set(labels))
         some = f"{missing[:10]}{' and more' if len(missing) > 10 else ''}"
         problems.append(

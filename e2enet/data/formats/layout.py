@@ -39,27 +39,27 @@ __all__ = [
 
 
 def read_msd(folder: str | Path, table: LabelTable | None = None) -> RawDataset:
-    """Read a Medical Segmentation Decathlon folder; InputError listing every problem. See `msd.scan_msd`."""
+    """Read a Medical Segmentation Decathlon folder; InputError listing every problem. See `scan_msd`."""
     return read_or_raise(lambda problems: scan_msd(folder, problems, table), folder)
 
 
 def read_nnunet(folder: str | Path, table: LabelTable | None = None) -> RawDataset:
-    """Read an nnU-Net raw folder; InputError listing every problem. See `nnunet.scan_nnunet`."""
+    """Read an nnU-Net raw folder; InputError listing every problem. See `scan_nnunet`."""
     return read_or_raise(lambda problems: scan_nnunet(folder, problems, table), folder)
 
 
 def read_amos(folder: str | Path, table: LabelTable | None = None, *, modality: Modality = "CT") -> RawDataset:
-    """Read one modality of an AMOS22 folder; InputError listing every problem. See `amos.scan_amos`."""
+    """Read one modality of an AMOS22 folder; InputError listing every problem. See `scan_amos`."""
     return read_or_raise(lambda problems: scan_amos(folder, problems, table, modality=modality), folder)
 
 
 def read_btcv(folder: str | Path, table: LabelTable) -> RawDataset:
-    """Read a BTCV folder; InputError listing every problem. See `btcv.scan_btcv`."""
+    """Read a BTCV folder; InputError listing every problem. See `scan_btcv`."""
     return read_or_raise(lambda problems: scan_btcv(folder, problems, table), folder)
 
 
 def read_brats(folder: str | Path, table: LabelTable) -> RawDataset:
-    """Read a folder of BraTS cases; InputError listing every problem. See `brats.scan_brats`."""
+    """Read a folder of BraTS cases; InputError listing every problem. See `scan_brats`."""
     return read_or_raise(lambda problems: scan_brats(folder, problems, table), folder)
 
 
