@@ -52,10 +52,10 @@ class JobStatus:
 
     @property
     def best(self) -> str:
-        """The best score so far; of patches as long as no whole case was validated, which is said."""
+        """The best score so far, in percent; of patches as long as no whole case was validated, which is said."""
         if not math.isnan(self.progress.best):
-            return f"{self.progress.best:.4f}"
-        return "" if math.isnan(self.progress.best_patches) else f"{self.progress.best_patches:.4f} (patches)"
+            return f"{100 * self.progress.best:.2f} %"
+        return "" if math.isnan(self.progress.best_patches) else f"{100 * self.progress.best_patches:.2f} % (patches)"
 
     @property
     def elapsed(self) -> str:

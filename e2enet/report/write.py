@@ -20,6 +20,8 @@ from e2enet.report.tables.markup import joined, markdown_text, to_latex, to_mark
 from e2enet.report.tables.sections import Report, Section, build_report
 from e2enet.report.tables.table import Table
 
+SHARES = ("best", "dice", "nsd")  # columns of jobs, from 0 to 1: written in percent, as in all tables
+
 FOLDER = "report"
 PAGE = "index.html"
 
@@ -57,7 +59,7 @@ def write_report(
 
 
 def write_tables(report: Report, output: Path) -> list[Path]:
-    """Write <section>.md, .csv and .tex per section, and jobs.csv; their paths."""
+    """Write <section>.md, .csv and .tex per section, and jobs.csv, shares in percent; their paths."""
     written = []
     for section in track(report.sections, "Writing tables"):
         text = joined([f"# {markdown_text(section.title)}", *map(to_markdown, (*section.tables, report.unfinished))])
@@ -69,8 +71,9 @@ def write_tables(report: Report, output: Path) -> list[Path]:
         written.append(output / f"{section.name}.csv")
         write_values(written[-1], section.accuracy)
     written.append(output / "jobs.csv")
+    jobs = report.runs.jobs
     with atomic_path(written[-1]) as temporary:
-        report.runs.jobs.to_csv(temporary, index=False)
+        jobs.assign(**{column: 100 * jobs[column] for column in SHARES}).to_csv(temporary, index=False)
     return written
 
 

@@ -43,7 +43,11 @@ def test_the_whole_report(sweep_folder: Path, capsys: pytest.CaptureFixture[str]
     ]
     assert "200 resamples" in text and "0.25 (P" in text and "loss is nan" in text
     assert (output / "sparsity.tex").read_text().count(r"\begin{table}") == 2
-    assert pd.read_csv(output / "jobs.csv")["state"].tolist().count("finished") == 5
+    jobs = pd.read_csv(output / "jobs.csv")
+    assert jobs["state"].tolist().count("finished") == 5
+    # One unit everywhere.
+    assert jobs["dice"][:2].mean() == pytest.approx(table["dice"][0])
+    assert jobs["nsd"][:2].mean() == pytest.approx(table["nsd"][0]) and jobs["best"].tolist()[:2] == [80.0, 81.0]
     printed = capsys.readouterr().out
     assert "Jobs that did not finish" in printed and f"written: {output / 'index.html'}" in printed
 

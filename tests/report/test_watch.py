@@ -62,22 +62,22 @@ def test_a_log_file_gets_a_line_per_change(sweep_folder: Path, printed: io.Strin
             f"{row}, fold 0, seed {seed}: finished, epoch 4/4, best Dice {best}, 0:05:00"
             for row, seed, best in FINISHED
         ),
-        "s70, fold 0, seed 1: interrupted, epoch 2/4, best Dice 0.4000 (patches), 0:05:00",
-        "dense, fold 0, seed 0: crashed, epoch 1/4, best Dice 0.2000 (patches), 0:05:00, loss is nan",
+        "s70, fold 0, seed 1: interrupted, epoch 2/4, best Dice 40.00 % (patches), 0:05:00",
+        "dense, fold 0, seed 0: crashed, epoch 1/4, best Dice 20.00 % (patches), 0:05:00, loss is nan",
         "dense, fold 0, seed 1: pending",
-        "s70, fold 0, seed 1: interrupted, epoch 3/4, best Dice 0.6000 (patches), 0:05:00",
-        "s70, fold 0, seed 1: finished, epoch 4/4, best Dice 0.8000, 0:05:00",
+        "s70, fold 0, seed 1: interrupted, epoch 3/4, best Dice 60.00 % (patches), 0:05:00",
+        "s70, fold 0, seed 1: finished, epoch 4/4, best Dice 80.00 %, 0:05:00",
         "dense, fold 0, seed 1: crashed, epoch 0/4, 0:05:00, no",
         "all jobs have ended: 2 crashed, 6 finished",
     ]
 
 
 FINISHED = [
-    ("s90", 0, "0.8000"),
-    ("s90", 1, "0.8100"),
-    ("s80", 0, "0.8500"),
-    ("s80", 1, "0.8600"),
-    ("s70", 0, "0.8600"),
+    ("s90", 0, "80.00 %"),
+    ("s90", 1, "81.00 %"),
+    ("s80", 0, "85.00 %"),
+    ("s80", 1, "86.00 %"),
+    ("s70", 0, "86.00 %"),
 ]
 
 
