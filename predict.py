@@ -9,13 +9,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import hydra
-from omegaconf import DictConfig
+try:
+    import hydra
+    from omegaconf import DictConfig
 
-from e2enet.common.console import flush_every_line
-from e2enet.common.errors import ExitCode, exit_on_input_error
-from e2enet.common.ranks import is_first, quiet_unless_first
-from e2enet.inference.config import check_arguments, read_arguments, read_config
+    from e2enet.common.console import flush_every_line
+    from e2enet.common.errors import ExitCode, exit_on_input_error
+    from e2enet.common.ranks import is_first, quiet_unless_first
+    from e2enet.inference.config import check_arguments, read_arguments, read_config
+except KeyboardInterrupt:  # that takes a second or two
+    print("stopped; nothing was begun", file=sys.stderr)
+    sys.exit(130)
 
 CONFIG_FOLDER = str(Path(__file__).parent / "conf")
 

@@ -11,18 +11,22 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig
+try:
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import DictConfig
 
-from e2enet.common.configs import make_paths_absolute, register_resolvers
-from e2enet.common.console import flush_every_line
-from e2enet.common.errors import exit_on_input_error
-from e2enet.common.overrides import force_added, is_multirun
-from e2enet.common.ranks import is_first, quiet_unless_first
-from e2enet.training.sweeps.inside import end_with_launcher, run_held, tell_score, telling_errors
-from e2enet.training.sweeps.rows import compose_job
+    from e2enet.common.configs import make_paths_absolute, register_resolvers
+    from e2enet.common.console import flush_every_line
+    from e2enet.common.errors import exit_on_input_error
+    from e2enet.common.overrides import force_added, is_multirun
+    from e2enet.common.ranks import is_first, quiet_unless_first
+    from e2enet.training.sweeps.inside import end_with_launcher, run_held, tell_score, telling_errors
+    from e2enet.training.sweeps.rows import compose_job
+except KeyboardInterrupt:  # that takes a second or two
+    print("stopped; nothing was begun", file=sys.stderr)
+    sys.exit(130)
 
 QUESTIONS = ("--help", "-h", "--hydra-help", "--info", "-i")
 PRINTING = ("--cfg", "-c")
@@ -32,7 +36,8 @@ PRINTING = ("--cfg", "-c")
 def train(config: DictConfig) -> float:
     """Run one job; the mean validation Dice, for sweepers."""
     # Imported here, as in `main` and `run`, so that --help does not wait for the frameworks.
-    from e2enet.training.resume import CONFIG_FILE, resumed_config
+    from e2enet.common.sweeps import CONFIG_FILE
+    from e2enet.training.resume import resumed_config
     from e2enet.training.stopping import is_restarted
     from e2enet.training.sweeps.job import run_job
 

@@ -18,10 +18,10 @@ from e2enet.common.errors import InputError
 
 TEMPORARY = ".tmp-"
 # What the system says where a disk is full, a file system read-only, a permission lacking, a file in the place of a
-# folder or a name too long: for the user to mend.
+# folder or the reverse, or a name too long: for the user to mend.
 NOT_WRITABLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
 )
 MOST_LEVELS = 50  # of lists and objects within one another in a JSON file; ours have six
 

@@ -178,7 +178,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = OmegaConf.load(path)
         if isinstance(config, DictConfig):
             return as_plain(config)
-    except (OSError, YAMLError, OmegaConfBaseException) as error:
+    except (OSError, UnicodeError, YAMLError, OmegaConfBaseException) as error:
         raise InputError(f"{path}: cannot be read as a run's config ({first_line(error)})") from error
     raise InputError(f"{path}: not a run's config")
 

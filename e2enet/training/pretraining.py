@@ -25,9 +25,10 @@ from e2enet.common.overrides import (
     unreadable,
 )
 from e2enet.common.ranks import is_first
+from e2enet.common.sweeps import CONFIG_FILE
 from e2enet.data.planning.plan import Plan
 from e2enet.network.granularity import chosen_group_size
-from e2enet.training.resume import CONFIG_FILE, LAST_CHECKPOINT
+from e2enet.training.resume import LAST_CHECKPOINT
 
 FOLDER = "pretraining"
 # Written when the training is over: its score, and the checkpoint that the run starts with.

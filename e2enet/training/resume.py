@@ -16,13 +16,12 @@ from e2enet.common.console import say
 from e2enet.common.errors import InputError, raise_problems
 from e2enet.common.job_key import LOOKED_UP
 from e2enet.common.overrides import chooses_group, override_values, parse_override
-from e2enet.common.sweeps import MANIFEST
+from e2enet.common.sweeps import CONFIG_FILE, MANIFEST, read_config
 from e2enet.data.datamodule import SegmentationDataModule
 from e2enet.inference.checkpoint import read_checkpoint
 from e2enet.training.run_state import RunState
 from e2enet.training.stopping import is_restarted
 
-CONFIG_FILE = "config.yaml"
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 PREVIOUS_CHECKPOINT = Path("checkpoints") / "previous.ckpt"
 # What a resumed run may change: its length, how often it is saved, what becomes of losses that are not finite, how a
@@ -86,9 +85,10 @@ def resumed_config(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
             f"resume={folder}: cannot be continued, {folder / CONFIG_FILE}: no such file (a run writes it with its "
             "first step; before, its own command line starts it again)"
         )
-    stored = OmegaConf.load(folder / CONFIG_FILE)
-    if not isinstance(stored, DictConfig):
-        raise InputError(f"{folder / CONFIG_FILE}: not a run's config")
+    stored = OmegaConf.create(read_config(folder))
+    lacking = [section for section in (*TRAINED, "trainer", "paths") if section not in stored]
+    if lacking:
+        raise InputError(f"{folder / CONFIG_FILE}: not a run's config (it lacks {', '.join(lacking)})")
     processes = _processes(stored)
     problems = []
     for text in overrides:
@@ -141,7 +141,9 @@ def _newest_checkpoint(run_folder: Path) -> FoundCheckpoint | None:
                 say(f"warning: {problem}; going on from {path}, step {state.step}", style="yellow")
             return FoundCheckpoint(path, state)
     if any((run_folder / name).exists() for name in (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT)):
-        raise_problems(problems, f"resume={run_folder}: no checkpoint can be used (without any, the run begins anew):")
+        kept = sorted((run_folder / LAST_CHECKPOINT).parent.glob("epoch_*.ckpt"))
+        advice = f"or go on from one that was kept: resume={kept[-1]}" if kept else "without any, the run begins anew"
+        raise_problems(problems, f"resume={run_folder}: no checkpoint can be used ({advice}):")
     return None
 
 

@@ -31,6 +31,15 @@ def test_on_error_the_old_file_stays_and_nothing_else(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
+def test_a_folder_in_the_place_of_a_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "last.ckpt").mkdir()
+    with (
+        pytest.raises(InputError, match=r"last\.ckpt: cannot be written \(Is a directory\)"),
+        atomic_path(tmp_path / "last.ckpt") as temporary,
+    ):
+        temporary.touch()
+
+
 def test_folders_are_atomic_too(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), atomic_path(tmp_path / "data") as temporary:
         temporary.mkdir()

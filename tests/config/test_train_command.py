@@ -55,6 +55,20 @@ def test_a_run_keeps_its_paths_wherever_it_is_gone_on_with(tiny: list[str], tmp_
     assert not [*tmp_path.rglob("*~*")]
 
 
+@pytest.mark.parametrize("command", ["train.py", "predict.py"])
+def test_ctrl_c_while_modules_are_loaded(command: str, tmp_path: Path) -> None:
+    (tmp_path / "hydra.py").write_text("raise KeyboardInterrupt")
+    places = f"{tmp_path}{os.pathsep}{project_root()}"
+    done = subprocess.run(
+        [sys.executable, project_root() / command],
+        env=os.environ | {"PYTHONPATH": places},
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert (done.returncode, done.stderr) == (130, "stopped; nothing was begun\n")
+
+
 def test_ctrl_c_before_training(tiny: list[str], tmp_path: Path) -> None:
     command = [sys.executable, "train.py", *tiny, f"paths.data={tmp_path}/data", "data.num_train=300"]
     process = subprocess.Popen(

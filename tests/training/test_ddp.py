@@ -5,19 +5,23 @@ This file is also the program of the two processes: torchrun runs it once, for a
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 
 from e2enet.common.configs import compose_config
 from e2enet.common.ranks import current_team, is_first, launched
 from e2enet.data.command import build_datamodule
 from e2enet.network import dsff
+from e2enet.training.checkpoints import BestCheckpoint
 from e2enet.training.loggers import MetricsFile
 from e2enet.training.mask_agreement import mask_digest
 from e2enet.training.run import build_module
@@ -120,7 +124,18 @@ def main(root: Path) -> None:
     # The second already sees a result of the first's where the first saw none: the first one's list counts.
     part = team.share(["a", "b", "c"] if is_first() else ["b", "c"])
     records["team"] = {"part": part, "gathered": team.gather({"rank": team.rank})}
+    records["best"] = [remembered_score(root, holder) for holder in (0, 1)]
     torch.save(records, root / f"rank{launched().rank}.pt")
+
+
+def remembered_score(root: Path, holder: int) -> float:
+    """Of a run that goes on, where one process alone sees its best.ckpt: a disk that is not shared, or lags behind."""
+    best = BestCheckpoint(root / ("team.ckpt" if launched().rank == holder else "nowhere.ckpt"), "val/dice")
+    if launched().rank == holder:
+        best.path.touch()
+    best.score = 0.5
+    best.on_train_start(cast(Any, SimpleNamespace(strategy=DDPStrategy())), cast(Any, None))
+    return best.score
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +223,10 @@ def test_only_the_first_process_writes(ranks: list[Record], root: Path) -> None:
     written = {path.name for path in (root / "five_cases" / "2").rglob("*") if path.is_file()}
     pictures = {name for name in written if name.endswith(".png")}
     assert written - pictures == {"cost.json", "metrics.csv", "best.ckpt", "last.ckpt"} and len(pictures) == 1
+
+
+def test_all_processes_remember_the_best_score_or_none_does(ranks: list[Record]) -> None:
+    assert [record["best"] for record in ranks] == [[0.5, -math.inf]] * 2  # as the first process sees it
 
 
 def test_a_team_shares_items_and_gathers_results(ranks: list[Record]) -> None:

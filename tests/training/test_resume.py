@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,10 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(tmp_path: Pat
         find_checkpoint(tmp_path)
     lines = str(caught.value).splitlines()
     assert lines[0] == f"resume={tmp_path}: no checkpoint can be used (without any, the run begins anew):"
+    kept = tmp_path / "checkpoints" / "epoch_0010.ckpt"
+    kept.touch()
+    with pytest.raises(InputError, match=re.escape(f"(or go on from one that was kept: resume={kept}):")):
+        find_checkpoint(tmp_path)
     assert [name in line for name, line in zip(("last.ckpt", "previous.ckpt"), lines[1:], strict=True)] == [True] * 2
 
 
@@ -227,6 +232,22 @@ def test_a_choice_that_would_change_the_run_is_refused(
     with pytest.raises(InputError) as caught:
         resumed_config(compose_config(given), given)
     assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (b"", r"not a run's config \(it lacks seed, fold, data, dsff, network, training, trainer, paths\)"),
+        (b"seed: 1\ntrainer: {", "cannot be read as a run's config"),
+        (b"\xff\xfe\x00", "cannot be read as a run's config"),
+        (b"- 1", "not a run's config"),
+    ],
+)
+def test_a_damaged_config_is_told(damage: bytes, problem: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_bytes(damage)
+    given = [f"resume={tmp_path}"]
+    with pytest.raises(InputError, match=f"{tmp_path}/config.yaml: {problem}"):
+        resumed_config(compose_config(given), given)
 
 
 def test_a_choice_that_changes_what_may_change_is_taken(stored: DictConfig, tmp_path: Path) -> None:
