@@ -3,7 +3,9 @@ the commands' exit codes mean."""
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
@@ -69,5 +71,7 @@ def exit_on_input_error(advice: str = "stopped; the same command goes on with wh
         print(printable(f"error: {error}", sys.stderr.encoding), file=sys.stderr)
         sys.exit(ExitCode.INPUT_ERROR)
     except KeyboardInterrupt as stop:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would break off the interpreter's own end
         print(printable(str(stop) or advice, sys.stderr.encoding), file=sys.stderr)
         sys.exit(ExitCode.INTERRUPTED)

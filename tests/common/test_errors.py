@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from e2enet.common.errors import InputError, exit_on_input_error, first_line, raise_problems
@@ -46,6 +48,11 @@ def test_other_errors_keep_their_traceback() -> None:
     ("said", "told"), [((), "stopped; begin anew"), (("stopped; go on by a=b",), "stopped; go on by a=b")]
 )
 def test_ctrl_c_ends_with_one_line(said: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught, exit_on_input_error("stopped; begin anew"):
-        raise KeyboardInterrupt(*said)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit) as caught, exit_on_input_error("stopped; begin anew"):
+            raise KeyboardInterrupt(*said)
+        signal.raise_signal(signal.SIGINT)  # once more, which changes nothing
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert caught.value.code == 130 and capsys.readouterr().err == f"{told}\n"
