@@ -1,4 +1,4 @@
-"""What predicting a case will take of the memory, told from its header before it starts; what cannot fit is refused.
+"""What predicting a case will take of the memory, told before each step that takes it; what cannot fit is refused.
 
 A spacing that nobody measured (a header in other units than it says) makes a scan of no voxel or of a hundred thousand
 along an edge at the model's spacing. The first would be an empty result, the second the end of the process.
@@ -13,54 +13,91 @@ from e2enet.common.errors import InputError
 from e2enet.common.memory import available_memory, give_back_freed_memory
 from e2enet.common.workload import gigabytes
 from e2enet.data.formats.naming import Case
-from e2enet.data.formats.volume import Geometry, read_geometry
+from e2enet.data.formats.volume import Geometry, Volume, crop_to_nonzero, read_geometry
 from e2enet.data.planning.plan import Plan, resampled_shape
 from e2enet.inference.checkpoint import LoadedModel
 
 FLOAT_BYTES = 4
 
 
-def require_room(case: Case, model: LoadedModel) -> None:
+def require_room_to_read(case: Case, model: LoadedModel) -> None:
     """InputError, with file, spacing and size, where a case has no voxel left along an axis at the model's spacing, or
-    needs more memory than there is. It reads headers alone."""
+    its voxels alone need more memory than there is. It reads headers alone."""
     plan = model.plan
     geometry = read_geometry(case.images[0], plan.depth_axis)
-    files, target = ", ".join(map(str, case.images)), f"the model's spacing, {_spell(plan.spacing)} mm"
-    place = f"{files}: {_spell(geometry.frame_shape)} voxels (D, H, W) of {_spell(geometry.spacing)} mm"
+    place = f"{', '.join(map(str, case.images))}: {_spell_scan(geometry)}"
     edges = zip("DHW", geometry.frame_shape, geometry.spacing, plan.spacing, strict=True)
     # One slice stays one slice, however thin it is.
     lost = [axis for axis, voxels, old, new in edges if voxels > 1 and round(old / new * voxels) < 1]
     if lost:
         raise InputError(
-            f"{place} are less than one along {', '.join(lost)} at {target}: is the header's spacing right?"
+            f"{place} are less than one along {', '.join(lost)} at {_target(plan)}: is the header's spacing right?"
         )
-    needed = forecast_memory(geometry, plan, len(model.channels), len(model.labels))
-    if needed > available_memory():
-        give_back_freed_memory()  # of earlier cases
-        free = available_memory()
-        if needed > free:
-            shape = resampled_shape(geometry.frame_shape, geometry.spacing, plan.spacing)
-            raise InputError(
-                f"{place} are {_spell(shape)} at {target}: predicting takes at least {gigabytes(needed)} of memory, "
-                f"{gigabytes(free)} are free"
-            )
+    needed = FLOAT_BYTES * math.prod(geometry.frame_shape) * len(model.channels)
+    free = _free_memory(needed)
+    if needed > free:
+        raise InputError(f"{place} take {gigabytes(needed)} of memory, {gigabytes(free)} are free")
 
 
-def forecast_memory(geometry: Geometry, plan: Plan, channels: int, classes: int) -> int:
-    """Bytes that predicting takes at least, beside the networks: what is certain to be held at once, uncropped.
+def require_room_to_predict(volume: Volume, model: LoadedModel) -> None:
+    """InputError, with spacing and size, where predicting a scan that was read needs more memory than there is.
 
-    First the scan in float32, the normalised copy of a channel and the resampled channels; later these, the sums of
-    the classes for as many planes as a window is deep (on the CPU, where a GPU has no room), two planes of classes at
-    the scan's own size, and its labels.
+    Its margin of zeros, which preprocessing crops, is looked for only where the whole of it would not fit.
     """
-    shape = resampled_shape(geometry.frame_shape, geometry.spacing, plan.spacing)
+    plan, geometry, held = model.plan, volume.geometry, volume.array.nbytes
+    whole = geometry.frame_shape
+
+    def needed(cropped: Sequence[int]) -> int:
+        return forecast_memory(whole, cropped, geometry.spacing, plan, len(model.channels), len(model.labels))
+
+    if needed(whole) <= available_memory() + held:
+        return
+    cropped = [part.stop - part.start for part in crop_to_nonzero(volume.array)]
+    most = needed(cropped)
+    free = _free_memory(most - held) + held
+    if most > free:
+        shape = resampled_shape(cropped, geometry.spacing, plan.spacing)
+        without = " without their margin of zeros" if tuple(cropped) != whole else ""
+        raise InputError(
+            f"{_spell_scan(geometry)} are {_spell(shape)} at {_target(plan)}{without}: predicting takes at least "
+            f"{gigabytes(most)} of memory, {gigabytes(free)} are free"
+        )
+
+
+def forecast_memory(
+    whole: Sequence[int], cropped: Sequence[int], spacing: Sequence[float], plan: Plan, channels: int, classes: int
+) -> int:
+    """Bytes that predicting takes at least, beside the networks: what is certain to be held at once.
+
+    First the whole scan (D, H, W) in float32, the normalised copy of a cropped channel and the resampled channels;
+    later these, the sums of the classes for as many planes as a window is deep (on the CPU, where a GPU has no room),
+    two planes of classes at the scan's own size, and its labels.
+    """
+    shape = resampled_shape(cropped, spacing, plan.spacing)
     padded = [max(edge, patch) for edge, patch in zip(shape, plan.patch_size, strict=True)]
-    raw, small = math.prod(geometry.frame_shape), math.prod(shape)
-    preparing = raw * (channels + 1) + small * channels
+    raw, small = math.prod(whole), math.prod(shape)
+    preparing = raw * channels + math.prod(cropped) + small * channels
     sums = plan.patch_size[0] * (classes + 1) * padded[1] * padded[2]
-    planes = 2 * classes * math.prod(geometry.frame_shape[1:])
+    planes = 2 * classes * math.prod(cropped[1:])
     predicting = (small + math.prod(padded) * (padded != list(shape))) * channels + sums + planes + raw // FLOAT_BYTES
     return FLOAT_BYTES * max(preparing, predicting)
+
+
+def _free_memory(needed: int) -> int:
+    """Free bytes; where they are fewer than `needed`, after earlier cases' are given back."""
+    free = available_memory()
+    if needed > free:
+        give_back_freed_memory()
+        free = available_memory()
+    return free
+
+
+def _target(plan: Plan) -> str:
+    return f"the model's spacing, {_spell(plan.spacing)} mm"
+
+
+def _spell_scan(geometry: Geometry) -> str:
+    return f"{_spell(geometry.frame_shape)} voxels (D, H, W) of {_spell(geometry.spacing)} mm"
 
 
 def _spell(values: Sequence[float]) -> str:

@@ -24,7 +24,7 @@ from e2enet.data.preparation.preprocess import Preprocessed, preprocess
 from e2enet.data.preparation.restore import OnPlane, restore_labels
 from e2enet.inference.checkpoint import LoadedModel
 from e2enet.inference.finished import VERSION, Results, file_digest, scan_digest
-from e2enet.inference.forecast import require_room
+from e2enet.inference.forecast import require_room_to_predict, require_room_to_read
 from e2enet.inference.postprocess import keep_largest
 from e2enet.inference.progress import CaseProgress, show_progress
 from e2enet.inference.sliding_window import NotFiniteError, count_windows, predict_planes
@@ -68,11 +68,11 @@ def predict_case(
 
     These are never held as a whole; `on_plane` is called with each plane (K, H, W) of them on the scan's grid, in order
     along D. Raises InputError naming the file where the scan cannot be read or has another number of channels, where it
-    does not fit in memory (`require_room`) or the networks' output is not finite.
+    does not fit in memory (`forecast`) or the networks' output is not finite.
     """
     first = models[0]
     files = ", ".join(map(str, case.images))
-    require_room(case, first)
+    require_room_to_read(case, first)
     volume = read_volume(case.images, first.plan.depth_axis)
     prepared = _preprocess(volume, first, files)
     geometry, header = volume.geometry, volume.header
@@ -172,6 +172,7 @@ def _preprocess(volume: Volume, model: LoadedModel, files: str) -> Preprocessed:
             f"{files}: {found} channel(s), {expected} expected: the model was trained on {', '.join(model.channels)}"
         )
     try:
+        require_room_to_predict(volume, model)
         return preprocess(volume, model.plan)
     except InputError as error:
         raise InputError(f"{files}: {error}") from error

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from e2enet.common.errors import InputError
 from e2enet.common.memory import empty_caches
 from e2enet.data.formats.naming import Case
-from e2enet.data.formats.volume import Geometry
+from e2enet.data.formats.volume import read_volume
 from e2enet.data.planning.plan import Plan
 from e2enet.inference.checkpoint import LoadedModel, load_model
-from e2enet.inference.forecast import forecast_memory, require_room
+from e2enet.inference.forecast import forecast_memory, require_room_to_predict, require_room_to_read
 from e2enet.inference.predictor import WindowSettings, predict_case, predict_cases
 from e2enet.inference.sliding_window import NotFiniteError, predict_probabilities
 
@@ -143,33 +143,61 @@ def test_one_thin_slice_is_predicted(model: LoadedModel, tmp_path: Path) -> None
 
 def test_what_is_forecast_is_held_at_once() -> None:
     plan = Plan(2, (3.0, 1.0, 1.0), (4, 8, 8), ((1, 2, 2),), 2, ({"scheme": "none"},) * 2, (5, 8, 8))
-    scan = Geometry((16, 16, 20), np.diag([0.5, 0.5, 1.5, 1]), 2)
     raw, small = 16 * 16 * 20, 8 * 8 * 10
+    scan: Any = {"whole": (20, 16, 16), "spacing": (1.5, 0.5, 0.5), "plan": plan, "channels": 2}
     # 2 channels, the normalised copy of one, and both resampled: more than what follows.
-    assert forecast_memory(scan, plan, channels=2, classes=3) == 4 * (3 * raw + 2 * small)
+    assert forecast_memory(cropped=scan["whole"], classes=3, **scan) == 4 * (3 * raw + 2 * small)
+    assert forecast_memory(cropped=(10, 8, 16), classes=3, **scan) == 4 * (2 * raw + raw // 4 + 2 * 5 * 4 * 8)
     # With many classes the sums of four planes with the weights, and two planes of the scan.
     later = 2 * small + 4 * 65 * 8 * 8 + 2 * 64 * 16 * 16 + raw // 4
-    assert forecast_memory(scan, plan, channels=2, classes=64) == 4 * later
+    assert forecast_memory(cropped=scan["whole"], classes=64, **scan) == 4 * later
 
 
-def test_the_forecast_asks_for_what_earlier_cases_left(
-    cases: list[Case], model: LoadedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    memory = {"free": 10**3}
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """What is free, and what is given back when asked for."""
+    memory = {"free": 0, "back": 0}
 
     def give_back() -> bool:
-        memory["free"] += 10**6
+        memory["free"] += memory.pop("back", 0)
         return True
 
     monkeypatch.setattr("e2enet.inference.forecast.available_memory", lambda: memory["free"])
-    require = "e2enet.inference.forecast.give_back_freed_memory"
-    with monkeypatch.context() as patch:
-        patch.setattr(require, lambda: True)
-        with pytest.raises(InputError, match=r"a\.nii\.gz: .* of memory, 0\.0 MB are free"):
-            predict_case([model], cases[0], WindowSettings())
-    monkeypatch.setattr(require, give_back)
-    require_room(cases[0], model)
-    assert memory["free"] == 10**6 + 10**3
+    monkeypatch.setattr("e2enet.inference.forecast.give_back_freed_memory", give_back)
+    return memory
+
+
+def test_the_forecast_asks_for_what_earlier_cases_left(
+    cases: list[Case], model: LoadedModel, memory: dict[str, int]
+) -> None:
+    memory["free"] = 10**3
+    with pytest.raises(InputError, match=r"a\.nii\.gz: 5 x 9 x 10 voxels .* take 0\.0 MB of memory, 0\.0 MB are free"):
+        predict_case([model], cases[0], WindowSettings())
+    memory["back"] = 10**6
+    require_room_to_read(cases[0], model)
+    memory |= {"free": 10**3, "back": 10**6}
+    require_room_to_predict(read_volume(cases[0].images, model.plan.depth_axis), model)
+    assert memory == {"free": 10**6 + 10**3}
+
+
+def test_a_margin_of_zeros_needs_no_room(model: LoadedModel, memory: dict[str, int], tmp_path: Path) -> None:
+    """It is cropped before anything is resampled, here to 40 times as many voxels."""
+    values = np.zeros((36, 40, 20))
+    values[4:13, 8:18, 3:8] = np.random.default_rng(0).normal(size=(9, 10, 5)) + 3
+    within, full = saved(tmp_path / "a.nii.gz", values, 3.4), saved(tmp_path / "b.nii.gz", values + 1, 3.4)
+    memory["free"] = 10**6
+    volume = read_volume(within.images, model.plan.depth_axis)
+    require_room_to_predict(volume, model)
+    told = (
+        r"b\.nii\.gz: 20 x 36 x 40 .* are 68 x 102 x 163 at .* 1 mm: predicting takes at least 5\.6 MB of memory, 1\.1"
+    )
+    with pytest.raises(InputError, match=told):
+        predict_case([model], full, WindowSettings())
+    memory["free"] = 5 * 10**4
+    with pytest.raises(
+        InputError, match=r"^20 x .* are 17 x .* mm without their margin of zeros: predicting .* 0\.2 MB"
+    ):
+        require_room_to_predict(volume, model)
 
 
 def test_memory_is_emptied_after_an_error_and_prediction_goes_on(
