@@ -219,6 +219,19 @@ def test_an_image_of_zeros(toy: Any) -> None:
     assert toy.problems() == [("a", "error", text, "imagesTr/a.nii.gz")]
 
 
+def test_labels_beyond_the_nonzero_box(toy: Any) -> None:
+    image, label = np.zeros((8, 9, 6), np.int16), np.zeros((8, 9, 6), np.uint8)
+    image[2:6, 2:6, 1:4] = 5
+    label[4:8, 3:5, 2] = 1  # 4 of its 8 voxels beyond
+    toy.write_image("a", image)
+    toy.write_label("a", label)
+    text = "4 of 8 labelled voxels lie where the image is cropped away, as zero: never predicted"
+    assert toy.problems() == [("a", "warning", text, "labelsTr/a.nii.gz")]
+    toy.write_label("a", np.roll(label, 3, axis=2))
+    text = "all its 8 labelled voxels lie outside of the box of the image's nonzero voxels: is it this image's?"
+    assert toy.problems() == [("a", "error", text, "labelsTr/a.nii.gz")]
+
+
 def test_number_of_channels(toy: Any) -> None:
     toy.write_image("a", shape=(8, 9, 6, 3))
     assert toy.problems() == [("a", "error", "3 channels, 1 expected", "imagesTr/a.nii.gz")]

@@ -8,7 +8,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from e2enet.data.formats.labels import LabelTable, apply_label_map, map_names, resolve_labels
+from e2enet.common.errors import InputError
+from e2enet.data.formats.labels import LabelTable, apply_label_map, map_names, resolve_labels, whole_labels
 from e2enet.data.formats.problems import Problem
 from e2enet.data.formats.volume import read_label
 
@@ -35,6 +36,16 @@ def test_a_label_file_is_read_through_the_map(tmp_path: Path) -> None:
     label, _ = read_label(tmp_path / "a.nii.gz", 2, {4: 3, 3: 0})
     expected = np.where(data == 4, 3, np.where(data == 3, 0, data)).transpose(2, 0, 1)
     np.testing.assert_array_equal(label, expected)
+
+
+@pytest.mark.parametrize(("largest", "dtype"), [(254.992, np.uint8), (299.995, np.int16)])
+def test_values_near_whole_numbers_are_rounded(largest: float, dtype: type) -> None:
+    values = np.array([[[0, 0.009, 0.991], [1.009, 2.995, largest]]])
+    labels = whole_labels(values, Path("a.nii"))
+    np.testing.assert_array_equal(labels, [[[0, 0, 1], [1, 3, round(largest)]]])
+    assert labels.dtype == dtype
+    with pytest.raises(InputError, match=r"a\.nii: holds the value 0\.98, whole numbers"):
+        whole_labels(np.where(values == 0.991, 0.98, values), Path("a.nii"))
 
 
 def test_names_follow_their_values() -> None:

@@ -13,6 +13,7 @@ from e2enet.common.errors import InputError
 from e2enet.data.formats.labels import LabelTable
 from e2enet.data.formats.layout import find_cases, read_msd, read_nnunet, scan_brats, scan_btcv, scan_msd, scan_nnunet
 from e2enet.data.formats.listing import ending_of, list_scans, note_companions, unreadable
+from e2enet.data.formats.naming import Case, has_numbered_ids
 from e2enet.data.formats.problems import Problem
 
 TABLE = LabelTable({0: "background", 1: "organ"}, {}, {})
@@ -70,6 +71,19 @@ def test_every_kind_of_file_in_a_folder(tmp_path: Path) -> None:
         f"passed over: what macOS keeps of other files (1 named like ._b.nii.gz, {tmp_path})"
     ]
     assert list_scans(tmp_path / "nowhere").files == () and note_companions([tmp_path / "folder.nii"]) == []
+
+
+def test_ids_that_end_in_four_digits_keep_them(tmp_path: Path) -> None:
+    plain = [Case(f"img_{number:04d}", (tmp_path / f"img_{number:04d}.nii.gz",)) for number in range(2)]
+    of_modalities = [Case("img", (tmp_path / "img_0000.nii.gz", tmp_path / "img_0001.nii.gz"))]
+    assert has_numbered_ids(plain) and not has_numbered_ids(of_modalities)
+    touch(tmp_path, "img_0000.nii.gz", "img_0001.nii.gz")
+    assert [case.id for case in find_cases(tmp_path, 1, numbered_ids=True)] == ["img_0000", "img_0001"]
+    assert [case.id for case in find_cases(tmp_path, 2)] == ["img"]
+    touch(tmp_path / "more", *(f"img_{case:04d}_{channel:04d}.nii.gz" for case in range(2) for channel in range(2)))
+    for source in (tmp_path / "more", tmp_path / "more" / "img_0001_0000.nii.gz"):
+        cases = find_cases(source, 2, numbered_ids=True)
+        assert [case.id for case in cases][-1] == "img_0001" and all(len(case.images) == 2 for case in cases)
 
 
 def test_a_reason_that_many_share_is_one_line(tmp_path: Path) -> None:

@@ -67,6 +67,9 @@ def test_amos_modalities_are_told_apart_by_number(tmp_path: Path) -> None:
     assert ids(read_amos(root, modality="MRI")) == (["amos_0501"], ["amos_0600"], [])
     assert read_amos(root).channels == ("CT",) and read_amos(root, modality="MRI").channels == ("MRI",)
     assert read_amos(root).validation[0].label == root / "labelsVa/amos_0008.nii.gz"
+    both = read_amos(root, modality="both")  # MRI, and CT to train on besides
+    assert ids(both) == (["amos_0001", "amos_0500", "amos_0501"], ["amos_0600"], []) and both.channels == ("CT or MRI",)
+    assert both.only_trained == {"amos_0001", "amos_0500"}
 
 
 def test_amos_flaws(tmp_path: Path) -> None:

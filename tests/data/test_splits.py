@@ -47,7 +47,7 @@ def test_too_few_or_repeated_cases_are_refused() -> None:
 
 
 def test_groups_stay_together_and_alone_change_nothing() -> None:
-    visits = [f"p{number:02d}_visit{visit}" for number in range(7) for visit in (1, 2)]
+    visits = [f"p{number:02d}_visit{visit}" for number in range(7) for visit in range(1, 4 - number % 3)]
     folds = [five_fold(visits, fold, r"(p\d+)_") for fold in range(5)]
     assert sorted(name for _, validation in folds for name in validation) == visits
     patients = [f"p{number:02d}_visit1" for number in range(7)]
@@ -143,6 +143,16 @@ def test_five_folds_leave_the_publishers_validation_cases_for_testing() -> None:
     train, validation, test = ids(split_dataset(dataset(), "five_fold", 0))
     assert (train, validation) == five_fold([f"t{number}" for number in range(6)], 0)
     assert test == ["u0", "v0", "v1"]
+
+
+def test_cases_that_are_only_trained_on_have_folds_of_their_own() -> None:
+    more = [f"t{number}" for number in range(6, 13)]
+    mixed = replace(dataset(13), only_trained=frozenset(more))
+    for fold in range(5):
+        train, validation, test = ids(split_dataset(mixed, "five_fold", fold))
+        (own, expected), (also, left) = (five_fold(names, fold) for names in ([f"t{n}" for n in range(6)], more))
+        assert (train, validation) == (sorted([*own, *also]), expected) and left
+        assert not set(left) & {*train, *validation, *test}  # what that fold of them alone would not see
 
 
 def test_the_publishers_own_split() -> None:

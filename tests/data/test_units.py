@@ -142,6 +142,17 @@ def test_a_few_cases_have_a_line_each_and_name_what_is_odd(tmp_path: Path) -> No
     ]
 
 
+def test_many_cases_have_one_line_that_names_the_worst(tmp_path: Path) -> None:
+    cases = []
+    for number, size in enumerate((150, 700, 200, 300)):
+        affine = AFFINE.copy()
+        affine[1, 2] = size
+        cases.append(Case(str(number), (save(tmp_path / f"{number}.nii.gz", affine, "mm"),), None))
+    (warning,) = scan_warnings(cases)
+    assert warning.file == str(cases[1].images[0]) and warning.problem.startswith("voxels of 0.9 x 0.8 x 700 mm ")
+    assert warning.problem.endswith("(the largest of 4 cases: 0, 1, 2, 3)")
+
+
 def test_a_qform_that_is_no_rotation_is_told_where_it_counts(tmp_path: Path) -> None:
     path = save(tmp_path / "a.nii", AFFINE, "mm")
     image: Any = nib.load(path)
