@@ -14,7 +14,7 @@ from e2enet.network.cost import count_cost
 from e2enet.network.dsff import apply_masks, expand_mask, fusion_layers, init_masks, set_group_size
 from e2enet.network.e2enet import E2ENet
 from e2enet.network.engine import compact
-from e2enet.network.engine.groups import GroupedNetwork
+from e2enet.network.engine.groups import GroupedNetwork, nan_where_changed
 from e2enet.network.engine.inference import CompactNetwork
 from e2enet.network.engine.training import TrainingEngine
 from tests.network.engine.test_compact import SIZE, make_model
@@ -117,6 +117,26 @@ def test_what_groups_run_obeys_it() -> None:
     zeroed = with_zeros(model)
     expected = gradients(zeroed, zeroed, sample())[0]
     torch.testing.assert_close(gradients(GroupedNetwork(model), model, sample())[0], expected, rtol=0, atol=1e-4)
+
+
+def test_what_groups_run_obeys_what_is_written_through_data() -> None:
+    model = make_model(1.0, base=16)
+    set_group_size(model, 8)
+    init_masks(model, 0.5, generator=torch.Generator().manual_seed(1))
+    other, run, x = copy.deepcopy(model), GroupedNetwork(model), sample(1)
+    init_masks(other, 0.5, generator=torch.Generator().manual_seed(2))
+    for layer in fusion_layers(model).values():
+        layer.weight.data += 0.1
+    run(x)
+    for layer, drawn in zip(fusion_layers(model).values(), fusion_layers(other).values(), strict=True):
+        layer.kernel_mask.data.copy_(drawn.kernel_mask)
+    torch.testing.assert_close(run(x), with_zeros(model)(x), rtol=0, atol=1e-4)
+
+
+def test_a_gpu_gives_nan_for_what_is_written_through_data() -> None:
+    weight, mask = torch.ones(2, 3), torch.tensor([True, False])
+    assert torch.equal(nan_where_changed(weight, mask, mask.clone()), weight)
+    assert nan_where_changed(weight, mask, ~mask).isnan().all()
 
 
 def test_cost_counts_it(written: E2ENet) -> None:

@@ -75,13 +75,15 @@ class GroupInputs:
 
     def __init__(self, layer: Any) -> None:
         self.layer = layer
-        self.seen: tuple[Tensor, int] | None = None
+        self.seen: tuple[Tensor, int | None, Tensor] | None = None  # the mask that was read last, its version, a copy
         self.channels: Tensor | None = None
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
         self._refresh()
         if self.channels is None:
             return x, weight, bias, 1
+        if weight.device.type != "cpu":
+            weight = nan_where_changed(weight, self.layer.kernel_mask, self.seen[2])  # type: ignore[index]
         outputs, kept = self.kernels.shape
         groups, inputs = self.channels.shape
         more = groups * min(self.layer.group_size, outputs) - outputs
@@ -94,12 +96,18 @@ class GroupInputs:
 
     @torch.inference_mode(False)  # a table that was made in it could not be used in training
     def _refresh(self) -> None:
-        """Read the mask, unless it is the one that was read last: asking a GPU for its numbers waits for it."""
+        """Read the mask, unless it is the one that was read last.
+
+        On a CPU its numbers tell. Asking a GPU for them waits for it: there the version tells, see `nan_where_changed`.
+        """
         mask = self.layer.kernel_mask
         version = None if mask.is_inference() else mask._version
-        if version is not None and self.seen is not None and self.seen[0] is mask and self.seen[1] == version:
-            return
-        self.seen = None if version is None else (mask, version)
+        if self.seen is not None:
+            before, then, copied = self.seen
+            by_version = before is mask and version is not None and then == version
+            if torch.equal(copied, mask) if mask.device.type == "cpu" else by_version:
+                return
+        self.seen = mask, version, mask.clone()
         channels = shared_inputs(self.layer)
         if channels is None or channels.shape[1] == 0:
             self.channels = None
@@ -107,6 +115,14 @@ class GroupInputs:
         outputs = torch.arange(mask.shape[0], device=mask.device)
         self.kernels = outputs[:, None] * mask.shape[1] + channels[outputs // self.layer.group_size]
         self.channels = F.pad(channels, (0, -channels.shape[1] % MULTIPLE))  # weights of these are zero
+
+
+def nan_where_changed(weight: Tensor, mask: Tensor, seen: Tensor) -> Tensor:
+    """The weight, or NaN where the mask is not the one that was seen, which nothing waits for.
+
+    What is written through `.data` has no version. It gives logits that are refused, not those of another mask.
+    """
+    return weight.masked_fill((mask != seen).any(), torch.nan)
 
 
 class _Gather(torch.autograd.Function):
