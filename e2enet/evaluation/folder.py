@@ -13,6 +13,7 @@ from e2enet.common.errors import InputError, raise_problems
 from e2enet.common.files import write_csv, write_json
 from e2enet.data.formats.description import read_class_names
 from e2enet.data.formats.labels import map_names, region_problems
+from e2enet.data.formats.problems import few_of_each
 from e2enet.evaluation.images import grid_problems, read_label_image, voxel_spacing
 from e2enet.evaluation.pairing import DEFAULT_NAMES, pair_files
 from e2enet.evaluation.scores import METRICS, Score, score_case, summarise
@@ -44,7 +45,7 @@ def score_folder(
     pairs, problems, warnings = pair_files(
         predictions, labels, prediction_names=prediction_names, label_names=label_names
     )
-    raise_problems([*problems, *_grid_problems(pairs)], heading)
+    raise_problems(few_of_each([*problems, *_grid_problems(pairs)]), heading)
     label_map = label_map or {}
     if names is None:
         named = read_class_names(labels)
@@ -80,7 +81,7 @@ def score_files(
             is no class, and every region of labels that are none.
     """
     heading = "these predictions cannot be scored:"
-    raise_problems(_grid_problems(pairs), heading)
+    raise_problems(few_of_each(_grid_problems(pairs)), heading)
     return _score_pairs(pairs, names, _Options(nsd_tolerance, label_map or {}, regions or {}), heading)
 
 
@@ -141,7 +142,7 @@ def _score_pairs(
                 regions=options.regions,
                 nsd_tolerance=options.nsd_tolerance,
             )
-    raise_problems(problems, heading)
+    raise_problems(few_of_each(problems), heading)
     summary = summarise(scores, names, options.regions)
     summary["nsd_tolerance_mm"] = options.nsd_tolerance
     return scores, summary
@@ -175,5 +176,5 @@ def _names_found(labels: Path, references: Sequence[Path], label_map: Mapping[in
             values |= read_label_image(path, label_map).values
         except InputError as error:
             problems.append(str(error))
-    raise_problems(problems, f"the references in {labels} cannot be used:")
+    raise_problems(few_of_each(problems), f"the references in {labels} cannot be used:")
     return {value: str(value) for value in sorted(values - {0})}

@@ -11,7 +11,7 @@ from glob import escape
 from pathlib import Path
 
 from e2enet.common.errors import InputError
-from e2enet.data.formats.listing import sort_out, told_of, unreadable
+from e2enet.data.formats.listing import no_folder, sort_out, told_of, unreadable
 
 ENDINGS = (".nii.gz", ".nii", ".mgz", ".mgh", ".mnc", ".hdr")
 DEFAULT_NAMES = "*"
@@ -30,13 +30,11 @@ def pair_files(
     references = find_label_images(labels, problems, label_names, warnings)
     if not references and not problems:
         problems.append(f"{labels}: holds no label image" + _named_like(label_names))
-    pairs = {}
-    for case, reference in references.items():
-        if case not in predicted:
-            problems.append(f"{case}: no prediction for {reference}")
-            continue
-        if not (unreadable(predicted[case]) or unreadable(reference)):  # which is a problem already
-            pairs[case] = (predicted[case], reference)
+    if predictions.is_dir():
+        lost = {case: file for case, file in references.items() if case not in predicted}
+        problems += [f"{case}: no prediction for {reference}" for case, reference in lost.items()]
+    both = {case: (predicted[case], file) for case, file in references.items() if case in predicted}
+    pairs = {case: pair for case, pair in both.items() if not any(map(unreadable, pair))}  # which is a problem already
     extra = sorted(predicted.keys() - references.keys())
     return pairs, problems, warnings + [f"{predicted[case]}: has no reference and is not scored" for case in extra]
 
@@ -51,8 +49,8 @@ def find_label_images(
     InputError for names without `*`, or that leave the folder.
     """
     pattern = _pattern(names)
-    if not folder.is_dir():
-        problems.append(f"{folder}: no such folder")
+    if reason := no_folder(folder):
+        problems.append(f"{folder}: {reason}")
         return {}
     listing = sort_out(folder, folder.glob(_shell_pattern(names)), ENDINGS)
     found: dict[str, Path] = {}

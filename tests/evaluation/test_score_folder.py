@@ -168,6 +168,36 @@ def test_missing_and_empty_folders(tmp_path):
         score_folder(tmp_path / "empty", tmp_path / "empty")
 
 
+def test_a_folder_that_is_lost_is_the_one_error(folders, tmp_path):
+    for make, reason in (
+        (lambda path: path.symlink_to("/nowhere/x"), "a link whose target /nowhere/x is not there"),
+        (lambda path: path.touch(), "a file, a folder expected"),
+    ):
+        lost = tmp_path / reason[:6]
+        make(lost)
+        with pytest.raises(InputError) as caught:
+            score_folder(lost, folders[1])
+        assert str(caught.value).splitlines()[1:] == [f"  - {lost}: {reason}"]
+
+
+def test_what_many_files_have_is_one_line(folders):
+    predictions, labels = folders
+    for number in range(20):
+        write(labels / f"c{number:02d}.nii.gz", cube())
+    with pytest.raises(InputError) as caught:
+        score_folder(predictions, labels)
+    line = f"  - c00: no prediction for {labels / 'c00.nii.gz'} (and 19 more like it)"
+    assert str(caught.value).splitlines()[1:] == [line]
+    for number in range(20):
+        write(predictions / f"c{number:02d}.nii.gz", cube(9))
+    with pytest.raises(InputError) as caught:
+        score_folder(predictions, labels, names={0: "background", 1: "liver", 2: "gut"})
+    line = (
+        f"  - {predictions / 'c00.nii.gz'}: holds the values [9], which are no classes; expected [0, 1, 2] (and 19 more"
+    )
+    assert [line in one for one in str(caught.value).splitlines()[1:]] == [True]
+
+
 @pytest.mark.parametrize(
     "labels",
     [{"0": "background", "2": "spleen", "1": "liver"}, {"background": 0, "spleen": 2, "liver": 1}],
@@ -186,6 +216,7 @@ def test_both_dialects_of_names(labels, tmp_path):
         ({"0": "background", "1": "liver", "2": "Ignore"}, "labels 'Ignore': regions and nnU-Net's ignore label"),
         ({"liver": "one"}, "labels 'liver': 'one': one integer per label expected"),
         ({"liver": 1, "spleen": 1}, r"labels give the values \[1\] to more than one name"),
+        (["background", "liver"], r"labels is \['background', 'liver'\]: an object of names and values expected"),
         ({"1": "liver", "2": "liver"}, r"labels \[1, 2\] are all called 'liver'"),
         ({"1": "li\x1b[2Jver"}, r"label 1 is called .*: a name of printable signs expected"),
     ],

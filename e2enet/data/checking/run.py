@@ -17,7 +17,7 @@ from e2enet.data.checking.patients import remarks_on_split
 from e2enet.data.checking.use import judge
 from e2enet.data.choice import CaseChoice
 from e2enet.data.formats.dataset import RawDataset
-from e2enet.data.formats.listing import note_companions
+from e2enet.data.formats.listing import no_folder, note_companions
 from e2enet.data.formats.problems import Problem, case_error
 from e2enet.data.formats.stored import read_stored_header
 from e2enet.data.sources import DataSource, PhantomSource
@@ -62,11 +62,11 @@ def check_dataset(source: DataSource, num_workers: int | None = None, choice: Ca
     `num_workers=None` starts as many processes as cores and free memory allow, none for a small dataset; 0 works in
     this process. Raises InputError where there is no folder to look through.
     """
-    if not source.folder.is_dir():
+    if reason := no_folder(source.folder):
         hint = "paths.data is its parent, data.name its name"
         if isinstance(source, PhantomSource):
             hint = "train.py or e2enet.data.prepare writes it"
-        raise InputError(f"{source.folder}: no such folder ({hint})")
+        raise InputError(f"{source.folder}: {reason} ({hint})")
     problems: list[Problem] = []
     try:
         dataset = source.scan(problems)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from e2enet.common.errors import InputError
 from e2enet.data.formats.labels import LabelTable
-from e2enet.data.formats.listing import FILE_ENDINGS, list_scans, told_of, unreadable
+from e2enet.data.formats.listing import FILE_ENDINGS, list_scans, no_folder, told_of, unreadable
 from e2enet.data.formats.naming import Case
 from e2enet.data.formats.problems import Problem, case_error, case_warning, dataset_error
 
@@ -139,8 +139,8 @@ def common_ending(cases: Sequence[Case], problems: list[Problem]) -> str:
 
 def require_folder(folder: Path, expected: str) -> None:
     """InputError where the folder is missing; nothing can be scanned then."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder ({expected} is expected)")
+    if reason := no_folder(folder):
+        raise InputError(f"{folder}: {reason} ({expected} is expected)")
 
 
 def warn_unlisted(

@@ -10,7 +10,7 @@ from typing import Any
 from e2enet.common.errors import InputError, raise_problems
 from e2enet.common.files import read_json
 from e2enet.data.formats.labels import read_label_names
-from e2enet.data.formats.listing import FILE_ENDINGS, NAME_WORDS, is_companion, is_file_name
+from e2enet.data.formats.listing import FILE_ENDINGS, NAME_WORDS, is_companion, is_file_name, no_folder
 from e2enet.data.formats.naming import Case, case_id
 from e2enet.data.formats.problems import Problem, dataset_error
 
@@ -24,8 +24,8 @@ class Description:
     """
 
     def __init__(self, folder: Path, problems: list[Problem]) -> None:
-        if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder (a raw dataset holding {FILE_NAME} is expected)")
+        if reason := no_folder(folder):
+            raise InputError(f"{folder}: {reason} (a raw dataset holding {FILE_NAME} is expected)")
         self.folder = folder
         self.file = folder / FILE_NAME
         self.problems = problems
@@ -133,7 +133,7 @@ def read_class_names(labels_folder: Path) -> dict[int, str] | None:
     """
     for path in (labels_folder / FILE_NAME, labels_folder.resolve().parent / FILE_NAME):
         content = read_json(path) if path.is_file() else None
-        if isinstance(content, dict) and isinstance(content.get("labels"), dict):
+        if isinstance(content, dict) and content.get("labels") is not None:
             names, problems = read_label_names(content["labels"])
             raise_problems(problems, f"{path}: its labels cannot be scored:")
             return {value: name for value, name in (names or {}).items() if value != 0}

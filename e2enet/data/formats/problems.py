@@ -66,7 +66,7 @@ def in_short(problems: Sequence[Problem]) -> list[tuple[Problem, str]]:
     """
     alike: dict[tuple[str, bool, str], list[Problem]] = {}
     for problem in problems:
-        kind = problem.severity, problem.case is None, re.sub(r"\S*/\S*|[-+]?\d[\d.e+-]*", "#", problem.problem)
+        kind = problem.severity, problem.case is None, _kind(problem.problem)
         alike.setdefault(kind, []).append(problem)
     lines = []
     for (_, of_dataset, _), members in alike.items():
@@ -75,6 +75,24 @@ def in_short(problems: Sequence[Problem]) -> list[tuple[Problem, str]]:
         else:
             lines.append((members[0], _together(members)))
     return lines
+
+
+def few_of_each(texts: Sequence[str]) -> list[str]:
+    """The texts, of which those that differ in numbers and paths alone are one and a count where there are many."""
+    alike: dict[str, list[str]] = {}
+    for text in texts:
+        alike.setdefault(_kind(text), []).append(text)
+    lines = []
+    for first, *others in alike.values():
+        line, *rest = first.split("\n", 1)
+        together = "\n".join([f"{line} (and {len(others)} more like it)", *rest])
+        lines += [together] if len(others) >= MOST_ALIKE else [first, *others]
+    return lines
+
+
+def _kind(text: str) -> str:
+    """A text without what tells one case of it from another: numbers and paths."""
+    return re.sub(r"\S*/\S*|[-+]?\d[\d.e+-]*", "#", text)
 
 
 def _together(members: Sequence[Problem]) -> str:
