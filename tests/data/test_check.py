@@ -277,7 +277,8 @@ def test_a_folder_that_cannot_be_scanned(toy: Any, tmp_path: Path) -> None:
     (toy.folder / "dataset.json").write_text("{")
     report = toy.check()
     assert report.dataset is None and report.num_errors == 1
-    assert "not valid JSON" in report.problems[0].problem
+    assert report.problems[0].problem.startswith("not valid JSON (")
+    assert report.problems[0].file == str(toy.folder / "dataset.json")
     toy.folder = tmp_path / "nowhere"
     with pytest.raises(InputError, match=r"nowhere: no such folder \(paths\.data is its parent"):
         toy.check()

@@ -115,7 +115,9 @@ def test_the_same_image_twice_is_an_error_across_the_split_alone(toy: Any) -> No
 
     apart = {"train": ["a", "c"], "validation": ["b", "e"]}
     text = "the same image, voxel for voxel, as case a, on both sides of the chosen split: "
-    assert ("b", "error", f"{text}one is validation, the other training") in twins(rule=apart)
+    assert ("b", "error", f"{text}one is validation, the other training; data.exclude leaves one out") in twins(
+        rule=apart
+    )
     # d is labelled and tested on.
     assert [(case, severity) for case, severity, _ in twins(rule=apart)] == [("b", "error"), ("d", "error")]
     assert "one is test, the other training" in twins(rule=apart)[1][2]
@@ -127,7 +129,11 @@ def test_the_same_image_twice_is_an_error_across_the_split_alone(toy: Any) -> No
     assert {severity for _, severity, _ in twins(rule=together)} == {"warning"}
     both = {"train": ["b", "c"], "validation": ["d", "e"]}  # a is not used, and a pair is told once
     assert twins(rule=both, score_test=False) == [
-        ("d", "error", f"{text.replace('case a', 'case b')}one is validation, the other training"),
+        (
+            "d",
+            "error",
+            f"{text.replace('case a', 'case b')}one is validation, the other training; data.exclude leaves one out",
+        ),
         ("b", "warning", f"the same image, voxel for voxel, as case a (training): {toy.image('a')}"),
     ]
     with pytest.raises(InputError, match="the same image, voxel for voxel, as case a, on both sides"):

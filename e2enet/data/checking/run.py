@@ -71,7 +71,7 @@ def check_dataset(source: DataSource, num_workers: int | None = None, choice: Ca
     try:
         dataset = source.scan(problems)
     except InputError as error:
-        problems.append(Problem(None, "error", str(error), str(source.folder)))
+        problems.append(_of_folder(error, source.folder))
         return Report(source.folder, None, (), _sorted(problems), _sorted(problems))
     tasks = _tasks(dataset)
     sizes = {task.case: _largest_file(task) for task in track(tasks, f"Reading headers of {dataset.name}")}
@@ -99,6 +99,13 @@ def check_dataset(source: DataSource, num_workers: int | None = None, choice: Ca
     raw = _sorted(problems)
     judged = raw if choice is None else _sorted(_judged(raw, dataset, choice))
     return Report(source.folder, dataset, tuple(in_order), judged, raw, tuple(notes))
+
+
+def _of_folder(error: InputError, folder: Path) -> Problem:
+    """The problem that an error is, which may name a file of the folder itself."""
+    file, _, text = str(error).partition(": ")
+    named = bool(text) and Path(file).is_relative_to(folder)
+    return Problem(None, "error", text, file) if named else Problem(None, "error", str(error), str(folder))
 
 
 def _judged(problems: Sequence[Problem], dataset: RawDataset, choice: CaseChoice) -> list[Problem]:

@@ -65,6 +65,6 @@ def _weigh_twin(problem: Problem, use: CaseUse) -> Problem:
     across = [other for other in problem.alike if use.on_both_sides(case, other)]
     if not across:
         return replace(problem, severity="warning")
-    parts = f"one is {use.part_of(case)}, the other {use.part_of(across[0])}"
+    parts = f"one is {use.part_of(case)}, the other {use.part_of(across[0])}; data.exclude leaves one out"
     text = f"the same image, voxel for voxel, as case {across[0]}, on both sides of the chosen split: {parts}"
     return replace(problem, severity="error", problem=text)
