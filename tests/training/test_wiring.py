@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+import torch
 from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
 
 from e2enet.common.configs import as_plain, compose_config
 from e2enet.common.errors import InputError
+from e2enet.inference.checkpoint import LoadedModel
 from e2enet.network.dsff import fusion_layers
 from e2enet.network.recompute import run_once
-from e2enet.training import run
+from e2enet.training import final, run
 from e2enet.training.checkpoints import BestCheckpoint, KeptCheckpoints, LastCheckpoint
 from e2enet.training.dsff_callback import DSFFCallback
 from e2enet.training.losses import DiceCrossEntropy
@@ -131,7 +136,14 @@ TRAINER: list[Line] = [
     ("trainer.log_every", 4, lambda parts: parts.callback(TimeKeeper)._recent.maxlen),
 ]
 LINES = [*DATA, *DSFF, *NETWORK, *TRAINING, *TRAINER]
-SECTIONS = ("data", "plan", "dsff", "network", "training", "trainer")
+SECTIONS = ("data", "plan", "dsff", "network", "training", "trainer", "final")
+FINAL = {
+    "final.mirror": False,
+    "final.step": 0.25,
+    "final.overlay": True,
+    "final.max_cases": 1,
+    "final.nsd_tolerance": 2.5,
+}
 # What another value of would leave nothing of the rest to look at, and where it is tested.
 ELSEWHERE = {
     "data._target_": "tests/data/test_command.py",
@@ -152,6 +164,9 @@ ELSEWHERE = {
     "training.schedule._target_": "tests/training/test_module.py",
     "trainer.deterministic": "tests/training",
     "trainer.progress": "shown on terminals alone",
+    "final.predict": "tests/training/test_run_folder.py",
+    "final.compact": "tests/training/test_compact.py",
+    **dict.fromkeys(FINAL, "test_what_follows_training_is_the_configs"),
 }
 
 
@@ -209,6 +224,34 @@ def test_the_loss_and_the_optimizer_are_the_configs(parts: Parts) -> None:
     assert type(parts.optimizer).__name__ == "AdamW"
     rates = {group["lr"] for group in parts.optimizer.param_groups}
     assert rates == {0.25 * 0.01} and parts.schedule.lr_lambdas[0](0) == 0.01  # the first epoch of the warm-up
+
+
+def test_what_follows_training_is_the_configs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found: dict[str, Any] = {}
+
+    def predict(models: Any, cases: Any, folder: Any, settings: Any, *, overlay: bool, **_: Any) -> dict[str, str]:
+        found.update({"final.mirror": settings.mirror, "final.step": settings.step, "final.overlay": overlay})
+        found["final.max_cases"] = len(cases)
+        found["amp_dtype"] = settings.amp_dtype
+        return {}
+
+    def score(*_: Any, nsd_tolerance: float, **__: Any) -> tuple[Any, Any]:
+        found["final.nsd_tolerance"] = nsd_tolerance
+        return [], {}
+
+    model = LoadedModel(*[None] * len(fields(LoadedModel)))  # type: ignore[arg-type]
+    model = replace(model, network=nn.Identity(), file_ending=".nii.gz")
+    monkeypatch.setattr(final, "load_model", lambda _: model)
+    monkeypatch.setattr(final, "select_validation", lambda network, *_, **__: network)
+    monkeypatch.setattr(final, "predict_cases", predict)
+    monkeypatch.setattr(final, "score_files", score)
+    monkeypatch.setattr(final, "write_scores", lambda *_: None)
+    monkeypatch.setattr(final, "scores_table", lambda *_, **__: "")
+    given = [f"{key}={value}" for key, value in FINAL.items()]
+    config = compose_config([*given, "training.precision=bf16-mixed", "trainer.accelerator=cpu"])
+    cases: Any = [SimpleNamespace(id=name, label=tmp_path) for name in "abc"]
+    final.score_run(config, tmp_path, tmp_path / "best.ckpt", cases, [])
+    assert found == FINAL | {"amp_dtype": torch.bfloat16}
 
 
 def leaves(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
