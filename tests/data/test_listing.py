@@ -73,6 +73,15 @@ def test_every_kind_of_file_in_a_folder(tmp_path: Path) -> None:
     assert list_scans(tmp_path / "nowhere").files == () and note_companions([tmp_path / "folder.nii"]) == []
 
 
+def test_one_scan_to_predict_is_judged_by_its_name_too(tmp_path: Path) -> None:
+    touch(tmp_path, "line\nbreak.nii.gz", "A.NII.GZ")
+    for name in ("line\nbreak.nii.gz", "A.NII.GZ"):
+        with pytest.raises(
+            InputError, match=r"a file ending in \.nii\.gz or \.nii expected, its name of at most 200 bytes"
+        ):
+            find_cases(tmp_path / name, 1)
+
+
 def test_ids_that_end_in_four_digits_keep_them(tmp_path: Path) -> None:
     plain = [Case(f"img_{number:04d}", (tmp_path / f"img_{number:04d}.nii.gz",)) for number in range(2)]
     of_modalities = [Case("img", (tmp_path / "img_0000.nii.gz", tmp_path / "img_0001.nii.gz"))]

@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from e2enet.common.errors import InputError
-from e2enet.data.formats.listing import FILE_ENDINGS, SCAN_LIKE, Listing, list_scans, told_of, unreadable
+from e2enet.data.formats.listing import (
+    FILE_ENDINGS,
+    NAME_WORDS,
+    SCAN_LIKE,
+    Listing,
+    is_file_name,
+    list_scans,
+    told_of,
+    unreadable,
+)
 from e2enet.data.formats.problems import Problem, case_error, raise_errors
 
 MODALITY = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
@@ -54,8 +63,8 @@ def find_named_cases(
         found += [*listing.problems(), *_warn_of_folders(source)]
     elif reason := unreadable(source):
         raise InputError(f"{source}: {'no such file or folder' if reason == 'no such file' else reason}")
-    elif not source.name.endswith(FILE_ENDINGS):
-        raise InputError(f"{source}: a file ending in {' or '.join(FILE_ENDINGS)} expected")
+    elif not source.name.endswith(FILE_ENDINGS) or not is_file_name(source.name):
+        raise InputError(f"{source}: a file ending in {' or '.join(FILE_ENDINGS)} expected, its name {NAME_WORDS}")
     else:
         files, found = _with_siblings(source, num_channels, numbered_ids), []
     cases, of_cases = group_modalities(files, num_channels, file_ending, numbered_ids)
