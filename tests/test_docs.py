@@ -96,7 +96,7 @@ def test_train_commands_compose(arguments: list[str], tmp_path: Path, monkeypatc
             torch.save({KEY: {"step": 1, "rows": 0, "generators": {}, "identity": {}}, "state_dict": {}}, checkpoint)
     for folder in (Path(word.partition("=")[2]) for word in arguments if word.startswith("initial_weights=")):
         (folder / "checkpoints").mkdir(parents=True)
-        (folder / "checkpoints" / "best.ckpt").touch()
+        torch.save({"hyper_parameters": {}}, folder / "checkpoints" / "best.ckpt")
     check_command_line([word for word in arguments if word != "SETTINGS"])  # which stand below the commands
 
 

@@ -15,7 +15,7 @@ from e2enet.common.ablations import ablation_problems
 from e2enet.common.config_check import Conflict
 from e2enet.common.errors import InputError, first_line
 from e2enet.data.config_rules import folder_conflict
-from e2enet.inference.checkpoint import checkpoint_file
+from e2enet.inference.checkpoint import read_hyper_parameters
 from e2enet.network.baselines import missing_package
 from e2enet.network.engine.select import COMPILED, ONLY_GROUPS, RECOMPUTED
 
@@ -138,7 +138,7 @@ def _initial_weights(initial_weights: str | None, pretraining: Sequence[str] | N
     if pretraining:
         return "initial_weights: pretraining gives the weights; expected null beside it"
     try:
-        checkpoint_file(Path(initial_weights))
+        read_hyper_parameters(Path(initial_weights))
     except InputError as error:
         return f"initial_weights={error}"
     return None

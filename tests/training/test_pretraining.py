@@ -114,13 +114,17 @@ def test_what_does_not_fit_is_refused(
     assert str(source / "checkpoints" / "best.ckpt") in str(caught.value)
 
 
-def test_wrong_keys_are_told_before_anything_starts(source: Path, tiny: list[str]) -> None:
+def test_wrong_keys_are_told_before_anything_starts(source: Path, tiny: list[str], tmp_path: Path) -> None:
     def problems(*more: str) -> str:
         return "\n".join(config_problems(compose_config([*tiny, *more])))
 
     assert problems(SOURCE) == ""
     assert problems(f"initial_weights={source}") == ""
     assert "initial_weights=nowhere: no such checkpoint" in problems("initial_weights=nowhere")
+    other = tmp_path / "weights.pth"
+    for content in ("", "no checkpoint"):
+        other.write_text(content)
+        assert f"initial_weights={other}: " in problems(f"initial_weights={other}")
     assert "expected null beside it" in problems(SOURCE, f"initial_weights={source}")
     wrong = problems("pretraining=['dsff=set','data=nope','training.epoch=3','seed']")
     assert "of the groups only data can be chosen" in wrong
