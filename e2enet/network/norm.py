@@ -32,7 +32,8 @@ class InstanceNormAct(nn.Module):
 
     def forward(self, x: Tensor, subtracted: Tensor | None = None) -> Tensor:
         """The norm of x. `subtracted` (C,) was added to x, and the norm subtracts it again: its gradient is zero."""
-        weight = self.weight if subtracted is None else self.weight + 0 * subtracted
+        # Not 0 times it, which inductor folds to a constant, and then cannot tell what is recomputed for its gradient.
+        weight = self.weight if subtracted is None else self.weight + (subtracted - subtracted)
         if plain_operations():
             return plain_norm_act(x, weight, self.bias, self.eps, self.slope)
         if takes_loops(x):

@@ -6,13 +6,16 @@ import copy
 import os
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch._dynamo as dynamo
+from functorch.compile import make_boxed_func
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._inductor.compile_fx import compile_fx
 
 from e2enet.network import E2ENet
 from e2enet.network.dsff import apply_masks, init_masks, update_masks
@@ -146,6 +149,20 @@ def test_the_count_counts() -> None:
     for size in (8, 16):
         network(torch.randn(1, 1, 4, size, 8))
     assert counter.frame_count == 2
+
+
+def test_inductor_parts_what_is_recomputed() -> None:
+    """Its own passes over the graph, without the minutes of its C++ compiler."""
+
+    def keep(graph: Any, inputs: Any, **_: Any) -> Any:
+        return make_boxed_func(graph)
+
+    torch.manual_seed(0)
+    network = E2ENet(1, 2, STRIDES[:1], base_features=3)
+    plain = copy.deepcopy(network)
+    checkpoint_activations(network)
+    network.compile(backend=partial(compile_fx, inner_compile=keep), fullgraph=True)
+    assert_close(network, plain, backward(network), backward(plain))
 
 
 @pytest.mark.slow
