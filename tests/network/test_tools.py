@@ -197,6 +197,7 @@ def test_products_are_counted() -> None:
 @pytest.fixture
 def counter() -> Iterator[CompileCounterWithBackend]:
     dynamo.reset()
+    dynamo.utils.counters.clear()  # of other tests' graph breaks
     yield CompileCounterWithBackend("eager")
     dynamo.reset()
 

@@ -121,10 +121,10 @@ def unreadable(path: Path) -> str | None:
 
 
 def no_folder(path: Path) -> str | None:
-    """Why there is no folder to look into at a path; None where there is one."""
-    if os.path.isdir(path):
+    """Why there is no folder to look into at a path; None where there is one. OSError where nobody may look."""
+    if path.is_dir():
         return None
-    return "a file, a folder expected" if os.path.exists(path) else _absent(path, "folder")
+    return "a file, a folder expected" if path.exists() else _absent(path, "folder")
 
 
 def told_of(folder: Path, paths: Sequence[Path], reason: str) -> Problem:
