@@ -15,8 +15,8 @@ try:
 
     from e2enet.common.console import flush_every_line
     from e2enet.common.errors import ExitCode, exit_on_input_error
-    from e2enet.common.ranks import is_first, quiet_unless_first
     from e2enet.inference.config import check_arguments, read_arguments, read_config
+    from e2enet.system.ranks import is_first, quiet_unless_first
 except KeyboardInterrupt:  # that takes a second or two
     print("stopped; nothing was begun", file=sys.stderr)
     sys.exit(130)
@@ -30,8 +30,8 @@ def predict(config: DictConfig) -> None:
     with exit_on_input_error():
         settings = read_config(config)
         # Imported here, so that --help and a wrong key do not wait for the frameworks.
-        from e2enet.common.memory import keep_freed_memory
         from e2enet.inference.run import run_prediction
+        from e2enet.system.memory import keep_freed_memory
 
         keep_freed_memory()
         failures = run_prediction(settings)

@@ -21,9 +21,9 @@ try:
     from e2enet.common.console import flush_every_line
     from e2enet.common.errors import exit_on_input_error
     from e2enet.common.overrides import force_added, is_multirun
-    from e2enet.common.ranks import is_first, quiet_unless_first
-    from e2enet.training.sweeps.inside import end_with_launcher, run_held, tell_score, telling_errors
-    from e2enet.training.sweeps.rows import compose_job
+    from e2enet.runs.rows import compose_job
+    from e2enet.sweeps.inside import end_with_launcher, run_held, tell_score, telling_errors
+    from e2enet.system.ranks import is_first, quiet_unless_first
 except KeyboardInterrupt:  # that takes a second or two
     print("stopped; nothing was begun", file=sys.stderr)
     sys.exit(130)
@@ -36,10 +36,10 @@ PRINTING = ("--cfg", "-c")
 def train(config: DictConfig) -> float:
     """Run one job; the mean validation Dice, for sweepers."""
     # Imported here, as in `main` and `run`, so that --help does not wait for the frameworks.
-    from e2enet.common.sweeps import CONFIG_FILE
+    from e2enet.runs.folders import CONFIG_FILE
+    from e2enet.sweeps.job import run_job
     from e2enet.training.resume import resumed_config
     from e2enet.training.stopping import is_restarted
-    from e2enet.training.sweeps.job import run_job
 
     register_resolvers()  # this may be a process of a launcher, which knows nothing of main
     given, output = HydraConfig.get().overrides.task, Path(HydraConfig.get().runtime.output_dir)
@@ -59,11 +59,13 @@ def train(config: DictConfig) -> float:
 
 def run(config: DictConfig, folder: Path) -> float:
     """Train in this process, which holds the folder: a run is never written to by two."""
-    from e2enet.common.memory import keep_freed_memory
+    from e2enet.configuration.check import check_config
     from e2enet.report.figures import draw_figures
+    from e2enet.system.memory import keep_freed_memory
     from e2enet.training.run import run_training
     from e2enet.training.run_folder import how_to_go_on
 
+    check_config(config)
     keep_freed_memory()
     try:
         with run_held(folder):
@@ -86,9 +88,9 @@ def main() -> None:
     register_resolvers()
     with exit_on_input_error("stopped; nothing was begun"), telling_errors():
         if not _has(arguments, QUESTIONS):
-            from e2enet.training.config_check import check_command_line, read_arguments
+            from e2enet.configuration.check import check_command_line, read_arguments
+            from e2enet.sweeps.launch import launch_sweep
             from e2enet.training.run_folder import with_own_folder
-            from e2enet.training.sweeps.launch import launch_sweep
 
             arguments, printed = read_arguments(arguments), _has(arguments, PRINTING)
             check_command_line(arguments, printed=printed)

@@ -121,9 +121,9 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     """Seconds of a forward pass and the peak memory of this process in GiB."""
     import torch
 
-    from e2enet.common.memory import forget_peak, give_back_freed_memory, keep_freed_memory, resident_peak
     from e2enet.network.dsff import init_masks
     from e2enet.network.engine.inference import CompactNetwork
+    from e2enet.system.memory import forget_peak, give_back_freed_memory, keep_freed_memory, resident_peak
 
     torch.manual_seed(0)
     torch.set_num_threads(options.threads[0])

@@ -25,7 +25,7 @@ def compare_layers(threads: int, runs: int, figure: Path | None) -> None:
     """Print times of single convolutions over densities, and where the engine and torch are even; draw the roofline."""
     import torch
 
-    from e2enet.common.memory import keep_freed_memory
+    from e2enet.system.memory import keep_freed_memory
 
     keep_freed_memory()
     torch.set_num_threads(threads)

@@ -63,8 +63,8 @@ def forget_pages(folder: Path) -> None:
 
 def make_loader(options: argparse.Namespace, batches: int, cases: int) -> Any:
     from e2enet.data.augmentation.recipe import build_augmentation
-    from e2enet.data.loading import patch_loader
-    from e2enet.data.sampling import EpochSampler, PatchDataset
+    from e2enet.data.loaders.loading import patch_loader
+    from e2enet.data.loaders.sampling import EpochSampler, PatchDataset
 
     dataset = PatchDataset(
         find_cases(options, cases), options.patch, batch_size=2, seed=0, augment_here=options.augment_on == "worker",

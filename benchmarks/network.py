@@ -108,11 +108,11 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
     """Return seconds of forward and step, and the peak memory of each in GiB."""
     import torch
 
-    from e2enet.common.determinism import set_torch_flags
-    from e2enet.common.memory import keep_freed_memory
     from e2enet.network.dsff import init_masks, set_group_size
     from e2enet.network.engine.groups import GroupedNetwork
     from e2enet.network.recompute import checkpoint_activations
+    from e2enet.system.determinism import set_torch_flags
+    from e2enet.system.memory import keep_freed_memory
 
     if options.device == "cpu":  # as trainer=cpu and trainer=gpu have them
         set_torch_flags("warn", "cpu")

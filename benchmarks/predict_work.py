@@ -53,11 +53,11 @@ def cpu_seconds() -> float:
 
 def predict_scan(work: dict[str, Any]) -> dict[str, float]:
     """Predict the scan as predict.py does, once the checkpoint is read."""
-    from e2enet.common.memory import keep_freed_memory
     from e2enet.data.formats.naming import Case
     from e2enet.data.planning.plan import Plan
     from e2enet.inference.checkpoint import LoadedModel
     from e2enet.inference.predictor import WindowSettings, predict_cases
+    from e2enet.system.memory import keep_freed_memory
 
     keep_freed_memory()
     torch.set_num_threads(1)
@@ -90,10 +90,10 @@ def trivial_network(num_classes: int) -> nn.Module:
 
 def predict_part(work: dict[str, Any]) -> dict[str, float]:
     """Predict a part of a volume by E2ENet, without reading or resampling."""
-    from e2enet.common.memory import keep_freed_memory
     from e2enet.data.preparation.restore import largest_class
     from e2enet.inference.sliding_window import predict_planes
     from e2enet.network import E2ENet
+    from e2enet.system.memory import keep_freed_memory
 
     keep_freed_memory()
     torch.set_num_threads(1)

@@ -28,7 +28,7 @@ from pathlib import Path
 from benchmarks.measuring import new_table, show
 from benchmarks.network import processor
 from e2enet.common.files import atomic_path, write_csv
-from e2enet.common.memory import resident
+from e2enet.system.memory import resident
 
 ROOT = Path(__file__).resolve().parents[1]
 EPOCH_STEPS = 100

@@ -114,11 +114,11 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     """Seconds of a step and the peak memory of this process in GiB."""
     import torch
 
-    from e2enet.common.determinism import set_torch_flags
-    from e2enet.common.memory import forget_peak, keep_freed_memory, resident_peak
     from e2enet.network.dsff import init_masks, set_group_size
     from e2enet.network.e2enet import E2ENet
     from e2enet.network.engine import select_training
+    from e2enet.system.determinism import set_torch_flags
+    from e2enet.system.memory import forget_peak, keep_freed_memory, resident_peak
 
     torch.manual_seed(0)
     set_torch_flags("warn", "cpu")  # as trainer=cpu has it

@@ -14,11 +14,11 @@ from hydra import compose, initialize_config_dir
 
 from e2enet.common.configs import compose_config, group_options
 from e2enet.common.errors import InputError
+from e2enet.configuration.check import check_command_line
 from e2enet.data import check
 from e2enet.data.command import compose_data
 from e2enet.data.synthetic.lookalikes import LOOKALIKES
 from e2enet.inference.config import check_arguments, read_config
-from e2enet.training.config_check import check_command_line
 from e2enet.training.records import write_config
 from e2enet.training.resume import CONFIG_FILE, LAST_CHECKPOINT
 from e2enet.training.run_state import KEY
@@ -87,7 +87,7 @@ def test_train_commands_compose(arguments: list[str], tmp_path: Path, monkeypatc
     # The check also refuses what this machine cannot do, which is no fault of the documentation.
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("e2enet.network.baselines.PLAIN_UNET_PACKAGE", "torch")
-    monkeypatch.setattr("e2enet.training.config_conflicts._login_problem", lambda: None)
+    monkeypatch.setattr("e2enet.configuration.conflicts._login_problem", lambda: None)
     for path in (Path(word.removeprefix("resume=")) for word in arguments if word.startswith("resume=")):
         folder = path.parents[1] if path.suffix == ".ckpt" else path  # a run, or a checkpoint of one, to go on with
         write_config(folder / CONFIG_FILE, compose_config())

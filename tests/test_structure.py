@@ -11,8 +11,11 @@ import pytest
 PROJECT = Path(__file__).parents[1]
 PACKAGE = PROJECT / "e2enet"
 # A room imports itself and the rooms before it.
-ROOMS = ("common", "data", "network", "inference", "evaluation", "training", "report")
-FEWEST_LINES, MOST_LINES = 50, 300
+ROOMS = (
+    *("common", "system", "runs", "data", "network", "inference", "evaluation", "training"),
+    *("configuration", "sweeps", "report"),
+)
+MOST_LINES = 300
 MOST_FUNCTION_LINES = 60
 
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -102,8 +105,7 @@ def test_every_folder_is_a_known_room() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_files_are_short_and_documented(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
-    fewest = 1 if path.name == "__init__.py" else FEWEST_LINES
-    assert fewest <= len(source.splitlines()) <= MOST_LINES
+    assert len(source.splitlines()) <= MOST_LINES
     tree = ast.parse(source)
     undocumented = [node.name for node in public_definitions(tree) if not ast.get_docstring(node)]
     assert ast.get_docstring(tree), "no docstring at the top"

@@ -18,12 +18,12 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from e2enet.common.contours import slice_view
 from e2enet.data.augmentation.recipe import Augmentation, Draw, build_augmentation
 from e2enet.data.augmentation.spatial import rotation_matrix
 from e2enet.data.augmentation.torchio_transforms import apply_transforms
-from e2enet.data.patches import crop_subject, frame_affine
+from e2enet.data.loaders.patches import crop_subject, frame_affine
 from e2enet.data.synthetic.phantom_anatomy import ORGANS, draw_case
+from e2enet.inference.contours import slice_view
 
 PATCH = (40, 112, 112)
 SPACING = (3.0, 1.0, 1.0)

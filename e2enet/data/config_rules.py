@@ -1,4 +1,4 @@
-"""What the config keys that concern data accept; training/config_rules.py holds the others."""
+"""What the config keys that concern data accept; configuration/rules.py holds the others."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from e2enet.common.config_rules import (
     whole,
 )
 from e2enet.common.files import unusable_folder
-from e2enet.data.splits import RULE_WORDS, fold_problem, is_group, rule_problem
+from e2enet.data.cases.splits import RULE_WORDS, fold_problem, is_group, rule_problem
 
 LARGEST_SEED = 2**32 - 1  # NumPy's generators take no larger one
 FOLD_WORDS = "a whole number from 0 to 4, or all"

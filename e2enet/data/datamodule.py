@@ -16,22 +16,22 @@ from torch.utils.data import DataLoader
 
 from e2enet.common.errors import InputError, raise_problems
 from e2enet.data.augmentation.recipe import Augmentation, build_augmentation
+from e2enet.data.cases.choice import CaseChoice, read_chosen
+from e2enet.data.cases.sources import DataSource
+from e2enet.data.cases.split_file import RunSplit
+from e2enet.data.cases.splits import SplitRule
 from e2enet.data.checking.first_use import remembered_problems, require_sound
-from e2enet.data.choice import CaseChoice, read_chosen
 from e2enet.data.formats.layout import Case, RawDataset
-from e2enet.data.loading import patch_loader
+from e2enet.data.loaders.loading import patch_loader
+from e2enet.data.loaders.patches import frame_affine
+from e2enet.data.loaders.sampling import FOREGROUND_SHARE, CaseDataset, EpochSampler, PatchDataset
+from e2enet.data.loaders.shared_memory import require_shared_memory
+from e2enet.data.loaders.validation import PeriodicSampler, ValidationPatches
 from e2enet.data.options import option_problems
-from e2enet.data.patches import frame_affine
 from e2enet.data.planning.plan import Plan
 from e2enet.data.planning.plan_file import plan_dataset
 from e2enet.data.preparation.cases import prepare_cases
 from e2enet.data.preparation.store import PreparedCase
-from e2enet.data.sampling import FOREGROUND_SHARE, CaseDataset, EpochSampler, PatchDataset
-from e2enet.data.shared_memory import require_shared_memory
-from e2enet.data.sources import DataSource
-from e2enet.data.split_file import RunSplit
-from e2enet.data.splits import SplitRule
-from e2enet.data.validation import PeriodicSampler, ValidationPatches
 
 
 class SegmentationDataModule(lightning.LightningDataModule):

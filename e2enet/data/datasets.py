@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Literal, Unpack
 
 from e2enet.common.errors import InputError
+from e2enet.data.cases.sources import FolderSource, PhantomSource
 from e2enet.data.datamodule import SegmentationDataModule
 from e2enet.data.formats.amos import Modality
 from e2enet.data.formats.labels import LabelTable
 from e2enet.data.formats.layout import scan_amos, scan_brats, scan_btcv, scan_msd, scan_nnunet
 from e2enet.data.options import DataOptions
-from e2enet.data.sources import FolderSource, PhantomSource
 from e2enet.data.synthetic.phantom import phantom_settings
 
 Names = Mapping[int, str] | None

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypedDict
 import torchio as tio
 
 from e2enet.data.augmentation.recipe import AUGMENTATIONS
-from e2enet.data.splits import SplitRule
+from e2enet.data.cases.splits import SplitRule
 
 PLAN_KEYS = ("kind", "spacing", "patch_size", "strides", "batch_size", "memory_gb")
 

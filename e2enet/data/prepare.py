@@ -9,10 +9,10 @@ from pathlib import Path
 
 from e2enet.common.console import say
 from e2enet.common.errors import exit_on_input_error
-from e2enet.common.workload import gigabytes
 from e2enet.data.command import build_datamodule, compose_data, show_help
 from e2enet.data.planning.plan_file import PLAN_FILE
 from e2enet.data.preparation.store import CaseStore
+from e2enet.system.workload import gigabytes
 
 HELP = """\
 usage: python -m e2enet.data.prepare data=NAME paths.data=DIR [KEY=VALUE ..]

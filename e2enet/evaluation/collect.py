@@ -11,13 +11,13 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from e2enet.common.errors import InputError, raise_problems
-from e2enet.common.sweeps import SweepJob, read_config
+from e2enet.data.cases.split_file import read_run_split
+from e2enet.data.cases.splits import split_dataset
 from e2enet.data.formats.layout import RawDataset
-from e2enet.data.split_file import read_run_split
-from e2enet.data.splits import split_dataset
 from e2enet.evaluation.folder import Pairs
 from e2enet.evaluation.pairing import find_label_images
 from e2enet.inference.folds import FoldRuns
+from e2enet.runs.folders import SweepJob, read_config
 
 NAMED = 5  # cases that a message lists
 

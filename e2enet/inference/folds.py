@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from e2enet.common.errors import InputError, raise_problems
-from e2enet.common.sweeps import (
+from e2enet.data.cases.split_file import read_run_split
+from e2enet.data.cases.splits import NUM_FOLDS
+from e2enet.runs.folders import (
     CONFIG_FILE,
     MANIFEST,
     Sweep,
@@ -23,9 +25,7 @@ from e2enet.common.sweeps import (
     read_sweep,
     without_repeats,
 )
-from e2enet.common.variants import configuration_settings, differing
-from e2enet.data.split_file import read_run_split
-from e2enet.data.splits import NUM_FOLDS
+from e2enet.runs.variants import configuration_settings, differing
 
 ALL_SEEDS = "all"
 Seed = int | Literal["all"]

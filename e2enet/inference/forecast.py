@@ -10,12 +10,12 @@ import math
 from collections.abc import Sequence
 
 from e2enet.common.errors import InputError
-from e2enet.common.memory import available_memory, give_back_freed_memory
-from e2enet.common.workload import gigabytes
 from e2enet.data.formats.naming import Case
 from e2enet.data.formats.volume import Geometry, Volume, crop_to_nonzero, read_geometry
 from e2enet.data.planning.plan import Plan, resampled_shape
 from e2enet.inference.checkpoint import LoadedModel
+from e2enet.system.memory import available_memory, give_back_freed_memory
+from e2enet.system.workload import gigabytes
 
 FLOAT_BYTES = 4
 

@@ -14,9 +14,6 @@ import torch
 from e2enet.common.console import say
 from e2enet.common.errors import InputError
 from e2enet.common.files import require_writable
-from e2enet.common.memory import empty_caches
-from e2enet.common.overlay import save_overlay
-from e2enet.common.ranks import ALONE, Team
 from e2enet.data.formats.grid import Geometry
 from e2enet.data.formats.layout import Case
 from e2enet.data.formats.volume import Volume, read_label_on, read_volume, write_label_image
@@ -25,10 +22,13 @@ from e2enet.data.preparation.restore import OnPlane, restore_labels
 from e2enet.inference.checkpoint import LoadedModel
 from e2enet.inference.finished import VERSION, Results, file_digest, scan_digest
 from e2enet.inference.forecast import require_room_to_predict, require_room_to_read
+from e2enet.inference.overlay import save_overlay
 from e2enet.inference.postprocess import keep_largest
 from e2enet.inference.progress import CaseProgress, show_progress
 from e2enet.inference.sliding_window import NotFiniteError, count_windows, predict_planes
 from e2enet.inference.spool import spool_probabilities
+from e2enet.system.memory import empty_caches
+from e2enet.system.ranks import ALONE, Team
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,6 @@ import torch
 
 from e2enet.common.console import say
 from e2enet.common.errors import InputError
-from e2enet.common.memory import give_back_freed_memory
-from e2enet.common.ranks import joined_team, launched
 from e2enet.data.formats.layout import find_cases
 from e2enet.data.formats.listing import note_companions
 from e2enet.data.formats.problems import Problem
@@ -22,6 +20,8 @@ from e2enet.inference.folds import find_folds, is_sweep
 from e2enet.inference.postprocess import Postprocessing, find_postprocessing, read_postprocessing, require_labels
 from e2enet.inference.predictor import WindowSettings, predict_cases
 from e2enet.network.engine import select_engine
+from e2enet.system.memory import give_back_freed_memory
+from e2enet.system.ranks import joined_team, launched
 
 AMP_TYPES = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from e2enet.common.console import say
 from e2enet.common.errors import exit_on_input_error
-from e2enet.report.options import read_options
+from e2enet.report.results.options import read_options
 
 DESCRIPTION = """\
 Tables, statistics and pictures of the runs in a sweep folder, beside the numbers that the paper published.

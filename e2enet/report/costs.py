@@ -29,7 +29,7 @@ def count_row(overrides: Sequence[str], setting: Mapping[str, Any]) -> dict[str,
 
     Args:
         overrides: The row's, as in its experiment; what they say of data and training is of no effect here.
-        setting: `in_channels`, `num_classes`, `patch_size` and `strides` (`common.ablations.row_setting`).
+        setting: `in_channels`, `num_classes`, `patch_size` and `strides` (`runs.ablations.row_setting`).
 
     Returns:
         `params` in millions, `gflops_paper` and `gflops_exact`, by the two conventions; {} where the network's package

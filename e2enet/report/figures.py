@@ -10,7 +10,7 @@ import pandas as pd
 
 from e2enet.common.errors import InputError
 from e2enet.report.pictures.style import RowStyle, house_style, new_figure, row_styles, save_figure, whole_epochs
-from e2enet.report.run_files import METRICS_FILE, read_metrics
+from e2enet.report.results.run_files import METRICS_FILE, read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

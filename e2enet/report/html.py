@@ -14,12 +14,12 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from e2enet.common.files import atomic_path
-from e2enet.common.sweeps import STATES, job_state
 from e2enet.report.pictures.gallery import Picture
-from e2enet.report.runs import FINISHED
+from e2enet.report.results.runs import FINISHED
 from e2enet.report.tables.differences import dataset_names
 from e2enet.report.tables.sections import Report, Section
 from e2enet.report.tables.table import Column, Table
+from e2enet.runs.folders import STATES, job_state
 
 MEDIA_TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 

@@ -19,11 +19,11 @@ from typing import Any
 from rich.table import Table
 
 from e2enet.common.console import console, say, track
-from e2enet.common.errors import InputError, exit_on_input_error
+from e2enet.common.errors import exit_on_input_error
 from e2enet.common.files import content_key, read_json, write_json
-from e2enet.common.sweeps import job_state, read_sweep
+from e2enet.report.results.measured import MEASURED_FILE, read_measured
+from e2enet.runs.folders import job_state, read_sweep
 
-MEASURED_FILE = "measured.json"
 FIGURES = {"latency": "latency_s", "memory": "peak_bytes"}
 # What decides a network's cost, beside its density; length of training and seeds do not.
 COSTLY_TRAINING = ("precision", "clip_norm", "engine", "checkpoint_activations", "compile", "loss", "optimizer")
@@ -62,15 +62,6 @@ def measure_runs(folder: str | Path, *, again: bool = False, device: str = "auto
     entries |= {key: known[network] for key, network in networks.items()}
     write_json(sweep.folder / MEASURED_FILE, entries)
     return entries
-
-
-def read_measured(folder: str | Path) -> dict[str, Any]:
-    """What `measure_runs` has written into a sweep folder, by job key; empty where nobody has measured."""
-    path = Path(folder) / MEASURED_FILE
-    content = read_json(path) if path.is_file() else {}
-    if not isinstance(content, dict) or not all(isinstance(entry, dict) for entry in content.values()):
-        raise InputError(f"{path}: not written by e2enet.report.measure; expected an object per job. Remove it")
-    return content
 
 
 def network_key(run: Path) -> str:

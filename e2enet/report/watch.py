@@ -18,8 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from e2enet.common.console import console, say
-from e2enet.common.sweeps import CONFIG_FILE, SweepJob, job_state, read_config, read_sweep
-from e2enet.report.run_files import Progress, read_progress
+from e2enet.report.results.run_files import Progress, read_progress
+from e2enet.runs.folders import CONFIG_FILE, SweepJob, job_state, read_config, read_sweep
 
 # A job in one of these does nothing more unless somebody starts the sweep again.
 ENDED = ("finished", "crashed")

@@ -13,9 +13,9 @@ from e2enet.common.errors import printable
 from e2enet.common.files import atomic_path
 from e2enet.report.costs import count_row
 from e2enet.report.html import write_page
-from e2enet.report.options import Options
 from e2enet.report.pictures.gallery import draw_pictures
-from e2enet.report.runs import load_runs
+from e2enet.report.results.options import Options
+from e2enet.report.results.runs import load_runs
 from e2enet.report.tables.markup import joined, markdown_text, to_latex, to_markdown, write_values
 from e2enet.report.tables.sections import Report, Section, build_report
 from e2enet.report.tables.table import Table

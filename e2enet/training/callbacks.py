@@ -13,8 +13,8 @@ from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
 from e2enet.common.console import say
-from e2enet.common.overlay import save_overlay
 from e2enet.data.planning.plan import Plan
+from e2enet.inference.overlay import save_overlay
 from e2enet.training.module import PATCHES, SCORES, WHOLE_CASES, SegmentationModule
 from e2enet.training.nonfinite import LEFT_OUT, NonFiniteGuard
 from e2enet.training.records import write_cost

@@ -11,13 +11,13 @@ from omegaconf import DictConfig
 
 from e2enet.common.console import console
 from e2enet.common.errors import raise_problems
-from e2enet.common.ranks import ALONE, Team
 from e2enet.data.formats.layout import Case
 from e2enet.evaluation import score_files, scores_table, write_scores
 from e2enet.inference.checkpoint import LoadedModel, load_model
 from e2enet.inference.predictor import WindowSettings, predict_cases
 from e2enet.inference.run import AMP_TYPES, resolve_device
 from e2enet.network.engine import select_validation
+from e2enet.system.ranks import ALONE, Team
 
 # Training precisions by the names of e2enet.inference.
 PRECISIONS = {"32": "32", "bf16-mixed": "bf16", "16-mixed": "16"}

@@ -24,10 +24,10 @@ from e2enet.common.overrides import (
     unknown_choice,
     unreadable,
 )
-from e2enet.common.ranks import is_first
-from e2enet.common.sweeps import CONFIG_FILE
 from e2enet.data.planning.plan import Plan
 from e2enet.network.granularity import chosen_group_size
+from e2enet.runs.folders import CONFIG_FILE
+from e2enet.system.ranks import is_first
 from e2enet.training.resume import LAST_CHECKPOINT
 
 FOLDER = "pretraining"

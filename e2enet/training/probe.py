@@ -23,9 +23,9 @@ from torch import Tensor
 from e2enet.common.console import say
 from e2enet.common.errors import InputError
 from e2enet.common.files import write_json
-from e2enet.common.memory import available_memory, forget_peak, limited_memory, resident_peak
-from e2enet.common.workload import gigabytes
 from e2enet.network.recompute import run_once
+from e2enet.system.memory import available_memory, forget_peak, limited_memory, resident_peak
+from e2enet.system.workload import gigabytes
 from e2enet.training.module import SegmentationModule
 
 FILE = "probe.json"

@@ -14,11 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 from e2enet.common.configs import as_plain, compose_config, group_options, make_paths_absolute, resumed_folder
 from e2enet.common.console import say
 from e2enet.common.errors import InputError, raise_problems
-from e2enet.common.job_key import LOOKED_UP
 from e2enet.common.overrides import chooses_group, override_values, parse_override
-from e2enet.common.sweeps import CONFIG_FILE, MANIFEST, read_config
 from e2enet.data.datamodule import SegmentationDataModule
 from e2enet.inference.checkpoint import read_checkpoint
+from e2enet.runs.folders import CONFIG_FILE, MANIFEST, read_config
+from e2enet.runs.job_key import LOOKED_UP
 from e2enet.training.run_state import RunState
 from e2enet.training.stopping import is_restarted
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from e2enet.common.console import say
 from e2enet.common.errors import InputError
 from e2enet.common.files import atomic_path
-from e2enet.common.sweeps import CONFIG_FILE
+from e2enet.runs.folders import CONFIG_FILE
 from e2enet.training.loggers import METRICS_FILE, WANDB_FILE
 from e2enet.training.resume import LAST_CHECKPOINT, FoundCheckpoint, read_state
 from e2enet.training.run_folder import VERSIONS_FILE, make_free

@@ -16,15 +16,14 @@ from torch import distributed, nn
 from e2enet.common.configs import as_plain
 from e2enet.common.console import say
 from e2enet.common.errors import ExitCode
-from e2enet.common.ranks import current_team, is_first
 from e2enet.data.command import build_datamodule
 from e2enet.data.datamodule import SegmentationDataModule
 from e2enet.data.formats.naming import has_numbered_ids
-from e2enet.data.worker_notes import naming_held_cases
+from e2enet.data.loaders.worker_notes import naming_held_cases
 from e2enet.inference.checkpoint import load_model
 from e2enet.network.granularity import chosen_group_size
+from e2enet.system.ranks import current_team, is_first
 from e2enet.training.checkpoints import BestCheckpoint, write_compact
-from e2enet.training.config_check import check_config
 from e2enet.training.final import score_run
 from e2enet.training.initial_weights import check_shapes, load_initial_weights
 from e2enet.training.loggers import build_loggers, finish_wandb
@@ -69,10 +68,9 @@ def run_training(
     Every process of a data-parallel training calls this; the first one alone writes.
 
     Raises:
-        InputError: an unusable config or dataset, a folder that holds another run already, initial weights that do
+        InputError: an unusable dataset, a folder that holds another run already, initial weights that do
             not fit, a step or batches that do not fit into memory, or a loss that is not finite.
     """
-    check_config(config)
     checkpoint, later = _where_to_begin(config, run_folder)
     _quiet()
     pl.seed_everything(config.seed, workers=True, verbose=False)

@@ -17,11 +17,11 @@ from omegaconf import DictConfig
 from e2enet.common.configs import compose_config
 from e2enet.common.errors import InputError
 from e2enet.common.files import naming_unwritable
-from e2enet.common.locks import is_held
 from e2enet.common.overrides import overrides_of, parse_override, quoted
-from e2enet.common.ranks import is_first
-from e2enet.common.sweeps import CONFIG_FILE, JOB_FILE, MANIFEST
-from e2enet.data.split_file import RunSplit, write_run_split
+from e2enet.data.cases.split_file import RunSplit, write_run_split
+from e2enet.runs.folders import CONFIG_FILE, JOB_FILE, MANIFEST
+from e2enet.system.locks import is_held
+from e2enet.system.ranks import is_first
 from e2enet.training.loggers import keep_wandb_id, metrics_file
 from e2enet.training.records import write_config, write_versions
 from e2enet.training.resume import LAST_CHECKPOINT

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from e2enet.common.configs import as_plain
 from e2enet.common.console import console
-from e2enet.common.determinism import set_torch_flags
+from e2enet.system.determinism import set_torch_flags
 from e2enet.training.callbacks import CostFile, EpochLines, EpochNumbers, ValidationPicture
 from e2enet.training.checkpoints import (
     BEST,

@@ -17,10 +17,10 @@ from e2enet.common.config_rules import Rule
 from e2enet.common.configs import compose_config, project_root
 from e2enet.common.errors import InputError
 from e2enet.common.overrides import force_added
+from e2enet.configuration import conflicts
+from e2enet.configuration.check import check_command_line
+from e2enet.configuration.rules import RULES, TARGET_RULES
 from e2enet.network.e2enet import E2ENet
-from e2enet.training import config_conflicts
-from e2enet.training.config_check import check_command_line
-from e2enet.training.config_rules import RULES, TARGET_RULES
 from e2enet.training.dsff_callback import DSFFCallback
 
 
@@ -280,7 +280,7 @@ def test_a_folder_that_cannot_be_written_to(key: str, tmp_path: Path, monkeypatc
 def test_online_needs_a_login_before_anything_starts(
     logged_in: bool, mode: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config_conflicts._login_problem.cache_clear()
+    conflicts._login_problem.cache_clear()
     monkeypatch.setattr("wandb.login", lambda prompt: logged_in)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     if mode:
@@ -288,4 +288,4 @@ def test_online_needs_a_login_before_anything_starts(
     expected = "logger.offline=false: this machine is not logged in to Weights & Biases; expected logger.offline=true, "
     found = problems("logger=wandb logger.offline=false")
     assert found == ([] if logged_in or mode else [f"{expected}or `wandb login`"])
-    config_conflicts._login_problem.cache_clear()
+    conflicts._login_problem.cache_clear()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from e2enet.common.configs import compose_config, group_options, project_root
-from e2enet.training.config_check import check_command_line, check_config, config_problems
+from e2enet.configuration.check import check_command_line, check_config, config_problems
 from e2enet.training.run import run_training
 
 FILES = [(group, option) for group, options in group_options().items() for option in options]

@@ -8,10 +8,10 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from e2enet.common.ablations import ablation_problems, row_setting
 from e2enet.common.configs import as_plain, compose_config, group_options
-from e2enet.training.config_check import config_problems
-from e2enet.training.sweeps.rows import compose_job
+from e2enet.configuration.check import config_problems
+from e2enet.runs.ablations import ablation_problems, row_setting
+from e2enet.runs.rows import compose_job
 
 EXPERIMENTS = [
     *(

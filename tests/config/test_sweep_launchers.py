@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from e2enet.common.configs import project_root
 from e2enet.common.files import read_json
-from e2enet.common.sweeps import SweepJob, job_state, read_sweep
+from e2enet.runs.folders import SweepJob, job_state, read_sweep
 
 # Acts for SLURM: keeps the file that it is given, and runs the array's tasks in the background, as srun would.
 SBATCH = """#!{python}

@@ -98,7 +98,7 @@ def test_ctrl_c_in_a_run(
         raise KeyboardInterrupt(*said)
 
     monkeypatch.setattr("e2enet.training.run.run_training", stopped)
-    monkeypatch.setattr("e2enet.common.memory.keep_freed_memory", lambda: None)
+    monkeypatch.setattr("e2enet.system.memory.keep_freed_memory", lambda: None)
     with pytest.raises(KeyboardInterrupt) as caught:
         train.run(compose_config(), tmp_path)
     assert str(caught.value) == told.format(tmp_path)

@@ -12,11 +12,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from e2enet.data.cases.sources import FolderSource
 from e2enet.data.checking.run import Report, check_dataset
 from e2enet.data.formats.json_layouts import scan_msd
 from e2enet.data.preparation.foreground import sample_coordinates
 from e2enet.data.preparation.store import PreparedCase
-from e2enet.data.sources import FolderSource
 
 AFFINE = np.array([[-1.0, 0, 0, 20], [0, -1, 0, 30], [0, 0, 3, -40], [0, 0, 0, 1]])  # LPS, slices of 3 mm
 SHAPE = (8, 9, 6)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from e2enet.data.augmentation.recipe import Draw, build_augmentation
 from e2enet.data.datasets import PhantomDataModule
-from e2enet.data.loading import collate_patches, patch_loader
+from e2enet.data.loaders.loading import collate_patches, patch_loader
+from e2enet.data.loaders.sampling import EpochSampler, PatchDataset
 from e2enet.data.preparation.foreground import sample_coordinates
 from e2enet.data.preparation.store import PreparedCase
-from e2enet.data.sampling import EpochSampler, PatchDataset
 
 PATCH = (6, 8, 10)
 COUNT = 400

@@ -11,13 +11,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from e2enet.common import workload
 from e2enet.common.errors import InputError
+from e2enet.data.cases.sources import FolderSource
 from e2enet.data.checking import run
 from e2enet.data.checking.across import SPACING_FACTOR
 from e2enet.data.checking.run import affordable_workers, check_dataset
 from e2enet.data.formats.json_layouts import scan_nnunet
-from e2enet.data.sources import FolderSource
+from e2enet.system import workload
 
 AFFINE = np.diag([-1.0, -1.0, 3.0, 1.0])
 Found = list[tuple[str | None, str, str, str | None]]

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from e2enet.common.errors import InputError
+from e2enet.data.cases.choice import CaseChoice, read_chosen
+from e2enet.data.cases.sources import FolderSource
+from e2enet.data.cases.splits import five_fold
 from e2enet.data.check import main as check
 from e2enet.data.checking.patients import guess_patients
 from e2enet.data.checking.run import check_dataset
-from e2enet.data.choice import CaseChoice, read_chosen
 from e2enet.data.datasets import MSDDataModule
 from e2enet.data.formats.layout import scan_msd
 from e2enet.data.prepare import main as prepare
-from e2enet.data.sources import FolderSource
-from e2enet.data.splits import five_fold
 
 UNUSED = "; no error, since the chosen split does not use the case"
 ABC = {"train": ["a", "b"], "validation": ["c"]}

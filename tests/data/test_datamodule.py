@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from e2enet.common.errors import InputError
+from e2enet.data.cases.splits import five_fold
 from e2enet.data.datasets import MSDDataModule, NNUNetDataModule, PhantomDataModule
-from e2enet.data.sampling import PatchDataset
-from e2enet.data.splits import five_fold
+from e2enet.data.loaders.sampling import PatchDataset
 
 PATCH = (8, 16, 16)
 PLAN = {"patch_size": PATCH, "strides": [(1, 2, 2), (2, 2, 2)], "batch_size": 2}

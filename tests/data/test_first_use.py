@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from e2enet.common.errors import InputError
+from e2enet.data.cases.choice import CaseChoice
+from e2enet.data.cases.sources import FolderSource
 from e2enet.data.checking import run as checking
 from e2enet.data.checking.first_use import require_sound
-from e2enet.data.choice import CaseChoice
 from e2enet.data.formats.layout import LabelTable, scan_msd
-from e2enet.data.sources import FolderSource
 
 
 @pytest.fixture

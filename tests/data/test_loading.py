@@ -12,7 +12,7 @@ import torch
 from threadpoolctl import threadpool_info
 from torch.utils.data import DataLoader, Dataset
 
-from e2enet.data.loading import limit_worker_threads, start_worker
+from e2enet.data.loaders.loading import limit_worker_threads, start_worker
 
 
 class Threads(Dataset):

@@ -13,12 +13,12 @@ import pytest
 
 from e2enet.common.configs import compose_config
 from e2enet.common.errors import InputError
+from e2enet.data.cases.splits import split_dataset
 from e2enet.data.command import build_datamodule
 from e2enet.data.datamodule import SegmentationDataModule
 from e2enet.data.formats.case import read_case
 from e2enet.data.formats.dataset import RawDataset
 from e2enet.data.formats.volume import read_volume
-from e2enet.data.splits import split_dataset
 from e2enet.data.synthetic.__main__ import CONFIGS, main
 from e2enet.data.synthetic.lookalikes import LOOKALIKES, write_amos, write_btcv
 from e2enet.data.synthetic.stored import Encoding, Grid, save_image

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torchio as tio
 
-from e2enet.data.patches import ForegroundSampler, crop, crop_subject, frame_affine, load_subject, start_range
+from e2enet.data.loaders.patches import ForegroundSampler, crop, crop_subject, frame_affine, load_subject, start_range
 from tests.data.conftest import make_case
 
 PATCH = (4, 6, 8)

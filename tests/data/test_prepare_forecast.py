@@ -12,7 +12,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from e2enet.common import workload
 from e2enet.common.errors import InputError
 from e2enet.data.formats.dataset import RawDataset
 from e2enet.data.formats.layout import read_msd
@@ -21,6 +20,7 @@ from e2enet.data.planning.plan_file import plan_dataset
 from e2enet.data.preparation import forecast as forecasting
 from e2enet.data.preparation.cases import prepare_cases
 from e2enet.data.preparation.forecast import PEAK_FACTOR, forecast
+from e2enet.system import workload
 
 
 @pytest.fixture

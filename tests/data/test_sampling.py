@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 from e2enet.common.errors import InputError
 from e2enet.data.augmentation.recipe import build_augmentation
 from e2enet.data.augmentation.spatial import RandomRotateScale
+from e2enet.data.loaders.sampling import CaseDataset, EpochSampler, PatchDataset, foreground_count
 from e2enet.data.preparation.store import PreparedCase
-from e2enet.data.sampling import CaseDataset, EpochSampler, PatchDataset, foreground_count
 from tests.data.conftest import make_case
 
 PATCH = (4, 6, 8)

@@ -11,9 +11,9 @@ import pytest
 
 from e2enet.common.errors import InputError
 from e2enet.data.augmentation.recipe import build_augmentation
+from e2enet.data.loaders.sampling import PatchDataset
+from e2enet.data.loaders.shared_memory import batch_bytes, require_shared_memory
 from e2enet.data.preparation.store import PreparedCase
-from e2enet.data.sampling import PatchDataset
-from e2enet.data.shared_memory import batch_bytes, require_shared_memory
 
 PATCH = (8, 40, 40)
 VOXELS = 8 * 40 * 40

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from e2enet.common.errors import InputError
+from e2enet.data.cases.split_file import RunSplit, read_run_split, write_run_split
+from e2enet.data.cases.splits import Split, SplitRule, five_fold, split_dataset
 from e2enet.data.formats.layout import Case, RawDataset
-from e2enet.data.split_file import RunSplit, read_run_split, write_run_split
-from e2enet.data.splits import Split, SplitRule, five_fold, split_dataset
 
 IDS = [f"case_{number:03d}" for number in range(12)]
 

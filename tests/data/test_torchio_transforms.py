@@ -12,13 +12,13 @@ import torchio as tio
 
 from e2enet.common.configs import compose_config
 from e2enet.common.errors import InputError
+from e2enet.configuration.check import config_problems
 from e2enet.data.augmentation.recipe import build_augmentation
 from e2enet.data.augmentation.torchio_transforms import apply_transforms, transform_problem
-from e2enet.data.patches import frame_affine
+from e2enet.data.loaders.patches import frame_affine
+from e2enet.data.loaders.sampling import PatchDataset
 from e2enet.data.preparation.foreground import sample_coordinates
 from e2enet.data.preparation.store import PreparedCase
-from e2enet.data.sampling import PatchDataset
-from e2enet.training.config_check import config_problems
 from e2enet.training.run import build_datamodule
 
 PATCH = (6, 8, 10)

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from e2enet.common.errors import InputError
+from e2enet.data.loaders.validation import PeriodicSampler, ValidationPatches
 from e2enet.data.preparation.foreground import sample_coordinates
 from e2enet.data.preparation.store import PreparedCase
-from e2enet.data.validation import PeriodicSampler, ValidationPatches
 
 PATCH = (4, 6, 8)
 

@@ -22,10 +22,10 @@ from torch.utils.data._utils import signal_handling
 
 from e2enet.common.errors import InputError
 from e2enet.data.augmentation.recipe import build_augmentation
-from e2enet.data.loading import patch_loader
+from e2enet.data.loaders.loading import patch_loader
+from e2enet.data.loaders.sampling import EpochSampler, PatchDataset
+from e2enet.data.loaders.worker_notes import WorkerNotes, naming_held_cases
 from e2enet.data.preparation.store import PreparedCase
-from e2enet.data.sampling import EpochSampler, PatchDataset
-from e2enet.data.worker_notes import WorkerNotes, naming_held_cases
 
 PATCH = (4, 6, 8)
 HARMLESS, STRANGE = 0.0, 1.0  # voxel values of the two cases

@@ -14,8 +14,8 @@ import pytest
 from e2enet.common.configs import compose_config
 from e2enet.common.errors import InputError
 from e2enet.common.files import read_json
-from e2enet.data.split_file import RunSplit, write_run_split
-from e2enet.data.splits import five_fold
+from e2enet.data.cases.split_file import RunSplit, write_run_split
+from e2enet.data.cases.splits import five_fold
 from e2enet.evaluation.collect import collect_cases
 from e2enet.evaluation.out_of_fold import main
 from e2enet.inference.folds import find_folds

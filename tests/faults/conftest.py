@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from e2enet.common.errors import InputError
+from e2enet.data.cases.sources import FolderSource
 from e2enet.data.datamodule import SegmentationDataModule
 from e2enet.data.formats.json_layouts import scan_msd
 from e2enet.data.planning.plan import Plan
-from e2enet.data.sources import FolderSource
 from e2enet.inference.config import PredictConfig
 from e2enet.inference.run import run_prediction
 from e2enet.network import E2ENet

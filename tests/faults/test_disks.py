@@ -19,8 +19,8 @@ import torch
 from e2enet.common import files
 from e2enet.common.errors import InputError
 from e2enet.common.files import atomic_path, read_json, require_writable, write_json
-from e2enet.common.locks import claimed_folder
 from e2enet.data.formats.layout import find_cases
+from e2enet.system.locks import claimed_folder
 from e2enet.training.checkpoints import WholeCheckpoints
 
 needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
@@ -69,7 +69,7 @@ def test_a_disk_that_fills_up_during_prediction(bench: Any, fill: Any, ending: s
 @needs_dev_full
 def test_a_disk_that_fills_up_during_preparation(bench: Any, fill: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.data()
-    monkeypatch.setattr("e2enet.common.locks.remove_temporaries", lambda folder: None)  # it would empty the disk
+    monkeypatch.setattr("e2enet.system.locks.remove_temporaries", lambda folder: None)  # it would empty the disk
     (image,) = bench.prepared.rglob("b.image.npy")
     for path in image.parent.glob("b.*"):
         path.unlink()

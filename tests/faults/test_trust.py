@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from e2enet.common.errors import InputError
-from e2enet.training.config_check import check_command_line
+from e2enet.configuration.check import check_command_line
 
 PROJECT = Path(__file__).parents[2]
 PAGE = (PROJECT / "docs" / "security.md").read_text("utf-8")

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from e2enet.common.errors import InputError
-from e2enet.common.memory import empty_caches
 from e2enet.data.formats.naming import Case
 from e2enet.data.formats.volume import read_volume
 from e2enet.data.planning.plan import Plan
@@ -23,6 +22,7 @@ from e2enet.inference.checkpoint import LoadedModel, load_model
 from e2enet.inference.forecast import forecast_memory, require_room_to_predict, require_room_to_read
 from e2enet.inference.predictor import WindowSettings, predict_case, predict_cases
 from e2enet.inference.sliding_window import NotFiniteError, predict_probabilities
+from e2enet.system.memory import empty_caches
 
 PATCH = (4, 8, 8)
 

@@ -14,8 +14,8 @@ import pytest
 from e2enet.common.configs import compose_config
 from e2enet.common.errors import InputError
 from e2enet.common.files import read_json, write_json
+from e2enet.data.cases.splits import five_fold
 from e2enet.data.formats.layout import Case, find_cases
-from e2enet.data.splits import five_fold
 from e2enet.evaluation.out_of_fold import main as score_out_of_fold
 from e2enet.inference.checkpoint import LoadedModel, load_model
 from e2enet.inference.config import PredictConfig

@@ -11,9 +11,9 @@ import nibabel as nib
 import pytest
 import torch
 
-from e2enet.common.ranks import Launch, Team, is_first, launched
 from e2enet.inference.config import PredictConfig
 from e2enet.inference.run import resolve_device, run_prediction
+from e2enet.system.ranks import Launch, Team, is_first, launched
 
 
 @pytest.fixture

@@ -15,12 +15,12 @@ import pytest
 
 from e2enet.common.configs import compose_config
 from e2enet.common.overrides import force_added, quoted
+from e2enet.configuration.check import check_command_line
 from e2enet.data.check import main as check
 from e2enet.data.prepare import main as prepare
 from e2enet.evaluation.__main__ import main as evaluate
 from e2enet.inference.config import read_config
 from e2enet.inference.run import run_prediction
-from e2enet.training.config_check import check_command_line
 from e2enet.training.run import run_training
 
 # A network of four channels and two steps: what is tried is that everything fits together.

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from e2enet.data.splits import five_fold
+from e2enet.data.cases.splits import five_fold
 
 pytestmark = pytest.mark.integration
 

@@ -11,11 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from e2enet.common.configs import compose_config
 from e2enet.common.errors import InputError
+from e2enet.configuration.check import config_problems
 from e2enet.network.baselines import SwinUNETR, missing_package, stage_features, stage_kernels
 from e2enet.network.build import build_network
 from e2enet.network.cost import count_cost
 from e2enet.network.dsff import fusion_layers
-from e2enet.training.config_check import config_problems
 from e2enet.training.losses import DeepSupervisionLoss, DiceCrossEntropy
 
 STRIDES = [(1, 2, 2), (2, 2, 2), (2, 2, 2)]

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from e2enet.data.augmentation.recipe import build_augmentation
 from e2enet.data.formats.volume import Geometry, Volume
-from e2enet.data.patches import ForegroundSampler, load_subject, start_range
+from e2enet.data.loaders.patches import ForegroundSampler, load_subject, start_range
+from e2enet.data.loaders.sampling import EpochSampler, PatchDataset
 from e2enet.data.planning.plan import Plan
 from e2enet.data.preparation.foreground import sample_coordinates, write_coordinates
 from e2enet.data.preparation.preprocess import preprocess, preprocess_label
 from e2enet.data.preparation.restore import restore_labels
 from e2enet.data.preparation.store import PreparedCase
-from e2enet.data.sampling import EpochSampler, PatchDataset
 from e2enet.inference.sliding_window import count_windows, predict_probabilities
 
 few = settings(max_examples=12, deadline=None, derandomize=True)

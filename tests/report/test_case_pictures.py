@@ -17,7 +17,7 @@ from e2enet.report.pictures.overlays import draw_side_by_side, draw_worst_and_be
 from e2enet.report.pictures.rows import Row
 from e2enet.report.pictures.scans import ScanReader
 from e2enet.report.pictures.style import row_styles
-from e2enet.report.runs import Runs, load_runs
+from e2enet.report.results.runs import Runs, load_runs
 from tests.report.conftest import FakeJob, write_job
 
 SHAPE = (10, 8, 4)  # x, y, z of the files: z is the depth axis

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from e2enet.common.ablations import row_setting
 from e2enet.common.configs import as_plain, compose_config, group_options
 from e2enet.common.errors import InputError
 from e2enet.network.baselines import missing_package
 from e2enet.report.costs import count_row
+from e2enet.runs.ablations import row_setting
 
 ABLATIONS = {
     name: as_plain(compose_config([f"experiments={name}"]).ablation) for name in group_options()["experiments"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from e2enet.common.configs import as_plain, compose_config
-from e2enet.report.runs import Runs, load_runs
+from e2enet.report.results.runs import Runs, load_runs
 from e2enet.report.tables.differences import (
     dataset_name,
     dataset_names,

@@ -9,7 +9,7 @@ import pytest
 from e2enet.common.errors import InputError
 from e2enet.report import figures
 from e2enet.report.figures import draw_figures, metric_curves
-from e2enet.report.run_files import read_metrics
+from e2enet.report.results.run_files import read_metrics
 
 METRICS = """epoch,step,train/loss,val/dice,val/dice_liver,dsff/density
 0,9,1.5,,,

@@ -12,9 +12,9 @@ import pytest
 
 from e2enet.common.errors import InputError
 from e2enet.report.html import Page, PageSection, duration, heading_groups, page_of, render_page, write_page
-from e2enet.report.options import Options
 from e2enet.report.pictures.gallery import Picture, draw_pictures
-from e2enet.report.runs import load_runs
+from e2enet.report.results.options import Options
+from e2enet.report.results.runs import load_runs
 from e2enet.report.tables.sections import Report, build_report
 from e2enet.report.tables.table import Column, Table, text
 from tests.report.conftest import JOBS

@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 
 from e2enet.common.errors import InputError
-from e2enet.report.options import Options
-from e2enet.report.runs import Runs, load_runs
-from e2enet.report.statistics import holm
+from e2enet.report.results.options import Options
+from e2enet.report.results.runs import Runs, load_runs
+from e2enet.report.results.statistics import holm
 from e2enet.report.tables.lines import experiment_lines
 from e2enet.report.tables.sections import build_report
 from tests.report.conftest import ABLATION, CASES, JOBS, FakeJob, write_job, write_sweep

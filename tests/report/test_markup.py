@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from e2enet.report.options import Options
+from e2enet.report.results.options import Options
 from e2enet.report.tables.columns import accuracy_columns, p_text
 from e2enet.report.tables.markup import escape_latex, markdown_text, to_latex, to_markdown, write_values
 from e2enet.report.tables.table import Best, Column, Table, number, text

@@ -11,13 +11,13 @@ import pandas as pd
 import pytest
 
 from e2enet.common.errors import InputError
-from e2enet.report.options import Options
 from e2enet.report.pictures import classes, connections, curves, tradeoff
 from e2enet.report.pictures.gallery import draw_pictures
 from e2enet.report.pictures.rows import Row, picture_rows
 from e2enet.report.pictures.style import COLOURS, INK, house_style, new_figure, row_styles, save_figure, wrapped
 from e2enet.report.pictures.tradeoff import Point, pareto_front
-from e2enet.report.runs import Runs, load_runs
+from e2enet.report.results.options import Options
+from e2enet.report.results.runs import Runs, load_runs
 from e2enet.report.tables.sections import build_report
 from tests.report.conftest import ABLATION, CASES, JOBS, FakeJob, write_job, write_sweep
 

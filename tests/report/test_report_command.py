@@ -12,9 +12,9 @@ import pytest
 
 from e2enet.common.errors import InputError
 from e2enet.report.__main__ import main
-from e2enet.report.options import Options, read_options
 from e2enet.report.pictures.gallery import draw_pictures
-from e2enet.report.runs import load_runs
+from e2enet.report.results.options import Options, read_options
+from e2enet.report.results.runs import load_runs
 from e2enet.report.tables.sections import build_report
 from e2enet.report.write import write_tables
 from tests.report.conftest import ABLATION, CASES, FakeJob, job_record, write_sweep

@@ -10,9 +10,9 @@ import pytest
 from filelock import FileLock
 
 from e2enet.common.errors import InputError
-from e2enet.common.locks import LOCK_NAME
-from e2enet.report.run_files import read_progress
-from e2enet.report.runs import CASE_COLUMNS, JOB_COLUMNS, load_runs
+from e2enet.report.results.run_files import read_progress
+from e2enet.report.results.runs import CASE_COLUMNS, JOB_COLUMNS, load_runs
+from e2enet.system.locks import LOCK_NAME
 from tests.report.conftest import ABLATION, CASES, JOBS, FakeJob, case_scores, job_record, write_job, write_sweep
 
 

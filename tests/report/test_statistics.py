@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from e2enet.report.statistics import (
+from e2enet.report.results.statistics import (
     bootstrap_interval,
     case_class_means,
     holm,
@@ -107,7 +107,7 @@ def test_interval_of_folds_draws_from_the_cases_of_both() -> None:
 def test_interval_is_the_same_in_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = np.random.default_rng(2).uniform(size=(3, 12, 2))
     whole = bootstrap_interval(runs, resamples=4000)
-    monkeypatch.setattr("e2enet.report.statistics.NUMBERS_AT_ONCE", 18 * 100)
+    monkeypatch.setattr("e2enet.report.results.statistics.NUMBERS_AT_ONCE", 18 * 100)
     np.testing.assert_allclose(bootstrap_interval(runs, resamples=4000), whole, atol=0.01)
 
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from e2enet.common.configs import compose_config
-from e2enet.common.ranks import Team
 from e2enet.inference.checkpoint import LoadedModel, load_model
 from e2enet.inference.config import PredictConfig
 from e2enet.inference.run import run_prediction
 from e2enet.network.dsff import density
 from e2enet.network.e2enet import E2ENet
 from e2enet.network.engine.inference import CompactNetwork
+from e2enet.system.ranks import Team
 from e2enet.training.final import score_run
 from e2enet.training.resume import resumed_config
 from e2enet.training.run import run_training

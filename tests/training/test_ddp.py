@@ -18,9 +18,9 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 
 from e2enet.common.configs import compose_config
-from e2enet.common.ranks import current_team, is_first, launched
 from e2enet.data.command import build_datamodule
 from e2enet.network import dsff
+from e2enet.system.ranks import current_team, is_first, launched
 from e2enet.training.checkpoints import BestCheckpoint
 from e2enet.training.loggers import MetricsFile
 from e2enet.training.mask_agreement import mask_digest

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from e2enet.common.errors import InputError
-from e2enet.training.config_check import check_command_line
+from e2enet.configuration.check import check_command_line
 
 OVERRIDES = [
     "trainer=ddp",

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from e2enet.common.configs import compose_config
 from e2enet.common.errors import InputError
+from e2enet.configuration.check import config_problems
 from e2enet.inference.checkpoint import load_model
 from e2enet.network import dsff
 from e2enet.network.cost import count_cost
 from e2enet.network.granularity import shared_inputs
-from e2enet.training.config_check import config_problems
 from e2enet.training.dsff_callback import DSFFCallback
 from e2enet.training.resume import resumed_config
 from e2enet.training.run import run_training

@@ -20,7 +20,7 @@ from torch.utils.data import get_worker_info
 from benchmarks.soak import Readings, judge, judged, latest_step
 from e2enet.common.configs import compose_config
 from e2enet.common.errors import InputError
-from e2enet.data.sampling import PatchDataset
+from e2enet.data.loaders.sampling import PatchDataset
 from e2enet.training.resume import resumed_config
 from e2enet.training.run import run_training
 
@@ -75,7 +75,7 @@ def test_too_little_shared_memory_is_told_before_a_worker_starts(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=10_000))
     started: list[int] = []
-    monkeypatch.setattr("e2enet.data.loading.start_worker", started.append)
+    monkeypatch.setattr("e2enet.data.loaders.loading.start_worker", started.append)
     # Five batches of two patches of 256 voxels, of a float32 channel and a uint8 label: 12 800 bytes.
     given = [*overrides, "data.num_workers=2", f"run_folder={tmp_path}"]
     with pytest.raises(InputError, match=r"data\.num_workers=2: 5 batches of 0\.0 MB .*data\.num_workers=1"):

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from e2enet.common.configs import as_plain, compose_config
 from e2enet.common.errors import InputError
-from e2enet.training.config_check import config_problems
+from e2enet.configuration.check import config_problems
 from e2enet.training.pretraining import pretraining_config
 from e2enet.training.resume import resumed_config
 from e2enet.training.run import run_training

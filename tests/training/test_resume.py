@@ -14,9 +14,9 @@ from omegaconf import DictConfig
 
 from e2enet.common.configs import compose_config
 from e2enet.common.errors import InputError
+from e2enet.configuration.check import check_command_line
 from e2enet.data.command import build_datamodule
 from e2enet.training.checkpoints import WholeCheckpoints
-from e2enet.training.config_check import check_command_line
 from e2enet.training.records import write_config
 from e2enet.training.resume import FoundCheckpoint, find_checkpoint, refuse_changes, resumed_config, run_identity
 from e2enet.training.run_state import KEY, RunState, generator_states, set_generator_states

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from e2enet.common.configs import compose_config
 from e2enet.common.errors import InputError
-from e2enet.data.split_file import read_run_split
+from e2enet.data.cases.split_file import read_run_split
 from e2enet.report.figures import draw_figures
 from e2enet.training.checkpoints import WholeCheckpoints
 from e2enet.training.records import write_config

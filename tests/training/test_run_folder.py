@@ -16,15 +16,15 @@ from omegaconf import OmegaConf
 from e2enet.common.configs import compose_config
 from e2enet.common.errors import InputError
 from e2enet.common.overrides import parse_override
+from e2enet.configuration.check import check_command_line
+from e2enet.sweeps.command_line import plan_sweep
+from e2enet.sweeps.manifest import register_jobs
+from e2enet.sweeps.records import record_start
 from e2enet.training import run
-from e2enet.training.config_check import check_command_line
 from e2enet.training.module import SegmentationModule
 from e2enet.training.resume import resumed_config
 from e2enet.training.run import run_training
 from e2enet.training.run_folder import with_own_folder
-from e2enet.training.sweeps.command_line import plan_sweep
-from e2enet.training.sweeps.manifest import register_jobs
-from e2enet.training.sweeps.records import record_start
 from tests.training.conftest import SMALL_RUN, differences, numbers
 
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from e2enet.common.errors import InputError
 from e2enet.common.files import content_key, file_states, read_remembered, write_json
-from e2enet.common.locks import locked_folder
-from e2enet.data.checking.use import judge
-from e2enet.data.choice import CaseChoice
+from e2enet.data.cases.choice import CaseChoice
+from e2enet.data.cases.sources import DataSource
+from e2enet.data.cases.use import judge
 from e2enet.data.formats.problems import Problem, raise_errors
-from e2enet.data.sources import DataSource
+from e2enet.system.locks import locked_folder
 
 if TYPE_CHECKING:
     from e2enet.data.checking.run import Report

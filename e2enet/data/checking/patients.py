@@ -7,10 +7,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from e2enet.data.choice import CaseChoice
+from e2enet.data.cases.choice import CaseChoice
+from e2enet.data.cases.split_file import NNUNET_FILE
 from e2enet.data.formats.dataset import RawDataset
 from e2enet.data.formats.problems import Problem
-from e2enet.data.split_file import NNUNET_FILE
 
 # Words, in front of a number or at the end, that tell one scan of a patient from another.
 WORDS = (

@@ -8,19 +8,19 @@ from pathlib import Path
 
 from e2enet.common.console import track
 from e2enet.common.errors import InputError
-from e2enet.common.memory import available_memory
-from e2enet.common.processes import run_in_processes
-from e2enet.common.workload import available_cores
+from e2enet.data.cases.choice import CaseChoice
+from e2enet.data.cases.sources import DataSource, PhantomSource
+from e2enet.data.cases.use import judge
 from e2enet.data.checking.across import compare_cases
 from e2enet.data.checking.case import CaseFacts, CaseTask, examine_case
 from e2enet.data.checking.patients import remarks_on_split
-from e2enet.data.checking.use import judge
-from e2enet.data.choice import CaseChoice
 from e2enet.data.formats.dataset import RawDataset
 from e2enet.data.formats.listing import no_folder, note_companions
 from e2enet.data.formats.problems import Problem, case_error
 from e2enet.data.formats.stored import read_stored_header
-from e2enet.data.sources import DataSource, PhantomSource
+from e2enet.system.memory import available_memory
+from e2enet.system.processes import run_in_processes
+from e2enet.system.workload import available_cores
 
 # Interpreter and libraries of a worker (40 MiB measured), and the pieces that voxels are looked through in.
 WORKER_BYTES = 256 * 2**20

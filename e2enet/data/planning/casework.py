@@ -8,9 +8,9 @@ from typing import Any
 
 from e2enet.common.console import track
 from e2enet.common.errors import raise_problems
-from e2enet.common.processes import Failure, Outcome, run_in_processes
 from e2enet.data.formats.naming import Case
 from e2enet.data.formats.nifti import open_image
+from e2enet.system.processes import Failure, Outcome, run_in_processes
 
 # Voxels, of all cases together, up to which work is done in this process: it takes some seconds, which is
 # what starting others would take.

@@ -13,14 +13,14 @@ import numpy as np
 from e2enet.common.console import say
 from e2enet.common.errors import InputError, raise_problems
 from e2enet.common.files import content_key, file_states, read_remembered, write_json
-from e2enet.common.locks import locked_folder
-from e2enet.common.workload import fit_workers
 from e2enet.data.formats.dataset import RawDataset
 from e2enet.data.formats.grid import choose_depth_axis
 from e2enet.data.formats.naming import Case
 from e2enet.data.formats.volume import read_ras_spacing
 from e2enet.data.planning.case_fingerprint import CaseFingerprint, Measuring
 from e2enet.data.planning.casework import SMALL_VOXELS, image_voxels, work_on_cases
+from e2enet.system.locks import locked_folder
+from e2enet.system.workload import fit_workers
 
 # In all; nnU-Net draws 1e8 voxels, whose percentiles are the same to the digits that matter.
 INTENSITY_SAMPLES = 10_000_000

@@ -17,11 +17,11 @@ from typing import Any
 from e2enet.common.console import say
 from e2enet.common.errors import InputError, raise_problems
 from e2enet.common.files import atomic_path, content_key, read_json
-from e2enet.common.locks import locked_folder
 from e2enet.data.formats.dataset import RawDataset
 from e2enet.data.planning.fingerprint import cached_fingerprint
 from e2enet.data.planning.plan import Plan
 from e2enet.data.planning.planner import DEFAULT_MEMORY_GB, make_plan
+from e2enet.system.locks import locked_folder
 
 PLAN_FILE = "plan.json"
 MOST_COLUMNS = 100  # of a list or object that is written on one line

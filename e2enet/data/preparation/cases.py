@@ -11,7 +11,6 @@ import torch
 
 from e2enet.common.console import say
 from e2enet.common.errors import InputError
-from e2enet.common.locks import locked_folder
 from e2enet.data.formats.case import read_case
 from e2enet.data.formats.dataset import RawDataset
 from e2enet.data.formats.naming import Case
@@ -20,6 +19,7 @@ from e2enet.data.planning.plan import Plan
 from e2enet.data.preparation.forecast import forecast
 from e2enet.data.preparation.preprocess import preprocess, preprocess_inside, preprocess_label
 from e2enet.data.preparation.store import CaseStore, PreparedCase
+from e2enet.system.locks import locked_folder
 
 
 def prepare_cases(

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from e2enet.common.errors import InputError
-from e2enet.common.workload import Workload, fit_workers, gigabytes
 from e2enet.data.formats.dataset import RawDataset
 from e2enet.data.formats.naming import Case
 from e2enet.data.formats.volume import read_geometry
 from e2enet.data.planning.casework import SMALL_VOXELS, image_voxels
 from e2enet.data.planning.plan import Plan, resampled_shape
 from e2enet.data.preparation.foreground import MIN_COORDINATES, MIN_SHARE
+from e2enet.system.workload import Workload, fit_workers, gigabytes
 
 # Peak of a worker in float32 sizes of its case (raw or resampled, whichever is larger); docs/preparation.md
 # has the measurements, a test keeps them below.

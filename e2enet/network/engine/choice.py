@@ -14,8 +14,8 @@ import numba
 import torch
 
 from e2enet.common.files import write_json
-from e2enet.common.memory import give_back_freed_memory
 from e2enet.network.engine.vector_code import processor
+from e2enet.system.memory import give_back_freed_memory
 
 RUNS, SECONDS = 3, 0.05  # timed at least, after one run that is not; the median counts, as threads wait at times
 

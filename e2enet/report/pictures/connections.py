@@ -19,7 +19,7 @@ from e2enet.common.errors import InputError
 from e2enet.common.files import read_json
 from e2enet.report.pictures.rows import Row
 from e2enet.report.pictures.style import GREY, INK, house_style, new_figure, wrapped
-from e2enet.report.runs import Runs
+from e2enet.report.results.runs import Runs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

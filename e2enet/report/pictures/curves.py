@@ -9,7 +9,7 @@ import pandas as pd
 
 from e2enet.report.pictures.rows import Row
 from e2enet.report.pictures.style import house_style, legend_below, new_figure, whole_epochs
-from e2enet.report.runs import Runs
+from e2enet.report.results.runs import Runs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

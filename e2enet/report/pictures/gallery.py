@@ -19,7 +19,7 @@ from e2enet.report.pictures.rows import Row, picture_rows
 from e2enet.report.pictures.scans import ScanReader
 from e2enet.report.pictures.style import save_figure
 from e2enet.report.pictures.tradeoff import draw_tradeoff
-from e2enet.report.runs import Runs
+from e2enet.report.results.runs import Runs
 from e2enet.report.tables.sections import Report, Section
 
 if TYPE_CHECKING:

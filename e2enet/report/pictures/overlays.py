@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from e2enet.common.contours import (
+from e2enet.inference.contours import (
     LabelStyle,
     intensity_window,
     label_handles,

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from e2enet.report.pictures.style import RowStyle, row_styles
-from e2enet.report.runs import FINISHED, Runs
+from e2enet.report.results.runs import FINISHED, Runs
 from e2enet.report.tables.groups import experiment_groups
 
 

@@ -18,7 +18,7 @@ from e2enet.data.command import build_datamodule
 from e2enet.data.formats.dataset import RawDataset
 from e2enet.data.formats.grid import Geometry
 from e2enet.data.formats.volume import read_label_on, read_volume
-from e2enet.report.runs import Runs
+from e2enet.report.results.runs import Runs
 
 
 @dataclass(frozen=True, eq=False)

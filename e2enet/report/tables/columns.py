@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from e2enet.report.options import Options
+from e2enet.report.results.options import Options
 from e2enet.report.tables.table import Best, Column, Line, is_known, number, text
 
 PUBLISHED, COUNTED, OBTAINED, TEST = "published", "counted", "obtained", "test"

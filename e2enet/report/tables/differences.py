@@ -11,15 +11,15 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from e2enet.common.ablations import row_setting
 from e2enet.common.configs import as_plain, compose_config
 from e2enet.common.errors import first_line
-from e2enet.common.job_key import WITHOUT_EFFECT
-from e2enet.common.variants import flat
 from e2enet.data.planning.planner import PAPER_BATCH
-from e2enet.report.runs import Runs
+from e2enet.report.results.runs import Runs
 from e2enet.report.tables.columns import interval
 from e2enet.report.tables.table import Column, Line, Table, is_known, number, published_range, text
+from e2enet.runs.ablations import row_setting
+from e2enet.runs.job_key import WITHOUT_EFFECT
+from e2enet.runs.variants import flat
 
 # Sections in which runs of an experiment may differ from its full scale; a dataset's own facts follow from its name.
 SECTIONS = ("network", "dsff", "training", "plan", "final", "pretraining")

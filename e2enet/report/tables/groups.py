@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from e2enet.report.labels import row_label
-from e2enet.report.runs import FINISHED, Runs
+from e2enet.report.results.row_labels import row_label
+from e2enet.report.results.runs import FINISHED, Runs
 
 TRAINED_ON_ALL = "all"  # the fold without a validation set
 ON_TRAINING_CASES = "fold all, scored on training cases"

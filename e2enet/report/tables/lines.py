@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from e2enet.common.ablations import row_setting
 from e2enet.common.errors import InputError
-from e2enet.report import statistics
-from e2enet.report.options import Options
-from e2enet.report.runs import FINISHED, Runs
+from e2enet.report.results import statistics
+from e2enet.report.results.options import Options
+from e2enet.report.results.runs import FINISHED, Runs
 from e2enet.report.tables.differences import dataset_names
 from e2enet.report.tables.groups import Group, experiment_groups
+from e2enet.runs.ablations import row_setting
 
 # Counts a row of overrides at the paper's scale: params in M, GFLOP by both conventions.
 Counter = Callable[[Sequence[str], Mapping[str, Any]], Mapping[str, float]]

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from e2enet.common.errors import InputError
-from e2enet.report.options import Options
-from e2enet.report.runs import Runs
+from e2enet.report.results.options import Options
+from e2enet.report.results.runs import Runs
 from e2enet.report.tables.columns import accuracy_columns, cost_columns
 from e2enet.report.tables.differences import published_differences, setting_differences
 from e2enet.report.tables.groups import experiment_groups

@@ -1,0 +1,1 @@
+"""The door of train.py: every key's rule, and the check of a command line."""

@@ -1,0 +1,234 @@
+"""All mistakes of a command line of train.py at once, before anything starts, every job of a sweep included."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from importlib import metadata
+from typing import NamedTuple
+
+import torch
+from hydra.core.override_parser.types import Glob, Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from e2enet.common import config_check
+from e2enet.common.config_check import Schema
+from e2enet.common.configs import EXPERIMENTS, as_plain, compose_config, group_options
+from e2enet.common.errors import first_line, raise_problems
+from e2enet.common.overrides import (
+    as_text,
+    chooses_group,
+    forced,
+    is_multirun,
+    is_override,
+    override_values,
+    overrides_of,
+    parse_override,
+    several_values,
+    unknown_choice,
+    unreadable,
+)
+from e2enet.configuration.conflicts import on_cpu
+from e2enet.configuration.rules import SCHEMA
+from e2enet.runs.rows import row_overrides
+from e2enet.system.ranks import launched
+from e2enet.training.part_trials import part_problems
+from e2enet.training.pretraining import pretraining_problems
+from e2enet.training.resume import resumed_config
+
+HEADING = "The configuration cannot be used:"
+# A sweep of more jobs than this is checked value by value instead of job by job.
+MOST_JOBS = 32
+PLUGIN_GROUPS = ("hydra/launcher=", "hydra/sweeper=")
+
+
+class Plugin(NamedTuple):
+    """What brings a launcher or sweeper of Hydra's: a package, and our extra that asks for it."""
+
+    package: str
+    extra: str
+
+
+# By the beginning of the name that is chosen.
+PLUGINS = {
+    "joblib": Plugin("hydra-joblib-launcher", "launchers"),
+    "submitit": Plugin("hydra-submitit-launcher", "launchers"),
+    "slurm": Plugin("hydra-submitit-launcher", "launchers"),
+    "optuna": Plugin("hydra-optuna-sweeper", "search"),
+}
+
+
+def check_command_line(arguments: Sequence[str], *, printed: bool = False) -> None:
+    """Check a command line of train.py, every job of a multirun included.
+
+    Hydra stops at the first unknown key and a sweep at its first bad job; this reports all problems in one
+    InputError.
+
+    Args:
+        arguments: as `read_arguments` gives them.
+        printed: the config is only to be printed (`--cfg job`): values may be missing, or another machine's.
+    """
+    schema = replace(SCHEMA, conflicts=()) if printed else SCHEMA
+    problems = _command_line_problems(overrides_of(arguments), is_multirun(arguments), schema)
+    raise_problems(list(dict.fromkeys(problems)), HEADING)
+
+
+def read_arguments(arguments: Sequence[str]) -> list[str]:
+    """A command line of train.py with quotes around texts that Hydra would take for numbers."""
+    overrides = overrides_of(arguments)
+    return [as_text(text, SCHEMA.test_of) if text in overrides else text for text in arguments]
+
+
+def check_config(config: DictConfig) -> None:
+    """Check a composed config; one InputError with all problems."""
+    raise_problems(config_problems(config), HEADING)
+
+
+def config_problems(config: DictConfig) -> list[str]:
+    """What is wrong with a composed config, a line per problem."""
+    problems = config_check.config_problems(config, SCHEMA)
+    return [*problems, *_unusable_parts(config, problems)] or pretraining_problems(config, config_problems)
+
+
+def _unusable_parts(config: DictConfig, problems: Sequence[str]) -> Iterator[str]:
+    """Loss, optimizer and schedule that no step could use, where nothing is known to be wrong with their keys."""
+    if any(problem.startswith(("training", "trainer")) for problem in problems):
+        return
+    device = "cuda" if torch.cuda.device_count() and not on_cpu(config.trainer.accelerator) else "cpu"
+    yield from part_problems(as_plain(config.training), device)
+
+
+def _command_line_problems(overrides: Sequence[str], multirun: bool, schema: Schema) -> Iterator[str]:
+    groups = group_options()
+    choices: list[list[str]] = []
+    read: list[str] = []
+    for text in overrides:
+        try:
+            if not is_override(text):
+                raise HydraException("no value")
+            override = parse_override(text)
+        except HydraException as error:
+            yield unreadable(text, error)
+            continue
+        read.append(text)
+        if override.is_sweep_override() and not multirun:
+            yield f"{several_values(text)}; several values start a sweep: add -m"
+        if isinstance(override.value(), Glob):
+            yield f"{text}: patterns of choices are not read; expected the choices, with commas between"
+            continue
+        values = [] if override.is_delete() else override_values(override)
+        if chooses_group(override, groups):
+            options = groups[override.key_or_group]
+            for option in set(values) - set(options):
+                yield unknown_choice(override.key_or_group, option, options)
+            known = [f"{_group_key(override)}={option}" for option in values if option in options]
+            choices += [known] if known else []
+        elif override.is_delete() or override.key_or_group.startswith("hydra"):
+            choices.append([text])
+        else:
+            # An unknown key goes into the config, where it is reported together with all others.
+            choices.append([forced(override, value) for value in values])
+    for override in (parse_override(text) for text in read if text.startswith(f"{EXPERIMENTS}=")):
+        if multirun and override.is_sweep_override():
+            yield f"{EXPERIMENTS}: one in a launch, each brings its own rows (a common name=TEXT joins their folders)"
+            return
+    plugins = [*_plugin_problems(read)]
+    yield from plugins
+    if plugins:  # whose configs do not exist
+        choices = [values for values in choices if not values[0].startswith(PLUGIN_GROUPS)]
+    for job in _jobs(choices):
+        yield from _job_problems(job, multirun, schema)
+
+
+def _job_problems(job: Sequence[str], multirun: bool, schema: Schema) -> Iterator[str]:
+    """Problems of one combination of values, its experiment's own sweep included."""
+    try:
+        config = compose_config(job, with_hydra=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        yield first_line(error)
+        return
+    row = config.get("row")
+    try:
+        more = row_overrides(config)
+        config = compose_config([*job, *more], with_hydra=True) if more else config
+    except (HydraException, OmegaConfBaseException) as error:
+        yield f"row {row}: {first_line(error)}"
+        return
+    swept = OmegaConf.select(config, "hydra.sweeper.params") or {}
+    given = {text.lstrip("+").split("=", 1)[0] for text in job}
+    params = [f"{key}={value}" for key, value in swept.items() if key not in given]
+    if multirun and params:
+        # The sweep's parameters now stand among the overrides, so that this recursion ends.
+        yield from _command_line_problems([*job, *params], multirun, schema)
+        return
+    if schema is not SCHEMA:
+        yield from config_check.config_problems(config, schema, allow_missing=True)
+        return
+    if config.get("resume") is not None and not multirun:
+        # What runs is the stored config, not the defaults of this command line.
+        config = resumed_config(config, job)
+    yield from (f"row {row}: {problem}" if more else problem for problem in config_problems(config))
+    yield from _multirun_problems(config) if multirun else _process_problems(config)
+
+
+def _plugin_problems(overrides: Sequence[str]) -> Iterator[str]:
+    """Launchers and sweepers that are not installed, which Hydra would call configs that it cannot find, and values
+    that the chosen sweeper does not take."""
+    chosen = dict(text.split("=", 1) for text in overrides if text.startswith(PLUGIN_GROUPS))
+    for group, value in chosen.items():
+        plugin = next((plugin for name, plugin in PLUGINS.items() if value.startswith(name)), None)
+        if plugin is not None and not any(metadata.distributions(name=plugin.package)):
+            command = f"python -m pip install -c constraints.txt -e '.[{plugin.extra}]'"
+            yield f"{group}={value}: needs the extra `{plugin.extra}`: {command}"
+    if chosen.get("hydra/sweeper", "basic") == "basic":
+        for text in overrides:
+            if parse_override(text).is_interval_sweep():
+                yield f"{text}: needs a sweeper that draws values from intervals, as hydra/sweeper=optuna does"
+
+
+def _multirun_problems(config: DictConfig) -> Iterator[str]:
+    if config.get("resume") is not None:
+        yield "resume: continues one run; start it without -m (a sweep goes on by its own command line)"
+    nodes = OmegaConf.select(config, "trainer.num_nodes")
+    if isinstance(nodes, int) and nodes > 1:
+        yield (
+            f"trainer.num_nodes={nodes}: each job of a sweep runs on one machine (trainer.devices processes); start a "
+            "run on several with torchrun or SLURM, without -m"
+        )
+
+
+def _process_problems(config: DictConfig) -> Iterator[str]:
+    """What does not fit the processes that torchrun or srun started; each of them runs the whole program."""
+    started = launched()
+    devices, nodes = (OmegaConf.select(config, f"trainer.{key}") for key in ("devices", "num_nodes"))
+    if started.world_size == 1 or not started.launcher or not isinstance(devices, int) or not isinstance(nodes, int):
+        return
+    if devices * nodes == 1 and started.launcher == "srun" and started.rank == 0:
+        return  # or a command of a batch script without srun, which SLURM tells of its tasks too
+    if devices * nodes != started.world_size:
+        yield (
+            f"trainer.devices={devices}, trainer.num_nodes={nodes}: {devices * nodes} process(es), but "
+            f"{started.launcher} started {started.world_size}; give as many to both (and trainer=ddp)"
+        )
+    raw = OmegaConf.to_container(config, resolve=False)
+    if config.get("resume") is None and isinstance(raw, dict) and "${now:" in str(raw.get("run_folder")):
+        yield "run_folder: each process would name it by its own clock; expected a folder, e.g. run_folder=runs/ddp"
+
+
+def _jobs(choices: Sequence[Sequence[str]]) -> Iterable[Sequence[str]]:
+    """Every combination of one value per key; of a large sweep, every value once beside the others' first."""
+    count = 1
+    for values in choices:
+        count *= len(values)
+    if count <= MOST_JOBS:
+        return itertools.product(*choices)
+    first = [values[0] for values in choices]
+    return [[*first[:index], value, *first[index + 1 :]] for index, values in enumerate(choices) for value in values]
+
+
+def _group_key(override: Override) -> str:
+    """The group as Hydra wants it: `data`, or `+name` as the user wrote it."""
+    return f"{'+' if override.is_add() else ''}{override.key_or_group}"

@@ -1,0 +1,204 @@
+"""Config values that are fine alone and impossible together, or on this machine."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from e2enet.common.config_check import Conflict
+from e2enet.common.errors import InputError, first_line
+from e2enet.data.config_rules import folder_conflict
+from e2enet.inference.checkpoint import read_hyper_parameters
+from e2enet.network.baselines import missing_package
+from e2enet.network.engine.select import COMPILED, ONLY_GROUPS, RECOMPUTED
+from e2enet.runs.ablations import ablation_problems
+
+
+def _shift_and_kernel(
+    shift_size: int | None, kernel_size: Sequence[int] | None, inner_kernel_size: Sequence[int] | None
+) -> str | None:
+    kernels = {"kernel_size": kernel_size, "inner_kernel_size": inner_kernel_size}
+    wrong = [f"{name} {kernel}" for name, kernel in kernels.items() if kernel and list(kernel) != [1, 3, 3]]
+    if shift_size is not None and shift_size > 1 and wrong:
+        return (
+            f"network.shift_size={shift_size}: the depth-shift belongs to "
+            f"kernel_size [1,3,3], not {' and '.join(wrong)}; "
+            "set network.shift_size=1 (or null)"
+        )
+    return None
+
+
+def _inner_kernel_and_fusion(inner_kernel_size: Sequence[int] | None, fusion: str | None) -> str | None:
+    if inner_kernel_size is not None and fusion == "unet":
+        return (
+            f"network.inner_kernel_size={inner_kernel_size}: the unet variant has no inner fusion nodes; expected null"
+        )
+    return None
+
+
+def _patch_and_strides(patch_size: Sequence[int] | None, strides: Sequence[Sequence[int]] | None) -> str | None:
+    if patch_size is None or not strides:
+        return None
+    totals = [math.prod(stride[axis] for stride in strides) for axis in range(3)]
+    if any(size % total for size, total in zip(patch_size, totals, strict=True)):
+        fitting = [max(total, round(size / total) * total) for size, total in zip(patch_size, totals, strict=True)]
+        return f"plan.patch_size={list(patch_size)}: the strides need multiples of {totals}, e.g. {fitting}"
+    return None
+
+
+def _masks_and_network(masks: bool, name: str, fusion: str | None) -> str | None:
+    if masks and fusion != "grid":
+        network = "the unet variant" if fusion == "unet" else name
+        return f"dsff.masks=true: {network} has no fusion layers to mask; use dsff=dense"
+    return None
+
+
+def _fractions(schedule: str, initial: float, final: float) -> str | None:
+    if schedule == "cosine" and final > initial:
+        return f"dsff.fraction_final={final}: more than dsff.fraction_initial={initial}, and a cosine falls"
+    return None
+
+
+def _density_one(masks: bool, updates: bool, density: float) -> str | None:
+    if masks and updates and density == 1:
+        return "dsff.density=1: updates would only reset kernels to zero; use dsff=dense (or dsff.updates=false)"
+    return None
+
+
+def on_cpu(accelerator: str) -> bool:
+    """Whether training with `trainer.accelerator` runs on a CPU."""
+    return accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
+
+
+def _precision_and_device(precision: Any, accelerator: str) -> str | None:
+    if precision == "16-mixed" and on_cpu(accelerator):
+        return "training.precision=16-mixed: needs a GPU; expected 32 | bf16-mixed on a CPU"
+    return None
+
+
+def _device_exists(accelerator: str) -> str | None:
+    if accelerator == "gpu" and not torch.cuda.is_available():
+        return "trainer.accelerator=gpu: this machine has no GPU that torch can use; expected auto | cpu"
+    return None
+
+
+def _checkpoint_activations(checkpoint_activations: bool, name: str) -> str | None:
+    if checkpoint_activations and name != "e2enet":
+        return f"training.checkpoint_activations=true: {name} keeps its activations; expected false, or network=e2enet"
+    return None
+
+
+def _sparse_engine(
+    engine: str, name: str, accelerator: str, granularity: str, compiled: bool, checkpoint_activations: bool
+) -> str | None:
+    reasons = {
+        f"{name} is no E2ENet": name != "e2enet",
+        f"with trainer.accelerator={accelerator}, {ONLY_GROUPS}": not on_cpu(accelerator) and granularity != "group",
+        COMPILED: compiled,
+        RECOMPUTED: checkpoint_activations,
+    }
+    wrong = [reason for reason, holds in reasons.items() if holds]
+    if engine == "sparse" and wrong:
+        return f"training.engine=sparse: {' and '.join(wrong)}; expected training.engine=auto or dense"
+    return None
+
+
+def _fused_and_masks(fused: bool | None, precision: Any, masks: bool) -> str | None:
+    if fused and masks and precision == "16-mixed":
+        return "training.optimizer.fused=true: hides skipped steps of 16-mixed from DSFF; expected false"
+    return None
+
+
+def _accumulate_and_epoch(accumulate: int, steps_per_epoch: int) -> str | None:
+    if accumulate > steps_per_epoch:
+        return (
+            f"training.accumulate={accumulate}: an epoch has training.steps_per_epoch={steps_per_epoch} batches, and a "
+            f"step is of one epoch's; expected at most {steps_per_epoch}, or longer epochs"
+        )
+    return None
+
+
+def _row_of_ablation(ablation: Mapping[str, Any] | None, row: str | None) -> str | None:
+    if ablation is None:
+        return (
+            None if row is None else f"row={row}: rows belong to an experiment; choose one, e.g. experiments=sparsity"
+        )
+    return "\n  - ".join(ablation_problems(ablation, row)) or None
+
+
+def _initial_weights(initial_weights: str | None, pretraining: Sequence[str] | None, resume: str | None) -> str | None:
+    if initial_weights is None or resume is not None:  # a run that goes on has weights of its own
+        return None
+    if pretraining:
+        return "initial_weights: pretraining gives the weights; expected null beside it"
+    try:
+        read_hyper_parameters(Path(initial_weights))
+    except InputError as error:
+        return f"initial_weights={error}"
+    return None
+
+
+def _run_folder(runs: str, run_folder: str) -> str | None:
+    places = {"paths.runs": runs, "run_folder": run_folder}
+    if Path(runs) in Path(run_folder).parents:  # as it is by default
+        del places["run_folder"]
+    problems = [folder_conflict(key, writable=True).find(path) for key, path in places.items()]
+    return "\n  - ".join(filter(None, problems)) or None
+
+
+def _login(wandb: bool, offline: bool) -> str | None:
+    if not wandb or offline or os.environ.get("WANDB_MODE", "online") != "online":
+        return None
+    problem = _login_problem()
+    return (
+        None if problem is None else f"logger.offline=false: {problem}; expected logger.offline=true, or `wandb login`"
+    )
+
+
+@cache  # asked for every job of a sweep
+def _login_problem() -> str | None:
+    import wandb
+    from wandb.errors import Error
+
+    try:
+        return None if wandb.login(prompt=False) else "this machine is not logged in to Weights & Biases"
+    except Error as error:
+        return f"Weights & Biases refused the login ({first_line(error)})"
+
+
+CONFLICTS: tuple[Conflict, ...] = (
+    folder_conflict("paths.prepared", writable=True),
+    Conflict(("paths.runs", "run_folder"), _run_folder),
+    Conflict(("logger.wandb", "logger.offline"), _login),
+    Conflict(("network.shift_size", "network.kernel_size", "network.inner_kernel_size"), _shift_and_kernel),
+    Conflict(("network.inner_kernel_size", "network.fusion"), _inner_kernel_and_fusion),
+    Conflict(("network.name",), missing_package),
+    Conflict(("plan.patch_size", "plan.strides"), _patch_and_strides),
+    Conflict(("dsff.masks", "network.name", "network.fusion"), _masks_and_network),
+    Conflict(("dsff.fraction_schedule", "dsff.fraction_initial", "dsff.fraction_final"), _fractions),
+    Conflict(("dsff.masks", "dsff.updates", "dsff.density"), _density_one),
+    Conflict(("training.precision", "trainer.accelerator"), _precision_and_device),
+    Conflict(("trainer.accelerator",), _device_exists),
+    Conflict(("training.checkpoint_activations", "network.name"), _checkpoint_activations),
+    Conflict(
+        (
+            "training.engine",
+            "network.name",
+            "trainer.accelerator",
+            "dsff.granularity",
+            "training.compile",
+            "training.checkpoint_activations",
+        ),
+        _sparse_engine,
+    ),
+    Conflict(("training.accumulate", "training.steps_per_epoch"), _accumulate_and_epoch),
+    Conflict(("initial_weights", "pretraining", "resume"), _initial_weights),
+    Conflict(("ablation", "row"), _row_of_ablation),
+    Conflict(("training.optimizer.fused", "training.precision", "dsff.masks"), _fused_and_masks),
+)

@@ -1,0 +1,101 @@
+"""Which cases of a dataset a run takes, and what of the dataset's faults concerns it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from e2enet.common.errors import InputError
+from e2enet.data.cases.sources import DataSource
+from e2enet.data.cases.splits import (
+    Fold,
+    Split,
+    SplitRule,
+    fold_problem,
+    is_group,
+    names_ids,
+    rule_problem,
+    split_dataset,
+)
+from e2enet.data.cases.use import CaseUse, judge
+from e2enet.data.formats.dataset import RawDataset
+from e2enet.data.formats.problems import Problem, raise_errors
+
+
+@dataclass(frozen=True)
+class CaseChoice:
+    """The config's choice of cases.
+
+    Attributes:
+        fold: 0, 1, .. or "all", see `split_dataset`; "every" for the cases of all folds.
+        rule: `data.split`.
+        group: `data.group`: what keeps cases of one patient in one fold.
+        limit: `data.limit_cases`: so many training cases of the fold are kept.
+        score_test: Whether labelled test cases are predicted and scored after training.
+    """
+
+    fold: Fold = 0
+    rule: SplitRule = "five_fold"
+    group: str | None = None
+    limit: int | None = None
+    score_test: bool = True
+
+    def problems(self) -> list[str]:
+        """What is wrong with it before any dataset is read."""
+        found = [fold_problem(self.rule, self.fold), rule_problem(self.rule)]
+        if self.group is not None and not is_group(self.group):
+            found.append(f"group={self.group!r} must be a regular expression with a group, such as '(patient[0-9]+)'")
+        if self.limit is not None and self.limit < 1:
+            found.append(f"limit_cases={self.limit} must be at least 1")
+        return [problem for problem in found if problem is not None]
+
+    def split(self, dataset: RawDataset) -> Split:
+        """The dataset's cases by their use, the limit applied; InputError where there is no such split."""
+        split = split_dataset(dataset, self.rule, self.fold, self.group)
+        if self.limit is None or self.fold == "every":  # another fold trains on what one leaves out
+            return split
+        count = len(split.train)
+        if self.limit > count:
+            raise InputError(
+                f"limit_cases={self.limit}, but fold {self.fold} of {dataset.folder} has {count} training cases"
+            )
+        train = split.train[: self.limit]
+        # With fold=all nothing is held out, so a limit holds for both.
+        return replace(split, train=train, validation=train if self.fold == "all" else split.validation)
+
+    def use(self, dataset: RawDataset) -> CaseUse:
+        """How the split uses the dataset's cases; InputError where there is no such split."""
+        split = self.split(dataset)
+        scored = [case for case in split.test if case.label is not None] if self.score_test else []
+        known = (*dataset.training, *dataset.validation, *dataset.test)
+        parts = (split.train, split.validation, scored, known)
+        train, validation, test, every = (frozenset(case.id for case in part) for part in parts)
+        return CaseUse(train, validation, test, every, names_ids(self.rule))
+
+
+@dataclass(frozen=True)
+class ChosenCases:
+    """A dataset as a run takes it: `usable` lacks the cases that have an error and are not used."""
+
+    dataset: RawDataset
+    split: Split
+    usable: RawDataset
+
+
+def read_chosen(source: DataSource, choice: CaseChoice, more: Iterable[Problem] = ()) -> ChosenCases:
+    """Read the dataset; InputError with every error of cases that the split uses, or of the dataset as a whole.
+
+    `more` is what the check found in the files themselves.
+    """
+    problems: list[Problem] = []
+    heading = f"{source.folder}: the dataset cannot be used"
+    dataset = source.scan(problems)
+    try:
+        use = choice.use(dataset)
+    except InputError:
+        raise_errors(problems, heading)  # of which the other may only be the consequence
+        raise
+    judged, unusable = judge([*problems, *more], use)
+    raise_errors(judged, heading)
+    kept = tuple(case for case in dataset.training if case.id not in unusable)
+    return ChosenCases(dataset, choice.split(dataset), replace(dataset, training=kept))

@@ -1,0 +1,224 @@
+"""Which cases train, which validate, which are left for testing.
+
+Four kinds of split: nnU-Net's five folds of the training cases, exactly, so that folds can be compared with
+published ones; the publisher's own (AMOS: imagesTr and imagesVa); lists of ids that a config gives; and the folds
+that a file lists, as nnU-Net's splits_final.json.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from e2enet.common.errors import InputError, raise_problems
+from e2enet.data.cases.split_file import find_split_file, is_split_file, read_split_file
+from e2enet.data.formats.dataset import RawDataset
+from e2enet.data.formats.naming import Case
+
+NUM_FOLDS = 5
+SPLIT_SEED = 12345
+
+# "every": the cases of all folds, as preparation takes them.
+Fold = int | Literal["all", "every"]
+# "five_fold", "official", {"train": ids, "validation": ids}, or a JSON file.
+SplitRule = str | Mapping[str, Sequence[str]]
+NAMED_RULES = ("five_fold", "official")
+RULE_WORDS = f"{' | '.join(NAMED_RULES)} | {{train: [ids], validation: [ids]}} | a file such as splits_final.json"
+Ids = tuple[list[str], list[str]]  # of training and validation
+
+
+@dataclass(frozen=True)
+class Split:
+    """Cases by their use, each sorted by id; `test` cases have a label only where the dataset brings one.
+
+    `folds` is how many folds the rule has, of which this is one.
+    """
+
+    train: tuple[Case, ...]
+    validation: tuple[Case, ...]
+    test: tuple[Case, ...]
+    folds: int = 1
+
+
+def split_dataset(
+    dataset: RawDataset, rule: SplitRule = "five_fold", fold: Fold = 0, group: str | None = None
+) -> Split:
+    """Split a dataset's cases.
+
+    `five_fold` splits the training cases by `fold` (0..4); those that are only trained on have folds of their own, so
+    that a fold sees of them what the same fold of them alone would. `official` trains on all of them and validates on
+    those that the publisher set aside. A mapping names train and validation ids among both; a file does so for each
+    of its folds, and cases that the dataset leaves out (`excluded`) are left out of them too. `official` and a mapping
+    have one split only, so `fold` must be 0. `fold="all"` trains and validates on every training case, with any
+    rule. Labelled cases that are neither trained nor validated on are test cases.
+
+    Raises:
+        InputError: another rule or fold; too few cases for five folds; a dataset without validation cases for
+            `official`; ids that the dataset lacks, that are given twice, or lists that are empty; a `group` (see
+            `group_of`) that does not fit an id, or whose cases another rule than `five_fold` parts.
+    """
+    labelled = {case.id: case for case in (*dataset.training, *dataset.validation)}
+    count = 1
+    if fold == "all" or (fold == "every" and rule == "five_fold" and group is None):  # too few for folds are enough
+        train_ids = validation_ids = sorted(case.id for case in dataset.training)
+    else:
+        folds = _folds(dataset, rule, group, labelled)
+        count = len(folds)
+        if fold == "every":
+            train_ids = validation_ids = sorted({name for ids in folds for part in ids for name in part})
+        else:
+            _require_fold(fold, rule, count)
+            train_ids, validation_ids = folds[fold]
+    used = {*train_ids, *validation_ids, *dataset.only_trained}
+    left = [case for name, case in labelled.items() if name not in used]
+    test = {case.id: case for case in (*dataset.test, *left)}
+    return Split(
+        tuple(labelled[name] for name in train_ids),
+        tuple(labelled[name] for name in validation_ids),
+        tuple(test[name] for name in sorted(test)),
+        count,
+    )
+
+
+def five_fold(case_ids: Sequence[str], fold: int, group: str | None = None) -> Ids:
+    """Training and validation ids of a fold (0..4), each sorted.
+
+    The ids are sorted, then split by scikit-learn's KFold(5, shuffle=True, random_state=12345), as nnU-Net
+    does. With a `group`, what is split are the groups, in the order of their first id: where each has one id, nothing
+    changes. Raises InputError for another fold, for fewer than five cases or groups and for repeated ids.
+    """
+    _require_fold(fold, "five_fold", NUM_FOLDS)
+    return _five_folds(case_ids, group)[fold]
+
+
+def group_of(case_ids: Sequence[str], pattern: str) -> dict[str, str]:
+    """Id -> what the pattern's first group matches in it, searched for anywhere; InputError naming ids without."""
+    matches = {name: re.search(pattern, name) for name in case_ids}
+    wrong = [name for name, match in matches.items() if match is None or match[1] is None]
+    if wrong:
+        named = ", ".join(wrong[:5]) + f" and {len(wrong) - 5} more" * (len(wrong) > 5)
+        raise InputError(f"data.group={pattern}: its first group has no match in the ids {named}; one in each expected")
+    return {name: str(match[1]) for name, match in matches.items() if match is not None}
+
+
+def is_group(pattern: object) -> bool:
+    """Whether a value is a regular expression with a group in it."""
+    try:
+        return isinstance(pattern, str) and re.compile(pattern).groups > 0
+    except re.error:
+        return False
+
+
+def names_ids(rule: SplitRule) -> bool:
+    """Whether a rule says by id which cases it takes, and leaves out the others."""
+    return not isinstance(rule, str) or is_split_file(rule)
+
+
+def fold_problem(rule: SplitRule, fold: object) -> str | None:
+    """What is wrong with a fold by itself, before any dataset is read; None where nothing is."""
+    whole = isinstance(fold, int) and not isinstance(fold, bool) and fold >= 0
+    if fold in ("all", "every") or (whole and (is_split_file(rule) or int(str(fold)) < NUM_FOLDS)):
+        return None
+    return f"fold={fold!r} must be 0 to {NUM_FOLDS - 1} or 'all'"
+
+
+def rule_problem(rule: object) -> str | None:
+    """What is wrong with a split rule by itself, before any dataset is read; None where nothing is."""
+    if isinstance(rule, str):
+        return None if rule in NAMED_RULES or is_split_file(rule) else f"split={rule!r}: expected {RULE_WORDS}"
+    if not isinstance(rule, Mapping) or set(rule) != {"train", "validation"}:
+        return f"split={rule!r}: expected {RULE_WORDS}"
+    lists = [ids for ids in rule.values() if isinstance(ids, Sequence) and not isinstance(ids, str)]
+    if len(lists) < 2 or not all(ids and all(isinstance(name, str) for name in ids) for ids in lists):
+        return f"split={rule!r}: two lists of at least one case id each expected"
+    return None
+
+
+def _folds(dataset: RawDataset, rule: SplitRule, group: str | None, labelled: Mapping[str, Case]) -> list[Ids]:
+    """Training and validation ids of every fold of a rule."""
+    problem = rule_problem(rule)
+    if problem is not None:
+        raise InputError(problem)
+    if rule == "five_fold":
+        more = dataset.only_trained
+        folds = _five_folds([case.id for case in dataset.training if case.id not in more], group)
+        also = _five_folds(sorted(more), group) if more else [([], [])] * NUM_FOLDS
+        return [(sorted([*train, *own[0]]), validation) for (train, validation), own in zip(folds, also, strict=True)]
+    if rule == "official":
+        if not dataset.validation:
+            raise InputError(f"{dataset.folder}: split=official, but the dataset has no validation cases of its own")
+        folds = [(sorted(case.id for case in dataset.training), sorted(case.id for case in dataset.validation))]
+        origin = f"{dataset.folder}: the official split"
+    elif isinstance(rule, str):
+        path = find_split_file(rule, dataset.folder)
+        folds, origin = read_split_file(path), str(path)
+    else:
+        folds = [(list(rule["train"]), list(rule["validation"]))]
+        origin = f"{dataset.folder}: the split of the config"
+    return _checked(folds, origin, labelled, dataset.excluded, group)
+
+
+def _five_folds(case_ids: Sequence[str], group: str | None) -> list[Ids]:
+    from sklearn.model_selection import KFold
+
+    repeated = [name for name, count in Counter(case_ids).items() if count > 1]
+    if repeated:
+        raise InputError(f"case ids {repeated} occur more than once: a case must not be in training and validation")
+    ordered = sorted(case_ids)
+    groups: dict[str, list[str]] = {}
+    for name, key in (group_of(ordered, group) if group else dict(zip(ordered, ordered, strict=True))).items():
+        groups.setdefault(key, []).append(name)
+    if len(groups) < NUM_FOLDS:
+        what = ("training case" if group is None else "group") + "s" * (len(groups) != 1)
+        what += "" if group is None else f" of data.group={group}"
+        raise InputError(
+            f"{len(groups)} {what} cannot be split: at least {NUM_FOLDS} expected (one per fold); fold=all trains on "
+            "every case, data.split={train:[ids],validation:[ids]} on those of your choice"
+        )
+    members = list(groups.values())
+    return [
+        (
+            sorted(name for index in training for name in members[index]),
+            sorted(name for index in validation for name in members[index]),
+        )
+        for training, validation in KFold(NUM_FOLDS, shuffle=True, random_state=SPLIT_SEED).split(members)
+    ]
+
+
+def _checked(
+    folds: Sequence[Ids], origin: str, labelled: Mapping[str, Case], excluded: Sequence[str], group: str | None
+) -> list[Ids]:
+    """The folds without excluded cases, sorted; InputError for ids that cannot be used, and groups that are parted."""
+    problems, kept = [], []
+    for number, (train, validation) in enumerate(folds):
+        where = f"fold {number}: " if len(folds) > 1 else ""
+        counts = Counter(name for name in (*train, *validation) if name not in excluded)
+        problems += [f"{where}case {name} is given {count} times" for name, count in counts.items() if count > 1]
+        problems += [f"{where}case {name}: no labelled case of the dataset" for name in counts if name not in labelled]
+        left = [sorted(name for name in part if name not in excluded) for part in (train, validation)]
+        kept.append((left[0], left[1]))
+        if not all(left):
+            problems.append(f"{where}no case is left to train or to validate on, data.exclude leaves out the others")
+        if group is not None:
+            keys = group_of(list(counts), group)
+            both = {keys[name] for name in left[0]} & {keys[name] for name in left[1]}
+            problems += [f"{where}{key} of data.group is trained and validated on" for key in sorted(both)]
+    raise_problems(problems, f"{origin} cannot be used:")
+    return kept
+
+
+def _require_fold(fold: object, rule: SplitRule, count: int) -> None:
+    if isinstance(fold, int) and not isinstance(fold, bool) and 0 <= fold < count:
+        return
+    if count == 1 and not is_split_file(rule):
+        raise InputError(f"fold={fold}: the split {_spell(rule)} is a single one, fold=0 or fold=all expected")
+    if rule != "five_fold":
+        raise InputError(f"fold={fold}: {rule} holds {count} folds, an integer from 0 to {count - 1} or all expected")
+    raise InputError(f"fold is {fold!r}: an integer from 0 to {count - 1} expected")
+
+
+def _spell(rule: SplitRule) -> str:
+    return repr(rule) if isinstance(rule, str) else "of given ids"

@@ -1,0 +1,1 @@
+"""Patches and whole cases, drawn, read and handed to the trainer."""

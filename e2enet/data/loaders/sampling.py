@@ -1,0 +1,187 @@
+"""Which patch to take from which case, as a pure function of (seed, epoch, index).
+
+A sample depends on nothing but these three numbers: not on the worker that builds it, not on the samples
+before it. An interrupted run that goes on at any batch of an epoch therefore sees the very batches it would
+have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+import torchio as tio
+from torch.utils.data import Dataset, Sampler
+
+from e2enet.common.errors import InputError
+from e2enet.data.augmentation.recipe import Augmentation, Draw
+from e2enet.data.augmentation.torchio_transforms import apply_transforms
+from e2enet.data.loaders.patches import ForegroundSampler, crop_subject, load_subject, torch_seeded
+from e2enet.data.loaders.worker_notes import WorkerNotes
+from e2enet.data.preparation.store import PreparedCase
+
+Key = tuple[int, int]
+
+FOREGROUND_SHARE = 0.33  # nnU-Net's
+FIXED_FROM = 3  # samples per batch
+COARSEST = 0.1
+
+
+class PatchDataset(Dataset):
+    """Training patches; `dataset[(epoch, index)]` is always the same sample for the same seed.
+
+    Each sample comes from a case drawn uniformly. A share of the samples, see `foreground_count`, is centred on
+    foreground; the others lie anywhere. Only the patch is read from disk, never the volume.
+
+    A sample is {"image": float32 (C, D, H, W), "label": (D, H, W) in the stored type, "case": id}. Without
+    `augment_here` image and label are the box (C, d, h, w) that the patch is to be made from, and "draw" is
+    what `Augmentation.apply` is to do with it, as is "inside", the mask (d, h, w) of a case that has one.
+
+    Args:
+        cases: Prepared cases with labels.
+        patch_size: Voxels (D, H, W).
+        batch_size: Samples per batch, those of all processes together.
+        augmentation: What is done to each patch.
+        seed: Any number that is not negative.
+        augment_here: Carry out the augmentation; else only draw it.
+        transforms: TorchIO transforms of each patch, before the augmentation and wherever that takes place.
+        affine: Voxels (d, h, w) -> mm (4, 4) of the prepared cases, see `frame_affine`; for `transforms`.
+        foreground_share: Share of the samples that are centred on foreground.
+        accumulate: Batches per optimizer step.
+
+    `notes` says what each worker of a loader reads; the loader replaces it by one with a line for each of them.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[PreparedCase],
+        patch_size: Sequence[int],
+        *,
+        batch_size: int,
+        augmentation: Augmentation,
+        seed: int,
+        augment_here: bool = True,
+        transforms: Sequence[tio.Transform] = (),
+        affine: np.ndarray | None = None,
+        foreground_share: float = FOREGROUND_SHARE,
+        accumulate: int = 1,
+    ) -> None:
+        if not cases:
+            raise InputError("no training cases: nothing to draw patches from")
+        self.cases = list(cases)
+        self.sampler = ForegroundSampler(patch_size)
+        self.batch_size = batch_size
+        self.augmentation = augmentation
+        self.seed = seed
+        self.augment_here = augment_here
+        self.transforms = list(transforms)
+        self.affine = affine
+        self.foreground_share = foreground_share
+        self.accumulate = accumulate
+        self.notes = WorkerNotes([case.id for case in self.cases], num_workers=0)
+
+    def __getitem__(self, key: Key) -> dict[str, object]:
+        epoch, index = key
+        words = np.random.SeedSequence((self.seed, epoch, index)).generate_state(3, np.uint64)
+        case_draw, torch_seed, foreground_draw = words
+        position = int(case_draw) % len(self.cases)
+        foreground = self._on_foreground(index, int(foreground_draw) / 2**64)
+        with self.notes.reading(position, f"epoch {epoch}, sample {index}"):
+            return self._sample(self.cases[position], torch_seed, foreground)
+
+    def _on_foreground(self, index: int, draw: float) -> bool:
+        """Whether a sample is centred on foreground; `draw` is uniform in 0..1 and the sample's own."""
+        count = foreground_count(self.batch_size, self.foreground_share, self.accumulate)
+        if count is None:
+            return draw < self.foreground_share
+        return index % self.batch_size >= self.batch_size - count
+
+    def _sample(self, case: PreparedCase, torch_seed: np.uint64, foreground: bool) -> dict[str, object]:
+        subject = load_subject(case, self.affine)
+        with torch_seeded(torch_seed):
+            draw = self.augmentation.draw(subject.get_image("image").shape[0])
+            box = self._read_box(subject, draw, foreground=foreground)
+            box = apply_transforms(box, self.transforms)
+        image, label = box.get_image("image").data, box.get_image("label").data[0]
+        sample: dict[str, object] = {"image": image, "label": label, "case": box["case"]}
+        inside = {"inside": box.get_image("inside").data[0]} if case.inside else {}
+        if self.augment_here:
+            images, labels = self.augmentation.apply([image], [label], [draw], list(inside.values()))
+            return sample | {"image": images[0], "label": labels[0]}
+        return sample | inside | {"draw": draw}
+
+    def _read_box(self, subject: tio.Subject, draw: Draw, foreground: bool) -> tio.Subject:
+        """The box around a patch that the draw needs; both sizes differ by an even number, so their centre is one."""
+        start, box_size = self.sampler.draw_start(subject, foreground), self.augmentation.box_size(draw)
+        sizes = zip(start, self.sampler.size, box_size, strict=True)
+        return crop_subject(subject, [first - (larger - size) // 2 for first, size, larger in sizes], box_size)
+
+
+class CaseDataset(Dataset):
+    """Whole prepared cases, by position: the dict of a training sample, at the case's own shape."""
+
+    def __init__(self, cases: Sequence[PreparedCase]) -> None:
+        self.cases = list(cases)
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, index: int) -> dict[str, object]:
+        case = self.cases[index]
+        return {
+            "image": torch.from_numpy(np.array(case.open_image())),
+            "label": torch.from_numpy(case.open_label().astype(np.int64)),
+            "case": case.id,
+        }
+
+
+class EpochSampler(Sampler[Key]):
+    """Yields the keys (epoch, index) of one epoch, in order; Lightning calls `set_epoch` before each.
+
+    Several processes share each batch: of a batch of `world_size` times `batch_size` samples the first takes the
+    first `batch_size`, and so on. Their samples are disjoint, equally many, and together those that a process alone
+    has with the larger batch.
+
+    Args:
+        steps: Batches per epoch and process.
+        batch_size: Samples per batch and process.
+        rank, world_size: This process and how many there are.
+        start: The first epoch there is, and the first batch of it that is yielded: where a resumed run goes on.
+    """
+
+    def __init__(
+        self, steps: int, batch_size: int, *, rank: int = 0, world_size: int = 1, start: tuple[int, int] = (0, 0)
+    ) -> None:
+        self.steps = steps
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.start = start
+        self.epoch = start[0]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration yields."""
+        # Lightning sets 0 before it has read at which epoch it goes on, and loader workers begin to draw at once.
+        self.epoch = max(epoch, self.start[0])
+
+    def __len__(self) -> int:
+        return self.steps * self.batch_size
+
+    def __iter__(self) -> Iterator[Key]:
+        first_step = self.start[1] if self.epoch == self.start[0] else 0
+        for step in range(first_step, self.steps):
+            first = (step * self.world_size + self.rank) * self.batch_size
+            yield from ((self.epoch, first + position) for position in range(self.batch_size))
+
+
+def foreground_count(batch_size: int, share: float, accumulate: int = 1) -> int | None:
+    """How many samples of each batch, its last, are centred on foreground; None where each is drawn for it.
+
+    Batches of three and more hold the nearest whole number, `b - round(b * (1 - share))` as in nnU-Net: at 0.33 that
+    is 1 of 3 or 4, 2 of 5 to 7. Each sample is drawn with the share as its probability in smaller batches, where
+    several make a step, and where no number (but none and all) comes within a tenth of the share (0.1 of 4).
+    """
+    count = batch_size - round(batch_size * (1 - share))
+    fixed = batch_size >= FIXED_FROM and accumulate == 1 and 0 < count < batch_size
+    return count if fixed and abs(count / batch_size - share) <= COARSEST else None

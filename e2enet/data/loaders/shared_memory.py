@@ -1,0 +1,61 @@
+"""Whether the batches that wait for training fit into shared memory, asked before the workers start.
+
+Workers hand their batches over in /dev/shm, which holds 64 MB in a container unless more is asked for. One that finds
+it full is ended by the system in the middle of a write (SIGBUS), without a word of its own.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from e2enet.common.errors import InputError
+from e2enet.data.loaders.patches import torch_seeded
+from e2enet.data.loaders.sampling import PatchDataset
+from e2enet.system.workload import gigabytes
+
+SHARED_MEMORY = Path("/dev/shm")
+PREFETCHED = 2  # batches per worker, made or in the making: torch's default
+TRIED_DRAWS = 64  # for the mean size of the boxes that are augmented on the device
+
+
+def require_shared_memory(
+    dataset: PatchDataset, batch_size: int, num_workers: int, processes: int = 1, folder: Path = SHARED_MEMORY
+) -> None:
+    """Raise InputError where the batches of a loader, in each of `processes` on this machine, do not fit.
+
+    Nothing is asked where there are no workers, or on systems that share memory in another way.
+    """
+    if num_workers == 0 or not folder.is_dir():
+        return
+    free, batch = shutil.disk_usage(folder).free, batch_bytes(dataset, batch_size)
+    # One more than the workers have: the batch that training has taken over.
+    needed = processes * (num_workers * PREFETCHED + 1) * batch
+    if needed <= free:
+        return
+    fitting = max(0, (free // (processes * batch) - 1) // PREFETCHED)
+    several = f" in each of {processes} processes" if processes > 1 else ""
+    raise InputError(
+        f"data.num_workers={num_workers}: {num_workers * PREFETCHED + 1} batches of {gigabytes(batch)}{several} lie in "
+        f"shared memory at once, {gigabytes(needed)}, and {folder} has {gigabytes(free)} free; expected at most "
+        f"data.num_workers={fitting}, a smaller plan.batch_size or plan.patch_size, or more shared memory (docker run "
+        f"--shm-size={math.ceil(1.5 * needed / 2**30)}g, or mount -o remount,size=.. {folder})"
+    )
+
+
+def batch_bytes(dataset: PatchDataset, batch_size: int) -> int:
+    """Bytes of image and label of a batch, as a worker hands it over: of boxes that are still to be augmented, the
+    mean of some draws."""
+    case = dataset.cases[0]
+    channels = case.open_image().shape[0]
+    sizes = [dataset.sampler.size]
+    if not dataset.augment_here:
+        with torch_seeded(np.uint64(0)):
+            sizes = [dataset.augmentation.box_size(dataset.augmentation.draw(channels)) for _ in range(TRIED_DRAWS)]
+    voxels = sum(math.prod(size) for size in sizes) / len(sizes)
+    inside = 1 if case.inside and not dataset.augment_here else 0
+    voxel = channels * np.dtype(np.float32).itemsize + case.open_label().itemsize + inside
+    return math.ceil(batch_size * voxels * voxel)

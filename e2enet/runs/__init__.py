@@ -1,0 +1,1 @@
+"""What run and sweep folders hold, and what tells their jobs apart."""

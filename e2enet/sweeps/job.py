@@ -1,0 +1,160 @@
+"""One job of a sweep: skipped where it is finished or held by another launch, else run or gone on with.
+
+Of jobs that differ only in what follows training the first that runs trains, the others take what it trained.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import nan
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from e2enet.common.console import say
+from e2enet.common.errors import ExitCode
+from e2enet.common.files import atomic_path
+from e2enet.runs.folders import CONFIG_FILE, JobError, job_state, read_sweep
+from e2enet.runs.job_key import SHORT
+from e2enet.runs.rows import ComposedJob, compose_job
+from e2enet.sweeps.inside import end_with_sweep
+from e2enet.sweeps.manifest import register_jobs
+from e2enet.sweeps.process_group import job_command, run_process_group
+from e2enet.sweeps.records import OUTCOME_FILE, read_outcome, record_end, record_start
+from e2enet.system.locks import claimed_folder, locked_file
+from e2enet.training.records import write_config
+
+# How a job ends that was told to: by SIGTERM, or by what it makes of it (training.run).
+STOPPED = (-signal.SIGTERM, ExitCode.TERMINATED)
+LOCKS = ".training"
+# What training leaves; figures, predictions and scores are made anew from it.
+TRAINED = ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "cost.json", "metrics.csv")
+
+
+def run_job(overrides: Sequence[str], sweep: Path) -> float:
+    """Run the job of these overrides in its folder below the sweep's; the mean validation Dice, NaN without one.
+
+    Whatever is wrong with the job is recorded in its job.json, so that the sweep goes on with the others. What arrives
+    from outside (Ctrl-C, a scheduler's signal) leaves it interrupted and ends the sweep.
+    """
+    end_with_sweep()
+    job = compose_job(overrides)
+    folder = register_jobs(sweep, str(job.config.name), [job])[job.key]
+    # A finished job is skipped without its lock, so that many launches may look at it at once.
+    if job_state(folder).state == "finished":
+        return _skip(folder, "finished already")
+    with claimed_folder(folder) as held:
+        if not held:
+            return _skip(folder, "running elsewhere")
+        if job_state(folder, held=False).state == "finished":  # by the launch that held it until now
+            return _skip(folder, "finished already")
+        record_start(folder, job.key)
+        try:
+            with _one_training(sweep, folder) as trained:
+                return _train(job, sweep, folder, trained)
+        except Exception as error:  # recorded and listed: what is wrong with one job must not stop the others
+            return _crashed(folder, JobError(f"{type(error).__name__}: {error}", traceback.format_exc()))
+        except BaseException:
+            if job_state(folder, held=True).state == "running":  # not where it came just after the end
+                record_end(folder, "interrupted")
+            raise
+
+
+@contextmanager
+def _one_training(sweep: Path, job_folder: Path) -> Iterator[Path | None]:
+    """Keep other jobs from training the same for the block; the folder of a finished one that has, None without one.
+
+    Waits, and says so, while another is at it.
+    """
+    key = next(job.training_key for job in read_sweep(sweep).jobs if job.folder == job_folder)
+    waiting = f"{job_folder.name}: waiting for a job that trains the same network (only final.* differs)"
+    with locked_file(sweep / LOCKS / f"{key[:SHORT]}.lock", waiting):
+        # Read again: another launch may have added one meanwhile.
+        siblings = [job.folder for job in read_sweep(sweep).jobs if job.training_key == key]
+        others = (folder for folder in dict.fromkeys(siblings) if folder != job_folder)
+        yield next((folder for folder in others if job_state(folder).state == "finished"), None)
+
+
+def _take_training(source: Path, folder: Path) -> None:
+    """Copy what the finished job `source` trained into a job's folder, file by file whole or not at all."""
+    for name in TRAINED:
+        if (source / name).is_file():
+            with atomic_path(folder / name) as temporary:
+                shutil.copyfile(source / name, temporary)
+
+
+def _train(job: ComposedJob, sweep: Path, folder: Path, trained: Path | None) -> float:
+    """Run the job's processes and record how they ended."""
+    if trained is not None:
+        _say(folder, f"takes the training of {trained.name}")
+        _take_training(trained, folder)
+    else:
+        _say(folder, "goes on" if (folder / CONFIG_FILE).is_file() else "starts")
+    write_config(folder / CONFIG_FILE, _job_config(job, sweep, folder))
+    (folder / OUTCOME_FILE).unlink(missing_ok=True)
+    command = job_command(job.config, folder)
+    code, tail = run_process_group(command, folder, lambda line: _show(folder, line))
+    outcome = read_outcome(folder)
+    if code == 0 and "score" in outcome:
+        record_end(folder, "finished", score=outcome["score"])
+        _say(folder, "finished")
+        return nan if outcome["score"] is None else float(outcome["score"])
+    if code in STOPPED:  # from outside, and this job alone
+        record_end(folder, "interrupted")
+        _say(folder, "stopped")
+        return nan
+    if "error" in outcome:
+        return _crashed(folder, JobError(**outcome["error"]))
+    return _crashed(folder, JobError(_ending(code), "\n".join(tail)))
+
+
+def _job_config(job: ComposedJob, sweep: Path, folder: Path) -> DictConfig:
+    """The job's config with what its place in the sweep decides: folder, and W&B's group and tags."""
+    config = job.config.copy()
+    config.run_folder = str(folder)
+    config.resume = None
+    if config.logger.wandb:
+        config.logger.group = config.logger.group or sweep.resolve().name
+        config.logger.tags = list(dict.fromkeys([*config.logger.tags, *_tags(job)]))
+    return config
+
+
+def _tags(job: ComposedJob) -> list[str]:
+    """Row, fold, seed and the given overrides as W&B's tags, which have 1 to 64 characters."""
+    named = {name: job.config.get(name) for name in ("row", "fold", "seed")}
+    tags = [f"{name}={value}" for name, value in named.items() if value is not None]
+    tags += [text.lstrip("+") for text in job.overrides if not text.lstrip("+").startswith(("paths.", "logger"))]
+    return [tag for tag in dict.fromkeys(tags) if len(tag) <= 64]
+
+
+def _crashed(folder: Path, error: JobError) -> float:
+    record_end(folder, "crashed", error=error)
+    _say(folder, f"crashed: {error.message}")
+    return nan
+
+
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"its process ended with exit code {code} and no result; its last output is in the traceback's place"
+    name = signal.Signals(-code).name
+    hint = ", as the system does when memory runs out" if name == "SIGKILL" else ""
+    return f"its process was ended by {name}{hint}"
+
+
+def _skip(folder: Path, why: str) -> float:
+    _say(folder, why)
+    score = job_state(folder).score
+    return nan if score is None else score
+
+
+def _say(folder: Path, what: str) -> None:
+    say(f"{folder.name}: {what}")
+
+
+def _show(folder: Path, line: str) -> None:
+    # Jobs of several processes (joblib) share a terminal: every line says whose it is.
+    say(f"{folder.name} | {line}")
