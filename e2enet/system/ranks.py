@@ -119,11 +119,18 @@ class Team:
 ALONE = Team()
 
 
+def in_process_group() -> bool:
+    """Whether this process has joined others in torch's process group."""
+    from torch import distributed
+
+    return distributed.is_available() and distributed.is_initialized()
+
+
 def current_team() -> Team:
     """All processes of the process group that this one is in, as a training leaves it; alone without one."""
     from torch import distributed
 
-    if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
+    if not in_process_group() or distributed.get_world_size() == 1:
         return ALONE
     # A group of its own: results are objects in main memory, and the training's gives up after half an hour.
     group = distributed.new_group(backend="gloo", timeout=WORK_PATIENCE)

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from e2enet.network import dsff
 from e2enet.network.granularity import chosen_group_size
-from e2enet.training.mask_agreement import require_equal_masks
+from e2enet.network.mask_agreement import require_equal_masks
 
 
 class DSFFCallback(pl.Callback):

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
+from e2enet.system.ranks import in_process_group
+
 
 class DiceCrossEntropy(nn.Module):
     """Weighted sum of soft Dice loss and cross-entropy, computed in float32 or wider.
@@ -115,7 +117,7 @@ def sum_over_processes(sums: Tensor) -> Tensor:
     process's backward pass reaches its own samples only, and the gradients of all are then averaged: of two processes
     each would give half of its part. Times two, the average is the gradient of the loss with respect to the weights.
     """
-    if not distributed.is_available() or not distributed.is_initialized():
+    if not in_process_group():
         return sums
     total = sums.detach().clone()
     distributed.all_reduce(total)

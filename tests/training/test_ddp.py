@@ -23,7 +23,7 @@ from e2enet.network import dsff
 from e2enet.system.ranks import current_team, is_first, launched
 from e2enet.training.checkpoints import BestCheckpoint
 from e2enet.training.loggers import MetricsFile
-from e2enet.training.mask_agreement import mask_digest
+from e2enet.network.mask_agreement import mask_digest
 from e2enet.training.run import build_module
 from e2enet.training.run_folder import Claim
 from e2enet.training.trainer import build_trainer

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from e2enet.network import dsff
+from e2enet.system.ranks import in_process_group
 
 
 def require_equal_masks(model: nn.Module, moment: str) -> None:
@@ -28,7 +29,7 @@ def require_equal_masks(model: nn.Module, moment: str) -> None:
         RuntimeError: on every process, naming the layers that differ and where.
     """
     layers = dsff.fusion_layers(model)
-    if not layers or not distributed.is_available() or not distributed.is_initialized():
+    if not layers or not in_process_group():
         return
     device = next(iter(layers.values())).kernel_mask.device  # NCCL moves tensors of the GPU only
     own = torch.tensor([mask_digest(layer.kernel_mask) for layer in layers.values()], device=device)
