@@ -23,12 +23,12 @@ from e2enet.common.errors import exit_on_input_error
 from e2enet.inference.checkpoint import checkpoint_file, load_model, read_hyper_parameters
 from e2enet.inference.run import AMP_TYPES, resolve_device
 from e2enet.network import E2ENet
+from e2enet.network.dead_kernels import hold_masks
 from e2enet.network.dsff import fusion_layers
 from e2enet.network.engine import select_training, select_validation
 from e2enet.network.recompute import checkpoint_activations
 from e2enet.report.measure import parse_measuring
 from e2enet.system.memory import keep_freed_memory, resident, resident_peak
-from e2enet.training.dsff_callback import hold_masks
 from e2enet.training.final import PRECISIONS
 from e2enet.training.losses import DeepSupervisionLoss, DiceCrossEntropy
 from e2enet.training.records import machine

@@ -20,8 +20,7 @@ from e2enet.common.overrides import force_added
 from e2enet.configuration import conflicts
 from e2enet.configuration.check import check_command_line
 from e2enet.configuration.rules import RULES, TARGET_RULES
-from e2enet.network.e2enet import E2ENet
-from e2enet.training.dsff_callback import DSFFCallback
+from e2enet.network import DSFF, E2ENet
 
 
 def problems(line: str) -> list[str]:
@@ -209,9 +208,7 @@ def test_target_parameters() -> None:
     assert target_parameters(torch.optim.SGD)[1] == ["params"]
 
 
-@pytest.mark.parametrize(
-    ("section", "rules", "target"), [("network", TARGET_RULES, E2ENet), ("dsff", RULES, DSFFCallback)]
-)
+@pytest.mark.parametrize(("section", "rules", "target"), [("network", TARGET_RULES, E2ENet), ("dsff", RULES, DSFF)])
 def test_the_sections_are_the_parameters_of_what_they_build(
     section: str, rules: dict[str, Rule], target: Callable
 ) -> None:

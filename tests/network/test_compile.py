@@ -18,10 +18,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._inductor.compile_fx import compile_fx
 
 from e2enet.network import E2ENet
+from e2enet.network.dead_kernels import hold_masks
 from e2enet.network.dsff import apply_masks, init_masks, update_masks
 from e2enet.network.e2enet import half_precision_pays_on_cpu
 from e2enet.network.recompute import checkpoint_activations
-from e2enet.training.dsff_callback import hold_masks
 
 STRIDES = [(1, 2, 2), (2, 2, 2)]
 VARIANTS: list[dict[str, Any]] = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from e2enet.network.dsff import register_fusion_layer
+from e2enet.network.dsff import fusion_layers, register_fusion_layer
 
 # A run of seconds on generated data; what is missing are the folders.
 SMALL_RUN = [
@@ -72,6 +73,18 @@ class TinySparse(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.make_optimizer(self.parameters())
+
+
+def first_gradients(module: nn.Module) -> dict[str, Tensor]:
+    """Filled in training: the gradients of the fusion weights by the first backward pass, inactive kernels included."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str, gradient: Tensor) -> None:
+        found.setdefault(name, gradient.clone())
+
+    for name, layer in fusion_layers(module).items():
+        layer.weight.register_hook(partial(keep, name))
+    return found
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,17 +17,19 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
+from torch.nn.parallel import DistributedDataParallel
 
 from e2enet.common.configs import compose_config
 from e2enet.data.command import build_datamodule
-from e2enet.network import dsff
+from e2enet.network import DSFF, dsff
+from e2enet.network.mask_agreement import mask_digest
 from e2enet.system.ranks import current_team, is_first, launched
 from e2enet.training.checkpoints import BestCheckpoint
 from e2enet.training.loggers import MetricsFile
-from e2enet.network.mask_agreement import mask_digest
 from e2enet.training.run import build_module
 from e2enet.training.run_folder import Claim
 from e2enet.training.trainer import build_trainer
+from tests.training.conftest import TinySparse
 
 Record = dict[str, Any]
 TINY = [
@@ -111,6 +114,38 @@ def train(name: str, root: Path, batch_size: int) -> Record:
     return watch.seen | {"weights": module.state_dict(), "scores": module.scores, "metrics": metrics}
 
 
+def train_without_lightning(rank: int | None, bucket_view: bool = False) -> Record:
+    """A plain loop of eight steps of two backward passes each, of which the last exchanges gradients; every second step
+    is an update that grows by gradient. `rank` None: one process with the samples of both."""
+
+    def sgd(parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+
+    model = TinySparse(sgd).double()
+    optimizer = sgd(model.parameters())
+    options: Any = {"update_every": 2, "fraction_schedule": "constant", "growth": "gradient"}
+    masks = DSFF(0.5, **options).attach(model, optimizer, total_steps=8)
+    model.forward = lambda image: model.training_step([image], 0)  # type: ignore[method-assign,assignment]
+    network, first_pass = model, nullcontext
+    if rank is not None:
+        network = DistributedDataParallel(model, forward_sync_buffers=False, gradient_as_bucket_view=bucket_view)
+        first_pass = network.no_sync
+    record: Record = {"masks": [], "norms": []}
+    images = torch.randn(8, 2, 2, 4, 2, 5, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for first, second in images if rank is None else images[:, :, rank : rank + 1]:
+        with first_pass():
+            network(first).backward()
+        network(second).backward()
+        layers = dsff.fusion_layers(model).values()
+        assert not any(layer.weight.grad[~layer.kernel_mask].any() for layer in layers)
+        record["norms"].append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)))
+        optimizer.step()
+        optimizer.zero_grad()
+        record["masks"].append([mask_digest(layer.kernel_mask) for layer in layers])
+    assert masks.num_updates == 3
+    return record | {"weights": model.state_dict()}
+
+
 def main(root: Path) -> None:
     """One of the two processes: every scenario in turn, the one that stops with an error last."""
     torch.set_num_threads(1)
@@ -123,6 +158,7 @@ def main(root: Path) -> None:
     team = current_team()
     # The second already sees a result of the first's where the first saw none: the first one's list counts.
     part = team.share(["a", "b", "c"] if is_first() else ["b", "c"])
+    records["plain"] = [train_without_lightning(launched().rank, bucket_view) for bucket_view in (False, True)]
     records["team"] = {"part": part, "gathered": team.gather({"rank": team.rank})}
     records["best"] = [remembered_score(root, holder) for holder in (0, 1)]
     torch.save(records, root / f"rank{launched().rank}.pt")
@@ -177,6 +213,16 @@ def test_two_processes_train_with_active_kernels_only(ranks: list[Record], root:
         assert torch.equal(both[0]["weights"][layer], both[1]["weights"][layer]), layer
         torch.testing.assert_close(both[0]["weights"][layer], value, rtol=0, atol=1e-5)
     assert both[0]["masks"] == both[1]["masks"] == alone["masks"]
+
+
+def test_a_plain_loop_of_two_processes_grows_by_the_gradient_of_both(ranks: list[Record]) -> None:
+    expected = train_without_lightning(None)
+    assert len({str(masks) for masks in expected["masks"]}) == 4
+    for found in (record for rank in ranks for record in rank["plain"]):
+        assert found["masks"] == expected["masks"]
+        assert found["norms"] == pytest.approx(expected["norms"], rel=1e-9)
+        for name, value in expected["weights"].items():
+            torch.testing.assert_close(found["weights"][name], value, rtol=0, atol=1e-9)
 
 
 def test_samples_are_disjoint_equally_many_and_those_of_one_process(ranks: list[Record], amp_alone: Record) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from e2enet.network import dsff
 from e2enet.training.dsff_callback import DSFFCallback
+from tests.training.conftest import first_gradients
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
@@ -64,22 +65,27 @@ def test_inactive_weights_and_moments_stay_zero(tiny_sparse, fit_tiny, optimizer
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_regrown_kernels_start_with_zero_weights_and_moments(tiny_sparse, fit_tiny, optimizer: str) -> None:
+    class Check(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            for layer, pruned in ((pl_module.first, 12), (pl_module.second, 15)) if batch_idx == 1 else ():
+                zero = dsff.kernel_scores(layer.weight) == 0
+                assert int(zero.sum()) == pruned and bool(layer.kernel_mask.all())
+                for value in trainer.optimizers[0].state[layer.weight].values():
+                    if value.shape == layer.weight.shape:
+                        assert torch.all(value[zero] == 0) and torch.all(value[~zero].flatten(1).abs().sum(1) > 0)
+
     module = tiny_sparse(OPTIMIZERS[optimizer])
     # Density 1: every pruned kernel is regrown at once, so only the weights tell. The update is the second of
     # 3 steps.
     callback = DSFFCallback(1.0, update_every=2, fraction_schedule="constant", fraction_initial=0.5)
-    trainer = fit_tiny(module, callback, batches=3, limit_train_batches=3, max_steps=2)
-    assert callback.num_updates == 0  # max_steps=2 makes step 2 the last, after which no update comes
-    callback._total = 3
-    callback._after_step(module, trainer.optimizers[0])  # step 3 is odd
-    callback.step = 1
-    callback._after_step(module, trainer.optimizers[0])
-    for layer, pruned in ((module.first, 12), (module.second, 15)):
-        zero = dsff.kernel_scores(layer.weight) == 0
-        assert int(zero.sum()) == pruned and bool(layer.kernel_mask.all())
-        for value in trainer.optimizers[0].state[layer.weight].values():
-            if value.shape == layer.weight.shape:
-                assert torch.all(value[zero] == 0) and torch.all(value[~zero].flatten(1).abs().sum(1) > 0)
+    fit_tiny(module, callback, Check(), batches=3)
+    assert callback.num_updates == 1
+
+
+def test_no_update_follows_the_last_step(tiny_sparse, fit_tiny) -> None:
+    callback = DSFFCallback(0.5, update_every=2)
+    fit_tiny(tiny_sparse(OPTIMIZERS["sgd"]), callback, batches=3, max_steps=2)
+    assert callback.step == 2 and callback.num_updates == 0
 
 
 def test_accumulated_batches_count_as_one_step(tiny_sparse, fit_tiny) -> None:
@@ -105,48 +111,33 @@ def test_a_step_skipped_by_the_gradient_scaler_does_not_count(tiny_sparse, fit_t
 
 
 def test_dead_gradients_stay_out_of_the_clip_norm(tiny_sparse, fit_tiny) -> None:
+    module = tiny_sparse(lambda parameters: torch.optim.SGD(parameters, lr=1.0))
+    gradients, norms = first_gradients(module), list[Tensor]()
+
     class Norms(pl.Callback):
-        dead: Tensor
-        norm: Tensor
-
         def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-            gradients = {n: p.grad.clone() for n, p in pl_module.named_parameters() if p.grad is not None}
-            masks = {f"{n}.weight": m.kernel_mask for n, m in dsff.fusion_layers(pl_module).items()}
-            self.dead = torch.stack([gradients[n][~mask].norm() for n, mask in masks.items()]).norm()
-            for name, mask in masks.items():
-                gradients[name][~mask] = 0
-            self.norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
+            norms.append(torch.nn.utils.get_total_norm([p.grad for p in pl_module.parameters() if p.grad is not None]))
 
-        def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-            # Plain SGD with rate 1: the weights moved by the clipped gradient, whose norm is half the live
-            # norm.
-            moved = torch.stack([(p - before[n]).norm() for n, p in pl_module.named_parameters()]).norm()
-            assert self.dead > 0
-            torch.testing.assert_close(moved.detach(), torch.tensor(0.01))
-
-    module, norms = tiny_sparse(lambda parameters: torch.optim.SGD(parameters, lr=1.0)), Norms()
-    callback = DSFFCallback(0.5, updates=False)
     dsff.init_masks(module, 0.5, generator=torch.Generator().manual_seed(3))
     before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
-    fit_tiny(module, callback, norms, batches=1, gradient_clip_val=0.01)
-    assert norms.norm > 0.01
+    fit_tiny(module, DSFFCallback(0.5, updates=False), Norms(), batches=1, gradient_clip_val=0.01)
+    assert norms[0] > 0.01
+    assert all(gradients[name][~layer.kernel_mask].any() for name, layer in dsff.fusion_layers(module).items())
+    # Plain SGD with rate 1: the weights moved by the clipped gradient, whose norm is that of the live ones alone.
+    moved = torch.stack([(p.detach() - before[n]).norm() for n, p in module.named_parameters()]).norm()
+    torch.testing.assert_close(moved, torch.tensor(0.01))
 
 
 def test_gradient_growth_takes_the_largest_dead_gradients(tiny_sparse, fit_tiny) -> None:
-    scores: dict[str, Tensor] = {}
-
-    class Record(pl.Callback):
-        def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-            if not scores:
-                for name, layer in dsff.fusion_layers(pl_module).items():
-                    scores[name] = dsff.kernel_scores(layer.weight.grad) * ~layer.kernel_mask
-
     module, watch = tiny_sparse(OPTIMIZERS["sgd"]), Watch()
+    gradients = first_gradients(module)
     callback = DSFFCallback(0.5, update_every=1, growth="gradient", fraction_schedule="constant", fraction_initial=0.4)
     dsff.init_masks(module, 0.5, generator=torch.Generator().manual_seed(3))
     first = {name: layer.kernel_mask.clone() for name, layer in dsff.fusion_layers(module).items()}
-    fit_tiny(module, callback, Record(), watch, batches=2)
-    for name, score in scores.items():
+    fit_tiny(module, callback, watch, batches=2)
+    assert set(gradients) == {"first", "second"}
+    for name, gradient in gradients.items():
+        score = dsff.kernel_scores(gradient)
         grown = watch.masks[0][name] & ~first[name]
         passed_over = ~watch.masks[0][name] & ~first[name]
         assert grown.any() and score[grown].min() >= score[passed_over].max() > 0

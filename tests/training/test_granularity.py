@@ -22,7 +22,7 @@ from e2enet.network.granularity import shared_inputs
 from e2enet.training.dsff_callback import DSFFCallback
 from e2enet.training.resume import resumed_config
 from e2enet.training.run import run_training
-from tests.training.conftest import SMALL_RUN, differences, numbers
+from tests.training.conftest import SMALL_RUN, differences, first_gradients, numbers
 
 GROUP = ["dsff.granularity=group", "dsff.group_size=8"]
 
@@ -74,25 +74,22 @@ def test_groups_hold_through_steps_and_change_together(tiny_sparse, fit_tiny, gr
 
 
 def test_gradients_of_a_group_are_added_up(tiny_sparse, fit_tiny) -> None:
-    scores: dict[str, Tensor] = {}
     regrown: dict[str, Tensor] = {}
 
     class Record(pl.Callback):
-        def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-            if not scores:
-                for name, layer in dsff.fusion_layers(pl_module).items():
-                    scores[name] = layer.weight.grad.abs().sum((0, 2, 3, 4))  # over all output channels
-
         def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
             if not regrown:
                 for name, layer in dsff.fusion_layers(pl_module).items():
                     regrown[name] = layer.kernel_mask[0] & (layer.weight.abs().sum((0, 2, 3, 4)) == 0)
 
     module, watch = tiny_sparse(adamw), Watch()
+    gradients = first_gradients(module)
     schedule: dict[str, Any] = {"fraction_schedule": "constant", "fraction_initial": 0.5}
     masks = DSFFCallback(0.5, update_every=1, growth="gradient", granularity="group", group_size=8, **schedule)
     fit_tiny(module, masks, Record(), watch, batches=2)
-    for name, score in scores.items():
+    assert set(gradients) == {"first", "second"}
+    for name, gradient in gradients.items():
+        score = gradient.abs().sum((0, 2, 3, 4))  # over all output channels
         inactive = torch.ones(len(score), dtype=torch.bool)
         inactive[watch.tables[0][name][0]] = False
         assert int(regrown[name].sum()) == {"first": 1, "second": 2}[name]  # ceil of half of two and of three

@@ -1,0 +1,279 @@
+"""DSFF in any training loop: when masks are drawn, held and updated (the mechanism itself is network.dsff)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from e2enet.common.errors import InputError, raise_problems
+from e2enet.network import dsff
+from e2enet.network.dead_kernels import DeadGradients, hold_masks
+from e2enet.network.dsff_settings import wrong_settings
+from e2enet.network.granularity import chosen_group_size
+from e2enet.network.mask_agreement import require_equal_masks
+
+
+class DSFF:
+    """Draws kernel masks, holds them through every optimizer step and updates them every so many steps.
+
+    `attach` draws the masks and hooks into parameters and optimizer; the training loop stays as it is:
+
+        with DSFF(density=0.2).attach(model, optimizer, total_steps=1000) as masks:
+            ...
+
+    Invariants after every optimizer step: inactive weights and their optimizer moments are exactly zero, and
+    each layer's (each group's) active count is the one drawn at the start. Gradients of inactive kernels are zero after
+    every backward pass, so clipping does not count them. Steps that a gradient scaler skips count for nothing, and
+    backward passes are accumulated as the loop likes. In data-parallel training all processes have the same masks,
+    which is compared at the start and at every update.
+
+    Args:
+        density: active kernels / all kernels per layer at the start.
+        start: "uniform" (the same density everywhere) or "erk" (Erdos-Renyi-kernel).
+        density_by_dim0: densities of layers whose weight has this first dimension, e.g. {48: 0.2} (released
+            code).
+        granularity: "kernel" (every kernel by itself) or "group" (groups of output channels share their inputs).
+        group_size: output channels of a group.
+        updates: False keeps the first masks for ever (static).
+        update_every: period of prune and regrow, in `update_unit`.
+        update_unit: "steps" (optimizer steps) or "epochs" (4.8 epochs of 250 steps = 1200 steps).
+        update_until: share of the run's optimizer steps after which masks stay as they are.
+        growth: "random" or "gradient" (largest gradient magnitude).
+        fraction_schedule: "cosine" (from `fraction_initial` to `fraction_final` at `update_until`) or
+            "constant".
+        fraction_initial: share of active kernels pruned at the first update.
+        fraction_final: share at the end of the updates.
+        seed: random draws are a function of it and the update's number alone, so all ranks draw the same.
+
+    Attributes:
+        step: Optimizer steps so far, without those that a gradient scaler skipped.
+        num_updates: Updates of the masks so far.
+        last_churn: Share of active kernels that the last update brought in, a mean over layers; None before it.
+        ever_active: By layer, bool (dim0, dim1): the kernels active at any time so far.
+
+    Raises:
+        InputError: for settings that are none of these.
+    """
+
+    def __init__(
+        self,
+        density: float = 0.2,
+        *,
+        start: str = "uniform",
+        density_by_dim0: Mapping[int, float] | None = None,
+        granularity: str = "kernel",
+        group_size: int = 16,
+        updates: bool = True,
+        update_every: float = 1200,
+        update_unit: str = "steps",
+        update_until: float = 1.0,
+        growth: str = "random",
+        fraction_schedule: str = "cosine",
+        fraction_initial: float = 0.5,
+        fraction_final: float = 0.001,
+        seed: int = 0,
+    ) -> None:
+        self.density = density
+        self.start = start
+        self.density_by_dim0 = dict(density_by_dim0) if density_by_dim0 else None
+        self.group_size = chosen_group_size(granularity, group_size)
+        self.updates = updates
+        self.update_every = update_every
+        self.update_unit = update_unit
+        self.update_until = update_until
+        self.growth = growth
+        self.fraction_schedule = fraction_schedule
+        self.fraction_initial = fraction_initial
+        self.fraction_final = fraction_final
+        self.seed = seed
+        raise_problems(wrong_settings(vars(self)), "DSFF:")
+        self.step = 0
+        self.num_updates = 0
+        self.last_churn: float | None = None
+        self.ever_active: dict[str, Tensor] = {}
+        self._period = 0
+        self._total = 0
+        self._model: nn.Module | None = None
+        self._gradients: DeadGradients | None = None
+        self._step_hook: RemovableHandle | None = None
+
+    def draw(self, model: nn.Module) -> None:
+        """Draw the masks, unless the model already has some (those of a checkpoint to go on from). `attach` does it.
+
+        Raises:
+            InputError: the model has no fusion layers.
+            ValueError: it has masks of another granularity.
+        """
+        layers = dsff.fusion_layers(model)
+        if not layers:
+            raise InputError(
+                "DSFF: the network has no fusion layers to mask: register_fusion_layer marks one; or train without "
+                "masks (dsff=dense)"
+            )
+        dsff.set_group_size(model, self.group_size)
+        if all(bool(layer.kernel_mask.all()) for layer in layers.values()):
+            dsff.init_masks(
+                model,
+                self.density,
+                generator=seeded_generator(self.seed, 0),
+                start=self.start,
+                density_by_dim0=self.density_by_dim0,
+            )
+
+    def attach(self, model: nn.Module, optimizer: Optimizer, *, total_steps: int, epochs: float | None = None) -> DSFF:
+        """Draw the masks where there are none, and hook into the fusion layers' weights and the optimizer.
+
+        To go on from a checkpoint, load model, optimizer and this object first. Returns the object itself, which is a
+        context that ends with `remove`.
+
+        Args:
+            model: The network itself rather than its wrapper (DistributedDataParallel): states name layers as it does.
+            optimizer: Holds the weights of all fusion layers.
+            total_steps: Optimizer steps of the whole run, those before a checkpoint included.
+            epochs: Epochs of the whole run, which `update_unit="epochs"` needs.
+
+        Raises:
+            InputError: it is attached already, or model, optimizer or numbers are not as said above.
+        """
+        if self._step_hook is not None:
+            raise InputError("DSFF is attached already; expected remove() before another attach()")
+        self.draw(model)
+        problems = _untrained_layers(model, optimizer)
+        if total_steps < 1:
+            problems.append(f"total_steps={total_steps}: expected the optimizer steps of the whole run, >= 1")
+        steps = self.update_every
+        if self.update_unit == "epochs":
+            if epochs is None or epochs <= 0:
+                problems.append(f'epochs={epochs}: expected a number > 0, since update_unit is "epochs"')
+            else:
+                steps = self.update_every * total_steps / epochs
+        raise_problems(problems, "DSFF:")
+        self._total = total_steps
+        self._period = max(1, round(steps))
+        self._remember_active(model)
+        require_equal_masks(model, "when training starts")
+        hold_masks(model, optimizer)
+        self._gradients = gradients = DeadGradients(model, lambda: self.wants_dense_gradients)
+        # A post hook: it fires once per real step, neither on accumulated batches nor on steps that the gradient
+        # scaler skips.
+        self._step_hook = optimizer.register_step_post_hook(
+            lambda opt, args, kwargs: self._after_step(model, opt, gradients)
+        )
+        return self
+
+    def remove(self) -> None:
+        """Leave model and optimizer without hooks; masks and counters stay as they are."""
+        if self._gradients is not None and self._step_hook is not None:
+            self._gradients.remove()
+            self._step_hook.remove()
+        self._gradients = self._step_hook = None
+
+    def __enter__(self) -> DSFF:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    @property
+    def wants_dense_gradients(self) -> bool:
+        """Whether the step under way grows by gradient: backward passes must then reach inactive kernels too.
+
+        Only who leaves these out on purpose (an engine that runs active kernels alone) needs to ask.
+        """
+        return self.growth == "gradient" and self._update_due(self.step + 1)
+
+    def fraction(self, step: int) -> float:
+        """Share of each layer's active kernels that an update at this optimizer step prunes."""
+        if self.fraction_schedule == "constant":
+            return self.fraction_initial
+        end = max(1, round(self.update_until * self._total))
+        return dsff.prune_fraction(min(step, end), end, initial=self.fraction_initial, final=self.fraction_final)
+
+    def share_ever_active(self) -> float:
+        """Share of kernels active at any time so far (the in-time over-parameterisation)."""
+        active = sum(int(mask.sum()) for mask in self.ever_active.values())
+        return active / max(1, sum(mask.numel() for mask in self.ever_active.values()))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters and ever-active masks; the masks themselves are buffers of the model."""
+        return {
+            "step": self.step,
+            "num_updates": self.num_updates,
+            "last_churn": self.last_churn,
+            "ever_active": dict(self.ever_active),
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` saved."""
+        self.step = state_dict["step"]
+        self.num_updates = state_dict["num_updates"]
+        self.last_churn = state_dict["last_churn"]
+        self.ever_active = dict(state_dict["ever_active"])
+
+    def _after_step(self, model: nn.Module, optimizer: Optimizer, gradients: DeadGradients) -> None:
+        if _skipped(optimizer):
+            return
+        self.step += 1
+        if self._update_due(self.step):
+            self.num_updates += 1
+            churn = dsff.update_masks(
+                model,
+                self.fraction(self.step),
+                scores=gradients.take_scores() if self.growth == "gradient" else None,
+                generator=seeded_generator(self.seed, self.num_updates),
+            )
+            self.last_churn = sum(churn.values()) / len(churn)
+            self._remember_active(model)
+            require_equal_masks(model, f"after update {self.num_updates} at step {self.step}")
+        hold_masks(model, optimizer)
+
+    def _update_due(self, step: int) -> bool:
+        # Kernels regrown by an update after the very last step would never be trained: there is none.
+        last = min(self.update_until * self._total, self._total - 1)
+        return self.updates and step <= last and step % self._period == 0
+
+    def _remember_active(self, model: nn.Module) -> None:
+        masks = {name: layer.kernel_mask.detach().cpu() for name, layer in dsff.fusion_layers(model).items()}
+        others = [
+            name for name, mask in self.ever_active.items() if name not in masks or mask.shape != masks[name].shape
+        ]
+        if others:
+            raise InputError(
+                f"DSFF: its state is of another network, with layers {', '.join(others)}; expected {', '.join(masks)}"
+            )
+        for name, mask in masks.items():
+            self.ever_active[name] = self.ever_active[name] | mask if name in self.ever_active else mask.clone()
+
+
+def seeded_generator(seed: int, index: int) -> torch.Generator:
+    """CPU generator of the mask drawing number `index`, 0 being the start."""
+    # Seeds that differ by one give independent streams in the Mersenne twister; the factor keeps (seed,
+    # index) pairs apart for any index below a million.
+    return torch.Generator().manual_seed(seed * 1_000_003 + index)
+
+
+def _skipped(optimizer: Optimizer) -> bool:
+    """Whether a gradient scaler found infinite gradients: it calls a fused optimizer's step all the same, and tells it
+    by this attribute to leave the weights as they are."""
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)
+
+
+def _untrained_layers(model: nn.Module, optimizer: Optimizer) -> list[str]:
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    layers = dsff.fusion_layers(model).items()
+    wrong = [
+        f"{name}.weight: requires no gradient; expected one to train"
+        for name, layer in layers
+        if not layer.weight.requires_grad
+    ]
+    return wrong + [
+        f"{name}.weight: the optimizer does not hold it; expected all fusion layers' weights"
+        for name, layer in layers
+        if id(layer.weight) not in held
+    ]
