@@ -54,6 +54,7 @@ def cpu_seconds() -> float:
 def predict_scan(work: dict[str, Any]) -> dict[str, float]:
     """Predict the scan as predict.py does, once the checkpoint is read."""
     from e2enet.data.formats.naming import Case
+    from e2enet.data.formats.scheme import LabelScheme
     from e2enet.data.planning.plan import Plan
     from e2enet.inference.checkpoint import LoadedModel
     from e2enet.inference.predictor import WindowSettings, predict_cases
@@ -67,7 +68,7 @@ def predict_scan(work: dict[str, Any]) -> dict[str, float]:
     labels = {value: f"organ {value}" for value in range(work["classes"])}
     checkpoint = folder / "trivial.ckpt"
     torch.save(network.state_dict(), checkpoint)  # results are known by its content
-    model = LoadedModel(checkpoint, network, plan, labels, ("CT",), (), ".nii.gz")
+    model = LoadedModel(checkpoint, network, plan, LabelScheme(labels), ("CT",), (), ".nii.gz")
     case = Case("case", (folder / "images" / "case_0000.nii.gz",))
     cpu, wall = cpu_seconds(), time.perf_counter()
     failures = predict_cases([model], [case], folder / "ours", WindowSettings(), overwrite=True)
@@ -90,7 +91,7 @@ def trivial_network(num_classes: int) -> nn.Module:
 
 def predict_part(work: dict[str, Any]) -> dict[str, float]:
     """Predict a part of a volume by E2ENet, without reading or resampling."""
-    from e2enet.data.preparation.restore import largest_class
+    from e2enet.data.preparation.outputs import largest_class
     from e2enet.inference.sliding_window import predict_planes
     from e2enet.network import E2ENet
     from e2enet.system.memory import keep_freed_memory

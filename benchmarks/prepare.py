@@ -115,6 +115,7 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
 
     from e2enet.data.formats.dataset import RawDataset
     from e2enet.data.formats.naming import Case
+    from e2enet.data.formats.scheme import LabelScheme
     from e2enet.data.planning.plan import Plan
     from e2enet.data.preparation.cases import prepare_case
     from e2enet.data.preparation.store import CaseStore
@@ -122,7 +123,7 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     folder = Path(task["folder"])
     case = Case("case", (folder / "image.nii.gz",), folder / "label.nii.gz")
     labels = {value: f"organ {value}" for value in range(task["labels"])}
-    dataset = RawDataset("benchmark", folder, ("image",), labels, ".nii.gz", (case,), ())
+    dataset = RawDataset("benchmark", folder, ("image",), LabelScheme(labels), ".nii.gz", (case,), ())
     plan = Plan(2, tuple(task["spacing"]), (64, 128, 128), ((2, 2, 2),) * 5, 2, (task["scheme"],), (64, 128, 128))
     torch.set_num_threads(1)
     torch.mm(torch.ones(2, 2), torch.ones(2, 2))  # the library that multiplies is loaded at its first use

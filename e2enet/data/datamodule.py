@@ -31,6 +31,7 @@ from e2enet.data.options import option_problems
 from e2enet.data.planning.plan import Plan
 from e2enet.data.planning.plan_file import plan_dataset
 from e2enet.data.preparation.cases import prepare_cases
+from e2enet.data.preparation.foreground import ANNOTATED
 from e2enet.data.preparation.store import PreparedCase
 
 
@@ -245,7 +246,7 @@ class SegmentationDataModule(lightning.LightningDataModule):
             [prepared[case.id] for case in self.train_cases],
             [prepared[case.id] for case in self.val_cases],
         )
-        if not any(case.foreground for case in self._prepared[0]):
+        if not any(set(case.foreground) - {ANNOTATED} for case in self._prepared[0]):
             count = len(self.train_cases)
             raise InputError(
                 f"{self.source.folder}: none of the {count} training cases of fold {self.choice.fold} has a labelled "

@@ -14,6 +14,7 @@ from e2enet.common.errors import InputError, raise_problems
 from e2enet.data.cases.split_file import read_run_split
 from e2enet.data.cases.splits import split_dataset
 from e2enet.data.formats.layout import RawDataset
+from e2enet.data.formats.scheme import LabelScheme
 from e2enet.evaluation.folder import Pairs
 from e2enet.evaluation.pairing import find_label_images
 from e2enet.inference.folds import FoldRuns
@@ -29,14 +30,14 @@ class OutOfFold:
     Attributes:
         pairs: {case: (prediction, reference)}, sorted by case.
         folds: {case: the fold that validates it}.
-        names: The classes {label: name}, background included.
+        scheme: What the labels are.
         scoring: Keyword arguments of `score_files`: nsd_tolerance, label_map, regions.
         origin: What postprocessing.json tells of these runs: experiment, row, seed, data, runs, n_cases.
     """
 
     pairs: Pairs
     folds: dict[str, int]
-    names: dict[int, str]
+    scheme: LabelScheme
     scoring: dict[str, Any]
     origin: dict[str, Any]
 
@@ -77,7 +78,7 @@ def collect_cases(folds: FoldRuns, *, data_root: Path | None = None) -> OutOfFol
     return OutOfFold(
         dict(sorted(pairs.items())),
         fold_of,
-        dict(dataset.labels),
+        dataset.scheme,
         {
             "nsd_tolerance": float(config["final"]["nsd_tolerance"]),
             "label_map": dataset.label_map,

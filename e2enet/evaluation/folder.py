@@ -12,11 +12,12 @@ from e2enet.common.console import track
 from e2enet.common.errors import InputError, raise_problems
 from e2enet.common.files import write_csv, write_json
 from e2enet.data.formats.description import read_class_names
-from e2enet.data.formats.labels import map_names, region_problems
+from e2enet.data.formats.labels import map_scheme
 from e2enet.data.formats.problems import few_of_each
-from e2enet.evaluation.images import grid_problems, read_label_image, voxel_spacing
+from e2enet.data.formats.scheme import LabelScheme, class_key, region_problems, scheme_problems
+from e2enet.evaluation.images import LabelImage, grid_problems, read_label_image, voxel_spacing
 from e2enet.evaluation.pairing import DEFAULT_NAMES, pair_files
-from e2enet.evaluation.scores import METRICS, Score, score_case, summarise
+from e2enet.evaluation.scores import METRICS, Score, drop_ignored, score_case, summarise
 
 Pairs = Mapping[str, tuple[Path, Path]]
 Regions = Mapping[str, Sequence[int]]
@@ -26,7 +27,7 @@ def score_folder(
     predictions: str | Path,
     labels: str | Path,
     *,
-    names: Mapping[int, str] | None = None,
+    names: Mapping[int, str] | LabelScheme | None = None,
     nsd_tolerance: float = 1.0,
     label_map: Mapping[int, int] | None = None,
     regions: Regions | None = None,
@@ -35,10 +36,10 @@ def score_folder(
 ) -> tuple[list[Score], dict[str, Any], list[str]]:
     """Scores per case and class, their summary (as in summary.json), and warnings.
 
-    Files are paired by name, read as `pairing` says. `names` are the classes {label: name}; without them they
-    come from the dataset.json in or above `labels`, else from the values in the references, both renumbered by
-    `label_map`. A prediction without a reference is a warning, a reference without a prediction an InputError;
-    for the rest see `score_files`.
+    Files are paired by name, read as `pairing` says. `names` are the classes {label: name}, or all that the labels are;
+    without them they come from the dataset.json in or above `labels`, else from the values in the references, both
+    renumbered by `label_map`. A prediction without a reference is a warning, a reference without a prediction an
+    InputError; for the rest see `score_files`.
     """
     predictions, labels = Path(predictions), Path(labels)
     heading = f"the predictions in {predictions} cannot be scored against {labels}:"
@@ -49,19 +50,20 @@ def score_folder(
     label_map = label_map or {}
     if names is None:
         named = read_class_names(labels)
-        names = None if named is None else map_names(named, label_map)
+        names = None if named is None else map_scheme(named, label_map)
     if names is None:
         names = _names_found(labels, [reference for _, reference in pairs.values()], label_map)
         warnings.append(f"no dataset.json names the classes: scored are the references' values {list(names)}")
-    if not set(names) - {0}:
+    scheme = _as_scheme(names)
+    if not set(scheme.names) - {0}:
         raise InputError(f"{labels}: no class to score, only background (0)")
-    scores, summary = _score_pairs(pairs, names, _Options(nsd_tolerance, label_map, regions or {}), heading)
+    scores, summary = _score_pairs(pairs, scheme, _Options(nsd_tolerance, label_map, regions or {}), heading)
     return scores, summary, warnings
 
 
 def score_files(
     pairs: Pairs,
-    names: Mapping[int, str],
+    names: Mapping[int, str] | LabelScheme,
     *,
     nsd_tolerance: float = 1.0,
     label_map: Mapping[int, int] | None = None,
@@ -71,7 +73,9 @@ def score_files(
 
     Args:
         pairs: Files by case; a model's predictions are numbered as it was trained.
-        names: The classes {label: name}; 0 is left out.
+        names: The classes {label: name}, of which 0 is left out; or all that the labels are: then voxels whose
+            reference is the ignore label are left out of every score, and trained regions stand in the place of the
+            classes.
         nsd_tolerance: In mm.
         label_map: Value in the references -> label; predictions are not renumbered.
         regions: {name: labels}, scored beside the classes.
@@ -82,7 +86,7 @@ def score_files(
     """
     heading = "these predictions cannot be scored:"
     raise_problems(few_of_each(_grid_problems(pairs)), heading)
-    return _score_pairs(pairs, names, _Options(nsd_tolerance, label_map or {}, regions or {}), heading)
+    return _score_pairs(pairs, _as_scheme(names), _Options(nsd_tolerance, label_map or {}, regions or {}), heading)
 
 
 def write_scores(folder: str | Path, scores: Sequence[Score], summary: Mapping[str, Any]) -> tuple[Path, Path]:
@@ -92,12 +96,10 @@ def write_scores(folder: str | Path, scores: Sequence[Score], summary: Mapping[s
     """
     folder = Path(folder)
     named: dict[int | str, tuple[str, str]] = {
-        int(label): (label, entry["name"]) for label, entry in summary["classes"].items()
+        entry["name"] if "labels" in entry else int(label): (label, entry["name"])
+        for label, entry in summary["classes"].items()
     }
-    named |= {
-        name: ("+".join(str(label) for label in entry["labels"]), name)
-        for name, entry in summary.get("regions", {}).items()
-    }
+    named |= {name: (class_key(entry["labels"]), name) for name, entry in summary.get("regions", {}).items()}
     rows = []
     for score in scores:
         row = asdict(score)
@@ -111,18 +113,15 @@ def write_scores(folder: str | Path, scores: Sequence[Score], summary: Mapping[s
 
 
 def _score_pairs(
-    pairs: Pairs, names: Mapping[int, str], options: _Options, heading: str
+    pairs: Pairs, scheme: LabelScheme, options: _Options, heading: str
 ) -> tuple[list[Score], dict[str, Any]]:
-    names = {label: name for label, name in names.items() if label != 0}
-    raise_problems(options.problems(names), heading)
+    names = {label: name for label, name in scheme.names.items() if label != 0}
+    raise_problems([*scheme_problems(scheme), *options.problems(names)], heading)
     scores: list[Score] = []
     problems: list[str] = []
     for case, (prediction_path, reference_path) in track(pairs.items(), "Scoring cases", total=len(pairs)):
         try:
-            prediction, reference = (
-                read_label_image(prediction_path),
-                read_label_image(reference_path, options.label_map),
-            )
+            prediction, reference = _read_pair(prediction_path, reference_path, options.label_map, scheme)
         except InputError as error:
             problems.append(str(error))
             continue
@@ -138,14 +137,29 @@ def _score_pairs(
                 prediction.array,
                 reference.array,
                 voxel_spacing(reference_path),
-                names,
-                regions=options.regions,
+                () if scheme.regions else names,
+                regions={**scheme.regions, **options.regions},
                 nsd_tolerance=options.nsd_tolerance,
             )
     raise_problems(few_of_each(problems), heading)
-    summary = summarise(scores, names, options.regions)
+    summary = summarise(scores, names, options.regions, trained=scheme.regions)
     summary["nsd_tolerance_mm"] = options.nsd_tolerance
     return scores, summary
+
+
+def _read_pair(
+    prediction_path: Path, reference_path: Path, label_map: Mapping[int, int], scheme: LabelScheme
+) -> tuple[LabelImage, LabelImage]:
+    """Prediction and reference, what is ignored set to background in both: whatever a prediction holds there."""
+    images = read_label_image(prediction_path), read_label_image(reference_path, label_map)
+    if scheme.ignore not in images[1].values:
+        return images
+    prediction, reference = drop_ignored(images[0].array, images[1].array, scheme.ignore)
+    return LabelImage.of(prediction), LabelImage.of(reference)
+
+
+def _as_scheme(names: Mapping[int, str] | LabelScheme) -> LabelScheme:
+    return names if isinstance(names, LabelScheme) else LabelScheme(dict(names))
 
 
 @dataclass(frozen=True)
@@ -160,7 +174,7 @@ class _Options:
         found = []
         if not (math.isfinite(self.nsd_tolerance) and self.nsd_tolerance >= 0):
             found.append(f"NSD tolerance {self.nsd_tolerance}: expected a number of mm >= 0")
-        return found + region_problems(self.regions, names)
+        return found + region_problems(self.regions, sorted(names))
 
 
 def _grid_problems(pairs: Pairs) -> list[str]:

@@ -28,6 +28,11 @@ class LabelImage:
     array: np.ndarray
     values: frozenset[int]
 
+    @classmethod
+    def of(cls, array: np.ndarray) -> LabelImage:
+        """Of whole numbers from 0."""
+        return cls(array, frozenset(count_labels([array])))
+
 
 def grid_problems(case: str, prediction: Path, reference: Path) -> list[str]:
     """What keeps two images from being compared: unreadable, other shape, another grid (`same_grid`)."""
@@ -66,7 +71,7 @@ def read_label_image(path: Path, label_map: Mapping[int, int] | None = None) -> 
     except READ_ERRORS as error:
         raise InputError(f"{path}: cannot be read ({error})") from error
     array = apply_label_map(whole_labels(raw.reshape(_shape(image)), path), label_map or {})
-    return LabelImage(array, frozenset(count_labels([array])))
+    return LabelImage.of(array)
 
 
 def _open(path: Path) -> SpatialImage:

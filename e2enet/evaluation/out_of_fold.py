@@ -50,7 +50,7 @@ def score_out_of_fold(cases: OutOfFold, output: Path) -> dict[str, Any]:
 
     Raises InputError for predictions that cannot be compared with their references.
     """
-    scores, summary = score_files(cases.pairs, cases.names, **cases.scoring)
+    scores, summary = score_files(cases.pairs, cases.scheme, **cases.scoring)
     rows = [
         {"case": case, "fold": cases.folds[case], "prediction": prediction, "reference": reference}
         for case, (prediction, reference) in cases.pairs.items()
@@ -68,17 +68,18 @@ def choose_postprocessing(cases: OutOfFold, output: Path) -> tuple[list[ClassCho
     """
     (output / POSTPROCESSING_FILE).unlink(missing_ok=True)
     shutil.rmtree(output / POSTPROCESSED, ignore_errors=True)
-    choices = choose_classes(cases.pairs, cases.names, label_map=cases.scoring["label_map"])
+    choices = choose_classes(cases.pairs, cases.scheme, label_map=cases.scoring["label_map"])
     content = choice_content(choices)
     summary = None
-    if content["keep_largest"]:
+    chosen = [choice.label for choice in choices if choice.keep_largest]
+    if chosen:
         with atomic_path(output / POSTPROCESSED) as folder:
             folder.mkdir()
             pairs = {}
             for case, (prediction, reference) in cases.pairs.items():
-                write_postprocessed(prediction, folder / prediction.name, content["keep_largest"])
+                write_postprocessed(prediction, folder / prediction.name, chosen)
                 pairs[case] = (folder / prediction.name, reference)
-            scores, summary = score_files(pairs, cases.names, **cases.scoring)
+            scores, summary = score_files(pairs, cases.scheme, **cases.scoring)
             write_scores(folder, scores, summary)
     write_json(output / POSTPROCESSING_FILE, {"version": 1, **cases.origin, **content})
     return choices, summary

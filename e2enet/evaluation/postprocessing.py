@@ -2,7 +2,8 @@
 
 The rule: a class is kept to its largest component where that raises its mean Dice over the cases, be it by little.
 Removed voxels become background, so that no class changes another's Dice, and each is decided by itself. On the cases
-that decide, no class's mean is ever worse for it; that of a region (several classes united) can be. nnU-Net's idea
+that decide, no class's mean is ever worse for it; that of a region (several classes united) can be. Regions that a
+network was trained by are each tried by themselves, and what one loses, the regions within it lose too. nnU-Net's idea
 (Isensee et al. 2021); its first step, one component for all classes together, is left out.
 """
 
@@ -20,9 +21,10 @@ from rich.table import Table
 from e2enet.common.console import track
 from e2enet.common.files import atomic_path
 from e2enet.data.formats.nifti import without_history
+from e2enet.data.formats.scheme import LabelScheme
 from e2enet.evaluation.folder import Pairs
 from e2enet.evaluation.images import read_label_image
-from e2enet.inference.postprocess import CONNECTIVITY, keep_largest
+from e2enet.inference.postprocess import CONNECTIVITY, ClassLabels, as_stored, classes_of, keep_largest
 
 RULE = (
     f"the largest {CONNECTIVITY}-connected component of a class is kept (all that are equally large) where that raised "
@@ -38,7 +40,7 @@ class ClassChoice:
     there is none), `n_changed` the cases that lose voxels.
     """
 
-    label: int
+    label: ClassLabels
     name: str
     dice_before: float
     dice_after: float
@@ -52,46 +54,64 @@ class ClassChoice:
 
 
 def choose_classes(
-    pairs: Pairs, names: Mapping[int, str], *, label_map: Mapping[int, int] | None = None
+    pairs: Pairs, names: Mapping[int, str] | LabelScheme, *, label_map: Mapping[int, int] | None = None
 ) -> list[ClassChoice]:
-    """Compare every class but background (0) with and without its smaller components, over all cases.
+    """Compare every class but background (0), or every trained region, with and without its smaller components, over
+    all cases. Ignored voxels take no part in the comparison, though components are those of the whole prediction.
 
     Args:
         pairs: {case: (prediction, reference)} on the same grid, as `score_files` checks them.
-        names: The classes {label: name}.
+        names: The classes {label: name}, or all that the labels are.
         label_map: Value in the references -> label.
     """
-    labels = [label for label in names if label != 0]
-    before, after, changed = [], [], []
+    scheme = names if isinstance(names, LabelScheme) else LabelScheme(dict(names))
+    classes = classes_of(scheme)
+    rows = []
     for prediction_path, reference_path in track(pairs.values(), "Comparing components", total=len(pairs)):
         prediction = read_label_image(prediction_path).array
         reference = read_label_image(reference_path, label_map).array
-        kept = keep_largest(prediction, labels)
-        before.append(dice_of_classes(prediction, reference, labels))
-        after.append(dice_of_classes(kept, reference, labels))
-        changed.append(_counts(prediction, labels) != _counts(kept, labels))
+        # Regions overlap: what one loses, another may lose too, so that each is tried by itself.
+        alone = [[label] for label in classes] if scheme.regions else [list(classes)]
+        rows.append(np.concatenate([_compare(prediction, reference, tried, scheme.ignore) for tried in alone], axis=1))
+    before, after, changed = np.stack(rows, axis=1) if rows else np.empty((3, 0, len(classes)))
     return [
         ClassChoice(
             label,
-            names[label],
-            _mean([dice[index] for dice in before]),
-            _mean([dice[index] for dice in after]),
-            n=sum(not np.isnan(dice[index]) for dice in before),
-            n_changed=sum(bool(case[index]) for case in changed),
+            name,
+            _mean(before[:, index]),
+            _mean(after[:, index]),
+            n=int(np.count_nonzero(~np.isnan(before[:, index]))),
+            n_changed=int(changed[:, index].sum()),
         )
-        for index, label in enumerate(labels)
+        for index, (label, name) in enumerate(classes.items())
     ]
 
 
-def dice_of_classes(prediction: np.ndarray, reference: np.ndarray, labels: Sequence[int]) -> np.ndarray:
-    """Dice of each label, 0 where only one image has it, NaN where none has: the policy of `scores.py`."""
-    sizes = _counts(prediction, labels) + _counts(reference, labels)
-    overlap = _counts(prediction[prediction == reference], labels)
+def _compare(
+    prediction: np.ndarray, reference: np.ndarray, classes: Sequence[ClassLabels], ignore: int | None
+) -> np.ndarray:
+    """(3, classes): Dice as predicted, Dice of the largest components, and whether these are fewer voxels."""
+    kept = keep_largest(prediction, classes)
+    changed = _counts(prediction, classes) != _counts(kept, classes)
+    if ignore is not None:
+        known = reference != ignore
+        prediction, kept, reference = prediction[known], kept[known], reference[known]
+    dice = [dice_of_classes(labels, reference, classes) for labels in (prediction, kept)]
+    return np.stack([*dice, changed])
+
+
+def dice_of_classes(prediction: np.ndarray, reference: np.ndarray, classes: Sequence[ClassLabels]) -> np.ndarray:
+    """Dice of each label or region, 0 where only one image has it, NaN where none has: the policy of `scores.py`."""
+    sizes = _counts(prediction, classes) + _counts(reference, classes)
+    overlap = _counts(prediction[prediction == reference], classes)
+    for index, region in enumerate(classes):
+        if not isinstance(region, int):  # labels within a region may be confused
+            overlap[index] = np.count_nonzero(np.isin(prediction, region) & np.isin(reference, region))
     with np.errstate(invalid="ignore"):
         return 2 * overlap / sizes
 
 
-def write_postprocessed(source: Path, target: Path, classes: Sequence[int]) -> None:
+def write_postprocessed(source: Path, target: Path, classes: Sequence[ClassLabels]) -> None:
     """Write a label image with the classes kept to their largest component; grid, units and type stay."""
     image = nib.load(source)
     assert isinstance(image, nib.Nifti1Image)
@@ -106,13 +126,13 @@ def choice_content(choices: Sequence[ClassChoice]) -> dict[str, Any]:
     final = [choice.dice_after if choice.keep_largest else choice.dice_before for choice in choices]
     return {
         "rule": RULE,
-        "keep_largest": [choice.label for choice in chosen],
+        "keep_largest": [as_stored(choice.label) for choice in chosen],
         "mean_dice": {
             "before": _number(_mean([choice.dice_before for choice in choices])),
             "after": _number(_mean(final)),
         },
         "classes": {
-            str(choice.label): {
+            str(as_stored(choice.label)): {
                 "name": choice.name,
                 "keep_largest": choice.keep_largest,
                 "dice_before": _number(choice.dice_before),
@@ -134,16 +154,20 @@ def choice_table(choices: Sequence[ClassChoice]) -> Table:
     for choice in choices:
         dice = [f"{value:.5f}" for value in (choice.dice_before, choice.dice_after)]
         counts = [str(choice.n), str(choice.n_changed)]
-        table.add_row(f"{choice.label} {choice.name}", *dice, *counts, "yes" if choice.keep_largest else "no")
+        table.add_row(
+            f"{as_stored(choice.label)} {choice.name}", *dice, *counts, "yes" if choice.keep_largest else "no"
+        )
     return table
 
 
-def _counts(array: np.ndarray, labels: Sequence[int]) -> np.ndarray:
-    """Voxels of each label; predictions and references hold small whole numbers from 0."""
-    return np.bincount(array.ravel(), minlength=max(labels) + 1)[list(labels)]
+def _counts(array: np.ndarray, classes: Sequence[ClassLabels]) -> np.ndarray:
+    """Voxels of each label or region; predictions and references hold small whole numbers from 0."""
+    united = [[region] if isinstance(region, int) else list(region) for region in classes]
+    counts = np.bincount(array.ravel(), minlength=max(map(max, united)) + 1)
+    return np.array([counts[region].sum() for region in united])
 
 
-def _mean(values: Sequence[float]) -> float:
+def _mean(values: Sequence[float] | np.ndarray) -> float:
     defined = [value for value in values if not np.isnan(value)]
     return float(np.mean(defined)) if defined else float("nan")
 

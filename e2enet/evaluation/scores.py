@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from rich.table import Table
 
+from e2enet.data.formats.scheme import class_key
 from e2enet.evaluation import metrics
 
 Outcome = Literal["scored", "missed", "invented", "absent"]
@@ -52,15 +53,18 @@ def score_case(
     *,
     regions: Mapping[str, Sequence[int]] | None = None,
     nsd_tolerance: float = 1.0,
+    ignore: int | None = None,
 ) -> list[Score]:
     """Scores of each class but background (0), then of each region, of two label maps (D, H, W) of one shape.
 
-    `spacing` is in mm in the order of the arrays' axes, `nsd_tolerance` in mm; `regions` are {name: labels}.
+    `spacing` is in mm in the order of the arrays' axes, `nsd_tolerance` in mm; `regions` are {name: labels}. Voxels
+    whose reference is `ignore` are background in both (`drop_ignored`).
     """
     if prediction.shape != reference.shape:
         raise ValueError(
             f"{case}: label maps differ in shape: prediction {prediction.shape}, reference {reference.shape}"
         )
+    prediction, reference = drop_ignored(prediction, reference, ignore)
     scores = []
     for label in labels:
         if label != 0:
@@ -72,16 +76,40 @@ def score_case(
     return scores
 
 
+def drop_ignored(prediction: np.ndarray, reference: np.ndarray, ignore: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Both label maps with 0 wherever the reference is `ignore`; the arrays themselves where nothing is.
+
+    So nothing that is predicted there counts, for or against. A structure that reaches into ignored voxels ends at
+    them in both maps: where both hold it, its cut is a surface that agrees.
+    """
+    ignored = reference == ignore if ignore is not None else np.zeros((), bool)
+    if not ignored.any():
+        return prediction, reference
+    return np.where(ignored, prediction.dtype.type(0), prediction), np.where(
+        ignored, reference.dtype.type(0), reference
+    )
+
+
 def summarise(
-    scores: Sequence[Score], labels: Mapping[int, str], regions: Mapping[str, Sequence[int]] | None = None
+    scores: Sequence[Score],
+    labels: Mapping[int, str],
+    regions: Mapping[str, Sequence[int]] | None = None,
+    *,
+    trained: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, Any]:
     """The content of summary.json: mean, standard deviation and counts per class and region; mean of the class
     means.
 
     `n` is the number of cases in which the class counts (scored, missed or invented). Undefined numbers are
-    None. The overall mean is over classes: regions repeat their voxels. Without regions there is no such key.
+    None. The overall mean is over classes: regions repeat their voxels. Without regions there is no such key. Regions
+    that a network was trained by (`trained`) stand in the place of the classes, called by their labels, "1+2".
     """
     classes = {str(label): {"name": name, **_statistics(scores, label)} for label, name in labels.items() if label != 0}
+    if trained:
+        classes = {
+            class_key(united): {"name": name, "labels": list(united), **_statistics(scores, name)}
+            for name, united in trained.items()
+        }
     means = {metric: [entry[metric] for entry in classes.values()] for metric in METRICS}
     summary = {
         "n_cases": len({score.case for score in scores}),

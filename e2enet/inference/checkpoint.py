@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from e2enet.common.errors import InputError, first_line, raise_problems
 from e2enet.data.formats.naming import FILE_ENDINGS
+from e2enet.data.formats.scheme import LabelScheme, scheme_problems
 from e2enet.data.planning.plan import Plan
 from e2enet.network.build import build_network
 from e2enet.network.dsff import set_group_size
@@ -29,20 +30,26 @@ MOST_LINES = 8
 class LoadedModel:
     """A network in eval mode and all that prediction and scoring need to know of its training.
 
-    `label_map` renumbers the dataset's label files (value -> label), `regions` unites labels (name -> labels),
+    `label_map` renumbers the dataset's label files (value -> label), `regions` unites labels to be scored beside those
+    of the `scheme` (name -> labels),
     `numbered_ids` says how its files are called (`naming.has_numbered_ids`).
     """
 
     path: Path
     network: nn.Module
     plan: Plan
-    labels: dict[int, str]
+    scheme: LabelScheme
     channels: tuple[str, ...]
     mirror_axes: tuple[int, ...]
     file_ending: str
     label_map: dict[int, int] = field(default_factory=dict)
     regions: dict[str, tuple[int, ...]] = field(default_factory=dict)
     numbered_ids: bool = False
+
+    @property
+    def labels(self) -> dict[int, str]:
+        """Label -> name of what is predicted, background included."""
+        return self.scheme.names
 
 
 def load_model(path: str | Path) -> LoadedModel:
@@ -62,7 +69,7 @@ def load_model(path: str | Path) -> LoadedModel:
     weights = _weights(state, path)
     try:
         dataset = hyper_parameters["dataset"]
-        labels = {int(value): str(name) for value, name in dataset["labels"].items()}
+        scheme = LabelScheme.from_plain(dataset)
         channels = tuple(str(name) for name in dataset["channels"])
         mirror_axes = tuple(int(axis) for axis in dataset["mirror_axes"])
         plan = Plan.from_dict(hyper_parameters["plan"])
@@ -73,7 +80,7 @@ def load_model(path: str | Path) -> LoadedModel:
             build_network,
             dict(hyper_parameters["network"]),
             in_channels=len(channels),
-            num_classes=len(labels),
+            num_classes=scheme.num_outputs,
             strides=plan.strides,
         )
         # Without memory: a network that a file only claims to hold is never allocated.
@@ -84,7 +91,7 @@ def load_model(path: str | Path) -> LoadedModel:
     except Exception as error:  # anybody may have written them: what they make Python or torch raise is their fault
         raise InputError(f"{path}: its hyper_parameters describe no usable network: {error}") from error
     raise_problems(
-        _dataset_problems(labels, channels, mirror_axes, file_ending, plan), f"{path}: its dataset cannot be used:"
+        _dataset_problems(scheme, channels, mirror_axes, file_ending, plan), f"{path}: its dataset cannot be used:"
     )
     raise_problems(
         weight_problems(expected, weights),
@@ -100,7 +107,7 @@ def load_model(path: str | Path) -> LoadedModel:
         path,
         network.eval(),
         plan,
-        labels,
+        scheme,
         channels,
         mirror_axes,
         file_ending,
@@ -193,10 +200,10 @@ def _weights(state: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
 
 
 def _dataset_problems(
-    labels: Mapping[int, str], channels: Sequence[str], mirror_axes: Sequence[int], file_ending: str, plan: Plan
+    scheme: LabelScheme, channels: Sequence[str], mirror_axes: Sequence[int], file_ending: str, plan: Plan
 ) -> list[str]:
     """What is wrong with what a checkpoint says of its dataset; results are named by the ending, so it is no path."""
-    problems = []
+    labels, problems = scheme.names, scheme_problems(scheme)
     if sorted(labels) != list(range(len(labels))) or len(labels) < 2:
         problems.append(f"labels are {sorted(labels)}: 0, 1, .. expected, background and at least one other")
     if len(channels) != len(plan.normalisation):
@@ -243,7 +250,7 @@ def _differences(first: LoadedModel, other: LoadedModel) -> list[str]:
 def _comparable(model: LoadedModel) -> dict[str, Any]:
     plan = {f"plan.{key}": value for key, value in model.plan.to_dict().items() if key != "batch_size"}
     return {
-        "labels": model.labels,
+        **model.scheme.to_plain(),
         "channels": model.channels,
         "mirror_axes": model.mirror_axes,
         "file_ending": model.file_ending,

@@ -48,7 +48,7 @@ def require_room_to_predict(volume: Volume, model: LoadedModel) -> None:
     whole = geometry.frame_shape
 
     def needed(cropped: Sequence[int]) -> int:
-        return forecast_memory(whole, cropped, geometry.spacing, plan, len(model.channels), len(model.labels))
+        return forecast_memory(whole, cropped, geometry.spacing, plan, len(model.channels), model.scheme.num_outputs)
 
     if needed(whole) <= available_memory() + held:
         return

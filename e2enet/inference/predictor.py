@@ -23,7 +23,7 @@ from e2enet.inference.checkpoint import LoadedModel
 from e2enet.inference.finished import VERSION, Results, file_digest, scan_digest
 from e2enet.inference.forecast import require_room_to_predict, require_room_to_read
 from e2enet.inference.overlay import save_overlay
-from e2enet.inference.postprocess import keep_largest
+from e2enet.inference.postprocess import ClassLabels, as_stored, keep_largest
 from e2enet.inference.progress import CaseProgress, show_progress
 from e2enet.inference.sliding_window import NotFiniteError, count_windows, predict_planes
 from e2enet.inference.spool import spool_probabilities
@@ -89,9 +89,10 @@ def predict_case(
         device=settings.device,
         amp_dtype=settings.amp_dtype,
         on_window=progress.windows(windows) if progress else None,
+        sigmoid=bool(first.scheme.regions),
     )
     try:
-        labels = restore_labels(planes, prepared, on_plane)
+        labels = restore_labels(planes, prepared, on_plane, order=first.scheme.order)
     except NotFiniteError as error:
         raise InputError(f"{files}: {error}") from error
     return Prediction(labels, geometry, header, image)
@@ -106,7 +107,7 @@ def predict_cases(
     overlay: bool = False,
     probabilities: bool = False,
     overwrite: bool = False,
-    keep_largest_of: Sequence[int] = (),
+    keep_largest_of: Sequence[ClassLabels] = (),
     team: Team = ALONE,
 ) -> dict[str, str]:
     """Predict cases into a folder; returns {case: reason} of those that failed, which do not stop the others.
@@ -181,12 +182,15 @@ def _preprocess(volume: Volume, model: LoadedModel, files: str) -> Preprocessed:
 def write_prediction(prediction: Prediction, case: Case, model: LoadedModel, output: Path) -> None:
     """Write the overlay, where the prediction has its image, and then the label image: it is there only when all is."""
     if prediction.image is not None:
-        reference = read_label_on(prediction.geometry, case.label, model.label_map) if case.label else None
+        reference = None
+        if case.label:
+            reference = read_label_on(prediction.geometry, case.label, model.label_map)
+            reference = model.scheme.without_ignored(reference)
         save_overlay(
             output / f"{case.id}.png",
             prediction.image,
             prediction.labels,
-            labels=model.labels,
+            labels=model.scheme.names,
             spacing=prediction.geometry.spacing,
             depth_axis=prediction.geometry.depth_axis,
             reference=reference,
@@ -195,7 +199,9 @@ def write_prediction(prediction: Prediction, case: Case, model: LoadedModel, out
     write_label_image(path, prediction.labels, prediction.geometry, prediction.header)
 
 
-def _recipe(models: Sequence[LoadedModel], settings: WindowSettings, keep_largest_of: Sequence[int]) -> dict[str, Any]:
+def _recipe(
+    models: Sequence[LoadedModel], settings: WindowSettings, keep_largest_of: Sequence[ClassLabels]
+) -> dict[str, Any]:
     """What decides results beside the scans: the order of checkpoints, the device and windows at once do not."""
     return {
         "version": VERSION,
@@ -203,7 +209,7 @@ def _recipe(models: Sequence[LoadedModel], settings: WindowSettings, keep_larges
         "mirror": settings.mirror,
         "step": settings.step,
         "precision": str(settings.amp_dtype or torch.float32).removeprefix("torch."),
-        "keep_largest": sorted(keep_largest_of),
+        "keep_largest": sorted(map(as_stored, keep_largest_of), key=lambda one: (isinstance(one, str), one)),
     }
 
 

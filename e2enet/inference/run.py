@@ -130,7 +130,7 @@ def resolve_postprocessing(given: str, models: list[LoadedModel]) -> Postprocess
     else:
         choice = read_postprocessing(given)
     if choice is not None:
-        require_labels(choice, models[0].labels)
+        require_labels(choice, models[0].scheme)
     return choice
 
 

@@ -37,6 +37,7 @@ def predict_planes(
     device: torch.device | str = "cpu",
     amp_dtype: torch.dtype | None = None,
     on_window: Callable[[int], None] | None = None,
+    sigmoid: bool = False,
 ) -> Iterator[Tensor]:
     """Softmax probabilities of a preprocessed image (C, D, H, W): D planes (K, H, W), float32, in order.
 
@@ -50,6 +51,7 @@ def predict_planes(
         device: of the networks. A GPU also adds up the windows, where there is memory for it, and planes lie there.
         amp_dtype: None for float32, else the type of autocast; probabilities are added up in float32.
         on_window: called with the number of windows just done.
+        sigmoid: the outputs are regions that may overlap: each has a probability of its own.
 
     Windows overlap with Gaussian weights (sigma = patch / 8).
 
@@ -77,7 +79,8 @@ def predict_planes(
                 totals.append(_total(logits))
                 if sums is None:
                     num_classes = logits.shape[1]
-                    sums = WindowSums(grid, num_classes, len(passes), device_of_sums(grid, num_classes, device))
+                    place_of_sums = device_of_sums(grid, num_classes, device)
+                    sums = WindowSums(grid, num_classes, len(passes), place_of_sums, sigmoid=sigmoid)
                 for corner, window in zip(corners, logits.to(sums.device), strict=True):
                     sums.add(window, corner, mirrored)
             if on_window is not None:

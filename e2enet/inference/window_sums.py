@@ -21,14 +21,17 @@ RESERVE_BYTES = 2**30
 
 
 class WindowSums:
-    """Sums of the windows' softmax probabilities, float32, K classes a voxel, on `device`.
+    """Sums of the windows' softmax probabilities (or `sigmoid`, of regions), float32, K classes a voxel, on `device`.
 
     Each window is added `passes` times, once for every network and mirrored copy.
     """
 
-    def __init__(self, grid: WindowGrid, num_classes: int, passes: int, device: torch.device) -> None:
+    def __init__(
+        self, grid: WindowGrid, num_classes: int, passes: int, device: torch.device, *, sigmoid: bool = False
+    ) -> None:
         depth, height, width = grid.patch
         self.device = device
+        self._sigmoid = sigmoid
         self._grid, self._depth, self._passes = grid, depth, passes
         # Planes first: a finished plane is one piece of memory.
         self._sums = torch.zeros(depth, num_classes, *grid.shape[1:], device=device)
@@ -44,7 +47,8 @@ class WindowSums:
         axes = [axis + 1 for axis in mirrored]
         for first, last in self._blocks(corner[0]):
             source = slice(self._depth - last, self._depth - first) if 0 in mirrored else slice(first, last)
-            probabilities = logits[:, source].softmax(dim=0, dtype=torch.float32)
+            part = logits[:, source]
+            probabilities = part.float().sigmoid() if self._sigmoid else part.softmax(dim=0, dtype=torch.float32)
             if axes:
                 probabilities = probabilities.flip(axes)
             slot = (corner[0] + first) % self._depth

@@ -21,6 +21,7 @@ from rich.table import Table
 from e2enet.common.console import console, say, track
 from e2enet.common.errors import exit_on_input_error
 from e2enet.common.files import content_key, read_json, write_json
+from e2enet.data.formats.scheme import LabelScheme
 from e2enet.report.results.measured import MEASURED_FILE, read_measured
 from e2enet.runs.folders import job_state, read_sweep
 
@@ -74,7 +75,7 @@ def network_key(run: Path) -> str:
         {
             "network": settings["network"],
             "in_channels": len(settings["dataset"]["channels"]),
-            "num_classes": len(settings["dataset"]["labels"]),
+            "num_classes": LabelScheme.from_plain(settings["dataset"]).num_outputs,
             "plan": {name: settings["plan"][name] for name in COSTLY_PLAN},
             "training": {name: settings["training"].get(name) for name in COSTLY_TRAINING},
             "density": read_json(cost)["density"] if cost.is_file() else None,

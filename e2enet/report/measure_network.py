@@ -30,7 +30,7 @@ from e2enet.network.recompute import checkpoint_activations
 from e2enet.report.measure import parse_measuring
 from e2enet.system.memory import keep_freed_memory, resident, resident_peak
 from e2enet.training.final import PRECISIONS
-from e2enet.training.losses import DeepSupervisionLoss, DiceCrossEntropy
+from e2enet.training.losses import DeepSupervisionLoss, DiceCrossEntropy, build_loss
 from e2enet.training.records import machine
 
 UNCOUNTED = 2
@@ -96,12 +96,12 @@ def training_peak(checkpoint: Path, device: torch.device) -> int:
     network = model.network.to(device).train()
     if training.get("checkpoint_activations", False):
         checkpoint_activations(network)
-    loss = DeepSupervisionLoss(instantiate(training["loss"]))
+    loss = build_loss(training["loss"], model.scheme).to(device)
     optimizer = instantiate(training["optimizer"], params=network.parameters())
     precision = autocast(training, device)
     batch_size, patch_size = model.plan.batch_size, model.plan.patch_size
     image = torch.randn(batch_size, len(model.channels), *patch_size, device=device)
-    target = torch.randint(len(model.labels), (batch_size, *patch_size), device=device)
+    target = torch.randint(len(model.scheme.names), (batch_size, *patch_size), device=device)
     run = select_training(network, training.get("engine", "dense"), amp_dtype=amp_dtype(training, device))
     for _ in range(STEPS):
         with precision():

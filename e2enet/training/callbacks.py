@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
 from e2enet.common.console import say
+from e2enet.data.formats.scheme import LabelScheme
 from e2enet.data.planning.plan import Plan
 from e2enet.inference.overlay import save_overlay
 from e2enet.training.module import PATCHES, SCORES, WHOLE_CASES, SegmentationModule
@@ -140,14 +140,14 @@ class ValidationPicture(pl.Callback):
 
     Args:
         folder: where `validation_<case>.png` is written; each validation replaces it, W&B keeps them all.
-        labels: class names by label, background 0 included.
+        scheme: what the labels are; ignored voxels are drawn as background.
         plan: of the prepared cases, for their spacing and depth axis.
         loader: the validation loader to draw from, PATCHES or WHOLE_CASES.
     """
 
-    def __init__(self, folder: Path, labels: Mapping[int, str], plan: Plan, loader: int) -> None:
+    def __init__(self, folder: Path, scheme: LabelScheme, plan: Plan, loader: int) -> None:
         self.folder = folder
-        self.labels = dict(labels)
+        self.scheme = scheme
         self.plan = plan
         self.loader = loader
 
@@ -168,8 +168,8 @@ class ValidationPicture(pl.Callback):
             path,
             batch["image"][0, 0].float().cpu().numpy(),
             outputs["segmentation"][0].cpu().numpy(),
-            reference=batch["label"][0].cpu().numpy(),
-            labels=self.labels,
+            reference=self.scheme.without_ignored(batch["label"][0].cpu().numpy()),
+            labels=self.scheme.names,
             spacing=self.plan.spacing,
             depth_axis=self.plan.depth_axis,
         )

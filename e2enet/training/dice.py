@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -16,6 +18,8 @@ class DiceCounts(Metric):
 
     Args:
         num_classes: K, background included; values of `update` lie below it.
+        ignore: a value of label images; such voxels count nowhere, whatever is predicted there.
+        regions: K - 1 of them, the labels that each unites: class 1 and those after it are these, not single labels.
     """
 
     full_state_update = False
@@ -23,9 +27,11 @@ class DiceCounts(Metric):
     true: Tensor
     predicted: Tensor
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, *, ignore: int | None = None, regions: Sequence[Sequence[int]] = ()) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.ignore = ignore
+        self.regions = [list(region) for region in regions]
         for name in ("hits", "true", "predicted"):
             self.add_state(name, torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
 
@@ -35,6 +41,12 @@ class DiceCounts(Metric):
         Raises:
             RuntimeError: where a value is negative.
         """
+        if self.ignore is not None:
+            known = label != self.ignore
+            segmentation, label = segmentation[known], label[known]
+        if self.regions:
+            self._update_regions(segmentation, label)
+            return
         self.hits += self._count(label[segmentation == label])
         self.true += self._count(label)
         self.predicted += self._count(segmentation)
@@ -48,6 +60,14 @@ class DiceCounts(Metric):
         dice = self.compute()
         self.reset()
         return dice, dice[1:].nanmean()
+
+    def _update_regions(self, segmentation: Tensor, label: Tensor) -> None:
+        for number, region in enumerate([[0], *self.regions]):
+            labels = torch.tensor(region, device=label.device)
+            predicted, true = torch.isin(segmentation, labels), torch.isin(label, labels)
+            self.hits[number] += (predicted & true).sum()
+            self.true[number] += true.sum()
+            self.predicted[number] += predicted.sum()
 
     def _count(self, values: Tensor) -> Tensor:
         return torch.bincount(values.flatten(), minlength=self.num_classes)

@@ -73,7 +73,7 @@ def _score(
     pairs = {case.id: (predictions / f"{case.id}{model.file_ending}", case.label) for case in cases if case.label}
     scores, summary = score_files(
         pairs,
-        model.labels,
+        model.scheme,
         nsd_tolerance=config.final.nsd_tolerance,
         label_map=model.label_map,
         regions=model.regions,

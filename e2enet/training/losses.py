@@ -1,17 +1,22 @@
-"""Soft Dice plus cross-entropy, and its deep-supervision wrapper (spec section 4).
+"""Soft Dice plus cross-entropy, of classes or of regions, and its deep-supervision wrapper (spec section 4).
 
 In data-parallel training the batch is that of all processes together: batch Dice is of sums over all of them. Means
-over voxels and samples need nothing of the kind, since every process has as many.
+over voxels and samples need nothing of the kind, since every process has as many, unless some voxels are ignored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from torch import Tensor, distributed, nn
 
+from e2enet.common.errors import InputError, first_line
+from e2enet.data.formats.scheme import LabelScheme
 from e2enet.system.ranks import in_process_group
 
 
@@ -29,6 +34,8 @@ class DiceCrossEntropy(nn.Module):
         cross_entropy_weight: factor of the cross-entropy, averaged over voxels.
         batch_dice: sum over the batch before dividing; False gives one Dice per sample, averaged.
         include_background: let class 0 take part in the Dice mean.
+        ignore: target value of voxels that take part in nothing; the mean of the cross-entropy is over the others
+            (of all processes), and 0 where there is none.
     """
 
     def __init__(
@@ -38,6 +45,7 @@ class DiceCrossEntropy(nn.Module):
         cross_entropy_weight: float = 1.0,
         batch_dice: bool = True,
         include_background: bool = False,
+        ignore: int | None = None,
     ) -> None:
         super().__init__()
         self.smooth = smooth
@@ -45,27 +53,119 @@ class DiceCrossEntropy(nn.Module):
         self.cross_entropy_weight = cross_entropy_weight
         self.batch_dice = batch_dice
         self.include_background = include_background
+        self.ignore = ignore
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Loss of logits (B, K, D, H, W) against class indices (B, D, H, W), int64."""
         # Half precision cannot hold sums over a patch: float16 ends at 65504, a 64^3 patch has 262144 voxels.
         with torch.autocast(logits.device.type, enabled=False):
             logits = logits if logits.dtype == torch.float64 else logits.float()
+            probabilities = logits.softmax(dim=1)
+            if self.ignore is None:
+                known, classes = None, target
+                cross_entropy = F.cross_entropy(logits, target)
+            else:
+                known = target != self.ignore
+                classes = target.where(known, 0)
+                terms = F.cross_entropy(logits, target, ignore_index=self.ignore, reduction="none")
+                cross_entropy = mean_of_known(terms, known)
+            one_hot = torch.zeros_like(probabilities).scatter_(1, classes[:, None], 1.0)
             dice = soft_dice(
-                logits.softmax(dim=1),
-                target,
+                probabilities,
+                one_hot,
+                known=known,
                 smooth=self.smooth,
                 batch_dice=self.batch_dice,
                 include_background=self.include_background,
             )
-            cross_entropy = F.cross_entropy(logits, target)
             return self.dice_weight * (1.0 - dice) + self.cross_entropy_weight * cross_entropy
+
+
+class DiceBCE(nn.Module):
+    """Weighted sum of soft Dice loss and binary cross-entropy of overlapping regions, in float32 or wider.
+
+    nnU-Net's loss for training by regions: each output is a region of its own, by sigmoid, and the Dice term is that of
+    `DiceCrossEntropy` over all of them.
+
+    Args:
+        regions: the labels that each output unites, in the order of the outputs.
+        smooth, dice_weight, batch_dice: as in `DiceCrossEntropy`.
+        cross_entropy_weight: factor of the binary cross-entropy, averaged over voxels and regions.
+        ignore: as in `DiceCrossEntropy`. nnU-Net, with an ignore label, sums over regions; here the mean stays.
+    """
+
+    members: Tensor
+
+    def __init__(
+        self,
+        regions: Sequence[Sequence[int]],
+        smooth: float = 1e-5,
+        dice_weight: float = 1.0,
+        cross_entropy_weight: float = 1.0,
+        batch_dice: bool = True,
+        ignore: int | None = None,
+    ) -> None:
+        super().__init__()
+        highest = max([ignore or 0, *(label for region in regions for label in region)])
+        members = torch.zeros(highest + 1, len(regions))
+        for number, region in enumerate(regions):
+            members[list(region), number] = 1.0
+        self.register_buffer("members", members, persistent=False)
+        self.smooth = smooth
+        self.dice_weight = dice_weight
+        self.cross_entropy_weight = cross_entropy_weight
+        self.batch_dice = batch_dice
+        self.ignore = ignore
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Loss of logits (B, K, D, H, W) of K regions against labels (B, D, H, W), int64."""
+        with torch.autocast(logits.device.type, enabled=False):
+            logits = logits if logits.dtype == torch.float64 else logits.float()
+            inside = self.members.to(logits.dtype)[target].movedim(-1, 1)
+            known = None if self.ignore is None else target != self.ignore
+            terms = F.binary_cross_entropy_with_logits(logits, inside, reduction="none").mean(dim=1)
+            dice = soft_dice(
+                logits.sigmoid(),
+                inside,
+                known=known,
+                smooth=self.smooth,
+                batch_dice=self.batch_dice,
+                include_background=True,
+            )
+            cross_entropy = terms.mean() if known is None else mean_of_known(terms, known)
+            return self.dice_weight * (1.0 - dice) + self.cross_entropy_weight * cross_entropy
+
+
+def build_loss(config: Mapping[str, Any], scheme: LabelScheme) -> DeepSupervisionLoss:
+    """The loss of a `training.loss` section for a dataset's labels, over all heads.
+
+    A loss gets `ignore` and `regions` as keywords where the dataset has them. DiceCrossEntropy, the default, stands for
+    DiceBCE where the labels are regions, as nnU-Net chooses.
+
+    Raises:
+        InputError: a loss that takes no such keyword, or a setting that it has not.
+    """
+    settings, target = dict(config), str(config["_target_"])
+    special: dict[str, Any] = {} if scheme.ignore is None else {"ignore": scheme.ignore}
+    if scheme.regions:
+        special["regions"] = [list(united) for united in scheme.regions.values()]
+        if target == _path(DiceCrossEntropy):
+            settings["_target_"] = target = _path(DiceBCE)
+    try:
+        return DeepSupervisionLoss(instantiate(settings, **special))
+    except InstantiationException as error:
+        if not special:
+            raise
+        raise InputError(
+            f"training.loss._target_={target}: cannot be built for this dataset, whose labels give it "
+            f"{' and '.join(special)}: {first_line(error.__cause__ or error)}"
+        ) from error
 
 
 class DeepSupervisionLoss(nn.Module):
     """Weighted sum of one loss over all heads: weights 1, 1/2, 1/4, .. normalised to sum 1.
 
-    Targets are brought to each head's resolution by nearest sampling, so they stay class indices.
+    Targets are brought to each head's resolution by nearest sampling, so they stay labels, the ignored one among them.
     """
 
     def __init__(self, loss: nn.Module) -> None:
@@ -97,17 +197,35 @@ def reduce_target(target: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def soft_dice(
-    probabilities: Tensor, target: Tensor, *, smooth: float, batch_dice: bool, include_background: bool
+    probabilities: Tensor,
+    target: Tensor,
+    *,
+    smooth: float,
+    batch_dice: bool,
+    include_background: bool,
+    known: Tensor | None = None,
 ) -> Tensor:
-    """Mean soft Dice of (B, K, D, H, W) against (B, D, H, W), over classes (and samples one by one)."""
-    one_hot = torch.zeros_like(probabilities).scatter_(1, target[:, None], 1.0)
+    """Mean soft Dice of (B, K, D, H, W) against 0 and 1 of that shape, over classes (and samples one by one).
+
+    `known` (B, D, H, W) is where voxels take part; None: everywhere.
+    """
+    if known is not None:
+        mask = known[:, None].to(probabilities.dtype)
+        probabilities, target = probabilities * mask, target * mask
     axes = [2, 3, 4] if not batch_dice else [0, 2, 3, 4]
-    overlap = (probabilities * one_hot).sum(axes)
-    total = probabilities.sum(axes) + one_hot.sum(axes)
+    overlap = (probabilities * target).sum(axes)
+    total = probabilities.sum(axes) + target.sum(axes)
     if batch_dice:
         overlap, total = sum_over_processes(torch.stack([overlap, total]))
     dice = (2.0 * overlap + smooth) / (total + smooth)
     return (dice if include_background else dice[..., 1:]).mean()
+
+
+def mean_of_known(terms: Tensor, known: Tensor) -> Tensor:
+    """Mean of (B, D, H, W) over the known voxels of all processes, which have different numbers of them; 0 without
+    any."""
+    total, count = sum_over_processes(torch.stack([(terms * known).sum(), known.sum().to(terms.dtype)]))
+    return total / count.clamp(min=1.0)
 
 
 def sum_over_processes(sums: Tensor) -> Tensor:
@@ -122,3 +240,7 @@ def sum_over_processes(sums: Tensor) -> Tensor:
     total = sums.detach().clone()
     distributed.all_reduce(total)
     return total + distributed.get_world_size() * (sums - sums.detach())
+
+
+def _path(loss: type[nn.Module]) -> str:
+    return f"{loss.__module__}.{loss.__qualname__}"

@@ -15,15 +15,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from e2enet.common.console import say
+from e2enet.data.formats.scheme import LabelScheme
 from e2enet.data.planning.plan import Plan
-from e2enet.data.preparation.restore import largest_class
+from e2enet.data.preparation.outputs import segment_logits, segment_plane
 from e2enet.inference.sliding_window import NotFiniteError, predict_planes
 from e2enet.network.build import build_network
 from e2enet.network.dsff import set_group_size
 from e2enet.network.engine import select_training, select_validation
 from e2enet.network.recompute import checkpoint_activations
 from e2enet.training.dice import DiceCounts
-from e2enet.training.losses import DeepSupervisionLoss, sum_over_processes
+from e2enet.training.losses import build_loss, sum_over_processes
 from e2enet.training.nonfinite import LEFT_OUT, NonFiniteGuard, scale_gradients, without_gradient
 from e2enet.training.part_trials import build_schedule
 from e2enet.training.schedules import schedule_after
@@ -51,8 +52,9 @@ class SegmentationModule(pl.LightningModule):
     Args:
         network: the `network` config group, for `build_network`.
         plan: `Plan.to_dict()`; its strides shape the network, its patch size the validation windows.
-        dataset: {"name", "labels": {int: str}, "channels", "mirror_axes", "file_ending"}, and what scoring of its
-            label files needs: {"label_map": {int: int}, "regions": {str: [int]}}.
+        dataset: {"name", "labels": {int: str}, "channels", "mirror_axes", "file_ending"}, what else its labels are
+            (`LabelScheme.to_plain`), and what scoring of its label files needs: {"label_map": {int: int}, "regions":
+            {str: [int]}}.
         training: the `training` config group: `loss`, `optimizer`, `schedule` (each with `_target_`),
             `engine`, `checkpoint_activations`, `compile`, `skip_nonfinite`.
         group_size: output channels that share their inputs in the masks of fusion layers; 1 for single kernels.
@@ -70,22 +72,26 @@ class SegmentationModule(pl.LightningModule):
         self.save_hyperparameters(logger=False)
         self.training_config = dict(training)
         self.plan = Plan.from_dict(plan)
-        self.labels = {int(label): str(name) for label, name in dataset["labels"].items()}
+        self.scheme = LabelScheme.from_plain(dataset)
         self.network = build_network(
             network,
             in_channels=len(dataset["channels"]),
-            num_classes=len(self.labels),
+            num_classes=self.scheme.num_outputs,
             strides=self.plan.strides,
         )
         set_group_size(self.network, group_size)
         if training.get("checkpoint_activations", False):
             checkpoint_activations(self.network)
-        self.loss = DeepSupervisionLoss(instantiate(training["loss"]))
+        self.loss = build_loss(training["loss"], self.scheme)
         self.guard = NonFiniteGuard(training.get("skip_nonfinite"))
         self.scores: dict[str, float] = {}
         self.needs_dense_gradients = False
-        self.patch_counts = DiceCounts(len(self.labels))
-        self.case_counts = DiceCounts(len(self.labels))
+        self.patch_counts, self.case_counts = (
+            DiceCounts(
+                len(self.scheme.class_names), ignore=self.scheme.ignore, regions=list(self.scheme.regions.values())
+            )
+            for _ in range(2)
+        )
 
     def setup(self, stage: str) -> None:
         """Compile the network in place where asked: parameter names and checkpoints stay the same.
@@ -153,7 +159,7 @@ class SegmentationModule(pl.LightningModule):
         """Segment a batch of patches or one whole prepared case, without mirroring, and count its voxels."""
         image, label = batch["image"], batch["label"]
         if dataloader_idx == PATCHES:
-            segmentation = self._validated(image).argmax(dim=1)
+            segmentation = segment_logits(self._validated(image), self.scheme.order)
             self.patch_counts.update(segmentation, label)
         else:
             segmentation = self._segment_case(image, ", ".join(batch["case"]))
@@ -168,7 +174,7 @@ class SegmentationModule(pl.LightningModule):
             if not self._any_process(counts.update_called):
                 continue
             dice, mean = counts.take()
-            for label, name in self.labels.items():
+            for label, name in self.scheme.class_names.items():
                 if label != 0:
                     self.log(f"{score}_{name}", dice[label])
             self.log(score, mean, prog_bar=True)
@@ -207,9 +213,11 @@ class SegmentationModule(pl.LightningModule):
             mirror_axes=(),
             device=self.device,
             amp_dtype=_amp_dtype(self.network),
+            sigmoid=bool(self.scheme.regions),
         )
         try:
-            return torch.stack([largest_class(plane) for plane in planes])[None].to(image.device)
+            segmented = [segment_plane(plane, self.scheme.order) for plane in planes]
+            return torch.stack(segmented)[None].to(image.device)
         except NotFiniteError as error:
             say(f"warning: validation case {name}: {error}; it counts as empty")
             return torch.zeros_like(image[:, 0], dtype=torch.uint8)

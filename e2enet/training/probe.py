@@ -153,7 +153,7 @@ def _seconds_of_step(trainer: pl.Trainer, module: SegmentationModule, batch_size
     patch_size, channels = module.plan.patch_size, len(module.hparams["dataset"]["channels"])
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(batch_size, channels, *patch_size, generator=generator).to(device)
-    label = torch.randint(len(module.labels), (batch_size, *patch_size), generator=generator).to(device)
+    label = torch.randint(len(module.scheme.names), (batch_size, *patch_size), generator=generator).to(device)
 
     with trainer.precision_plugin.train_step_context():
         run = module.training_pass(network)

@@ -176,7 +176,7 @@ def run_identity(config: DictConfig, data: SegmentationDataModule) -> dict[str, 
     found = dict(_flat({section: content[section] for section in TRAINED}))
     found |= dict(_flat({"plan": data.plan.to_dict()}))
     found |= {
-        "labels": {int(label): str(name) for label, name in data.dataset.labels.items()},
+        **data.dataset.scheme.to_plain(),
         "training cases": [case.id for case in data.train_cases],
         "validation cases": [case.id for case in data.val_cases],
         "processes": _processes(config),

@@ -144,7 +144,7 @@ def build_module(config: DictConfig, data: SegmentationDataModule) -> Segmentati
         plan=data.plan.to_dict(),
         dataset={
             "name": data.dataset.name,
-            "labels": dict(data.dataset.labels),
+            **data.dataset.scheme.to_plain(),
             "channels": list(data.dataset.channels),
             "mirror_axes": list(data.mirror_axes),
             "file_ending": data.dataset.file_ending,

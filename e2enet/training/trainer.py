@@ -50,7 +50,7 @@ def build_trainer(
     callbacks: list[pl.Callback] = [*_dsff(config), claim, EpochNumbers()]
     callbacks.append(TimeKeeper(loader_wait, config.trainer.log_every))
     callbacks.append(CostFile(run_folder / "cost.json"))
-    callbacks.append(ValidationPicture(run_folder / "figures", module.labels, module.plan, drawn))
+    callbacks.append(ValidationPicture(run_folder / "figures", module.scheme, module.plan, drawn))
     callbacks.append(RichProgressBar() if bars else EpochLines())
     callbacks += _checkpoints(config, run_folder / "checkpoints", identity)
     return pl.Trainer(

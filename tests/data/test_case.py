@@ -11,6 +11,7 @@ import pytest
 from e2enet.common.errors import InputError
 from e2enet.data.formats.case import channel_problem, count_labels, label_problem, read_case
 from e2enet.data.formats.layout import read_msd
+from e2enet.data.formats.scheme import LabelScheme
 from e2enet.data.formats.volume import read_label, read_volume
 
 
@@ -68,7 +69,8 @@ def test_counts_are_those_of_unique(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_problems_in_words() -> None:
     assert channel_problem(2, 2) is None and channel_problem(4, 1) == "4 channels, 1 expected"
-    labels = {0: "background", 1: "a"}
+    labels = LabelScheme({0: "background", 1: "a"})
     assert label_problem({0: 5, 1: 2}, labels) is None
+    assert label_problem({1: 2, 2: 7}, LabelScheme(labels.names, ignore=2)) is None
     expected = "holds label values 2 (1 voxel), 9 (3 voxels); those of the dataset expected: 0 to 1"
     assert label_problem({0: 5, 9: 3, 2: 1}, labels) == expected

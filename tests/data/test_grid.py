@@ -16,6 +16,7 @@ from e2enet.data.checking.repair import repair_labels
 from e2enet.data.formats.case import read_case
 from e2enet.data.formats.grid import Geometry, grid_offset, same_directions, same_grid
 from e2enet.data.formats.layout import Case, read_msd
+from e2enet.data.formats.scheme import LabelScheme
 from e2enet.data.formats.volume import read_label, read_label_on, read_volume, write_label_image
 from e2enet.evaluation.images import grid_problems
 
@@ -154,8 +155,9 @@ def test_small_offsets_are_one_line_with_their_count_and_the_largest(toy: Any) -
         "voxel size) in case b: taken for the same grid, as all up to 0.1 are"
     )
     near, far = (toy.write_image(name, affine=moved(affine, mm)) for name, mm in (("y", 0.01), ("z", 0.05)))
+    scheme = LabelScheme({0: "background", 1: "liver"})
     for images in ((toy.image("a"), near, far), (toy.image("a"), far, near)):
-        facts, _ = examine_case(CaseTask(Case("a", images), "training", 3, {0: "background", 1: "liver"}, {}))
+        facts, _ = examine_case(CaseTask(Case("a", images), "training", 3, scheme, {}))
         assert facts is not None and facts.offset is not None and facts.offset.mm == pytest.approx(0.05, abs=1e-5)
 
 

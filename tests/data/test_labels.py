@@ -11,6 +11,7 @@ import pytest
 from e2enet.common.errors import InputError
 from e2enet.data.formats.labels import LabelTable, apply_label_map, map_names, resolve_labels, whole_labels
 from e2enet.data.formats.problems import Problem
+from e2enet.data.formats.scheme import LabelScheme
 from e2enet.data.formats.volume import read_label
 
 
@@ -57,8 +58,8 @@ def test_names_follow_their_values() -> None:
 
 def labels_and_problems(found: dict[int, str] | None, table: LabelTable) -> tuple[dict[int, str], str]:
     problems: list[Problem] = []
-    labels = resolve_labels(found, table, problems)
-    return labels, "\n".join(str(problem) for problem in problems)
+    scheme = resolve_labels(None if found is None else LabelScheme(found), table, problems)
+    return scheme.names, "\n".join(str(problem) for problem in problems)
 
 
 def test_the_names_of_the_table_win() -> None:

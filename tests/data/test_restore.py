@@ -15,9 +15,10 @@ from torch.nn.functional import interpolate
 
 from e2enet.data.formats.volume import Geometry, Volume
 from e2enet.data.planning.plan import Plan
+from e2enet.data.preparation.outputs import largest_class
 from e2enet.data.preparation.preprocess import Preprocessed, preprocess, preprocess_label
 from e2enet.data.preparation.resample import nearest_indices, separate_axis
-from e2enet.data.preparation.restore import largest_class, resample_planes, restore_labels
+from e2enet.data.preparation.restore import resample_planes, restore_labels
 
 RNG = np.random.default_rng(0)
 ZSCORE = {"scheme": "zscore", "nonzero": False}

@@ -12,6 +12,7 @@ from e2enet.common.errors import InputError
 from e2enet.data.cases.split_file import RunSplit, read_run_split, write_run_split
 from e2enet.data.cases.splits import Split, SplitRule, five_fold, split_dataset
 from e2enet.data.formats.layout import Case, RawDataset
+from e2enet.data.formats.scheme import LabelScheme
 
 IDS = [f"case_{number:03d}" for number in range(12)]
 
@@ -132,7 +133,7 @@ def dataset(training: int = 6, validation: int = 2, unlabelled: int = 1) -> RawD
         return tuple(Case(f"{prefix}{number}", (Path("image.nii.gz"),), label) for number in reversed(range(count)))
 
     parts = cases("t", training), cases("u", unlabelled, labelled=False), cases("v", validation)
-    return RawDataset("Toy", Path("toy"), ("CT",), {0: "background", 1: "liver"}, ".nii.gz", *parts)
+    return RawDataset("Toy", Path("toy"), ("CT",), LabelScheme({0: "background", 1: "liver"}), ".nii.gz", *parts)
 
 
 def ids(split: Split) -> tuple[list[str], list[str], list[str]]:

@@ -15,6 +15,7 @@ import pytest
 from e2enet.common.errors import InputError
 from e2enet.data.formats.description import Description, read_class_names
 from e2enet.data.formats.problems import Problem
+from e2enet.data.formats.scheme import LabelScheme
 from e2enet.evaluation import score_folder
 from e2enet.evaluation.__main__ import main
 
@@ -205,15 +206,15 @@ def test_what_many_files_have_is_one_line(folders):
 )
 def test_both_dialects_of_names(labels, tmp_path):
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
-    assert read_class_names(tmp_path) == {1: "liver", 2: "spleen"}
+    assert read_class_names(tmp_path) == LabelScheme({0: "background", 1: "liver", 2: "spleen"})
 
 
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ({"whole": [1, 2]}, "labels 'whole': regions and nnU-Net's ignore label are not read yet"),
-        ({"background": 0, "liver": 1, "ignore": 2}, "labels 'ignore': regions and nnU-Net's ignore label"),
-        ({"0": "background", "1": "liver", "2": "Ignore"}, "labels 'Ignore': regions and nnU-Net's ignore label"),
+        ({"whole": [1, 2]}, r"regions_class_order is None: one label for each region expected"),
+        ({"background": 0, "liver": 1, "ignore": [2, 3]}, "labels: one integer expected for the label 'ignore'"),
+        ({"background": 0, "liver": 1, "ignore": 1}, r"labels give the values \[1\] to more than one name"),
         ({"liver": "one"}, "labels 'liver': 'one': one integer per label expected"),
         ({"liver": 1, "spleen": 1}, r"labels give the values \[1\] to more than one name"),
         (["background", "liver"], r"labels is \['background', 'liver'\]: an object of names and values expected"),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from e2enet.common.errors import InputError
+from e2enet.data.formats.scheme import LabelScheme
 from e2enet.inference.postprocess import find_postprocessing, keep_largest, read_postprocessing, require_labels
 
 CONTENT = {
@@ -123,6 +124,6 @@ def test_files_that_are_no_choice(write: Write, changes: dict[str, object], mess
 
 def test_a_choice_serves_models_of_the_same_classes(write: Write) -> None:
     choice = read_postprocessing(write())
-    require_labels(choice, {0: "background", 1: "liver", 2: "spleen"})
+    require_labels(choice, LabelScheme({0: "background", 1: "liver", 2: "spleen"}))
     with pytest.raises(InputError, match="the model has"):
-        require_labels(choice, {0: "background", 1: "spleen", 2: "liver"})
+        require_labels(choice, LabelScheme({0: "background", 1: "spleen", 2: "liver"}))

@@ -129,8 +129,8 @@ REFUSED: dict[str, tuple[Callable[[Path], None], dict[str, Any], bool, str]] = {
     "between": (between, CLASSES, True, "b.nii.gz: holds the value 0.98, whole numbers (labels) expected"),
     "twins": (twins, CLASSES, False, "d_0000.nii.gz: the same image, voxel for voxel, as case a, on both"),
     "dead-link": (dead_link, CLASSES, False, "b_0001.nii.gz"),
-    "ignore": (third, {**CLASSES, "ignore": 3}, True, "labels 'ignore': regions and nnU-Net's ignore label are not"),
-    "regions": (third, {**CLASSES, "whole": [1, 2, 3]}, True, "labels 'whole': regions and nnU-Net's ignore label"),
+    "ignore": (third, {**CLASSES, "ignore": [3, 4]}, True, "labels: one integer expected for the label 'ignore'"),
+    "regions": (third, {**CLASSES, "whole": [1, 2, 3]}, True, "regions_class_order is None: one label for each region"),
 }
 
 

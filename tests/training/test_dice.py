@@ -50,3 +50,25 @@ def test_deterministic_algorithms_do_not_change_it(images: tuple[torch.Tensor, t
     finally:
         torch.use_deterministic_algorithms(False)
     assert torch.equal(plain.compute(), strict.compute())
+
+
+def test_ignored_voxels_are_not_counted(images: tuple[torch.Tensor, torch.Tensor]) -> None:
+    predicted, true = images
+    ignored = true == 3
+    counts, known = DiceCounts(3, ignore=3), DiceCounts(3)
+    counts.update(predicted.where(~ignored, 1).clamp(max=2), true)
+    known.update(predicted[~ignored].clamp(max=2), true[~ignored])
+    assert torch.equal(counts.compute(), known.compute())
+
+
+def test_regions_are_counted_as_united(images: tuple[torch.Tensor, torch.Tensor]) -> None:
+    predicted, true = images
+    counts = DiceCounts(3, regions=[[1, 2, 3], [2]])
+    for segmentation, label in zip(predicted, true, strict=True):
+        counts.update(segmentation.to(torch.uint8), label)
+    united, whole = DiceCounts(2), DiceCounts(4)
+    united.update(predicted.clamp(max=1), true.clamp(max=1))
+    whole.update(predicted, true)
+    dice, mean = counts.take()
+    assert dice.tolist() == [united.compute()[0], united.compute()[1], whole.compute()[2]]
+    assert float(mean) == pytest.approx(float(dice[1:].mean()))

@@ -17,6 +17,7 @@ from e2enet.data.formats.grid import Geometry, Offset, grid_offset, grid_problem
 from e2enet.data.formats.labels import whole_labels
 from e2enet.data.formats.naming import Case
 from e2enet.data.formats.problems import Problem, case_error, case_warning
+from e2enet.data.formats.scheme import LabelScheme
 from e2enet.data.formats.stored import Extent, StoredHeader, StoredImage, read_stored
 from e2enet.data.formats.volume import ZERO_EVERYWHERE
 
@@ -30,7 +31,7 @@ class CaseTask:
     case: Case
     part: Part
     num_channels: int
-    labels: Mapping[int, str]
+    scheme: LabelScheme
     label_map: Mapping[int, int]
 
 
@@ -189,12 +190,13 @@ def _count_label(
     except InputError as error:
         problems.append(case_error(case.id, _without_path(error, file), file))
         return None
-    unknown = label_problem(voxels, task.labels)
+    unknown = label_problem(voxels, task.scheme)
     if unknown:
         problems.append(case_error(case.id, unknown, file))
-    total = sum(count for value, count in voxels.items() if value > 0)
+    total = _foreground(task, voxels)
     if not total:
-        problems.append(case_warning(case.id, "no foreground: every voxel is background", file))
+        others = " or ignored" * (task.scheme.ignore in voxels)
+        problems.append(case_warning(case.id, f"no foreground: every voxel is background{others}", file))
     elif extent is not None:
         problems += _outside_problems(task, stored, extent, total)
     scaled = (header.slope, header.intercept) != (1, 0)
@@ -205,6 +207,11 @@ def _count_label(
     return voxels
 
 
+def _foreground(task: CaseTask, voxels: Mapping[int, int]) -> int:
+    """Voxels that are neither background nor ignored."""
+    return sum(count for value, count in voxels.items() if value > 0 and value != task.scheme.ignore)
+
+
 def _outside_problems(task: CaseTask, stored: StoredImage, extent: Extent, total: int) -> list[Problem]:
     """Whether foreground of a label is cropped away with the zeros around its image."""
     if all(places[0] and places[-1] for places in extent):
@@ -212,7 +219,7 @@ def _outside_problems(task: CaseTask, stored: StoredImage, extent: Extent, total
     x, y, z = (slice(int(places[0]), int(places[-1]) + 1) for places in map(np.flatnonzero, extent))
     path = stored.header.path
     pieces = (whole_labels(plane[y, x], path) for plane in islice(stored.planes(), z.start, z.stop))
-    inside = sum(count for value, count in count_labels(pieces, task.label_map).items() if value > 0)
+    inside = _foreground(task, count_labels(pieces, task.label_map))
     wrong = outside_problem(inside, total)
     if wrong:
         return [case_error(task.case.id, wrong, path)]

@@ -101,6 +101,7 @@ def _dataset_key(source: DataSource) -> str | None:
         "version": CHECK_VERSION,
         "channels": list(dataset.channels),
         "labels": sorted(dataset.labels.items()),
+        **dataset.scheme.special,
         "label_map": sorted(dataset.label_map.items()),
         "cases": states,
         "problems": [problem.to_dict() for problem in problems],

@@ -126,7 +126,7 @@ def _label_rows(report: Report) -> list[list[str]]:
     assert report.dataset is not None
     counted = [case.voxels for case in report.facts if case.part == "training" and case.voxels is not None]
     total = sum(sum(voxels.values()) for voxels in counted)
-    names = report.dataset.labels
+    names = report.dataset.scheme.file_names
     rows = []
     for value in sorted({*names, *(value for voxels in counted for value in voxels)}):
         here = [voxels[value] for voxels in counted if value in voxels]

@@ -128,7 +128,7 @@ def affordable_workers(sizes: Sequence[int]) -> int:
 def _tasks(dataset: RawDataset) -> list[CaseTask]:
     parts = {"training": dataset.training, "validation": dataset.validation, "test": dataset.test}
     return [
-        CaseTask(case, part, len(dataset.channels), dataset.labels, dataset.label_map)  # type: ignore[arg-type]
+        CaseTask(case, part, len(dataset.channels), dataset.scheme, dataset.label_map)  # type: ignore[arg-type]
         for part, cases in parts.items()
         for case in dict.fromkeys(cases)
     ]

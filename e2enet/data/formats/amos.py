@@ -46,7 +46,7 @@ def scan_amos(
     folder, table = Path(folder), table or LabelTable()
     description = Description(folder, problems)
     found = description.labels()
-    labels = resolve_labels(found, table, problems) if found or table.names else {0: "background"}
+    labels = resolve_labels(found, table, problems)
     listed = {
         "Tr": description.listed_cases("training", labels_folder="labelsTr"),
         "Va": description.listed_cases("validation", labels_folder="labelsVa"),

@@ -15,6 +15,7 @@ from e2enet.data.formats.dataset import RawDataset
 from e2enet.data.formats.grid import grid_problem
 from e2enet.data.formats.labels import apply_label_map, are_consecutive
 from e2enet.data.formats.naming import Case
+from e2enet.data.formats.scheme import LabelScheme
 from e2enet.data.formats.volume import ZERO_EVERYWHERE, Volume, crop_to_nonzero, read_label, read_volume
 
 CHUNK_VOXELS = 2**22
@@ -50,10 +51,11 @@ def read_case(dataset: RawDataset, case: Case, depth_axis: int) -> CaseVolumes:
             grid = volume.geometry if volume is not None else None
             label, geometry = read_label(case.label, depth_axis, dataset.label_map, on=grid)
             off_grid = grid_problem(grid, geometry, ("image", "label"), repair=True) if grid is not None else None
-            found = [off_grid, label_problem(count_labels([label]), dataset.labels)]
+            found = [off_grid, label_problem(count_labels([label]), dataset.scheme)]
             if volume is not None and not any((*problems, *found)):
-                inside = label[crop_to_nonzero(volume.array)]
-                found.append(outside_problem(int(np.count_nonzero(inside)), int(np.count_nonzero(label))))
+                foreground = dataset.scheme.foreground(label)
+                inside = foreground[crop_to_nonzero(volume.array)]
+                found.append(outside_problem(int(np.count_nonzero(inside)), int(np.count_nonzero(foreground))))
             problems += [f"{case.label}: {text}" for text in found if text]
         except InputError as error:
             problems.append(str(error))
@@ -70,9 +72,10 @@ def channel_problem(found: int, expected: int) -> str | None:
     return None if expected in (found, 0) else f"{found} channels, {expected} expected"
 
 
-def label_problem(counts: Mapping[int, int], labels: Mapping[int, str]) -> str | None:
+def label_problem(counts: Mapping[int, int], scheme: LabelScheme) -> str | None:
     """What is wrong with label values, given as value -> voxels after the label map; None where all are known, and
     where the labels could not be read (background alone) or lack numbers, which is told once."""
+    labels = scheme.file_names
     if len(labels) < 2 or not are_consecutive(labels):
         return None
     unknown = {value: count for value, count in sorted(counts.items()) if value not in labels}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from e2enet.data.formats.labels import LabelTable
 from e2enet.data.formats.listing import FILE_ENDINGS, list_scans, no_folder, told_of, unreadable
 from e2enet.data.formats.naming import Case
 from e2enet.data.formats.problems import Problem, case_error, case_warning, dataset_error
+from e2enet.data.formats.scheme import LabelScheme
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class RawDataset:
         name: Of the dataset, for people.
         folder: Where it lies.
         channels: `channels[c]` names channel c ("CT", "T1", ..).
-        labels: Label -> name, 0 is background; numbered as after `label_map`.
+        scheme: What the labels are, numbered as after `label_map`.
         file_ending: ".nii.gz" or ".nii".
         training: Cases that all have a label.
         test: Cases that have a label where the dataset brings one.
@@ -36,7 +37,7 @@ class RawDataset:
     name: str
     folder: Path
     channels: tuple[str, ...]
-    labels: dict[int, str]
+    scheme: LabelScheme
     file_ending: str
     training: tuple[Case, ...]
     test: tuple[Case, ...]
@@ -46,12 +47,17 @@ class RawDataset:
     only_trained: frozenset[str] = frozenset()
     excluded: tuple[str, ...] = ()
 
+    @property
+    def labels(self) -> dict[int, str]:
+        """Label -> name, 0 is background; without the ignore label."""
+        return self.scheme.names
+
 
 def finish(
     name: str,
     folder: Path,
     channels: Sequence[str],
-    labels: Mapping[int, str],
+    scheme: LabelScheme,
     table: LabelTable,
     *,
     training: Iterable[Case],
@@ -90,7 +96,7 @@ def finish(
         name,
         folder,
         tuple(channels),
-        dict(labels),
+        scheme,
         ending,
         parts["training"],
         parts["test"],

@@ -9,10 +9,11 @@ from typing import Any
 
 from e2enet.common.errors import InputError, raise_problems
 from e2enet.common.files import read_json
-from e2enet.data.formats.labels import read_label_names
+from e2enet.data.formats.label_section import read_scheme
 from e2enet.data.formats.listing import FILE_ENDINGS, NAME_WORDS, is_companion, is_file_name, no_folder
 from e2enet.data.formats.naming import Case, case_id
 from e2enet.data.formats.problems import Problem, dataset_error
+from e2enet.data.formats.scheme import LabelScheme
 
 FILE_NAME = "dataset.json"
 
@@ -57,12 +58,12 @@ class Description:
             return tuple(str(name) for name in found.values())
         return tuple(str(found[str(index)]) for index in range(len(found)))
 
-    def labels(self) -> dict[int, str] | None:
-        """Value -> name as the files number them; None where they cannot be read (`read_label_names`)."""
-        names, problems = read_label_names(self.content.get("labels"))
+    def labels(self) -> LabelScheme | None:
+        """The labels as the files number them; None where they cannot be read (`read_scheme`)."""
+        scheme, problems = read_scheme(self.content)
         for problem in problems:
             self.wrong(problem)
-        return names
+        return scheme
 
     def listed_cases(self, section: str, labels_folder: str | None = None) -> list[Case]:
         """Cases of a list of {"image", "label"} or of paths, relative to the folder; hidden files are left out, with a
@@ -126,15 +127,15 @@ def _slashed(path: Any) -> Any:
     return path.replace("\\", "/") if isinstance(path, str) else path
 
 
-def read_class_names(labels_folder: Path) -> dict[int, str] | None:
-    """Names of the foreground classes, from dataset.json in a folder of label files or in the folder above it.
+def read_class_names(labels_folder: Path) -> LabelScheme | None:
+    """The labels of a dataset.json in a folder of label files or in the folder above it, as the files number them.
 
     None where there is no such file or it names no labels. InputError where the names cannot be used.
     """
     for path in (labels_folder / FILE_NAME, labels_folder.resolve().parent / FILE_NAME):
         content = read_json(path) if path.is_file() else None
         if isinstance(content, dict) and content.get("labels") is not None:
-            names, problems = read_label_names(content["labels"])
+            scheme, problems = read_scheme(content)
             raise_problems(problems, f"{path}: its labels cannot be scored:")
-            return {value: name for value, name in (names or {}).items() if value != 0}
+            return scheme
     return None

@@ -39,7 +39,7 @@ def scan_msd(folder: str | Path, problems: list[Problem], table: LabelTable | No
     folder, table = Path(folder), table or LabelTable()
     description = Description(folder, problems)
     channels, found = description.channels(), description.labels()
-    labels = resolve_labels(found, table, problems) if found or table.names else {0: "background"}
+    labels = resolve_labels(found, table, problems)
     training = description.listed_cases("training")
     test = description.listed_cases("test", labels_folder="labelsTs")
     description.check_count(training)
@@ -58,7 +58,7 @@ def scan_nnunet(folder: str | Path, problems: list[Problem], table: LabelTable |
     folder, table = Path(folder), table or LabelTable()
     description = Description(folder, problems)
     channels, found = description.channels(), description.labels()
-    labels = resolve_labels(found, table, problems) if found or table.names else {0: "background"}
+    labels = resolve_labels(found, table, problems)
     ending = _file_ending(description)
     training, test = list[Case](), list[Case]()
     if "dataset" in description.content:

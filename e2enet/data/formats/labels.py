@@ -1,13 +1,13 @@
-"""Label values of a dataset: their names, how values in files are renumbered, and regions united of several.
+"""Label values of a dataset: their names and how values in files are renumbered.
 
-The files of a dataset say some of it (dataset.json), its config the rest. Here both become one table.
+The files of a dataset say some of it (dataset.json), its config the rest. Here both become one scheme.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from e2enet.common.errors import InputError
 from e2enet.data.formats.problems import Problem, dataset_error
+from e2enet.data.formats.scheme import IGNORE, LabelScheme, lossy_labels, region_problems, scheme_problems
 
 MOST_LABEL = 32767  # labels are kept as int16 at most
 # How far a value may be from a whole number. Writers that keep float values in an integer header store 3 as 3.00005;
@@ -37,32 +38,6 @@ class LabelTable:
     regions: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
-def read_label_names(section: Any) -> tuple[dict[int, str] | None, list[str]]:
-    """Value -> name of a `labels` section of dataset.json, sorted, and what is wrong with it.
-
-    Read are {"1": "liver"} (Decathlon) and {"liver": 1} (nnU-Net). None, and then something wrong, where they cannot be
-    used: the check, training and evaluation all ask here.
-    """
-    if not isinstance(section, Mapping) or not section:
-        return None, [f"labels is {section!r}: an object of names and values expected"]
-    value_first = all(map(_is_label, section))
-    pairs = [(key, name) if value_first else (name, key) for key, name in section.items()]
-    special = [str(name) for value, name in pairs if isinstance(value, list | tuple) or _is_ignore(name)]
-    if special:
-        return None, [
-            f"labels {', '.join(map(repr, special))}: regions and nnU-Net's ignore label are not read yet; one integer "
-            f"per label expected, from 0 to {MOST_LABEL}"
-        ]
-    wrong = [f"{name!r}: {value!r}" for value, name in pairs if not _is_label(value)]
-    if wrong:
-        return None, [f"labels {', '.join(wrong)}: one integer per label expected, from 0 to {MOST_LABEL}"]
-    repeated = [value for value, count in Counter(int(value) for value, _ in pairs).items() if count > 1]
-    if repeated:
-        return None, [f"labels give the values {repeated} to more than one name"]
-    names = {int(value): str(name) for value, name in sorted(pairs, key=lambda pair: int(pair[0]))}
-    return names, name_problems(names)
-
-
 def name_problems(names: Mapping[int, str]) -> list[str]:
     """What is wrong with the names of classes: scores and curves are told apart by them, in files and on terminals."""
     problems = [
@@ -81,15 +56,6 @@ def name_problems(names: Mapping[int, str]) -> list[str]:
 def are_consecutive(labels: Collection[int]) -> bool:
     """Whether labels are 0, 1, .. without a gap."""
     return sorted(labels) == list(range(len(labels)))
-
-
-def region_problems(regions: Mapping[str, Sequence[int]], classes: Collection[int]) -> list[str]:
-    """What is wrong with regions of these classes, of which the background is none."""
-    return [
-        f"region {region!r} unites {list(united)}: labels out of {sorted(classes)} expected"
-        for region, united in regions.items()
-        if not united or not set(united) <= set(classes)
-    ]
 
 
 def apply_label_map(array: np.ndarray, label_map: Mapping[int, int]) -> np.ndarray:
@@ -137,36 +103,49 @@ def _planes(data: np.ndarray) -> np.ndarray:
     return np.moveaxis(data, -1, 0) if data.ndim > 1 else data[None]
 
 
-def resolve_labels(found: Mapping[int, str] | None, table: LabelTable, problems: list[Problem]) -> dict[int, str]:
-    """Label -> name after the table's map, sorted; adds to `problems` what keeps the labels from being used.
+def resolve_labels(found: LabelScheme | None, table: LabelTable, problems: list[Problem]) -> LabelScheme:
+    """The scheme after the table's map; adds to `problems` what keeps the labels from being used.
 
-    `found` are the values that the files name (dataset.json), None where they name none. The table's names win.
+    `found` is what the files say (dataset.json), None where they say nothing, or nothing that can be used, which is
+    told already. The table's names win.
     """
     problems += [dataset_error(text) for text in _map_problems(table)]
-    problems += [dataset_error(f"data.labels: {text}") for text in _table_problems(table)]
-    mapped = None if found is None else map_names(found, table.label_map)
-    names = mapped if table.names is None else table.names
-    labels = dict(sorted((names or {}).items()))
-    if mapped is not None and table.names is not None and sorted(mapped) != sorted(table.names):
-        problems.append(
-            dataset_error(f"dataset.json has the label values {sorted(mapped)}, the config names {sorted(table.names)}")
-        )
+    if table.names is not None:
+        problems += [dataset_error(f"data.labels: {text}") for text in name_problems(table.names)]
+    if found is None and table.names is None:
+        return LabelScheme({0: "background"})
+    mapped = None if found is None else map_scheme(found, table.label_map)
+    scheme = mapped or LabelScheme({})
+    if table.names is not None:
+        scheme = replace(scheme, **_named(table.names))
+        if mapped is not None and sorted(mapped.file_names) != sorted(table.names):
+            values = f"{sorted(mapped.file_names)}, the config names {sorted(table.names)}"
+            problems.append(dataset_error(f"dataset.json has the label values {values}"))
+    labels = sorted(scheme.file_names)
     if labels and not are_consecutive(labels):
         missing = sorted(set(range(max(labels) + 1)) - set(labels))
         some = f"{missing[:10]}{' and more' if len(missing) > 10 else ''}"
         problems.append(
-            dataset_error(f"label values are {list(labels)}: consecutive integers from 0 expected, {some} missing")
+            dataset_error(f"label values are {labels}: consecutive integers from 0 expected, {some} missing")
         )
-    if len(labels) < 2:
+    if len(scheme.names) < 2:
         problems.append(dataset_error("labels name no foreground class: background and at least one other expected"))
-    problems += [dataset_error(text) for text in region_problems(table.regions, set(labels) - {0})]
-    return labels or {0: "background"}
+    problems += [dataset_error(text) for text in scheme_problems(scheme)]
+    problems += [dataset_error(text) for text in region_problems(table.regions, sorted(set(scheme.names) - {0}))]
+    problems += [
+        dataset_error(f"data.regions: {name!r} is a region of dataset.json, scored anyway; another name expected")
+        for name in table.regions.keys() & scheme.regions.keys()
+    ]
+    if lossy := lossy_labels(scheme):
+        text = ", ".join(f"{label} as {written}" for label, written in lossy.items())
+        expected = "what is predicted right is scored wrong there; list a region before those within it"
+        problems.append(Problem(None, "warning", f"regions_class_order writes label {text}: {expected}"))
+    return replace(scheme, names=dict(sorted(scheme.names.items())) or {0: "background"})
 
 
-def _is_label(value: Any) -> bool:
-    """Whether a JSON value spells a label: 3 or "3". The digits of other scripts, and powers, are none ("\u00b2")."""
-    text = str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
-    return text.isascii() and text.isdigit() and len(text) <= len(str(MOST_LABEL)) and int(text) <= MOST_LABEL
+def is_ignore(name: Any) -> bool:
+    """Whether a name is that by which nnU-Net marks voxels that nobody has labelled."""
+    return isinstance(name, str) and name.strip().lower() == IGNORE
 
 
 def _as_seen(name: str) -> str:
@@ -174,22 +153,35 @@ def _as_seen(name: str) -> str:
     return " ".join(name.split())
 
 
-def _is_ignore(name: Any) -> bool:
-    """Whether a name is that by which nnU-Net marks voxels that nobody has labelled."""
-    return isinstance(name, str) and name.strip().lower() == "ignore"
-
-
-def _table_problems(table: LabelTable) -> list[str]:
-    if table.names is None:
-        return []
-    ignored = [value for value, name in table.names.items() if _is_ignore(name)]
-    problem = f"label {ignored} is called 'ignore': nnU-Net's ignore label is not read yet; classes expected"
-    return [*([problem] if ignored else []), *name_problems(table.names)]
+def _named(names: Mapping[int, str]) -> dict[str, Any]:
+    """Names of a config as parts of a scheme: one of them may be the ignore label's."""
+    ignored = [label for label, name in names.items() if is_ignore(name)]
+    return {
+        "names": {label: name for label, name in names.items() if label not in ignored},
+        "ignore": ignored[0] if ignored else None,
+    }
 
 
 def _map_problems(table: LabelTable) -> list[str]:
     wrong = {old: new for old, new in table.label_map.items() if old < 0 or new < 0}
     return [f"label_map has {wrong}: values and labels from 0 expected"] if wrong else []
+
+
+def map_scheme(found: LabelScheme, label_map: Mapping[int, int]) -> LabelScheme:
+    """The scheme after the map. Classes that become the ignore label are ignored; what becomes 0 is background."""
+
+    ignore = None if found.ignore is None else label_map.get(found.ignore, found.ignore) or None
+    gone = {old for old, new in label_map.items() if old != new and new in (0, ignore)}
+    kept = {value: name for value, name in found.names.items() if label_map.get(value, value) != ignore}
+    return LabelScheme(
+        map_names(kept, label_map),
+        ignore,
+        {
+            name: tuple(sorted({label_map.get(value, value) for value in united if value not in gone}))
+            for name, united in found.regions.items()
+        },
+        tuple(label_map.get(label, label) for label in found.order),
+    )
 
 
 def map_names(found: Mapping[int, str], label_map: Mapping[int, int]) -> dict[int, str]:

@@ -14,6 +14,7 @@ import torch
 import torchio as tio
 from torchio.data.sampler.sampler import PatchSampler
 
+from e2enet.data.preparation.foreground import ANNOTATED
 from e2enet.data.preparation.store import PreparedCase
 
 Triple = tuple[int, int, int]
@@ -48,12 +49,21 @@ class ForegroundSampler(PatchSampler):
         Along an axis where the patch fits, it lies within the image: a patch on foreground has the chosen
         voxel at its centre (voxel size // 2) unless it had to move inwards. Where it does not fit, the
         image is in its middle. A case without foreground gives a patch anywhere.
+
+        With an ignore label, as in nnU-Net, a patch anywhere is one on any annotated voxel, so that a loss finds
+        something in it; only a case without any gives a patch truly anywhere.
         """
         lowest, highest = zip(*map(start_range, subject.spatial_shape, self.size), strict=True)
         coordinates = cast(Mapping[int, np.ndarray], subject["foreground"])
-        present = sorted(coordinates)
+        keys = set(coordinates)
+        present = sorted(keys - {ANNOTATED})
+        chosen = None
         if foreground and present:
-            voxels = coordinates[present[_draw_below(len(present))]]  # every class that is present is equally likely
+            chosen = present[_draw_below(len(present))]  # every class that is present is equally likely
+        elif ANNOTATED in keys:
+            chosen = ANNOTATED
+        if chosen is not None:
+            voxels = coordinates[chosen]
             voxel = voxels[_draw_below(len(voxels))]
             start = np.clip(voxel - np.array(self.size) // 2, lowest, highest)
         else:

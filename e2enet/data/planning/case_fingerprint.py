@@ -58,7 +58,7 @@ class Measuring:
         image, label = volumes.image, volumes.label
         assert label is not None
         box = crop_to_nonzero(image.array)
-        cropped, inside = image.array[(slice(None), *box)], label[box] > 0
+        cropped, inside = image.array[(slice(None), *box)], self.dataset.scheme.foreground(label[box])
         depth, height, width = inside.shape
         row = CaseFingerprint(case.id, image.spacing, (depth, height, width), inside.size / label.size)
         with atomic_path(self._path(case)) as temporary:
@@ -89,5 +89,6 @@ class Measuring:
     def _key(self, case: Case) -> str:
         assert case.label is not None
         labels = [sorted(self.dataset.labels), sorted(self.dataset.label_map.items())]
+        labels += [self.dataset.scheme.special] * bool(self.dataset.scheme.special)
         how = [MEASUREMENT_VERSION, len(self.dataset.channels), labels, self.depth_axis, self.num_samples]
         return content_key([*how, file_states(case.files)])

@@ -32,7 +32,7 @@ BYTES_PER_VOXEL = 16  # at most, while a case is measured: float32, what the fil
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """A dataset's cases, its depth axis (RAS), number of classes with background, and intensities per
+    """A dataset's cases, its depth axis (RAS), number of a network's outputs, and intensities per
     channel.
 
     Each entry of `intensities` holds mean, std, percentile_00_5 and percentile_99_5 of the labelled voxels.
@@ -111,13 +111,14 @@ def measure_fingerprint(
     if merged.shape[1] == 0:
         raise InputError(f"{dataset.folder}: no case has any labelled voxel, foreground expected")
     statistics = tuple(_statistics(values) for values in merged)
-    return Fingerprint(depth_axis, len(dataset.labels), tuple(rows), statistics)
+    return Fingerprint(depth_axis, dataset.scheme.num_outputs, tuple(rows), statistics)
 
 
 def fingerprint_key(dataset: RawDataset) -> str:
     """Hash of the channels, the labels with their map, and the state of every training file."""
     cases = [[case.id, file_states(case.files)] for case in dataset.training]
     labels = [sorted(dataset.labels.items()), sorted(dataset.label_map.items())]
+    labels += [dataset.scheme.special] * bool(dataset.scheme.special)
     return content_key([FINGERPRINT_VERSION, list(dataset.channels), labels, cases])
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from e2enet.common.errors import InputError
 from e2enet.data.formats.dataset import RawDataset
 from e2enet.data.formats.naming import Case
+from e2enet.data.formats.scheme import LabelScheme
 from e2enet.data.formats.volume import read_geometry
 from e2enet.data.planning.casework import SMALL_VOXELS, image_voxels
 from e2enet.data.planning.plan import Plan, resampled_shape
@@ -56,7 +57,7 @@ def forecast(
         except InputError:
             raw, prepared = 0, 0  # the worker will say what is wrong, and the others go on
         channels = len(dataset.channels)
-        coordinates = _coordinates(prepared, len(dataset.labels) - 1) * COORDINATE_BYTES
+        coordinates = _coordinates(prepared, dataset.scheme) * COORDINATE_BYTES
         mask_bytes = prepared if plan.masked_channels else 0
         label_bytes = prepared * (1 if len(dataset.labels) <= 256 else 2) + coordinates + mask_bytes
         sizes[case.id] = prepared * channels * 4 + (label_bytes if case.label is not None else 0)
@@ -79,9 +80,14 @@ def free_disk(folder: Path) -> int:
     return shutil.disk_usage(existing).free
 
 
-def _coordinates(voxels: int, classes: int) -> int:
-    """At most so many are kept, however the classes share the voxels: of each 10 000 or a hundredth of its own."""
-    return min(voxels, MIN_COORDINATES * classes + math.ceil(voxels * MIN_SHARE))
+def _coordinates(voxels: int, scheme: LabelScheme) -> int:
+    """At most so many are kept, however the classes share the voxels: of each 10 000 or a hundredth of its own.
+
+    Regions, and the annotated voxels of a dataset with an ignore label, may be the same voxels several times.
+    """
+    lists = len(scheme.class_names) - 1 + (scheme.ignore is not None)
+    times = lists if scheme.special else 1
+    return min(voxels * times, MIN_COORDINATES * lists + math.ceil(voxels * MIN_SHARE) * times)
 
 
 def _voxels(case: Case, plan: Plan) -> tuple[int, int]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from e2enet.common.files import atomic_path
+from e2enet.data.formats.scheme import LabelScheme
 
 MIN_COORDINATES = 10_000
 MIN_SHARE = 0.01  # of a class: from a large one, 10 000 would be too few places
 COORDINATE_SEED = 1234
+# The key of the voxels that somebody has labelled, as background or as any class; no class has it.
+ANNOTATED = -1
 
 
 def num_coordinates(voxels: int, least: int = MIN_COORDINATES) -> int:
@@ -21,10 +24,14 @@ def num_coordinates(voxels: int, least: int = MIN_COORDINATES) -> int:
     return min(voxels, max(least, math.ceil(voxels * MIN_SHARE)))
 
 
-def sample_coordinates(label: np.ndarray, least: int = MIN_COORDINATES) -> dict[int, np.ndarray]:
+def sample_coordinates(
+    label: np.ndarray, least: int = MIN_COORDINATES, scheme: LabelScheme | None = None
+) -> dict[int, np.ndarray]:
     """Class -> (n, 3) int32 coordinates of its voxels, `num_coordinates` of them, drawn without replacement by a
     fixed seed.
 
+    Classes are the labels from 1, or the regions of `scheme` by number (`LabelScheme.class_names`). With an ignore
+    label, which is no class, ANNOTATED are the voxels of every other label, background included.
     Of a label map (D, H, W) one plane is looked at at a time: the list of all foreground voxels could be
     larger than the image.
     """
@@ -33,13 +40,26 @@ def sample_coordinates(label: np.ndarray, least: int = MIN_COORDINATES) -> dict[
     counts = np.stack([np.pad(found, (0, values - len(found))) for found in planes])  # (D, values)
     generator = np.random.default_rng(COORDINATE_SEED)
     found = {}
-    for value in range(1, values):
-        total = int(counts[:, value].sum())
+    for number, united in _classes(values, scheme).items():
+        own = counts[:, united].sum(axis=1)
+        total = int(own.sum())
         if total:
             kept = num_coordinates(total, least)
             ranks = generator.choice(total, kept, replace=False) if total > kept else np.arange(total)
-            found[value] = _coordinates(label, value, counts[:, value], np.sort(ranks))
+            found[number] = _coordinates(label, united, own, np.sort(ranks))
     return found
+
+
+def _classes(values: int, scheme: LabelScheme | None) -> dict[int, list[int]]:
+    """Number of a class -> its labels below `values`."""
+    ignore = None if scheme is None else scheme.ignore
+    labels = [label for label in range(values) if label != ignore]
+    if scheme is not None and scheme.regions:
+        united = enumerate(scheme.regions.values(), 1)
+        classes = {number: [label for label in labels if label in region] for number, region in united}
+    else:
+        classes = {label: [label] for label in labels if label > 0}
+    return classes if ignore is None else {**classes, ANNOTATED: labels}
 
 
 def write_coordinates(path: Path, coordinates: Mapping[int, np.ndarray]) -> None:
@@ -67,15 +87,17 @@ class StoredCoordinates(Mapping[int, np.ndarray]):
         return len(list(iter(self)))
 
 
-def _coordinates(label: np.ndarray, value: int, counts: np.ndarray, ranks: np.ndarray) -> np.ndarray:
-    """(n, 3): where the voxels of `value` are that have these ranks, in ascending order, among all of them."""
+def _coordinates(label: np.ndarray, united: Sequence[int], counts: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    """(n, 3): where the voxels of the united labels are that have these ranks, in ascending order, among all of
+    them."""
     ends = np.cumsum(counts)
     pieces = []
     for depth in np.flatnonzero(counts):
         first = ends[depth] - counts[depth]
         within = ranks[np.searchsorted(ranks, first) : np.searchsorted(ranks, ends[depth])] - first
         if len(within):
-            flat = np.flatnonzero(label[depth] == value)[within]
+            plane = label[depth]
+            flat = np.flatnonzero(plane == united[0] if len(united) == 1 else np.isin(plane, united))[within]
             row, column = np.unravel_index(flat, label.shape[1:])
             pieces.append(np.stack([np.full(len(flat), depth), row, column], axis=1))
     return np.concatenate(pieces).astype(np.int32)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from e2enet.data.preparation.outputs import segment_plane
 from e2enet.data.preparation.preprocess import Preprocessed
 from e2enet.data.preparation.resample import nearest_indices, separate_axis
 from e2enet.data.preparation.resample_labels import Neighbours
@@ -22,28 +23,32 @@ from e2enet.data.preparation.resample_labels import Neighbours
 OnPlane = Callable[[np.ndarray], None]
 
 
-def restore_labels(planes: Iterable[Tensor], prepared: Preprocessed, on_plane: OnPlane | None = None) -> np.ndarray:
-    """Class of largest probability on the original grid: d planes (K, h, w) -> (D, H, W) uint8 or int16.
+def restore_labels(
+    planes: Iterable[Tensor], prepared: Preprocessed, on_plane: OnPlane | None = None, *, order: Sequence[int] = ()
+) -> np.ndarray:
+    """Labels on the original grid (`segment_plane`): d planes (K, h, w) of probabilities -> (D, H, W) uint8 or int16.
 
     Planes come in order and are resampled linearly; a coarse axis is taken apart, as in `separate_axis`, by the nearest
     slice. Outside the crop is background. `on_plane` is called with every plane of the original grid, in order: its
-    probabilities (K, H, W) float32, outside the crop those of certain background.
+    probabilities (K, H, W) float32, outside the crop those of certain background. `order` is of a network that was
+    trained by regions.
     """
     restored = resample_planes(planes, prepared)
     first = next(restored)
     inside = chain([first], restored)
     num_classes = len(first)
-    labels = np.zeros(prepared.original_shape, dtype=np.uint8 if num_classes <= 256 else np.int16)
+    highest = max(order, default=num_classes - 1)
+    labels = np.zeros(prepared.original_shape, dtype=np.uint8 if highest <= 255 else np.int16)
     depths, rows, columns = prepared.crop
     for depth, target in enumerate(labels):
         if not depths.start <= depth < depths.stop:
             if on_plane is not None:
-                on_plane(_background(num_classes, target.shape))
+                on_plane(_background(num_classes, target.shape, order))
             continue
         plane = next(inside)
-        target[rows, columns] = largest_class(plane).cpu().numpy()
+        target[rows, columns] = segment_plane(plane, order).cpu().numpy()
         if on_plane is not None:
-            whole = _background(num_classes, target.shape)
+            whole = _background(num_classes, target.shape, order)
             whole[:, rows, columns] = plane.cpu().numpy()
             on_plane(whole)
     return labels
@@ -70,23 +75,6 @@ def resample_planes(planes: Iterable[Tensor], prepared: Preprocessed) -> Iterato
         yield held[first] if share == 0 else torch.lerp(held[first], held[second], float(share))
 
 
-def largest_class(plane: Tensor) -> Tensor:
-    """The class of largest value: (K, H, W) -> (H, W) uint8, int16 for more than 256 classes; of equals the first."""
-    dtype = torch.uint8 if len(plane) <= 256 else torch.int16
-    if plane.device.type != "cpu":
-        return plane.argmax(dim=0).to(dtype)
-    # Class after class, since torch's own argmax goes voxel by voxel across the planes: ten times slower. A class that
-    # beats those before it has a larger number than they, so the winner is the largest of the numbers that ever led.
-    best = plane[0].clone()
-    winner = torch.zeros(best.shape, dtype=dtype)
-    leads, number = torch.empty(best.shape, dtype=torch.bool), torch.empty_like(winner)
-    for value, scores in enumerate(plane[1:], start=1):
-        torch.gt(scores, best, out=leads)
-        torch.maximum(winner, number.copy_(leads).mul_(value), out=winner)
-        torch.maximum(best, scores, out=best)
-    return winner
-
-
 def _resample_plane(plane: Tensor, size: Sequence[int], axis: int | None) -> Tensor:
     """(K, h, w) to `size` (H', W') linearly; axis 1 or 2 (H or W), where it is the separate one, by the nearest row or
     column."""
@@ -102,7 +90,8 @@ def _resample_plane(plane: Tensor, size: Sequence[int], axis: int | None) -> Ten
     return plane
 
 
-def _background(num_classes: int, shape: Sequence[int]) -> np.ndarray:
+def _background(num_classes: int, shape: Sequence[int], order: Sequence[int]) -> np.ndarray:
     plane = np.zeros((num_classes, *shape), dtype=np.float32)
-    plane[0] = 1
+    if not order:  # else background is where no region is
+        plane[0] = 1
     return plane

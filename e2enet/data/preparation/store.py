@@ -51,8 +51,8 @@ class PreparedCase:
 
     @property
     def foreground(self) -> Mapping[int, np.ndarray]:
-        """Class -> (n, 3) int32 voxel coordinates, drawn as `sample_coordinates` does; classes that are absent are
-        left out."""
+        """Class -> (n, 3) int32 voxel coordinates, drawn as `sample_coordinates` does, ANNOTATED among them with an
+        ignore label; classes that are absent are left out."""
         return {} if self.label is None else StoredCoordinates(self.label.with_name(f"{self.id}.foreground.npz"))
 
 
@@ -84,8 +84,9 @@ class CaseStore:
 
     def key(self, case: Case) -> str:
         """Hash of what a prepared case depends on; changed raw files have another size or time."""
-        label_map = sorted(self.dataset.label_map.items())
-        return content_key({"plan": plan_key(self.plan), "files": file_states(case.files), "label_map": label_map})
+        label_map, special = sorted(self.dataset.label_map.items()), self.dataset.scheme.special
+        content = {"plan": plan_key(self.plan), "files": file_states(case.files), "label_map": label_map}
+        return content_key({**content, **special} if case.label else content)
 
     def forget(self, case: Case) -> None:
         """From here to `finish` the case is incomplete, whatever stops the process."""
@@ -98,7 +99,7 @@ class CaseStore:
     def write_label(self, case: Case, label: np.ndarray) -> None:
         """A label map (D, H, W) and the coordinates of its foreground."""
         _save_array(self._file(case, ".label.npy"), label)
-        write_coordinates(self._file(case, ".foreground.npz"), sample_coordinates(label))
+        write_coordinates(self._file(case, ".foreground.npz"), sample_coordinates(label, scheme=self.dataset.scheme))
 
     def write_inside(self, case: Case, inside: np.ndarray | None) -> None:
         """The nonzero mask, uint8 (D, H, W), if there is one."""

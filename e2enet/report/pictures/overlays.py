@@ -122,7 +122,8 @@ def _draw_line(
     axes_line: Sequence[Axes], scan: Scan, panels: Sequence[Panel], styles: Mapping[int, LabelStyle]
 ) -> None:
     spacing = scan.geometry.spacing
-    maps = [panel.labels for panel in panels if panel.labels is not None]
+    # What is predicted where nobody has labelled is neither right nor wrong.
+    maps = [np.where(scan.ignored, 0, panel.labels) for panel in panels if panel.labels is not None]
     # The reference is equal to itself: it adds no wrong voxels.
     index = telling_slice(scan.reference, maps)
     window = labelled_window([labels[index] for labels in maps], spacing[1:])

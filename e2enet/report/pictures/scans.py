@@ -28,7 +28,8 @@ class Scan:
     Attributes:
         case: Its id.
         image: Channel 0, float32 (D, H, W).
-        reference: Labels (D, H, W), numbered as in training.
+        reference: Labels (D, H, W), numbered as in training; ignored voxels are background.
+        ignored: Where nobody has labelled the scan, bool (D, H, W).
         geometry: The scan's grid; `geometry.spacing` is in mm along (D, H, W).
         labels: Label -> name, 0 is background.
     """
@@ -36,6 +37,7 @@ class Scan:
     case: str
     image: np.ndarray
     reference: np.ndarray
+    ignored: np.ndarray
     geometry: Geometry
     labels: dict[int, str]
 
@@ -58,7 +60,9 @@ class ScanReader:
             raise InputError(f"{dataset.folder}: has no labelled case {case}, which {self.runs.job_folder(key)} scored")
         volume = read_volume(found.images)
         reference = read_label_on(volume.geometry, found.label, dataset.label_map)
-        return Scan(case, volume.array[0], reference, volume.geometry, dataset.labels)
+        ignored = reference == (-1 if dataset.scheme.ignore is None else dataset.scheme.ignore)
+        reference = dataset.scheme.without_ignored(reference)
+        return Scan(case, volume.array[0], reference, ignored, volume.geometry, dataset.labels)
 
     def prediction(self, key: str, scan: Scan) -> np.ndarray:
         """What the job `key` predicted for the case, labels (D, H, W) on the scan's grid."""

@@ -1,0 +1,138 @@
+"""What the labels of a dataset are to a network: classes or overlapping regions, and voxels that nobody has labelled.
+
+As in nnU-Net's dataset.json. A label called "ignore" marks voxels of which nothing is known. A label whose value is a
+list, such as `"whole tumour": [1, 2, 3]`, makes every label a region: a network has one sigmoid per region, and
+`regions_class_order` says which label a region is written as, later regions over earlier ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+IGNORE = "ignore"
+
+
+@dataclass(frozen=True)
+class LabelScheme:
+    """Labels of files, and the outputs of a network that learns them.
+
+    Attributes:
+        names: Label -> name, 0 is background; without the ignore label.
+        ignore: The label of voxels that nobody has labelled: no loss, no score, no patch around them. None: none.
+        regions: Name -> labels united, in the order of the network's outputs; empty: one output per label.
+        order: The label that each region is written as (nnU-Net's regions_class_order).
+    """
+
+    names: dict[int, str]
+    ignore: int | None = None
+    regions: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    order: tuple[int, ...] = ()
+
+    @classmethod
+    def from_plain(cls, content: Mapping[str, Any]) -> LabelScheme:
+        """Inverse of `to_plain`; of a checkpoint from before there were ignore labels and regions too."""
+        ignore = content.get("ignore")
+        return cls(
+            {int(label): str(name) for label, name in content["labels"].items()},
+            None if ignore is None else int(ignore),
+            {str(name): tuple(map(int, united)) for name, united in content.get("trained_regions", {}).items()},
+            tuple(int(label) for label in content.get("regions_class_order", ())),
+        )
+
+    def to_plain(self) -> dict[str, Any]:
+        """Plain containers, for checkpoints; what a dataset does not have is left out."""
+        content: dict[str, Any] = {"labels": dict(self.names)}
+        if self.ignore is not None:
+            content["ignore"] = self.ignore
+        if self.regions:
+            content["trained_regions"] = {name: list(united) for name, united in self.regions.items()}
+            content["regions_class_order"] = list(self.order)
+        return content
+
+    @property
+    def special(self) -> dict[str, Any]:
+        """`to_plain` without the labels: empty of a dataset of plain classes."""
+        return {key: value for key, value in self.to_plain().items() if key != "labels"}
+
+    @property
+    def num_outputs(self) -> int:
+        """Output channels of a network: regions, or labels with background."""
+        return len(self.regions) or len(self.names)
+
+    @property
+    def class_names(self) -> dict[int, str]:
+        """What is scored, by number: the labels, or background and the regions 1, 2, .. in their order."""
+        if not self.regions:
+            return self.names
+        return dict(enumerate([self.names.get(0, "background"), *self.regions]))
+
+    @property
+    def file_names(self) -> dict[int, str]:
+        """Every value that label files may hold, the ignore label included, and its name."""
+        return self.names if self.ignore is None else {**self.names, self.ignore: IGNORE}
+
+    def foreground(self, label: np.ndarray) -> np.ndarray:
+        """Where a label map is neither background nor ignored, bool of its shape."""
+        return label > 0 if self.ignore is None else (label > 0) & (label != self.ignore)
+
+    def without_ignored(self, label: np.ndarray) -> np.ndarray:
+        """The label map with ignored voxels as background, as pictures show them; a copy where there may be any."""
+        return label if self.ignore is None else np.where(label == self.ignore, label.dtype.type(0), label)
+
+
+def class_key(united: Sequence[int]) -> str:
+    """How score files call a region: by its labels, "1+2+3"."""
+    return "+".join(map(str, united))
+
+
+def scheme_problems(scheme: LabelScheme) -> list[str]:
+    """What is wrong with a scheme's ignore label, regions and order; labels are numbered as in training."""
+    problems = []
+    if scheme.ignore is not None and scheme.ignore < max(scheme.names, default=0):
+        labels = sorted(scheme.file_names)
+        problems.append(f"label {scheme.ignore} is called {IGNORE!r}: the highest of {labels} expected, as in nnU-Net")
+    if not scheme.regions:
+        return problems
+    foreground = sorted(set(scheme.names) - {0})
+    problems += region_problems(scheme.regions, foreground)
+    first: dict[frozenset[int], str] = {}
+    for name, united in scheme.regions.items():
+        if first.setdefault(frozenset(united), name) != name:
+            problems.append(f"region {name!r} unites the same labels as {first[frozenset(united)]!r}: others expected")
+    if len(scheme.order) != len(scheme.regions):
+        problems.append(
+            f"regions_class_order is {list(scheme.order)}: one label for each region expected, in the order of "
+            f"{list(scheme.regions)}"
+        )
+        return problems
+    return problems + [
+        f"regions_class_order writes region {name!r} as label {label}: one of its own, {list(united)}, expected"
+        for (name, united), label in zip(scheme.regions.items(), scheme.order, strict=True)
+        if label not in united
+    ]
+
+
+def region_problems(regions: Mapping[str, Sequence[int]], classes: Sequence[int]) -> list[str]:
+    """What is wrong with regions of these classes, of which the background is none."""
+    return [
+        f"region {region!r} unites {list(united)}: labels out of {sorted(classes)} expected"
+        for region, united in regions.items()
+        if not united or not set(united) <= set(classes)
+    ]
+
+
+def lossy_labels(scheme: LabelScheme) -> dict[int, int]:
+    """Label -> label that it is written as, where the two lie in different regions: a perfect network would be scored
+    wrong there."""
+    found = {}
+    for label in scheme.names:
+        written = 0
+        for united, target in zip(scheme.regions.values(), scheme.order, strict=True):
+            written = target if label in united else written
+        if any((label in united) != (written in united) for united in scheme.regions.values()):
+            found[label] = written
+    return found

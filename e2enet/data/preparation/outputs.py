@@ -1,0 +1,52 @@
+"""From a network's output to labels: the class of largest value, or regions written over one another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def segment_logits(logits: Tensor, order: Sequence[int] = ()) -> Tensor:
+    """Labels (B, D, H, W) of logits (B, K, D, H, W); `order` as in `segment_plane`."""
+    return write_regions((logits > 0).movedim(1, 0), order) if order else logits.argmax(dim=1)
+
+
+def segment_plane(probabilities: Tensor, order: Sequence[int] = ()) -> Tensor:
+    """Labels (H, W) of probabilities (K, H, W), uint8 or int16.
+
+    `order` is `LabelScheme.order` of a network that was trained by regions, whose probabilities are each region's own;
+    empty: the class of largest probability.
+    """
+    return write_regions(probabilities > 0.5, order) if order else largest_class(probabilities)
+
+
+def write_regions(inside: Tensor, order: Sequence[int]) -> Tensor:
+    """Regions (K, ..) of bool as one label map (..), uint8 or int16: each as its label, later ones over earlier ones;
+    0 in none (nnU-Net's regions_class_order)."""
+    labels = torch.zeros(inside.shape[1:], dtype=_label_type(max(order)), device=inside.device)
+    for region, label in zip(inside, order, strict=True):
+        labels.masked_fill_(region, label)
+    return labels
+
+
+def largest_class(plane: Tensor) -> Tensor:
+    """The class of largest value: (K, H, W) -> (H, W) uint8, int16 for more than 256 classes; of equals the first."""
+    dtype = _label_type(len(plane) - 1)
+    if plane.device.type != "cpu":
+        return plane.argmax(dim=0).to(dtype)
+    # Class after class, since torch's own argmax goes voxel by voxel across the planes: ten times slower. A class that
+    # beats those before it has a larger number than they, so the winner is the largest of the numbers that ever led.
+    best = plane[0].clone()
+    winner = torch.zeros(best.shape, dtype=dtype)
+    leads, number = torch.empty(best.shape, dtype=torch.bool), torch.empty_like(winner)
+    for value, scores in enumerate(plane[1:], start=1):
+        torch.gt(scores, best, out=leads)
+        torch.maximum(winner, number.copy_(leads).mul_(value), out=winner)
+        torch.maximum(best, scores, out=best)
+    return winner
+
+
+def _label_type(highest: int) -> torch.dtype:
+    return torch.uint8 if highest <= 255 else torch.int16
