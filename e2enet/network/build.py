@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from e2enet.common.errors import InputError
@@ -54,3 +55,16 @@ def build_network(
         return maker(in_channels, num_classes, strides, **settings)
     except ValueError as error:
         raise InputError(f"network {name}: {error}") from error
+
+
+def head_weights(
+    config: Mapping[str, Any], *, in_channels: int, num_classes: int, strides: Sequence[Sequence[int]]
+) -> set[str]:
+    """Names of the weights whose shape follows from the number of classes: those of the heads."""
+    # Not on the meta device, on which MONAI's SwinUNETR cannot be built.
+    with torch.random.fork_rng(devices=[]):
+        one, other = (
+            build_network(config, in_channels=in_channels, num_classes=count, strides=strides).state_dict()
+            for count in (num_classes, num_classes + 1)
+        )
+    return {name for name, value in one.items() if value.shape != other[name].shape}

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from e2enet.common.console import say
 from e2enet.common.errors import InputError, raise_problems
-from e2enet.inference.checkpoint import load_model, weight_problems
+from e2enet.data.formats.scheme import LabelScheme
+from e2enet.inference.checkpoint import load_model, read_hyper_parameters, weight_problems
 from e2enet.network import dsff
+from e2enet.network.build import head_weights
 
 
 def load_initial_weights(network: nn.Module, checkpoint: Path, masks: Mapping[str, Any]) -> None:
-    """Copy a checkpoint's weights and masks into a network of the same shape.
+    """Copy a checkpoint's weights and masks into a network of the same shape, but for its heads.
+
+    Heads of another shape, as of other classes, stay as the run's network begins, which is told.
 
     Args:
         network: the run's, as built.
@@ -28,7 +33,10 @@ def load_initial_weights(network: nn.Module, checkpoint: Path, masks: Mapping[st
         InputError: no such checkpoint, other shapes, or masks of another granularity or density.
     """
     loaded = load_model(checkpoint)
-    check_shapes(network, loaded.network, f"{loaded.path}: its weights do not fit this run's network:")
+    heading = f"{loaded.path}: its weights do not fit this run's network:"
+    heads = check_shapes(network, loaded.network, read_hyper_parameters(loaded.path), heading)
+    if heads:
+        say(f"{loaded.path}: all its weights are taken but those of heads of another shape: {', '.join(heads)}")
     layers = dsff.fusion_layers(loaded.network)
     if not masks["masks"]:
         for layer in layers.values():
@@ -36,12 +44,31 @@ def load_initial_weights(network: nn.Module, checkpoint: Path, masks: Mapping[st
     elif not all(bool(layer.kernel_mask.all()) for layer in layers.values()):
         _check_granularity(network, loaded.network, loaded.path)
         _check_density(loaded.network, masks, loaded.path)
-    network.load_state_dict(loaded.network.state_dict())
+    own = network.state_dict()
+    network.load_state_dict({**loaded.network.state_dict(), **{name: own[name] for name in heads}})
 
 
-def check_shapes(network: nn.Module, source: nn.Module, heading: str) -> None:
-    """InputError listing every weight that one network has and the other lacks, or has in another shape."""
-    raise_problems(weight_problems(network.state_dict(), source.state_dict()), heading)
+def check_shapes(network: nn.Module, source: nn.Module, settings: Mapping[str, Any], heading: str) -> list[str]:
+    """Compare the weights of two networks; the names of those of heads that have another shape in each.
+
+    `settings` are the hyper-parameters of the training module of `source`: "network", "dataset" and "plan".
+    InputError listing every other weight that one network has and the other lacks, or has in another shape.
+    """
+    dataset = settings["dataset"]
+    heads = head_weights(
+        settings["network"],
+        in_channels=len(dataset["channels"]),
+        num_classes=LabelScheme.from_plain(dataset).num_outputs,
+        strides=settings["plan"]["strides"],
+    )
+    own, other = network.state_dict(), source.state_dict()
+    replaced = [name for name in own if name in heads and own[name].shape != other[name].shape]
+    raise_problems(weight_problems(_without(own, replaced), _without(other, replaced)), heading)
+    return replaced
+
+
+def _without(state: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if name not in names}
 
 
 def _check_granularity(network: nn.Module, source: nn.Module, path: Path) -> None:

@@ -89,7 +89,8 @@ def run_training(
         refuse_changes(checkpoint, identity)
     module = build_module(config, data)
     if successor is not None:
-        check_shapes(successor, module.network, "pretraining: its network has not the shape of the run's:")
+        heading = "pretraining: its network has not the shape of the run's:"
+        check_shapes(successor, module.network, module.hparams, heading)
 
     def claim_folder() -> None:
         claim()
