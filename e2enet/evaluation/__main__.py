@@ -16,8 +16,9 @@ DESCRIPTION = """\
 Dice, normalised surface Dice (NSD) and 95th-percentile Hausdorff distance (HD95) of predicted label images
 against reference ones, per case and class.
 
-Files are paired by name (case.nii.gz with case.nii.gz; .nii, .mgz, .mgh, .mnc and .hdr work too) and
-compared on their own grid: one shape, affines apart by a tenth of a voxel at most. Every reference needs a prediction.
+Files are paired by name (case.nii.gz with case.nii.gz or case.nrrd: any format that is read, and .mgz, .mgh, .mnc and
+.hdr) and compared on their own grid: one shape, affines apart by a tenth of a voxel at most. Every reference needs a
+prediction.
 Class names come from a dataset.json in LABELS or in the folder above it, else from the references' values.
 """
 EPILOG = """\

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -15,8 +16,10 @@ from nibabel.spatialimages import SpatialImage
 from e2enet.common.errors import InputError
 from e2enet.data.formats.case import count_labels
 from e2enet.data.formats.grid import Geometry, grid_problem, in_millimetres
+from e2enet.data.formats.image_file import ImageFile
 from e2enet.data.formats.labels import apply_label_map, whole_labels
-from e2enet.data.formats.nifti import read_values
+from e2enet.data.formats.listing import FILE_ENDINGS
+from e2enet.data.formats.opening import open_image
 
 READ_ERRORS = (ImageFileError, OSError, EOFError, ValueError, zlib.error)
 
@@ -64,33 +67,38 @@ def read_label_image(path: Path, label_map: Mapping[int, int] | None = None) -> 
     """
     image = _open(path)
     try:
-        # nibabel alone would not notice a damaged end of a gzip stream.
-        raw = read_values(image, path) if isinstance(image, nib.Nifti1Image) else np.asanyarray(image.dataobj)
-    except InputError:
-        raise
+        raw = image.read_values()
     except READ_ERRORS as error:
         raise InputError(f"{path}: cannot be read ({error})") from error
     array = apply_label_map(whole_labels(raw.reshape(_shape(image)), path), label_map or {})
     return LabelImage.of(array)
 
 
-def _open(path: Path) -> SpatialImage:
+def _open(path: Path) -> ImageFile:
+    """As for training and prediction, and what of other formats nibabel reads, whose values it scales."""
+    if path.name.endswith(FILE_ENDINGS):
+        return open_image(path)
     try:
-        image = nib.load(path)
+        image: Any = nib.load(path)
     except READ_ERRORS as error:
         raise InputError(f"{path}: is no image that nibabel reads ({error})") from error
     if not isinstance(image, SpatialImage) or image.affine is None:
         raise InputError(f"{path}: has no affine, so its grid is unknown")
-    return image
+    affine, dtype = in_millimetres(image.affine, image.header), image.get_data_dtype()
+
+    def read() -> np.ndarray:
+        return np.asanyarray(image.dataobj).reshape(-1, order="F")
+
+    return ImageFile(path, image.shape, affine, dtype, 1.0, 0.0, None, read)
 
 
-def _geometry(image: SpatialImage) -> Geometry:
+def _geometry(image: ImageFile) -> Geometry:
     """The image's grid, of which the depth axis plays no part here."""
     x, y, z = _shape(image)
-    return Geometry((x, y, z), in_millimetres(image.affine, image.header), 0)
+    return Geometry((x, y, z), image.affine, 0)
 
 
-def _shape(image: SpatialImage) -> tuple[int, ...]:
+def _shape(image: ImageFile) -> tuple[int, ...]:
     """Shape without trailing axes of length 1, which some writers add."""
     shape = tuple(int(size) for size in image.shape)
     while len(shape) > 3 and shape[-1] == 1:

@@ -11,9 +11,9 @@ from glob import escape
 from pathlib import Path
 
 from e2enet.common.errors import InputError
-from e2enet.data.formats.listing import no_folder, sort_out, told_of, unreadable
+from e2enet.data.formats.listing import FILE_ENDINGS, no_folder, sort_out, told_of, unreadable
 
-ENDINGS = (".nii.gz", ".nii", ".mgz", ".mgh", ".mnc", ".hdr")
+ENDINGS = (*FILE_ENDINGS, ".mgz", ".mgh", ".mnc", ".hdr")
 DEFAULT_NAMES = "*"
 
 

@@ -20,7 +20,10 @@ from rich.table import Table
 
 from e2enet.common.console import track
 from e2enet.common.files import atomic_path
+from e2enet.data.formats.itk import write_itk
+from e2enet.data.formats.listing import ITK_ENDINGS
 from e2enet.data.formats.nifti import without_history
+from e2enet.data.formats.opening import open_image
 from e2enet.data.formats.scheme import LabelScheme
 from e2enet.evaluation.folder import Pairs
 from e2enet.evaluation.images import read_label_image
@@ -113,6 +116,10 @@ def dice_of_classes(prediction: np.ndarray, reference: np.ndarray, classes: Sequ
 
 def write_postprocessed(source: Path, target: Path, classes: Sequence[ClassLabels]) -> None:
     """Write a label image with the classes kept to their largest component; grid, units and type stay."""
+    if source.name.endswith(ITK_ENDINGS):
+        stored = open_image(source)
+        write_itk(target, keep_largest(stored.read_values(), classes), stored.affine)
+        return
     image = nib.load(source)
     assert isinstance(image, nib.Nifti1Image)
     labels = np.asanyarray(image.dataobj)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from e2enet.common.errors import InputError, first_line, raise_problems
-from e2enet.data.formats.naming import FILE_ENDINGS
+from e2enet.data.formats.listing import FILE_ENDINGS, spell_endings
 from e2enet.data.formats.scheme import LabelScheme, scheme_problems
 from e2enet.data.planning.plan import Plan
 from e2enet.network.build import build_network
@@ -211,7 +211,7 @@ def _dataset_problems(
     if not set(mirror_axes) <= {0, 1, 2} or len(set(mirror_axes)) < len(mirror_axes):
         problems.append(f"mirror_axes are {list(mirror_axes)}: different axes out of 0, 1, 2 expected")
     if file_ending not in FILE_ENDINGS:
-        problems.append(f"file_ending is {file_ending!r}: {' or '.join(FILE_ENDINGS)} expected")
+        problems.append(f"file_ending is {file_ending!r}: {spell_endings()} expected")
     return problems
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from e2enet.common.errors import raise_problems
 from e2enet.common.files import naming_unreadable, read_remembered, write_json
 from e2enet.data.formats.naming import Case
+from e2enet.data.formats.opening import files_of
 
 FOLDER = ".predicted"
 MOST_LINES = 8  # of a message that lists results
@@ -104,7 +105,12 @@ def file_digest(path: Path) -> str:
 
 def scan_digest(case: Case) -> str:
     """Hash of a case's image files, in the order of its channels."""
-    return " ".join(map(file_digest, case.images))
+    return " ".join(map(_image_digest, case.images))
+
+
+def _image_digest(path: Path) -> str:
+    digests = [file_digest(file) for file in files_of(path)]
+    return digests[0] if len(digests) == 1 else hashlib.blake2b(" ".join(digests).encode()).hexdigest()[:32]
 
 
 def _spell(name: str, found: Any, wanted: Any) -> str:

@@ -136,7 +136,7 @@ def test_all_missing_files_are_listed_at_once(tmp_path: Path) -> None:
             "case a more than once",
         ),
         ({"training": [{"image": "imagesTr/a.nii.gz"}]}, "an image and label expected"),
-        ({"training": [{"image": "imagesTr/a.png", "label": "b"}]}, r"a name ending in \.nii\.gz or \.nii"),
+        ({"training": [{"image": "imagesTr/a.png", "label": "b"}]}, r"a name ending in \.nii\.gz, .* or \.gipl"),
         ({"training": []}, "numTraining is 2, but 0"),
         ({"modality": {"1": "CT"}}, "consecutive numbers from 0"),
         ({"modality": None}, "channel_names"),

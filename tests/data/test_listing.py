@@ -16,6 +16,7 @@ from e2enet.data.formats.listing import ending_of, list_scans, note_companions, 
 from e2enet.data.formats.naming import Case, has_numbered_ids
 from e2enet.data.formats.problems import Problem
 
+ENDINGS = ".nii.gz, .nii, .mha, .mhd, .nrrd, .nhdr or .gipl"
 TABLE = LabelTable({0: "background", 1: "organ"}, {}, {})
 
 
@@ -77,7 +78,7 @@ def test_one_scan_to_predict_is_judged_by_its_name_too(tmp_path: Path) -> None:
     touch(tmp_path, "line\nbreak.nii.gz", "A.NII.GZ")
     for name in ("line\nbreak.nii.gz", "A.NII.GZ"):
         with pytest.raises(
-            InputError, match=r"a file ending in \.nii\.gz or \.nii expected, its name of at most 200 bytes"
+            InputError, match=r"a file ending in \.nii\.gz, .* or \.gipl expected, its name of at most 200 bytes"
         ):
             find_cases(tmp_path / name, 1)
 
@@ -96,28 +97,31 @@ def test_ids_that_end_in_four_digits_keep_them(tmp_path: Path) -> None:
 
 
 def test_a_reason_that_many_share_is_one_line(tmp_path: Path) -> None:
-    touch(tmp_path, *(f"{letter}.mha" for letter in "abcde"))
+    touch(tmp_path, *(f"{letter}.mgz" for letter in "abcde"))
     (problem,) = list_scans(tmp_path).problems()
-    assert problem.problem == "not taken: ends in .mha, .nii.gz or .nii expected (5: a.mha, b.mha, c.mha and 2 more)"
+    assert problem.problem == f"not taken: ends in .mgz, {ENDINGS} expected (5: a.mgz, b.mgz, c.mgz and 2 more)"
     assert (problem.case, problem.severity, problem.file) == (None, "warning", str(tmp_path))
 
 
-def test_scans_to_predict_of_both_endings_are_taken(tmp_path: Path) -> None:
-    touch(tmp_path, "a.nii.gz", "b.nii", "c.nii", "c.nii.gz", ".d.nii.gz", "e.nrrd", "more/f.nii.gz")
+def test_scans_to_predict_of_all_endings_are_taken(tmp_path: Path) -> None:
+    touch(tmp_path, "a.nii.gz", "b.nii", "c.nii", "c.nii.gz", ".d.nii.gz", "e.mgz", "more/f.nii.gz")
+    touch(tmp_path, "h.nrrd", "h.nii.gz", "i.mhd", "i.raw", "j.nrrd", "j.mha")
     link(tmp_path / "g.nii.gz")
     problems: list[Problem] = []
     cases = find_cases(tmp_path, 1, ".nii.gz", problems)
-    assert [case.images[0].name for case in cases] == ["a.nii.gz", "b.nii", "c.nii.gz"]
+    assert [case.images[0].name for case in cases] == [*["a.nii.gz", "b.nii", "c.nii.gz", "h.nii.gz", "i.mhd", "j.mha"]]
     assert told(problems, tmp_path) == {
-        ("warning", "not taken: beside it is the same name with .nii.gz", "c.nii"),
+        ("warning", "not taken: beside it is the same name with .nii.gz (2: c.nii, h.nrrd)", "."),
+        ("warning", "not taken: beside it is the same name with .mha", "j.nrrd"),
         ("warning", "not taken: hidden, its name begins with a dot", ".d.nii.gz"),
-        ("warning", "not taken: ends in .nrrd, .nii.gz or .nii expected", "e.nrrd"),
+        ("warning", f"not taken: ends in .mgz, {ENDINGS} expected", "e.mgz"),
         ("warning", "not taken: a folder that holds scans", "more"),
         ("error", "a link whose target /nowhere/x.nii.gz is not there", "g.nii.gz"),
     }
     with pytest.raises(InputError, match=r"case g: .*a link whose target"):
         find_cases(tmp_path, 1)
-    assert [case.images[0].name for case in find_cases(tmp_path, 1, ".nii", [])] == ["a.nii.gz", "b.nii", "c.nii"]
+    cases = find_cases(tmp_path, 1, ".nrrd", [])
+    assert [case.images[0].name for case in cases] == [*["a.nii.gz", "b.nii", "c.nii", "h.nrrd", "i.mhd", "j.nrrd"]]
     with pytest.raises(InputError, match=r"g\.nii\.gz: a link whose target /nowhere/x\.nii\.gz is not there"):
         find_cases(tmp_path / "g.nii.gz", 1)
 
@@ -131,11 +135,11 @@ def test_modalities_of_a_case_may_end_differently_and_a_dead_one_fails_the_case(
 
 
 def test_a_folder_without_anything_to_take_says_what_there_is(tmp_path: Path) -> None:
-    touch(tmp_path, "a.mha", "imagesTr/b.nii.gz")
+    touch(tmp_path, "a.mnc", "imagesTr/b.nii.gz")
     with pytest.raises(InputError) as caught:
         find_cases(tmp_path, 1)
-    assert "holds no image; files ending in .nii.gz or .nii expected" in str(caught.value)
-    assert "a.mha: not taken: ends in .mha" in str(caught.value) and "imagesTr: not taken: a folder" in str(
+    assert f"holds no image; files ending in {ENDINGS} expected" in str(caught.value)
+    assert "a.mnc: not taken: ends in .mnc" in str(caught.value) and "imagesTr: not taken: a folder" in str(
         caught.value
     )
 
@@ -172,13 +176,13 @@ def test_folders_of_brats_lose_nothing(tmp_path: Path) -> None:
 
 def test_btcv_tells_of_what_it_does_not_take(tmp_path: Path) -> None:
     touch(tmp_path, "Training/img/img0001.nii.gz", "Training/label/label0001.nii.gz", "Training/img/.img0002.nii.gz")
-    touch(tmp_path, "Testing/img/scan7.nii.gz", "Testing/img/img0061.mha")
+    touch(tmp_path, "Testing/img/scan7.nii.gz", "Testing/img/img0061.mgz")
     problems: list[Problem] = []
     scan_btcv(tmp_path, problems, TABLE)
     assert told(problems, tmp_path) == {
         ("warning", "not taken: hidden, its name begins with a dot", "Training/img/.img0002.nii.gz"),
         ("warning", "a name like img0001.nii.gz expected", "Testing/img/scan7.nii.gz"),
-        ("warning", "not taken: ends in .mha, .nii.gz or .nii expected", "Testing/img/img0061.mha"),
+        ("warning", f"not taken: ends in .mgz, {ENDINGS} expected", "Testing/img/img0061.mgz"),
     }
 
 
@@ -189,12 +193,20 @@ def decathlon(folder: Path, **content: Any) -> Path:
 
 def test_a_decathlon_folder_tells_of_unlisted_scans_of_any_ending(tmp_path: Path) -> None:
     folder = decathlon(tmp_path)
-    touch(folder, "imagesTr/b.nii", "imagesTr/c.mha", "labelsTr/.a.nii.gz", "labelsTs/x.nii.gz", "imagesTr/._a.nii.gz")
+    touch(
+        folder,
+        "imagesTr/b.nii",
+        "imagesTr/c.mgz",
+        "imagesTr/d.mha",
+        "labelsTr/.a.nii.gz",
+        "labelsTs/x.nii.gz",
+        "imagesTr/._a.nii.gz",
+    )
     problems: list[Problem] = []
     scan_msd(folder, problems)
     assert told(problems, folder) == {
-        ("warning", "belongs to no case of the dataset", "imagesTr/b.nii"),
-        ("warning", "not taken: ends in .mha, .nii.gz or .nii expected", "imagesTr/c.mha"),
+        ("warning", "belongs to no case of the dataset (2: b.nii, d.mha)", "imagesTr"),
+        ("warning", f"not taken: ends in .mgz, {ENDINGS} expected", "imagesTr/c.mgz"),
         ("warning", "not taken: hidden, its name begins with a dot", "labelsTr/.a.nii.gz"),
         ("warning", "belongs to no case of the dataset", "labelsTs/x.nii.gz"),
     }
@@ -259,7 +271,8 @@ def nnunet(folder: Path, images: str = ".nii.gz", labels: str = ".nii.gz", **con
     ("folder", "content", "message"),
     [
         ({}, {"file_ending": ".nii"}, r"dataset\.json: file_ending is '\.nii', of which there is no training image; "),
-        ({}, {"file_ending": ".mha"}, r"file_ending is '\.mha': \.nii\.gz or \.nii expected \(NIfTI only\); "),
+        ({}, {"file_ending": ".mha"}, r"file_ending is '\.mha', of which there is no training image; "),
+        ({}, {"file_ending": ".png"}, r"file_ending is '\.png': \.nii\.gz, .* or \.gipl expected; "),
         ({}, {"file_ending": "nii.gz"}, r"file_ending is 'nii\.gz': .*; "),
     ],
 )

@@ -113,7 +113,7 @@ def test_every_problem_is_listed_at_once(folders, tmp_path, capsys):
     assert "c: no prediction" in message
     assert "d: shape (7, 8, 8)" in message
     assert "e.nii.gz: the affines differ by up to 0.5 mm, at most " in message and "repair=FOLDER" in message
-    assert "f.nii.gz: is no image" in message
+    assert "f.nii.gz: cannot be read as an image" in message
     assert not (tmp_path / "out").exists()
 
 

@@ -97,7 +97,7 @@ WRONG: dict[str, tuple[Edit, str]] = {
     ),
     "ending-that-is-a-path": (
         dataset(file_ending="/../../elsewhere.nii.gz"),
-        r"file_ending is '/\.\./\.\./elsewhere\.nii\.gz': \.nii\.gz or \.nii expected",
+        r"file_ending is '/\.\./\.\./elsewhere\.nii\.gz': \.nii\.gz, .* or \.gipl expected",
     ),
     "without-masks": (without_masks, r"lacks the masks of \d+ sparse layers \(.*kernel_mask, \.\.\)"),
     "diverged": (weight(lambda w: w * torch.nan), r"heads\.0\.weight holds NaN or infinity.*finite weights expected"),

@@ -10,6 +10,7 @@ import pytest
 
 from e2enet.common.errors import InputError
 from e2enet.evaluation import score_folder
+from e2enet.evaluation.pairing import ENDINGS
 
 
 def link(path: Path) -> Path:
@@ -27,17 +28,18 @@ def test_a_dead_link_fails_and_the_others_go_on(bench: Any, capsys: pytest.Captu
     assert bench.predict() == {"lost": reason}  # also where a result of an earlier scan stands in its place
     shutil.rmtree(bench.out)
     assert bench.predict() == {"lost": reason}
-    assert sorted(path.name for path in bench.out.glob("*.nii.gz")) == ["good.nii.gz", "more.nii.gz"]
+    assert sorted(path.name for path in bench.out.glob("*.nii*")) == ["good.nii.gz", "more.nii.gz"]
     assert "1 of 3 cases failed" in capsys.readouterr().out
 
 
 def test_what_is_not_taken_is_told(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in (".hidden.nii.gz", "other.nrrd", "._good.nii.gz"):
+    for name in (".hidden.nii.gz", "other.mgz", "._good.nii.gz"):
         (bench.scans / name).write_bytes(b"?")
     assert bench.predict() == {}
     lines = capsys.readouterr().out.splitlines()
     assert f"warning: {bench.scans}/.hidden.nii.gz: not taken: hidden, its name begins with a dot" in lines
-    assert f"warning: {bench.scans}/other.nrrd: not taken: ends in .nrrd, .nii.gz or .nii expected" in lines
+    expected = ".nii.gz, .nii, .mha, .mhd, .nrrd, .nhdr or .gipl expected"
+    assert f"warning: {bench.scans}/other.mgz: not taken: ends in .mgz, {expected}" in lines
     assert f"passed over: what macOS keeps of other files (1 named like ._good.nii.gz, {bench.scans})" in lines
     assert lines[-1] == f"all 1 cases are in {bench.out}, beside what is warned of above"
 
@@ -46,14 +48,14 @@ def test_evaluation_tells_too(bench: Any) -> None:
     references = bench.raw / "labelsTr"
     predictions = Path(shutil.copytree(references, bench.root / "predictions"))
     (references / ".x.nii.gz").touch()
-    (predictions / "a.mha").touch()
+    (predictions / "a.img").touch()
     (predictions / "._a.nii.gz").touch()
     (predictions / "folder.nii").mkdir()
     _, summary, warnings = score_folder(predictions, references)
     assert summary["n_cases"] == 5
     assert set(warnings) == {
         f"{references}/.x.nii.gz: not taken: hidden, its name begins with a dot",
-        f"{predictions}/a.mha: not taken: ends in .mha, .nii.gz or .nii or .mgz or .mgh or .mnc or .hdr expected",
+        f"{predictions}/a.img: not taken: ends in .img, {', '.join(ENDINGS[:-1])} or .hdr expected",
         f"{predictions}/folder.nii: not taken: a folder, a file expected",
     }
     for path in (references / "a.nii.gz", predictions / "b.nii.gz"):

@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of what anybody may have written: python tests/fuzz/fuzz.py TARGET [libFuzzer's options].
 
-Targets: dataset_json, plan_json, scan. Whatever the bytes are, only InputError may come out. Needs atheris (the extra
-`fuzz`); new inputs are kept in a scratch folder, those that crash are written beside it. For five minutes:
+Targets: dataset_json, plan_json, scan, mha, nrrd. Whatever the bytes are, only InputError may come out. Needs atheris
+(the extra `fuzz`); new inputs are kept in a scratch folder, those that crash are written beside it. For five minutes:
 
     python tests/fuzz/fuzz.py dataset_json -max_total_time=300
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -21,6 +22,7 @@ WORDS = (
     *("file_ending", "image", "images", "label", ".nii.gz", "../", "/", "background", "\\u0000", "\\ud800", "null"),
     *("spacing", "patch_size", "strides", "batch_size", "normalisation", "median_shape", "depth_axis", "scheme", "ct"),
     *("zscore", "nonzero", "lower", "upper", "mean", "std", "made_from", "options", "planned", "derived", "NaN"),
+    *("NDims", "DimSize", "ElementDataFile", "LOCAL", "CompressedDataSize", "MET_FLOAT", "encoding", "gzip", "sizes"),
     *("true", "false", "-1", "0", "1e999", "1e-320", "99999999999999999999", "Infinity", "[[]]", "{}", '""'),
 )
 
@@ -83,8 +85,8 @@ def targets(folder: Path) -> dict[str, Target]:
         except InputError as error:
             assert str(path) in str(error), error
 
-    def scan(content: bytes) -> None:
-        path = folder / "a.nii"
+    def read_image(ending: str, content: bytes) -> None:
+        path = folder / f"a{ending}"
         path.write_bytes(content)
         for read in (lambda: read_volume([path]), lambda: read_label(path, None)):
             try:
@@ -92,7 +94,9 @@ def targets(folder: Path) -> dict[str, Target]:
             except InputError as error:
                 assert str(path) in str(error), error
 
-    return {"dataset_json": dataset_json, "plan_json": plan_json, "scan": scan}
+    endings = {"scan": ".nii", "mha": ".mha", "nrrd": ".nrrd"}
+    images = {name: partial(read_image, ending) for name, ending in endings.items()}
+    return {"dataset_json": dataset_json, "plan_json": plan_json, **images}
 
 
 if __name__ == "__main__":

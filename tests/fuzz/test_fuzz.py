@@ -14,6 +14,7 @@ import pytest
 
 HERE = Path(__file__).parent
 CHANGES = 300  # per target: some seconds
+TARGETS = ["dataset_json", "plan_json", "scan", "mha", "nrrd"]
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +52,14 @@ def changed(content: bytes, others: list[bytes], words: tuple[str, ...], draw: r
     return bytes(data)
 
 
-@pytest.mark.parametrize("name", ["dataset_json", "plan_json", "scan"])
+@pytest.mark.parametrize("name", TARGETS)
 def test_every_seed(script: dict, name: str) -> None:
     assert len(seeds(name)) >= 3
     for content in seeds(name):
         script["targets"][name](content)
 
 
-@pytest.mark.parametrize("name", ["dataset_json", "plan_json", "scan"])
+@pytest.mark.parametrize("name", TARGETS)
 def test_random_changes(script: dict, name: str) -> None:
     draw, corpus = random.Random(0), seeds(name)
     for _ in range(CHANGES):
@@ -70,7 +71,7 @@ def test_the_corpus_is_of_what_the_targets_read(script: dict) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris (extra fuzz) is not installed")
-@pytest.mark.parametrize("name", ["dataset_json", "plan_json", "scan"])
+@pytest.mark.parametrize("name", TARGETS)
 def test_guided_by_coverage(name: str) -> None:
     command = [sys.executable, str(HERE / "fuzz.py"), name, "-runs=200"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=HERE.parents[1])

@@ -94,7 +94,7 @@ def _dataset_key(source: DataSource) -> str | None:
         dataset = source.scan(problems)
         cases = [*dataset.training, *dataset.validation, *dataset.test]
         # A case whose files are not there may be one that the split does not use.
-        states = {case.id: file_states(file for file in case.files if file.is_file()) for case in cases}
+        states = {case.id: file_states(file for file in case.all_files if file.is_file()) for case in cases}
     except (InputError, OSError):
         return None
     content = {

@@ -14,7 +14,10 @@ from e2enet.common.errors import InputError
 from e2enet.common.files import atomic_path
 from e2enet.data.checking.case import CaseFacts
 from e2enet.data.formats.grid import same_directions
+from e2enet.data.formats.itk import write_itk
+from e2enet.data.formats.listing import ITK_ENDINGS
 from e2enet.data.formats.nifti import without_history
+from e2enet.data.formats.opening import open_image
 
 # What of a NIfTI header says where the voxels lie; pixdim holds voxel sizes and the handedness of the qform.
 GEOMETRY_FIELDS = (
@@ -90,7 +93,10 @@ def _relative(label: Path, dataset: Path) -> Path:
 
 def _write_copy(label: Path, image: Path, copy: Path) -> None:
     """The label's voxels, byte for byte, with the image's place of them; extensions and texts of the header stay
-    behind (`without_history`)."""
+    behind (`without_history`). Of other formats than NIfTI, its values."""
+    if label.name.endswith(ITK_ENDINGS):
+        write_itk(copy, open_image(label).read_unscaled(), open_image(image).affine)
+        return
     with (
         atomic_path(copy) as temporary,
         _opener(label)(label, "rb") as source,
@@ -111,8 +117,16 @@ def _write_copy(label: Path, image: Path, copy: Path) -> None:
 
 
 def _stored_fields(path: Path) -> Any:
-    """The header as it stands in the file; that of a loaded image has lost offset and scaling."""
-    header: Any = nib.load(path).header
+    """The header as it stands in the file; that of a loaded image has lost offset and scaling. Of other formats, a
+    NIfTI header that says the same of the voxels' place."""
+    if path.name.endswith(ITK_ENDINGS):
+        header: Any = nib.Nifti1Header()
+        header.set_data_shape(open_image(path).shape[:3])
+        for set_form in (header.set_qform, header.set_sform):
+            set_form(open_image(path).affine, 1)
+        header.set_xyzt_units("mm")
+        return header
+    header = nib.load(path).header
     with _opener(path)(path, "rb") as stream:
         return type(header)(stream.read(len(header.binaryblock)), check=False)
 

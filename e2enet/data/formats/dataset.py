@@ -9,7 +9,7 @@ from pathlib import Path
 
 from e2enet.common.errors import InputError
 from e2enet.data.formats.labels import LabelTable
-from e2enet.data.formats.listing import FILE_ENDINGS, list_scans, no_folder, told_of, unreadable
+from e2enet.data.formats.listing import FILE_ENDINGS, find_ending, list_scans, no_folder, told_of, unreadable
 from e2enet.data.formats.naming import Case
 from e2enet.data.formats.problems import Problem, case_error, case_warning, dataset_error
 from e2enet.data.formats.scheme import LabelScheme
@@ -24,7 +24,7 @@ class RawDataset:
         folder: Where it lies.
         channels: `channels[c]` names channel c ("CT", "T1", ..).
         scheme: What the labels are, numbered as after `label_map`.
-        file_ending: ".nii.gz" or ".nii".
+        file_ending: Of the images, one of `FILE_ENDINGS`.
         training: Cases that all have a label.
         test: Cases that have a label where the dataset brings one.
         validation: Labelled cases that the publisher set aside for validation; empty where there are none.
@@ -130,12 +130,7 @@ def _shared_labels(cases: Iterable[Case]) -> Iterator[Problem]:
 
 def common_ending(cases: Sequence[Case], problems: list[Problem]) -> str:
     """The ending that all images share; more than one is a problem, and .nii.gz stands in."""
-    endings = {
-        next(ending for ending in FILE_ENDINGS if file.name.endswith(ending))
-        for case in cases
-        for file in case.images
-        if file.name.endswith(FILE_ENDINGS)
-    }
+    endings = {ending for case in cases for file in case.images if (ending := find_ending(file.name))}
     if len(endings) > 1:
         problems.append(
             dataset_error(f"training images end in {sorted(endings)}: one ending for the whole dataset is expected")

@@ -10,7 +10,7 @@ from typing import Any
 from e2enet.common.errors import InputError, raise_problems
 from e2enet.common.files import read_json
 from e2enet.data.formats.label_section import read_scheme
-from e2enet.data.formats.listing import FILE_ENDINGS, NAME_WORDS, is_companion, is_file_name, no_folder
+from e2enet.data.formats.listing import FILE_ENDINGS, NAME_WORDS, is_companion, is_file_name, no_folder, spell_endings
 from e2enet.data.formats.naming import Case, case_id
 from e2enet.data.formats.problems import Problem, dataset_error
 from e2enet.data.formats.scheme import LabelScheme
@@ -89,9 +89,7 @@ class Description:
                     text = f"{section} image {image!r}: left out, hidden: its name begins with a dot"
                     self.problems.append(Problem(None, "warning", text, str(self.file)))
             elif not image.endswith(FILE_ENDINGS) or not is_file_name(Path(image).name):
-                self.wrong(
-                    f"{section} image {image!r}: a name ending in {' or '.join(FILE_ENDINGS)} expected, {NAME_WORDS}"
-                )
+                self.wrong(f"{section} image {image!r}: a name ending in {spell_endings()} expected, {NAME_WORDS}")
             else:
                 image_path = self._inside(image)
                 label_path = self._inside(label) if label is not None else None

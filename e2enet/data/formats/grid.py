@@ -7,7 +7,6 @@ rounding can lead to different axes (at 45 degrees each axis is as near to one d
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import nibabel as nib
@@ -15,6 +14,7 @@ import numpy as np
 from nibabel import orientations
 
 from e2enet.common.errors import InputError
+from e2enet.data.formats.image_file import ImageFile
 
 # A share of the smallest voxel size. Affines that went through a qform (a quaternion of float32 numbers) come out up to
 # hundredths of a mm elsewhere; half a voxel would already shift a label by one.
@@ -141,20 +141,20 @@ def choose_depth_axis(spacings: Any) -> int:
     return int(np.flatnonzero(median >= median.max() * (1 - TIE_TOLERANCE))[-1])
 
 
-def geometry_of(image: Any, path: Path, depth_axis: int | None) -> Geometry:
+def geometry_of(image: ImageFile, depth_axis: int | None) -> Geometry:
     """Geometry of an open image; InputError where its shape or its affine cannot be used.
 
     `depth_axis=None` takes the image's own axis of largest spacing.
     """
-    shape = image.shape
+    path, shape, affine = image.path, image.shape, image.affine
     if len(shape) < 3 or sum(size != 1 for size in shape[3:]) > 1 or min(shape) < 1:
         raise InputError(f"{path}: shape {shape}, a 3D image or a 4D one with channels last expected")
-    affine = in_millimetres(image.affine, image.header)
     if not _spans_space(affine[:3, :3]):
         raise InputError(f"{path}: the affine {affine[:3].tolist()} cannot be inverted, three different axes expected")
+    x, y, z = shape[:3]
     if depth_axis is None:
-        depth_axis = choose_depth_axis([Geometry(shape[:3], affine, 0).spacing])
-    return Geometry(tuple(shape[:3]), affine, depth_axis)
+        depth_axis = choose_depth_axis([Geometry((x, y, z), affine, 0).spacing])
+    return Geometry((x, y, z), affine, depth_axis)
 
 
 def in_millimetres(affine: np.ndarray, header: Any) -> np.ndarray:
@@ -174,11 +174,11 @@ def unit_of_length(header: Any) -> str:
     return UNITS.get(_unit_code(header), "mm")
 
 
-def forms_offset(image: Any) -> Offset | None:
+def forms_offset(image: ImageFile) -> Offset | None:
     """Between the two forms of an open NIfTI image, of which the sform is used; None unless its codes say that both
-    count. Not finite where the qform is no rotation."""
+    count, and for other formats. Not finite where the qform is no rotation."""
     header = image.header
-    if min(int(header["sform_code"]), int(header["qform_code"])) <= 0:
+    if header is None or min(int(header["sform_code"]), int(header["qform_code"])) <= 0:
         return None
     try:
         qform = header.get_qform()

@@ -25,7 +25,7 @@ from typing import Any
 from e2enet.data.formats.dataset import RawDataset, finish, warn_unlisted
 from e2enet.data.formats.description import Description
 from e2enet.data.formats.labels import LabelTable, resolve_labels
-from e2enet.data.formats.listing import FILE_ENDINGS, is_file_name, list_scans, no_folder
+from e2enet.data.formats.listing import FILE_ENDINGS, is_file_name, list_scans, no_folder, spell_endings
 from e2enet.data.formats.naming import Case, group_modalities
 from e2enet.data.formats.problems import Problem, case_error, dataset_error
 
@@ -111,7 +111,7 @@ def _file_ending(description: Description) -> str | None:
     listing = list_scans(description.folder / "imagesTr")
     there = f"; {listing.folder} holds {listing.endings()}" if listing.endings() else ""
     if ending not in FILE_ENDINGS:
-        description.wrong(f"file_ending is {ending!r}: {' or '.join(FILE_ENDINGS)} expected (NIfTI only){there}")
+        description.wrong(f"file_ending is {ending!r}: {spell_endings()} expected{there}")
         return None
     if "dataset" not in description.content and there and not any(f.name.endswith(ending) for f in listing.files):
         description.wrong(f"file_ending is {ending!r}, of which there is no training image{there}")

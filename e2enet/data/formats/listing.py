@@ -15,7 +15,9 @@ from pathlib import Path
 from e2enet.common.files import TEMPORARY
 from e2enet.data.formats.problems import Problem
 
-FILE_ENDINGS = (".nii.gz", ".nii")
+NIFTI_ENDINGS = (".nii.gz", ".nii")
+ITK_ENDINGS = (".mha", ".mhd", ".nrrd", ".nhdr", ".gipl")  # read by SimpleITK
+FILE_ENDINGS = (*NIFTI_ENDINGS, *ITK_ENDINGS)
 # Scans of other formats, and of ours under a name that something was added to: x.nii.gz.part, x.NII.
 SCAN_LIKE = re.compile(
     r"\.(nii(?![a-z])|(niigz|tiff?|nrrd|nhdr|mha|mhd|mgz|mgh|mnc|hdr|img|dcm|dicom|ima|gipl)(\.gz)?$)", re.IGNORECASE
@@ -127,6 +129,16 @@ def no_folder(path: Path) -> str | None:
     return "a file, a folder expected" if path.exists() else _absent(path, "folder")
 
 
+def find_ending(name: str, endings: Sequence[str] = FILE_ENDINGS) -> str | None:
+    """The ending out of `endings` that a name has; None where it has none."""
+    return next((ending for ending in endings if name.endswith(ending)), None)
+
+
+def spell_endings(endings: Sequence[str] = FILE_ENDINGS) -> str:
+    """Endings in words: .nii.gz, .mha or .nrrd."""
+    return " or ".join(filter(None, [", ".join(endings[:-1]), endings[-1]]))
+
+
 def told_of(folder: Path, paths: Sequence[Path], reason: str) -> Problem:
     """A warning of files that share a reason: of the file where it is one, else the folder, their number and a few."""
     if len(paths) == 1:
@@ -153,7 +165,7 @@ def _absent(path: Path, kind: str) -> str:
 
 def _reason(folder: Path, path: Path, endings: Sequence[str]) -> str | None:
     """Why a file that looks like a scan is not taken; None where it is."""
-    expected = " or ".join(endings)
+    expected = spell_endings(endings)
     if any(part.startswith(TEMPORARY) for part in path.relative_to(folder).parts):
         return "not taken: half written, by a run that is at work or was killed"
     if any(part.startswith(".") for part in path.relative_to(folder).parts):

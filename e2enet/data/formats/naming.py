@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -10,16 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from e2enet.common.errors import InputError
+from e2enet.data.formats.dicom import holds_slices
 from e2enet.data.formats.listing import (
     FILE_ENDINGS,
     NAME_WORDS,
     SCAN_LIKE,
     Listing,
+    find_ending,
     is_file_name,
     list_scans,
+    spell_endings,
     told_of,
     unreadable,
 )
+from e2enet.data.formats.opening import files_of
 from e2enet.data.formats.problems import Problem, case_error, raise_errors
 
 MODALITY = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
@@ -27,8 +32,8 @@ MODALITY = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 
 @dataclass(frozen=True)
 class Case:
-    """One patient: an image file per channel (or one 4D file holding all channels), and a label file where
-    there is one."""
+    """One patient: an image file per channel (or one file holding all, or a folder of DICOM slices), and a label file
+    where there is one."""
 
     id: str
     images: tuple[Path, ...]
@@ -39,6 +44,11 @@ class Case:
         """The images, then the label where there is one."""
         return self.images if self.label is None else (*self.images, self.label)
 
+    @property
+    def all_files(self) -> tuple[Path, ...]:
+        """The same, with the files that hold the voxels of headers, and the slices in the place of their folder."""
+        return tuple(file for path in self.files for file in files_of(path))
+
 
 def find_named_cases(
     source: str | Path,
@@ -47,35 +57,48 @@ def find_named_cases(
     problems: list[Problem] | None = None,
     numbered_ids: bool = False,
 ) -> list[Case]:
-    """Cases to predict by the names of their files, in a folder or given as one file, sorted by id.
+    """Cases to predict by the names of their files, in a folder or given as one file, sorted by id; a folder of DICOM
+    slices is a case, by its name.
 
     With one channel both `x.nii.gz` and `x_0000.nii.gz` are case x. With several, `x_0000`, `x_0001`, .. are
-    one case and a plain `x.nii.gz` is a 4D file. Where a file is there as .nii.gz and as .nii, that of `file_ending`
+    one case and a plain `x.nii.gz` is a 4D file. Where a file is there with several endings, that of `file_ending`
     is taken. Raises InputError naming what is missing: the path, any case, or modalities; a list of `problems` takes
     what is wrong with single cases instead, where there are others, and a warning of what is not taken.
 
     `numbered_ids`: see `has_numbered_ids`; then a four-digit end is a modality's only after another one.
     """
     source = Path(source)
-    if source.is_dir():
+    files, series, found = list[Path](), list[Path](), list[Problem]()
+    if holds_slices(source):
+        series = [source]
+    elif source.is_dir():
         listing = list_scans(source)
         files, found = _one_of_each(listing, file_ending)
-        found += [*listing.problems(), *_warn_of_folders(source)]
+        series = [path for path in sorted(source.iterdir()) if not path.name.startswith(".") and holds_slices(path)]
+        found += [*listing.problems(), *_warn_of_folders(source, series)]
     elif reason := unreadable(source):
         raise InputError(f"{source}: {'no such file or folder' if reason == 'no such file' else reason}")
     elif not source.name.endswith(FILE_ENDINGS) or not is_file_name(source.name):
-        raise InputError(f"{source}: a file ending in {' or '.join(FILE_ENDINGS)} expected, its name {NAME_WORDS}")
+        raise InputError(f"{source}: a file ending in {spell_endings()} expected, its name {NAME_WORDS}")
     else:
-        files, found = _with_siblings(source, num_channels, numbered_ids), []
+        files = _with_siblings(source, num_channels, numbered_ids)
     cases, of_cases = group_modalities(files, num_channels, file_ending, numbered_ids)
     found += of_cases
+    for folder in series:
+        name = Path(os.path.abspath(folder)).name  # also of "."
+        if is_file_name(name):
+            cases.append(Case(name, (folder,)))
+        else:
+            found.append(told_of(source, [folder], f"not taken: a name {NAME_WORDS} expected"))
     repeated = [name for name, count in Counter(case.id for case in cases).items() if count > 1]
-    found += [case_error(name, "is there twice, with and without a modality number") for name in repeated]
+    for name in repeated:
+        places = " and ".join(case.images[0].name for case in cases if case.id == name)
+        found.append(case_error(name, f"is there twice, as {places}; one expected"))
     cases = readable([case for case in cases if case.id not in repeated], found)
     if problems is None or not cases:
         raise_errors(found, f"{source}: these cases cannot be predicted")
     if not cases:
-        expected = f"{source}: holds no image; files ending in {' or '.join(FILE_ENDINGS)} expected"
+        expected = f"{source}: holds no image; files ending in {spell_endings()} expected"
         raise InputError("\n  - ".join([expected, *map(str, found)]))
     if problems is not None:
         problems += found
@@ -84,17 +107,19 @@ def find_named_cases(
 
 def readable(cases: Sequence[Case], problems: list[Problem]) -> list[Case]:
     """The cases whose images are there to be read; the others are added to `problems`."""
-    broken = [(case.id, reason, file) for case in cases for file in case.images if (reason := unreadable(file))]
+    broken = [(case.id, reason, file) for case in cases for file in case.images if (reason := _unreadable(file))]
     problems += [case_error(*one) for one in broken]
     return [case for case in cases if case.id not in {name for name, *_ in broken}]
 
 
+def _unreadable(path: Path) -> str | None:
+    return None if holds_slices(path) else unreadable(path)
+
+
 def case_id(file_name: str) -> str:
     """The name without its ending: hippocampus_001.nii.gz -> hippocampus_001."""
-    for ending in FILE_ENDINGS:
-        if file_name.endswith(ending):
-            return file_name.removesuffix(ending)
-    return Path(file_name).stem
+    ending = find_ending(file_name)
+    return Path(file_name).stem if ending is None else file_name.removesuffix(ending)
 
 
 def has_numbered_ids(cases: Sequence[Case]) -> bool:
@@ -128,7 +153,8 @@ def group_modalities(
     problems = []
     expected = f"({num_channels} channels expected)"
     for name, channels in numbered.items():
-        missing = [f"{name}_{c:04d}{file_ending}" for c in range(num_channels) if c not in channels]
+        ending = find_ending(min(channels.values()).name) or file_ending
+        missing = [f"{name}_{c:04d}{ending}" for c in range(num_channels) if c not in channels]
         extra = [channels[c].name for c in sorted(channels) if c >= num_channels]
         if missing:
             problems.append(case_error(name, f"{', '.join(missing)} missing {expected}"))
@@ -140,18 +166,24 @@ def group_modalities(
 
 
 def _one_of_each(listing: Listing, file_ending: str) -> tuple[list[Path], list[Problem]]:
-    """The files, each name once, and a warning of those whose name is there with the other ending too."""
+    """The files, each name once, and a warning of those whose name is there with another ending too."""
     chosen: dict[str, Path] = {}
     for file in sorted(listing.files, key=lambda file: not file.name.endswith(file_ending)):
         chosen.setdefault(case_id(file.name), file)
-    spare = [file for file in listing.files if chosen[case_id(file.name)] != file]
-    reason = f"not taken: beside it is the same name with {file_ending}"
-    return sorted(chosen.values()), [told_of(listing.folder, spare, reason)] if spare else []
+    spare: dict[str | None, list[Path]] = {}
+    for file in listing.files:
+        taken = chosen[case_id(file.name)]
+        if taken != file:
+            spare.setdefault(find_ending(taken.name), []).append(file)
+    reason = "not taken: beside it is the same name with"
+    problems = [told_of(listing.folder, files, f"{reason} {ending}") for ending, files in spare.items()]
+    return sorted(chosen.values()), problems
 
 
-def _warn_of_folders(source: Path) -> list[Problem]:
-    """A warning of folders that hold scans, which are not looked for there, and of links whose target is gone."""
-    others = [path for path in sorted(source.iterdir()) if not SCAN_LIKE.search(path.name)]
+def _warn_of_folders(source: Path, series: Sequence[Path]) -> list[Problem]:
+    """A warning of folders that hold scans, which are not looked for there, but for those of slices; and of links whose
+    target is gone."""
+    others = [path for path in sorted(source.iterdir()) if not SCAN_LIKE.search(path.name) and path not in series]
     holding = [path for path in others if path.is_dir() and list_scans(path).holds_scans]
     dead = [path for path in others if path.is_symlink() and not path.exists()]
     problems = [told_of(source, holding, "not taken: a folder that holds scans")] if holding else []

@@ -10,6 +10,9 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
@@ -19,16 +22,18 @@ import numpy as np
 from nibabel.openers import ImageOpener
 
 from e2enet.common.errors import InputError
+from e2enet.data.formats.grid import in_millimetres
+from e2enet.data.formats.image_file import ImageFile
 
 CHUNK_BYTES = 2**20
 # Deflate cannot pack tighter (zlib's own figure): a header that promises more has no such voxels behind it.
 MOST_COMPRESSION = 1032
 
 
-def open_image(path: Path) -> Any:
-    """The NIfTI file as nibabel opens it, voxels unread; InputError where it is none or holds no numbers."""
+def open_nifti(path: Path) -> ImageFile:
+    """The NIfTI file, voxels unread; InputError where it is none or holds no numbers."""
     try:
-        image = nib.load(path)
+        image: Any = nib.load(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except Exception as error:  # a damaged header makes nibabel raise anything, and it is always the file's fault
@@ -42,8 +47,11 @@ def open_image(path: Path) -> Any:
     _require_spacing(image, path)
     size = path.stat().st_size
     if _num_bytes(image) > size * (MOST_COMPRESSION if _is_packed(path) else 1):
-        raise _cut_off(path, f"{_num_bytes(image)} bytes of voxels expected, the file has {size}")
-    return image
+        raise cut_off(path, f"{_num_bytes(image)} bytes of voxels expected, the file has {size}")
+    affine = in_millimetres(image.affine, image.header)
+    proxy: Any = image.dataobj
+    scale = float(proxy.slope), float(proxy.inter)
+    return ImageFile(path, image.shape, affine, proxy.dtype, *scale, image.header, partial(_read_stored, image, path))
 
 
 def without_history(header: Any) -> Any:
@@ -59,8 +67,8 @@ def without_history(header: Any) -> Any:
     return header
 
 
-def read_stored_voxels(image: Any, path: Path) -> np.ndarray:
-    """All stored voxels of an open image, unscaled, in file order (x fastest), in the type on disk: (X * Y * Z * C,).
+def _read_stored(image: Any, path: Path) -> np.ndarray:
+    """All stored voxels of an open image, as `ImageFile.read_stored` gives them.
 
     InputError where the file ends before them, or its gzip stream is cut off or damaged anywhere. Memory: the stored
     voxels once.
@@ -68,30 +76,12 @@ def read_stored_voxels(image: Any, path: Path) -> np.ndarray:
     proxy = image.dataobj
     num_bytes, packed = _num_bytes(image), _is_packed(path)
     buffer = np.empty(num_bytes, np.uint8)
-    try:
-        with gzip.open(path) if packed else path.open("rb") as stream:
-            stream.seek(proxy.offset)
-            _fill(stream, buffer.data, path)
-            while packed and stream.read(CHUNK_BYTES):
-                pass  # to the end of the stream, where length and checksum are compared
-    except InputError:
-        raise
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # the system's, not gzip's own
-            raise InputError(f"{path}: cannot be read ({error.strerror}); a readable file expected") from error
-        raise _cut_off(path, str(error)) from error
+    with naming_cut_off(path), gzip.open(path) if packed else path.open("rb") as stream:
+        stream.seek(proxy.offset)
+        _fill(stream, buffer.data, path)
+        while packed and stream.read(CHUNK_BYTES):
+            pass  # to the end of the stream, where length and checksum are compared
     return buffer.view(proxy.dtype)
-
-
-def read_unscaled(image: Any, path: Path) -> np.ndarray:
-    """The same in the image's own shape, (X, Y, Z) or (X, Y, Z, .., C)."""
-    return read_stored_voxels(image, path).reshape(image.shape, order="F")
-
-
-def read_values(image: Any, path: Path) -> np.ndarray:
-    """The same, scaled as the header says: whole numbers, or double precision where there is a scale."""
-    stored, proxy = read_unscaled(image, path), image.dataobj
-    return stored if (proxy.slope, proxy.inter) == (1, 0) else stored * proxy.slope + proxy.inter
 
 
 def _num_bytes(image: Any) -> int:
@@ -119,9 +109,23 @@ def _fill(stream: BufferedIOBase, view: memoryview, path: Path) -> None:
     while done < len(view):
         count = stream.readinto(view[done : done + CHUNK_BYTES])
         if not count:
-            raise _cut_off(path, f"{len(view)} bytes of voxels expected, {done} found")
+            raise cut_off(path, f"{len(view)} bytes of voxels expected, {done} found")
         done += count
 
 
-def _cut_off(path: Path, reason: str) -> InputError:
+@contextmanager
+def naming_cut_off(path: Path) -> Iterator[None]:
+    """Turn what is said of voxels that cannot be read or unpacked into an InputError that names the file."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the system's, not gzip's own
+            raise InputError(f"{path}: cannot be read ({error.strerror}); a readable file expected") from error
+        raise cut_off(path, str(error)) from error
+
+
+def cut_off(path: Path, reason: str) -> InputError:
+    """What to raise where a file does not hold the voxels that its header promises."""
     return InputError(f"{path}: the voxels cannot be read, the file may be cut off ({reason}): a whole file expected")

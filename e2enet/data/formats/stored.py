@@ -9,12 +9,12 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from e2enet.data.formats.grid import Geometry, Offset, forms_offset, geometry_of, unit_of_length
-from e2enet.data.formats.nifti import open_image, read_stored_voxels
+from e2enet.data.formats.image_file import ImageFile
+from e2enet.data.formats.opening import open_image
 
 CHUNK_VOXELS = 2**22
 Extent = tuple[np.ndarray, np.ndarray, np.ndarray]  # of bool, along X, Y and Z
@@ -115,7 +115,7 @@ def _scramble(values: np.ndarray) -> np.ndarray:
 
 def read_stored_header(path: Path) -> StoredHeader:
     """The header alone; InputError, as from `volume.read_geometry`, where it cannot be used."""
-    return _stored_header(open_image(path), path)
+    return _stored_header(open_image(path))
 
 
 def read_stored(path: Path) -> StoredImage:
@@ -124,14 +124,10 @@ def read_stored(path: Path) -> StoredImage:
     Memory: the stored voxels once.
     """
     image = open_image(path)
-    return StoredImage(_stored_header(image, path), read_stored_voxels(image, path))
+    return StoredImage(_stored_header(image), image.read_stored())
 
 
-def _stored_header(image: Any, path: Path) -> StoredHeader:
-    geometry = geometry_of(image, path, None)
-    proxy = image.dataobj
-    channels = int(np.prod(image.shape[3:]))
-    scale = float(proxy.slope), float(proxy.inter)
-    return StoredHeader(
-        path, geometry, channels, proxy.dtype, *scale, unit_of_length(image.header), forms_offset(image)
-    )
+def _stored_header(image: ImageFile) -> StoredHeader:
+    geometry, channels = geometry_of(image, None), int(np.prod(image.shape[3:]))
+    kind = image.dtype, image.slope, image.intercept
+    return StoredHeader(image.path, geometry, channels, *kind, unit_of_length(image.header), forms_offset(image))

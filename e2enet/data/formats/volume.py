@@ -19,8 +19,11 @@ from nibabel import orientations
 from e2enet.common.errors import InputError
 from e2enet.common.files import atomic_path
 from e2enet.data.formats.grid import Geometry, geometry_of, millimetres_per_unit, require_same_grid, same_grid
+from e2enet.data.formats.itk import write_itk
 from e2enet.data.formats.labels import apply_label_map, whole_labels
-from e2enet.data.formats.nifti import open_image, read_unscaled, read_values, without_history
+from e2enet.data.formats.listing import ITK_ENDINGS
+from e2enet.data.formats.nifti import without_history
+from e2enet.data.formats.opening import open_image
 
 ZERO_EVERYWHERE = "the image is zero everywhere, other values expected"
 Box = tuple[slice, slice, slice]
@@ -34,12 +37,12 @@ class Volume:
     array: np.ndarray
     spacing: tuple[float, float, float]
     geometry: Geometry
-    header: Any = None  # the first file's NIfTI header, for results written on its grid
+    header: Any = None  # of the first file where that is NIfTI, for results written on its grid
 
 
 def read_geometry(path: str | Path, depth_axis: int | None = None) -> Geometry:
     """Geometry from the header alone; `depth_axis=None` takes the image's own axis of largest spacing."""
-    return geometry_of(open_image(Path(path)), Path(path), depth_axis)
+    return geometry_of(open_image(Path(path)), depth_axis)
 
 
 def read_ras_spacing(path: str | Path) -> tuple[float, float, float]:
@@ -52,7 +55,7 @@ def read_ras_spacing(path: str | Path) -> tuple[float, float, float]:
 def read_volume(paths: Sequence[str | Path], depth_axis: int | None = None) -> Volume:
     """Read one image: a file per channel, or a single 4D file whose last axis holds the channels.
 
-    Raises InputError naming the file where it is no 3D or 4D NIfTI, cannot be read, holds NaN or infinity,
+    Raises InputError naming the file where it is no 3D or 4D image, cannot be read, holds NaN or infinity,
     has a singular affine, or where the channels lie on different grids (`same_grid`). All are ordered by the
     first one's affine.
     """
@@ -60,11 +63,11 @@ def read_volume(paths: Sequence[str | Path], depth_axis: int | None = None) -> V
     if not files:
         raise InputError("an image needs at least one file")
     images = [open_image(file) for file in files]
-    geometry = geometry_of(images[0], files[0], depth_axis)
+    geometry = geometry_of(images[0], depth_axis)
     array: np.ndarray | None = None
     for index, (file, image) in enumerate(zip(files, images, strict=True)):
-        require_same_grid(geometry, geometry_of(image, file, geometry.depth_axis), f"{files[0]} and {file}")
-        stored = _without_singletons(read_unscaled(image, file))
+        require_same_grid(geometry, geometry_of(image, geometry.depth_axis), f"{files[0]} and {file}")
+        stored = _without_singletons(image.read_unscaled())
         if stored.ndim == 4 and len(files) > 1:
             raise InputError(
                 f"{file}: has {stored.shape[3]} channels, one expected where each channel has its own file"
@@ -73,12 +76,13 @@ def read_volume(paths: Sequence[str | Path], depth_axis: int | None = None) -> V
         if array is None:
             array = np.empty((max(len(files), len(channels)), *geometry.frame_shape), dtype=np.float32)
         for channel, target in zip(channels, array[index:], strict=False):
-            _fill(target, _frame_view(channel, geometry), image.dataobj.slope, image.dataobj.inter)
+            _fill(target, _frame_view(channel, geometry), image.slope, image.intercept)
     assert array is not None
     infinite = array.size - sum(int(np.count_nonzero(np.isfinite(plane))) for channel in array for plane in channel)
     if infinite:
         raise InputError(f"{files[0]}: {infinite} voxels are NaN or infinite, finite values expected")
-    return Volume(array, geometry.spacing, geometry, images[0].header.copy())
+    header = None if images[0].header is None else images[0].header.copy()
+    return Volume(array, geometry.spacing, geometry, header)
 
 
 def read_label(
@@ -96,8 +100,8 @@ def read_label(
     """
     path = Path(path)
     image = open_image(path)
-    geometry = geometry_of(image, path, depth_axis)
-    data = _without_singletons(read_values(image, path))
+    geometry = geometry_of(image, depth_axis)
+    data = _without_singletons(image.read_values())
     if data.ndim != 3:
         raise InputError(f"{path}: a label image of shape {image.shape}, three axes expected")
     labels = apply_label_map(whole_labels(data, path), label_map or {})
@@ -151,10 +155,11 @@ def nonzero_mask(array: np.ndarray) -> np.ndarray:
 
 
 def write_label_image(path: str | Path, label: np.ndarray, geometry: Geometry, header: Any = None) -> None:
-    """Write labels (D, H, W) of the frame as NIfTI on the native grid, atomically.
+    """Write labels (D, H, W) of the frame on the native grid, atomically, in the format of the name's ending.
 
-    The affine is the geometry's own; from `header` come units and orientation codes, not the data type, and nothing
-    that describes the scan (`without_history`). In the header's own unit, since many programs pass over it.
+    The affine is the geometry's own; from `header`, of a NIfTI scan, come units and orientation codes, not the data
+    type, and nothing that describes the scan (`without_history`). In the header's own unit, since many programs pass
+    over it.
     """
     native = to_native(label, geometry)
     dtype = np.uint8 if native.max(initial=0) <= 255 else np.int16
@@ -162,19 +167,23 @@ def write_label_image(path: str | Path, label: np.ndarray, geometry: Geometry, h
 
 
 def write_image(path: str | Path, array: np.ndarray, geometry: Geometry, header: Any = None) -> None:
-    """Write float32 (D, H, W) or (K, D, H, W), e.g. probabilities, as NIfTI on the native grid, K as the last
-    axis."""
+    """Write float32 (D, H, W) or (K, D, H, W), e.g. probabilities, on the native grid, K as the last axis."""
     native = to_native(array.astype(np.float32, copy=False), geometry)
     _write(Path(path), np.moveaxis(native, 0, -1) if native.ndim == 4 else native, geometry, header)
 
 
 def _write(path: Path, data: np.ndarray, geometry: Geometry, header: Any) -> None:
+    if path.name.endswith(ITK_ENDINGS):
+        write_itk(path, data, geometry.affine)
+        return
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     affine = geometry.affine.copy()
     affine[:3] /= millimetres_per_unit(header)
     # Where it is the header's, nibabel keeps sform and qform as they are, for programs that go by the other one.
     image = kind(data, affine, None if header is None else without_history(header))
     image.set_data_dtype(data.dtype)
+    if header is None:
+        image.header.set_xyzt_units("mm")
     # The original's display window and scaling describe intensities, not labels.
     image.header["cal_min"], image.header["cal_max"] = 0, 0
     image.header.set_slope_inter(1, 0)

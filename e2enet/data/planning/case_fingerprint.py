@@ -91,4 +91,4 @@ class Measuring:
         labels = [sorted(self.dataset.labels), sorted(self.dataset.label_map.items())]
         labels += [self.dataset.scheme.special] * bool(self.dataset.scheme.special)
         how = [MEASUREMENT_VERSION, len(self.dataset.channels), labels, self.depth_axis, self.num_samples]
-        return content_key([*how, file_states(case.files)])
+        return content_key([*how, file_states(case.all_files)])

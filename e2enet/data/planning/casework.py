@@ -9,7 +9,7 @@ from typing import Any
 from e2enet.common.console import track
 from e2enet.common.errors import raise_problems
 from e2enet.data.formats.naming import Case
-from e2enet.data.formats.nifti import open_image
+from e2enet.data.formats.opening import open_image
 from e2enet.system.processes import Failure, Outcome, run_in_processes
 
 # Voxels, of all cases together, up to which work is done in this process: it takes some seconds, which is
@@ -40,7 +40,7 @@ def work_on_cases(
         RuntimeError: with the workers' own tracebacks, where any failed by a fault of ours.
     """
     # Large cases first, so that the last to finish are small ones.
-    cases = sorted(cases, key=lambda case: sum(file.stat().st_size for file in case.images), reverse=True)
+    cases = sorted(cases, key=lambda case: sum(file.stat().st_size for file in case.all_files), reverse=True)
     outcomes: Iterable[Outcome[Case, Any]] = track(run_in_processes(work, cases, workers), title, total=len(cases))
     failures = [(one.item.id, one.failure) for one in outcomes if one.failure is not None]
     _raise_failures(sorted(failures, key=lambda pair: pair[0]), heading(len(failures)))

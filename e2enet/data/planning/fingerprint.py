@@ -116,7 +116,7 @@ def measure_fingerprint(
 
 def fingerprint_key(dataset: RawDataset) -> str:
     """Hash of the channels, the labels with their map, and the state of every training file."""
-    cases = [[case.id, file_states(case.files)] for case in dataset.training]
+    cases = [[case.id, file_states(case.all_files)] for case in dataset.training]
     labels = [sorted(dataset.labels.items()), sorted(dataset.label_map.items())]
     labels += [dataset.scheme.special] * bool(dataset.scheme.special)
     return content_key([FINGERPRINT_VERSION, list(dataset.channels), labels, cases])

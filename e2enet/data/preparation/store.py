@@ -85,7 +85,7 @@ class CaseStore:
     def key(self, case: Case) -> str:
         """Hash of what a prepared case depends on; changed raw files have another size or time."""
         label_map, special = sorted(self.dataset.label_map.items()), self.dataset.scheme.special
-        content = {"plan": plan_key(self.plan), "files": file_states(case.files), "label_map": label_map}
+        content = {"plan": plan_key(self.plan), "files": file_states(case.all_files), "label_map": label_map}
         return content_key({**content, **special} if case.label else content)
 
     def forget(self, case: Case) -> None:

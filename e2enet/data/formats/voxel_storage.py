@@ -1,0 +1,163 @@
+"""Where MetaImage, NRRD and GIPL files keep their voxels, and whether all of them are there.
+
+SimpleITK reads these files, and does not look closely: voxels that cannot be unpacked it takes as they come, a checksum
+it passes over, and a header may name any file of the disk as its own. So that is judged here, before it reads.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from e2enet.common.errors import InputError
+from e2enet.common.files import naming_unreadable
+from e2enet.data.formats.nifti import CHUNK_BYTES, MOST_COMPRESSION, cut_off, naming_cut_off
+
+MOST_HEADER = 2**20  # bytes in which a header ends
+GIPL_HEADER = 256
+META_FILE = re.compile(r"ElementDataFile[ \t]*[=:][ \t]*([^\r\n]*)\r?\n?")
+NRRD_FILE = re.compile(r"^data ?file: *(.*)$", re.IGNORECASE | re.MULTILINE)
+NRRD_END = re.compile(r"\r?\n\r?\n")
+MILLIMETRES = ("mm", "millimeter", "millimetre", "", "???")
+# Bytes of voxels that a byte of a file holds at most; a number in text has at least one digit and a blank.
+MOST_PER_BYTE = {"raw": 1, "packed": MOST_COMPRESSION, "text": 4}
+
+Encoding = Literal["raw", "packed", "text"]
+
+
+@dataclass(frozen=True)
+class VoxelStorage:
+    """Where an image's voxels lie: in `file`, from byte `start` on at the earliest, in `length` bytes if told."""
+
+    file: Path
+    start: int
+    encoding: Encoding
+    length: int | None = None
+
+
+def read_storage(path: Path) -> VoxelStorage:
+    """Where the voxels of a .mha, .mhd, .nrrd, .nhdr or .gipl file lie, by its header.
+
+    InputError naming the file where it is not there or no such header, where the voxels lie in another file than one
+    beside it, or lengths are not in mm, which SimpleITK would take them for.
+    """
+    try:
+        with naming_unreadable(path), path.open("rb") as stream:
+            head = stream.read(MOST_HEADER).decode("latin-1")
+    except InputError as error:
+        raise InputError(f"{path}: no such file") if isinstance(error.__cause__, FileNotFoundError) else error from None
+    if path.name.endswith(".gipl"):
+        return VoxelStorage(path, GIPL_HEADER, "raw")
+    return _of_meta_image(path, head) if path.name.endswith((".mha", ".mhd")) else _of_nrrd(path, head)
+
+
+def require_whole(path: Path, storage: VoxelStorage, num_bytes: int) -> None:
+    """InputError naming the image where its packed voxels are not whole, to the checksum that ends their stream."""
+    if storage.encoding != "packed":
+        return  # which opening it has seen, from the size of the file
+    with naming_cut_off(path), storage.file.open("rb") as stream:
+        stream.seek(storage.start)
+        found = sum(_unpacked_sizes(stream if storage.length is None else BytesIO(stream.read(storage.length))))
+    if found != num_bytes:
+        raise cut_off(path, f"{num_bytes} bytes of voxels expected, {found} found")
+
+
+def require_possible(path: Path, storage: VoxelStorage, num_bytes: int) -> None:
+    """InputError naming the image where its file is too small to hold so many bytes of voxels, however packed."""
+    size = storage.file.stat().st_size - storage.start
+    if num_bytes > size * MOST_PER_BYTE[storage.encoding]:
+        raise cut_off(path, f"{num_bytes} bytes of voxels expected, the file has {max(size, 0)}")
+
+
+def _of_meta_image(path: Path, head: str) -> VoxelStorage:
+    place = META_FILE.search(head)
+    if place is None or head[: place.start()].rstrip(" \t")[-1:] not in ("", "\n"):
+        raise _no_header(path, "a MetaImage", "ElementDataFile")
+    entries = [_split(line, "=") for line in head[: place.start()].splitlines()]
+    fields = dict(entries)
+    # What would have SimpleITK look elsewhere than here, or for ever.
+    if len(fields) < len(entries):
+        raise InputError(f"{path}: its header holds {', '.join(key for key, _ in entries)}: each once expected")
+    if not re.fullmatch("[1-9]", fields.get("NDims", "")):
+        raise InputError(f"{path}: NDims is {fields.get('NDims')!r}, 3 or 4 expected")
+    _require_millimetres(path, "DistanceUnits", [fields.get("DistanceUnits", "")])
+    name = place[1].strip()
+    is_local = name.lower() == "local"
+    file, start = (path, place.end()) if is_local else (_beside(path, "ElementDataFile", name), 0)
+    if fields.get("CompressedData", "")[:1] not in ("T", "t", "1"):
+        return VoxelStorage(file, start, "raw")
+    length = fields.get("CompressedDataSize", "")
+    if not re.fullmatch(r"[1-9]\d{,17}", length) or fields.get("HeaderSize", "0") != "0":
+        sizes = f"CompressedDataSize is {length!r} and HeaderSize {fields.get('HeaderSize')!r}"
+        raise InputError(f"{path}: {sizes}, the packed voxels' number of bytes and 0 expected")
+    return VoxelStorage(file, start, "packed", int(length))
+
+
+def _of_nrrd(path: Path, head: str) -> VoxelStorage:
+    if not head.startswith("NRRD"):
+        raise _no_header(path, "an NRRD", "NRRD")
+    end = NRRD_END.search(head)
+    header = head[: end.start()] if end else head
+    fields = {name.lower(): value for name, value in (_split(line, ":") for line in header.splitlines())}
+    if "nan" in fields.get("spacings", "").lower().split():  # SimpleITK would make it 1 mm
+        raise InputError(f"{path}: spacings are {fields['spacings']}, three sizes above 0 expected")
+    for key in ("space units", "units"):
+        _require_millimetres(path, key, re.findall(r'"([^"]*)"', fields.get(key, "")))
+    encodings: dict[str, Encoding] = {"raw": "raw", "gzip": "packed", "gz": "packed"}
+    encoding = encodings.get(fields.get("encoding", "").lower(), "text")
+    names = NRRD_FILE.findall(header)
+    if names:
+        return VoxelStorage(_beside(path, "data file", names[0].strip()), 0, encoding)
+    if end is None:
+        raise _no_header(path, "an NRRD", "an empty line after its header")
+    return VoxelStorage(path, end.end(), encoding)
+
+
+def _beside(path: Path, key: str, name: str) -> Path:
+    """The file of a name in the header's own folder; no file may lead to any other."""
+    file = path.parent / name
+    if len(Path(name).parts) != 1 or name == ".." or not file.is_file():
+        raise InputError(f"{path}: {key} is {name!r}, the name of a file beside the header expected")
+    return file
+
+
+def _require_millimetres(path: Path, key: str, units: list[str]) -> None:
+    wrong = [unit for unit in units if unit.strip().lower() not in MILLIMETRES]
+    if wrong:
+        raise InputError(f"{path}: {key} is {wrong[0]!r}, mm expected")
+
+
+def _split(line: str, separator: str) -> tuple[str, str]:
+    name, _, value = line.partition(separator)
+    return name.strip(), value.strip()
+
+
+def _no_header(path: Path, kind: str, expected: str) -> InputError:
+    return InputError(
+        f"{path}: cannot be read as an image, {kind} file expected: cut off, damaged or of another kind "
+        f"({expected} is not in it)"
+    )
+
+
+def _unpacked_sizes(stream: BinaryIO) -> Iterator[int]:
+    """Sizes of the pieces of a gzip or zlib stream, unpacked to its end, where its checksum is compared."""
+    start = stream.tell()
+    is_gzip = stream.read(2) == b"\x1f\x8b"
+    stream.seek(start)
+    if is_gzip:
+        with gzip.GzipFile(fileobj=stream) as unpacked:
+            while piece := unpacked.read(CHUNK_BYTES):
+                yield len(piece)
+        return
+    unpack = zlib.decompressobj()
+    while not unpack.eof:
+        packed = unpack.unconsumed_tail or stream.read(CHUNK_BYTES)
+        yield len(unpack.decompress(packed, CHUNK_BYTES) if packed else unpack.flush())
+        if not packed and not unpack.eof:
+            raise EOFError("the stream ends before its checksum")
