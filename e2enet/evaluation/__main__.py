@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         nsd_tolerance=options.nsd_tolerance,
         label_map=dict(options.label_map),
         regions=dict(options.region),
+        ignore=options.ignore,
         prediction_names=options.prediction_names,
         label_names=options.label_names,
     )
@@ -89,6 +90,12 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         help='classes united and scored beside them, e.g. "whole tumour=1,2,3" (may be repeated)',
+    )
+    add(
+        "--ignore",
+        metavar="LABEL",
+        type=_label,
+        help="the references' label of voxels to leave out of every score; a label of dataset.json called ignore is",
     )
     names = "files in {}, without ending and with * for the case, e.g. {} (default: %(default)s)"
     add(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ def score_folder(
     nsd_tolerance: float = 1.0,
     label_map: Mapping[int, int] | None = None,
     regions: Regions | None = None,
+    ignore: int | None = None,
     prediction_names: str = DEFAULT_NAMES,
     label_names: str = DEFAULT_NAMES,
 ) -> tuple[list[Score], dict[str, Any], list[str]]:
@@ -38,8 +39,9 @@ def score_folder(
 
     Files are paired by name, read as `pairing` says. `names` are the classes {label: name}, or all that the labels are;
     without them they come from the dataset.json in or above `labels`, else from the values in the references, both
-    renumbered by `label_map`. A prediction without a reference is a warning, a reference without a prediction an
-    InputError; for the rest see `score_files`.
+    renumbered by `label_map`. `ignore` is the label of voxels that are left out of every score, where no dataset.json
+    says so. A prediction without a reference is a warning, a reference without a prediction an InputError; for the rest
+    see `score_files`.
     """
     predictions, labels = Path(predictions), Path(labels)
     heading = f"the predictions in {predictions} cannot be scored against {labels}:"
@@ -55,6 +57,9 @@ def score_folder(
         names = _names_found(labels, [reference for _, reference in pairs.values()], label_map)
         warnings.append(f"no dataset.json names the classes: scored are the references' values {list(names)}")
     scheme = _as_scheme(names)
+    if ignore is not None:
+        kept = {label: name for label, name in scheme.names.items() if label != ignore}
+        scheme = replace(scheme, names=kept, ignore=ignore)
     if not set(scheme.names) - {0}:
         raise InputError(f"{labels}: no class to score, only background (0)")
     scores, summary = _score_pairs(pairs, scheme, _Options(nsd_tolerance, label_map, regions or {}), heading)

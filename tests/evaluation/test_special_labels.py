@@ -13,6 +13,7 @@ import pytest
 from e2enet.common.errors import InputError
 from e2enet.data.formats.scheme import LabelScheme
 from e2enet.evaluation import score_case, score_files, score_folder, scores_table
+from e2enet.evaluation.__main__ import main
 from e2enet.evaluation.folder import write_scores
 from e2enet.evaluation.postprocessing import choice_content, choose_classes, write_postprocessed
 from e2enet.inference.postprocess import keep_largest, read_postprocessing, require_labels
@@ -75,6 +76,10 @@ def test_files_may_hold_anything_where_the_reference_is_ignored(tmp_path: Path) 
     scores, summary, warnings = score_folder(tmp_path / "p", tmp_path / "labelsTr")
     assert scores == score_case("a", prediction, reference, SPACING, [1, 2], ignore=3) and warnings == []
     assert list(summary["classes"]) == ["1", "2"]
+    (tmp_path / "dataset.json").unlink()  # whose word the command line can stand in for
+    main([str(tmp_path / "p"), str(tmp_path / "labelsTr"), "--ignore", "3"])
+    told = json.loads((tmp_path / "p" / "summary.json").read_text())
+    assert told["mean"] == summary["mean"] and list(told["classes"]) == ["1", "2"]
     pairs = {"a": (tmp_path / "p" / "a.nii.gz", tmp_path / "labelsTr" / "a.nii.gz")}
     with pytest.raises(InputError, match=r"labelsTr/a\.nii\.gz: holds the values \[3\]"):
         score_files(pairs, NAMES)
