@@ -3,8 +3,8 @@
 The rule: a class is kept to its largest component where that raises its mean Dice over the cases, be it by little.
 Removed voxels become background, so that no class changes another's Dice, and each is decided by itself. On the cases
 that decide, no class's mean is ever worse for it; that of a region (several classes united) can be. Regions that a
-network was trained by are each tried by themselves, and what one loses, the regions within it lose too. nnU-Net's idea
-(Isensee et al. 2021); its first step, one component for all classes together, is left out.
+network was trained by are each tried by themselves, and what one loses, those within and around it lose too. nnU-Net's
+idea (Isensee et al. 2021); its first step, one component for all classes together, is left out.
 """
 
 from __future__ import annotations

@@ -107,9 +107,9 @@ class DiceBCE(nn.Module):
     ) -> None:
         super().__init__()
         highest = max([ignore or 0, *(label for region in regions for label in region)])
-        members = torch.zeros(highest + 1, len(regions))
-        for number, region in enumerate(regions):
-            members[list(region), number] = 1.0
+        members = torch.zeros(len(regions), highest + 1)
+        for own, region in zip(members, regions, strict=True):
+            own[list(region)] = 1.0
         self.register_buffer("members", members, persistent=False)
         self.smooth = smooth
         self.dice_weight = dice_weight
@@ -121,7 +121,7 @@ class DiceBCE(nn.Module):
         """Loss of logits (B, K, D, H, W) of K regions against labels (B, D, H, W), int64."""
         with torch.autocast(logits.device.type, enabled=False):
             logits = logits if logits.dtype == torch.float64 else logits.float()
-            inside = self.members.to(logits.dtype)[target].movedim(-1, 1)
+            inside = self.members.to(logits.dtype)[:, target].transpose(0, 1)
             known = None if self.ignore is None else target != self.ignore
             terms = F.binary_cross_entropy_with_logits(logits, inside, reduction="none").mean(dim=1)
             dice = soft_dice(

@@ -60,6 +60,7 @@ def test_regions_are_the_outputs_in_their_order() -> None:
     scheme = scheme_of(TUMOUR, [1, 2, 3])
     assert scheme == BRATS and scheme.num_outputs == 3
     assert scheme.class_names == {0: "background", 1: "whole", 2: "core", 3: "enhancing"}
+    assert scheme.file_names == {0: "background", 1: "whole", 2: "whole + core", 3: "whole + core + enhancing"}
     # nnU-Net's example of kidneys, whose tumours and cysts are written last; label 2 is the tumour's.
     kidney = scheme_of({"background": 0, "kidney": [1, 2, 3], "masses": [2, 3], "tumour": 2}, [1, 3, 2])
     assert kidney.names == {0: "background", 1: "kidney", 2: "tumour", 3: "masses"} and kidney.order == (1, 3, 2)

@@ -90,6 +90,19 @@ WRONG: dict[str, tuple[Edit, str]] = {
     "another-class-count": (dataset(labels=FOUR), r"(?s)weights do not fit.*heads.*shape \(3, .*the network \(4, "),
     "another-channel-count": (dataset(channels=["T1", "T2"]), r"channels are \['T1', 'T2'\]: 1 of them expected"),
     "labels-with-a-gap": (dataset(labels={0: "b", 1: "x", 5: "y"}), r"labels are \[0, 1, 5\]: 0, 1, \.\. expected"),
+    "ignore-label-among-classes": (
+        dataset(ignore=1),
+        r"label 1 is called 'ignore': the highest of \[0, 1, 2\] expected",
+    ),
+    "regions-without-order": (
+        dataset(trained_regions={"all": [1, 2], "b": [2], "a": [1]}),
+        r"regions_class_order is \[\]: one label for each region expected",
+    ),
+    "region-of-no-labels": (
+        dataset(trained_regions={"all": [1, 9], "b": [2], "a": [1]}, regions_class_order=[1, 2, 1]),
+        r"region 'all' unites \[1, 9\]: labels out of \[1, 2\] expected",
+    ),
+    "order-without-regions": (dataset(regions_class_order=[1]), r"regions_class_order is \[1\]: none expected"),
     "labels-that-are-none": (dataset(labels={"x": "y"}), "describe no usable network: invalid literal"),
     "mirror-axis-that-is-none": (
         dataset(mirror_axes=[3]),

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from e2enet.common.errors import InputError
 from e2enet.data.formats.scheme import LabelScheme
+from e2enet.training import losses
 from e2enet.training.losses import DeepSupervisionLoss, DiceBCE, DiceCrossEntropy, build_loss
 
 REGIONS = [[1, 2, 3], [2, 3], [3]]
@@ -75,6 +76,44 @@ def test_heads_of_deep_supervision_ignore_too(kind: str, batch: tuple[Tensor, Te
     assert torch.equal((coarse.grad != 0).any(dim=1), first != IGNORE)
 
 
+@pytest.mark.parametrize("kind", ["classes", "regions"])
+def test_processes_share_the_mean_over_annotated_voxels(
+    kind: str, batch: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes of which one has fewer of them: their mean gradient is that of both samples in one process."""
+    logits, target = batch
+    target[1, :3] = IGNORE
+    loss, weight = make(kind, ignore=IGNORE), torch.ones((), requires_grad=True)
+    expected = loss(weight * logits, target)
+    (gradient,) = torch.autograd.grad(expected, weight)
+    parts = list(zip(logits.split(1), target.split(1), strict=True))
+    alone = [on_a_process(loss, *part, [], monkeypatch) for part in parts]  # tells what each sends
+    together = [on_a_process(loss, *parts[rank], alone[1 - rank][2], monkeypatch) for rank in range(2)]
+    for value, _, _ in together:
+        torch.testing.assert_close(value, expected.detach())
+    torch.testing.assert_close((together[0][1] + together[1][1]) / 2, gradient)
+
+
+def on_a_process(
+    loss: torch.nn.Module, logits: Tensor, target: Tensor, others: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """The loss, its gradient by a factor of the logits, and what one of two processes sends, where it receives this."""
+    sent, waiting = list[Tensor](), iter(others)
+
+    def all_reduce(total: Tensor) -> None:
+        sent.append(total.clone())
+        total += next(waiting, torch.zeros(()))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(losses, "in_process_group", lambda: True)
+        patch.setattr(losses.distributed, "get_world_size", lambda: 2)
+        patch.setattr(losses.distributed, "all_reduce", all_reduce)
+        weight = torch.ones((), requires_grad=True)
+        value = loss(weight * logits, target)
+    (gradient,) = torch.autograd.grad(value, weight)
+    return value.detach(), gradient, sent
+
+
 def test_regions_agree_with_monai(batch: tuple[Tensor, Tensor]) -> None:
     logits, target = batch[0], torch.randint(0, 4, (2, 4, 6, 8), generator=torch.Generator().manual_seed(1))
     inside = torch.stack([target >= 1, target >= 2, target == 3], dim=1).float()
@@ -101,7 +140,7 @@ def test_the_dataset_chooses_what_is_learnt() -> None:
     regions = LabelScheme(names, 3, {"all": (1, 2), "b": (2,)}, (1, 2))
     found = build_loss(config, regions).loss
     assert isinstance(found, DiceBCE) and found.ignore == 3 and found.smooth == 0.5 and found.dice_weight == 2.0
-    assert found.members.tolist() == [[0, 0], [1, 0], [1, 1], [0, 0]]
+    assert found.members.tolist() == [[0, 1, 1, 0], [0, 0, 1, 0]]
     assert not build_loss(config, regions).state_dict()  # checkpoints hold the network alone
     for wrong, reason in (
         (

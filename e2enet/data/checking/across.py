@@ -108,7 +108,7 @@ def _missing_labels(dataset: RawDataset, facts: Sequence[CaseFacts]) -> Iterator
     if not present & set(dataset.labels) - {0}:
         yield dataset_error("no training case has any labelled voxel, foreground expected", dataset.folder)
     elif absent:
-        found = ", ".join(f"{value} ({dataset.labels[value]})" for value in absent)
+        found = ", ".join(f"{value} ({dataset.scheme.file_names[value]})" for value in absent)
         yield Problem(None, "warning", f"no training case has a voxel of label {found}", str(dataset.folder))
 
 

@@ -72,8 +72,12 @@ class LabelScheme:
 
     @property
     def file_names(self) -> dict[int, str]:
-        """Every value that label files may hold, the ignore label included, and its name."""
-        return self.names if self.ignore is None else {**self.names, self.ignore: IGNORE}
+        """Every value that label files may hold, the ignore label included: its name, or those of the regions around it."""
+        within = {
+            label: " + ".join(name for name, united in self.regions.items() if label in united) or name
+            for label, name in self.names.items()
+        }
+        return within if self.ignore is None else {**within, self.ignore: IGNORE}
 
     def foreground(self, label: np.ndarray) -> np.ndarray:
         """Where a label map is neither background nor ignored, bool of its shape."""
@@ -96,7 +100,8 @@ def scheme_problems(scheme: LabelScheme) -> list[str]:
         labels = sorted(scheme.file_names)
         problems.append(f"label {scheme.ignore} is called {IGNORE!r}: the highest of {labels} expected, as in nnU-Net")
     if not scheme.regions:
-        return problems
+        unused = f"regions_class_order is {list(scheme.order)}: none expected where no label is a region"
+        return problems + [unused] * bool(scheme.order)
     foreground = sorted(set(scheme.names) - {0})
     problems += region_problems(scheme.regions, foreground)
     first: dict[frozenset[int], str] = {}
