@@ -72,7 +72,7 @@ class LabelScheme:
 
     @property
     def file_names(self) -> dict[int, str]:
-        """Every value that label files may hold, the ignore label included: its name, or those of the regions around it."""
+        """Every value that label files may hold, the ignore label too: its name, or those of the regions around it."""
         within = {
             label: " + ".join(name for name, united in self.regions.items() if label in united) or name
             for label, name in self.names.items()
