@@ -16,6 +16,7 @@ from e2enet.common.config_check import unresolved_values
 from e2enet.common.configs import as_plain
 from e2enet.common.errors import raise_problems
 from e2enet.common.overrides import as_text, is_multirun, overrides_of, parse_override, several_values, unreadable
+from e2enet.data.formats.listing import RESULT_ENDINGS, spell_endings
 from e2enet.inference.folds import ALL_SEEDS, Choice
 from e2enet.network.engine import ENGINES
 
@@ -45,6 +46,7 @@ class PredictConfig:
     seed: int | Literal["all"] | None = None
     allow_missing_folds: bool = False
     postprocessing: str = "auto"
+    file_ending: str | None = None
 
     @property
     def choice(self) -> Choice:
@@ -162,7 +164,7 @@ def _is_seed(value: Any) -> bool:
 FLAG = (_is_bool, "true or false")
 CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "checkpoint": (_is_path_or_list, "a checkpoint file, a run folder, a list of them, or a sweep folder"),
-    "input": (_is_path, "an image file or a folder of images"),
+    "input": (_is_path, "an image file, or a folder of images or of DICOM slices"),
     "output": (_is_path, "a folder"),
     "overlay": FLAG,
     "probabilities": FLAG,
@@ -178,4 +180,5 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (_is_seed, "null, all or a whole number from 0"),
     "allow_missing_folds": FLAG,
     "postprocessing": (_is_path, "auto, none or a postprocessing.json"),
+    "file_ending": (lambda value: value in (None, *RESULT_ENDINGS), f"null, {spell_endings(RESULT_ENDINGS)}"),
 }

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from e2enet.common.errors import raise_problems
+from e2enet.common.errors import InputError, raise_problems
 from e2enet.common.files import naming_unreadable, read_remembered, write_json
-from e2enet.data.formats.naming import Case
+from e2enet.data.formats.itk import WITHOUT_VOXELS
+from e2enet.data.formats.listing import FILE_ENDINGS, find_ending
+from e2enet.data.formats.naming import Case, result_ending
 from e2enet.data.formats.opening import files_of
 
 FOLDER = ".predicted"
@@ -30,14 +32,31 @@ class Results:
 
     Attributes:
         folder: Where the results lie.
-        file_ending: Of the label images.
+        file_ending: Of the label images; None: each that of its scan (`naming.result_ending`).
         recipe: What decides a result beside the scan, as plain containers: the weights (`file_digest` of each
             checkpoint) and settings. What only decides speed (device, windows at once) is none of it.
     """
 
     folder: Path
-    file_ending: str
+    file_ending: str | None
     recipe: Mapping[str, Any]
+
+    def path(self, case: Case) -> Path:
+        """Where the label image of a case is, or is to be."""
+        return self.folder / f"{case.id}{result_ending(case, self.file_ending)}"
+
+    def require_one_ending(self, cases: Sequence[Case]) -> None:
+        """InputError where a case has a file of another ending in the folder: it would have two results then."""
+        own = set(map(self.path, cases))
+        places = [self.folder / f"{case.id}{ending}" for case in cases for ending in FILE_ENDINGS]
+        others = [place for place in places if place not in own and place.is_file()]
+        if others:
+            named = ", ".join(place.name for place in others[:MOST_LINES]) + " .." * (len(others) > MOST_LINES)
+            ending = find_ending(others[0].name)
+            raise InputError(
+                f"output={self.folder}: holds {named} of cases whose results would stand beside with another ending; "
+                f"expected another folder, or file_ending={ending}"
+            )
 
     def unfinished(self, cases: Sequence[Case], more: Sequence[str]) -> list[Case]:
         """The cases that are still to be predicted, those with a complete result left out.
@@ -48,13 +67,13 @@ class Results:
         """
         left, strange = [], []
         for case in cases:
-            if not self._result(case).is_file():
+            if not self._is_there(case):
                 left.append(case)
                 continue
             record = self._read(case)
             difference = self._difference(case, record)
             if difference:
-                strange.append(f"{self._result(case)}: {difference}")
+                strange.append(f"{self.path(case)}: {difference}")
             elif not record["finished"] or not all((self.folder / f"{case.id}{ending}").is_file() for ending in more):
                 left.append(case)
             elif not set(more) <= set(record["more"]):
@@ -83,15 +102,16 @@ class Results:
             return ", ".join(_spell(name, found.get(name), wanted.get(name)) for name in names)
         return None if record["scan"] == scan_digest(case) else "it was made of another scan of this name"
 
+    def _is_there(self, case: Case) -> bool:
+        path = self.path(case)
+        return path.is_file() and (path.suffix not in WITHOUT_VOXELS or len(files_of(path)) > 1)
+
     def _read(self, case: Case) -> Any:
         """The record of a case; None where there is none that can be read."""
         record = read_remembered(self._record(case))
         if record is None or not record.keys() >= {"recipe", "scan", "more", "finished"}:
             return None
         return record if isinstance(record["recipe"], dict) and isinstance(record["more"], list) else None
-
-    def _result(self, case: Case) -> Path:
-        return self.folder / f"{case.id}{self.file_ending}"
 
     def _record(self, case: Case) -> Path:
         return self.folder / FOLDER / f"{case.id}.json"

@@ -108,22 +108,24 @@ def predict_cases(
     probabilities: bool = False,
     overwrite: bool = False,
     keep_largest_of: Sequence[ClassLabels] = (),
+    file_ending: str | None = None,
     team: Team = ALONE,
 ) -> dict[str, str]:
     """Predict cases into a folder; returns {case: reason} of those that failed, which do not stop the others.
 
-    Writes `<case><file ending>` and, on request, `<case>.png` (overlay) and `<case>.npz` (float16
-    probabilities (K, x, y, z) of the native grid). Every file is complete or absent, the label image being
-    written last; a case that the same weights and settings have finished is skipped unless `overwrite` (see
+    Writes `<case><file_ending>` (None: the ending of its scan) and, on request, `<case>.png` (overlay) and
+    `<case>.npz` (float16 probabilities (K, x, y, z) of the native grid). Every file is complete or absent, the label
+    image being written last; a case that the same weights and settings have finished is skipped unless `overwrite` (see
     `finished`). Classes of `keep_largest_of` keep only their largest component (`postprocess.keep_largest`);
     probabilities stay as they are. The processes of a `team` share the cases; each returns the failures of all, when
     all are done. Raises InputError, before anything is predicted, where a result would take the place of an input or of
     a result that was made otherwise, or where the folder cannot be written to.
     """
     output = Path(output)
-    _require_other_files(cases, output, models[0].file_ending)
     more = [".png"] * overlay + [".npz"] * probabilities
-    results = Results(output, models[0].file_ending, _recipe(models, settings, keep_largest_of))
+    results = Results(output, file_ending, _recipe(models, settings, keep_largest_of))
+    _require_other_files(cases, results)
+    results.require_one_ending(cases)
     todo = list(cases) if overwrite else results.unfinished(cases, more)
     if todo:
         require_writable(output)
@@ -153,7 +155,7 @@ def predict_cases(
                     with results.recording(case, scan, more):
                         if spool:
                             spool.write(output / f"{case.id}.npz", prediction.geometry)
-                        write_prediction(prediction, case, models[0], output)
+                        write_prediction(prediction, case, models[0], results.path(case))
             except (InputError, OSError, RuntimeError, MemoryError, ValueError) as error:
                 # RuntimeError is also how torch says that a device is out of memory.
                 reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
@@ -179,7 +181,7 @@ def _preprocess(volume: Volume, model: LoadedModel, files: str) -> Preprocessed:
         raise InputError(f"{files}: {error}") from error
 
 
-def write_prediction(prediction: Prediction, case: Case, model: LoadedModel, output: Path) -> None:
+def write_prediction(prediction: Prediction, case: Case, model: LoadedModel, path: Path) -> None:
     """Write the overlay, where the prediction has its image, and then the label image: it is there only when all is."""
     if prediction.image is not None:
         reference = None
@@ -187,7 +189,7 @@ def write_prediction(prediction: Prediction, case: Case, model: LoadedModel, out
             reference = read_label_on(prediction.geometry, case.label, model.label_map)
             reference = model.scheme.without_ignored(reference)
         save_overlay(
-            output / f"{case.id}.png",
+            path.with_name(f"{case.id}.png"),
             prediction.image,
             prediction.labels,
             labels=model.scheme.names,
@@ -195,7 +197,6 @@ def write_prediction(prediction: Prediction, case: Case, model: LoadedModel, out
             depth_axis=prediction.geometry.depth_axis,
             reference=reference,
         )
-    path = output / f"{case.id}{model.file_ending}"
     write_label_image(path, prediction.labels, prediction.geometry, prediction.header)
 
 
@@ -213,11 +214,12 @@ def _recipe(
     }
 
 
-def _require_other_files(cases: Sequence[Case], output: Path, file_ending: str) -> None:
+def _require_other_files(cases: Sequence[Case], results: Results) -> None:
     inputs = {image.resolve() for case in cases for image in case.images}
-    clashes = [case.id for case in cases if (output / f"{case.id}{file_ending}").resolve() in inputs]
+    clashes = [case.id for case in cases if results.path(case).resolve() in inputs]
     if clashes:
         named = ", ".join(clashes[:5]) + " .." * (len(clashes) > 5)
         raise InputError(
-            f"output={output}: the results of {named} would replace the scans themselves; expected another folder"
+            f"output={results.folder}: the results of {named} would replace the scans themselves; "
+            "expected another folder"
         )

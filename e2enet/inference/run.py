@@ -74,6 +74,7 @@ def run_prediction(config: PredictConfig) -> dict[str, str]:
             probabilities=config.probabilities,
             overwrite=config.overwrite,
             keep_largest_of=postprocessing.classes if postprocessing else (),
+            file_ending=config.file_ending,
             team=team,
         )
     if failures:

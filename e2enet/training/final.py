@@ -66,7 +66,16 @@ def _score(
     cases = cases[: config.final.max_cases]
     # A resumed run has other weights than those that the files of an earlier end were predicted with.
     overlay = config.final.overlay
-    failures = predict_cases([model], cases, predictions, settings, overlay=overlay, overwrite=True, team=team)
+    failures = predict_cases(
+        [model],
+        cases,
+        predictions,
+        settings,
+        overlay=overlay,
+        overwrite=True,
+        file_ending=model.file_ending,
+        team=team,
+    )
     raise_problems([f"{case}: {reason}" for case, reason in failures.items()], f"{title} that cannot be predicted:")
     if team.rank != 0:
         return None

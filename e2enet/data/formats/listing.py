@@ -18,6 +18,7 @@ from e2enet.data.formats.problems import Problem
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 ITK_ENDINGS = (".mha", ".mhd", ".nrrd", ".nhdr", ".gipl")  # read by SimpleITK
 FILE_ENDINGS = (*NIFTI_ENDINGS, *ITK_ENDINGS)
+RESULT_ENDINGS = FILE_ENDINGS[:-1]  # of results wherever their scan lies; .gipl keeps no directions of axes
 # Scans of other formats, and of ours under a name that something was added to: x.nii.gz.part, x.NII.
 SCAN_LIKE = re.compile(
     r"\.(nii(?![a-z])|(niigz|tiff?|nrrd|nhdr|mha|mhd|mgz|mgh|mnc|hdr|img|dcm|dicom|ima|gipl)(\.gz)?$)", re.IGNORECASE

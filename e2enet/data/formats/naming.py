@@ -122,6 +122,11 @@ def case_id(file_name: str) -> str:
     return Path(file_name).stem if ending is None else file_name.removesuffix(ending)
 
 
+def result_ending(case: Case, asked: str | None = None) -> str:
+    """The ending of a case's result: as asked, else that of its (first) image; .nii.gz of DICOM."""
+    return asked or find_ending(case.images[0].name) or FILE_ENDINGS[0]
+
+
 def has_numbered_ids(cases: Sequence[Case]) -> bool:
     """Whether ids of a dataset end in four digits as they stand in the files' names, which are no modality's then:
     img_0000.nii.gz and img_0001.nii.gz of a Decathlon folder are two cases."""
