@@ -32,6 +32,7 @@ PACKAGES = (
     "monai",
     "nibabel",
     "numpy",
+    "simpleitk",
     "wandb",
 )
 

@@ -207,8 +207,20 @@ def test_it_is_told(tmp_path: Path, name: str) -> None:
         assert str(caught.value).startswith(f"{path}: ") and re.search(message, str(caught.value)), caught.value
 
 
-@pytest.mark.parametrize(("ending", "spoil"), [(".mha", meta()), (".nrrd", nrrd())])
-def test_unchanged_they_are_read(tmp_path: Path, ending: str, spoil: Spoil) -> None:
+@pytest.mark.parametrize(
+    ("ending", "spoil"),
+    [
+        *[(".mha", meta()), (".nrrd", nrrd())],
+        (".mha", meta(ElementSpacing="1 1 2\n\nComment : two\n")),
+        (
+            ".mha",
+            meta(content=zlib.compress(RAW), CompressedData="True", CompressedDataSize=str(len(zlib.compress(RAW)))),
+        ),
+        (".nrrd", nrrd(gzip.compress(RAW[:500]) + gzip.compress(RAW[500:]), encoding="gzip")),
+        (".nrrd", nrrd("\n".join(map(str, VOXELS.ravel(order="F"))).encode(), encoding="ascii")),
+    ],
+)
+def test_sound_ones_are_read(tmp_path: Path, ending: str, spoil: Spoil) -> None:
     spoil(tmp_path / f"good{ending}")
     np.testing.assert_array_equal(read_stored(tmp_path / f"good{ending}").voxels, VOXELS.ravel(order="F"))
     assert read_geometry(tmp_path / f"good{ending}").spacing == (2, 1, 1)

@@ -79,7 +79,7 @@ def _of_meta_image(path: Path, head: str) -> VoxelStorage:
     place = META_FILE.search(head)
     if place is None or head[: place.start()].rstrip(" \t")[-1:] not in ("", "\n"):
         raise _no_header(path, "a MetaImage", "ElementDataFile")
-    entries = [_split(line, "=") for line in head[: place.start()].splitlines()]
+    entries = [_split(line, "=:") for line in head[: place.start()].splitlines() if line.strip()]
     fields = dict(entries)
     # What would have SimpleITK look elsewhere than here, or for ever.
     if len(fields) < len(entries):
@@ -133,9 +133,9 @@ def _require_millimetres(path: Path, key: str, units: list[str]) -> None:
         raise InputError(f"{path}: {key} is {wrong[0]!r}, mm expected")
 
 
-def _split(line: str, separator: str) -> tuple[str, str]:
-    name, _, value = line.partition(separator)
-    return name.strip(), value.strip()
+def _split(line: str, separators: str) -> tuple[str, str]:
+    name, *value = re.split(f"[{separators}]", line, maxsplit=1)
+    return name.strip(), "".join(value).strip()
 
 
 def _no_header(path: Path, kind: str, expected: str) -> InputError:
