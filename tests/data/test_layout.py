@@ -93,7 +93,7 @@ def test_nnunet_dataset_section(tmp_path: Path) -> None:
     [
         ({"0": "background", "1": "a", "4": "b"}, r"values are \[0, 1, 4\].*\[2, 3\] missing"),
         ({"1": "a", "2": "b"}, r"values are \[1, 2\].*\[0\] missing"),
-        ({"background": 0, "whole": [1, 2]}, "labels 'whole': regions and nnU-Net's ignore label are not read yet"),
+        ({"background": 0, "whole": [1, 2]}, "regions_class_order is None: one label for each region"),
         ({"background": 0, "a": 1, "b": 1}, r"values \[1\] to more than one name"),
         ({"0": "background"}, "no foreground class"),
         ([0, 1], "an object of names and values expected"),

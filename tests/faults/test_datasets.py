@@ -99,9 +99,9 @@ WRONG: dict[str, tuple[Spoil, str]] = {
         lambda bench: bench.describe(labels={"0": "b", "\u00b2": "x"}),
         "one integer per label expected",
     ),
-    "region-as-label": (
+    "regions-without-order": (
         lambda bench: bench.describe(labels={"b": 0, "x": [1, 2]}),
-        r"labels 'x': regions and nnU-Net's ignore label are not read yet; one integer per label",
+        r"regions_class_order is None: one label for each region expected, in the order of \['x'\]",
     ),
     "no-labels": (lambda bench: bench.describe(labels={}), r"labels is \{\}: an object of names and values expected"),
     "channels-numbered-from-one": (
