@@ -33,7 +33,8 @@ def test_every_paragraph_of_statements_names_one() -> None:
 
 def test_the_page_counts_the_inputs() -> None:
     listed = yaml.safe_load((PROJECT / "tests" / "faults" / "inputs.yaml").read_text("utf-8"))
-    assert f"[{sum(map(len, listed.values()))} malformed and odd inputs]" in PAGE
+    (told,) = re.findall(r"\[over (\d+) malformed and odd inputs\]", PAGE)
+    assert int(told) < sum(map(len, listed.values())) <= int(told) + 20
 
 
 def test_a_config_is_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
