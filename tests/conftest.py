@@ -22,6 +22,18 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # processes that test side by sid
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores)))
 
 
+# Files of minutes, which begin first: two processes that take a file each would else end with one of them alone.
+LONG = (
+    *("test_real_scans", "test_killed_runs", "test_lookalikes", "test_one_judgement", "test_sweep_launchers"),
+    *("test_ddp", "test_train_command", "test_long_runs", "test_trainer_arguments", "test_own_folder"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first; the others stay in their order."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
 def pytest_configure() -> None:
     """Take Ctrl-C as Python does: a shell that starts the tests in its background has it ignored."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
