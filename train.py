@@ -6,7 +6,6 @@ may be: conf/config.yaml and the groups beside it. Exit codes: 0 done, 1 jobs of
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +16,10 @@ try:
     from hydra.types import RunMode
     from omegaconf import DictConfig
 
-    from e2enet.common.configs import make_paths_absolute, register_resolvers
+    from e2enet.common.configs import choose_source, make_paths_absolute, register_configs
     from e2enet.common.console import flush_every_line
     from e2enet.common.errors import exit_on_input_error
-    from e2enet.common.overrides import force_added, is_multirun
+    from e2enet.common.overrides import force_added, is_multirun, source_of
     from e2enet.runs.rows import compose_job
     from e2enet.sweeps.inside import end_with_launcher, run_held, tell_score, telling_errors
     from e2enet.system.ranks import is_first, quiet_unless_first
@@ -34,14 +33,14 @@ PRINTING = ("--cfg", "-c")
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def train(config: DictConfig) -> float:
-    """Run one job; the mean validation Dice, for sweepers."""
+    """Run one job; its mean validation Dice, or `optimized_metric`, for sweepers."""
     # Imported here, as in `main` and `run`, so that --help does not wait for the frameworks.
     from e2enet.runs.folders import CONFIG_FILE
     from e2enet.sweeps.job import run_job
     from e2enet.training.resume import resumed_config
     from e2enet.training.stopping import is_restarted
 
-    register_resolvers()  # this may be a process of a launcher, which knows nothing of main
+    register_configs()  # this may be a process of a launcher, which knows nothing of main
     given, output = HydraConfig.get().overrides.task, Path(HydraConfig.get().runtime.output_dir)
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return run_job(given, output)  # what it raises is of this job: exiting would end the sweep
@@ -62,6 +61,7 @@ def run(config: DictConfig, folder: Path) -> float:
     from e2enet.configuration.check import check_config
     from e2enet.report.figures import draw_figures
     from e2enet.system.memory import keep_freed_memory
+    from e2enet.training.loggers import last_logged
     from e2enet.training.run import run_training
     from e2enet.training.run_folder import how_to_go_on
 
@@ -72,26 +72,27 @@ def run(config: DictConfig, folder: Path) -> float:
             result = run_training(config, folder)
             if is_first():
                 draw_figures(result.folder)
-            tell_score(result.dice)
+            score = result.dice if config.optimized_metric is None else last_logged(folder, config.optimized_metric)
+            tell_score(score)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(str(stop) or how_to_go_on(folder)) from stop
-    return result.dice
+    return score
 
 
 def main() -> None:
     """Check the whole command line first, so that neither a run nor a sweep starts with a mistake in it."""
     arguments = sys.argv[1:]
-    os.environ["E2ENET_ROOT"] = str(Path(__file__).resolve().parent)  # anchors experiments/ in conf/config.yaml
     end_with_launcher()
     flush_every_line()
     quiet_unless_first()
-    register_resolvers()
+    register_configs()
     with exit_on_input_error("stopped; nothing was begun"), telling_errors():
         if not _has(arguments, QUESTIONS):
             from e2enet.configuration.check import check_command_line, read_arguments
             from e2enet.sweeps.launch import launch_sweep
             from e2enet.training.run_folder import with_own_folder
 
+            choose_source(source_of(arguments))
             arguments, printed = read_arguments(arguments), _has(arguments, PRINTING)
             check_command_line(arguments, printed=printed)
             if is_multirun(arguments):

@@ -51,7 +51,7 @@ OVERRIDES = (
     "training.validate_full=5",
     "dsff.update_every=50",
     "trainer.accelerator=cpu",
-    "trainer.progress=false",
+    "trainer.enable_progress_bar=false",
     "final.predict=false",
 )
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import inspect
-import pkgutil
-import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -17,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from e2enet.common.config_rules import Rule, choice
 from e2enet.common.configs import as_plain
 from e2enet.common.errors import first_line
+from e2enet.common.signatures import resolve_target, signature_of
 
 # Hydra's own keys of a section with a `_target_`: here it is always built whole.
 BUILDING_RULES = {
@@ -24,6 +23,8 @@ BUILDING_RULES = {
     "_recursive_": choice(True, False),
     "_convert_": choice("none", "partial", "object", "all"),
 }
+# Packages whose parameters the project has rules for.
+OWN = ("e2enet.", "torch.")
 
 
 @dataclass(frozen=True)
@@ -35,31 +36,55 @@ class Conflict:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A section whose keys are the parameters of the class or function that is built from it.
+
+    Attributes:
+        target: What is built; None: what the section's `_target_` names.
+        base: What a class that is named must be a class of.
+        supplied: Parameters that the code gives itself.
+        offered: Parameters that the code gives where the section does not.
+        reserved: Parameters that another key sets, with the words that say which.
+        extras: Keys that are no parameters, and what they accept.
+        rules: What parameters accept, beyond their annotations. They are the project's: a user's own target is held to
+            its signature alone.
+        may_lack: Whether the section may be null, or not there at all.
+    """
+
+    target: Callable[..., Any] | None = None
+    base: type | None = None
+    supplied: AbstractSet[str] = frozenset()
+    offered: AbstractSet[str] = frozenset()
+    reserved: Mapping[str, str] = field(default_factory=dict)
+    extras: Mapping[str, Rule] = field(default_factory=dict)
+    rules: Mapping[str, Rule] = field(default_factory=dict)
+    may_lack: bool = False
+
+
+@dataclass(frozen=True)
 class Schema:
     """Which keys a config has and what they accept.
 
     Attributes:
         rules: Path of every plain key -> what it accepts.
-        supplied: Sections built through `_target_` -> parameters of the target that the code supplies itself; the
-            section's keys are the target's other parameters.
-        target_rules: What keys of such sections accept, where they are given.
-        extras: Keys of such sections that are no parameters of the target.
-        by_name: Sections among these whose key `name` chooses the target out of a table, instead of `_target_`.
+        parts: Path of every section that something is built from; `callbacks.*` stands for any name.
         conflicts: Values that are fine alone and impossible together.
     """
 
     rules: Mapping[str, Rule]
-    supplied: Mapping[str, AbstractSet[str]]
-    target_rules: Mapping[str, Rule]
-    extras: Mapping[str, Mapping[str, Rule]]
+    parts: Mapping[str, Part]
     conflicts: tuple[Conflict, ...] = ()
-    by_name: Mapping[str, Mapping[str, Callable[..., Any]]] = field(default_factory=dict)
 
     def test_of(self, path: str) -> Callable[[Any], bool] | None:
         """What tells the values that a key accepts; None where nothing is said of them."""
         section, _, key = path.rpartition(".")
-        rule = self.rules.get(path) or self.target_rules.get(path) or self.extras.get(section, {}).get(key)
-        return None if rule is None else rule.accepts
+        part = self.part_of(section)
+        rule = self.rules.get(path) or (part and (part.rules.get(key) or part.extras.get(key)))
+        return rule.accepts if rule else None
+
+    def part_of(self, path: str) -> Part | None:
+        """What is built from the section at a path, if anything is."""
+        return next((part for pattern, part in self.parts.items() if fnmatchcase(path, pattern)), None)
 
 
 def config_problems(config: DictConfig, schema: Schema, *, allow_missing: bool = False) -> list[str]:
@@ -121,25 +146,6 @@ def _unresolved(config: DictConfig, path: str) -> str | None:
     return None
 
 
-def target_parameters(target: Callable[..., Any]) -> tuple[list[str], list[str], bool]:
-    """A callable's keyword parameters, those without default, and whether it takes any other name too.
-
-    `**options: Unpack[SomeTypedDict]` counts as the TypedDict's keys.
-    """
-    named, needed, takes_any = [], [], False
-    for name, parameter in inspect.signature(target).parameters.items():
-        if parameter.kind is parameter.VAR_KEYWORD:
-            hint = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target).get(name)
-            options = [option for option in typing.get_args(hint) if typing.is_typeddict(option)]
-            named += [key for option in options for key in option.__annotations__]
-            takes_any = not options
-        elif parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            named.append(name)
-            if parameter.default is parameter.empty:
-                needed.append(name)
-    return named, needed, takes_any
-
-
 def wrong_value(path: str, value: Any, rule: Rule) -> str:
     """The problem of a value that its rule does not accept."""
     return f"{path}={value}: expected {rule.expected}"
@@ -155,14 +161,17 @@ def unknown_key(path: str, key: str, prefix: str, known: Iterable[str]) -> str:
 
 def _section_problems(section: Mapping[str, Any], prefix: str, schema: Schema) -> Iterator[tuple[str, str]]:
     """(path, problem) of every key below `prefix`, which is empty or ends with a dot."""
-    known_paths = [*schema.rules, *schema.supplied]
+    known_paths = [*schema.rules, *schema.parts]
     for key, value in section.items():
         path = f"{prefix}{key}"
         if path in schema.rules:
             if not schema.rules[path].accepts(value):
                 yield path, wrong_value(path, value, schema.rules[path])
-        elif path in schema.supplied and isinstance(value, Mapping):
-            yield from _target_problems(path, value, schema)
+        elif (part := schema.part_of(path)) is not None and isinstance(value, Mapping):
+            yield from _part_problems(path, value, part)
+        elif part is not None and part.may_lack:
+            if value is not None:
+                yield path, f"{path}={value}: expected a section with _target_, or null"
         elif isinstance(value, Mapping) and any(known.startswith(f"{path}.") for known in known_paths):
             yield from _section_problems(value, f"{path}.", schema)
         elif any(f"{known}.".startswith(f"{path}.") for known in known_paths):
@@ -176,7 +185,8 @@ def _missing_problems(content: Mapping[str, Any], schema: Schema, known: Mapping
     """The problems of keys and sections that are not there, of a section that lacks as a whole one; nothing of what
     lies in a section that is wrong itself, by the problems `known`."""
     there, found = _paths(content), {}
-    for path in (*schema.rules, *schema.supplied):
+    needed = (path for path, part in schema.parts.items() if not part.may_lack)
+    for path in (*schema.rules, *needed):
         parts = path.split(".")
         levels = [".".join(parts[: depth + 1]) for depth in range(len(parts))]
         absent = [level for level in levels if level not in there]
@@ -185,41 +195,47 @@ def _missing_problems(content: Mapping[str, Any], schema: Schema, known: Mapping
     return found
 
 
-def _target_problems(path: str, section: Mapping[str, Any], schema: Schema) -> Iterator[tuple[str, str]]:
-    """(path, problem) of a section that is built through `_target_`, or by its name out of a table."""
-    makers = schema.by_name.get(path)
-    if makers is None and section.get("_target_") is None:
+def _part_problems(path: str, section: Mapping[str, Any], part: Part) -> Iterator[tuple[str, str]]:
+    """(path, problem) of a section that something is built from."""
+    name = section.get("_target_")
+    if part.target is not None and name is not None:
+        yield f"{path}._target_", f"{path}._target_: there is one thing that is built here; leave it out"
+        return
+    if part.target is None and not isinstance(name, str):
         yield f"{path}._target_", f"{path}._target_: needs a value, the class or function that is built"
         return
-    target = str(section.get("_target_" if makers is None else "name"))
-    if makers is not None and target not in makers:
-        yield f"{path}.name", wrong_value(f"{path}.name", target, choice(*makers))
-        return
     try:
-        maker = pkgutil.resolve_name(target) if makers is None else makers[target]
-        named, needed, takes_any = target_parameters(maker)
+        target = part.target or resolve_target(str(name))
+        signature = signature_of(target)
     except Exception as error:  # whatever importing a user's module raises is the user's to see
-        yield f"{path}._target_", f"{path}._target_: {target} cannot be imported: {first_line(error)}"
+        yield f"{path}._target_", f"{path}._target_: {name} cannot be imported: {first_line(error)}"
         return
-    extras = schema.extras.get(path, {})
-    allowed = [name for name in named if name not in schema.supplied[path]] + list(extras)
+    if part.base is not None and isinstance(target, type) and not issubclass(target, part.base):
+        expected = f"{part.base.__module__}.{part.base.__name__}"
+        yield f"{path}._target_", f"{path}._target_={name}: expected a class of {expected}"
+        return
+    is_own = part.target is not None or str(target.__module__).startswith(OWN)
+    allowed = [key for key in signature.rules if key not in part.supplied and key not in part.reserved]
     for key, value in section.items():
         child = f"{path}.{key}"
-        rule = extras.get(str(key)) or schema.target_rules.get(child)
-        if key == "_target_" and makers is None:
-            continue
+        own = part.extras.get(str(key)) or (part.rules.get(str(key)) if is_own else None)
+        rule = own or signature.rules.get(str(key))
         if key == "_target_":
-            yield child, f"{child}: {path} is chosen by its name; expected {path}.name={' | '.join(makers or ())}"
-        elif key in BUILDING_RULES:
+            continue
+        if key in BUILDING_RULES:
             if not BUILDING_RULES[key].accepts(value):
                 yield child, wrong_value(child, value, BUILDING_RULES[key])
-        elif key not in allowed and not takes_any:
-            yield child, unknown_key(child, str(key), f"{path}.", allowed)
+        elif key in part.reserved:
+            yield child, f"{child}: {part.reserved[str(key)]}"
+        elif key not in part.extras and key not in allowed and not (signature.takes_any and key not in part.supplied):
+            yield child, unknown_key(child, str(key), f"{path}.", [*allowed, *part.extras])
+        elif isinstance(value, Mapping) and "_target_" in value:
+            yield from _part_problems(child, value, Part())
         elif rule is not None and not rule.accepts(value):
             yield child, wrong_value(child, value, rule)
-    for name in needed:
-        if name in allowed and name not in section:
-            yield f"{path}.{name}", f"{path}.{name}: needs a value ({target} has no default for it)"
+    for key in signature.needed:
+        if key in allowed and key not in section and key not in part.offered:
+            yield f"{path}.{key}", f"{path}.{key}: needs a value ({name or path} has no default for it)"
 
 
 def _paths(section: Mapping[str, Any], prefix: str = "") -> set[str]:

@@ -1,52 +1,102 @@
-"""Where the project's Hydra configs are, and how to compose one outside of a Hydra app."""
+"""Where configs are looked for, and how one is composed outside of a Hydra app.
+
+The project's own are conf/, with the primary config, and the group experiments/ beside it. A user's own come before and
+beside them, as in any Hydra app: `--config-dir`, `--config-name`, `--config-path`, `hydra.searchpath`.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
-ROOT_VARIABLE = "E2ENET_ROOT"
 EXPERIMENTS = "experiments"
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "conf"
 # Keys that name files or folders.
 PATHS = ("paths.data", "paths.prepared", "paths.runs", "run_folder", "resume", "initial_weights", "data.split")
+SEARCHPATH = "hydra.searchpath="
 
 
-def project_root() -> Path:
-    """Folder that holds conf/ and experiments/: the environment variable E2ENET_ROOT, else this checkout.
+@dataclass(frozen=True)
+class ConfigSource:
+    """Where this process looks for configs.
 
-    The variable is set on the way, since the search path of conf/config.yaml is anchored on it.
+    Attributes:
+        name: Of the primary config.
+        primary: The folder that it lies in.
+        added: A user's folder, which is looked through before the project's own (`--config-dir`).
+        searchpath: The override `hydra.searchpath=[..]` as typed, "" without one.
     """
-    root = os.environ.setdefault(ROOT_VARIABLE, str(Path(__file__).resolve().parents[2]))
-    return Path(root)
+
+    name: str = "config"
+    primary: Path = CONFIGS
+    added: Path | None = None
+    searchpath: str = ""
 
 
-def register_resolvers() -> None:
-    """Make resolvers of the configs known to OmegaConf: `${run_dir:resume,run_folder}` (where a run is written) and
-    `${expand_home:path}`, both with `~` as the home folder, and `${row_names:${ablation.rows}}` (their names, as a
-    sweep's parameter)."""
+_source = ConfigSource()
+
+
+def choose_source(source: ConfigSource) -> None:
+    """Compose from there from now on."""
+    global _source
+    _source = source
+
+
+class ProjectSearchPath(SearchPathPlugin):
+    """Puts the project's own configs behind a user's, and `ConfigSource.added` before them."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """`experiments` is a group: its folder lies in the project's root."""
+        if _source.added is not None:
+            schema = SearchPathQuery(provider="schema")
+            search_path.prepend(provider="command-line", path=f"file://{_source.added}", anchor=schema)
+        for folder in (CONFIGS, ROOT):
+            search_path.append(provider="e2enet", path=f"file://{folder}")
+
+
+def register_configs() -> None:
+    """Make the project's configs known to Hydra, and their resolvers to OmegaConf.
+
+    These are `${run_dir:resume,run_folder}` (where a run is written) and `${expand_home:path}`, both with `~` as the
+    home folder, `${row_names:${ablation.rows}}` (their names, as a sweep's parameter), and `${given_or:value,other}`
+    (the other where the value is null).
+    """
+    if ProjectSearchPath not in Plugins.instance().discover(SearchPathPlugin):
+        Plugins.instance().register(ProjectSearchPath)
     OmegaConf.register_new_resolver("expand_home", os.path.expanduser, replace=True)
     OmegaConf.register_new_resolver("run_dir", _run_dir, replace=True)
     OmegaConf.register_new_resolver("row_names", ",".join, replace=True)
+    OmegaConf.register_new_resolver("given_or", lambda value, other: other if value is None else value, replace=True)
 
 
 def compose_config(overrides: Sequence[str] = (), *, with_hydra: bool = False) -> DictConfig:
     """The config that `python train.py OVERRIDES` would run with; `with_hydra` keeps Hydra's own section."""
-    register_resolvers()
-    folder = str(project_root() / "conf")
-    with _outside_of_apps(), initialize_config_dir(version_base="1.3", config_dir=folder, job_name="train"):
-        return compose("config", overrides=list(overrides), return_hydra_config=with_hydra)
+    places = [_source.searchpath] if _source.searchpath and _source.searchpath not in overrides else []
+    with _initialized(_source):
+        return compose(_source.name, overrides=[*places, *overrides], return_hydra_config=with_hydra)
 
 
-def as_plain(section: DictConfig, *, resolve: bool = True) -> dict[str, Any]:
+def group_options(group: str) -> tuple[str, ...]:
+    """The names that a config group accepts, () where there is no such group; `_name` is for others to build on."""
+    return _group_options(group, _source)
+
+
+def as_plain(section: DictConfig | dict[str, Any], *, resolve: bool = True) -> dict[str, Any]:
     """A config section as plain containers, which checkpoints and constructors take."""
-    content = OmegaConf.to_container(section, resolve=resolve)
+    content = OmegaConf.to_container(section, resolve=resolve) if OmegaConf.is_config(section) else section
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
 
@@ -61,12 +111,24 @@ def make_paths_absolute(config: DictConfig) -> None:
             OmegaConf.update(config, key, os.path.abspath(os.path.expanduser(value)))
 
 
-def group_options() -> dict[str, list[str]]:
-    """Config groups and the names that each accepts."""
-    root = project_root()
-    folders = [*(folder for folder in (root / "conf").iterdir() if folder.is_dir()), root / EXPERIMENTS]
-    folders = [folder for folder in folders if folder.name != "hydra"]  # choices of Hydra's own groups
-    return {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in sorted(folders)}
+@cache
+def _group_options(group: str, source: ConfigSource) -> tuple[str, ...]:
+    places = [source.searchpath] if source.searchpath else []
+    with _initialized(source):
+        loader = GlobalHydra.instance().config_loader()
+        names = loader.get_group_options(group, config_name=source.name, overrides=places)
+    return tuple(name for name in names if not name.startswith("_"))
+
+
+@contextmanager
+def _initialized(source: ConfigSource) -> Iterator[None]:
+    """Hydra, set up for the block as `train.py` sets it up."""
+    register_configs()
+    with (
+        _outside_of_apps(),
+        initialize_config_dir(version_base="1.3", config_dir=str(source.primary), job_name="train"),
+    ):
+        yield
 
 
 @contextmanager

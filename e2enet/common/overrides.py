@@ -5,15 +5,17 @@ from __future__ import annotations
 import difflib
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
 
-from e2enet.common.configs import group_options
-from e2enet.common.errors import first_line
+from e2enet.common.configs import CONFIGS, SEARCHPATH, ConfigSource, group_options
+from e2enet.common.errors import InputError, first_line
 
 QUOTES = "'\""  # of Hydra's grammar
 # Flags of Hydra whose value is the next argument.
@@ -112,9 +114,35 @@ def override_values(override: Override) -> list[str]:
     return [override.get_value_element_as_str()]
 
 
-def chooses_group(override: Override, groups: Mapping[str, Sequence[str]]) -> bool:
-    """Whether an override picks a file of a config group; `groups` are those of `configs.group_options`."""
-    return override.key_or_group in groups and not override.is_delete() and not isinstance(override.value(), dict)
+def chooses_group(override: Override) -> bool:
+    """Whether an override picks a file, or a list of files, of a config group."""
+    if override.is_delete() or isinstance(override.value(), dict):
+        return False
+    return bool(group_options(override.key_or_group))
+
+
+def chosen_options(override: Override) -> list[str]:
+    """The files that an override of a group picks, of a list and of a sweep all."""
+    texts = [text for value in override_values(override) for text in value.strip("[]").split(",")]
+    return [name for text in texts if (name := text.strip(QUOTES + " "))]
+
+
+def source_of(arguments: Sequence[str]) -> ConfigSource:
+    """Where a command line of a Hydra app wants its configs to be looked for.
+
+    Raises:
+        InputError: it names a folder that there is not.
+    """
+    flags, _ = get_args_parser().parse_known_args(list(arguments))
+    for flag, folder in (("--config-dir", flags.config_dir), ("--config-path", flags.config_path)):
+        if folder is not None and not Path(folder).is_dir():
+            raise InputError(f"{flag} {folder}: no such folder; expected one with YAML files and config groups")
+    return ConfigSource(
+        name=(flags.config_name or "config").removesuffix(".yaml"),
+        primary=Path(flags.config_path).absolute() if flags.config_path else CONFIGS,
+        added=Path(flags.config_dir).absolute() if flags.config_dir else None,
+        searchpath=next((text for text in reversed(flags.overrides) if text.startswith(SEARCHPATH)), ""),
+    )
 
 
 def overrides_of(arguments: Sequence[str]) -> list[str]:
@@ -161,7 +189,7 @@ def _sets_value(argument: str) -> bool:
     if argument.startswith(("-", "+", "~")) or not is_override(argument):
         return False
     override = parse_override(argument)
-    return not chooses_group(override, group_options()) and not override.key_or_group.startswith("hydra")
+    return not override.key_or_group.startswith("hydra") and not chooses_group(override)
 
 
 def _is_readable(argument: str) -> bool:

@@ -21,6 +21,7 @@ from e2enet.common.errors import first_line, raise_problems
 from e2enet.common.overrides import (
     as_text,
     chooses_group,
+    chosen_options,
     forced,
     is_multirun,
     is_override,
@@ -32,12 +33,13 @@ from e2enet.common.overrides import (
     unreadable,
 )
 from e2enet.configuration.conflicts import on_cpu
-from e2enet.configuration.rules import SCHEMA
+from e2enet.configuration.rules import DEVICES, SCHEMA
 from e2enet.runs.rows import row_overrides
-from e2enet.system.ranks import launched
+from e2enet.system.ranks import launched, planned_processes
 from e2enet.training.part_trials import part_problems
 from e2enet.training.pretraining import pretraining_problems
 from e2enet.training.resume import resumed_config
+from e2enet.training.step_parts import STEP_PARTS
 
 HEADING = "The configuration cannot be used:"
 # A sweep of more jobs than this is checked value by value instead of job by job.
@@ -95,14 +97,14 @@ def config_problems(config: DictConfig) -> list[str]:
 
 def _unusable_parts(config: DictConfig, problems: Sequence[str]) -> Iterator[str]:
     """Loss, optimizer and schedule that no step could use, where nothing is known to be wrong with their keys."""
-    if any(problem.startswith(("training", "trainer")) for problem in problems):
+    if any(problem.startswith(("training", "trainer", *STEP_PARTS)) for problem in problems):
         return
     device = "cuda" if torch.cuda.device_count() and not on_cpu(config.trainer.accelerator) else "cpu"
-    yield from part_problems(as_plain(config.training), device)
+    training = {**as_plain(config.training), **{part: as_plain(config[part]) for part in STEP_PARTS}}
+    yield from part_problems(training, device)
 
 
 def _command_line_problems(overrides: Sequence[str], multirun: bool, schema: Schema) -> Iterator[str]:
-    groups = group_options()
     choices: list[list[str]] = []
     read: list[str] = []
     for text in overrides:
@@ -120,14 +122,15 @@ def _command_line_problems(overrides: Sequence[str], multirun: bool, schema: Sch
             yield f"{text}: patterns of choices are not read; expected the choices, with commas between"
             continue
         values = [] if override.is_delete() else override_values(override)
-        if chooses_group(override, groups):
-            options = groups[override.key_or_group]
-            for option in set(values) - set(options):
-                yield unknown_choice(override.key_or_group, option, options)
-            known = [f"{_group_key(override)}={option}" for option in values if option in options]
-            choices += [known] if known else []
-        elif override.is_delete() or override.key_or_group.startswith("hydra"):
+        if override.is_delete() or override.key_or_group.startswith("hydra"):
             choices.append([text])
+        elif chooses_group(override):
+            options = group_options(override.key_or_group)
+            unknown = sorted(set(chosen_options(override)) - set(options))
+            for option in unknown:
+                yield unknown_choice(override.key_or_group, option, options)
+            known = [f"{_group_key(override)}={value}" for value in values if not set(unknown) & {value.strip("[]")}]
+            choices += [known] if known and not (unknown and isinstance(override.value(), list)) else []
         else:
             # An unknown key goes into the config, where it is reported together with all others.
             choices.append([forced(override, value) for value in values])
@@ -148,7 +151,8 @@ def _job_problems(job: Sequence[str], multirun: bool, schema: Schema) -> Iterato
     try:
         config = compose_config(job, with_hydra=True)
     except (HydraException, OmegaConfBaseException) as error:
-        yield first_line(error)
+        lacking = [text for name, plugin in PLUGINS.items() if f"/{name}'" in str(error) and (text := _lacks(plugin))]
+        yield first_line(error) + "".join(f"; it {text}" for text in lacking)
         return
     row = config.get("row")
     try:
@@ -162,7 +166,9 @@ def _job_problems(job: Sequence[str], multirun: bool, schema: Schema) -> Iterato
     params = [f"{key}={value}" for key, value in swept.items() if key not in given]
     if multirun and params:
         # The sweep's parameters now stand among the overrides, so that this recursion ends.
-        yield from _command_line_problems([*job, *params], multirun, schema)
+        sweeper = config.hydra.runtime.choices["hydra/sweeper"]
+        chosen = [] if any(text.startswith("hydra/sweeper=") for text in job) else [f"hydra/sweeper={sweeper}"]
+        yield from _command_line_problems([*job, *chosen, *params], multirun, schema)
         return
     if schema is not SCHEMA:
         yield from config_check.config_problems(config, schema, allow_missing=True)
@@ -180,13 +186,29 @@ def _plugin_problems(overrides: Sequence[str]) -> Iterator[str]:
     chosen = dict(text.split("=", 1) for text in overrides if text.startswith(PLUGIN_GROUPS))
     for group, value in chosen.items():
         plugin = next((plugin for name, plugin in PLUGINS.items() if value.startswith(name)), None)
-        if plugin is not None and not any(metadata.distributions(name=plugin.package)):
-            command = f"python -m pip install -c constraints.txt -e '.[{plugin.extra}]'"
-            yield f"{group}={value}: needs the extra `{plugin.extra}`: {command}"
-    if chosen.get("hydra/sweeper", "basic") == "basic":
-        for text in overrides:
-            if parse_override(text).is_interval_sweep():
-                yield f"{text}: needs a sweeper that draws values from intervals, as hydra/sweeper=optuna does"
+        if plugin is not None and (problem := _lacks(plugin)):
+            yield f"{group}={value}: {problem}"
+    intervals = [text for text in overrides if parse_override(text).is_interval_sweep()]
+    if intervals and _sweeper(overrides) == "basic":
+        for text in intervals:
+            yield f"{text}: needs a sweeper that draws values from intervals, as hydra/sweeper=optuna does"
+
+
+def _sweeper(overrides: Sequence[str]) -> str:
+    """The sweeper that a command line chooses, by itself or by one of its groups (`hparams_search=optuna`)."""
+    parsed = {text: parse_override(text) for text in overrides}
+    groups = [text for text, override in parsed.items() if chooses_group(override) and not override.is_sweep_override()]
+    try:
+        return str(compose_config(groups, with_hydra=True).hydra.runtime.choices["hydra/sweeper"])
+    except (HydraException, OmegaConfBaseException):
+        return "basic"  # a choice that is not there is told with the others
+
+
+def _lacks(plugin: Plugin) -> str | None:
+    """What brings a plugin that is not installed; None where it is."""
+    if any(metadata.distributions(name=plugin.package)):
+        return None
+    return f"needs the extra `{plugin.extra}`: python -m pip install -c constraints.txt -e '.[{plugin.extra}]'"
 
 
 def _multirun_problems(config: DictConfig) -> Iterator[str]:
@@ -204,13 +226,14 @@ def _process_problems(config: DictConfig) -> Iterator[str]:
     """What does not fit the processes that torchrun or srun started; each of them runs the whole program."""
     started = launched()
     devices, nodes = (OmegaConf.select(config, f"trainer.{key}") for key in ("devices", "num_nodes"))
-    if started.world_size == 1 or not started.launcher or not isinstance(devices, int) or not isinstance(nodes, int):
+    if started.world_size == 1 or not started.launcher or not DEVICES.accepts(devices) or not isinstance(nodes, int):
         return
-    if devices * nodes == 1 and started.launcher == "srun" and started.rank == 0:
+    count = planned_processes({"devices": devices, "num_nodes": nodes, "accelerator": config.trainer.accelerator})
+    if count == 1 and started.launcher == "srun" and started.rank == 0:
         return  # or a command of a batch script without srun, which SLURM tells of its tasks too
-    if devices * nodes != started.world_size:
+    if count != started.world_size:
         yield (
-            f"trainer.devices={devices}, trainer.num_nodes={nodes}: {devices * nodes} process(es), but "
+            f"trainer.devices={devices}, trainer.num_nodes={nodes}: {count} process(es), but "
             f"{started.launcher} started {started.world_size}; give as many to both (and trainer=ddp)"
         )
     raw = OmegaConf.to_container(config, resolve=False)

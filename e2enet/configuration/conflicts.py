@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -10,14 +12,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import WeightAveraging
 
 from e2enet.common.config_check import Conflict
 from e2enet.common.errors import InputError, first_line
+from e2enet.common.signatures import resolve_target
+from e2enet.configuration.trials import network_problem, trainer_problem
 from e2enet.data.config_rules import folder_conflict
 from e2enet.inference.checkpoint import read_hyper_parameters
 from e2enet.network.baselines import missing_package
+from e2enet.network.build import CHANNELS, OFFERED, is_e2enet, network_class
 from e2enet.network.engine.select import COMPILED, ONLY_GROUPS, RECOMPUTED
 from e2enet.runs.ablations import ablation_problems
+from e2enet.training.weight_averaging import MaskedWeightAveraging
+
+# What a logger of Lightning's needs: one of these packages.
+LOGGER_PACKAGES = {
+    "TensorBoardLogger": ("tensorboard", "tensorboardX"),
+    "MLFlowLogger": ("mlflow", "mlflow_skinny"),
+    "CometLogger": ("comet_ml",),
+    "NeptuneLogger": ("neptune",),
+}
+# Strategies of Lightning's that leave no process a whole weight.
+SHARDING = ("fsdp", "deepspeed", "modelparallel", "model_parallel")
 
 
 def _shift_and_kernel(
@@ -52,11 +69,28 @@ def _patch_and_strides(patch_size: Sequence[int] | None, strides: Sequence[Seque
     return None
 
 
-def _masks_and_network(masks: bool, name: str, fusion: str | None) -> str | None:
-    if masks and fusion != "grid":
-        network = "the unet variant" if fusion == "unet" else name
-        return f"dsff.masks=true: {network} has no fusion layers to mask; use dsff=dense"
-    return None
+def _network(
+    network: Mapping[str, Any],
+    masks: bool,
+    strides: Sequence[Sequence[int]] | None,
+    patch_size: Sequence[int] | None,
+) -> str | None:
+    if missing := missing_package(str(network["_target_"])):
+        return missing
+    own = str(network["_target_"]).startswith("e2enet.")
+    if own and (given := sorted(OFFERED & set(network))):
+        return f"network.{given[0]}: is set by the plan (plan.strides, plan.patch_size)"
+    if not own and "width" in network:
+        named = network_class(str(network["_target_"]))
+        if not {"width", *CHANNELS} & set(inspect.signature(named).parameters):
+            return f"network.width: {named.__name__} has no base_features to multiply; leave it out"
+    if masks and network.get("fusion") == "unet":
+        return "dsff.masks=true: the unet variant has no fusion layers to mask; use dsff=dense"
+    if own:
+        fusion = "fusion" in inspect.signature(network_class(str(network["_target_"]))).parameters
+        lacks = f"dsff.masks=true: {network['_target_']} has no fusion layers to mask; use dsff=dense"
+        return lacks if masks and not fusion else None
+    return network_problem(network, masks, strides, patch_size)
 
 
 def _fractions(schedule: str, initial: float, final: float) -> str | None:
@@ -83,22 +117,30 @@ def _precision_and_device(precision: Any, accelerator: str) -> str | None:
 
 
 def _device_exists(accelerator: str) -> str | None:
-    if accelerator == "gpu" and not torch.cuda.is_available():
-        return "trainer.accelerator=gpu: this machine has no GPU that torch can use; expected auto | cpu"
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        return f"trainer.accelerator={accelerator}: this machine has no GPU that torch can use; expected auto | cpu"
     return None
 
 
-def _checkpoint_activations(checkpoint_activations: bool, name: str) -> str | None:
-    if checkpoint_activations and name != "e2enet":
-        return f"training.checkpoint_activations=true: {name} keeps its activations; expected false, or network=e2enet"
+def _checkpoint_activations(checkpoint_activations: bool, network: Mapping[str, Any]) -> str | None:
+    if checkpoint_activations and not is_e2enet(network):
+        return (
+            f"training.checkpoint_activations=true: {network['_target_']} keeps its activations; expected false, or "
+            "network=e2enet"
+        )
     return None
 
 
 def _sparse_engine(
-    engine: str, name: str, accelerator: str, granularity: str, compiled: bool, checkpoint_activations: bool
+    engine: str,
+    network: Mapping[str, Any],
+    accelerator: str,
+    granularity: str,
+    compiled: bool,
+    checkpoint_activations: bool,
 ) -> str | None:
     reasons = {
-        f"{name} is no E2ENet": name != "e2enet",
+        f"{network['_target_']} is no E2ENet": not is_e2enet(network),
         f"with trainer.accelerator={accelerator}, {ONLY_GROUPS}": not on_cpu(accelerator) and granularity != "group",
         COMPILED: compiled,
         RECOMPUTED: checkpoint_activations,
@@ -111,7 +153,7 @@ def _sparse_engine(
 
 def _fused_and_masks(fused: bool | None, precision: Any, masks: bool) -> str | None:
     if fused and masks and precision == "16-mixed":
-        return "training.optimizer.fused=true: hides skipped steps of 16-mixed from DSFF; expected false"
+        return "optimizer.fused=true: hides skipped steps of 16-mixed from DSFF; expected false"
     return None
 
 
@@ -152,13 +194,45 @@ def _run_folder(runs: str, run_folder: str) -> str | None:
     return "\n  - ".join(filter(None, problems)) or None
 
 
-def _login(wandb: bool, offline: bool) -> str | None:
-    if not wandb or offline or os.environ.get("WANDB_MODE", "online") != "online":
-        return None
-    problem = _login_problem()
-    return (
-        None if problem is None else f"logger.offline=false: {problem}; expected logger.offline=true, or `wandb login`"
-    )
+def _login(loggers: Mapping[str, Mapping[str, Any] | None] | None) -> str | None:
+    for name, logger in (loggers or {}).items():
+        online = logger is not None and str(logger["_target_"]).endswith(".WandbLogger") and not logger.get("offline")
+        if online and os.environ.get("WANDB_MODE", "online") == "online" and (problem := _login_problem()):
+            key = f"logger.{name}.offline"
+            return f"{key}=false: {problem}; expected {key}=true, or `wandb login`"
+    return None
+
+
+def _packages(loggers: Mapping[str, Mapping[str, Any] | None] | None) -> str | None:
+    for name, logger in (loggers or {}).items():
+        kind = "" if logger is None else str(logger["_target_"]).rpartition(".")[2]
+        packages = LOGGER_PACKAGES.get(kind, ())
+        if packages and not any(importlib.util.find_spec(package) for package in packages):
+            install = f"python -m pip install {packages[0]}"
+            return f"logger.{name}: {kind} needs the package {' or '.join(packages)}, which is not installed; {install}"
+    return None
+
+
+def _averages(callbacks: Mapping[str, Mapping[str, Any] | None] | None, masks: bool) -> str | None:
+    for name, section in (callbacks or {}).items():
+        target = None if section is None else resolve_target(str(section["_target_"]))
+        if not masks or section is None or not isinstance(target, type):
+            continue
+        if issubclass(target, WeightAveraging) and not issubclass(target, MaskedWeightAveraging):
+            return (
+                f"callbacks.{name}: {section['_target_']} averages masks too, which would let pruned kernels live; "
+                "expected callbacks=weight_averaging, or dsff=dense"
+            )
+    return None
+
+
+def _trainer(trainer: Mapping[str, Any], masks: bool) -> str | None:
+    if masks and any(kind in str(trainer["strategy"]).lower() for kind in SHARDING):
+        return (
+            f"trainer.strategy={trainer['strategy']}: gives each process a part of the weights, and DSFF masks whole "
+            "ones; expected ddp, or dsff=dense"
+        )
+    return trainer_problem(trainer)
 
 
 @cache  # asked for every job of a sweep
@@ -175,21 +249,23 @@ def _login_problem() -> str | None:
 CONFLICTS: tuple[Conflict, ...] = (
     folder_conflict("paths.prepared", writable=True),
     Conflict(("paths.runs", "run_folder"), _run_folder),
-    Conflict(("logger.wandb", "logger.offline"), _login),
+    Conflict(("logger",), _login),
+    Conflict(("logger",), _packages),
+    Conflict(("callbacks", "dsff.masks"), _averages),
     Conflict(("network.shift_size", "network.kernel_size", "network.inner_kernel_size"), _shift_and_kernel),
     Conflict(("network.inner_kernel_size", "network.fusion"), _inner_kernel_and_fusion),
-    Conflict(("network.name",), missing_package),
     Conflict(("plan.patch_size", "plan.strides"), _patch_and_strides),
-    Conflict(("dsff.masks", "network.name", "network.fusion"), _masks_and_network),
+    Conflict(("network", "dsff.masks", "plan.strides", "plan.patch_size"), _network),
     Conflict(("dsff.fraction_schedule", "dsff.fraction_initial", "dsff.fraction_final"), _fractions),
     Conflict(("dsff.masks", "dsff.updates", "dsff.density"), _density_one),
     Conflict(("training.precision", "trainer.accelerator"), _precision_and_device),
     Conflict(("trainer.accelerator",), _device_exists),
-    Conflict(("training.checkpoint_activations", "network.name"), _checkpoint_activations),
+    Conflict(("trainer", "dsff.masks"), _trainer),
+    Conflict(("training.checkpoint_activations", "network"), _checkpoint_activations),
     Conflict(
         (
             "training.engine",
-            "network.name",
+            "network",
             "trainer.accelerator",
             "dsff.granularity",
             "training.compile",
@@ -200,5 +276,5 @@ CONFLICTS: tuple[Conflict, ...] = (
     Conflict(("training.accumulate", "training.steps_per_epoch"), _accumulate_and_epoch),
     Conflict(("initial_weights", "pretraining", "resume"), _initial_weights),
     Conflict(("ablation", "row"), _row_of_ablation),
-    Conflict(("training.optimizer.fused", "training.precision", "dsff.masks"), _fused_and_masks),
+    Conflict(("optimizer.fused", "training.precision", "dsff.masks"), _fused_and_masks),
 )

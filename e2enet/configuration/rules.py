@@ -1,8 +1,17 @@
-"""What every config key accepts, beside those that concern data (data/config_rules.py)."""
+"""What every config key accepts, beside those that concern data (data/config_rules.py).
+
+A section with a `_target_` is held to the signature of what it builds; the rules here are the plain keys, and ranges
+that no annotation tells.
+"""
 
 from __future__ import annotations
 
-from e2enet.common.config_check import Schema
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import Logger
+from torch import nn
+from torch.optim import Optimizer
+
+from e2enet.common.config_check import Part, Schema
 from e2enet.common.config_rules import (
     Rule,
     choice,
@@ -18,12 +27,19 @@ from e2enet.common.config_rules import (
 )
 from e2enet.configuration.conflicts import CONFLICTS
 from e2enet.data import config_rules as data
-from e2enet.network.build import NETWORKS
+from e2enet.network.build import OFFERED as OFFERED_TO_NETWORKS
+from e2enet.network.build import SUPPLIED as SUPPLIED_TO_NETWORKS
 from e2enet.network.e2enet import KERNEL_SIZES
 from e2enet.network.engine import ENGINES
 from e2enet.runs.ablations import ABLATION_RULE
 
 KERNEL_RULE = choice(*(list(kernel) for kernel in KERNEL_SIZES))
+PRECISIONS = (32, "32-true", "bf16-mixed", "16-mixed", 64, "64-true")
+DEVICES = Rule(
+    lambda v: v in (-1, "auto") or whole(1).accepts(v) or (list_of(whole(0)).accepts(v) and len(set(v)) == len(v) > 0),
+    "a whole number >= 1, -1 or auto (all there are), or a list of devices such as [0,2]",
+)
+LIMIT = optional(Rule(lambda v: whole(1).accepts(v) or share.accepts(v), "a whole number >= 1, or a share in (0, 1]"))
 RULES: dict[str, Rule] = {
     **data.RULES,
     "name": text,
@@ -40,25 +56,12 @@ RULES: dict[str, Rule] = {
     "final.nsd_tolerance": positive,
     "final.overlay": flag,
     "final.compact": flag,
-    "dsff.masks": flag,
-    "dsff.density": share,
-    "dsff.start": choice("uniform", "erk"),
-    "dsff.density_by_dim0": optional(table_of(whole(1), share)),
-    "dsff.granularity": choice("kernel", "group"),
-    "dsff.group_size": choice(8, 16, 32),
-    "dsff.updates": flag,
-    "dsff.update_every": positive,
-    "dsff.update_unit": choice("steps", "epochs"),
-    "dsff.update_until": share,
-    "dsff.growth": choice("random", "gradient"),
-    "dsff.fraction_schedule": choice("cosine", "constant"),
-    "dsff.fraction_initial": number(0, 1),
-    "dsff.fraction_final": number(0, 1),
+    "training.base_features": optional(whole(1)),
     "training.epochs": whole(1),
     "training.steps_per_epoch": whole(1),
     "training.accumulate": whole(1),
     "training.clip_norm": optional(positive),
-    "training.precision": choice(32, "bf16-mixed", "16-mixed"),
+    "training.precision": choice(*PRECISIONS),
     "training.engine": choice(*ENGINES),
     "training.checkpoint_activations": flag,
     "training.compile": flag,
@@ -69,56 +72,93 @@ RULES: dict[str, Rule] = {
     "training.checkpoint_every": whole(1),
     "training.checkpoint_unit": choice("steps", "epochs"),
     "training.keep_every": optional(whole(1)),
-    "trainer.accelerator": choice("auto", "cpu", "gpu"),
-    "trainer.devices": whole(1),
-    "trainer.num_nodes": whole(1),
-    "trainer.strategy": choice("auto", "ddp"),
-    "trainer.deterministic": choice(False, True, "warn"),
-    "trainer.progress": flag,
-    "trainer.probe": flag,
-    "trainer.limit_val_batches": optional(whole(1)),
-    "trainer.log_every": whole(1),
-    "logger.wandb": flag,
-    "logger.project": optional(text),
-    "logger.group": optional(text),
-    "logger.tags": list_of(text),
-    "logger.offline": flag,
+    "optimized_metric": optional(text),
 }
 
-# Sections built through `_target_`, or of `BY_NAME` through their `name`: their keys are the target's parameters, minus
-# those that the code supplies. A rule for a key here holds wherever the key is given.
-BY_NAME = {"network": NETWORKS}
-SUPPLIED: dict[str, set[str]] = {
-    **data.SUPPLIED,
-    "network": {"in_channels", "num_classes", "strides"},
-    "training.loss": set(),
-    "training.optimizer": {"params"},
-    "training.schedule": {"optimizer", "total", "last_epoch"},
-}
-TARGET_RULES: dict[str, Rule] = {
-    **data.TARGET_RULES,
-    "network.base_features": whole(1),
-    "network.max_features": whole(1),
-    "network.shift_size": choice(None, 1, 3, 5, 7, 11),
-    "network.shift_input": flag,
-    "network.kernel_size": KERNEL_RULE,
-    "network.inner_kernel_size": optional(KERNEL_RULE),
-    "network.fusion": choice("grid", "unet"),
-    "network.deep_supervision": flag,
-    "training.loss.smooth": number(0),
-    "training.loss.dice_weight": number(0),
-    "training.loss.cross_entropy_weight": number(0),
-    "training.optimizer.lr": positive,
-    "training.optimizer.weight_decay": number(0),
-    "training.optimizer.momentum": number(0, 1),
-    "training.schedule.exponent": number(0),
-    "training.schedule.warmup": number(0, 1),
-}
-# Keys of such sections that are no parameters of the target.
-EXTRAS: dict[str, dict[str, Rule]] = {
-    **data.EXTRAS,
-    "network": {"name": text, "width": positive},
-    "training.schedule": {"interval": choice("epoch", "step")},
+NETWORK = Part(
+    base=nn.Module,
+    supplied=SUPPLIED_TO_NETWORKS,
+    offered=OFFERED_TO_NETWORKS,
+    extras={"width": positive},
+    rules={
+        "base_features": whole(1),
+        "max_features": whole(1),
+        "shift_size": choice(None, 1, 3, 5, 7, 11),
+        "shift_input": flag,
+        "kernel_size": KERNEL_RULE,
+        "inner_kernel_size": optional(KERNEL_RULE),
+        "fusion": choice("grid", "unet"),
+    },
+)
+DSFF = Part(
+    supplied=frozenset({"seed"}),
+    extras={"masks": flag},
+    rules={
+        "density": share,
+        "start": choice("uniform", "erk"),
+        "granularity": choice("kernel", "group"),
+        "update_unit": choice("steps", "epochs"),
+        "growth": choice("random", "gradient"),
+        "fraction_schedule": choice("cosine", "constant"),
+        "density_by_dim0": optional(table_of(whole(1), share)),
+        "group_size": choice(8, 16, 32),
+        "update_every": positive,
+        "update_until": share,
+        "fraction_initial": number(0, 1),
+        "fraction_final": number(0, 1),
+    },
+)
+LOSS = Part(rules=dict.fromkeys(("smooth", "dice_weight", "cross_entropy_weight"), number(0)))
+OPTIMIZER = Part(
+    base=Optimizer,
+    supplied=frozenset({"params"}),
+    rules={"lr": positive, "weight_decay": number(0), "momentum": number(0, 1)},
+)
+SCHEDULE = Part(
+    supplied=frozenset({"optimizer", "total", "last_epoch"}),
+    extras={"interval": choice("epoch", "step"), "monitor": text},
+    rules={"exponent": number(0), "warmup": number(0, 1)},
+)
+TRAINER = Part(
+    target=Trainer,
+    reserved={
+        "max_epochs": "is set by training.epochs",
+        "min_epochs": "is set by training.epochs",
+        "max_steps": "is set by training.epochs and training.steps_per_epoch",
+        "min_steps": "is set by training.epochs and training.steps_per_epoch",
+        "accumulate_grad_batches": "is set by training.accumulate",
+        "gradient_clip_val": "is set by training.clip_norm",
+        "precision": "is set by training.precision",
+        "logger": "is set by the group logger",
+        "callbacks": "is set by the group callbacks",
+        "enable_checkpointing": "is set by training.checkpoint_every and training.keep_every",
+        "default_root_dir": "is set by run_folder",
+        "check_val_every_n_epoch": "is set by training.validate_every and training.validate_full",
+        "val_check_interval": "is set by training.validate_every and training.validate_full",
+        "num_sanity_val_steps": "validation cannot be tried before training; debug=one_batch tries all",
+        "use_distributed_sampler": "is false here: the samplers share cases out themselves",
+        "reload_dataloaders_every_n_epochs": "is 0 here: the samplers know the epoch",
+        "benchmark": "is set by trainer.deterministic",
+        "inference_mode": "is set by the run",
+        "enable_model_summary": "is false here: cost.json counts the network",
+        "model_registry": "is not used here",
+    },
+    extras={"probe": flag},
+    rules={"devices": DEVICES, "num_nodes": whole(1), "log_every_n_steps": whole(1), "limit_val_batches": LIMIT},
+)
+# Parameters that the run gives a logger or a callback whose signature asks for them.
+SUPPLIED_TO_LOGGERS = frozenset({"save_dir", "name", "version", "id", "resume", "config"})
+SUPPLIED_TO_CALLBACKS = frozenset({"run_folder", "labels", "scheme", "plan", "loader"})
+PARTS = {
+    **data.PARTS,
+    "network": NETWORK,
+    "dsff": DSFF,
+    "loss": LOSS,
+    "optimizer": OPTIMIZER,
+    "schedule": SCHEDULE,
+    "trainer": TRAINER,
+    "logger.*": Part(base=Logger, supplied=SUPPLIED_TO_LOGGERS, may_lack=True),
+    "callbacks.*": Part(base=Callback, supplied=SUPPLIED_TO_CALLBACKS, may_lack=True),
 }
 
-SCHEMA = Schema(RULES, SUPPLIED, TARGET_RULES, EXTRAS, (*data.CONFLICTS, *CONFLICTS), BY_NAME)
+SCHEMA = Schema(RULES, PARTS, (*data.CONFLICTS, *CONFLICTS))

@@ -70,7 +70,6 @@ def compose_data(arguments: Sequence[str], options: Mapping[str, Option] | None 
     values = {name: option.default for name, option in options.items()}
     overrides: list[str] = []
     problems: list[str] = []
-    groups = group_options()
     for given in arguments:
         argument = as_text(given, lambda key: options[key].rule.accepts if key in options else SCHEMA.test_of(key))
         if argument.startswith("-"):
@@ -85,9 +84,9 @@ def compose_data(arguments: Sequence[str], options: Mapping[str, Option] | None 
             problems.append(several_values(argument))
         elif override.key_or_group in options and not override.is_delete():
             values[override.key_or_group] = override.value()
-        elif chooses_group(override, groups):
+        elif chooses_group(override):
             (chosen,) = override_values(override)
-            known = groups[override.key_or_group]
+            known = group_options(override.key_or_group)
             if chosen in known:
                 overrides.append(argument)
             else:
@@ -110,7 +109,7 @@ def build_datamodule(config: DictConfig, **more: Any) -> SegmentationDataModule:
     `more` are further parameters of the module that the config's section does not hold (`steps_per_epoch`).
     """
     section = as_plain(config.data)
-    for name in EXTRAS["data"]:
+    for name in EXTRAS:
         section.pop(name, None)  # facts that other keys are looked up in
     module: SegmentationDataModule = instantiate(
         section,
@@ -133,7 +132,7 @@ def show_help(arguments: Sequence[str], text: str, options: Mapping[str, Option]
     width = max(map(len, options), default=0)
     keys = "\n".join(f"  {name:<{width}}  {option.help}" for name, option in options.items())
     print(f"{text.strip()}\n\nKeys beside those of conf/config.yaml:\n{keys}" if keys else text.strip())
-    print(f"\ndata= one of: {', '.join(group_options()['data'])}\nkeys of each: conf/data/NAME.yaml")
+    print(f"\ndata= one of: {', '.join(group_options('data'))}\nkeys of each: conf/data/NAME.yaml")
     sys.exit(0)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from e2enet.common.config_check import Conflict, Schema
+from e2enet.common.config_check import Conflict, Part, Schema
 from e2enet.common.config_rules import (
     Rule,
     anything,
@@ -40,38 +40,37 @@ RULES: dict[str, Rule] = {
     "plan.batch_size": optional(whole(1)),
     "plan.memory_gb": optional(positive),
 }
-# The section `data` is built through `_target_`: its keys are the target's parameters, minus those that the code
-# supplies. A rule for a key here holds wherever the key is given.
-SUPPLIED: dict[str, set[str]] = {
-    "data": {"root", "prepared_root", "fold", "seed", "plan", "accumulate", "score_test", "steps_per_epoch"}
+# What the code gives a data module, beside what its section says.
+SUPPLIED = frozenset(
+    {"root", "prepared_root", "fold", "seed", "plan", "accumulate", "score_test", "steps_per_epoch"}
     | {"validation_patches", "validate_every", "validate_full"}
+)
+EXTRAS = {"facts": table_of(text, anything), "paper_patch": voxels}
+DATA_RULES: dict[str, Rule] = {
+    "name": text,
+    "layout": choice("msd", "cases"),
+    "modality": choice("CT", "MRI", "both"),
+    "split": Rule(lambda v: rule_problem(v) is None, RULE_WORDS),
+    "group": optional(Rule(is_group, "a regular expression with a group, such as '(patient[0-9]+)'")),
+    "exclude": optional(list_of(text)),
+    "labels": optional(table_of(whole(0), text)),
+    "label_map": table_of(whole(0), whole(0)),
+    "regions": table_of(text, list_of(whole(1))),
+    "mirror_axes": axes,
+    "augmentation": choice("nnunet", "mirror", "none"),
+    "augment_on": choice("worker", "device"),
+    "transforms": list_of(Rule(lambda v: isinstance(v, Mapping), "an entry {_target_: .., parameter: ..}")),
+    "foreground_share": number(0, 1),
+    "num_workers": whole(0),
+    "prepare_workers": optional(whole(0)),
+    "num_train": whole(5),
+    "num_test": whole(0),
+    "shape": voxels,
+    "spacing": list_of(positive, 3),
+    "phantom_seed": whole(0, LARGEST_SEED),
+    "limit_cases": optional(whole(1)),
 }
-TARGET_RULES: dict[str, Rule] = {
-    "data.name": text,
-    "data.layout": choice("msd", "cases"),
-    "data.modality": choice("CT", "MRI", "both"),
-    "data.split": Rule(lambda v: rule_problem(v) is None, RULE_WORDS),
-    "data.group": optional(Rule(is_group, "a regular expression with a group, such as '(patient[0-9]+)'")),
-    "data.exclude": optional(list_of(text)),
-    "data.labels": optional(table_of(whole(0), text)),
-    "data.label_map": table_of(whole(0), whole(0)),
-    "data.regions": table_of(text, list_of(whole(1))),
-    "data.mirror_axes": axes,
-    "data.augmentation": choice("nnunet", "mirror", "none"),
-    "data.augment_on": choice("worker", "device"),
-    "data.transforms": list_of(Rule(lambda v: isinstance(v, Mapping), "an entry {_target_: .., parameter: ..}")),
-    "data.foreground_share": number(0, 1),
-    "data.num_workers": whole(0),
-    "data.prepare_workers": optional(whole(0)),
-    "data.num_train": whole(5),
-    "data.num_test": whole(0),
-    "data.shape": voxels,
-    "data.spacing": list_of(positive, 3),
-    "data.phantom_seed": whole(0, LARGEST_SEED),
-    "data.limit_cases": optional(whole(1)),
-}
-# Keys of the section that are no parameters of the target.
-EXTRAS: dict[str, dict[str, Rule]] = {"data": {"facts": table_of(text, anything), "paper_patch": voxels}}
+PARTS = {"data": Part(supplied=SUPPLIED, extras=EXTRAS, rules=DATA_RULES)}
 
 
 def _transforms(entries: Sequence[Mapping[str, Any]] | None) -> str | None:
@@ -105,4 +104,4 @@ CONFLICTS = (
     Conflict(("data.split", "fold"), _fold),
 )
 
-SCHEMA = Schema(RULES, SUPPLIED, TARGET_RULES, EXTRAS, CONFLICTS)
+SCHEMA = Schema(RULES, PARTS, CONFLICTS)

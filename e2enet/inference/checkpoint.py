@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -82,10 +82,9 @@ def load_model(path: str | Path) -> LoadedModel:
             in_channels=len(channels),
             num_classes=scheme.num_outputs,
             strides=plan.strides,
+            patch_size=plan.patch_size,
         )
-        # Without memory: a network that a file only claims to hold is never allocated.
-        with torch.device("meta"):
-            expected = build().state_dict()
+        expected = _expected_weights(build)
     except KeyError as error:
         raise InputError(f"{path}: its hyper_parameters lack {error}, so it cannot be used") from error
     except Exception as error:  # anybody may have written them: what they make Python or torch raise is their fault
@@ -178,6 +177,18 @@ def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}, expected the dictionary that train.py saves")
     return content
+
+
+def _expected_weights(build: Callable[[], nn.Module]) -> dict[str, Tensor]:
+    """Names and shapes of a network's weights."""
+    try:
+        # Without memory: a network that a file only claims to hold is never allocated.
+        with torch.device("meta"):
+            return build().state_dict()
+    except InputError as error:
+        if "meta tensors" not in str(error):
+            raise
+    return build().state_dict()  # it looks at a value while it is made, as MONAI's SwinUNETR does
 
 
 def _weights(state: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:

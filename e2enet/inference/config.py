@@ -45,6 +45,7 @@ class PredictConfig:
     row: str | None = None
     seed: int | Literal["all"] | None = None
     allow_missing_folds: bool = False
+    trust: Sequence[str] = ()
     postprocessing: str = "auto"
     file_ending: str | None = None
 
@@ -174,6 +175,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "batch_size": (_is_batch_size, "a whole number from 1"),
     "device": (_is_device, "auto, cpu, cuda or cuda:N"),
     "precision": (_is_precision, "32, bf16 or 16"),
+    "trust": (lambda value: isinstance(value, list) and all(map(_is_path, value)), "a list of networks' classes"),
     "engine": (lambda value: value in ENGINES, "auto, dense or sparse"),
     "experiment": (_is_name, "null or an experiment's name"),
     "row": (_is_name, "null or a row's name"),

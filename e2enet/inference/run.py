@@ -19,6 +19,7 @@ from e2enet.inference.config import PredictConfig
 from e2enet.inference.folds import find_folds, is_sweep
 from e2enet.inference.postprocess import Postprocessing, find_postprocessing, read_postprocessing, require_labels
 from e2enet.inference.predictor import WindowSettings, predict_cases
+from e2enet.network.build import trust_network
 from e2enet.network.engine import select_engine
 from e2enet.system.memory import give_back_freed_memory
 from e2enet.system.ranks import joined_team, launched
@@ -38,6 +39,8 @@ def run_prediction(config: PredictConfig) -> dict[str, str]:
         raise InputError("precision=16: float16 needs a GPU; on the CPU expected 32 or bf16")
     if config.output.exists() and not config.output.is_dir():
         raise InputError(f"output={config.output}: is a file, expected a folder")
+    for target in config.trust:
+        trust_network(target)
     models = load_ensemble(find_checkpoints(config))
     postprocessing = resolve_postprocessing(config.postprocessing, models)
     problems: list[Problem] = []

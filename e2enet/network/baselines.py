@@ -21,11 +21,11 @@ PLAIN_UNET_PACKAGE = "dynamic_network_architectures"
 PLAIN_UNET_INSTALL = "python -m pip install --no-deps dynamic-network-architectures==0.4.4"
 
 
-def missing_package(name: str) -> str | None:
-    """How to get what the network `name` needs and this environment lacks; None where nothing is missing."""
-    if name != "plain_unet" or importlib.util.find_spec(PLAIN_UNET_PACKAGE) is not None:
+def missing_package(target: str) -> str | None:
+    """How to get what a network's `_target_` needs and this environment lacks; None where nothing is missing."""
+    if not target.endswith(f".{PlainUNet.__name__}") or importlib.util.find_spec(PLAIN_UNET_PACKAGE) is not None:
         return None
-    return f"network.name=plain_unet: the package {PLAIN_UNET_PACKAGE} is not installed; {PLAIN_UNET_INSTALL}"
+    return f"network=plain_unet: the package {PLAIN_UNET_PACKAGE} is not installed; {PLAIN_UNET_INSTALL}"
 
 
 class PlainUNet(nn.Module):
@@ -50,7 +50,7 @@ class PlainUNet(nn.Module):
         deep_supervision: bool = True,
     ) -> None:
         super().__init__()
-        problem = missing_package("plain_unet")
+        problem = missing_package(f"{__name__}.PlainUNet")
         if problem:
             raise InputError(problem)
         from dynamic_network_architectures.architectures.unet import PlainConvUNet

@@ -15,7 +15,7 @@ from e2enet.common.configs import as_plain, compose_config
 from e2enet.common.errors import InputError, first_line
 from e2enet.common.overrides import force_added
 from e2enet.network.baselines import missing_package
-from e2enet.network.build import build_network
+from e2enet.network.build import build_network, trust_network
 from e2enet.network.cost import count_cost
 from e2enet.network.dsff import init_masks, set_group_size
 from e2enet.network.granularity import chosen_group_size
@@ -49,17 +49,19 @@ def _count(overrides: tuple[str, ...], setting_json: str) -> dict[str, float]:
         network_config, masks = as_plain(config.network), as_plain(config.dsff)
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(f"row of {list(overrides)}: {first_line(error)}") from error
-    if missing_package(str(network_config["name"])):
+    if missing_package(str(network_config["_target_"])):
         return {}
     missing = sorted({"in_channels", "num_classes", "patch_size", "strides"} - setting.keys())
     if missing:
         raise InputError(f"row of {list(overrides)}: its setting lacks {', '.join(missing)}")
+    trust_network(str(network_config["_target_"]))
     with torch.random.fork_rng():  # counting must not move the random numbers of whoever asks
         network = build_network(
             network_config,
             in_channels=setting["in_channels"],
             num_classes=setting["num_classes"],
             strides=setting["strides"],
+            patch_size=setting["patch_size"],
         )
         if masks["masks"]:
             set_group_size(network, chosen_group_size(masks["granularity"], masks["group_size"]))

@@ -20,9 +20,10 @@ import torch
 from hydra.utils import instantiate
 
 from e2enet.common.errors import exit_on_input_error
-from e2enet.inference.checkpoint import checkpoint_file, load_model, read_hyper_parameters
+from e2enet.inference.checkpoint import LoadedModel, checkpoint_file, load_model, read_hyper_parameters
 from e2enet.inference.run import AMP_TYPES, resolve_device
 from e2enet.network import E2ENet
+from e2enet.network.build import trust_network
 from e2enet.network.dead_kernels import hold_masks
 from e2enet.network.dsff import fusion_layers
 from e2enet.network.engine import select_training, select_validation
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def latency(checkpoint: Path, device: torch.device, repeats: int) -> float:
     """Median seconds of one patch's forward pass, batch 1, in eval mode and the run's precision, by its engine."""
-    model = load_model(checkpoint)
+    model = _own_model(checkpoint)
     training = read_hyper_parameters(checkpoint)["training"]
     engine, dtype = training.get("engine", "dense"), amp_dtype(training, device)
     network = select_validation(model.network.to(device), engine, amp_dtype=dtype)
@@ -86,11 +87,17 @@ def median_seconds(work: Callable[[], None], repeats: int, device: torch.device)
     return statistics.median(seconds[UNCOUNTED:])
 
 
+def _own_model(checkpoint: Path) -> LoadedModel:
+    """The model of a run of one's own, whose config has named its network."""
+    trust_network(str(read_hyper_parameters(checkpoint)["network"].get("_target_", "")))
+    return load_model(checkpoint)
+
+
 def training_peak(checkpoint: Path, device: torch.device) -> int:
     """Bytes at the peak of two training steps of the run's batch, with its loss, optimizer and precision."""
     _warm_up()
     start = resident()
-    model = load_model(checkpoint)
+    model = _own_model(checkpoint)
     settings = read_hyper_parameters(checkpoint)
     training = settings["training"]
     network = model.network.to(device).train()

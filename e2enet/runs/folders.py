@@ -98,7 +98,7 @@ class JobState:
         seconds: Spent on it over all attempts, up to now for a running job and up to its last sign of life for one
             that was killed.
         attempts: How often it was started.
-        score: Mean validation Dice of a finished job; None where there is none.
+        score: Of a finished job, what a search gets: mean validation Dice, or its `optimized_metric`; None for none.
         error: Of a crashed job.
         host: Machine of the latest attempt.
         pid: Process of the latest attempt.

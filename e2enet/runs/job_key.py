@@ -32,12 +32,14 @@ WITHOUT_EFFECT = (
     "final.compact",
     "trainer.accelerator",
     "trainer.strategy",
-    "trainer.progress",
+    "trainer.enable_progress_bar",
     "trainer.probe",
-    "trainer.log_every",
+    "trainer.log_every_n_steps",
+    "trainer.profiler",
+    *("trainer.progress", "trainer.log_every"),  # as earlier versions called two of these
 )
 # What follows training: jobs that differ in nothing else train the same network.
-AFTER_TRAINING = ("final",)
+AFTER_TRAINING = ("final", "optimized_metric")
 SHORT = 8  # hexadecimal digits of a key in the name of a job's folder: 4e9 of them
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from math import nan
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 from e2enet.common.console import say
 from e2enet.common.errors import ExitCode
@@ -117,9 +117,11 @@ def _job_config(job: ComposedJob, sweep: Path, folder: Path) -> DictConfig:
     config = job.config.copy()
     config.run_folder = str(folder)
     config.resume = None
-    if config.logger.wandb:
-        config.logger.group = config.logger.group or sweep.resolve().name
-        config.logger.tags = list(dict.fromkeys([*config.logger.tags, *_tags(job)]))
+    for logger in (config.get("logger") or {}).values():
+        if logger is not None and str(logger["_target_"]).endswith(".WandbLogger"):
+            with open_dict(logger):
+                logger.group = logger.get("group") or sweep.resolve().name
+                logger.tags = list(dict.fromkeys([*(logger.get("tags") or []), *_tags(job)]))
     return config
 
 

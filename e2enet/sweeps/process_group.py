@@ -14,10 +14,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from e2enet.common.configs import project_root
+from e2enet.common.configs import ROOT, as_plain
 from e2enet.common.overrides import quoted
 from e2enet.sweeps.inside import OUTCOME_VARIABLE
 from e2enet.sweeps.records import OUTCOME_FILE
+from e2enet.system.ranks import planned_processes
 
 OUTPUT_FILE = "output.log"
 OUTPUT_WIDTH = "110"  # characters of a table of scores: a pipe has no width to find out
@@ -48,10 +49,11 @@ FOREIGN_PREFIXES = ("TORCHELASTIC_", "ROLE_")
 
 def job_command(config: DictConfig, folder: Path) -> list[str]:
     """The command line of a job's processes: this Python with train.py, under torchrun where there are several."""
-    program = [str(project_root() / "train.py"), f"resume={quoted(str(folder))}"]
-    if config.trainer.devices == 1 and config.trainer.strategy == "auto":
+    program = [str(ROOT / "train.py"), f"resume={quoted(str(folder))}"]
+    processes = planned_processes(as_plain(config.trainer))
+    if processes == 1 and config.trainer.strategy == "auto":
         return [sys.executable, *program]
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={config.trainer.devices}"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     return [sys.executable, *launcher, *program]
 
 

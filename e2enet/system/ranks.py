@@ -7,7 +7,7 @@ them runs the whole program; what only one of them may do, such as writing a fil
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -55,6 +55,20 @@ def launched() -> Launch:
             int(given("SLURM_PROCID", "0")), int(given("SLURM_NTASKS", "1")), int(given("SLURM_LOCALID", "0")), "srun"
         )
     return Launch()
+
+
+def planned_processes(trainer: Mapping[str, Any]) -> int:
+    """How many processes the `trainer` section of a config asks for: one for each device of each machine."""
+    devices = trainer["devices"]
+    if isinstance(devices, list):
+        count = len(devices)
+    elif devices in (-1, "auto", "-1"):
+        import torch  # here: most of what asks for ranks has one device and no need of torch
+
+        count = 1 if trainer["accelerator"] == "cpu" else max(1, torch.accelerator.device_count())
+    else:
+        count = int(devices)
+    return count * int(trainer["num_nodes"])
 
 
 def is_first() -> bool:

@@ -43,7 +43,7 @@ class EpochNumbers(pl.Callback):
         self._learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
         if not any(group["lr"] for group in trainer.optimizers[0].param_groups):
             say(
-                f"warning: epoch {trainer.current_epoch + 1} begins with a learning rate of 0 (training.schedule): no "
+                f"warning: epoch {trainer.current_epoch + 1} begins with a learning rate of 0 (schedule): no "
                 "weight changes while it is 0",
                 style="yellow",
             )
@@ -139,14 +139,14 @@ class ValidationPicture(pl.Callback):
     """Saves the first validated case (or patch) with its segmentation and reference; sends it to W&B where that is on.
 
     Args:
-        folder: where `validation_<case>.png` is written; each validation replaces it, W&B keeps them all.
+        run_folder: in its `figures`, `validation_<case>.png` is written; each validation replaces it, W&B keeps them.
         scheme: what the labels are; ignored voxels are drawn as background.
         plan: of the prepared cases, for their spacing and depth axis.
         loader: the validation loader to draw from, PATCHES or WHOLE_CASES.
     """
 
-    def __init__(self, folder: Path, scheme: LabelScheme, plan: Plan, loader: int) -> None:
-        self.folder = folder
+    def __init__(self, run_folder: Path, scheme: LabelScheme, plan: Plan, loader: int) -> None:
+        self.folder = run_folder / "figures"
         self.scheme = scheme
         self.plan = plan
         self.loader = loader

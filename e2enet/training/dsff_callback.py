@@ -12,11 +12,11 @@ from e2enet.network import DSFF, dsff
 class DSFFCallback(pl.Callback):
     """Masks the fusion layers of a LightningModule through its training; checkpoints hold the callback's state.
 
-    It takes the arguments of `DSFF`, and what that object knows (`step`, `num_updates`, `growth`, ..), it knows.
+    It takes a `DSFF`, or the arguments of one. What that object knows (`step`, `num_updates`, `growth`, ..), it knows.
     """
 
     def __init__(self, *args: Any, **settings: Any) -> None:
-        self.dsff = DSFF(*args, **settings)
+        self.dsff = args[0] if args and isinstance(args[0], DSFF) else DSFF(*args, **settings)
 
     def __getattr__(self, name: str) -> Any:
         if name == "dsff":  # a copy under way, which has no attributes yet

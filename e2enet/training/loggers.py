@@ -1,8 +1,9 @@
-"""Where a run's numbers go: metrics.csv in the run folder always, Weights & Biases by a key."""
+"""Where a run's numbers go: metrics.csv in the run folder always, others as the config's group `logger` says."""
 
 from __future__ import annotations
 
 import csv
+import sys
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,51 +12,82 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger, WandbLogger
-from omegaconf import DictConfig
 
-from e2enet.common.configs import as_plain
 from e2enet.common.console import say
+from e2enet.common.errors import InputError
 from e2enet.common.files import naming_unwritable, read_json, sync_to_disk, write_csv, write_json
+from e2enet.common.signatures import build_part, resolve_target
 
 METRICS_FILE = "metrics.csv"
-WANDB_FILE = "wandb.json"  # the id of the run at W&B
+IDS_FILE = "loggers.json"  # what the run is called where its loggers keep it
 
 
-def build_loggers(config: DictConfig, run_folder: Path, *, goes_on: bool) -> list[Logger]:
-    """The loggers of one job, which goes on with the run in the folder or is a new one."""
+def build_loggers(
+    sections: Mapping[str, Any], run_folder: Path, *, goes_on: bool, config: Mapping[str, Any]
+) -> list[Logger]:
+    """metrics.csv, and the loggers of the config's group `logger`.
+
+    A logger is given, where its signature asks for it: `save_dir` (the run folder), `name` (its own name in the group),
+    `run_name` (the folder's), and what makes it go on with what it began: `id` or `run_id`.
+
+    Args:
+        sections: by name, a section with `_target_`, or None for none.
+        run_folder: of the run.
+        goes_on: whether the run there goes on; else it is a new one, whatever lay in its place before.
+        config: the run's, for loggers that show it.
+    """
     loggers: list[Logger] = [MetricsFile(run_folder)]
-    if config.logger.wandb:
-        loggers.append(_wandb_logger(config, run_folder, goes_on))
+    for name, section in sections.items():
+        if section is not None:
+            known = {"save_dir": run_folder, "name": name, "version": "", "run_name": run_folder.name}
+            known["run_id"] = _stored_id(run_folder, name) if goes_on else None
+            if _is_wandb(section):
+                identity = wandb_id(run_folder, name, goes_on=goes_on)
+                known |= {"name": run_folder.name, "id": identity, "version": None}
+                section = {**section, "resume": "allow", "config": dict(config), "_recursive_": False}
+            logger = build_part(section, **known)
+            logger.group_name = name
+            loggers.append(logger)
     return loggers
 
 
-def wandb_id(run_folder: Path, *, goes_on: bool) -> str:
+def wandb_id(run_folder: Path, name: str, *, goes_on: bool) -> str:
     """The id of a run at W&B: drawn once, and kept in the run folder wherever that is moved.
 
     A run of an earlier version has no file of it, but W&B's own folder, whose runs end in their id. A run that does
     not go on is a new one, whatever lay in its place before.
     """
-    if goes_on and (run_folder / WANDB_FILE).is_file():
-        return str(read_json(run_folder / WANDB_FILE)["id"])
+    if goes_on and (stored := _stored_id(run_folder, name)):
+        return stored
     begun = sorted((run_folder / "wandb").glob("*run-*-*"), key=lambda path: path.name.partition("run-")[2])
     if goes_on and begun:
         return begun[-1].name.rpartition("-")[2]
     return uuid.uuid4().hex[:12]  # not of a generator that the run's seed has set
 
 
-def keep_wandb_id(trainer: pl.Trainer, run_folder: Path) -> None:
-    """Write the id of a run that has begun, where it is at W&B at all."""
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            write_json(run_folder / WANDB_FILE, {"id": logger.version})
+def keep_ids(trainer: pl.Trainer, run_folder: Path) -> None:
+    """Write the ids under which a run that has begun is known to its loggers, so that it goes on under them."""
+    named = {name: logger for logger in trainer.loggers if (name := getattr(logger, "group_name", None))}
+    ids = {name: getattr(logger, "run_id", logger.version) for name, logger in named.items()}
+    if kept := {name: version for name, version in ids.items() if isinstance(version, str) and version}:
+        write_json(run_folder / IDS_FILE, kept)
 
 
 def finish_wandb() -> None:
     """End the job's W&B run, or the next job of this process would write into it."""
-    import wandb
+    if "wandb" in sys.modules and sys.modules["wandb"].run is not None:
+        sys.modules["wandb"].finish()
 
-    if wandb.run is not None:
-        wandb.finish()
+
+def _stored_id(run_folder: Path, name: str) -> str | None:
+    path = run_folder / IDS_FILE
+    found = read_json(path).get(name) if path.is_file() else None
+    return None if found is None else str(found)
+
+
+def _is_wandb(section: Mapping[str, Any]) -> bool:
+    target = resolve_target(str(section["_target_"]))
+    return isinstance(target, type) and issubclass(target, WandbLogger)
 
 
 def metrics_file(trainer: pl.Trainer) -> MetricsFile:
@@ -128,6 +160,22 @@ class MetricsFile(Logger):
             sync_to_disk(self.path)
 
 
+def last_logged(run_folder: Path, name: str) -> float:
+    """The last value of a name in a run's metrics.csv.
+
+    Raises:
+        InputError: the run has logged no such value.
+    """
+    rows = read_whole_rows(run_folder / METRICS_FILE)
+    values = [row[name] for row in rows if row.get(name)]
+    if not values:
+        names = sorted({key for row in rows for key, value in row.items() if value} - {"step", "epoch"})
+        raise InputError(
+            f"optimized_metric={name}: {run_folder} has logged no such value; expected {' | '.join(names)}"
+        )
+    return float(values[-1])
+
+
 def read_whole_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a metrics.csv, without a last one that a killed run did not write to its end; [] without a file."""
     if not path.is_file():
@@ -137,17 +185,3 @@ def read_whole_rows(path: Path) -> list[dict[str, str]]:
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
     return [row for row in csv.DictReader(lines) if None not in row.values()]
-
-
-def _wandb_logger(config: DictConfig, run_folder: Path, goes_on: bool) -> WandbLogger:
-    return WandbLogger(
-        name=run_folder.name,
-        id=wandb_id(run_folder, goes_on=goes_on),
-        resume="allow",
-        save_dir=run_folder,
-        offline=config.logger.offline,
-        project=config.logger.project,
-        group=config.logger.group,
-        tags=list(config.logger.tags),
-        config=as_plain(config),
-    )

@@ -18,6 +18,7 @@ from torch import Tensor, distributed, nn
 from e2enet.common.errors import InputError, first_line
 from e2enet.data.formats.scheme import LabelScheme
 from e2enet.system.ranks import in_process_group
+from e2enet.training.step_parts import taking_labels
 
 
 class DiceCrossEntropy(nn.Module):
@@ -137,7 +138,7 @@ class DiceBCE(nn.Module):
 
 
 def build_loss(config: Mapping[str, Any], scheme: LabelScheme) -> DeepSupervisionLoss:
-    """The loss of a `training.loss` section for a dataset's labels, over all heads.
+    """The loss of a `loss` section for a dataset's labels, over all heads.
 
     A loss gets `ignore` and `regions` as keywords where the dataset has them. DiceCrossEntropy, the default, stands for
     DiceBCE where the labels are regions, as nnU-Net chooses.
@@ -152,12 +153,12 @@ def build_loss(config: Mapping[str, Any], scheme: LabelScheme) -> DeepSupervisio
         if target == _path(DiceCrossEntropy):
             settings["_target_"] = target = _path(DiceBCE)
     try:
-        return DeepSupervisionLoss(instantiate(settings, **special))
+        return DeepSupervisionLoss(taking_labels(instantiate(settings, **special)))
     except InstantiationException as error:
         if not special:
             raise
         raise InputError(
-            f"training.loss._target_={target}: cannot be built for this dataset, whose labels give it "
+            f"loss._target_={target}: cannot be built for this dataset, whose labels give it "
             f"{' and '.join(special)}: {first_line(error.__cause__ or error)}"
         ) from error
 

@@ -26,8 +26,8 @@ from e2enet.network.recompute import checkpoint_activations
 from e2enet.training.dice import DiceCounts
 from e2enet.training.losses import build_loss, sum_over_processes
 from e2enet.training.nonfinite import LEFT_OUT, NonFiniteGuard, scale_gradients, without_gradient
-from e2enet.training.part_trials import build_schedule
 from e2enet.training.schedules import schedule_after
+from e2enet.training.step_parts import build_schedule
 
 # The two validation loaders of the data module, by Lightning's `dataloader_idx`, and the name of their scores. Dice of
 # patches and of whole cases are on different scales (a patch on foreground holds less background to be wrong in),
@@ -78,6 +78,7 @@ class SegmentationModule(pl.LightningModule):
             in_channels=len(dataset["channels"]),
             num_classes=self.scheme.num_outputs,
             strides=self.plan.strides,
+            patch_size=self.plan.patch_size,
         )
         set_group_size(self.network, group_size)
         if training.get("checkpoint_activations", False):
@@ -181,10 +182,13 @@ class SegmentationModule(pl.LightningModule):
             self.scores[score] = float(mean)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build optimizer and schedule from `training.optimizer` and `training.schedule`."""
+        """Build optimizer and schedule of `training`."""
         optimizer = instantiate(self.training_config["optimizer"], params=self.parameters())
-        scheduler, interval = build_schedule(self.training_config["schedule"], optimizer, self._length)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
+        section = self.training_config["schedule"]
+        scheduler, interval = build_schedule(section, optimizer, self._length)
+        # Lightning warns where an epoch has not measured what is monitored, and leaves the learning rate as it is.
+        told: Any = {"monitor": section["monitor"], "strict": False} if section.get("monitor") else {}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval, **told}}
 
     def on_train_start(self) -> None:
         """Let the learning rate of a run that goes on be that of its step and of the length that it has now."""
@@ -192,6 +196,9 @@ class SegmentationModule(pl.LightningModule):
 
         def make(optimizer: Optimizer) -> Any:
             return build_schedule(self.training_config["schedule"], optimizer, self._length)[0]
+
+        if self.training_config["schedule"].get("monitor"):
+            return  # it follows from scores, which the checkpoint's state knows
 
         for config in self.trainer.lr_scheduler_configs if done else ():
             config.scheduler = schedule_after(make, self.trainer.optimizers[0], done)

@@ -86,7 +86,7 @@ class NonFiniteGuard:
             raise InputError(
                 f"epoch {trainer.current_epoch}: all of its {trainer.num_training_batches} batches were left out "
                 f"(training.skip_nonfinite={self.most_skips}), so that nothing was trained: see {_folder(trainer)}. "
-                "Look at these cases, or lower training.optimizer.lr"
+                "Look at these cases, or lower optimizer.lr"
             )
 
     def _judge(
@@ -113,7 +113,7 @@ class NonFiniteGuard:
         else:
             advice = f"training.skip_nonfinite={self.most_skips} batches were left out before it, one after another"
         raise InputError(
-            f"{message}. A finite {what} is expected: look at these cases, or lower training.optimizer.lr. {advice}"
+            f"{message}. A finite {what} is expected: look at these cases, or lower optimizer.lr. {advice}"
         )
 
 

@@ -7,7 +7,6 @@ loss expects targets with a channel axis.
 
 from __future__ import annotations
 
-import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,12 +14,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from hydra.utils import get_method, instantiate
+from hydra.utils import instantiate
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from e2enet.common.errors import first_line
 from e2enet.training.losses import DeepSupervisionLoss
+from e2enet.training.step_parts import build_schedule, taking_labels
 
 # (B, K, D, H, W) of a tried head: no two sizes are the same, so that nothing fits by being broadcast.
 BATCH, CLASSES, SIZE = 2, 3, (4, 6, 8)
@@ -36,34 +36,18 @@ def part_problems(training: Mapping[str, Any], device: str = "cpu") -> Iterator[
     losses = [partial(_try_loss, training["loss"], classes, device) for classes in _classes(training)]
     problem = _first_problem(losses)
     if problem:
-        yield _told("training.loss", training, problem, "loss(logits, target) as one number")
+        yield _told("loss", training, problem, "loss(logits, target) as one number")
     problem = _problem(lambda: _try_optimizer(training["optimizer"], device))
     if problem:
         expected = "an optimizer of convolutions, norms and biases"
-        yield _told("training.optimizer", training, problem, expected)
+        yield _told("optimizer", training, problem, expected)
         return
     problem = _problem(lambda: _try_schedule(training, device))
     if problem:
         interval = training["schedule"].get("interval", "epoch")
         length = f"{_length(training, interval)} {interval}s"
-        expected = f"a schedule for a run of {length}, which follows from their number alone"
-        yield _told("training.schedule", training, problem, expected)
-
-
-def build_schedule(config: Mapping[str, Any], optimizer: Optimizer, total: Callable[[str], int]) -> tuple[Any, str]:
-    """The scheduler of a `training.schedule` section, and its interval: "step" or "epoch".
-
-    Args:
-        config: the section.
-        optimizer: whose learning rate it sets.
-        total: the length of the run in such intervals, asked for where the schedule takes it.
-    """
-    options = dict(config)
-    interval = options.pop("interval", "epoch")
-    supplied: dict[str, Any] = {"optimizer": optimizer}
-    if "total" in inspect.signature(get_method(options["_target_"])).parameters:
-        supplied["total"] = total(interval)
-    return instantiate(options, **supplied), interval
+        expected = f"a schedule for a run of {length}, by their number alone, or by a score that `monitor` names"
+        yield _told("schedule", training, problem, expected)
 
 
 def _try_loss(section: Mapping[str, Any], classes: int, device: str) -> None:
@@ -72,7 +56,7 @@ def _try_loss(section: Mapping[str, Any], classes: int, device: str) -> None:
     target = torch.zeros(BATCH, *SIZE, dtype=torch.int64, device=device)
     target[:, 1] = 1
     # Of an odd stride: targets are brought to the resolution of each head.
-    loss = DeepSupervisionLoss(instantiate(section)).to(device)([logits, logits[..., ::2, ::2]], target)
+    loss = DeepSupervisionLoss(taking_labels(instantiate(section))).to(device)([logits, logits[..., ::2, ::2]], target)
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
         raise TypeError(f"gave {_described(loss)}")
     loss.backward()
@@ -97,9 +81,10 @@ def _try_optimizer(section: Mapping[str, Any], device: str) -> Optimizer:
 def _try_schedule(training: Mapping[str, Any], device: str) -> None:
     optimizer = _try_optimizer(training["optimizer"], device)
     scheduler, interval = build_schedule(training["schedule"], optimizer, partial(_length, training))
-    scheduler.step()
+    score = [0.5] if training["schedule"].get("monitor") else []
+    scheduler.step(*score)
     scheduler.last_epoch = _length(training, interval) - 1  # to the last step at once: there may be 250,000
-    scheduler.step()
+    scheduler.step(*score)
 
 
 def _length(training: Mapping[str, Any], interval: str) -> int:

@@ -88,7 +88,6 @@ def pretraining_config(config: DictConfig) -> DictConfig:
     problems = []
     for key, value in OWN.items():
         OmegaConf.update(result, key, value)
-    groups = group_options()
     for text in config.pretraining:
         try:
             override = parse_override(text) if is_override(text) else None
@@ -97,12 +96,12 @@ def pretraining_config(config: DictConfig) -> DictConfig:
             continue
         if override is None or override.is_delete() or override.is_sweep_override():
             problems.append(f"{text}: expected key=value or data=NAME")
-        elif not chooses_group(override, groups):
+        elif not chooses_group(override):
             OmegaConf.update(result, override.key_or_group, override.value(), force_add=True)
         elif override.key_or_group != "data":
             problems.append(f"{text}: of the groups only data can be chosen; give the keys that differ")
-        elif (chosen := override_values(override)[0]) not in groups["data"]:
-            problems.append(unknown_choice("data", chosen, groups["data"]))
+        elif (chosen := override_values(override)[0]) not in group_options("data"):
+            problems.append(unknown_choice("data", chosen, group_options("data")))
         else:
             result.data = compose_config([f"data={chosen}"]).data
     raise_problems(problems, "pretraining: overrides that cannot be used:")

@@ -16,7 +16,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from e2enet.common.configs import project_root
+from e2enet.common.configs import ROOT
 from e2enet.common.files import atomic_path, write_json
 from e2enet.network import dsff
 from e2enet.network.connections import connections
@@ -102,7 +102,7 @@ def _git(*arguments: str) -> Any:
     """Output of a git command (its number of lines for `status`); None outside a checkout."""
     try:
         result = subprocess.run(
-            ["git", "-C", str(project_root()), *arguments],
+            ["git", "-C", str(ROOT), *arguments],
             capture_output=True,
             text=True,
             check=True,

@@ -19,6 +19,7 @@ from e2enet.data.datamodule import SegmentationDataModule
 from e2enet.inference.checkpoint import read_checkpoint
 from e2enet.runs.folders import CONFIG_FILE, MANIFEST, read_config
 from e2enet.runs.job_key import LOOKED_UP
+from e2enet.system.ranks import planned_processes
 from e2enet.training.run_state import RunState
 from e2enet.training.stopping import is_restarted
 
@@ -37,6 +38,7 @@ CHANGEABLE = (
     "training.compile",
     "trainer",
     "logger",
+    "callbacks",
     "paths",
     "final",
     "data.num_workers",
@@ -44,7 +46,7 @@ CHANGEABLE = (
     "data.augment_on",
 )
 # The sections of a config that decide what is trained; `plan` is compared as it came out of the data.
-TRAINED = ("seed", "fold", "data", "dsff", "network", "training")
+TRAINED = ("seed", "fold", "data", "dsff", "network", "training", "loss", "optimizer", "schedule")
 # Of a list that changed, so many of its items are named.
 MOST_NAMED = 3
 
@@ -88,7 +90,10 @@ def resumed_config(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     stored = OmegaConf.create(read_config(folder))
     lacking = [section for section in (*TRAINED, "trainer", "paths") if section not in stored]
     if lacking:
-        raise InputError(f"{folder / CONFIG_FILE}: not a run's config (it lacks {', '.join(lacking)})")
+        raise InputError(
+            f"{folder / CONFIG_FILE}: not a run's config, or that of an earlier version of e2enet, which alone goes on "
+            f"with it (it lacks {', '.join(lacking)})"
+        )
     processes = _processes(stored)
     problems = []
     for text in overrides:
@@ -220,15 +225,15 @@ def read_state(path: Path) -> RunState:
 def _keys_of(override: Override) -> list[str]:
     """The keys that an override decides: its own, or all those in which its file differs from other files of its group
     (`debug=one_batch`, `training=paper`)."""
-    groups, name = group_options(), override.key_or_group
-    if not chooses_group(override, groups):
+    name = override.key_or_group
+    if not chooses_group(override):
         return [name]
 
     def content(*choices: str) -> dict[str, Any]:
         return dict(_flat(as_plain(compose_config(choices), resolve=False)))
 
     chosen, plain = content(f"{name}={override_values(override)[0]}"), content()
-    others = [plain] if chosen != plain else [content(f"{name}={option}") for option in groups[name]]
+    others = [plain] if chosen != plain else [content(f"{name}={option}") for option in group_options(name)]
     return [
         key
         for key in dict.fromkeys([*chosen, *(key for other in others for key in other)])
@@ -251,7 +256,7 @@ def _is_below(key: str, sections: Sequence[str]) -> bool:
 
 def _processes(config: DictConfig) -> int:
     """How many train together: the size of each step's batch, and which patches are in it, follow from it."""
-    return int(config.trainer.devices) * int(config.trainer.num_nodes)
+    return planned_processes(as_plain(config.trainer))
 
 
 def _told(content: Mapping[str, Any], key: str, other: Mapping[str, Any]) -> str:

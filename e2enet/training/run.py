@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import lightning.pytorch as pl
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 from torch import distributed, nn
@@ -21,6 +22,7 @@ from e2enet.data.datamodule import SegmentationDataModule
 from e2enet.data.formats.naming import has_numbered_ids
 from e2enet.data.loaders.worker_notes import naming_held_cases
 from e2enet.inference.checkpoint import load_model
+from e2enet.network.build import trust_network
 from e2enet.network.granularity import chosen_group_size
 from e2enet.system.ranks import current_team, is_first
 from e2enet.training.checkpoints import BestCheckpoint, write_compact
@@ -41,6 +43,7 @@ from e2enet.training.resume import (
 )
 from e2enet.training.rewind import later_checkpoints, set_aside
 from e2enet.training.run_folder import Claim, how_to_go_on, refuse_taken, write_claim
+from e2enet.training.step_parts import STEP_PARTS
 from e2enet.training.trainer import build_trainer
 
 
@@ -102,7 +105,7 @@ def run_training(
         _start_from_other_weights(config, run_folder, module, claim_folder)
     own = Claim(claim_folder, checkpoint.state.rows if checkpoint else 0)
     try:
-        loggers = build_loggers(config, run_folder, goes_on=config.resume is not None and not later)
+        loggers = _loggers(config, run_folder, goes_on=config.resume is not None and not later)
         trainer = build_trainer(config, module, run_folder, loggers, identity, own)
         path = checkpoint.path if checkpoint else None
         # With processes that a pretraining has joined already, the loss would wait for theirs.
@@ -140,6 +143,7 @@ def _where_to_begin(config: DictConfig, run_folder: Path) -> tuple[FoundCheckpoi
 
 def build_module(config: DictConfig, data: SegmentationDataModule) -> SegmentationModule:
     """The training module for a data module that is set up."""
+    trust_network(str(config.network["_target_"]))
     return SegmentationModule(
         network=as_plain(config.network),
         plan=data.plan.to_dict(),
@@ -153,7 +157,7 @@ def build_module(config: DictConfig, data: SegmentationDataModule) -> Segmentati
             "label_map": dict(data.dataset.label_map),
             "regions": {name: list(labels) for name, labels in data.dataset.regions.items()},
         },
-        training=as_plain(config.training),
+        training={**as_plain(config.training), **{part: as_plain(config[part]) for part in STEP_PARTS}},
         group_size=chosen_group_size(config.dsff.granularity, config.dsff.group_size),
     )
 
@@ -174,6 +178,11 @@ def _start_from_other_weights(
         pl.seed_everything(config.seed, workers=True, verbose=False)
     if source is not None:
         load_initial_weights(module.network, Path(source), as_plain(config.dsff))
+
+
+def _loggers(config: DictConfig, run_folder: Path, *, goes_on: bool) -> list[Logger]:
+    content = as_plain(config)
+    return build_loggers(content.get("logger") or {}, run_folder, goes_on=goes_on, config=content)
 
 
 def _finish(config: DictConfig, run_folder: Path, data: SegmentationDataModule, trainer: pl.Trainer) -> float:

@@ -22,7 +22,7 @@ from e2enet.data.cases.split_file import RunSplit, write_run_split
 from e2enet.runs.folders import CONFIG_FILE, JOB_FILE, MANIFEST
 from e2enet.system.locks import is_held
 from e2enet.system.ranks import is_first
-from e2enet.training.loggers import keep_wandb_id, metrics_file
+from e2enet.training.loggers import keep_ids, metrics_file
 from e2enet.training.records import write_config, write_versions
 from e2enet.training.resume import LAST_CHECKPOINT
 from e2enet.training.stopping import is_restarted
@@ -133,5 +133,5 @@ class Claim(pl.Callback):
         self.taken = True
         if trainer.is_global_zero:
             self.write()
-            keep_wandb_id(trainer, Path(trainer.default_root_dir))
+            keep_ids(trainer, Path(trainer.default_root_dir))
         metrics_file(trainer).keep(self.rows)

@@ -1,7 +1,7 @@
-"""Learning-rate schedules, chosen by `training.schedule._target_`.
+"""Learning-rate schedules, chosen by `schedule._target_`.
 
 Each takes the optimizer and `total`, the length of the run in the schedule's own unit (epochs or optimizer
-steps, by `training.schedule.interval`), which the training module supplies. Torch's schedulers work in the
+steps, by `schedule.interval`), which the training module supplies. Torch's schedulers work in the
 same place.
 """
 

@@ -7,25 +7,39 @@ from collections import deque
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.profilers import PassThroughProfiler, Profiler
 
 FETCH = "[_TrainingEpochLoop].train_dataloader_next"  # Lightning's name of the wait for a training batch
 
 
-class LoaderWait(PassThroughProfiler):
+class LoaderWait(Profiler):
     """Adds up the seconds that training has waited for its loader.
 
     A profiler, since Lightning's hooks for callbacks come after the batch went to the device: what is done to
     it there, such as augmentation, is work and not waiting.
+
+    Args:
+        profiler: that of `trainer.profiler`, which sees everything too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, profiler: Profiler | None = None) -> None:
+        self.profiler = profiler or PassThroughProfiler()
         super().__init__()
         self.seconds = 0.0
         self._since = 0.0
 
+    @property
+    def _lightning_module(self) -> Any:
+        """What the trainer gives its profiler."""
+        return getattr(self.profiler, "_lightning_module", None)
+
+    @_lightning_module.setter
+    def _lightning_module(self, module: Any) -> None:
+        self.profiler._lightning_module = module  # type: ignore[attr-defined]
+
     def start(self, action_name: str) -> None:
         """Note when a fetch begins."""
+        self.profiler.start(action_name)
         if action_name == FETCH:
             self._since = time.perf_counter()
 
@@ -33,6 +47,19 @@ class LoaderWait(PassThroughProfiler):
         """Add what it took."""
         if action_name == FETCH:
             self.seconds += time.perf_counter() - self._since
+        self.profiler.stop(action_name)
+
+    def setup(self, *arguments: Any, **named: Any) -> None:
+        self.profiler.setup(*arguments, **named)
+
+    def teardown(self, *arguments: Any, **named: Any) -> None:
+        self.profiler.teardown(*arguments, **named)
+
+    def describe(self) -> None:
+        self.profiler.describe()
+
+    def summary(self) -> str:
+        return self.profiler.summary()
 
 
 class TimeKeeper(pl.Callback):

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
+from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig
 
 from e2enet.common.configs import as_plain
 from e2enet.common.console import console
+from e2enet.common.signatures import build_nested, build_part
 from e2enet.system.determinism import set_torch_flags
-from e2enet.training.callbacks import CostFile, EpochLines, EpochNumbers, ValidationPicture
+from e2enet.system.ranks import planned_processes
+from e2enet.training.callbacks import CostFile, EpochLines, EpochNumbers
 from e2enet.training.checkpoints import (
     BEST,
     LAST,
@@ -29,6 +33,8 @@ from e2enet.training.module import PATCHES, WHOLE_CASES, SegmentationModule
 from e2enet.training.run_folder import Claim
 from e2enet.training.timing import LoaderWait, TimeKeeper
 
+PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+
 
 def build_trainer(
     config: DictConfig,
@@ -42,32 +48,31 @@ def build_trainer(
 
     `identity` is what the run may not change when it is gone on with (`resume.run_identity`).
     """
-    set_torch_flags(config.trainer.deterministic, config.trainer.accelerator)  # Lightning is given none of them
-    bars = config.trainer.progress and console.is_terminal
-    validate_full = config.training.validate_full
-    drawn = WHOLE_CASES if validate_full else PATCHES
-    loader_wait = LoaderWait()
+    options = as_plain(config.trainer)
+    set_torch_flags(options.pop("deterministic"), options["accelerator"])  # Lightning is given none of them
+    options.pop("probe")
+    bars = options.pop("enable_progress_bar") and console.is_terminal
+    loader_wait = LoaderWait(_profiler(options.pop("profiler", None), run_folder))
     callbacks: list[pl.Callback] = [*_dsff(config), claim, EpochNumbers()]
-    callbacks.append(TimeKeeper(loader_wait, config.trainer.log_every))
+    callbacks.append(TimeKeeper(loader_wait, options["log_every_n_steps"]))
     callbacks.append(CostFile(run_folder / "cost.json"))
-    callbacks.append(ValidationPicture(run_folder / "figures", module.scheme, module.plan, drawn))
     callbacks.append(RichProgressBar() if bars else EpochLines())
+    callbacks += build_callbacks(
+        as_plain(config.get("callbacks") or {}), module, run_folder, config.training.validate_full
+    )
     callbacks += _checkpoints(config, run_folder / "checkpoints", identity)
-    return pl.Trainer(
-        accelerator=config.trainer.accelerator,
-        devices=config.trainer.devices,
-        num_nodes=config.trainer.num_nodes,
-        strategy=_strategy(config),
-        limit_val_batches=config.trainer.limit_val_batches,
+    plugins = options.pop("plugins", None) or []
+    trainer = pl.Trainer(
+        **{key: build_nested(value) for key, value in options.items() if key != "strategy"},
+        strategy=_strategy(options),
         max_epochs=config.training.epochs,
         accumulate_grad_batches=config.training.accumulate,
         gradient_clip_val=config.training.clip_norm,
         precision=config.training.precision,
         logger=loggers,
         callbacks=callbacks,
-        plugins=[WholeCheckpoints()],
+        plugins=[WholeCheckpoints(), *build_nested(plugins if isinstance(plugins, list) else [plugins])],
         profiler=loader_wait,
-        log_every_n_steps=config.trainer.log_every,
         default_root_dir=run_folder,
         enable_progress_bar=bars,
         enable_model_summary=False,
@@ -78,6 +83,22 @@ def build_trainer(
         # validation cases to make their number even.
         use_distributed_sampler=False,
     )
+    trainer.loggers = loggers  # fast_dev_run takes them away
+    return trainer
+
+
+def build_callbacks(
+    sections: Mapping[str, Any], module: SegmentationModule, run_folder: Path, validate_full: int | None
+) -> list[pl.Callback]:
+    """The callbacks of the config's group `callbacks`, in its order; a name without a section has none.
+
+    A callback is given, where its signature asks for it: `run_folder`, `labels` (class names by label), `scheme`
+    (what the labels are), `plan`, and `loader` (the validation loader whose score chooses best.ckpt).
+    """
+    known: dict[str, Any] = {"run_folder": run_folder, "labels": dict(module.scheme.names), "scheme": module.scheme}
+    known["plan"] = module.plan
+    known["loader"] = WHOLE_CASES if validate_full else PATCHES
+    return [build_part(section, **known) for section in sections.values() if section is not None]
 
 
 def _checkpoints(config: DictConfig, folder: Path, identity: dict[str, Any]) -> list[pl.Callback]:
@@ -89,16 +110,21 @@ def _checkpoints(config: DictConfig, folder: Path, identity: dict[str, Any]) -> 
     return [BestCheckpoint(folder / BEST, monitored(training.validate_full)), *kept, last]
 
 
-def _strategy(config: DictConfig) -> str | Strategy:
-    """Data-parallel training where there are several processes, or where it is asked for."""
-    if config.trainer.strategy == "auto" and config.trainer.devices * config.trainer.num_nodes == 1:
-        return "auto"
+def _strategy(options: Mapping[str, Any]) -> Any:
+    """Data-parallel training where there are several processes, or where it is asked for; others as they are given."""
+    strategy = options["strategy"]
+    if strategy not in ("auto", "ddp") or (strategy == "auto" and planned_processes(options) == 1):
+        return build_nested(strategy)
     # The buffers are kernel masks. Sent from the first process before every forward pass, masks that have come to
     # differ would be overwritten unseen; and processes validate different numbers of cases, with a pass for each.
     return DDPStrategy(forward_sync_buffers=False)
 
 
+def _profiler(chosen: Any, folder: Path) -> Profiler | None:
+    """That of `trainer.profiler`: a section, or one of Lightning's names, which then writes fit-profile.txt there."""
+    return PROFILERS[chosen](dirpath=folder, filename="profile") if isinstance(chosen, str) else build_nested(chosen)
+
+
 def _dsff(config: DictConfig) -> list[pl.Callback]:
-    options = as_plain(config.dsff)
-    masks = options.pop("masks")
-    return [DSFFCallback(seed=config.seed, **options)] if masks else []
+    section = as_plain(config.dsff)
+    return [DSFFCallback(build_part(section, seed=config.seed))] if section.pop("masks") else []

@@ -7,20 +7,26 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 from omegaconf import OmegaConf
 
-from e2enet.common.config_check import target_parameters
-from e2enet.common.config_rules import Rule
-from e2enet.common.configs import compose_config, project_root
+from e2enet.common.config_check import Part
+from e2enet.common.configs import ROOT, compose_config
 from e2enet.common.errors import InputError
 from e2enet.common.overrides import force_added
 from e2enet.configuration import conflicts
 from e2enet.configuration.check import check_command_line
-from e2enet.configuration.rules import RULES, TARGET_RULES
+from e2enet.configuration.rules import DSFF as DSFF_PART
+from e2enet.configuration.rules import NETWORK
 from e2enet.network import DSFF, E2ENet
+
+OTHERS = {
+    "plain_unet": "e2enet.network.baselines.PlainUNet",
+    "dynunet": "e2enet.network.baselines.DynUNet",
+    "swin_unetr": "e2enet.network.baselines.SwinUNETR",
+}
 
 
 def problems(line: str) -> list[str]:
@@ -56,7 +62,6 @@ def test_all_mistakes_are_told_at_once() -> None:
             "nnunet | phantom",
         ),
         ("experiments=missing", "experiments=missing: no such choice"),
-        ("experiments=null", "experiments=null: no such choice"),
         ("dsff=rigll", "did you mean rigl?"),
         ("dsff=set,rigl", "dsff=set,rigl: one value expected for dsff; a list is written as [a,b]"),
         ("dsff=set,rigl", "several values start a sweep: add -m"),
@@ -80,59 +85,91 @@ def test_all_mistakes_are_told_at_once() -> None:
         ("training.checkpoint_activations=1", "training.checkpoint_activations=1: expected true | false"),
         *(
             (
-                f"training.checkpoint_activations=true network={name} dsff=dense",
+                f"training.checkpoint_activations=true network={network} dsff=dense",
                 f"training.checkpoint_activations=true: {name} keeps its activations; expected false, or "
                 "network=e2enet",
             )
-            for name in ("plain_unet", "dynunet", "swin_unetr")
+            for network, name in OTHERS.items()
         ),
         ("training.engine=fast", "training.engine=fast: expected auto | dense | sparse"),
-        ("training.engine=sparse network=plain_unet dsff=dense", "training.engine=sparse: plain_unet is no E2ENet"),
+        (
+            "training.engine=sparse network=dynunet dsff=dense",
+            "e2enet.network.baselines.DynUNet is no E2ENet; expected",
+        ),
         ("training.engine=sparse training.compile=true", "training.compile=true compiles torch's own pass; expected"),
         ("training.engine=sparse training.checkpoint_activations=true", "recomputes torch's own pass; expected"),
-        ("training.optimizer._target_=torch.optim.Adamm", "cannot be imported"),
-        ("training.optimizer.momentum=0.9", "training.optimizer.momentum: unknown key"),
+        ("optimizer._target_=torch.optim.Adamm", "cannot be imported"),
+        ("optimizer.momentum=0.9", "optimizer.momentum: unknown key"),
         (
-            "training.schedule._target_=torch.optim.lr_scheduler.StepLR",
-            "training.schedule.step_size: needs a value",
+            "schedule._target_=torch.optim.lr_scheduler.StepLR",
+            "schedule.step_size: needs a value",
         ),
         (
-            "training.schedule._target_=torch.optim.lr_scheduler.ReduceLROnPlateau ~training.schedule.warmup",
-            "training.schedule: torch.optim.lr_scheduler.ReduceLROnPlateau cannot be used (TypeError: ",
+            "schedule=plateau ~schedule.monitor",
+            "schedule: torch.optim.lr_scheduler.ReduceLROnPlateau cannot be used (TypeError: ",
         ),
-        ("training.optimizer._partial_=true", "training.optimizer._partial_=True: expected false"),
-        ("training.loss._convert_=some", "training.loss._convert_=some: expected none | partial | object | all"),
+        ("schedule=plateau schedule.mode=most", "schedule.mode=most: expected min | max"),
+        ("optimizer._partial_=true", "optimizer._partial_=True: expected false"),
+        ("loss._convert_=some", "loss._convert_=some: expected none | partial | object | all"),
         (
-            "training.loss={_target_:monai.losses.DiceLoss,softmax:true,to_onehot_y:true} ~training.loss.smooth",
-            "training.loss: monai.losses.DiceLoss cannot be used (",
-        ),
-        (
-            "training.loss={_target_:torch.nn.Identity} ~training.loss.smooth",
-            "training.loss: torch.nn.Identity cannot be used (TypeError: ",
+            "loss={_target_:monai.losses.DiceLoss,softmax:true} ~loss.smooth",
+            "loss: monai.losses.DiceLoss cannot be used (",
         ),
         (
-            "training.loss={_target_:torch.nn.CrossEntropyLoss,reduction:none} ~training.loss.smooth",
+            "loss={_target_:torch.nn.Identity} ~loss.smooth",
+            "loss: torch.nn.Identity cannot be used (TypeError: ",
+        ),
+        (
+            "loss={_target_:torch.nn.CrossEntropyLoss,reduction:none} ~loss.smooth",
             "torch.nn.CrossEntropyLoss cannot be used (RuntimeError: stack expects each tensor to be equal size",
         ),
-        ("training.optimizer={_target_:torch.optim.Muon}", "training.optimizer: torch.optim.Muon cannot be used ("),
+        ("optimizer={_target_:torch.optim.Muon}", "optimizer: torch.optim.Muon cannot be used ("),
         (
-            "training.optimizer={_target_:torch.optim.SparseAdam} ~training.optimizer.weight_decay",
-            "training.optimizer: torch.optim.SparseAdam cannot be used (",
+            "optimizer={_target_:torch.optim.SparseAdam} ~optimizer.weight_decay",
+            "optimizer: torch.optim.SparseAdam cannot be used (",
         ),
-        ("network._target_=monai.networks.nets.SegResNet", "network._target_: network is chosen by its name; expected"),
+        ("network._target_=monai.networks.nets.SegResNet", "network.base_features: unknown key; "),
+        ("network=swin_unetr dsff.masks=true", "SwinUNETR has no fusion layers to mask; use dsff=dense"),
+        ("network.strides=[[2,2,2]]", "network.strides: is set by the plan (plan.strides, plan.patch_size)"),
+        ("network.in_channels=3", "network.in_channels: unknown key"),
+        ("trainer.max_epochs=3", "trainer.max_epochs: is set by training.epochs"),
+        ("trainer.callbacks=[]", "trainer.callbacks: is set by the group callbacks"),
+        (
+            "trainer.limit_train_batches=many",
+            "trainer.limit_train_batches=many: expected a whole number or a number or",
+        ),
+        ("trainer.max_tim=1", "trainer.max_tim: unknown key; did you mean trainer.max_time?"),
+        ("trainer.devices=0", "trainer.devices=0: expected a whole number >= 1, -1 or auto"),
+        ("trainer.devices=[0,0]", "trainer.devices=[0, 0]: expected"),
+        ("trainer.accelerator=mps", "trainer: Lightning refuses it ("),
+        ("trainer.strategy=nothing", "trainer: Lightning refuses it ("),
+        ("trainer.strategy=fsdp", "trainer.strategy=fsdp: gives each process a part of the weights, and DSFF masks"),
+        ("training.precision=8", "training.precision=8: expected 32 | 32-true | bf16-mixed | 16-mixed | 64 | 64-true"),
+        ("callbacks=[default,early]", "callbacks=early: no such choice; expected default"),
+        ("callbacks.mine={_target_:nowhere.Mine}", "callbacks.mine._target_: nowhere.Mine cannot be imported"),
+        (
+            "callbacks.mine={_target_:lightning.pytorch.callbacks.EarlyStopping}",
+            "callbacks.mine.monitor: needs a value",
+        ),
+        ("trainer.devices=[0] trainer.accelerator=cpu", "trainer: Lightning refuses it (`devices` selected with"),
+        ("dsff=dense trainer.strategy=fsdp", "trainer: Lightning refuses it (The strategy `fsdp` requires a GPU"),
+        ("callbacks.mine=3", "callbacks.mine=3: expected a section with _target_, or null"),
+        ("logger=mlflow", "logger.mlflow: MLFlowLogger needs the package mlflow"),
+        ("logger.wandb=true", "logger.wandb=True: expected a section with _target_, or null"),
+        ("dsff.growth=fast", "dsff.growth=fast: expected random | gradient"),
         ("data.numworkers=1", "data.numworkers: unknown key; did you mean data.num_workers?"),
-        ("~dsff.density", "dsff.density: is missing"),
-        ("~training.loss ~training.schedule", "training.loss: is missing"),
-        ("~logger logger.wandb=true ~paths", "paths: is missing"),
-        ("training.optimizer=null", "training.optimizer=null: expected a section, with keys of its own"),
+        ("~loss ~schedule", "loss: is missing"),
+        ("~logger ~paths", "paths: is missing"),
+        ("optimizer=null", "optimizer=null: no such choice; expected adamw | sgd"),
+        ("experiments=null", "experiments=null: no such choice"),
         ("final=3", "final=3: expected a section, with keys of its own"),
-        ("~training.loss._target_", "training.loss._target_: needs a value, the class or function that is built"),
+        ("~loss._target_", "loss._target_: needs a value, the class or function that is built"),
         ("-m fold=glob(*)", "fold=glob(*): patterns of choices are not read; expected the choices, with commas"),
         ("-m dsff=glob(*)", "dsff=glob(*): patterns of choices are not read; expected the choices, with commas"),
         (  # 25 batches an epoch
-            "training.schedule={_target_:torch.optim.lr_scheduler.OneCycleLR,max_lr:0.1,total_steps:269,interval:step} "
-            "~training.schedule.warmup training.epochs=30 training.accumulate=3",
-            "The specified number of total steps is 269); expected a schedule for a run of 270 steps, which",
+            "schedule={_target_:torch.optim.lr_scheduler.OneCycleLR,max_lr:0.1,total_steps:269,interval:step} "
+            "~schedule.warmup training.epochs=30 training.accumulate=3",
+            "The specified number of total steps is 269); expected a schedule for a run of 270 steps, by",
         ),
         (
             "dsff.density=${nothing}",
@@ -144,9 +181,9 @@ def test_all_mistakes_are_told_at_once() -> None:
         ),
         ("plan.patch_size=[${a},16,16]", "plan.patch_size=['${a}', 16, 16]: cannot be resolved"),
         ("stray", "stray: expected key=value"),
-        ("training.optimizer.lr=interval(0.001,0.01)", "needs a sweeper that draws values from intervals"),
-        ("-m training.optimizer.lr=interval(0.001,0.01)", "needs a sweeper that draws values from intervals"),
-        ("-m hydra/sweeper=optuna training.optimizer.lr=interval(-1,0.01)", "training.optimizer.lr=-1.0: expected a"),
+        ("optimizer.lr=interval(0.001,0.01)", "needs a sweeper that draws values from intervals"),
+        ("-m optimizer.lr=interval(0.001,0.01)", "needs a sweeper that draws values from intervals"),
+        ("-m hydra/sweeper=optuna optimizer.lr=interval(-1,0.01)", "optimizer.lr=-1.0: expected a"),
         ("-m dsff.density=0.1,3", "dsff.density=3"),
         ("-m resume=folder", "resume: continues one run"),
         ("-m experiments=sparsity training=small dsff.start=x", "row s90: dsff.start=x: expected uniform | erk"),
@@ -163,18 +200,24 @@ def test_mistakes(line: str, expected: str) -> None:
         "",
         "dsff.density_by_dim0={48:0.2} data.mirror_axes=[] plan.spacing=[3,1,1]",
         "data=msd data.name=Task04_Hippocampus training=hippocampus fold=all",
-        "training.optimizer._target_=torch.optim.SGD training.optimizer.momentum=0.9",
-        "training.loss={_target_:torch.nn.CrossEntropyLoss,label_smoothing:0.1} ~training.loss.smooth",
-        "training.optimizer._target_=torch.optim.LBFGS ~training.optimizer.weight_decay",
-        "training.schedule={_target_:torch.optim.lr_scheduler.OneCycleLR,max_lr:0.1,total_steps:270,interval:step} "
-        "~training.schedule.warmup training.epochs=30 training.accumulate=3",
-        "training.loss={_target_:torch.nn.CrossEntropyLoss,weight:{_target_:torch.tensor,data:[1.0,2.0]}} "
-        "~training.loss.smooth",
+        "optimizer._target_=torch.optim.SGD optimizer.momentum=0.9",
+        "loss={_target_:torch.nn.CrossEntropyLoss,label_smoothing:0.1} ~loss.smooth",
+        "optimizer._target_=torch.optim.LBFGS ~optimizer.weight_decay",
+        "schedule={_target_:torch.optim.lr_scheduler.OneCycleLR,max_lr:0.1,total_steps:270,interval:step} "
+        "~schedule.warmup training.epochs=30 training.accumulate=3",
+        "loss={_target_:torch.nn.CrossEntropyLoss,weight:{_target_:torch.tensor,data:[1.0,2.0]}} ~loss.smooth",
         "dsff=rigl dsff.granularity=group dsff.group_size=32 dsff.start=erk",
         "network=unet debug=one_batch",
+        "loss={_target_:monai.losses.DiceCELoss,softmax:true,to_onehot_y:true} ~loss.smooth",
+        "schedule=plateau callbacks=[default,early_stopping,lr_monitor] callbacks.validation_picture=null",
+        "~dsff.density",
+        "trainer.max_time=00:12:00:00 trainer.limit_train_batches=3 trainer.limit_val_batches=0.5",
+        "trainer.gradient_clip_algorithm=value trainer.fast_dev_run=true trainer.profiler=simple",
+        "training.precision=32-true",
+        "training.precision=64",
         "network=unet training.checkpoint_activations=true training.compile=true",
         "-m dsff.density=0.1,0.2 dsff=set,rigl",
-        "-m hydra/sweeper=optuna training.optimizer.lr=interval(0.001,0.01) dsff.density=choice(0.1,0.2)",
+        "-m hydra/sweeper=optuna optimizer.lr=interval(0.001,0.01) dsff.density=choice(0.1,0.2)",
         "--config-name config seed=1",
         "-m seed=range(0,20) dsff=set,rigl",
     ],
@@ -184,10 +227,9 @@ def test_sound_command_lines_pass(line: str) -> None:
 
 
 def test_what_lacks_as_a_whole_is_told_once() -> None:
-    assert problems("~logger ~training.loss final=null") == [
+    assert problems("~logger ~loss final=null") == [
         "final=null: expected a section, with keys of its own",
-        "logger: is missing",
-        "training.loss: is missing",
+        "loss: is missing",
     ]
 
 
@@ -201,20 +243,10 @@ def test_values_are_forced_in_after_the_check() -> None:
     assert force_added(given) == ["-m", "dsff=set,rigl", "++seed=1", *given[3:]]
 
 
-def test_target_parameters() -> None:
-    def target(a: int, *, b: int = 0, **others: int) -> None: ...
-
-    assert target_parameters(target) == (["a", "b"], ["a"], True)
-    assert target_parameters(torch.optim.SGD)[1] == ["params"]
-
-
-@pytest.mark.parametrize(("section", "rules", "target"), [("network", TARGET_RULES, E2ENet), ("dsff", RULES, DSFF)])
-def test_the_sections_are_the_parameters_of_what_they_build(
-    section: str, rules: dict[str, Rule], target: Callable
-) -> None:
-    ruled = {path.split(".")[1] for path in rules if path.startswith(f"{section}.")}
+@pytest.mark.parametrize(("part", "target"), [(NETWORK, E2ENet), (DSFF_PART, DSFF)], ids=["network", "dsff"])
+def test_rules_are_of_parameters_that_there_are(part: Part, target: Callable[..., Any]) -> None:
     parameters = set(inspect.signature(target).parameters)
-    assert ruled - {"masks"} == parameters - {"in_channels", "num_classes", "strides", "seed"}
+    assert set(part.rules) <= parameters and not set(part.extras) & parameters
 
 
 def test_a_hippocampus_is_mirrored_left_right_only() -> None:
@@ -237,7 +269,7 @@ def test_a_wrong_interpolation_hides_nothing() -> None:
     [
         (["data=msd"], []),  # values may be missing where the config is only printed
         (["trainer.accelerator=gpu"], []),
-        (["training.optimizer._target_=torch.optim.SGD", "training.optimizer.momentum=0.9"], []),
+        (["optimizer._target_=torch.optim.SGD", "optimizer.momentum=0.9"], []),
         (["dsff.densty=0.1"], ["dsff.densty: unknown key; did you mean dsff.density?"]),
     ],
 )
@@ -251,12 +283,12 @@ def test_a_config_that_is_printed(more: list[str], expected: list[str]) -> None:
 
 
 def test_it_is_printed_with_keys_that_the_defaults_lack(capsys: pytest.CaptureFixture[str]) -> None:
-    given = ["training.optimizer._target_=torch.optim.SGD", "training.optimizer.momentum=0.9", "data=msd"]
+    given = ["optimizer._target_=torch.optim.SGD", "optimizer.momentum=0.9", "data=msd"]
     done = subprocess.run(
-        [sys.executable, "train.py", "--cfg", "job", *given], cwd=project_root(), capture_output=True, text=True
+        [sys.executable, "train.py", "--cfg", "job", *given], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert OmegaConf.create(done.stdout).training.optimizer.momentum == 0.9
+    assert OmegaConf.create(done.stdout).optimizer.momentum == 0.9
 
 
 @pytest.mark.parametrize("key", ["paths.data", "paths.prepared", "paths.runs", "run_folder"])
@@ -282,7 +314,8 @@ def test_online_needs_a_login_before_anything_starts(
     monkeypatch.delenv("WANDB_MODE", raising=False)
     if mode:
         monkeypatch.setenv("WANDB_MODE", mode)
-    expected = "logger.offline=false: this machine is not logged in to Weights & Biases; expected logger.offline=true, "
-    found = problems("logger=wandb logger.offline=false")
+    expected = "logger.wandb.offline=false: this machine is not logged in to Weights & Biases; expected "
+    expected += "logger.wandb.offline=true, "
+    found = problems("logger=wandb logger.wandb.offline=false")
     assert found == ([] if logged_in or mode else [f"{expected}or `wandb login`"])
     conflicts._login_problem.cache_clear()

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from e2enet.common.configs import compose_config, group_options, project_root
+from e2enet.common.configs import ROOT, compose_config, group_options
 from e2enet.configuration.check import check_command_line, check_config, config_problems
 from e2enet.training.run import run_training
 
-FILES = [(group, option) for group, options in group_options().items() for option in options]
+FOLDERS = [folder.name for folder in (ROOT / "conf").iterdir() if folder.is_dir() and folder.name != "hydra"]
+GROUPS = sorted([*FOLDERS, "experiments"])
+FILES = [(group, option) for group in GROUPS for option in group_options(group)]
 # What a choice needs beside it to be complete, or to run where there is no GPU.
 COMPANIONS = {
     ("data", "msd"): ["data.name=Task01_BrainTumour"],
@@ -29,6 +31,8 @@ def able(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with a GPU and every package: the check also refuses what this one cannot do."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("e2enet.network.baselines.PLAIN_UNET_PACKAGE", "torch")
+    monkeypatch.setattr("e2enet.configuration.conflicts.LOGGER_PACKAGES", {})
+    monkeypatch.setattr("e2enet.configuration.conflicts.trainer_problem", lambda _: None)
 
 
 @pytest.mark.parametrize(("group", "option"), FILES)
@@ -39,13 +43,13 @@ def test_composes_and_passes_the_check(group: str, option: str, able: None) -> N
 
 @pytest.mark.parametrize(("group", "option"), FILES)
 def test_opens_with_its_command(group: str, option: str) -> None:
-    folder = project_root() if group == "experiments" else project_root() / "conf"
+    folder = ROOT if group == "experiments" else ROOT / "conf"
     lines = (folder / group / f"{option}.yaml").read_text().splitlines()
     comments = [line for line in lines[:2] if line.startswith("#") and "@package" not in line]
     assert "train.py" in comments[0] and f"{group}={option}" in comments[0]
 
 
-@pytest.mark.parametrize("name", group_options()["experiments"])
+@pytest.mark.parametrize("name", group_options("experiments"))
 def test_every_job_of_every_experiment_passes_the_check(name: str, able: None) -> None:
     check_command_line(["-m", f"experiments={name}"])
 
@@ -76,7 +80,7 @@ def test_dry_run(choices: list[str], tiny: list[str], tmp_path: Path) -> None:
 
 def test_a_mistake_in_a_sweep_stops_it_before_the_first_job(tiny: list[str], tmp_path: Path) -> None:
     command = [sys.executable, "train.py", "-m", *tiny, "dsff.density=0.1,7", "trainingg=small"]
-    done = subprocess.run(command, cwd=project_root(), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and not (tmp_path / "runs").exists()
     assert "dsff.density=7: expected" in done.stderr and "did you mean training?" in done.stderr
     assert "Traceback" not in done.stderr

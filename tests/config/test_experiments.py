@@ -49,7 +49,7 @@ def network(experiment: str, row: str) -> dict[str, Any]:
 
 
 def test_these_are_all() -> None:
-    assert group_options()["experiments"] == EXPERIMENTS
+    assert list(group_options("experiments")) == EXPERIMENTS
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

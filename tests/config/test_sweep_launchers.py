@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from e2enet.common.configs import project_root
+from e2enet.common.configs import ROOT
 from e2enet.common.files import read_json
 from e2enet.runs.folders import SweepJob, job_state, read_sweep
+from e2enet.training.loggers import last_logged
 
 # Acts for SLURM: keeps the file that it is given, and runs the array's tasks in the background, as srun would.
 SBATCH = """#!{python}
@@ -46,9 +47,7 @@ def command(arguments: list[str]) -> list[str]:
 def launch(arguments: list[str], **environment: str) -> str:
     """Run a sweep to its end; its output."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-    done = subprocess.run(
-        command(arguments), cwd=project_root(), env=environment, capture_output=True, text=True, timeout=600
-    )
+    done = subprocess.run(command(arguments), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 
@@ -71,7 +70,7 @@ def test_a_sweep_that_is_killed_goes_on_where_it_was(tiny: list[str], tmp_path: 
     ]
     launcher = subprocess.Popen(
         command(arguments),
-        cwd=project_root(),
+        cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -155,7 +154,7 @@ def test_slurm_gets_an_array_of_jobs_and_can_run_it(tiny: list[str], tmp_path: P
 @pytest.mark.slow
 def test_a_crash_does_not_stop_the_others_and_is_listed_last(tiny: list[str], tmp_path: Path) -> None:
     arguments = [*tiny, "data.limit_cases=99,1", f"run_folder={tmp_path}/sweep", "final.predict=false"]
-    done = subprocess.run(command(arguments), cwd=project_root(), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command(arguments), cwd=ROOT, capture_output=True, text=True, timeout=300)
     bad, good = read_sweep(tmp_path / "sweep").jobs
     assert done.returncode == 1 and job_state(good.folder).state == "finished"
     tail = done.stdout.splitlines()[-4:]
@@ -175,16 +174,19 @@ def test_hydras_own_files_do_not_look_like_jobs(name: str, tmp_path: Path) -> No
 
 
 def test_optuna_chooses_values_from_an_interval(tiny: list[str], tmp_path: Path) -> None:
-    """Two jobs, drawn by the sampler's seed, with the score of each told to Optuna."""
+    """Two jobs of the group hparams_search, drawn by the sampler's seed; Optuna is told the value of each's metric."""
     sweep = tmp_path / "runs" / "search"
-    options = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.direction=maximize"]
-    values = ["training.optimizer.lr=interval(0.001,0.01)", "hydra.sweeper.sampler.seed=1", "final.predict=false"]
-    output = launch([*tiny, *options, *values, "name=search", "hydra.sweeper.n_jobs=1", "trainer.probe=false"])
+    options = ["hparams_search=optuna", "hydra.sweeper.n_trials=2", "optimized_metric=train/loss"]
+    values = ["optimizer.lr=interval(0.001,0.01)", "hydra.sweeper.sampler.seed=1", "final.predict=false"]
+    output = launch(
+        [*tiny, *options, *values, "name=search", "hydra.sweeper.direction=minimize", "trainer.probe=false"]
+    )
     jobs = read_sweep(sweep).jobs
     assert len(jobs) == 2 and f"{sweep}: 2 jobs: 2 finished" in output
-    rates = [OmegaConf.load(job.folder / "config.yaml").training.optimizer.lr for job in jobs]
+    rates = [OmegaConf.load(job.folder / "config.yaml").optimizer.lr for job in jobs]
     assert rates[0] != rates[1] and all(0.001 <= rate <= 0.01 for rate in rates)
     found = OmegaConf.load(sweep / "optimization_results.yaml")
-    scores = [job_state(job.folder).score for job in jobs]
-    assert found.best_value == max(scores)  # type: ignore[type-var]
-    assert found.best_params["++training.optimizer.lr"] == rates[scores.index(found.best_value)]
+    losses = [last_logged(job.folder, "train/loss") for job in jobs]
+    assert found.best_value == min(losses) and [job_state(job.folder).score for job in jobs] == losses
+    assert found.best_params["optimizer.lr"] == rates[losses.index(found.best_value)]
+    assert found.best_params["dsff.density"] in (0.1, 0.2, 0.3)  # the group's own

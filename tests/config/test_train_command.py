@@ -12,7 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 
 import train
-from e2enet.common.configs import PATHS, compose_config, make_paths_absolute, project_root
+from e2enet.common.configs import PATHS, ROOT, compose_config, make_paths_absolute
 
 STARTS_AGAIN = "stopped before the first step; the same command line starts it again"
 
@@ -44,8 +44,8 @@ def test_a_run_keeps_its_paths_wherever_it_is_gone_on_with(tiny: list[str], tmp_
     home.mkdir()
     own = [text for text in tiny if not text.startswith("paths.")]
     given = [*own, "paths.data=raw", "paths.prepared='~/prepared'", "run_folder='~/a=b/run'", "final.predict=false"]
-    environment = os.environ | {"HOME": str(home), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(project_root())}
-    command = [sys.executable, str(project_root() / "train.py"), *given, "trainer.probe=false"]
+    environment = os.environ | {"HOME": str(home), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "train.py"), *given, "trainer.probe=false"]
     done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     run = home / "a=b" / "run"
@@ -58,9 +58,9 @@ def test_a_run_keeps_its_paths_wherever_it_is_gone_on_with(tiny: list[str], tmp_
 @pytest.mark.parametrize("command", ["train.py", "predict.py"])
 def test_ctrl_c_while_modules_are_loaded(command: str, tmp_path: Path) -> None:
     (tmp_path / "hydra.py").write_text("raise KeyboardInterrupt")
-    places = f"{tmp_path}{os.pathsep}{project_root()}"
+    places = f"{tmp_path}{os.pathsep}{ROOT}"
     done = subprocess.run(
-        [sys.executable, project_root() / command],
+        [sys.executable, ROOT / command],
         env=os.environ | {"PYTHONPATH": places},
         capture_output=True,
         text=True,
@@ -72,7 +72,7 @@ def test_ctrl_c_while_modules_are_loaded(command: str, tmp_path: Path) -> None:
 def test_ctrl_c_before_training(tiny: list[str], tmp_path: Path) -> None:
     command = [sys.executable, "train.py", *tiny, f"paths.data={tmp_path}/data", "data.num_train=300"]
     process = subprocess.Popen(
-        command, cwd=project_root(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     assert process.stdout is not None
     process.stdout.readline()  # at work on the phantom

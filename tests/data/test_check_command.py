@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from e2enet.common.configs import project_root
+from e2enet.common.configs import ROOT
 from e2enet.data.check import main
 
 
@@ -133,7 +133,7 @@ def test_as_a_program(toy: Any, tmp_path: Path) -> None:
         "data.name=toy",
         f"paths.data={toy.folder.parent}",
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(project_root())}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     toy.write_label("b", np.full((8, 9, 6), 7, np.uint8))
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1, done.stderr
@@ -148,7 +148,7 @@ def test_the_documented_example_is_printed_like_that(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    text = (project_root() / "docs" / "checking.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "checking.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     exec(compile(code, "checking.md", "exec"), {})
     ((command, output),) = re.findall(r"^```\n\$ (.*?)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)

@@ -61,9 +61,9 @@ def test_mistakes(argument: str, expected: str) -> None:
 
 
 def test_keys_of_training_are_let_pass() -> None:
-    overrides = ["training.optimizer._target_=torch.optim.SGD", "training.optimizer.momentum=0.9", "network=unet"]
+    overrides = ["optimizer._target_=torch.optim.SGD", "optimizer.momentum=0.9", "network=unet"]
     command = compose_data(overrides)
-    assert command.config.training.optimizer.momentum == 0.9
+    assert command.config.optimizer.momentum == 0.9
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:

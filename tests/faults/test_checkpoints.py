@@ -120,8 +120,11 @@ WRONG: dict[str, tuple[Edit, str]] = {
         weight(lambda w: torch.zeros(1).expand(10**12)),
         r"heads\.0\.weight has shape \(1000000000000,\), but fewer values than that in the file",
     ),
-    "unknown-network": (network(name="os.system"), r"network\.name is 'os\.system'; expected one of"),
-    "unknown-setting": (network(command="x"), r"network e2enet has no settings \['command'\]"),
+    "unknown-network": (
+        network(name="os.system"),
+        r"_target_=os\.system: is no network of e2enet, and a checkpoint could",
+    ),
+    "unknown-setting": (network(command="x"), r"E2ENet has no settings \['command'\]"),
     "network-beyond-all-memory": (network(base_features=10**7, max_features=10**7), "weights do not fit the network"),
     "strides-beyond-all-numbers": (plan(strides=[[2**32] * 3] * 2), r"strides is .*: one triple of whole numbers >= 1"),
     "endless-strides": (plan(strides=[[1, 1, 1]] * 10**5), "up to 16 of them, expected"),

@@ -44,7 +44,7 @@ def test_a_config_is_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     )
     monkeypatch.syspath_prepend(tmp_path)
     try:
-        check_command_line(["training.optimizer._target_=of_a_stranger.optimizer"])
+        check_command_line(["optimizer._target_=of_a_stranger.optimizer"])
     except InputError:
         pass  # the optimizer's other settings do not fit, which is told after the import
     finally:

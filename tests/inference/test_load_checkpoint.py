@@ -11,6 +11,7 @@ from e2enet.common.errors import InputError
 from e2enet.data.planning.plan import Plan
 from e2enet.inference.checkpoint import load_ensemble, load_model
 from e2enet.network import E2ENet
+from e2enet.network.build import build_network
 from e2enet.network.dsff import fusion_layers
 from e2enet.network.granularity import shared_inputs
 
@@ -34,6 +35,19 @@ def test_model_is_restored(write_checkpoint, make_content):
     image = torch.randn(1, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(model.network(image), expected(image))
+
+
+def test_a_network_that_looks_at_values_while_it_is_made(write_checkpoint):
+    """MONAI's SwinUNETR cannot be built on the meta device."""
+    network = {"_target_": "e2enet.network.baselines.SwinUNETR", "base_features": 12}
+    built = build_network(network, in_channels=1, num_classes=3, strides=[(2, 2, 2)])
+
+    def replace(content):
+        content["hyper_parameters"]["network"] = network
+        content["state_dict"] = {f"network.{name}": value for name, value in built.state_dict().items()}
+
+    loaded = load_model(write_checkpoint(edit=replace)).network
+    assert all(torch.equal(value, built.state_dict()[name]) for name, value in loaded.state_dict().items())
 
 
 def test_what_scoring_of_its_label_files_needs_is_restored(write_checkpoint):

@@ -111,14 +111,14 @@ def test_a_missing_package_is_told_with_the_command_before_anything_starts(monke
     monkeypatch.setattr("e2enet.network.baselines.PLAIN_UNET_PACKAGE", "no_such_package")
     told = r"no_such_package is not installed; python -m pip install --no-deps dynamic-network-architectures=="
     (problem,) = config_problems(compose_config(["network=plain_unet"]))
-    assert problem.startswith("network.name=plain_unet") and "pip install --no-deps" in problem
+    assert problem.startswith("network=plain_unet: ") and "pip install --no-deps" in problem
     with pytest.raises(InputError, match=told):
         build("plain_unet")
     assert config_problems(compose_config(["network=dynunet"])) == []
 
 
 def test_too_few_levels_for_dynunet() -> None:
-    with pytest.raises(InputError, match="network dynunet: length of kernel_size and strides"):
+    with pytest.raises(InputError, match=r"baselines\.DynUNet: length of kernel_size and strides"):
         build_network({"name": "dynunet"}, in_channels=1, num_classes=2, strides=[(2, 2, 2)])
 
 
@@ -129,6 +129,6 @@ def test_settings_of_other_networks_are_unknown() -> None:
     (unknown,) = problems("network=dynunet", "++network.shift_size=3")
     assert unknown.startswith("network.shift_size: unknown key") and "base_features" in unknown
     (masked,) = problems("network=dynunet", "dsff.masks=true")
-    assert masked == "dsff.masks=true: dynunet has no fusion layers to mask; use dsff=dense"
-    (name,) = problems("network.name=unet")
-    assert name == "network.name=unet: expected e2enet | plain_unet | dynunet | swin_unetr"
+    assert masked == "dsff.masks=true: e2enet.network.baselines.DynUNet has no fusion layers to mask; use dsff=dense"
+    (target,) = problems("network=dynunet", "network._target_=monai.networks.nets.Unet2")
+    assert target.startswith("network._target_: monai.networks.nets.Unet2 cannot be imported")

@@ -11,9 +11,7 @@ from e2enet.network.baselines import missing_package
 from e2enet.report.costs import count_row
 from e2enet.runs.ablations import row_setting
 
-ABLATIONS = {
-    name: as_plain(compose_config([f"experiments={name}"]).ablation) for name in group_options()["experiments"]
-}
+ABLATIONS = {name: as_plain(compose_config([f"experiments={name}"]).ablation) for name in group_options("experiments")}
 PUBLISHED = [
     (name, row)
     for name, ablation in ABLATIONS.items()

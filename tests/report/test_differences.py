@@ -16,6 +16,7 @@ from e2enet.report.tables.differences import (
     published_differences,
     published_range,
     setting_differences,
+    with_names_of_today,
 )
 from tests.report.conftest import FakeJob, write_sweep
 
@@ -53,7 +54,7 @@ def test_settings_that_differ_from_the_experiment(tmp_path: Path) -> None:
     assert found["width (channels at full resolution)"] == ("48", "16")
     assert found["epochs"] == ("1000", "4") and found["steps per epoch"] == ("250", "25")
     assert found["batch size"] == ("2", "4")
-    assert found["training.optimizer._target_"] == ("torch.optim.SGD", "torch.optim.AdamW")
+    assert found["optimizer._target_"] == ("torch.optim.SGD", "torch.optim.AdamW")
     assert "folds" not in found and found["seeds"] == ("0", "0, 1")
     # A row's own settings are the same on both sides, and where files are is no difference.
     assert not [name for name in found if name.startswith(("dsff.density", "paths", "data."))]
@@ -149,3 +150,17 @@ def test_dataset_names_are_the_paper_s(overrides: list[str], name: str) -> None:
 @pytest.mark.parametrize(("value", "ends"), [(90.3, (90.3, 90.3)), ("90.1-90.2", (90.1, 90.2)), (None, (None, None))])
 def test_published_ranges(value: Any, ends: tuple[float | None, float | None]) -> None:
     assert published_range(value) == ends
+
+
+def test_a_config_of_an_earlier_version_is_read_by_the_keys_of_today() -> None:
+    earlier = {
+        "network": {"name": "dynunet", "base_features": 4},
+        "training": {"epochs": 3, "optimizer": {"lr": 0.1}, "schedule": {"interval": "step"}, "loss": {"smooth": 1}},
+        "seed": 1,
+    }
+    today = {
+        "network": {"_target_": "e2enet.network.baselines.DynUNet", "base_features": 4},
+        "training": {"epochs": 3},
+        **{"optimizer": {"lr": 0.1}, "schedule": {"interval": "step"}, "loss": {"smooth": 1}, "seed": 1},
+    }
+    assert with_names_of_today(earlier) == today and with_names_of_today(today) == today

@@ -21,7 +21,7 @@ from e2enet.runs.rows import ComposedJob, compose_job
 # Rows given on the command line; the files in experiments/ have their own tests.
 ROWS = (
     "ablation={title:T,rows:{"
-    "thin:{label:L,overrides:['dsff.density=0.1','training.optimizer.betas=[0.8,0.9]']},"
+    "thin:{label:L,overrides:['dsff.density=0.1','optimizer.betas=[0.8,0.9]']},"
     "dense:{label:L,overrides:['dsff=dense']}}}"
 )
 
@@ -35,14 +35,14 @@ def problems(*arguments: str) -> str:
 def test_a_rows_overrides_win_over_the_command_lines() -> None:
     job = compose_job(["++dsff.density=0.3", "dsff=rigl", ROWS, "row=thin"])
     assert job.config.dsff.density == 0.1 and job.config.dsff.growth == "gradient"
-    assert list(job.config.training.optimizer.betas) == [0.8, 0.9]  # a key that the config lacks
+    assert list(job.config.optimizer.betas) == [0.8, 0.9]  # a key that the config lacks
     assert job.config.row == "thin" and "hydra" not in job.config
     assert compose_job(["dsff=rigl", ROWS, "row=dense"]).config.dsff.masks is False  # a group too
     assert compose_job(["dsff=rigl", ROWS]).config.dsff.density == 0.2  # no row, nothing applied
 
 
 def test_a_row_is_the_job_that_its_overrides_make() -> None:
-    plain = compose_job(["dsff.density=0.1", "++training.optimizer.betas=[0.8,0.9]", "name=other"])
+    plain = compose_job(["dsff.density=0.1", "++optimizer.betas=[0.8,0.9]", "name=other"])
     assert compose_job([ROWS, "row=thin"]).key == plain.key != compose_job([ROWS, "row=dense"]).key
     mirrored = compose_job([ROWS, "row=thin", "final.mirror=false"])
     assert mirrored.key != plain.key and mirrored.training_key == plain.training_key

@@ -204,12 +204,12 @@ def test_what_differs_after_training_only_is_trained_once(
 
 
 def test_wandb_knows_the_sweep_and_the_row(stand_in: Callable[[str], None], tmp_path: Path) -> None:
-    run_job([*GIVEN, "logger=wandb", "++seed=2", "++logger.tags=[mine]", f"paths.runs={tmp_path}"], tmp_path)
+    run_job([*GIVEN, "logger=wandb", "++seed=2", "++logger.wandb.tags=[mine]", f"paths.runs={tmp_path}"], tmp_path)
     logger = OmegaConf.load(only_job(tmp_path) / "config.yaml").logger
-    assert (logger.group, logger.offline) == (tmp_path.name, True)
-    assert logger.tags == ["mine", "fold=0", "seed=2", "data=phantom", "training=small", "name=sweep"]
-    run_job([*GIVEN, "logger=wandb", "logger.group=ours", "seed=3"], tmp_path)
-    assert OmegaConf.load(read_sweep(tmp_path).jobs[1].folder / "config.yaml").logger.group == "ours"
+    assert (logger.wandb.group, logger.wandb.offline) == (tmp_path.name, True)
+    assert logger.wandb.tags == ["mine", "fold=0", "seed=2", "data=phantom", "training=small", "name=sweep"]
+    run_job([*GIVEN, "logger=wandb", "logger.wandb.group=ours", "seed=3"], tmp_path)
+    assert OmegaConf.load(read_sweep(tmp_path).jobs[1].folder / "config.yaml").logger.wandb.group == "ours"
 
 
 def test_a_score_that_is_none_is_none(stand_in: Callable[[str], None], tmp_path: Path) -> None:

@@ -49,10 +49,10 @@ TINY = [
 ]
 # 20 optimizer steps of two batches each, and an update of the masks after every fourth.
 LONG = ["training.steps_per_epoch=40", "training.accumulate=2", "dsff.update_every=4"]
-SGD = ["training.optimizer._target_=torch.optim.SGD", "training.optimizer.lr=0.01"]  # small differences stay small
+SGD = ["optimizer._target_=torch.optim.SGD", "optimizer.lr=0.01"]  # small differences stay small
 WIDER = "network.base_features=12"  # two and three groups of 8 output channels
 # Nothing is learnt, so that scores are those of equal weights to the last bit.
-SCORED = ["training.steps_per_epoch=2", "training.validate_full=1", "training.optimizer.lr=0.0", "dsff=static"]
+SCORED = ["training.steps_per_epoch=2", "training.validate_full=1", "optimizer.lr=0.0", "dsff=static"]
 SCORED += ["plan.patch_size=[12,32,32]"]  # a whole case in a few windows
 SCENARIOS: dict[str, tuple[list[str], Any]] = {
     "random": ([*LONG, "dsff.growth=random"], "64-true"),

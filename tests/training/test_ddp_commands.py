@@ -29,7 +29,7 @@ OVERRIDES = [
     "training.validate_full=2",
     "training.validation_patches=2",
     "dsff.update_every=2",
-    "trainer.log_every=1",
+    "trainer.log_every_n_steps=1",
     "final.mirror=false",
     "final.compact=true",
 ]

@@ -112,7 +112,7 @@ def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     steps = ["training.epochs=2", "training.steps_per_epoch=5", "dsff.update_every=2", "trainer.probe=false"]
     paths = [f"paths.data={root}/data", f"paths.prepared={root}/prepared"]
     # A schedule that does not look ahead: the first half must not know the length of the whole.
-    fixed = ["training.schedule._target_=e2enet.training.schedules.constant", "~training.schedule.warmup"]
+    fixed = ["schedule._target_=e2enet.training.schedules.constant", "~schedule.warmup"]
     return [*SMALL_RUN, *own, *steps, *paths, *fixed, "dsff.fraction_schedule=constant"]
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from e2enet.common.configs import project_root
+from e2enet.common.configs import ROOT
 from tests.training.conftest import SMALL_RUN, differences, numbers
 
 STEPS, ACCUMULATE, EVERY = 6, 2, 2
@@ -67,10 +67,10 @@ class Reference(NamedTuple):
 
 def train(arguments: list[str], folder: Path, last_call: int = -1) -> subprocess.CompletedProcess[str]:
     folder.mkdir(exist_ok=True)
-    script = str(project_root() / "train.py")
+    script = str(ROOT / "train.py")
     return subprocess.run(
         [sys.executable, "-c", PROGRAM, str(last_call), str(folder), script, *arguments],
-        cwd=project_root(),
+        cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -92,7 +92,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
         "training.validation_patches=4",
         "training.validate_full=2",
         "dsff.update_every=3",
-        "trainer.log_every=1",
+        "trainer.log_every_n_steps=1",
         f"paths.data={root}/data",
         f"paths.prepared={root}/prepared",
     ]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from e2enet.common.files import write_json
-from e2enet.training.loggers import WANDB_FILE, MetricsFile, read_whole_rows, wandb_id
+from e2enet.training.loggers import IDS_FILE, MetricsFile, read_whole_rows, wandb_id
 
 
 def fill(folder: Path) -> MetricsFile:
@@ -67,14 +67,14 @@ def test_rows_that_are_lost_are_told(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_the_id_at_wandb_is_the_runs_and_not_its_places(tmp_path: Path) -> None:
     folder, moved = tmp_path / "run", tmp_path / "moved"
-    first, second = (wandb_id(folder, goes_on=False) for _ in range(2))
+    first, second = (wandb_id(folder, "wandb", goes_on=False) for _ in range(2))
     assert first != second and len(first) == 12
     folder.mkdir()
-    write_json(folder / WANDB_FILE, {"id": first})
+    write_json(folder / IDS_FILE, {"wandb": first})
     folder.rename(moved)
-    assert wandb_id(moved, goes_on=True) == first
-    assert wandb_id(moved, goes_on=False) != first  # a new run in the place of one that is gone
-    (moved / WANDB_FILE).unlink()  # a run of an earlier version has W&B's folders alone
+    assert wandb_id(moved, "wandb", goes_on=True) == first
+    assert wandb_id(moved, "wandb", goes_on=False) != first  # a new run in the place of one that is gone
+    (moved / IDS_FILE).unlink()  # a run of an earlier version has W&B's folders alone
     for name in ("offline-run-20250131_120000-0123456789ab", "run-20250201_120000-abcdef012345"):
         (moved / "wandb" / name).mkdir(parents=True)
-    assert wandb_id(moved, goes_on=True) == "abcdef012345"
+    assert wandb_id(moved, "wandb", goes_on=True) == "abcdef012345"

@@ -141,11 +141,11 @@ def test_optimizer_and_schedule_come_from_the_config(tmp_path: Path) -> None:
     }
     assert float(trainer.callback_metrics["train/lr"]) == pytest.approx(0.01 * (1 / 4) ** 0.9)
     torch_schedule = make_module(
-        "training.schedule._target_=torch.optim.lr_scheduler.StepLR",
-        "training.schedule.interval=epoch",
-        "++training.schedule.step_size=1",
-        "++training.schedule.gamma=0.5",
-        "~training.schedule.warmup",
+        "schedule._target_=torch.optim.lr_scheduler.StepLR",
+        "schedule.interval=epoch",
+        "++schedule.step_size=1",
+        "++schedule.gamma=0.5",
+        "~schedule.warmup",
     )
     trainer = fit(torch_schedule, tmp_path, max_epochs=3)
     assert float(trainer.callback_metrics["train/lr"]) == pytest.approx(3e-3 / 4)
@@ -162,9 +162,9 @@ def test_bf16_training_keeps_float32_weights_and_loss(tmp_path: Path) -> None:
 def test_an_incomplete_accumulation_takes_the_whole_step_of_the_batches_that_there_are(
     accumulate: int, tmp_path: Path
 ) -> None:
-    options = ["training.optimizer._target_=torch.optim.SGD", "training.optimizer.lr=0.1"]
-    options += ["training.schedule._target_=e2enet.training.schedules.constant", "~training.schedule.warmup"]
-    options += ["training.optimizer.weight_decay=0", "++training.loss.batch_dice=false"]
+    options = ["optimizer._target_=torch.optim.SGD", "optimizer.lr=0.1"]
+    options += ["schedule._target_=e2enet.training.schedules.constant", "~schedule.warmup"]
+    options += ["optimizer.weight_decay=0", "++loss.batch_dice=false"]
     torch.manual_seed(0)
     module = make_module(*options)
     expected = copy.deepcopy(module)

@@ -47,8 +47,8 @@ DATASET: dict[str, Any] = {
     "file_ending": ".nii.gz",
 }
 # No schedule and no clipping, so that a step left out changes nothing for those after it.
-PLAIN = ["~training.schedule.warmup", "training.schedule._target_=e2enet.training.schedules.constant"]
-MOMENTUM = ["training.optimizer._target_=torch.optim.SGD", "++training.optimizer.momentum=0.9"]
+PLAIN = ["~schedule.warmup", "schedule._target_=e2enet.training.schedules.constant"]
+MOMENTUM = ["optimizer._target_=torch.optim.SGD", "++optimizer.momentum=0.9"]
 
 
 def make_module(*overrides: str) -> SegmentationModule:
@@ -151,8 +151,8 @@ def test_a_batch_that_is_left_out_changes_nothing(growth: str, optimizer: list[s
 
 
 def test_accumulation_keeps_the_other_batches_of_a_step(tmp_path: Path) -> None:
-    sgd = ["training.optimizer._target_=torch.optim.SGD", "training.optimizer.lr=0.1", "training.skip_nonfinite=3"]
-    module = make_module(*sgd, "training.optimizer.weight_decay=0.1")
+    sgd = ["optimizer._target_=torch.optim.SGD", "optimizer.lr=0.1", "training.skip_nonfinite=3"]
+    module = make_module(*sgd, "optimizer.weight_decay=0.1")
     start = weights(module)
     # Steps of two batches: the first has a bad one, the second nothing else.
     fit(module, tmp_path, samples(range(8), bad=[2, 4, 7]), accumulate_grad_batches=2)
@@ -276,7 +276,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     data = samples(range(8 * rank, 8 * rank + 8), bad=[10])
     options: dict[str, Any] = {"devices": 2, "strategy": "ddp", "use_distributed_sampler": False}
-    apart = "++training.loss.batch_dice=false"  # a Dice over both processes would be NaN on both
+    apart = "++loss.batch_dice=false"  # a Dice over both processes would be NaN on both
     module = make_module("training.skip_nonfinite=1", apart)
     masks = DSFFCallback(0.5, update_every=2, update_until=0.5)
     fit(module, folder / "skip", data, masks, **options)

@@ -94,7 +94,7 @@ def test_pretraining_on_other_classes(tmp_path: Path, capsys: pytest.CaptureFixt
     folders = [f"paths.data={tmp_path}", f"paths.prepared={tmp_path}/prepared", f"run_folder={tmp_path}/run"]
     data = ["data=msd", "data.name=TaskTwo", "++data.label_map={2:1}", "data.augmentation=none"]
     small = [text for text in SMALL_RUN if not text.startswith(("data.", "plan.patch"))] + ["plan.patch_size=[4,16,16]"]
-    still = ["training.optimizer.lr=1e-30", "training.optimizer.weight_decay=0", "dsff=static", "trainer.probe=false"]
+    still = ["optimizer.lr=1e-30", "optimizer.weight_decay=0", "dsff=static", "trainer.probe=false"]
     length = ["training.epochs=1", "training.steps_per_epoch=1", "training.validate_full=0", "data.num_workers=0"]
     overrides = [*small, *data, *folders, *still, *length, "pretraining=['data.label_map={2:2}']"]
     run_training(compose_config(overrides), tmp_path / "run")

@@ -71,7 +71,7 @@ def masks(state: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 def still(folder: Path) -> list[str]:
     """Overrides of a run that keeps the weights of another as they are."""
-    frozen = ["training.optimizer.lr=1e-30", "training.optimizer.weight_decay=0", "dsff=static"]
+    frozen = ["optimizer.lr=1e-30", "optimizer.weight_decay=0", "dsff=static"]
     return [*frozen, f"initial_weights={folder}"]
 
 

@@ -162,13 +162,13 @@ def test_what_has_changed_since_is_refused_with_all_differences(stored: DictConf
     identity = identity_of(stored)
     checkpoint = FoundCheckpoint(tmp_path / "last.ckpt", RunState(4, 8, {}, identity))
     free = stored.copy()
-    free.training.epochs, free.data.num_workers, free.trainer.log_every, free.final.predict = 99, 3, 1, True
+    free.training.epochs, free.data.num_workers, free.trainer.log_every_n_steps, free.final.predict = 99, 3, 1, True
     free.training.checkpoint_every, free.training.checkpoint_activations = 7, True
     refuse_changes(checkpoint, identity_of(free))
     changed = stored.copy()
-    changed.dsff.density, changed.network.base_features, changed.training.loss.smooth = 0.3, 8, 1e-3
+    changed.dsff.density, changed.network.base_features, changed.loss.smooth = 0.3, 8, 1e-3
     changed.plan.patch_size, changed.data.num_train, changed.trainer.devices = [8, 16, 24], 6, 2
-    del changed.training.optimizer.weight_decay
+    del changed.optimizer.weight_decay
     with pytest.raises(InputError) as caught:
         refuse_changes(checkpoint, identity_of(changed))
     assert str(caught.value).splitlines() == [
@@ -176,8 +176,8 @@ def test_what_has_changed_since_is_refused_with_all_differences(stored: DictConf
         "  - data.num_train: the run has 5, now 6",
         "  - dsff.density: the run has 0.2, now 0.3",
         "  - network.base_features: the run has 4, now 8",
-        "  - training.loss.smooth: the run has 1e-05, now 0.001",
-        "  - training.optimizer.weight_decay: the run has 0.01, now none",
+        "  - loss.smooth: the run has 1e-05, now 0.001",
+        "  - optimizer.weight_decay: the run has 0.01, now none",
         "  - plan.patch_size: the run has [8, 16, 16], now [8, 16, 24]",
         "  - training cases: the run has 4 (phantom_004), now 4 (phantom_001)",
         "  - validation cases: the run has ['phantom_001'], now ['phantom_004', 'phantom_006']",
@@ -218,8 +218,11 @@ def test_generators_go_on_where_they_were() -> None:
     [
         ("debug=one_batch", "debug=one_batch: training.steps_per_epoch would be"),
         ("experiments=sparsity", "experiments=sparsity: ablation.title would be"),
-        ("training=paper", "training=paper: network.base_features would be 48: the run has 4"),
-        ("training=small", "training=small: network.base_features would be 16: the run has 4"),
+        (
+            "training=paper",
+            "training=paper: optimizer._target_ would be torch.optim.SGD: the run has torch.optim.AdamW",
+        ),
+        ("training=small", "training=small: plan.batch_size would be 4: the run has 2"),
         ("dsff=rigl", "dsff=rigl: dsff.growth would be gradient: the run has random"),
         ("data=btcv", "data=btcv: data.name would be"),
     ],
@@ -237,7 +240,10 @@ def test_a_choice_that_would_change_the_run_is_refused(
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
-        (b"", r"not a run's config \(it lacks seed, fold, data, dsff, network, training, trainer, paths\)"),
+        (
+            b"",
+            r"not a run's config, or .* \(it lacks seed, fold, data, dsff, network, training, loss, .*paths\)",
+        ),
         (b"seed: 1\ntrainer: {", "cannot be read as a run's config"),
         (b"\xff\xfe\x00", "cannot be read as a run's config"),
         (b"- 1", "not a run's config"),
@@ -254,5 +260,5 @@ def test_a_choice_that_changes_what_may_change_is_taken(stored: DictConfig, tmp_
     write_config(tmp_path / "config.yaml", stored)
     given = [f"resume={tmp_path}", "dsff=dsff", "trainer=auto", "logger=wandb", "data.augment_on=device"]
     config = resumed_config(compose_config(given), given)
-    assert config.logger.wandb is True and config.data.augment_on == "device"
+    assert config.logger.wandb.offline is True and config.data.augment_on == "device"
     assert config.network == stored.network and config.training == stored.training

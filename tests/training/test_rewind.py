@@ -22,8 +22,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of four epochs of two steps, the best of which is not the last, that keeps every second one."""
     root = tmp_path_factory.mktemp("rewind")
     own = ["data.num_test=0", "data.num_workers=0", "training.epochs=4", "training.steps_per_epoch=2"]
-    own += ["training.validate_full=0", "training.keep_every=2", "trainer.probe=false", "trainer.log_every=1"]
-    own += ["training.checkpoint_every=3", "training.schedule.interval=epoch", "dsff.update_every=3"]
+    own += ["training.validate_full=0", "training.keep_every=2", "trainer.probe=false", "trainer.log_every_n_steps=1"]
+    own += ["training.checkpoint_every=3", "schedule.interval=epoch", "dsff.update_every=3"]
     paths = [f"paths.data={root}/data", f"paths.prepared={root}/prepared", f"run_folder={root}/run"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SegmentationModule, "training_step", dropped)

@@ -37,9 +37,9 @@ def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "training.epochs=2",
         "training.steps_per_epoch=3",
         "training.validate_full=2",
-        "training.schedule.interval=epoch",
+        "schedule.interval=epoch",
         "dsff.update_every=2",
-        "trainer.log_every=2",
+        "trainer.log_every_n_steps=2",
         "trainer.accelerator=cpu",
         "final.mirror=false",
         "final.predict=false",
@@ -104,7 +104,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(overrides: list[str], tmp_pat
         return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
 
     # A schedule that does not look ahead: the first half must not know the length of the whole.
-    fixed = ["training.schedule._target_=e2enet.training.schedules.constant", "~training.schedule.warmup"]
+    fixed = ["schedule._target_=e2enet.training.schedules.constant", "~schedule.warmup"]
     # The update at step 4 is the last step of neither; one at step 6 would be the shorter run's last, and
     # left out.
     fixed += ["dsff.fraction_schedule=constant", "dsff.update_every=4"]
@@ -216,7 +216,7 @@ def test_wandb_offline_one_run_with_config_and_pictures(
         assert len(list(folders[0].rglob("*.png"))) == 1  # of the whole case
         content = b"".join(path.read_bytes() for path in folders[0].glob("*.wandb"))
         assert b"density_by_dim0" in content and b"dsff/ever_active" in content
-        assert folders[0].name.endswith(f"-{json.loads((tmp_path / name / 'wandb.json').read_text())['id']}")
+        assert folders[0].name.endswith(f"-{json.loads((tmp_path / name / 'loggers.json').read_text())['wandb']}")
 
 
 def test_the_data_module_is_built_with_what_training_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,8 +79,8 @@ def test_a_run_of_another_length_has_the_rates_of_one_that_always_had_it(
     schedule: Callable[..., Any], interval: str, tmp_path: Path
 ) -> None:
     def train(epochs: int, source: str | None = None) -> dict[tuple[int, int], tuple[float, Any]]:
-        target = f"training.schedule._target_={schedule.__module__}.{schedule.__name__}"
-        module = make_module("~training.schedule.warmup", target, f"training.schedule.interval={interval}")
+        target = f"schedule._target_={schedule.__module__}.{schedule.__name__}"
+        module = make_module("~schedule.warmup", target, f"schedule.interval={interval}")
         rates, path = Rates(tmp_path / f"middle_of_{epochs}.ckpt"), source and tmp_path / f"{source}.ckpt"
         trainer = quiet_trainer(tmp_path, EpochNumbers(), rates, max_epochs=epochs)
         trainer.fit(module, loader((2, 8, 8), 4, 2), ckpt_path=path, weights_only=True)
@@ -95,9 +95,9 @@ def test_a_run_of_another_length_has_the_rates_of_one_that_always_had_it(
 
 
 def test_a_schedule_that_has_ended_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ended = ["training.schedule._target_=torch.optim.lr_scheduler.PolynomialLR", "~training.schedule.warmup"]
-    module = make_module(*ended, "training.schedule.interval=epoch", "++training.schedule.total_iters=1")
+    ended = ["schedule._target_=torch.optim.lr_scheduler.PolynomialLR", "~schedule.warmup"]
+    module = make_module(*ended, "schedule.interval=epoch", "++schedule.total_iters=1")
     quiet_trainer(tmp_path, EpochNumbers(), max_epochs=2).fit(module, loader((2, 8, 8), 4, 2))
     assert capsys.readouterr().out.splitlines() == [
-        "warning: epoch 2 begins with a learning rate of 0 (training.schedule): no weight changes while it is 0"
+        "warning: epoch 2 begins with a learning rate of 0 (schedule): no weight changes while it is 0"
     ]

@@ -145,7 +145,7 @@ def test_the_dataset_chooses_what_is_learnt() -> None:
     for wrong, reason in (
         (
             {"_target_": "monai.losses.DiceCELoss"},
-            "training.loss._target_=monai.losses.DiceCELoss: cannot be built for",
+            "loss._target_=monai.losses.DiceCELoss: cannot be built for",
         ),
         ({**config, "include_background": True}, r"give it ignore and regions: .*include_background"),
     ):

@@ -184,7 +184,7 @@ def test_a_resumed_run_may_change_it_and_ends_in_the_same_bits(recomputed_parts:
     overrides = [
         *SMALL_RUN,
         *("data.num_test=0", "data.num_workers=0", "training.epochs=2", "training.steps_per_epoch=3"),
-        *("training.validate_full=0", "dsff.update_every=2", "training.optimizer.lr=0.01", "trainer.probe=false"),
+        *("training.validate_full=0", "dsff.update_every=2", "optimizer.lr=0.01", "trainer.probe=false"),
         *(f"paths.data={tmp_path}/data", f"paths.prepared={tmp_path}/prepared"),
     ]
     folders = {key: tmp_path / key for key in ("first", "kept", "recomputed")}
@@ -234,7 +234,7 @@ def test_a_whole_run_compiles_one_graph(probe: str, graphs: CompileCounterWithBa
 
 
 def test_compiled_training_learns_the_same(graphs: CompileCounterWithBackend, tmp_path: Path) -> None:
-    sgd = "training.optimizer._target_=torch.optim.SGD"  # AdamW turns roundings of zero gradients into whole steps
+    sgd = "optimizer._target_=torch.optim.SGD"  # AdamW turns roundings of zero gradients into whole steps
     plain, _ = fit(tmp_path / "plain", sgd, growth="random")
     assert graphs.frame_count == 0
     compiled, _ = fit(tmp_path / "compiled", sgd, "training.compile=true", growth="random")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from e2enet.common.configs import compose_config, project_root
+from e2enet.common.configs import ROOT, compose_config
 from e2enet.training.module import SegmentationModule
 from e2enet.training.resume import find_checkpoint, resumed_config
 from e2enet.training.run import run_training
@@ -30,7 +30,7 @@ exit {code}
 @pytest.fixture(scope="module")
 def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     root = tmp_path_factory.mktemp("stopped_runs")
-    own = ["training.epochs=2", "training.steps_per_epoch=3", "training.validate_full=1", "trainer.log_every=1"]
+    own = ["training.epochs=2", "training.steps_per_epoch=3", "training.validate_full=1", "trainer.log_every_n_steps=1"]
     paths = [f"paths.data={root}/data", f"paths.prepared={root}/prepared"]
     return [*SMALL_RUN, *own, *paths, "dsff.update_every=2"]
 
@@ -102,7 +102,7 @@ def test_slurm_announces_the_end_and_the_job_goes_on_in_its_next_one(
     program.chmod(stat.S_IRWXU)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     environment |= {"SLURM_JOB_ID": "71", "SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "2"}
-    script = str(project_root() / "train.py")
+    script = str(ROOT / "train.py")
     command = [sys.executable, script, *overrides, "data.num_workers=1", f"run_folder={folder}"]
     job = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert job.stdout is not None

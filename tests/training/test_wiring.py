@@ -118,12 +118,12 @@ TRAINING: list[Line] = [
     ("training.checkpoint_every", 9, lambda parts: parts.callback(LastCheckpoint).every),
     ("training.checkpoint_unit", "epochs", lambda parts: parts.callback(LastCheckpoint).unit),
     ("training.keep_every", 2, lambda parts: parts.callback(KeptCheckpoints).every),
-    ("training.loss.smooth", 0.5, lambda parts: parts.module.loss.loss.smooth),
-    ("training.optimizer.lr", 0.25, lambda parts: parts.optimizer.defaults["lr"]),
-    ("training.optimizer.weight_decay", 0.125, lambda parts: parts.optimizer.defaults["weight_decay"]),
-    ("training.schedule.interval", "epoch", lambda parts: parts.optimizers["lr_scheduler"]["interval"]),
+    ("loss.smooth", 0.5, lambda parts: parts.module.loss.loss.smooth),
+    ("optimizer.lr", 0.25, lambda parts: parts.optimizer.defaults["lr"]),
+    ("optimizer.weight_decay", 0.125, lambda parts: parts.optimizer.defaults["weight_decay"]),
+    ("schedule.interval", "epoch", lambda parts: parts.optimizers["lr_scheduler"]["interval"]),
     # Half of three epochs: the first is the start of the warm-up, the next two thirds of the way to its end.
-    ("training.schedule.warmup", 0.5, lambda parts: round(0.5 * (parts.schedule.lr_lambdas[0](1) - 0.01) / 0.66, 9)),
+    ("schedule.warmup", 0.5, lambda parts: round(0.5 * (parts.schedule.lr_lambdas[0](1) - 0.01) / 0.66, 9)),
 ]
 TRAINER: list[Line] = [
     ("trainer.accelerator", "cpu", lambda parts: parts.trainer.strategy.root_device.type),
@@ -132,11 +132,11 @@ TRAINER: list[Line] = [
     ("trainer.strategy", "ddp", lambda parts: isinstance(parts.trainer.strategy, DDPStrategy) and "ddp"),
     ("trainer.probe", False, lambda parts: parts.probed),
     ("trainer.limit_val_batches", 3, lambda parts: parts.trainer.limit_val_batches),
-    ("trainer.log_every", 4, lambda parts: parts.trainer.log_every_n_steps),
-    ("trainer.log_every", 4, lambda parts: parts.callback(TimeKeeper)._recent.maxlen),
+    ("trainer.log_every_n_steps", 4, lambda parts: parts.trainer.log_every_n_steps),
+    ("trainer.log_every_n_steps", 4, lambda parts: parts.callback(TimeKeeper)._recent.maxlen),
 ]
 LINES = [*DATA, *DSFF, *NETWORK, *TRAINING, *TRAINER]
-SECTIONS = ("data", "plan", "dsff", "network", "training", "trainer", "final")
+SECTIONS = ("data", "plan", "dsff", "network", "training", "loss", "optimizer", "schedule", "trainer", "final")
 FINAL = {
     "final.mirror": False,
     "final.step": 0.25,
@@ -153,17 +153,19 @@ ELSEWHERE = {
     "plan.kind": "tests/data/test_plan.py",
     "dsff.masks": "tests/training/test_pretraining.py",
     "dsff.updates": "tests/training/test_dsff_callback.py",
-    "network.name": "tests/network/test_baselines.py",
+    "training.base_features": "tests/config/test_experiments.py",
+    "network._target_": "tests/network/test_baselines.py",
+    "dsff._target_": "tests/training/test_extensions.py",
     "network.width": "tests/network/test_baselines.py",
     "network.shift_input": "tests/network/test_e2enet.py",
     "network.kernel_size": "tests/network/test_e2enet.py",
     "network.inner_kernel_size": "tests/network/test_e2enet.py",
     "network.fusion": "tests/network/test_e2enet.py",
-    "training.loss._target_": "test_the_loss_and_the_optimizer",
-    "training.optimizer._target_": "tests/training/test_module.py",
-    "training.schedule._target_": "tests/training/test_module.py",
+    "loss._target_": "test_the_loss_and_the_optimizer",
+    "optimizer._target_": "tests/training/test_module.py",
+    "schedule._target_": "tests/training/test_module.py",
     "trainer.deterministic": "tests/training",
-    "trainer.progress": "shown on terminals alone",
+    "trainer.enable_progress_bar": "shown on terminals alone",
     "final.predict": "tests/training/test_run_folder.py",
     "final.compact": "tests/training/test_compact.py",
     **dict.fromkeys(FINAL, "test_what_follows_training_is_the_configs"),
@@ -195,7 +197,6 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
         raise InputError("enough")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "check_config", lambda _: None)  # what does not go together is not used together here
         patch.setattr(run, "build_trainer", build_noted)
         patch.setattr(run, "probe_step", lambda *_: probes.append(1))
         patch.setattr(pl.Trainer, "fit", fit)

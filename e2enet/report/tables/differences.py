@@ -14,15 +14,17 @@ from omegaconf.errors import OmegaConfBaseException
 from e2enet.common.configs import as_plain, compose_config
 from e2enet.common.errors import first_line
 from e2enet.data.planning.planner import PAPER_BATCH
+from e2enet.network.build import NAMES as NETWORK_NAMES
 from e2enet.report.results.runs import Runs
 from e2enet.report.tables.columns import interval
 from e2enet.report.tables.table import Column, Line, Table, is_known, number, published_range, text
 from e2enet.runs.ablations import row_setting
 from e2enet.runs.job_key import WITHOUT_EFFECT
 from e2enet.runs.variants import flat
+from e2enet.training.step_parts import STEP_PARTS
 
 # Sections in which runs of an experiment may differ from its full scale; a dataset's own facts follow from its name.
-SECTIONS = ("network", "dsff", "training", "plan", "final", "pretraining")
+SECTIONS = ("network", "dsff", "training", "loss", "optimizer", "schedule", "plan", "final", "pretraining")
 DATA_KEYS = ("data.augmentation", "data.limit_cases", "data.transforms", "data.split", "data.group", "data.exclude")
 DATASET, PATCH = "dataset", "patch size"
 NAMES = {
@@ -31,6 +33,8 @@ NAMES = {
     "training.steps_per_epoch": "steps per epoch",
     "plan.batch_size": "batch size",
 }
+# What other settings say already: the width of the network, and that masks are DSFF's.
+TOLD = ("training.base_features", "dsff._target_")
 FIRST = (DATASET, PATCH, *NAMES)
 # The paper's names of what the project's data modules read.
 DATASETS = {"BTCVDataModule": "BTCV", "Task01_BrainTumour": "BraTS"}
@@ -163,13 +167,24 @@ def _full_scale(experiment: str, ablation: Mapping[str, Any], row: str | None) -
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """{name: value} of what is compared, without the patch size, which a config may leave to planning."""
+    config = with_names_of_today(config)
     sections = flat({name: config.get(name) for name in (*SECTIONS, "data")})
     kept = {
         key: value
         for key, value in sections.items()
-        if key not in (*WITHOUT_EFFECT, "plan.patch_size") and (not key.startswith("data.") or key in DATA_KEYS)
+        if key not in (*WITHOUT_EFFECT, *TOLD, "plan.patch_size") and (not key.startswith("data.") or key in DATA_KEYS)
     }
     return {DATASET: dataset_name(config)} | kept
+
+
+def with_names_of_today(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A run's config, that of an earlier version by the keys of today: its network had a `name`, and loss, optimizer
+    and schedule lay in `training`."""
+    network, training = dict(config.get("network") or {}), dict(config.get("training") or {})
+    if "name" in network:
+        network = {"_target_": NETWORK_NAMES.get(network.pop("name")), **network}
+    moved = {part: training.pop(part) for part in STEP_PARTS if part in training}
+    return {**config, "network": network, "training": training, **moved}
 
 
 def _listed(values: Iterable[Any]) -> str:

@@ -1,0 +1,64 @@
+"""What a signature says of the values in a config."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, TypedDict, Unpack
+
+import pytest
+import torch
+from torch import Tensor
+
+from e2enet.common.signatures import annotation_rule, build_nested, build_part, signature_of
+
+
+class Named(TypedDict, total=False):
+    size: int
+
+
+def test_named_needed_and_any() -> None:
+    def target(a: int, *, b: float = 0, c: str = None, **others: int) -> None: ...  # type: ignore[assignment]  # noqa: RUF013
+
+    found = signature_of(target)
+    assert (list(found.rules), found.needed, found.takes_any) == (["a", "b", "c"], ["a"], True)
+    assert found.rules["b"].accepts(1) and not found.rules["b"].accepts("1")
+    assert found.rules["c"].accepts(None) and not found.rules["c"].accepts(1)  # as older code writes what may be None
+    assert signature_of(torch.optim.SGD).needed == ["params"]
+
+
+def test_options_of_a_typed_dict_are_named() -> None:
+    def target(**options: Unpack[Named]) -> None: ...
+
+    found = signature_of(target)
+    assert list(found.rules) == ["size"] and not found.takes_any and not found.rules["size"].accepts("x")
+
+
+@pytest.mark.parametrize(
+    ("hint", "accepted", "refused"),
+    [
+        (int, [0, -3], [True, 1.5, "1", None]),
+        (bool, [True, False], [1, None]),
+        (float, [1, 0.5], [True, "0.5"]),
+        (int | None, [None, 1], ["x"]),
+        (Literal["min", "max"], ["min"], ["most", None]),
+        (list[int] | str, [[1, 2], "all"], [[1.5], 1]),
+        (Sequence[float], [[1, 2.5]], [1, ["x"]]),
+        (float | Tensor, [1, "whatever becomes a tensor"], []),
+        (Any, [None, {"a": 1}], []),
+    ],
+)
+def test_annotations(hint: Any, accepted: list[Any], refused: list[Any]) -> None:
+    rule = annotation_rule(hint)
+    assert [rule.accepts(value) for value in accepted] == [True] * len(accepted)
+    assert [rule.accepts(value) for value in refused] == [False] * len(refused)
+
+
+def pair(first: int, second: int = 2) -> tuple[int, int]:
+    return first, second
+
+
+def test_what_is_known_is_given_where_it_is_asked_for_and_left_open() -> None:
+    section = {"_target_": f"{__name__}.pair", "first": 1}
+    assert build_part(section, first=5, second=7, third=9) == (1, 7)
+    assert build_part({**section, "second": 3}, second=7) == (1, 3)
+    assert build_nested([section, {"a": 1}, "x"]) == [(1, 2), {"a": 1}, "x"]
