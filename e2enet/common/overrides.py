@@ -15,6 +15,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
 
 from e2enet.common.configs import CONFIGS, SEARCHPATH, ConfigSource, group_options
+from e2enet.common.console import say
 from e2enet.common.errors import InputError, first_line
 
 QUOTES = "'\""  # of Hydra's grammar
@@ -24,6 +25,30 @@ VALUED_FLAGS = (
     *("--config-dir", "-cd", "--experimental-rerun"),
 )
 NUMBER_IN_LIST = re.compile(r"(?<=[\[,])\s*([0-9][\w.+-]*)\s*(?=[,\]])")
+
+
+# Sections and keys that earlier versions called otherwise.
+RENAMED = {
+    "training.optimizer": "optimizer",
+    "training.schedule": "schedule",
+    "training.loss": "loss",
+    "trainer.progress": "trainer.enable_progress_bar",
+    "trainer.log_every": "trainer.log_every_n_steps",
+    "logger.project": "logger.wandb.project",
+    "logger.group": "logger.wandb.group",
+    "logger.tags": "logger.wandb.tags",
+    "logger.offline": "logger.wandb.offline",
+}
+
+
+def renamed(argument: str) -> str:
+    """An override by the names of today, which is told where it has one of an earlier version; others as they are."""
+    key = argument.lstrip("+~").partition("=")[0]
+    for old, new in RENAMED.items():
+        if f"{key}.".startswith(f"{old}."):
+            say(f"{old} is called {new} now: {argument} is read so")
+            return argument.replace(old, new, 1)
+    return argument
 
 
 def parse_override(text: str) -> Override:

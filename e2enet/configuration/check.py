@@ -28,6 +28,7 @@ from e2enet.common.overrides import (
     override_values,
     overrides_of,
     parse_override,
+    renamed,
     several_values,
     unknown_choice,
     unreadable,
@@ -79,9 +80,9 @@ def check_command_line(arguments: Sequence[str], *, printed: bool = False) -> No
 
 
 def read_arguments(arguments: Sequence[str]) -> list[str]:
-    """A command line of train.py with quotes around texts that Hydra would take for numbers."""
+    """A command line of train.py by the names of today, with quotes around texts that Hydra would take for numbers."""
     overrides = overrides_of(arguments)
-    return [as_text(text, SCHEMA.test_of) if text in overrides else text for text in arguments]
+    return [as_text(renamed(text), SCHEMA.test_of) if text in overrides else text for text in arguments]
 
 
 def check_config(config: DictConfig) -> None:

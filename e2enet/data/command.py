@@ -28,6 +28,7 @@ from e2enet.common.overrides import (
     forced,
     override_values,
     parse_override,
+    renamed,
     several_values,
     unknown_choice,
     unreadable,
@@ -70,7 +71,7 @@ def compose_data(arguments: Sequence[str], options: Mapping[str, Option] | None 
     values = {name: option.default for name, option in options.items()}
     overrides: list[str] = []
     problems: list[str] = []
-    for given in arguments:
+    for given in map(renamed, arguments):
         argument = as_text(given, lambda key: options[key].rule.accepts if key in options else SCHEMA.test_of(key))
         if argument.startswith("-"):
             problems.append(f"{argument}: expected key=value (there is no flag but --help)")

@@ -8,7 +8,15 @@ import pytest
 from hydra.errors import HydraException
 
 from e2enet.common.config_rules import list_of, optional, table_of, text, whole
-from e2enet.common.overrides import as_text, overrides_of, parse_override, quoted, several_values, unreadable
+from e2enet.common.overrides import (
+    as_text,
+    overrides_of,
+    parse_override,
+    quoted,
+    renamed,
+    several_values,
+    unreadable,
+)
 
 TESTS = {"name": text, "row": optional(text), "tags": list_of(text), "count": whole(0), "map": table_of(whole(0), text)}
 TESTS["lists"] = table_of(text, list_of(text))
@@ -106,3 +114,22 @@ def test_a_comma_is_told_with_both_ways_out() -> None:
 
 def test_flags_and_their_values_are_no_overrides() -> None:
     assert overrides_of(["-m", "a=1", "--config-dir", "here", "--cfg", "job", "word", "~b"]) == ["a=1", "word", "~b"]
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("training.optimizer.lr=0.1", "optimizer.lr=0.1"),
+        ("++training.schedule={_target_:x}", "++schedule={_target_:x}"),
+        ("~training.schedule.warmup", "~schedule.warmup"),
+        ("trainer.log_every=1", "trainer.log_every_n_steps=1"),
+        ("logger.offline=false", "logger.wandb.offline=false"),
+        ("trainer.log_every_n_steps=1", "trainer.log_every_n_steps=1"),
+        ("training.losses=1", "training.losses=1"),
+        ("name=training.loss", "name=training.loss"),
+    ],
+)
+def test_names_of_earlier_versions(given: str, read: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert renamed(given) == read
+    told = " ".join(capsys.readouterr().out.split())
+    assert (f"now: {given} is read so" in told) == (given != read)
