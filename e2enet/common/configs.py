@@ -6,10 +6,11 @@ beside them, as in any Hydra app: `--config-dir`, `--config-name`, `--config-pat
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ CONFIGS = ROOT / "conf"
 # Keys that name files or folders.
 PATHS = ("paths.data", "paths.prepared", "paths.runs", "run_folder", "resume", "initial_weights", "data.split")
 SEARCHPATH = "hydra.searchpath="
+SOURCE_VARIABLE = "E2ENET_CONFIG_SOURCE"
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,20 @@ class ConfigSource:
     searchpath: str = ""
 
 
-_source = ConfigSource()
-
-
 def choose_source(source: ConfigSource) -> None:
-    """Compose from there from now on."""
+    """Compose from there from now on, in processes that this one starts too, as the workers of launchers."""
     global _source
     _source = source
+    os.environ[SOURCE_VARIABLE] = json.dumps(asdict(source), default=str)
+
+
+def _inherited_source() -> ConfigSource:
+    content = json.loads(os.environ.get(SOURCE_VARIABLE, "{}"))
+    folders = {name: Path(content[name]) for name in ("primary", "added") if content.get(name)}
+    return ConfigSource(**(content | folders))
+
+
+_source = _inherited_source()
 
 
 class ProjectSearchPath(SearchPathPlugin):

@@ -70,6 +70,12 @@ def test_own_files_are_choices_beside_ours(mine: Path) -> None:
     assert compose_config(["network=segresnet"]).network.init_filters == 8
 
 
+def test_a_launchers_workers_look_there_too() -> None:
+    code = "from e2enet.common.configs import compose_config; print(compose_config(['network=mine']).network.width)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "12\n"
+
+
 def test_a_primary_config_of_ones_own(mine: Path, tmp_path: Path) -> None:
     (tmp_path / "first.yaml").write_text("defaults:\n  - config\n  - _self_\nseed: 5\n", encoding="utf-8")
     choose_source(ConfigSource(name="first", added=tmp_path))
