@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 import os
 import signal
 import socket
@@ -46,6 +47,15 @@ def cache_of_these_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def same_locale() -> Iterator[None]:
+    """SimpleITK leaves the process in the locale "C" when it writes DICOM, in which no later test could read a letter
+    beyond ASCII; reading DICOM, which the product does, leaves it alone."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)
 
 
 @pytest.fixture(scope="session")

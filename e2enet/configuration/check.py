@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from e2enet.common import config_check
 from e2enet.common.config_check import Schema
-from e2enet.common.configs import EXPERIMENTS, as_plain, compose_config, group_options
+from e2enet.common.configs import EXPERIMENTS, compose_config, group_options
 from e2enet.common.errors import first_line, raise_problems
 from e2enet.common.overrides import (
     as_text,
@@ -40,7 +40,7 @@ from e2enet.system.ranks import launched, planned_processes
 from e2enet.training.part_trials import part_problems
 from e2enet.training.pretraining import pretraining_problems
 from e2enet.training.resume import resumed_config
-from e2enet.training.step_parts import STEP_PARTS
+from e2enet.training.step_parts import STEP_PARTS, training_settings
 
 HEADING = "The configuration cannot be used:"
 # A sweep of more jobs than this is checked value by value instead of job by job.
@@ -101,8 +101,7 @@ def _unusable_parts(config: DictConfig, problems: Sequence[str]) -> Iterator[str
     if any(problem.startswith(("training", "trainer", *STEP_PARTS)) for problem in problems):
         return
     device = "cuda" if torch.cuda.device_count() and not on_cpu(config.trainer.accelerator) else "cpu"
-    training = {**as_plain(config.training), **{part: as_plain(config[part]) for part in STEP_PARTS}}
-    yield from part_problems(training, device)
+    yield from part_problems(training_settings(config), device)
 
 
 def _command_line_problems(overrides: Sequence[str], multirun: bool, schema: Schema) -> Iterator[str]:

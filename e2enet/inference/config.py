@@ -45,7 +45,7 @@ class PredictConfig:
     row: str | None = None
     seed: int | Literal["all"] | None = None
     allow_missing_folds: bool = False
-    trust: Sequence[str] = ()
+    trust: tuple[str, ...] = ()
     postprocessing: str = "auto"
     file_ending: str | None = None
 
@@ -61,6 +61,7 @@ def read_config(config: DictConfig | Mapping[str, Any]) -> PredictConfig:
     raise_problems(_value_problems(values), HEADING)
     paths = values["checkpoint"] if isinstance(values["checkpoint"], list) else [values["checkpoint"]]
     given = {str(key): value for key, value in values.items() if key not in PATH_KEYS}
+    given["trust"] = tuple(given.get("trust", ()))
     if "precision" in given:
         given["precision"] = str(given["precision"])
     return PredictConfig(

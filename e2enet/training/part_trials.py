@@ -7,10 +7,11 @@ loss expects targets with a channel axis.
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch.optim import Optimizer
 
 from e2enet.common.errors import first_line
 from e2enet.training.losses import DeepSupervisionLoss
-from e2enet.training.step_parts import build_schedule, taking_labels
+from e2enet.training.step_parts import STEP_PARTS, build_schedule, taking_labels
 
 # (B, K, D, H, W) of a tried head: no two sizes are the same, so that nothing fits by being broadcast.
 BATCH, CLASSES, SIZE = 2, 3, (4, 6, 8)
@@ -33,6 +34,16 @@ def part_problems(training: Mapping[str, Any], device: str = "cpu") -> Iterator[
         training: the `training` section in plain containers, of which signatures and values have been checked.
         device: where training will run.
     """
+    kept = {key: training[key] for key in (*STEP_PARTS, "epochs", "steps_per_epoch", "accumulate")}
+    yield from _part_problems(json.dumps(kept), device)
+
+
+@cache  # asked for every job of a sweep
+def _part_problems(settings: str, device: str) -> tuple[str, ...]:
+    return tuple(_find_problems(json.loads(settings), device))
+
+
+def _find_problems(training: Mapping[str, Any], device: str) -> Iterator[str]:
     losses = [partial(_try_loss, training["loss"], classes, device) for classes in _classes(training)]
     problem = _first_problem(losses)
     if problem:

@@ -43,7 +43,7 @@ from e2enet.training.resume import (
 )
 from e2enet.training.rewind import later_checkpoints, set_aside
 from e2enet.training.run_folder import Claim, how_to_go_on, refuse_taken, write_claim
-from e2enet.training.step_parts import STEP_PARTS
+from e2enet.training.step_parts import training_settings
 from e2enet.training.trainer import build_trainer
 
 
@@ -157,7 +157,7 @@ def build_module(config: DictConfig, data: SegmentationDataModule) -> Segmentati
             "label_map": dict(data.dataset.label_map),
             "regions": {name: list(labels) for name, labels in data.dataset.regions.items()},
         },
-        training={**as_plain(config.training), **{part: as_plain(config[part]) for part in STEP_PARTS}},
+        training=training_settings(config),
         group_size=chosen_group_size(config.dsff.granularity, config.dsff.group_size),
     )
 

@@ -7,10 +7,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from hydra.utils import get_method, instantiate
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from e2enet.common.configs import as_plain
+
 STEP_PARTS = ("loss", "optimizer", "schedule")  # sections of a config that checkpoints keep in `training`
+
+
+def training_settings(config: DictConfig) -> dict[str, Any]:
+    """What a checkpoint keeps of a config's training: the section `training`, with those of the step's parts in it."""
+    return {**as_plain(config.training), **{part: as_plain(config[part]) for part in STEP_PARTS}}
 
 
 class ChannelTargets(nn.Module):

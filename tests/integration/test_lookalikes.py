@@ -89,7 +89,7 @@ def test_nnunet(raw: Callable[[str], Path], take_tour: Callable[..., Any], capsy
     tour.assert_grid("prostate_03", images / "prostate_03_0000.nii.gz")
     assert {case for case, _ in tour.scores} == {f"prostate_{number:02d}" for number in range(5)}
     lost = f"warning: {images}: not taken: ends in .nii, .nii.gz expected (2: spare_0000.nii, spare_0001.nii)"
-    unscored = f"warning: {tour.predictions / 'spare.nii.gz'}: has no reference and is not scored"
+    unscored = f"warning: {tour.predictions / 'spare.nii'}: has no reference and is not scored"
     shown = capsys.readouterr().out.splitlines()
     assert shown.count(lost) == 2 and shown.count(unscored) == 1  # by check and prepare, by the evaluation
 

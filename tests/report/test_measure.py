@@ -13,9 +13,9 @@ import torch
 
 from e2enet.common.errors import InputError
 from e2enet.network import E2ENet, recompute
+from e2enet.report import measure
 from e2enet.report.measure import main, measure_runs, network_key
 from e2enet.report.measure_network import STEPS, latency, training_peak
-from e2enet.report.results import measure
 from e2enet.report.results.measured import read_measured
 from e2enet.training.records import machine
 

@@ -75,6 +75,7 @@ def test_an_experiments_own_values_are_replaced_not_multiplied() -> None:
     assert one.jobs[0].experiment == "mechanisms" and one.folder == Path("runs/mechanisms").absolute()
 
 
+@pytest.mark.slow
 def test_more_combinations_than_the_check_composes_are_all_checked() -> None:
     values = "training.epochs=range(1,20)", "network.kernel_size=[1,3,3],[3,3,3]", "network.shift_size=null,3"
     with pytest.raises(InputError, match=r"the depth-shift belongs to kernel_size \[1,3,3\]"):

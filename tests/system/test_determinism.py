@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from e2enet.common.configs import compose_config
 from e2enet.network.e2enet import E2ENet
 from e2enet.system.determinism import TorchFlags, set_torch_flags, torch_flags
 from e2enet.training.dsff_callback import DSFFCallback
 from e2enet.training.trainer import _dsff
-
-PROJECT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +53,7 @@ def test_flags_by_device(deterministic: Any, on_gpu: bool, expected: TorchFlags,
 
 @pytest.mark.parametrize(("trainer", "benchmark"), [("cpu", False), ("auto", False), ("gpu", True), ("ddp", True)])
 def test_the_presets_of_gpus_benchmark(trainer: str, benchmark: bool) -> None:
-    preset = OmegaConf.load(PROJECT / "conf" / "trainer" / f"{trainer}.yaml")
+    preset = compose_config([f"trainer={trainer}"]).trainer
     on_gpu = preset.accelerator != "cpu"
     assert torch_flags(preset.deterministic, on_gpu=on_gpu).benchmark == benchmark
 

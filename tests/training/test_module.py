@@ -10,11 +10,12 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from e2enet.common.configs import compose_config
+from e2enet.common.configs import as_plain, compose_config
 from e2enet.inference.checkpoint import load_model
 from e2enet.inference.sliding_window import predict_probabilities
 from e2enet.training.callbacks import EpochNumbers
 from e2enet.training.module import SegmentationModule
+from e2enet.training.step_parts import training_settings
 from tests.training.conftest import quiet_trainer
 
 PLAN: dict[str, Any] = {
@@ -36,10 +37,9 @@ DATASET: dict[str, Any] = {
 
 
 def make_module(*overrides: str) -> SegmentationModule:
-    from omegaconf import OmegaConf
 
     config = compose_config(["network.base_features=4", *overrides])
-    network, training = (OmegaConf.to_container(config[key], resolve=True) for key in ("network", "training"))
+    network, training = as_plain(config.network), training_settings(config)
     return SegmentationModule(network, copy.deepcopy(PLAN), copy.deepcopy(DATASET), training)  # type: ignore[arg-type]
 
 

@@ -17,16 +17,16 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
-from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
-from e2enet.common.configs import compose_config
+from e2enet.common.configs import as_plain, compose_config
 from e2enet.common.errors import InputError
 from e2enet.network.dsff import fusion_layers, kernel_scores
 from e2enet.training.callbacks import EpochNumbers
 from e2enet.training.dsff_callback import DSFFCallback
 from e2enet.training.module import SegmentationModule
 from e2enet.training.nonfinite import case_statistics, without_gradient
+from e2enet.training.step_parts import training_settings
 from tests.training.conftest import quiet_trainer
 
 SHAPE = (2, 8, 8)
@@ -53,7 +53,7 @@ MOMENTUM = ["optimizer._target_=torch.optim.SGD", "++optimizer.momentum=0.9"]
 
 def make_module(*overrides: str) -> SegmentationModule:
     config = compose_config(["network.base_features=4", *PLAIN, *overrides])
-    network, training = (OmegaConf.to_container(config[key], resolve=True) for key in ("network", "training"))
+    network, training = as_plain(config.network), training_settings(config)
     torch.manual_seed(0)
     return SegmentationModule(network, PLAN, DATASET, training)  # type: ignore[arg-type]
 
