@@ -166,7 +166,7 @@ def source_of(arguments: Sequence[str]) -> ConfigSource:
         name=(flags.config_name or "config").removesuffix(".yaml"),
         primary=Path(flags.config_path).absolute() if flags.config_path else CONFIGS,
         added=Path(flags.config_dir).absolute() if flags.config_dir else None,
-        searchpath=next((text for text in reversed(flags.overrides) if text.startswith(SEARCHPATH)), ""),
+        searchpath=next((text for text in reversed(overrides_of(arguments)) if text.startswith(SEARCHPATH)), ""),
     )
 
 

@@ -24,6 +24,7 @@ from e2enet.network.baselines import missing_package
 from e2enet.network.build import CHANNELS, OFFERED, is_e2enet, network_class
 from e2enet.network.engine.select import COMPILED, ONLY_GROUPS, RECOMPUTED
 from e2enet.runs.ablations import ablation_problems
+from e2enet.training.loggers import is_wandb
 from e2enet.training.weight_averaging import MaskedWeightAveraging
 
 # What a logger of Lightning's needs: one of these packages.
@@ -196,7 +197,7 @@ def _run_folder(runs: str, run_folder: str) -> str | None:
 
 def _login(loggers: Mapping[str, Mapping[str, Any] | None] | None) -> str | None:
     for name, logger in (loggers or {}).items():
-        online = logger is not None and str(logger["_target_"]).endswith(".WandbLogger") and not logger.get("offline")
+        online = logger is not None and is_wandb(logger) and not logger.get("offline")
         if online and os.environ.get("WANDB_MODE", "online") == "online" and (problem := _login_problem()):
             key = f"logger.{name}.offline"
             return f"{key}=false: {problem}; expected {key}=true, or `wandb login`"

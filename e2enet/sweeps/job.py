@@ -26,6 +26,7 @@ from e2enet.sweeps.manifest import register_jobs
 from e2enet.sweeps.process_group import job_command, run_process_group
 from e2enet.sweeps.records import OUTCOME_FILE, read_outcome, record_end, record_start
 from e2enet.system.locks import claimed_folder, locked_file
+from e2enet.training.loggers import is_wandb
 from e2enet.training.records import write_config
 
 # How a job ends that was told to: by SIGTERM, or by what it makes of it (training.run).
@@ -118,7 +119,7 @@ def _job_config(job: ComposedJob, sweep: Path, folder: Path) -> DictConfig:
     config.run_folder = str(folder)
     config.resume = None
     for logger in (config.get("logger") or {}).values():
-        if logger is not None and str(logger["_target_"]).endswith(".WandbLogger"):
+        if is_wandb(logger):
             with open_dict(logger):
                 logger.group = logger.get("group") or sweep.resolve().name
                 logger.tags = list(dict.fromkeys([*(logger.get("tags") or []), *_tags(job)]))

@@ -41,7 +41,7 @@ def build_loggers(
         if section is not None:
             known = {"save_dir": run_folder, "name": name, "version": "", "run_name": run_folder.name}
             known["run_id"] = _stored_id(run_folder, name) if goes_on else None
-            if _is_wandb(section):
+            if is_wandb(section):
                 identity = wandb_id(run_folder, name, goes_on=goes_on)
                 known |= {"name": run_folder.name, "id": identity, "version": None}
                 section = {**section, "resume": "allow", "config": dict(config), "_recursive_": False}
@@ -85,7 +85,10 @@ def _stored_id(run_folder: Path, name: str) -> str | None:
     return None if found is None else str(found)
 
 
-def _is_wandb(section: Mapping[str, Any]) -> bool:
+def is_wandb(section: Mapping[str, Any] | None) -> bool:
+    """Whether a section of the config's group `logger` builds Lightning's logger of W&B, or a class of it."""
+    if section is None:
+        return False
     target = resolve_target(str(section["_target_"]))
     return isinstance(target, type) and issubclass(target, WandbLogger)
 
