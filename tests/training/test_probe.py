@@ -13,14 +13,14 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 
-from e2enet.common.configs import compose_config
+from e2enet.common.configs import as_plain, compose_config
 from e2enet.common.errors import InputError
 from e2enet.training import probe
 from e2enet.training.module import SegmentationModule
 from e2enet.training.probe import Probe, is_out_of_memory, largest_between, largest_from, probe_step
 from e2enet.training.run import run_training
+from e2enet.training.step_parts import training_settings
 from tests.training.conftest import quiet_trainer
 
 PLAN: dict[str, Any] = {
@@ -44,8 +44,7 @@ DATASET: dict[str, Any] = {
 @pytest.fixture
 def module() -> SegmentationModule:
     config = compose_config(["network.base_features=4"])
-    network, training = (OmegaConf.to_container(config[key], resolve=True) for key in ("network", "training"))
-    return SegmentationModule(network, PLAN, DATASET, training)  # type: ignore[arg-type]
+    return SegmentationModule(as_plain(config.network), PLAN, DATASET, training_settings(config))
 
 
 @pytest.fixture
