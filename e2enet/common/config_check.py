@@ -41,7 +41,7 @@ class Part:
 
     Attributes:
         target: What is built; None: what the section's `_target_` names.
-        base: What a class that is named must be a class of.
+        base: What a class that is named must be a class of; as a text, where importing it takes a while.
         supplied: Parameters that the code gives itself.
         offered: Parameters that the code gives where the section does not.
         reserved: Parameters that another key sets, with the words that say which.
@@ -52,7 +52,7 @@ class Part:
     """
 
     target: Callable[..., Any] | None = None
-    base: type | None = None
+    base: type | str | None = None
     supplied: AbstractSet[str] = frozenset()
     offered: AbstractSet[str] = frozenset()
     reserved: Mapping[str, str] = field(default_factory=dict)
@@ -168,7 +168,7 @@ def _section_problems(section: Mapping[str, Any], prefix: str, schema: Schema) -
             if not schema.rules[path].accepts(value):
                 yield path, wrong_value(path, value, schema.rules[path])
         elif (part := schema.part_of(path)) is not None and isinstance(value, Mapping):
-            yield from _part_problems(path, value, part)
+            yield from _part_problems(path, value, part, schema)
         elif part is not None and part.may_lack:
             if value is not None:
                 yield path, f"{path}={value}: expected a section with _target_, or null"
@@ -195,7 +195,7 @@ def _missing_problems(content: Mapping[str, Any], schema: Schema, known: Mapping
     return found
 
 
-def _part_problems(path: str, section: Mapping[str, Any], part: Part) -> Iterator[tuple[str, str]]:
+def _part_problems(path: str, section: Mapping[str, Any], part: Part, schema: Schema) -> Iterator[tuple[str, str]]:
     """(path, problem) of a section that something is built from."""
     name = section.get("_target_")
     if part.target is not None and name is not None:
@@ -210,8 +210,9 @@ def _part_problems(path: str, section: Mapping[str, Any], part: Part) -> Iterato
     except Exception as error:  # whatever importing a user's module raises is the user's to see
         yield f"{path}._target_", f"{path}._target_: {name} cannot be imported: {first_line(error)}"
         return
-    if part.base is not None and isinstance(target, type) and not issubclass(target, part.base):
-        expected = f"{part.base.__module__}.{part.base.__name__}"
+    base = resolve_target(part.base) if isinstance(part.base, str) else part.base
+    if isinstance(base, type) and isinstance(target, type) and not issubclass(target, base):
+        expected = f"{base.__module__}.{base.__name__}"
         yield f"{path}._target_", f"{path}._target_={name}: expected a class of {expected}"
         return
     is_own = part.target is not None or str(target.__module__).startswith(OWN)
@@ -229,8 +230,10 @@ def _part_problems(path: str, section: Mapping[str, Any], part: Part) -> Iterato
             yield child, f"{child}: {part.reserved[str(key)]}"
         elif key not in part.extras and key not in allowed and not (signature.takes_any and key not in part.supplied):
             yield child, unknown_key(child, str(key), f"{path}.", [*allowed, *part.extras])
+        elif isinstance(value, Mapping) and (inner := schema.part_of(child)) is not None:
+            yield from _part_problems(child, value, inner, schema)
         elif isinstance(value, Mapping) and "_target_" in value:
-            yield from _part_problems(child, value, Part())
+            yield from _part_problems(child, value, Part(), schema)
         elif rule is not None and not rule.accepts(value):
             yield child, wrong_value(child, value, rule)
     for key in signature.needed:

@@ -38,6 +38,7 @@ RENAMED = {
     "logger.group": "logger.wandb.group",
     "logger.tags": "logger.wandb.tags",
     "logger.offline": "logger.wandb.offline",
+    "data.foreground_share": "data.sampler.foreground_share",
 }
 
 

@@ -33,9 +33,10 @@ from e2enet.common.overrides import (
     unknown_choice,
     unreadable,
 )
-from e2enet.data.config_rules import EXTRAS, SCHEMA
+from e2enet.data.config_rules import EXTRAS, MOVED, SCHEMA
 
 if TYPE_CHECKING:
+    from e2enet.data.cases.sources import DataSource
     from e2enet.data.datamodule import SegmentationDataModule
 
 HEADING = "The command line cannot be used (--help shows the keys):"
@@ -124,6 +125,13 @@ def build_datamodule(config: DictConfig, **more: Any) -> SegmentationDataModule:
         _convert_="all",
     )
     return module
+
+
+def dataset_source(config: DictConfig) -> DataSource:
+    """Where a run's raw dataset lies, by its config, that of an earlier version too; what only training needs is not
+    built."""
+    data = {key: value for key, value in as_plain(config.data).items() if key not in ("sampler", *MOVED)}
+    return build_datamodule(OmegaConf.create({**as_plain(config), "data": data})).source
 
 
 def show_help(arguments: Sequence[str], text: str, options: Mapping[str, Option]) -> None:

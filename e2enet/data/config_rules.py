@@ -60,7 +60,6 @@ DATA_RULES: dict[str, Rule] = {
     "augmentation": choice("nnunet", "mirror", "none"),
     "augment_on": choice("worker", "device"),
     "transforms": list_of(Rule(lambda v: isinstance(v, Mapping), "an entry {_target_: .., parameter: ..}")),
-    "foreground_share": number(0, 1),
     "num_workers": whole(0),
     "prepare_workers": optional(whole(0)),
     "num_train": whole(5),
@@ -70,7 +69,20 @@ DATA_RULES: dict[str, Rule] = {
     "phantom_seed": whole(0, LARGEST_SEED),
     "limit_cases": optional(whole(1)),
 }
-PARTS = {"data": Part(supplied=SUPPLIED, extras=EXTRAS, rules=DATA_RULES)}
+NAME = Rule(lambda v: text.accepts(v) or whole(0).accepts(v), "a name or number")
+SAMPLER = Part(
+    base="e2enet.data.loaders.patch_sampler.PatchSampler",
+    rules={
+        "foreground_share": number(0, 1),
+        "class_weights": optional(table_of(NAME, number(0))),
+        "case_weights": optional(table_of(NAME, number(0))),
+    },
+    may_lack=True,
+)
+# Keys of earlier versions, as files of one's own may have them, and where they belong now.
+MOVED = {"foreground_share": "is data.sampler.foreground_share now"}
+DATA = Part(supplied=SUPPLIED, reserved=MOVED, extras=EXTRAS, rules=DATA_RULES)
+PARTS = {"data": DATA, "data.sampler": SAMPLER}
 
 
 def _transforms(entries: Sequence[Mapping[str, Any]] | None) -> str | None:

@@ -16,15 +16,16 @@ from torch.utils.data import DataLoader
 
 from e2enet.common.errors import InputError, raise_problems
 from e2enet.data.augmentation.recipe import Augmentation, build_augmentation
-from e2enet.data.cases.choice import CaseChoice, read_chosen
+from e2enet.data.cases.choice import CaseChoice, ChosenCases, read_chosen
 from e2enet.data.cases.sources import DataSource
 from e2enet.data.cases.split_file import RunSplit
 from e2enet.data.cases.splits import SplitRule
 from e2enet.data.checking.first_use import remembered_problems, require_sound
 from e2enet.data.formats.layout import Case, RawDataset
 from e2enet.data.loaders.loading import patch_loader
+from e2enet.data.loaders.patch_sampler import PatchSampler
 from e2enet.data.loaders.patches import frame_affine
-from e2enet.data.loaders.sampling import FOREGROUND_SHARE, CaseDataset, EpochSampler, PatchDataset
+from e2enet.data.loaders.sampling import CaseDataset, EpochSampler, PatchDataset
 from e2enet.data.loaders.shared_memory import require_shared_memory
 from e2enet.data.loaders.validation import PeriodicSampler, ValidationPatches
 from e2enet.data.options import option_problems
@@ -64,7 +65,7 @@ class SegmentationDataModule(lightning.LightningDataModule):
         augmentation: "nnunet", "mirror" or "none".
         augment_on: Where that takes place: in the "worker" that reads the patch, or on the training "device".
         transforms: TorchIO transforms of each training patch, before the augmentation, in the worker.
-        foreground_share: Share of the training patches that are centred on foreground, see `foreground_count`.
+        sampler: Draws which case a training patch is of and where it lies; None: as `PatchSampler` does by itself.
         accumulate: Training batches per optimizer step.
         steps_per_epoch: Training batches per epoch and process.
         validation_patches: Patches that validation reads; at least one per case, and whole batches.
@@ -103,7 +104,7 @@ class SegmentationDataModule(lightning.LightningDataModule):
         augmentation: str = "nnunet",
         augment_on: Literal["worker", "device"] = "worker",
         transforms: Sequence[tio.Transform] = (),
-        foreground_share: float = FOREGROUND_SHARE,
+        sampler: PatchSampler | None = None,
         accumulate: int = 1,
         steps_per_epoch: int = 250,
         validation_patches: int = 100,
@@ -124,7 +125,7 @@ class SegmentationDataModule(lightning.LightningDataModule):
         self.augmentation = augmentation
         self.augment_on = augment_on
         self.transforms = list(transforms)
-        self.foreground_share = foreground_share
+        self.sampler = sampler or PatchSampler()
         self.accumulate = accumulate
         self.steps_per_epoch = steps_per_epoch
         self.validation_patches = validation_patches
@@ -151,6 +152,8 @@ class SegmentationDataModule(lightning.LightningDataModule):
         """Create the raw data where the source can and check it at its first use; then plan and prepare what is
         not yet on disk."""
         self.source.create()
+        if self.sampler.has_weights:  # before every file is looked through
+            self._bind_sampler(read_chosen(self.source, self.choice))
         require_sound(self.source, self.prepared_folder, self.prepare_workers, self.choice)
         self._prepare()
 
@@ -172,7 +175,7 @@ class SegmentationDataModule(lightning.LightningDataModule):
             augment_here=self.augment_on == "worker",
             transforms=self.transforms,
             affine=frame_affine(self.plan.spacing, self.plan.depth_axis),
-            foreground_share=self.foreground_share,
+            sampler=self.sampler,
             accumulate=self.accumulate,
         )
         place: dict[str, Any] = {"rank": rank, "world_size": world_size, "start": self._start}
@@ -238,6 +241,7 @@ class SegmentationDataModule(lightning.LightningDataModule):
         self.train_cases, self.val_cases, self.test_cases = map(
             list, (chosen.split.train, chosen.split.validation, chosen.split.test)
         )
+        self._bind_sampler(chosen)
         self.plan = plan_dataset(chosen.usable, folder, workers=self.prepare_workers, **self.plan_options)
         needed = {case.id: case for case in (*self.train_cases, *self.val_cases)}
         made = prepare_cases(self.dataset, list(needed.values()), self.plan, folder, self.prepare_workers)
@@ -252,6 +256,10 @@ class SegmentationDataModule(lightning.LightningDataModule):
                 f"{self.source.folder}: none of the {count} training cases of fold {self.choice.fold} has a labelled "
                 "voxel, foreground in at least one expected"
             )
+
+    def _bind_sampler(self, chosen: ChosenCases) -> None:
+        known = {case.id for case in (*chosen.dataset.training, *chosen.dataset.validation)}
+        self.sampler.bind(chosen.dataset.scheme, known, [case.id for case in chosen.split.train])
 
     def _prepared_cases(self) -> tuple[list[PreparedCase], list[PreparedCase]]:
         if self._prepared is None:

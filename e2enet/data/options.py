@@ -9,6 +9,7 @@ import torchio as tio
 
 from e2enet.data.augmentation.recipe import AUGMENTATIONS
 from e2enet.data.cases.splits import SplitRule
+from e2enet.data.loaders.patch_sampler import PatchSampler
 
 PLAN_KEYS = ("kind", "spacing", "patch_size", "strides", "batch_size", "memory_gb")
 
@@ -38,7 +39,7 @@ class DataOptions(TypedDict, total=False):
     augmentation: str
     augment_on: Literal["worker", "device"]
     transforms: Sequence[tio.Transform]
-    foreground_share: float
+    sampler: PatchSampler | None
     accumulate: int
     steps_per_epoch: int
     validation_patches: int
@@ -53,7 +54,7 @@ def option_problems(options: Mapping[str, Any]) -> list[str]:
     """What keeps a data module from being built with these values: `plan` under the name `plan_options`, what chooses
     cases as a `CaseChoice` under the name `choice`."""
     problems: list[str] = options["choice"].problems()
-    mirror_axes, share = options["mirror_axes"], options["foreground_share"]
+    mirror_axes, sampler = options["mirror_axes"], options["sampler"]
     augmentation, augment_on = options["augmentation"], options["augment_on"]
     if unknown := sorted(set(options["plan_options"]) - set(PLAN_KEYS)):
         problems.append(f"plan has unknown keys {unknown}; known are {list(PLAN_KEYS)}")
@@ -65,8 +66,8 @@ def option_problems(options: Mapping[str, Any]) -> list[str]:
         problems.append(f"transforms={', '.join(strange)} must be TorchIO transforms")
     if not set(mirror_axes) <= {0, 1, 2} or len(set(mirror_axes)) < len(mirror_axes):
         problems.append(f"mirror_axes={list(mirror_axes)} must be different axes out of 0, 1, 2 (D, H, W)")
-    if not 0 <= share <= 1:
-        problems.append(f"foreground_share={share} must be from 0 to 1")
+    if not isinstance(sampler, PatchSampler):
+        problems.append(f"sampler={sampler!r} must be a PatchSampler")
     for name, least in LEAST_VALUES.items():
         value = options[name]
         if value is not None and value < least:

@@ -90,12 +90,12 @@ def collect_cases(folds: FoldRuns, *, data_root: Path | None = None) -> OutOfFol
 
 def _dataset(config: dict[str, Any], data_root: Path | None) -> RawDataset:
     """The raw dataset of a run, of which no voxel is read."""
-    from e2enet.data.command import build_datamodule  # with Lightning behind it: seconds
+    from e2enet.data.command import dataset_source  # with Lightning behind it: seconds
 
     settings = OmegaConf.create(config)
     if data_root is not None:
         settings.paths.data = str(data_root)
-    return build_datamodule(settings).source.scan([])  # what is wrong with a case that was scored shows in scoring
+    return dataset_source(settings).scan([])  # what is wrong with a case that was scored shows in scoring
 
 
 def _validated(job: SweepJob, dataset: RawDataset) -> Sequence[str]:

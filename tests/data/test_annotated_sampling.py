@@ -12,7 +12,7 @@ import torch
 
 from e2enet.data.formats.layout import read_msd
 from e2enet.data.formats.scheme import LabelScheme
-from e2enet.data.loaders.patches import ForegroundSampler, load_subject
+from e2enet.data.loaders.patch_sampler import PatchSampler
 from e2enet.data.planning.case_fingerprint import Measuring
 from e2enet.data.planning.plan import Plan
 from e2enet.data.preparation.cases import prepare_cases
@@ -55,11 +55,11 @@ def test_patches_that_are_not_on_foreground_are_on_annotated_voxels(
     label = np.full(case.shape, 3 if annotated else 0, np.uint8)
     label[5, 6, 7], label[5, 6, 8] = 0, 1
     write_coordinates(tmp_path / "a.foreground.npz", sample_coordinates(label, scheme=SPARSE if annotated else None))
-    subject, sampler = load_subject(case), ForegroundSampler((4, 4, 4))
+    sampler, size = PatchSampler(), (4, 4, 4)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        anywhere = {sampler.draw_start(subject, foreground=False) for _ in range(60)}
-        on_class = {sampler.draw_start(subject, foreground=True) for _ in range(20)}
+        anywhere = {sampler.draw_start(case, size, foreground=False) for _ in range(60)}
+        on_class = {sampler.draw_start(case, size, foreground=True) for _ in range(20)}
     assert on_class == {(3, 4, 6)}  # the voxel of class 1 less half a patch; never that of the background
     if centres is None:
         assert len(anywhere) > 40

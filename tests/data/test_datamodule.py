@@ -13,6 +13,7 @@ import torch
 from e2enet.common.errors import InputError
 from e2enet.data.cases.splits import five_fold
 from e2enet.data.datasets import MSDDataModule, NNUNetDataModule, PhantomDataModule
+from e2enet.data.loaders.patch_sampler import PatchSampler
 from e2enet.data.loaders.sampling import PatchDataset
 
 PATCH = (8, 16, 16)
@@ -65,11 +66,11 @@ def test_batches_have_the_promised_form(folder: Path) -> None:
 
 
 def test_the_share_of_foreground_and_the_batches_of_a_step_reach_the_sampling(folder: Path) -> None:
-    module = phantom_module(folder, foreground_share=0.125, accumulate=5)
+    module = phantom_module(folder, sampler=PatchSampler(0.125), accumulate=5)
     module.setup("fit")
     patches = module.train_dataloader().dataset
     assert isinstance(patches, PatchDataset)
-    assert (patches.foreground_share, patches.accumulate, patches.batch_size) == (0.125, 5, 2)
+    assert (patches.sampler.foreground_share, patches.accumulate, patches.batch_size) == (0.125, 5, 2)
 
 
 def test_validation_reads_patches_every_epoch_and_whole_cases_in_some(folder: Path) -> None:
@@ -165,6 +166,7 @@ def test_every_impossible_value_is_named_at_once(tmp_path: Path) -> None:
             augmentation="x",
             augment_on="y",
             transforms=["z"],
+            sampler="s",
             mirror_axes=(1, 1),
             seed=-1,
             limit_cases=0,
@@ -175,6 +177,7 @@ def test_every_impossible_value_is_named_at_once(tmp_path: Path) -> None:
         "augmentation='x'",
         "augment_on='y'",
         "transforms='z'",
+        "sampler='s'",
         "mirror_axes=[1, 1]",
         "seed=-1",
         "limit_cases=0",

@@ -9,7 +9,8 @@ import pytest
 import torch
 import torchio as tio
 
-from e2enet.data.loaders.patches import ForegroundSampler, crop, crop_subject, frame_affine, load_subject, start_range
+from e2enet.data.loaders.patch_sampler import start_range
+from e2enet.data.loaders.patches import crop, crop_subject, frame_affine, load_subject
 from tests.data.conftest import make_case
 
 PATCH = (4, 6, 8)
@@ -29,35 +30,6 @@ def test_crop_reads_the_box_and_pads_with_zero() -> None:
     assert torch.equal(padded[:, 1:3, 1:4, :2], tensor[..., 2:])
     assert padded.sum() == tensor[..., 2:].sum()
     assert torch.all(crop(tensor, (5, 0, 0), (2, 2, 2)) == 0)
-
-
-def test_foreground_patches_hold_each_class_at_the_centre_or_at_the_border(tmp_path: Path) -> None:
-    subject = load_subject(make_case(tmp_path, shape=(16, 16, 16)))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        patches = list(ForegroundSampler(PATCH)(subject, num_patches=40))
-    centres = [int(patch["label"].data[0, 2, 3, 4]) for patch in patches]
-    corners = [int(patch["label"].data[0, 0, 0, 0]) for patch in patches]
-    # Class 1 is one voxel, class 2 eight: both are drawn, about equally often.
-    assert 10 <= centres.count(2) <= 30 and 10 <= corners.count(1) <= 30
-    assert centres.count(2) + corners.count(1) == 40
-    assert all(patch["image"].shape == (1, *PATCH) for patch in patches)
-
-
-def test_random_patches_reach_every_start_and_stay_inside(tmp_path: Path) -> None:
-    subject = load_subject(make_case(tmp_path, shape=(5, 7, 9)))
-    sampler = ForegroundSampler(PATCH)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        starts = {sampler.draw_start(subject, foreground=False) for _ in range(200)}
-    assert starts == {(d, h, w) for d in range(2) for h in range(2) for w in range(2)}
-
-
-def test_case_without_foreground_gives_a_patch_anywhere(tmp_path: Path) -> None:
-    case = make_case(tmp_path)
-    subject = load_subject(case)
-    subject["foreground"] = {}
-    assert len(ForegroundSampler(PATCH).draw_start(subject, foreground=True)) == 3
 
 
 def test_subject_stays_on_disk_until_cropped(tmp_path: Path) -> None:

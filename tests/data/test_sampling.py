@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 from e2enet.common.errors import InputError
 from e2enet.data.augmentation.recipe import build_augmentation
 from e2enet.data.augmentation.spatial import RandomRotateScale
-from e2enet.data.loaders.sampling import CaseDataset, EpochSampler, PatchDataset, foreground_count
+from e2enet.data.loaders.patch_sampler import PatchSampler, foreground_count
+from e2enet.data.loaders.sampling import CaseDataset, EpochSampler, PatchDataset
 from e2enet.data.preparation.store import PreparedCase
 from tests.data.conftest import make_case
 
@@ -32,11 +33,11 @@ def cases(tmp_path: Path) -> list[PreparedCase]:
     return [make_case(tmp_path, name, shape) for name, shape in (("a", (7, 12, 13)), ("b", (5, 10, 9)))]
 
 
-def on_foreground(cases: Sequence[PreparedCase], samples: int = 60, **options: Any) -> list[bool]:
+def on_foreground(cases: Sequence[PreparedCase], samples: int = 60, share: float = 0.33, **options: Any) -> list[bool]:
     """Which samples of the first batches are centred on foreground."""
     augmentation, asked = build_augmentation(PATCH, (), "none"), []
-    dataset = PatchDataset(cases, PATCH, augmentation=augmentation, seed=3, **options)
-    dataset._sample = lambda case, seed, foreground: asked.append(foreground)  # type: ignore
+    dataset = PatchDataset(cases, PATCH, augmentation=augmentation, seed=3, sampler=PatchSampler(share), **options)
+    dataset._sample = lambda case, foreground: asked.append(foreground)  # type: ignore
     for index in range(samples):
         dataset[(0, index)]
     return asked
@@ -47,7 +48,7 @@ def test_large_batches_hold_nnu_nets_number_of_foreground_patches(cases: list[Pr
         assert foreground_count(size, 0.33) == size - round(2 * size / 3), size
     assert on_foreground(cases, 8, batch_size=4) == [False, False, False, True] * 2
     assert on_foreground(cases, 12, batch_size=6) == [False, False, False, False, True, True] * 2
-    assert on_foreground(cases, 8, batch_size=4, foreground_share=0.5) == [False, False, True, True] * 2
+    assert on_foreground(cases, 8, batch_size=4, share=0.5) == [False, False, True, True] * 2
 
 
 @pytest.mark.parametrize("share", [0.33, 0.1, 0.5])
@@ -56,7 +57,7 @@ def test_small_and_accumulated_batches_draw_the_share_that_is_asked_for(
     cases: list[PreparedCase], batch_size: int, accumulate: int, share: float
 ) -> None:
     assert foreground_count(batch_size, share, accumulate) is None
-    drawn = on_foreground(cases, 900, batch_size=batch_size, foreground_share=share, accumulate=accumulate)
+    drawn = on_foreground(cases, 900, batch_size=batch_size, share=share, accumulate=accumulate)
     assert np.mean(drawn) == pytest.approx(share, abs=0.05)  # three standard deviations at 0.5
     if batch_size == 2:
         assert set(np.add.reduceat(drawn, np.arange(0, 900, 2))) == {0, 1, 2}  # none is fixed
@@ -72,8 +73,8 @@ def test_no_batch_is_further_than_a_tenth_from_the_share(share: float) -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 6])
 def test_no_or_only_foreground_patches_where_that_is_asked_for(cases: list[PreparedCase], batch_size: int) -> None:
-    assert not any(on_foreground(cases, batch_size=batch_size, foreground_share=0.0))
-    assert all(on_foreground(cases, batch_size=batch_size, foreground_share=1.0))
+    assert not any(on_foreground(cases, batch_size=batch_size, share=0.0))
+    assert all(on_foreground(cases, batch_size=batch_size, share=1.0))
 
 
 def test_whether_a_sample_is_on_foreground_follows_from_its_own_seed(cases: list[PreparedCase]) -> None:
@@ -85,7 +86,9 @@ def test_whether_a_sample_is_on_foreground_follows_from_its_own_seed(cases: list
 def test_foreground_patches_are_centred_on_every_voxel_of_a_class(tmp_path: Path) -> None:
     case = make_case(tmp_path, shape=(20, 20, 20))  # class 1 is a voxel, class 2 a block of eight
     augmentation = build_augmentation((1, 1, 1), (), "none")
-    dataset = PatchDataset([case], (1, 1, 1), batch_size=1, augmentation=augmentation, seed=0, foreground_share=1.0)
+    dataset = PatchDataset(
+        [case], (1, 1, 1), batch_size=1, augmentation=augmentation, seed=0, sampler=PatchSampler(1.0)
+    )
     samples = [dataset[(0, index)] for index in range(200)]
     labels = np.bincount([int(sample["label"]) for sample in samples])  # type: ignore
     assert labels[0] == 0 and labels[1] == pytest.approx(100, abs=25)
@@ -197,7 +200,7 @@ def test_ranks_share_the_samples_of_one_process_with_the_larger_batch(world_size
     assert batches == whole == [(0, index) for index in range(8 * world_size)]
 
 
-@pytest.mark.parametrize("options", [{}, {"foreground_share": 0.5}, {"accumulate": 2}])
+@pytest.mark.parametrize("options", [{}, {"sampler": PatchSampler(0.5)}, {"accumulate": 2}])
 def test_two_processes_draw_what_one_with_twice_the_batch_draws(
     cases: list[PreparedCase], options: dict[str, Any]
 ) -> None:

@@ -30,7 +30,15 @@ QUICK = (
     *("trainer.accelerator=cpu", "trainer.probe=false", "trainer.log_every_n_steps=1", "final.predict=false"),
     *("dsff=dense",),
 )
-OWN = ("network=mine", "callbacks=mine", "logger=mine", "optimizer=mine", "schedule=steps", "loss=dice_focal")
+OWN = (
+    "network=mine",
+    "data=mine",
+    "callbacks=mine",
+    "logger=mine",
+    "optimizer=mine",
+    "schedule=steps",
+    "loss=dice_focal",
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +52,7 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with path.open("a", encoding="utf-8") as stream:
             stream.write(text)
     (root / "mine/conf/local/default.yaml").unlink()  # its data lies elsewhere
-    assert len(blocks) == 13
+    assert len(blocks) == 15
     return root / "mine"
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from e2enet.data.augmentation.recipe import build_augmentation
 from e2enet.data.formats.volume import Geometry, Volume
-from e2enet.data.loaders.patches import ForegroundSampler, load_subject, start_range
+from e2enet.data.loaders.patch_sampler import PatchSampler, start_range
 from e2enet.data.loaders.sampling import EpochSampler, PatchDataset
 from e2enet.data.planning.plan import Plan
 from e2enet.data.preparation.foreground import sample_coordinates, write_coordinates
@@ -56,7 +56,7 @@ def test_a_sample_is_a_box_of_its_case_and_follows_from_its_key_alone(
     with TemporaryDirectory() as folder:
         case = numbered_case(Path(folder), shape)
         recipe = build_augmentation(patch, (), "none")
-        options: dict[str, Any] = {"augmentation": recipe, "seed": seed, "foreground_share": share}
+        options: dict[str, Any] = {"augmentation": recipe, "seed": seed, "sampler": PatchSampler(share)}
         first, second = (PatchDataset([case], patch, batch_size=2, **options) for _ in range(2))
         samples = {index: first[epoch, index] for index in range(4)}
         again = {index: second[epoch, index] for index in order}
@@ -77,9 +77,9 @@ def test_a_sample_is_a_box_of_its_case_and_follows_from_its_key_alone(
 @given(shape=shapes, patch=shapes, foreground=st.booleans(), seed=st.integers(0, 99))
 def test_patches_start_within_their_range(shape: Triple, patch: Triple, foreground: bool, seed: int) -> None:
     with TemporaryDirectory() as folder, torch.random.fork_rng():
-        subject = load_subject(numbered_case(Path(folder), shape))
+        case = numbered_case(Path(folder), shape)
         torch.manual_seed(seed)
-        start = ForegroundSampler(patch).draw_start(subject, foreground)
+        start = PatchSampler().draw_start(case, patch, foreground)
     for first, size, edge in zip(start, shape, patch, strict=True):
         low, high = start_range(size, edge)
         assert low <= first <= high

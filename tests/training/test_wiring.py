@@ -68,7 +68,8 @@ DATA: list[Line] = [
     ("data.mirror_axes", [2], lambda parts: list(parts.module.hparams["dataset"]["mirror_axes"])),
     ("data.augmentation", "mirror", lambda parts: parts.data.augmentation),
     ("data.augment_on", "device", lambda parts: parts.data.augment_on),
-    ("data.foreground_share", 0.6, lambda parts: parts.data.foreground_share),
+    ("data.sampler.foreground_share", 0.6, lambda parts: parts.data.sampler.foreground_share),
+    ("data.sampler.class_weights", {"tube": 2.0}, lambda parts: {"tube": parts.data.sampler.class_weights[3]}),
     ("data.num_workers", 1, lambda parts: parts.data.num_workers),
     ("data.prepare_workers", 1, lambda parts: parts.data.prepare_workers),
     ("data.limit_cases", 3, lambda parts: parts.data.choice.limit),
@@ -147,6 +148,8 @@ FINAL = {
 # What another value of would leave nothing of the rest to look at, and where it is tested.
 ELSEWHERE = {
     "data._target_": "tests/data/test_command.py",
+    "data.sampler._target_": "tests/integration/test_own_folder.py",
+    "data.sampler.case_weights": "tests/data/test_patch_sampler.py",
     "data.transforms": "tests/data/test_torchio_transforms.py",
     "data.exclude": "tests/data",
     "data.group": "tests/data",

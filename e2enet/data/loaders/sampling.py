@@ -8,6 +8,7 @@ have seen.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -17,22 +18,19 @@ from torch.utils.data import Dataset, Sampler
 from e2enet.common.errors import InputError
 from e2enet.data.augmentation.recipe import Augmentation, Draw
 from e2enet.data.augmentation.torchio_transforms import apply_transforms
-from e2enet.data.loaders.patches import ForegroundSampler, crop_subject, load_subject, torch_seeded
+from e2enet.data.loaders.patch_sampler import PatchSampler, Triple, foreground_count
+from e2enet.data.loaders.patches import crop_subject, load_subject, torch_seeded
 from e2enet.data.loaders.worker_notes import WorkerNotes
 from e2enet.data.preparation.store import PreparedCase
 
 Key = tuple[int, int]
 
-FOREGROUND_SHARE = 0.33  # nnU-Net's
-FIXED_FROM = 3  # samples per batch
-COARSEST = 0.1
-
 
 class PatchDataset(Dataset):
     """Training patches; `dataset[(epoch, index)]` is always the same sample for the same seed.
 
-    Each sample comes from a case drawn uniformly. A share of the samples, see `foreground_count`, is centred on
-    foreground; the others lie anywhere. Only the patch is read from disk, never the volume.
+    The sampler draws each sample's case and place; a share of the samples, see `foreground_count`, is centred on
+    foreground. Only the patch is read from disk, never the volume.
 
     A sample is {"image": float32 (C, D, H, W), "label": (D, H, W) in the stored type, "case": id}. Without
     `augment_here` image and label are the box (C, d, h, w) that the patch is to be made from, and "draw" is
@@ -47,7 +45,7 @@ class PatchDataset(Dataset):
         augment_here: Carry out the augmentation; else only draw it.
         transforms: TorchIO transforms of each patch, before the augmentation and wherever that takes place.
         affine: Voxels (d, h, w) -> mm (4, 4) of the prepared cases, see `frame_affine`; for `transforms`.
-        foreground_share: Share of the samples that are centred on foreground.
+        sampler: Draws cases and places; None: evenly, as `PatchSampler` does by itself.
         accumulate: Batches per optimizer step.
 
     `notes` says what each worker of a loader reads; the loader replaces it by one with a line for each of them.
@@ -64,20 +62,21 @@ class PatchDataset(Dataset):
         augment_here: bool = True,
         transforms: Sequence[tio.Transform] = (),
         affine: np.ndarray | None = None,
-        foreground_share: float = FOREGROUND_SHARE,
+        sampler: PatchSampler | None = None,
         accumulate: int = 1,
     ) -> None:
         if not cases:
             raise InputError("no training cases: nothing to draw patches from")
         self.cases = list(cases)
-        self.sampler = ForegroundSampler(patch_size)
+        d, h, w = (int(size) for size in patch_size)
+        self.patch_size: Triple = (d, h, w)
+        self.sampler = sampler or PatchSampler()
         self.batch_size = batch_size
         self.augmentation = augmentation
         self.seed = seed
         self.augment_here = augment_here
         self.transforms = list(transforms)
         self.affine = affine
-        self.foreground_share = foreground_share
         self.accumulate = accumulate
         self.notes = WorkerNotes([case.id for case in self.cases], num_workers=0)
 
@@ -85,24 +84,34 @@ class PatchDataset(Dataset):
         epoch, index = key
         words = np.random.SeedSequence((self.seed, epoch, index)).generate_state(3, np.uint64)
         case_draw, torch_seed, foreground_draw = words
-        position = int(case_draw) % len(self.cases)
         foreground = self._on_foreground(index, int(foreground_draw) / 2**64)
-        with self.notes.reading(position, f"epoch {epoch}, sample {index}"):
-            return self._sample(self.cases[position], torch_seed, foreground)
+        with torch_seeded(torch_seed):
+            position = self._draw_case(int(case_draw))
+            with self.notes.reading(position, f"epoch {epoch}, sample {index}"):
+                return self._sample(self.cases[position], foreground)
+
+    def _draw_case(self, draw: int) -> int:
+        position = self.sampler.draw_case(self.cases, draw)
+        if not isinstance(position, Integral) or not 0 <= position < len(self.cases):
+            raise InputError(
+                f"data.sampler: {type(self.sampler).__name__}.draw_case gave {position!r}; a position from 0 to "
+                f"{len(self.cases) - 1} expected"
+            )
+        return int(position)
 
     def _on_foreground(self, index: int, draw: float) -> bool:
         """Whether a sample is centred on foreground; `draw` is uniform in 0..1 and the sample's own."""
-        count = foreground_count(self.batch_size, self.foreground_share, self.accumulate)
+        share = self.sampler.foreground_share
+        count = foreground_count(self.batch_size, share, self.accumulate)
         if count is None:
-            return draw < self.foreground_share
+            return draw < share
         return index % self.batch_size >= self.batch_size - count
 
-    def _sample(self, case: PreparedCase, torch_seed: np.uint64, foreground: bool) -> dict[str, object]:
+    def _sample(self, case: PreparedCase, foreground: bool) -> dict[str, object]:
         subject = load_subject(case, self.affine)
-        with torch_seeded(torch_seed):
-            draw = self.augmentation.draw(subject.get_image("image").shape[0])
-            box = self._read_box(subject, draw, foreground=foreground)
-            box = apply_transforms(box, self.transforms)
+        draw = self.augmentation.draw(subject.get_image("image").shape[0])
+        box = self._read_box(case, subject, draw, foreground=foreground)
+        box = apply_transforms(box, self.transforms)
         image, label = box.get_image("image").data, box.get_image("label").data[0]
         sample: dict[str, object] = {"image": image, "label": label, "case": box["case"]}
         inside = {"inside": box.get_image("inside").data[0]} if case.inside else {}
@@ -111,11 +120,21 @@ class PatchDataset(Dataset):
             return sample | {"image": images[0], "label": labels[0]}
         return sample | inside | {"draw": draw}
 
-    def _read_box(self, subject: tio.Subject, draw: Draw, foreground: bool) -> tio.Subject:
+    def _read_box(self, case: PreparedCase, subject: tio.Subject, draw: Draw, foreground: bool) -> tio.Subject:
         """The box around a patch that the draw needs; both sizes differ by an even number, so their centre is one."""
-        start, box_size = self.sampler.draw_start(subject, foreground), self.augmentation.box_size(draw)
-        sizes = zip(start, self.sampler.size, box_size, strict=True)
+        start, box_size = self._draw_start(case, foreground), self.augmentation.box_size(draw)
+        sizes = zip(start, self.patch_size, box_size, strict=True)
         return crop_subject(subject, [first - (larger - size) // 2 for first, size, larger in sizes], box_size)
+
+    def _draw_start(self, case: PreparedCase, foreground: bool) -> Triple:
+        start = self.sampler.draw_start(case, self.patch_size, foreground)
+        sizes = zip(start, self.patch_size, case.shape, strict=False)
+        if len(start) != 3 or not all(-size < first < total for first, size, total in sizes):
+            raise InputError(
+                f"data.sampler: {type(self.sampler).__name__}.draw_start gave {start!r} for a patch of "
+                f"{self.patch_size} voxels in {case.shape}; the first voxel (d, h, w) of one that meets it expected"
+            )
+        return start
 
 
 class CaseDataset(Dataset):
@@ -173,15 +192,3 @@ class EpochSampler(Sampler[Key]):
         for step in range(first_step, self.steps):
             first = (step * self.world_size + self.rank) * self.batch_size
             yield from ((self.epoch, first + position) for position in range(self.batch_size))
-
-
-def foreground_count(batch_size: int, share: float, accumulate: int = 1) -> int | None:
-    """How many samples of each batch, its last, are centred on foreground; None where each is drawn for it.
-
-    Batches of three and more hold the nearest whole number, `b - round(b * (1 - share))` as in nnU-Net: at 0.33 that
-    is 1 of 3 or 4, 2 of 5 to 7. Each sample is drawn with the share as its probability in smaller batches, where
-    several make a step, and where no number (but none and all) comes within a tenth of the share (0.1 of 4).
-    """
-    count = batch_size - round(batch_size * (1 - share))
-    fixed = batch_size >= FIXED_FROM and accumulate == 1 and 0 < count < batch_size
-    return count if fixed and abs(count / batch_size - share) <= COARSEST else None

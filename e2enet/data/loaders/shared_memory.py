@@ -51,7 +51,7 @@ def batch_bytes(dataset: PatchDataset, batch_size: int) -> int:
     mean of some draws."""
     case = dataset.cases[0]
     channels = case.open_image().shape[0]
-    sizes = [dataset.sampler.size]
+    sizes = [dataset.patch_size]
     if not dataset.augment_here:
         with torch_seeded(np.uint64(0)):
             sizes = [dataset.augmentation.box_size(dataset.augmentation.draw(channels)) for _ in range(TRIED_DRAWS)]

@@ -9,7 +9,8 @@ import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from e2enet.common.errors import InputError
-from e2enet.data.loaders.patches import ForegroundSampler, crop_subject, load_subject, torch_seeded
+from e2enet.data.loaders.patch_sampler import PatchSampler, Triple
+from e2enet.data.loaders.patches import crop_subject, load_subject, torch_seeded
 from e2enet.data.preparation.store import PreparedCase
 
 
@@ -36,7 +37,9 @@ class ValidationPatches(Dataset):
         if not cases:
             raise InputError("no validation cases: nothing to score")
         self.cases = list(cases)
-        self.sampler = ForegroundSampler(patch_size)
+        d, h, w = (int(size) for size in patch_size)
+        self.patch_size: Triple = (d, h, w)
+        self.sampler = PatchSampler()  # whatever training draws from
         self.count = math.ceil(max(count, len(cases)) / batch_size) * batch_size
         self.seed = seed
 
@@ -47,11 +50,11 @@ class ValidationPatches(Dataset):
         if not 0 <= index < self.count:
             raise IndexError(f"patch {index} of {self.count}")
         turn, position = divmod(index, len(self.cases))
-        subject = load_subject(self.cases[position])
+        case = self.cases[position]
         (torch_seed,) = np.random.SeedSequence((self.seed, index)).generate_state(1, np.uint64)
         with torch_seeded(torch_seed):
-            start = self.sampler.draw_start(subject, foreground=turn % 2 == 0)
-        patch = crop_subject(subject, start, self.sampler.size)
+            start = self.sampler.draw_start(case, self.patch_size, foreground=turn % 2 == 0)
+        patch = crop_subject(load_subject(case), start, self.patch_size)
         return {
             "image": patch.get_image("image").data,
             "label": patch.get_image("label").data[0].long(),

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from e2enet.common.errors import InputError
-from e2enet.data.command import build_datamodule
+from e2enet.data.command import dataset_source
 from e2enet.data.formats.dataset import RawDataset
 from e2enet.data.formats.grid import Geometry
 from e2enet.data.formats.volume import read_label_on, read_volume
@@ -79,7 +79,7 @@ class ScanReader:
         if config is None:
             raise InputError(f"{path}: no such file; expected the config of a run")
         try:
-            source = build_datamodule(OmegaConf.create(dict(config))).source
+            source = dataset_source(OmegaConf.create(dict(config)))
         except (HydraException, OmegaConfBaseException, ImportError) as error:
             raise InputError(f"{path}: its data section cannot be used ({error})") from error
         if not Path(source.folder).is_dir():
