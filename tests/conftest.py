@@ -25,7 +25,7 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # processes that test side by sid
 
 # Files of minutes, which begin first: two processes that take a file each would else end with one of them alone.
 LONG = (
-    *("test_real_scans", "test_killed_runs", "test_lookalikes", "test_one_judgement", "test_sweep_launchers"),
+    *("test_real_scans", "test_stopped_runs", "test_lookalikes", "test_one_judgement", "test_ddp_commands"),
     *("test_ddp", "test_train_command", "test_long_runs", "test_trainer_arguments", "test_own_folder"),
 )
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
@@ -64,16 +65,34 @@ def _inherited_source() -> ConfigSource:
 _source = _inherited_source()
 
 
+class ExperimentsSource(FileConfigSource):
+    """The group `experiments`, whose folder lies in the project's root, and nothing else of that root: `--help` would look
+    for groups in every folder of data and of runs."""
+
+    @staticmethod
+    def scheme() -> str:
+        """How search paths name such a source."""
+        return EXPERIMENTS
+
+    def is_group(self, config_path: str) -> bool:
+        """Whether it is the root, or a folder of the group."""
+        return _is_experiments(config_path) and super().is_group(config_path)
+
+    def is_config(self, config_path: str) -> bool:
+        """Whether it is a file of the group."""
+        return _is_experiments(config_path) and super().is_config(config_path)
+
+
 class ProjectSearchPath(SearchPathPlugin):
     """Puts the project's own configs behind a user's, and `ConfigSource.added` before them."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """`experiments` is a group: its folder lies in the project's root."""
+        """`experiments` is a group too."""
         if _source.added is not None:
             schema = SearchPathQuery(provider="schema")
             search_path.prepend(provider="command-line", path=f"file://{_source.added}", anchor=schema)
-        for folder in (CONFIGS, ROOT):
-            search_path.append(provider="e2enet", path=f"file://{folder}")
+        for place in (f"file://{CONFIGS}", f"{ExperimentsSource.scheme()}://{ROOT}"):
+            search_path.append(provider="e2enet", path=place)
 
 
 def register_configs() -> None:
@@ -84,6 +103,7 @@ def register_configs() -> None:
     (the other where the value is null).
     """
     if ProjectSearchPath not in Plugins.instance().discover(SearchPathPlugin):
+        Plugins.instance().register(ExperimentsSource)
         Plugins.instance().register(ProjectSearchPath)
     OmegaConf.register_new_resolver("expand_home", os.path.expanduser, replace=True)
     OmegaConf.register_new_resolver("run_dir", _run_dir, replace=True)
@@ -118,6 +138,10 @@ def make_paths_absolute(config: DictConfig) -> None:
         # A split is a rule's name, or a file, whose bare name is looked up beside the dataset.
         if isinstance(value, str) and (key != "data.split" or "/" in value):
             OmegaConf.update(config, key, os.path.abspath(os.path.expanduser(value)))
+
+
+def _is_experiments(config_path: str) -> bool:
+    return config_path.partition("/")[0] in ("", EXPERIMENTS)
 
 
 @cache

@@ -85,7 +85,7 @@ def _draw(
     window = intensity_window(image)
     figure = Figure(figsize=(3 * INCHES_PER_VIEW, len(maps) * INCHES_PER_VIEW + 0.5), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(len(maps), 3, squeeze=False)
+    axes = figure.subplots(len(maps), 3, squeeze=False, subplot_kw={"xticks": [], "yticks": []})
     for row, (name, labelling) in zip(axes, maps.items(), strict=True):
         for axis, (panel, view) in enumerate(zip(row, views, strict=True)):
             show_slice(panel, image.take(slices[axis], axis), view, window)

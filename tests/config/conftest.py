@@ -22,6 +22,8 @@ TINY = (
     "training.precision=32",
     "trainer.accelerator=cpu",
     "trainer.limit_val_batches=1",
+    "trainer.probe=false",
+    "callbacks.validation_picture=null",
     "final.max_cases=1",
     "final.mirror=false",
 )

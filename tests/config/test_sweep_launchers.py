@@ -173,6 +173,7 @@ def test_hydras_own_files_do_not_look_like_jobs(name: str, tmp_path: Path) -> No
     assert [job.folder.name for job in read_sweep(tmp_path).jobs] == ["run"]
 
 
+@pytest.mark.slow
 def test_optuna_chooses_values_from_an_interval(tiny: list[str], tmp_path: Path) -> None:
     """Two jobs of the group hparams_search, drawn by the sampler's seed; Optuna is told the value of each's metric."""
     sweep = tmp_path / "runs" / "search"

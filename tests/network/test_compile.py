@@ -83,7 +83,7 @@ def test_one_graph_holds_the_network(settings: dict[str, Any], recomputed: bool)
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("recomputed", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("recomputed", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("pays", [None, False, True], ids=["this machine", "without AMX", "with AMX"])
 def test_one_graph_under_autocast(pays: bool | None, recomputed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if pays is None:  # torch's own question, which the compiler cannot look into
@@ -101,8 +101,15 @@ def test_one_graph_under_autocast(pays: bool | None, recomputed: bool, monkeypat
     assert all(torch.isfinite(parameter.grad).all() for parameter in network.parameters())
 
 
-@pytest.mark.parametrize("recomputed", [False, True], ids=["kept", "recomputed"])
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize(
+    ("backend", "recomputed"),
+    [
+        ("eager", True),
+        ("aot_eager", False),
+        pytest.param("eager", False, marks=pytest.mark.slow),
+        pytest.param("aot_eager", True, marks=pytest.mark.slow),
+    ],
+)
 def test_masks_zeroed_weights_and_steps_need_no_other_graph(backend: str, recomputed: bool) -> None:
     network = make_network()
     generator = torch.Generator().manual_seed(1)

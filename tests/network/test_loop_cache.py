@@ -32,6 +32,7 @@ print(microkernels.ROWS, microkernels.COLUMNS, float((torch.from_numpy(found) - 
 """
 
 
+@pytest.mark.slow
 def test_a_constant_of_another_file_is_not_taken_from_a_warm_cache(tmp_path: Path) -> None:
     package = tmp_path / "e2enet"
     shutil.copytree(Path(e2enet.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))

@@ -25,6 +25,8 @@ SMALL_RUN = [
     "network.base_features=4",
     "training.validation_patches=4",
     "trainer.accelerator=cpu",
+    "trainer.probe=false",
+    "callbacks.validation_picture=null",
     "final.predict=false",
 ]
 

@@ -47,8 +47,8 @@ TINY = [
     "dsff.density=0.5",
     "trainer.accelerator=cpu",
 ]
-# 20 optimizer steps of two batches each, and an update of the masks after every fourth.
-LONG = ["training.steps_per_epoch=40", "training.accumulate=2", "dsff.update_every=4"]
+# 10 optimizer steps of two batches each, and an update of the masks after every second.
+LONG = ["training.steps_per_epoch=20", "training.accumulate=2", "dsff.update_every=2"]
 SGD = ["optimizer._target_=torch.optim.SGD", "optimizer.lr=0.01"]  # small differences stay small
 WIDER = "network.base_features=12"  # two and three groups of 8 output channels
 # Nothing is learnt, so that scores are those of equal weights to the last bit.
@@ -203,7 +203,7 @@ def test_two_processes_train_what_one_does_with_twice_the_batch(name: str, ranks
     assert losses == pytest.approx(alone["loss"], rel=1e-9)
     assert both[0]["metrics"]["train/loss"] == pytest.approx(alone["metrics"]["train/loss"], rel=1e-6)
     assert both[0]["masks"] == both[1]["masks"] == alone["masks"]
-    # Four updates in 20 steps: none after the last.
+    # Four updates in 10 steps: none after the last.
     assert len({tuple(masks.values()) for masks in alone["masks"]}) == 5
 
 

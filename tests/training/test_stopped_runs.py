@@ -94,6 +94,7 @@ def test_a_run_stopped_anywhere_ends_as_the_one_that_was_not(
     assert again.dice == result.dice == float(numbers(whole)[-2]["val_full/dice"])
 
 
+@pytest.mark.slow
 def test_slurm_announces_the_end_and_the_job_goes_on_in_its_next_one(
     overrides: list[str], whole: Path, tmp_path: Path
 ) -> None:
