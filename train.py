@@ -57,15 +57,13 @@ def train(config: DictConfig) -> float:
 
 
 def run(config: DictConfig, folder: Path) -> float:
-    """Train in this process, which holds the folder: a run is never written to by two."""
-    from e2enet.configuration.check import check_config
+    """Train with a checked config in this process, which holds the folder: a run is never written to by two."""
     from e2enet.report.figures import draw_figures
     from e2enet.system.memory import keep_freed_memory
     from e2enet.training.loggers import last_logged
     from e2enet.training.run import run_training
     from e2enet.training.run_folder import how_to_go_on
 
-    check_config(config)
     keep_freed_memory()
     try:
         with run_held(folder):

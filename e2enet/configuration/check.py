@@ -85,11 +85,6 @@ def read_arguments(arguments: Sequence[str]) -> list[str]:
     return [as_text(renamed(text), SCHEMA.test_of) if text in overrides else text for text in arguments]
 
 
-def check_config(config: DictConfig) -> None:
-    """Check a composed config; one InputError with all problems."""
-    raise_problems(config_problems(config), HEADING)
-
-
 def config_problems(config: DictConfig) -> list[str]:
     """What is wrong with a composed config, a line per problem."""
     problems = config_check.config_problems(config, SCHEMA)

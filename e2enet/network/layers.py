@@ -8,7 +8,6 @@ stride is a matrix product of voxels by weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,11 +26,7 @@ class PlaneConv3d(nn.Conv3d):
     With `normalised=True` an instance norm follows, which subtracts the bias again: the bias's gradient is zero. The
     norm then gives it (`InstanceNormAct`), and no volume is summed for rounding errors, which AdamW would turn into a
     random walk. Kernels that a mask (network.dsff) has switched off count as zeros, see `active_weight`.
-    `gather`, where set, takes input, weight and bias and gives those of a convolution in groups, and their number; what
-    that gives beyond the layer's output channels is left out.
     """
-
-    gather: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, int]] | None = None
 
     def __init__(
         self,
@@ -47,22 +42,26 @@ class PlaneConv3d(nn.Conv3d):
         self.normalised = normalised
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.convolve(x, active_weight(self), self.used_bias)
+
+    @property
+    def used_bias(self) -> Tensor:
+        """The bias (O), without a gradient where a norm gives it one."""
         assert self.bias is not None
-        bias = self.bias.detach() if self.normalised else self.bias
-        weight, groups = active_weight(self), 1
-        if self.gather is not None:
-            x, weight, bias, groups = self.gather(x, weight, bias)
+        return self.bias.detach() if self.normalised else self.bias
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor, groups: int = 1) -> Tensor:
+        """Convolve `x` (B, C, D, H, W) with a weight (O, C / groups, depth, height, width) and a bias (O).
+
+        Stride and padding are the layer's.
+        """
         if self.kernel_size[0] == 1 and self.padding[0] == 0:
             stride_depth, *stride_plane = self.stride
             planes, batch = to_planes(x[:, :, ::stride_depth]), x.shape[0]
             plane_padding = tuple(int(size) for size in self.padding[1:])
             out = F.conv2d(planes, weight.squeeze(2), bias, tuple(stride_plane), plane_padding, groups=groups)
-            out = from_planes(out, batch)
-        else:
-            out = F.conv3d(to_channels_last(x), weight, bias, self.stride, self.padding, groups=groups)
-        if out.shape[1] > self.out_channels:
-            out = out[:, : self.out_channels]
-        return out
+            return from_planes(out, batch)
+        return F.conv3d(to_channels_last(x), weight, bias, self.stride, self.padding, groups=groups)
 
 
 def active_weight(conv: nn.Module) -> Tensor:

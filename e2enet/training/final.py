@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from e2enet.common.console import console
 from e2enet.common.errors import raise_problems
 from e2enet.data.formats.layout import Case
@@ -18,13 +16,14 @@ from e2enet.inference.predictor import WindowSettings, predict_cases
 from e2enet.inference.run import AMP_TYPES, resolve_device
 from e2enet.network.engine import select_validation
 from e2enet.system.ranks import ALONE, Team
+from e2enet.training.parts import FinalSettings, RunParts
 
 # Training precisions by the names of e2enet.inference.
 PRECISIONS = {"32": "32", "bf16-mixed": "bf16", "16-mixed": "16"}
 
 
 def score_run(
-    config: DictConfig,
+    parts: RunParts,
     run_folder: Path,
     checkpoint: Path,
     validation: Sequence[Case],
@@ -38,22 +37,23 @@ def score_run(
     Writes RUN/validation/<case>.nii.gz with RUN/scores.csv and RUN/summary.json, and the same three of the
     test cases into RUN/test. Prints both tables.
     """
-    device = resolve_device("cpu" if config.trainer.accelerator == "cpu" else "auto")
-    amp_dtype = AMP_TYPES[PRECISIONS[str(config.training.precision)]]
-    settings = WindowSettings(mirror=config.final.mirror, step=config.final.step, device=device, amp_dtype=amp_dtype)
+    device = resolve_device("cpu" if parts.trainer["accelerator"] == "cpu" else "auto")
+    amp_dtype = AMP_TYPES[PRECISIONS[str(parts.training["precision"])]]
+    final = parts.final
+    settings = WindowSettings(mirror=final.mirror, step=final.step, device=device, amp_dtype=amp_dtype)
     model = load_model(checkpoint)
-    network = select_validation(model.network.to(device), config.training.engine, amp_dtype=amp_dtype)
+    network = select_validation(model.network.to(device), parts.training["engine"], amp_dtype=amp_dtype)
     model = replace(model, network=network)
     folder = run_folder / "validation"
-    summary = _score(config, model, settings, validation, folder, run_folder, "Validation cases", team)
+    summary = _score(final, model, settings, validation, folder, run_folder, "Validation cases", team)
     labelled = [case for case in test if case.label is not None]
     if labelled:
-        _score(config, model, settings, labelled, run_folder / "test", run_folder / "test", "Test cases", team)
+        _score(final, model, settings, labelled, run_folder / "test", run_folder / "test", "Test cases", team)
     return summary
 
 
 def _score(
-    config: DictConfig,
+    final: FinalSettings,
     model: LoadedModel,
     settings: WindowSettings,
     cases: Sequence[Case],
@@ -63,9 +63,9 @@ def _score(
     team: Team,
 ) -> dict[str, Any] | None:
     """Predict into one folder, write scores into another, print the table."""
-    cases = cases[: config.final.max_cases]
+    cases = cases[: final.max_cases]
     # A resumed run has other weights than those that the files of an earlier end were predicted with.
-    overlay = config.final.overlay
+    overlay = final.overlay
     failures = predict_cases(
         [model],
         cases,
@@ -83,7 +83,7 @@ def _score(
     scores, summary = score_files(
         pairs,
         model.scheme,
-        nsd_tolerance=config.final.nsd_tolerance,
+        nsd_tolerance=final.nsd_tolerance,
         label_map=model.label_map,
         regions=model.regions,
     )

@@ -45,11 +45,11 @@ OWN: dict[str, Any] = {
 }
 
 
-def pretrain(config: DictConfig, run_folder: Path, plan: Plan, train: Callable[[DictConfig, Path], float]) -> Path:
-    """The checkpoint of `config.pretraining`, trained or gone on with where it is not there yet.
+def pretrain(own: DictConfig, run_folder: Path, plan: Plan, train: Callable[[DictConfig, Path], float]) -> Path:
+    """The checkpoint of a pretraining, trained or gone on with where it is not there yet.
 
     Args:
-        config: the run's.
+        own: its config, of `pretraining_config`; plan, folder and resume are set here.
         run_folder: the run's.
         plan: the run's; its strides and patch are the pretraining's too, unless its overrides say otherwise, or the
             networks of two datasets would have two shapes. Spacing and normalisation are each dataset's own.
@@ -57,7 +57,6 @@ def pretrain(config: DictConfig, run_folder: Path, plan: Plan, train: Callable[[
     """
     folder = run_folder / FOLDER
     if not (folder / FINISHED_FILE).is_file():
-        own = pretraining_config(config)
         own.plan.strides = own.plan.strides or [list(stride) for stride in plan.strides]
         own.plan.patch_size = own.plan.patch_size or list(plan.patch_size)
         own.run_folder = str(folder)

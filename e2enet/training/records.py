@@ -16,7 +16,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from e2enet.common.configs import ROOT
+from e2enet.common.configs import ROOT, as_plain
 from e2enet.common.files import atomic_path, write_json
 from e2enet.network import dsff
 from e2enet.network.connections import connections
@@ -37,10 +37,10 @@ PACKAGES = (
 )
 
 
-def write_config(path: Path, config: DictConfig) -> None:
+def write_config(path: Path, config: DictConfig | dict[str, Any]) -> None:
     """Write the config with every interpolation resolved, so that it means the same anywhere."""
     with atomic_path(path) as temporary:
-        OmegaConf.save(OmegaConf.create(OmegaConf.to_container(config, resolve=True)), temporary)
+        OmegaConf.save(OmegaConf.create(as_plain(config)), temporary)
 
 
 def write_versions(path: Path) -> None:

@@ -170,21 +170,20 @@ def refuse_shorter(checkpoint: FoundCheckpoint, epochs: int) -> None:
         )
 
 
-def run_identity(config: DictConfig, data: SegmentationDataModule) -> dict[str, Any]:
+def run_identity(config: Mapping[str, Any], data: SegmentationDataModule) -> dict[str, Any]:
     """What may not change when a run goes on, by dotted key: all that decides its steps, the data's part included.
 
     Args:
-        config: the run's.
+        config: the run's, resolved.
         data: set up.
     """
-    content = as_plain(config)
-    found = dict(_flat({section: content[section] for section in TRAINED}))
+    found = dict(_flat({section: config[section] for section in TRAINED}))
     found |= dict(_flat({"plan": data.plan.to_dict()}))
     found |= {
         **data.dataset.scheme.to_plain(),
         "training cases": [case.id for case in data.train_cases],
         "validation cases": [case.id for case in data.val_cases],
-        "processes": _processes(config),
+        "processes": planned_processes(config["trainer"]),
     }
     return _decisive(found)
 

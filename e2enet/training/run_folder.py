@@ -10,9 +10,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
-from omegaconf import DictConfig
 
 from e2enet.common.configs import compose_config
 from e2enet.common.errors import InputError
@@ -95,7 +95,7 @@ def has_begun(folder: Path) -> bool:
     return (folder / VERSIONS_FILE).is_file() or ((folder / CONFIG_FILE).is_file() and is_held(folder))
 
 
-def write_claim(folder: Path, config: DictConfig, split: RunSplit) -> None:
+def write_claim(folder: Path, config: dict[str, Any], split: RunSplit) -> None:
     """Write what makes a folder a run's: the config that `resume` goes on with, its split, and what it runs on."""
     write_run_split(folder, split)
     write_versions(folder / VERSIONS_FILE)

@@ -11,9 +11,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.strategies import DDPStrategy
-from omegaconf import DictConfig
 
-from e2enet.common.configs import as_plain
 from e2enet.common.console import console
 from e2enet.common.signatures import build_nested, build_part
 from e2enet.system.determinism import set_torch_flags
@@ -30,6 +28,7 @@ from e2enet.training.checkpoints import (
 )
 from e2enet.training.dsff_callback import DSFFCallback
 from e2enet.training.module import PATCHES, WHOLE_CASES, SegmentationModule
+from e2enet.training.parts import RunParts
 from e2enet.training.run_folder import Claim
 from e2enet.training.timing import LoaderWait, TimeKeeper
 
@@ -37,7 +36,7 @@ PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": 
 
 
 def build_trainer(
-    config: DictConfig,
+    parts: RunParts,
     module: SegmentationModule,
     run_folder: Path,
     loggers: list[Logger],
@@ -48,27 +47,25 @@ def build_trainer(
 
     `identity` is what the run may not change when it is gone on with (`resume.run_identity`).
     """
-    options = as_plain(config.trainer)
+    options, training = dict(parts.trainer), parts.training
     set_torch_flags(options.pop("deterministic"), options["accelerator"])  # Lightning is given none of them
     options.pop("probe")
     bars = options.pop("enable_progress_bar") and console.is_terminal
     loader_wait = LoaderWait(_profiler(options.pop("profiler", None), run_folder))
-    callbacks: list[pl.Callback] = [*_dsff(config), claim, EpochNumbers()]
+    callbacks: list[pl.Callback] = [*_dsff(parts), claim, EpochNumbers()]
     callbacks.append(TimeKeeper(loader_wait, options["log_every_n_steps"]))
     callbacks.append(CostFile(run_folder / "cost.json"))
     callbacks.append(RichProgressBar() if bars else EpochLines())
-    callbacks += build_callbacks(
-        as_plain(config.get("callbacks") or {}), module, run_folder, config.training.validate_full
-    )
-    callbacks += _checkpoints(config, run_folder / "checkpoints", identity)
+    callbacks += build_callbacks(parts.callbacks, module, run_folder, training["validate_full"])
+    callbacks += _checkpoints(training, run_folder / "checkpoints", identity)
     plugins = options.pop("plugins", None) or []
     trainer = pl.Trainer(
         **{key: build_nested(value) for key, value in options.items() if key != "strategy"},
         strategy=_strategy(options),
-        max_epochs=config.training.epochs,
-        accumulate_grad_batches=config.training.accumulate,
-        gradient_clip_val=config.training.clip_norm,
-        precision=config.training.precision,
+        max_epochs=training["epochs"],
+        accumulate_grad_batches=training["accumulate"],
+        gradient_clip_val=training["clip_norm"],
+        precision=training["precision"],
         logger=loggers,
         callbacks=callbacks,
         plugins=[WholeCheckpoints(), *build_nested(plugins if isinstance(plugins, list) else [plugins])],
@@ -101,13 +98,12 @@ def build_callbacks(
     return [build_part(section, **known) for section in sections.values() if section is not None]
 
 
-def _checkpoints(config: DictConfig, folder: Path, identity: dict[str, Any]) -> list[pl.Callback]:
+def _checkpoints(training: Mapping[str, Any], folder: Path, identity: dict[str, Any]) -> list[pl.Callback]:
     """The last one last: it stores the states of the others, and may end the run."""
-    training = config.training
-    last = LastCheckpoint(folder / LAST, training.checkpoint_every, training.checkpoint_unit, identity)
+    last = LastCheckpoint(folder / LAST, training["checkpoint_every"], training["checkpoint_unit"], identity)
     every = training.get("keep_every")  # runs of earlier versions have no such key
     kept = [KeptCheckpoints(folder, every)] if every else []
-    return [BestCheckpoint(folder / BEST, monitored(training.validate_full)), *kept, last]
+    return [BestCheckpoint(folder / BEST, monitored(training["validate_full"])), *kept, last]
 
 
 def _strategy(options: Mapping[str, Any]) -> Any:
@@ -125,6 +121,6 @@ def _profiler(chosen: Any, folder: Path) -> Profiler | None:
     return PROFILERS[chosen](dirpath=folder, filename="profile") if isinstance(chosen, str) else build_nested(chosen)
 
 
-def _dsff(config: DictConfig) -> list[pl.Callback]:
-    section = as_plain(config.dsff)
-    return [DSFFCallback(build_part(section, seed=config.seed))] if section.pop("masks") else []
+def _dsff(parts: RunParts) -> list[pl.Callback]:
+    section = dict(parts.dsff)
+    return [DSFFCallback(build_part(section, seed=parts.seed))] if section.pop("masks") else []

@@ -14,7 +14,7 @@ import torch
 
 from e2enet.common.configs import ROOT, ConfigSource, choose_source, compose_config, group_options
 from e2enet.common.errors import InputError
-from e2enet.configuration.check import check_command_line, check_config, config_problems
+from e2enet.configuration.check import check_command_line, config_problems
 from e2enet.inference.config import read_config
 from e2enet.inference.run import run_prediction
 from e2enet.network import build
@@ -145,7 +145,7 @@ def test_the_commands_of_the_page(mine: Path) -> None:
 def test_trained_resumed_and_predicted(mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     places, run = paths(tmp_path), tmp_path / "run"
     config = compose_config([*QUICK, *OWN, *places, f"run_folder={run}"])
-    check_config(config)
+    assert config_problems(config) == []
     run_training(config, run)
     assert len((run / "diary.txt").read_text().splitlines()) >= 1
     assert last_logged(run, "mine/steps") == 2

@@ -19,6 +19,7 @@ from e2enet.network.e2enet import E2ENet
 from e2enet.network.engine.inference import CompactNetwork
 from e2enet.system.ranks import Team
 from e2enet.training.final import score_run
+from e2enet.training.parts import read_parts
 from e2enet.training.resume import resumed_config
 from e2enet.training.run import run_training
 from tests.training.conftest import SMALL_RUN
@@ -81,7 +82,9 @@ def test_the_final_prediction_runs_as_the_engine_says(
 
     monkeypatch.setattr("e2enet.training.final.predict_cases", predict)
     config = compose_config([*SMALL_RUN, f"training.engine={engine}"])
-    score_run(config, run, run / "checkpoints" / "best.ckpt", [], [], Team(rank=1))  # the first would score as well
+    score_run(
+        read_parts(config), run, run / "checkpoints" / "best.ckpt", [], [], Team(rank=1)
+    )  # the first would score as well
     assert [type(model.network) for model in predicted] == [expected]
 
 

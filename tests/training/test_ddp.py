@@ -20,12 +20,12 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
 from e2enet.common.configs import compose_config
-from e2enet.data.command import build_datamodule
 from e2enet.network import DSFF, dsff
 from e2enet.network.mask_agreement import mask_digest
 from e2enet.system.ranks import current_team, is_first, launched
 from e2enet.training.checkpoints import BestCheckpoint
 from e2enet.training.loggers import MetricsFile
+from e2enet.training.parts import read_parts
 from e2enet.training.run import build_module
 from e2enet.training.run_folder import Claim
 from e2enet.training.trainer import build_trainer
@@ -100,13 +100,13 @@ def train(name: str, root: Path, batch_size: int) -> Record:
     config = compose_config([*TINY, *overrides, *processes, *folders])
     config.training.precision = precision
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    names = ("accumulate", "steps_per_epoch", "validation_patches", "validate_every", "validate_full")
-    data = build_datamodule(config, **{key: config.training[key] for key in names})
+    parts = read_parts(config)
+    data = parts.data
     data.prepare_data()
     data.setup("fit")
-    module = build_module(config, data)
+    module = build_module(parts)
     folder = root / name / str(launched().world_size)
-    trainer = build_trainer(config, module, folder, [MetricsFile(folder)], {}, Claim(lambda: None, 0))
+    trainer = build_trainer(parts, module, folder, [MetricsFile(folder)], {}, Claim(lambda: None, 0))
     watch = Watch()
     trainer.callbacks += [watch, Spoil()] if name == "spoilt" else [watch]
     trainer.fit(module, datamodule=data)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from e2enet.common.configs import compose_config
+from e2enet.common.configs import as_plain, compose_config
 from e2enet.common.errors import InputError
 from e2enet.configuration.check import check_command_line
 from e2enet.data.command import build_datamodule
@@ -155,7 +155,7 @@ def identity_of(config: DictConfig) -> dict[str, Any]:
     data = build_datamodule(config, steps_per_epoch=1)
     data.prepare_data()
     data.setup("fit")
-    return run_identity(config, data)
+    return run_identity(as_plain(config), data)
 
 
 def test_what_has_changed_since_is_refused_with_all_differences(stored: DictConfig, tmp_path: Path) -> None:

@@ -226,7 +226,7 @@ def test_the_data_module_is_built_with_what_training_says(tmp_path: Path, monkey
         given.update(options)
         raise InterruptedError
 
-    monkeypatch.setattr("e2enet.training.run.build_datamodule", build)
+    monkeypatch.setattr("e2enet.training.parts.build_datamodule", build)
     values = {"accumulate": 3, "steps_per_epoch": 7, "validation_patches": 11, "validate_every": 2, "validate_full": 4}
     with pytest.raises(InterruptedError):
         run_training(compose_config([f"training.{key}={value}" for key, value in values.items()]), tmp_path / "run")

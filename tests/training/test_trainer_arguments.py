@@ -10,7 +10,7 @@ import torch
 
 from e2enet.common.configs import compose_config
 from e2enet.common.overrides import force_added
-from e2enet.configuration.check import check_config, config_problems
+from e2enet.configuration.check import config_problems
 from e2enet.training.loggers import last_logged
 from e2enet.training.resume import resumed_config
 from e2enet.training.run import run_training
@@ -27,7 +27,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 def train(folder: Path, places: list[str], *more: str) -> dict[str, Any]:
     config = compose_config(force_added([*SMALL_RUN, *STEPS, *places, *more, f"run_folder={folder}"]))
-    check_config(config)
+    assert config_problems(config) == []
     run_training(config, folder)
     return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
 

@@ -24,6 +24,7 @@ from e2enet.training.checkpoints import BestCheckpoint, KeptCheckpoints, LastChe
 from e2enet.training.dsff_callback import DSFFCallback
 from e2enet.training.losses import DiceCrossEntropy
 from e2enet.training.module import SegmentationModule
+from e2enet.training.parts import read_parts
 from e2enet.training.run import run_training
 from e2enet.training.timing import TimeKeeper
 
@@ -254,7 +255,7 @@ def test_what_follows_training_is_the_configs(monkeypatch: pytest.MonkeyPatch, t
     given = [f"{key}={value}" for key, value in FINAL.items()]
     config = compose_config([*given, "training.precision=bf16-mixed", "trainer.accelerator=cpu"])
     cases: Any = [SimpleNamespace(id=name, label=tmp_path) for name in "abc"]
-    final.score_run(config, tmp_path, tmp_path / "best.ckpt", cases, [])
+    final.score_run(read_parts(config), tmp_path, tmp_path / "best.ckpt", cases, [])
     assert found == FINAL | {"amp_dtype": torch.bfloat16}
 
 

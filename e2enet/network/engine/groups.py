@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from e2enet.network.dsff import fusion_layers
 from e2enet.network.e2enet import E2ENet
 from e2enet.network.granularity import shared_inputs
-from e2enet.network.layers import PlaneConv3d
+from e2enet.network.layers import PlaneConv3d, active_weight
 
 MULTIPLE = 8  # of input channels in each group: tensor cores take half precision in such numbers
 
@@ -51,12 +51,12 @@ class GroupedNetwork(nn.Module):
     @contextmanager
     def _gathering(self) -> Iterator[None]:
         for layer, inputs in self.inputs.items():
-            layer.gather = inputs
+            layer.forward = inputs.convolve
         try:
             yield
         finally:
             for layer in self.inputs:
-                layer.gather = None
+                del layer.forward  # that of its class again
 
 
 def grouped_layers(network: nn.Module) -> list[Any]:
@@ -77,6 +77,12 @@ class GroupInputs:
         self.layer = layer
         self.seen: tuple[Tensor, int | None, Tensor] | None = None  # the mask that was read last, its version, a copy
         self.channels: Tensor | None = None
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """What the layer makes of an input (B, C, D, H, W)."""
+        x, weight, bias, groups = self(x, active_weight(self.layer), self.layer.used_bias)
+        out: Tensor = self.layer.convolve(x, weight, bias, groups)
+        return out[:, : self.layer.out_channels]
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
         self._refresh()
