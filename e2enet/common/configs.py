@@ -66,8 +66,10 @@ _source = _inherited_source()
 
 
 class ExperimentsSource(FileConfigSource):
-    """The group `experiments`, whose folder lies in the project's root, and nothing else of that root: `--help` would look
-    for groups in every folder of data and of runs."""
+    """The group `experiments`, whose folder lies in the project's root, and nothing else of that root.
+
+    With all of it, `--help` would look for groups in every folder of data and of runs.
+    """
 
     @staticmethod
     def scheme() -> str:

@@ -111,9 +111,11 @@ def annotation_rule(hint: Any, *also: Any) -> Rule:
         return anything
     if len(known) == 1:
         return known[0]
-    return Rule(
-        lambda v: any(rule.accepts(v) for rule in known), " or ".join(dict.fromkeys(rule.expected for rule in known))
-    )
+    # In an order of our own: of two equal unions Python may give the members of the first that it has met.
+    words = sorted({rule.expected for rule in known}, key=lambda text: (text == "null", text))
+    if SIMPLE[float] in known and SIMPLE[int] in known:
+        words.remove(SIMPLE[int].expected)
+    return Rule(lambda v: any(rule.accepts(v) for rule in known), " or ".join(words))
 
 
 def _members(hint: Any) -> list[Any]:

@@ -136,7 +136,7 @@ def test_all_mistakes_are_told_at_once() -> None:
         ("trainer.callbacks=[]", "trainer.callbacks: is set by the group callbacks"),
         (
             "trainer.limit_train_batches=many",
-            "trainer.limit_train_batches=many: expected a number or a whole number or null",
+            "trainer.limit_train_batches=many: expected a number or null",
         ),
         ("trainer.max_tim=1", "trainer.max_tim: unknown key; did you mean trainer.max_time?"),
         ("trainer.devices=0", "trainer.devices=0: expected a whole number >= 1, -1 or auto"),

@@ -55,6 +55,16 @@ def test_a_run_keeps_its_paths_wherever_it_is_gone_on_with(tiny: list[str], tmp_
     assert not [*tmp_path.rglob("*~*")]
 
 
+def test_help_lists_the_groups_and_no_other_folder(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "train.py"), "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=True)
+    groups = done.stdout.partition("== Configuration groups ==")[2].partition("== Config ==")[0]
+    listed = [line.partition(": ")[0] for line in groups.splitlines() if ": " in line]
+    folders = [path.parent for path in (ROOT / "conf").rglob("*.yaml") if path.parent != ROOT / "conf"]
+    own = {folder.relative_to(ROOT / "conf").as_posix() for folder in folders} - {"hydra/launcher"}
+    assert set(listed) == own | {"experiments"}
+
+
 @pytest.mark.parametrize("command", ["train.py", "predict.py"])
 def test_ctrl_c_while_modules_are_loaded(command: str, tmp_path: Path) -> None:
     (tmp_path / "hydra.py").write_text("raise KeyboardInterrupt")
