@@ -154,11 +154,13 @@ def start_cases(options: argparse.Namespace) -> dict[str, float]:
 
 
 def start_module(options: argparse.Namespace) -> dict[str, float]:
-    from e2enet.data.datasets import PhantomDataModule
+    from e2enet.data.datamodule import SegmentationDataModule
+    from e2enet.data.layouts.phantom import PhantomLayout
 
-    module = PhantomDataModule(
-        root=options.folder / "raw", prepared_root=options.folder / "prepared", num_train=MANY_CASES, num_test=0,
-        shape=(48, 48, 20), fold="all", num_workers=1, steps_per_epoch=1,
+    module = SegmentationDataModule(
+        layout=PhantomLayout(num_train=MANY_CASES, num_test=0, shape=(48, 48, 20)), name="phantom",
+        root=options.folder / "raw", prepared_root=options.folder / "prepared", fold="all", num_workers=1,
+        steps_per_epoch=1,
     )  # fmt: skip
     module.prepare_data()
     module.setup("fit")

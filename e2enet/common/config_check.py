@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ BUILDING_RULES = {
     "_recursive_": choice(True, False),
     "_convert_": choice("none", "partial", "object", "all"),
 }
+COPIED = re.compile(r"\$\{([\w.]+)\}")  # a value that is another key's
 # Packages whose parameters the project has rules for.
 OWN = ("e2enet.", "torch.")
 
@@ -104,6 +106,9 @@ def config_problems(config: DictConfig, schema: Schema, *, allow_missing: bool =
     content = as_plain(config)
     problems |= {path: text for path, text in _section_problems(content, "", schema) if path not in problems}
     problems |= _missing_problems(content, schema, problems)
+    # A value that is another key's is told there.
+    copied = {path for path in problems if (found := COPIED.fullmatch(str(_get(raw, path)))) and found[1] in problems}
+    problems = {path: problem for path, problem in problems.items() if path not in copied}
     for conflict in schema.conflicts:
         # A value that is wrong by itself would only confuse the comparison.
         if not any(_overlap(path, wrong) for path in conflict.paths for wrong in problems):
@@ -230,10 +235,12 @@ def _part_problems(path: str, section: Mapping[str, Any], part: Part, schema: Sc
             yield child, f"{child}: {part.reserved[str(key)]}"
         elif key not in part.extras and key not in allowed and not (signature.takes_any and key not in part.supplied):
             yield child, unknown_key(child, str(key), f"{path}.", [*allowed, *part.extras])
-        elif isinstance(value, Mapping) and (inner := schema.part_of(child)) is not None:
+        elif isinstance(value, Mapping) and (inner := schema.parts.get(child)) is not None:
             yield from _part_problems(child, value, inner, schema)
         elif isinstance(value, Mapping) and "_target_" in value:
             yield from _part_problems(child, value, Part(), schema)
+        elif child in schema.parts and (value is not None or key in signature.needed):
+            yield child, f"{child}={'null' if value is None else value}: expected a section with _target_"
         elif rule is not None and not rule.accepts(value):
             yield child, wrong_value(child, value, rule)
     for key in signature.needed:

@@ -40,10 +40,24 @@ RENAMED = {
     "logger.offline": "logger.wandb.offline",
     "data.foreground_share": "data.sampler.foreground_share",
 }
+# Values that are files of a group now, whatever file of it is chosen beside them.
+MOVED = {"data.layout=cases": "data=brats_2021", "data.layout=msd": "data=brats"}
+
+
+def with_names_of_today(arguments: Sequence[str]) -> list[str]:
+    """Overrides by the names of today (`renamed`), other arguments as they are."""
+    read = [renamed(argument) for argument in arguments]
+    chosen = {new.partition("=")[0] for given, new in zip(arguments, read, strict=True) if given in MOVED}
+    return [
+        new for given, new in zip(arguments, read, strict=True) if given in MOVED or new.partition("=")[0] not in chosen
+    ]
 
 
 def renamed(argument: str) -> str:
     """An override by the names of today, which is told where it has one of an earlier version; others as they are."""
+    if argument in MOVED:
+        say(f"{argument} is {MOVED[argument]} now: it is read so")
+        return MOVED[argument]
     key = argument.lstrip("+~").partition("=")[0]
     for old, new in RENAMED.items():
         if f"{key}.".startswith(f"{old}."):

@@ -28,10 +28,10 @@ from e2enet.common.overrides import (
     override_values,
     overrides_of,
     parse_override,
-    renamed,
     several_values,
     unknown_choice,
     unreadable,
+    with_names_of_today,
 )
 from e2enet.configuration.conflicts import on_cpu
 from e2enet.configuration.rules import DEVICES, SCHEMA
@@ -81,8 +81,9 @@ def check_command_line(arguments: Sequence[str], *, printed: bool = False) -> No
 
 def read_arguments(arguments: Sequence[str]) -> list[str]:
     """A command line of train.py by the names of today, with quotes around texts that Hydra would take for numbers."""
-    overrides = overrides_of(arguments)
-    return [as_text(renamed(text), SCHEMA.test_of) if text in overrides else text for text in arguments]
+    overrides = with_names_of_today(overrides_of(arguments))
+    flags = [text for text in arguments if text not in overrides_of(arguments)]
+    return [*flags, *(as_text(text, SCHEMA.test_of) for text in overrides)]
 
 
 def config_problems(config: DictConfig) -> list[str]:

@@ -28,12 +28,13 @@ from e2enet.common.overrides import (
     forced,
     override_values,
     parse_override,
-    renamed,
     several_values,
     unknown_choice,
     unreadable,
+    with_names_of_today,
 )
 from e2enet.data.config_rules import EXTRAS, MOVED, SCHEMA
+from e2enet.data.earlier import data_of_today
 
 if TYPE_CHECKING:
     from e2enet.data.cases.sources import DataSource
@@ -72,7 +73,7 @@ def compose_data(arguments: Sequence[str], options: Mapping[str, Option] | None 
     values = {name: option.default for name, option in options.items()}
     overrides: list[str] = []
     problems: list[str] = []
-    for given in map(renamed, arguments):
+    for given in with_names_of_today(arguments):
         argument = as_text(given, lambda key: options[key].rule.accepts if key in options else SCHEMA.test_of(key))
         if argument.startswith("-"):
             problems.append(f"{argument}: expected key=value (there is no flag but --help)")
@@ -110,7 +111,7 @@ def build_datamodule(config: DictConfig, **more: Any) -> SegmentationDataModule:
 
     `more` are further parameters of the module that the config's section does not hold (`steps_per_epoch`).
     """
-    section = as_plain(config.data)
+    section = data_of_today(as_plain(config.data))
     for name in EXTRAS:
         section.pop(name, None)  # facts that other keys are looked up in
     module: SegmentationDataModule = instantiate(

@@ -22,8 +22,11 @@ from e2enet.common.config_rules import (
     voxels,
     whole,
 )
+from e2enet.common.errors import InputError, first_line
 from e2enet.common.files import unusable_folder
+from e2enet.common.signatures import build_part
 from e2enet.data.cases.splits import RULE_WORDS, fold_problem, is_group, rule_problem
+from e2enet.data.layouts.layout import Layout
 
 LARGEST_SEED = 2**32 - 1  # NumPy's generators take no larger one
 FOLD_WORDS = "a whole number from 0 to 4, or all"
@@ -45,11 +48,18 @@ SUPPLIED = frozenset(
     {"root", "prepared_root", "fold", "seed", "plan", "accumulate", "score_test", "steps_per_epoch"}
     | {"validation_patches", "validate_every", "validate_full"}
 )
-EXTRAS = {"facts": table_of(text, anything), "paper_patch": voxels}
+# Parameters of some layouts that stand beside the section of the layout, which takes them by `${data.KEY}`.
+LAYOUT_KEYS = {
+    "modality": choice("CT", "MRI", "both"),
+    "num_train": whole(5),
+    "num_test": whole(0),
+    "shape": voxels,
+    "spacing": list_of(positive, 3),
+    "phantom_seed": whole(0, LARGEST_SEED),
+}
+EXTRAS = {"facts": table_of(text, anything), "paper_patch": voxels, "published_as": text, **LAYOUT_KEYS}
 DATA_RULES: dict[str, Rule] = {
     "name": text,
-    "layout": choice("msd", "cases"),
-    "modality": choice("CT", "MRI", "both"),
     "split": Rule(lambda v: rule_problem(v) is None, RULE_WORDS),
     "group": optional(Rule(is_group, "a regular expression with a group, such as '(patient[0-9]+)'")),
     "exclude": optional(list_of(text)),
@@ -62,11 +72,6 @@ DATA_RULES: dict[str, Rule] = {
     "transforms": list_of(Rule(lambda v: isinstance(v, Mapping), "an entry {_target_: .., parameter: ..}")),
     "num_workers": whole(0),
     "prepare_workers": optional(whole(0)),
-    "num_train": whole(5),
-    "num_test": whole(0),
-    "shape": voxels,
-    "spacing": list_of(positive, 3),
-    "phantom_seed": whole(0, LARGEST_SEED),
     "limit_cases": optional(whole(1)),
 }
 NAME = Rule(lambda v: text.accepts(v) or whole(0).accepts(v), "a name or number")
@@ -82,7 +87,7 @@ SAMPLER = Part(
 # Keys of earlier versions, as files of one's own may have them, and where they belong now.
 MOVED = {"foreground_share": "is data.sampler.foreground_share now"}
 DATA = Part(supplied=SUPPLIED, reserved=MOVED, extras=EXTRAS, rules=DATA_RULES)
-PARTS = {"data": DATA, "data.sampler": SAMPLER}
+PARTS = {"data": DATA, "data.layout": Part(base=Layout, may_lack=True), "data.sampler": SAMPLER}
 
 
 def _transforms(entries: Sequence[Mapping[str, Any]] | None) -> str | None:
@@ -92,6 +97,21 @@ def _transforms(entries: Sequence[Mapping[str, Any]] | None) -> str | None:
     from e2enet.data.augmentation.torchio_transforms import transform_problem
 
     return transform_problem(entries)
+
+
+def _layout(layout: Mapping[str, Any] | None, *beside: Any) -> str | None:
+    """Why the layout cannot be built, and which keys that stand beside it it does not take."""
+    if not layout:
+        return None
+    unused = [key for key, value in zip(LAYOUT_KEYS, beside, strict=True) if value is not None and key not in layout]
+    problems = [f"data.{key}: unknown to the layout of this dataset, {layout['_target_']}" for key in unused]
+    try:
+        build_part(layout)
+    except InputError as error:
+        problems.append(f"data.layout: {error}")
+    except Exception as error:  # of a user's class, whatever it raises
+        problems.append(f"data.layout: {layout['_target_']} cannot be built of it ({first_line(error)})")
+    return "\n  - ".join(problems) or None
 
 
 def folder_conflict(key: str, *, writable: bool) -> Conflict:
@@ -110,6 +130,7 @@ def _fold(split: Any, fold: Any) -> str | None:
 
 
 CONFLICTS = (
+    Conflict(("data.layout", *(f"data.{key}" for key in LAYOUT_KEYS)), _layout),
     Conflict(("data.transforms",), _transforms),
     folder_conflict("paths.data", writable=False),
     folder_conflict("paths.prepared", writable=False),  # the check writes nothing

@@ -1,8 +1,4 @@
-"""The machinery of every Lightning data module; `datasets` has one module per kind of dataset.
-
-A source says where the raw dataset lies, how it is read and, for the phantom, how it comes to be.
-Everything else (plan, prepared cases, split, loaders) is `SegmentationDataModule`.
-"""
+"""The Lightning data module: a dataset in its layout, its plan, prepared cases, split and loaders."""
 
 from __future__ import annotations
 
@@ -21,7 +17,9 @@ from e2enet.data.cases.sources import DataSource
 from e2enet.data.cases.split_file import RunSplit
 from e2enet.data.cases.splits import SplitRule
 from e2enet.data.checking.first_use import remembered_problems, require_sound
+from e2enet.data.formats.labels import LabelTable
 from e2enet.data.formats.layout import Case, RawDataset
+from e2enet.data.layouts.layout import Layout
 from e2enet.data.loaders.loading import patch_loader
 from e2enet.data.loaders.patch_sampler import PatchSampler
 from e2enet.data.loaders.patches import frame_affine
@@ -51,8 +49,13 @@ class SegmentationDataModule(lightning.LightningDataModule):
     the same cases, that one process with so many times the batch size would, and validate each patch and case once.
 
     Args:
-        source: Where the raw dataset comes from.
+        layout: How the dataset is read and, for the phantom, how it comes to be.
+        name: Of the dataset's folder in `root` (`layout.folder_name`).
+        root: Parent folder of raw datasets.
         prepared_root: Folder of all prepared datasets; this one takes the subfolder `source.prepared_name`.
+        labels: Label -> name, background included, numbered as after `label_map`; None: as the dataset's files say.
+        label_map: Value in the label files -> label.
+        regions: Name -> labels united, scored beside the labels.
         fold: 0..4 of nnU-Net's five-fold split, or "all": train and validate on every training case.
         split: "five_fold", "official", {"train": ids, "validation": ids} or a file; see `splits.split_dataset`.
         group: A regular expression; ids of the same first group stand in the same of the five folds.
@@ -90,9 +93,14 @@ class SegmentationDataModule(lightning.LightningDataModule):
 
     def __init__(
         self,
-        source: DataSource,
         *,
+        layout: Layout,
+        name: str,
+        root: str | Path,
         prepared_root: str | Path,
+        labels: Mapping[int, str] | None = None,
+        label_map: Mapping[int, int] | None = None,
+        regions: Mapping[str, Sequence[int]] | None = None,
         fold: int | Literal["all"] = 0,
         split: SplitRule = "five_fold",
         group: str | None = None,
@@ -116,7 +124,8 @@ class SegmentationDataModule(lightning.LightningDataModule):
     ) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # of two that validate one case, one has none
-        self.source = source.excluding(exclude or ())
+        folder = Path(root) / layout.folder_name(name)
+        self.source = DataSource(folder, layout, LabelTable.of_config(labels, label_map, regions), tuple(exclude or ()))
         self.prepared_root = Path(prepared_root)
         self.choice = CaseChoice(fold, split, group, limit_cases, score_test)
         self.seed = seed

@@ -1,14 +1,13 @@
-"""What every data module accepts beside its source, and which values are impossible."""
+"""Which values of a data module's options are impossible."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypedDict
+from collections.abc import Mapping
+from typing import Any
 
 import torchio as tio
 
 from e2enet.data.augmentation.recipe import AUGMENTATIONS
-from e2enet.data.cases.splits import SplitRule
 from e2enet.data.loaders.patch_sampler import PatchSampler
 
 PLAN_KEYS = ("kind", "spacing", "patch_size", "strides", "batch_size", "memory_gb")
@@ -23,31 +22,6 @@ LEAST_VALUES = {
     "num_workers": 0,
     "prepare_workers": 0,
 }
-
-
-class DataOptions(TypedDict, total=False):
-    """Keyword arguments that every data module shares; see SegmentationDataModule."""
-
-    fold: int | Literal["all"]
-    split: SplitRule
-    group: str | None
-    exclude: Sequence[str] | None
-    score_test: bool
-    seed: int
-    plan: Mapping[str, Any]
-    mirror_axes: Sequence[int]
-    augmentation: str
-    augment_on: Literal["worker", "device"]
-    transforms: Sequence[tio.Transform]
-    sampler: PatchSampler | None
-    accumulate: int
-    steps_per_epoch: int
-    validation_patches: int
-    validate_every: int
-    validate_full: int | None
-    num_workers: int
-    prepare_workers: int | None
-    limit_cases: int | None
 
 
 def option_problems(options: Mapping[str, Any]) -> list[str]:

@@ -10,10 +10,10 @@ import torch
 
 from e2enet.common.console import say
 from e2enet.common.errors import InputError
-from e2enet.data.formats.layout import find_cases
 from e2enet.data.formats.listing import note_companions
 from e2enet.data.formats.problems import Problem
 from e2enet.data.formats.remarks import scan_warnings
+from e2enet.data.layouts.prediction import find_cases
 from e2enet.inference.checkpoint import LoadedModel, load_ensemble
 from e2enet.inference.config import PredictConfig
 from e2enet.inference.folds import find_folds, is_sweep

@@ -7,8 +7,9 @@ from typing import Any
 
 from e2enet.common.files import content_key
 
-# Tables that other keys of a config are looked up in. What was found there stands in the key that asked.
-LOOKED_UP = ("data.facts", "data.paper_patch")
+# Tables that other keys of a config are looked up in. What was found there stands in the key that asked. And what the
+# report calls the dataset.
+LOOKED_UP = ("data.facts", "data.paper_patch", "data.published_as")
 # What a run is called, where its files are, where it runs and how, and what it tells about itself.
 WITHOUT_EFFECT = (
     *LOOKED_UP,

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from e2enet.common.configs import EXPERIMENTS, as_plain, compose_config, make_paths_absolute
 from e2enet.runs.job_key import job_key, training_key
-from e2enet.common.overrides import force_added, renamed
+from e2enet.common.overrides import force_added, with_names_of_today
 
 
 @dataclass(frozen=True)
@@ -72,4 +72,4 @@ def row_overrides(config: DictConfig) -> list[str]:
     row = config.get("row")
     content = OmegaConf.select(config, f"ablation.rows.{row}") if row is not None else None
     given = content.get("overrides") if isinstance(content, DictConfig) else None
-    return force_added([renamed(str(text)) for text in given or ()])
+    return force_added(with_names_of_today([str(text) for text in given or ()]))

@@ -16,6 +16,7 @@ from e2enet.common.overrides import (
     renamed,
     several_values,
     unreadable,
+    with_names_of_today,
 )
 
 TESTS = {"name": text, "row": optional(text), "tags": list_of(text), "count": whole(0), "map": table_of(whole(0), text)}
@@ -133,3 +134,9 @@ def test_names_of_earlier_versions(given: str, read: str, capsys: pytest.Capture
     assert renamed(given) == read
     told = " ".join(capsys.readouterr().out.split())
     assert (f"now: {given} is read so" in told) == (given != read)
+
+
+def test_values_that_are_files_now_win_over_the_file_beside_them(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["data.layout=cases", "-m", "data=brats", "logger.group=x"]
+    assert with_names_of_today(given) == ["data=brats_2021", "-m", "logger.wandb.group=x"]
+    assert "data.layout=cases is data=brats_2021 now: it is read so" in " ".join(capsys.readouterr().out.split())

@@ -58,8 +58,8 @@ def test_all_mistakes_are_told_at_once() -> None:
         ("data=msd", "data.name: needs a value"),
         (
             "data=nope",
-            "data=nope: no such choice; expected amos_both | amos_ct | amos_mri | brats | btcv | msd | "
-            "nnunet | phantom",
+            "data=nope: no such choice; expected acdc | amos_both | amos_ct | amos_mri | brats | brats_2020 | "
+            "brats_2021 | brats_2023 | btcv | folders | kits | msd | nnunet | phantom",
         ),
         ("experiments=missing", "experiments=missing: no such choice"),
         ("dsff=rigll", "did you mean rigl?"),

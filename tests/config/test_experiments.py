@@ -64,7 +64,7 @@ def test_the_scale_is_the_papers(name: str) -> None:
     # That every job of it passes the check, tests/config/test_every_config.py asserts.
     config = compose_config([f"experiments={name}"])
     assert (config.training.epochs, config.training.steps_per_epoch, config.plan.kind) == (1000, 250, "paper")
-    assert config.data["_target_"] == "e2enet.data.datasets.AMOSDataModule"
+    assert config.data.layout["_target_"] == "e2enet.data.layouts.described.AMOSLayout"
     for row, content in (ABLATIONS[name]["rows"] or {}).items():
         assert not [text for text in content["overrides"] if text.startswith(("training", "plan"))]
         assert row_setting(ABLATIONS[name], row).keys() == {"in_channels", "num_classes", "patch_size", "strides"}

@@ -12,9 +12,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from e2enet.data.cases.sources import FolderSource
+from e2enet.data.cases.sources import DataSource
 from e2enet.data.checking.run import Report, check_dataset
-from e2enet.data.formats.json_layouts import scan_msd
+from e2enet.data.layouts.described import MSDLayout
 from e2enet.data.preparation.foreground import sample_coordinates
 from e2enet.data.preparation.store import PreparedCase
 
@@ -77,7 +77,7 @@ class Toy:
         (self.folder / "dataset.json").write_text(json.dumps(content | changes))
 
     def check(self, num_workers: int = 0) -> Report:
-        return check_dataset(FolderSource(self.folder, scan_msd), num_workers)
+        return check_dataset(DataSource(self.folder, MSDLayout()), num_workers)
 
     def problems(self) -> list[tuple[str | None, str, str, str | None]]:
         """What the check finds, as (case, severity, problem, file relative to the folder)."""

@@ -13,7 +13,8 @@ from scipy import ndimage, stats
 from torch import Tensor, nn
 
 from e2enet.data.augmentation.recipe import Draw, build_augmentation
-from e2enet.data.datasets import PhantomDataModule
+from e2enet.data.datamodule import SegmentationDataModule
+from e2enet.data.layouts.phantom import PhantomLayout
 from e2enet.data.loaders.loading import collate_patches, patch_loader
 from e2enet.data.loaders.sampling import EpochSampler, PatchDataset
 from e2enet.data.preparation.foreground import sample_coordinates
@@ -138,8 +139,9 @@ class Collector(pl.LightningModule):
 def test_training_gets_the_same_batches_from_both_places(tmp_path: Path, precision: Any) -> None:
     runs = []
     for augment_on in ("worker", "device"):
-        data = PhantomDataModule(
-            root=tmp_path / "raw", prepared_root=tmp_path / "prepared", num_train=5, num_test=0, shape=(32, 32, 12),
+        data = SegmentationDataModule(
+            layout=PhantomLayout(num_train=5, num_test=0, shape=(32, 32, 12)), name="phantom",
+            root=tmp_path / "raw", prepared_root=tmp_path / "prepared",
             plan={"patch_size": (8, 16, 16), "strides": [(1, 2, 2), (2, 2, 2)], "batch_size": 2},
             steps_per_epoch=4, num_workers=0, augment_on=augment_on,
         )  # fmt: skip

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from e2enet.common.errors import InputError
-from e2enet.data.cases.sources import FolderSource
+from e2enet.data.cases.sources import DataSource
 from e2enet.data.checking import run
 from e2enet.data.checking.across import SPACING_FACTOR
 from e2enet.data.checking.run import affordable_workers, check_dataset
-from e2enet.data.formats.json_layouts import scan_nnunet
+from e2enet.data.layouts.described import NNUNetLayout
 from e2enet.system import workload
 
 AFFINE = np.diag([-1.0, -1.0, 3.0, 1.0])
@@ -252,14 +252,14 @@ def test_modalities_on_different_grids(tmp_path: Path) -> None:
         nib.save(nib.Nifti1Image(label, AFFINE), folder / "labelsTr" / f"{case}.nii.gz")
     content = {"channel_names": {"0": "T1", "1": "T2"}, "labels": {"background": 0, "tumour": 1}}
     (folder / "dataset.json").write_text(json.dumps(content | {"file_ending": ".nii.gz", "numTraining": 5}))
-    (problem,) = check_dataset(FolderSource(folder, scan_nnunet), 0).problems
+    (problem,) = check_dataset(DataSource(folder, NNUNetLayout()), 0).problems
     assert (problem.case, problem.severity) == ("c", "error")
     assert problem.file == str(folder / "imagesTr" / "c_0001.nii.gz")
     assert "c_0000.nii.gz: the affines differ by up to 0.5 mm" in problem.problem
     assert "\nfirst channel:\n" in problem.problem and "\nthis channel:\n" in problem.problem
     for name in ("b_0000", "b_0001", "c_0001"):
         nib.save(nib.Nifti1Image(np.zeros((6, 6, 4), np.float32), AFFINE), folder / "imagesTr" / f"{name}.nii.gz")
-    assert [(one.case, one.problem) for one in check_dataset(FolderSource(folder, scan_nnunet), 0).problems] == [
+    assert [(one.case, one.problem) for one in check_dataset(DataSource(folder, NNUNetLayout()), 0).problems] == [
         ("b", "the image is zero everywhere, other values expected"),
         ("c", "every voxel has the value 0"),
     ]

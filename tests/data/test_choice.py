@@ -11,13 +11,13 @@ import pytest
 
 from e2enet.common.errors import InputError
 from e2enet.data.cases.choice import CaseChoice, read_chosen
-from e2enet.data.cases.sources import FolderSource
+from e2enet.data.cases.sources import DataSource
 from e2enet.data.cases.splits import five_fold
 from e2enet.data.check import main as check
 from e2enet.data.checking.patients import guess_patients
 from e2enet.data.checking.run import check_dataset
-from e2enet.data.datasets import MSDDataModule
-from e2enet.data.formats.layout import scan_msd
+from e2enet.data.datamodule import SegmentationDataModule
+from e2enet.data.layouts.described import MSDLayout
 from e2enet.data.prepare import main as prepare
 
 UNUSED = "; no error, since the chosen split does not use the case"
@@ -25,14 +25,16 @@ ABC = {"train": ["a", "b"], "validation": ["c"]}
 
 
 def found(toy: Any, choice: CaseChoice, exclude: tuple[str, ...] = ()) -> list[tuple[str | None, str, str]]:
-    source = FolderSource(toy.folder, scan_msd).excluding(exclude)
+    source = DataSource(toy.folder, MSDLayout()).excluding(exclude)
     return [(one.case, one.severity, one.problem) for one in check_dataset(source, 0, choice).problems]
 
 
-def module(toy: Any, **options: Any) -> MSDDataModule:
+def module(toy: Any, **options: Any) -> SegmentationDataModule:
     plan = {"patch_size": (4, 8, 8), "strides": ((1, 2, 2),)}
     where = {"root": toy.folder.parent, "prepared_root": toy.folder.parent.parent / "prepared"}
-    return MSDDataModule(name="toy", plan=plan, prepare_workers=0, num_workers=0, **where, **options)
+    return SegmentationDataModule(
+        layout=MSDLayout(), name="toy", plan=plan, prepare_workers=0, num_workers=0, **where, **options
+    )
 
 
 def break_one_of_each_kind(toy: Any) -> None:
@@ -84,13 +86,13 @@ def test_cases_are_excluded_with_whatever_is_wrong_with_them(toy: Any) -> None:
     toy.write_image("stray")
     toy.image("stray").unlink()
     assert found(toy, CaseChoice(rule=ABC), ("d", "e", "f")) == []
-    source = FolderSource(toy.folder, scan_msd).excluding(["d", "e", "f", "t"])
+    source = DataSource(toy.folder, MSDLayout()).excluding(["d", "e", "f", "t"])
     dataset = source.read()
     assert [case.id for case in (*dataset.training, *dataset.test)] == ["a", "b", "c"]
     with pytest.raises(InputError, match=r"data\.exclude names tt, no case of the dataset; did you mean t\?"):
-        FolderSource(toy.folder, scan_msd).excluding(["d", "e", "f", "tt"]).read()
+        DataSource(toy.folder, MSDLayout()).excluding(["d", "e", "f", "tt"]).read()
     with pytest.raises(InputError, match=r"data\.exclude leaves no training case"):
-        FolderSource(toy.folder, scan_msd).excluding(list("abcdef")).read()
+        DataSource(toy.folder, MSDLayout()).excluding(list("abcdef")).read()
 
 
 def test_too_few_cases_for_the_split_are_told_by_check(toy: Any) -> None:
@@ -235,4 +237,4 @@ def test_wrong_values_of_the_choice_are_refused_first(toy: Any) -> None:
         assert CaseChoice(group=wrong).problems() != []
     assert CaseChoice(7, "splits_final.json").problems() == []
     with pytest.raises(InputError, match="no labelled case of the dataset"):
-        read_chosen(FolderSource(toy.folder, scan_msd), CaseChoice(rule={"train": ["a"], "validation": ["z"]}))
+        read_chosen(DataSource(toy.folder, MSDLayout()), CaseChoice(rule={"train": ["a"], "validation": ["z"]}))

@@ -12,7 +12,9 @@ import torch
 
 from e2enet.common.errors import InputError
 from e2enet.data.cases.splits import five_fold
-from e2enet.data.datasets import MSDDataModule, NNUNetDataModule, PhantomDataModule
+from e2enet.data.datamodule import SegmentationDataModule
+from e2enet.data.layouts.described import MSDLayout, NNUNetLayout
+from e2enet.data.layouts.phantom import PhantomLayout
 from e2enet.data.loaders.patch_sampler import PatchSampler
 from e2enet.data.loaders.sampling import PatchDataset
 
@@ -21,10 +23,11 @@ PLAN = {"patch_size": PATCH, "strides": [(1, 2, 2), (2, 2, 2)], "batch_size": 2}
 SMALL = {"num_train": 6, "num_test": 1, "shape": (32, 32, 12)}
 
 
-def phantom_module(folder: Path, **options: object) -> PhantomDataModule:
+def phantom_module(folder: Path, **options: object) -> SegmentationDataModule:
     defaults = {"plan": PLAN, "steps_per_epoch": 2, "num_workers": 0, "mirror_axes": (1, 2)}
     roots = {"root": folder / "raw", "prepared_root": folder / "prepared"}
-    return PhantomDataModule(**roots, **SMALL, **defaults | options)  # type: ignore[arg-type]
+    layout = PhantomLayout(**SMALL)  # type: ignore[arg-type]
+    return SegmentationDataModule(layout=layout, name="phantom", **roots, **defaults | options)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +125,8 @@ def test_limit_keeps_the_folds_validation_cases(folder: Path) -> None:
 
 
 def test_other_phantom_parameters_take_another_folder(folder: Path) -> None:
-    sources = {phantom_module(folder, phantom_seed=seed).source.folder for seed in (0, 0, 1)}
-    assert len(sources) == 2
+    names = {PhantomLayout(**SMALL, phantom_seed=seed).folder_name("phantom") for seed in (0, 0, 1)}  # type: ignore[arg-type]
+    assert len(names) == 2 and phantom_module(folder).source.folder.name in names
 
 
 def test_msd_and_nnunet_layouts_give_the_same_samples(folder: Path, tmp_path: Path) -> None:
@@ -144,8 +147,8 @@ def test_msd_and_nnunet_layouts_give_the_same_samples(folder: Path, tmp_path: Pa
     (nnunet / "dataset.json").write_text(json.dumps(description))
     common = {"prepared_root": tmp_path / "prepared", "plan": PLAN, "steps_per_epoch": 2, "num_workers": 0}
     modules = (
-        MSDDataModule(name=raw.name, root=raw.parent, **common),  # type: ignore[arg-type]
-        NNUNetDataModule(name=nnunet.name, root=tmp_path, **common),  # type: ignore[arg-type]
+        SegmentationDataModule(layout=MSDLayout(), name=raw.name, root=raw.parent, **common),  # type: ignore[arg-type]
+        SegmentationDataModule(layout=NNUNetLayout(), name=nnunet.name, root=tmp_path, **common),  # type: ignore[arg-type]
     )
     batches = []
     for module in modules:
@@ -187,13 +190,15 @@ def test_every_impossible_value_is_named_at_once(tmp_path: Path) -> None:
 
 def test_too_few_cases_for_five_folds_says_how_many(tmp_path: Path) -> None:
     roots = {"root": tmp_path / "raw", "prepared_root": tmp_path / "prepared"}
-    module = PhantomDataModule(**roots, num_train=2, num_test=0, shape=(32, 32, 12), plan=PLAN)  # type: ignore[arg-type]
+    layout = PhantomLayout(num_train=2, num_test=0, shape=(32, 32, 12))
+    module = SegmentationDataModule(layout=layout, name="phantom", **roots, plan=PLAN)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="2 training cases"):
         module.prepare_data()
 
 
 def test_missing_dataset_names_its_folder(tmp_path: Path) -> None:
-    module = MSDDataModule(name="Task00_None", root=tmp_path, prepared_root=tmp_path / "prepared")
+    roots = {"root": tmp_path, "prepared_root": tmp_path / "prepared"}
+    module = SegmentationDataModule(layout=MSDLayout(), name="Task00_None", **roots)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="Task00_None"):
         module.prepare_data()
 

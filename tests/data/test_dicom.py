@@ -12,11 +12,11 @@ import SimpleITK
 
 from e2enet.common.errors import InputError
 from e2enet.data.formats.dicom import holds_slices
-from e2enet.data.formats.layout import find_cases
 from e2enet.data.formats.naming import Case
 from e2enet.data.formats.opening import open_image
 from e2enet.data.formats.problems import Problem
 from e2enet.data.formats.volume import read_volume
+from e2enet.data.layouts.prediction import find_cases
 
 VOXELS = np.random.default_rng(0).integers(-1000, 1000, (7, 6, 5), dtype=np.int16)  # (z, y, x)
 TURNS = [

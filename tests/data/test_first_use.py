@@ -12,14 +12,15 @@ import pytest
 
 from e2enet.common.errors import InputError
 from e2enet.data.cases.choice import CaseChoice
-from e2enet.data.cases.sources import FolderSource
+from e2enet.data.cases.sources import DataSource
 from e2enet.data.checking import run as checking
 from e2enet.data.checking.first_use import require_sound
-from e2enet.data.formats.layout import LabelTable, scan_msd
+from e2enet.data.formats.layout import LabelTable
+from e2enet.data.layouts.described import MSDLayout
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> FolderSource:
+def source(tmp_path: Path) -> DataSource:
     """Three cases of 6 x 6 x 6 voxels in Decathlon layout."""
     folder = tmp_path / "Task00_Tiny"
     generator = np.random.default_rng(0)
@@ -39,7 +40,7 @@ def source(tmp_path: Path) -> FolderSource:
         "test": [],
     }
     (folder / "dataset.json").write_text(json.dumps(content))
-    return FolderSource(folder, scan_msd)
+    return DataSource(folder, MSDLayout())
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def checks(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     check = checking.check_dataset
 
     def counted(
-        source: FolderSource, num_workers: int | None = None, choice: CaseChoice | None = None
+        source: DataSource, num_workers: int | None = None, choice: CaseChoice | None = None
     ) -> checking.Report:
         seen.append(source.folder)
         return check(source, 0, choice)
@@ -58,7 +59,7 @@ def checks(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return seen
 
 
-def test_it_is_looked_through_once(source: FolderSource, checks: list[Path], tmp_path: Path) -> None:
+def test_it_is_looked_through_once(source: DataSource, checks: list[Path], tmp_path: Path) -> None:
     for _ in range(2):
         require_sound(source, tmp_path / "prepared")
     assert checks == [source.folder]
@@ -66,7 +67,7 @@ def test_it_is_looked_through_once(source: FolderSource, checks: list[Path], tmp
 
 
 def test_a_changed_file_and_another_label_table_are_looked_at_again(
-    source: FolderSource, checks: list[Path], tmp_path: Path
+    source: DataSource, checks: list[Path], tmp_path: Path
 ) -> None:
     require_sound(source, tmp_path / "prepared")
     image = source.folder / "imagesTr" / "b.nii.gz"
@@ -74,12 +75,12 @@ def test_a_changed_file_and_another_label_table_are_looked_at_again(
     require_sound(source, tmp_path / "prepared")
     assert len(checks) == 2
     renamed = LabelTable({0: "background", 1: "liver"}, {}, {})
-    other = FolderSource(source.folder, lambda folder, problems: scan_msd(folder, problems, renamed))
+    other = DataSource(source.folder, MSDLayout(), renamed)
     require_sound(other, tmp_path / "prepared")
     assert len(checks) == 3
 
 
-def test_every_error_is_told_and_nothing_remembered(source: FolderSource, checks: list[Path], tmp_path: Path) -> None:
+def test_every_error_is_told_and_nothing_remembered(source: DataSource, checks: list[Path], tmp_path: Path) -> None:
     image = source.folder / "imagesTr" / "a.nii.gz"
     image.write_bytes(image.read_bytes()[:-20])
     label = np.full((6, 6, 6), 7, np.uint8)
@@ -93,12 +94,12 @@ def test_every_error_is_told_and_nothing_remembered(source: FolderSource, checks
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Task99_None"):
-        require_sound(FolderSource(tmp_path / "Task99_None", scan_msd), tmp_path / "prepared")
+        require_sound(DataSource(tmp_path / "Task99_None", MSDLayout()), tmp_path / "prepared")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"key": 1}', "\xff\xfe"])
-def test_a_damaged_record_is_made_anew(source: FolderSource, checks: list[Path], tmp_path: Path, damage: str) -> None:
+def test_a_damaged_record_is_made_anew(source: DataSource, checks: list[Path], tmp_path: Path, damage: str) -> None:
     prepared = tmp_path / "prepared"
     require_sound(source, prepared)
     record = prepared / "checked.json"

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from e2enet.common.errors import InputError
-from e2enet.data.formats.layout import find_cases, read_msd, read_nnunet, scan_msd, scan_nnunet
+from e2enet.data.formats.layout import read_msd, read_nnunet, scan_msd, scan_nnunet
 from e2enet.data.formats.problems import Problem
+from e2enet.data.layouts.prediction import find_cases
 from e2enet.data.synthetic.lookalikes import write_msd, write_nnunet
 
 

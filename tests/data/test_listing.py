@@ -11,13 +11,22 @@ import pytest
 
 from e2enet.common.errors import InputError
 from e2enet.data.formats.labels import LabelTable
-from e2enet.data.formats.layout import find_cases, read_msd, read_nnunet, scan_brats, scan_btcv, scan_msd, scan_nnunet
+from e2enet.data.formats.layout import read_msd, read_nnunet, scan_msd, scan_nnunet
 from e2enet.data.formats.listing import ending_of, list_scans, note_companions, unreadable
 from e2enet.data.formats.naming import Case, has_numbered_ids
 from e2enet.data.formats.problems import Problem
+from e2enet.data.layouts.folder import FolderLayout
+from e2enet.data.layouts.prediction import BRATS, find_cases
 
 ENDINGS = ".nii.gz, .nii, .mha, .mhd, .nrrd, .nhdr or .gipl"
 TABLE = LabelTable({0: "background", 1: "organ"}, {}, {})
+BTCV = FolderLayout(
+    image=r"img/img{number:\d{4}}.nii.gz",
+    label=r"label/label{number:\d{4}}.nii.gz",
+    channels=["CT"],
+    case="img{number}",
+    folders={"training": "Training", "test": "Testing"},
+)
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -166,11 +175,11 @@ def test_folders_of_brats_lose_nothing(tmp_path: Path) -> None:
     dead = "a link whose target /nowhere/x.nii.gz is not there"
     assert told(problems, tmp_path) == left | {("error", dead, "B_3/B_3_t2.nii.gz")}
     problems = []
-    dataset = scan_brats(tmp_path, problems, TABLE)
+    dataset = BRATS.scan(tmp_path, problems, TABLE)
     assert [case.id for case in dataset.training] == ["B_1"] and dataset.test == ()
     assert told(problems, tmp_path) == left | {
         ("warning", f"{dead}: the test case is left out", "B_3/B_3_t2.nii.gz"),
-        ("warning", "has no _seg file: a test case", "B_3"),
+        ("warning", "has no label: a test case", "B_3/B_3_flair.nii.gz"),
     }
 
 
@@ -178,10 +187,10 @@ def test_btcv_tells_of_what_it_does_not_take(tmp_path: Path) -> None:
     touch(tmp_path, "Training/img/img0001.nii.gz", "Training/label/label0001.nii.gz", "Training/img/.img0002.nii.gz")
     touch(tmp_path, "Testing/img/scan7.nii.gz", "Testing/img/img0061.mgz")
     problems: list[Problem] = []
-    scan_btcv(tmp_path, problems, TABLE)
+    BTCV.scan(tmp_path, problems, TABLE)
     assert told(problems, tmp_path) == {
         ("warning", "not taken: hidden, its name begins with a dot", "Training/img/.img0002.nii.gz"),
-        ("warning", "a name like img0001.nii.gz expected", "Testing/img/scan7.nii.gz"),
+        ("warning", r"a name like img{number:\d{4}}.nii.gz expected", "Testing/img/scan7.nii.gz"),
         ("warning", f"not taken: ends in .mgz, {ENDINGS} expected", "Testing/img/img0061.mgz"),
     }
 
@@ -329,7 +338,7 @@ def test_folders_that_are_links_to_nowhere_are_told(tmp_path: Path) -> None:
     touch(tmp_path, *(f"BTCV/Training/{kind}/{kind}0001.nii.gz" for kind in ("img", "label")))
     link(tmp_path / "BTCV/Testing/img")
     problems = []
-    scan_btcv(tmp_path / "BTCV", problems, TABLE)
+    BTCV.scan(tmp_path / "BTCV", problems, TABLE)
     assert told(problems, tmp_path) == {("warning", f"not looked into: {lost}", "BTCV/Testing/img")}
 
 
@@ -340,7 +349,7 @@ def test_case_folders_are_not_lost(tmp_path: Path) -> None:
     dead = ("error", "a link whose target /nowhere/x.nii.gz is not there", "b")
     hidden = ("warning", "not taken: hidden, its name begins with a dot", ".h")
     problems: list[Problem] = []
-    assert [case.id for case in scan_brats(tmp_path, problems, TABLE).training] == ["a"]
+    assert [case.id for case in BRATS.scan(tmp_path, problems, TABLE).training] == ["a"]
     assert told(problems, tmp_path) == {dead, hidden} and problems[0].case == "b"
     problems = []
     assert [case.id for case in find_cases(tmp_path, 4, ".nii.gz", problems)] == ["a"]

@@ -30,7 +30,10 @@ EXPECTED: dict[str, tuple[str, tuple[int, int, int], int, int]] = {
     "data=amos_both": ("amos", (10, 2, 1), 1, 16),
     "data=btcv": ("btcv", (5, 0, 2), 1, 14),
     "data=brats": ("brats", (5, 0, 2), 4, 4),
-    "data=brats data.layout=cases": ("brats_cases", (5, 0, 1), 4, 4),
+    "data=brats_2021": ("brats_cases", (5, 0, 1), 4, 4),
+    "data=brats_2023": ("brats_2023", (5, 0, 1), 4, 4),
+    "data=kits": ("kits", (5, 0, 1), 1, 4),
+    "data=acdc": ("acdc", (10, 0, 2), 1, 4),
     "data=msd data.name=Task05_Prostate": ("msd", (5, 0, 2), 2, 3),
     "data=nnunet data.name=Dataset005_Prostate": ("nnunet", (5, 0, 2), 2, 3),
 }
@@ -124,7 +127,7 @@ def test_every_voxel_lands_where_the_affine_says(root: Path, line: str) -> None:
 
 def test_brats_regions_are_the_same_tissue_in_both_layouts(root: Path) -> None:
     """Necrosis and enhancing rim are the core, whatever their numbers; the scans are drawn from one seed."""
-    cases = read(root, "data=brats data.layout=cases")
+    cases = read(root, "data=brats_2021")
     decathlon = read(root, "data=brats")
     assert cases.regions["tumour core"] == (1, 3) and decathlon.regions["tumour core"] == (2, 3)
     for first, second in zip(cases.training, decathlon.training, strict=True):
@@ -155,7 +158,7 @@ def test_a_landmark_stays_in_its_place(tmp_path: Path, orientation: str) -> None
 def test_downloads_are_not_all_alike(root: Path) -> None:
     files = [path for path in root.rglob("*.nii.gz") if path.stat().st_size]
     images = [load(path) for path in files]
-    assert {"".join(nib.aff2axcodes(image.affine)) for image in images} == {"LPS", "RAS", "LAS"}
+    assert {"".join(nib.aff2axcodes(image.affine)) for image in images} == {"LPS", "RAS", "LAS", "IPL"}
     assert {str(image.get_data_dtype()) for image in images} == {"int16", "uint16", "float32", "uint8"}
     assert {len(image.shape) for image in images} == {3, 4}
     assert {(image.dataobj.slope, image.dataobj.inter) for image in images} >= {(1.0, -1024.0), (0.5, 0.0), (1.0, 0.0)}
@@ -196,5 +199,5 @@ def test_a_folder_is_never_written_over(tmp_path: Path) -> None:
 
 def test_the_command_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["brats_cases", str(tmp_path), "--cases", "1"])
-    assert f"python train.py data=brats data.layout=cases paths.data={tmp_path}" in capsys.readouterr().out
+    assert f"python train.py data=brats_2021 paths.data={tmp_path}" in capsys.readouterr().out
     assert set(CONFIGS) == set(LOOKALIKES) and {line for line in CONFIGS.values()} < set(EXPECTED)

@@ -13,8 +13,9 @@ import torch
 import torchio as tio
 
 from e2enet.data.augmentation.recipe import build_augmentation
-from e2enet.data.datasets import MSDDataModule
+from e2enet.data.datamodule import SegmentationDataModule
 from e2enet.data.formats.layout import read_msd
+from e2enet.data.layouts.described import MSDLayout
 from e2enet.data.planning.plan import Plan
 from e2enet.data.planning.plan_file import plan_dataset
 from e2enet.data.preparation.cases import prepare_cases
@@ -51,17 +52,17 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def module(root: Path, **options: Any) -> MSDDataModule:
+def module(root: Path, **options: Any) -> SegmentationDataModule:
     plan = {"patch_size": PATCH, "strides": [(2, 2, 2)], "batch_size": 4} | options.pop("plan", {})
     defaults = {"fold": "all", "steps_per_epoch": 10, "num_workers": 0, "prepare_workers": 0, "validate_full": 1}
     roots = {"root": root / "raw", "prepared_root": root / "prepared"}
-    data = MSDDataModule(name="Balls", **roots, plan=plan, **defaults | options)  # type: ignore[arg-type]
+    data = SegmentationDataModule(layout=MSDLayout(), name="Balls", **roots, plan=plan, **defaults | options)  # type: ignore[arg-type]
     data.prepare_data()
     data.setup("fit")
     return data
 
 
-def batches(data: MSDDataModule) -> list[dict[str, Any]]:
+def batches(data: SegmentationDataModule) -> list[dict[str, Any]]:
     """Training batches as `training_step` gets them."""
     return [data.on_after_batch_transfer(batch, 0) for batch in data.train_dataloader()]
 

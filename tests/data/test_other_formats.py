@@ -14,15 +14,15 @@ import pytest
 import SimpleITK
 
 from e2enet.common.errors import InputError
-from e2enet.data.cases.sources import FolderSource
+from e2enet.data.cases.sources import DataSource
 from e2enet.data.checking.repair import repair_labels
 from e2enet.data.checking.run import check_dataset
-from e2enet.data.formats.json_layouts import scan_msd
 from e2enet.data.formats.layout import read_msd, read_nnunet
 from e2enet.data.formats.naming import Case
 from e2enet.data.formats.opening import open_image
 from e2enet.data.formats.stored import read_stored
 from e2enet.data.formats.volume import read_geometry, read_label, read_volume, to_native, write_image, write_label_image
+from e2enet.data.layouts.described import MSDLayout
 from e2enet.data.planning.plan import Plan
 from e2enet.data.preparation.cases import prepare_cases
 from e2enet.data.preparation.store import CaseStore
@@ -169,7 +169,7 @@ def converted(toy: Any, folder: Path, ending: str) -> Path:
 def test_a_dataset_is_checked_and_prepared_as_that_of_nifti_is(toy: Any, tmp_path: Path) -> None:
     plan = Plan(2, (3.0, 1.5, 1.0), (4, 8, 8), ((1, 2, 2),), 2, ({"scheme": "zscore", "nonzero": False},), (6, 8, 9))
     other = converted(toy, tmp_path / "other", ".nrrd")
-    reports = [check_dataset(FolderSource(folder, scan_msd), 0) for folder in (toy.folder, other)]
+    reports = [check_dataset(DataSource(folder, MSDLayout()), 0) for folder in (toy.folder, other)]
     assert [report.problems for report in reports] == [(), ()]
     datasets = [read_msd(folder) for folder in (toy.folder, other)]
     assert [dataset.file_ending for dataset in datasets] == [".nii.gz", ".nrrd"]
@@ -210,7 +210,7 @@ def test_labels_off_the_grid_are_told_and_repaired(toy: Any, tmp_path: Path) -> 
     (labels / "c.nii.gz").write_bytes(toy.label("c").read_bytes())
     text = (folder / "dataset.json").read_text().replace("imagesTr/b.mha", "imagesTr/b.nii.gz")
     (folder / "dataset.json").write_text(text.replace("labelsTr/c.mha", "labelsTr/c.nii.gz"))
-    report = check_dataset(FolderSource(folder, scan_msd), 0)
+    report = check_dataset(DataSource(folder, MSDLayout()), 0)
     wrong = {one.case: one.problem for one in report.problems if one.severity == "error" and one.case}
     assert sorted(wrong) == ["a", "b", "c"]
     assert all("the affines differ by up to 1.5 mm" in text for text in wrong.values())

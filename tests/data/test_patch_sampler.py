@@ -17,8 +17,9 @@ from e2enet.common.overrides import renamed
 from e2enet.configuration.check import check_command_line
 from e2enet.data.augmentation.recipe import build_augmentation
 from e2enet.data.command import build_datamodule, dataset_source
-from e2enet.data.datasets import PhantomDataModule
+from e2enet.data.datamodule import SegmentationDataModule
 from e2enet.data.formats.scheme import LabelScheme
+from e2enet.data.layouts.phantom import PhantomLayout
 from e2enet.data.loaders.loading import collate_patches
 from e2enet.data.loaders.patch_sampler import PatchSampler, Triple
 from e2enet.data.loaders.sampling import PatchDataset
@@ -201,7 +202,8 @@ def test_a_sampler_of_ones_own_decides(tmp_path: Path) -> None:
 def test_a_wrong_name_is_told_before_the_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     roots: dict[str, Any] = {"root": tmp_path / "raw", "prepared_root": tmp_path / "prepared"}
     sampler = PatchSampler(class_weights={"tub": 2}, case_weights={"phantom_1": 2})
-    module = PhantomDataModule(**roots, num_train=5, num_test=0, shape=(32, 32, 12), sampler=sampler)
+    layout = PhantomLayout(num_train=5, num_test=0, shape=(32, 32, 12))
+    module = SegmentationDataModule(layout=layout, name="phantom", **roots, sampler=sampler)
     monkeypatch.setattr("e2enet.data.datamodule.require_sound", lambda *_: pytest.fail("looked through"))
     with pytest.raises(InputError) as caught:
         module.prepare_data()

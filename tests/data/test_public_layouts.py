@@ -7,23 +7,32 @@ from pathlib import Path
 
 import pytest
 
+from e2enet.common.configs import as_plain, compose_config
 from e2enet.common.errors import InputError
+from e2enet.common.signatures import build_part
+from e2enet.data.cases.sources import DataSource
 from e2enet.data.formats.amos import modality_of
 from e2enet.data.formats.layout import (
     LabelTable,
     RawDataset,
-    find_cases,
     read_amos,
-    read_brats,
-    read_btcv,
     read_msd,
     scan_amos,
-    scan_brats,
-    scan_btcv,
 )
 from e2enet.data.formats.problems import Problem
+from e2enet.data.layouts.layout import Layout
+from e2enet.data.layouts.prediction import find_cases
 
 TABLE = LabelTable({0: "background", 1: "core", 2: "edema", 3: "enhancing"}, {4: 3}, {"core": (1, 3)})
+
+
+def layout(name: str) -> Layout:
+    """The layout of conf/data/NAME.yaml."""
+    return build_part(as_plain(compose_config([f"data={name}"]).data.layout))
+
+
+def read(name: str, root: Path, table: LabelTable = TABLE) -> RawDataset:
+    return DataSource(root, layout(name), table).read()
 
 
 def touch(*paths: Path) -> None:
@@ -96,7 +105,7 @@ def test_btcv_with_and_without_the_folder_rawdata(tmp_path: Path) -> None:
     outer = btcv(tmp_path / "a", *(f"RawData/{file}" for file in files))
     inner = btcv(tmp_path / "b", *files)
     for root in (outer, outer / "RawData", inner):
-        dataset = read_btcv(root, TABLE)
+        dataset = read("btcv", root)
         assert ids(dataset) == (["img0001"], [], ["img0061"])
         assert dataset.channels == ("CT",) and dataset.test[0].label is None
         label = dataset.training[0].label
@@ -108,7 +117,7 @@ def test_btcv_flaws(tmp_path: Path) -> None:
     btcv(root, "Training/label/label0003", "Training/img/image4")
     touch(root / "Training/img/img0001.nii")
     problems: list[Problem] = []
-    assert [case.id for case in scan_btcv(root, problems, TABLE).training] == ["img0001"]
+    assert [case.id for case in layout("btcv").scan(root, problems, TABLE).training] == ["img0001"]
     assert {(problem.case, problem.severity) for problem in problems} == {
         ("img0001", "error"),
         ("img0002", "error"),
@@ -120,9 +129,9 @@ def test_btcv_flaws(tmp_path: Path) -> None:
     assert "img0001.nii: is there twice, also as img0001.nii.gz" in text
     assert "image4.nii.gz: a name like img0001.nii.gz expected" in text
     with pytest.raises(InputError, match="holds neither RawData/Training nor Training"):
-        read_btcv(tmp_path / "Training", TABLE)
+        read("btcv", tmp_path / "Training")
     with pytest.raises(InputError, match="no names of its labels"):
-        read_btcv(root, LabelTable())
+        read("btcv", root, LabelTable())
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii"])
@@ -130,7 +139,7 @@ def test_brats_cases(tmp_path: Path, ending: str) -> None:
     root = brats(tmp_path, "BraTS2021_00000", "BraTS2021_00002", ending=ending)
     brats(root, "BraTS2021_00003", ending=ending, parts="flair t1 t1ce t2")
     touch(root / "name_mapping.csv")
-    dataset = read_brats(root, TABLE)
+    dataset = read("brats_2021", root)
     assert ids(dataset) == (["BraTS2021_00000", "BraTS2021_00002"], [], ["BraTS2021_00003"])
     assert [path.name.removeprefix("BraTS2021_00000_") for path in dataset.training[0].images] == [
         f"{part}{ending}" for part in ("flair", "t1", "t1ce", "t2")
@@ -147,15 +156,15 @@ def test_brats_flaws(tmp_path: Path) -> None:
     brats(root, "BraTS20_Training_002", ending=".nii")
     brats(root, "BraTS20_Training_003", ending=".nii", parts="flair t1 t1ce t2")
     problems: list[Problem] = []
-    dataset = scan_brats(root, problems, TABLE)
+    dataset = layout("brats_2021").scan(root, problems, TABLE)
     assert ids(dataset) == (["BraTS20_Training_002"], [], ["BraTS20_Training_003"])
     first, third, second = sorted(problems, key=lambda problem: str(problem.case or "of the folder"))
     assert first.case == "BraTS20_Training_001" and "BraTS20_Training_001_t1ce.nii missing" in first.problem
-    assert second.severity == "warning" and second.problem == "has no _seg file: a test case"
-    assert second.file == str(root / "BraTS20_Training_003")
+    assert second.severity == "warning" and second.problem == "has no label: a test case"
+    assert second.file == str(root / "BraTS20_Training_003/BraTS20_Training_003_flair.nii")
     assert "BraTS20_Training_355_seg.nii missing; not expected: W39_1998.09.19_Segm.nii" in third.problem
-    with pytest.raises(InputError, match="holds no case folder like"):
-        read_brats(root / "BraTS20_Training_002", TABLE)
+    with pytest.raises(InputError, match=r"holds no image like {case}/{case}_{modality}\.nii\.gz"):
+        read("brats_2021", root / "BraTS20_Training_002")
 
 
 def test_a_remapped_decathlon(tmp_path: Path) -> None:

@@ -14,9 +14,8 @@ import pytest
 import torch
 
 from e2enet.common.errors import InputError
-from e2enet.data.cases.sources import FolderSource
 from e2enet.data.datamodule import SegmentationDataModule
-from e2enet.data.formats.json_layouts import scan_msd
+from e2enet.data.layouts.described import MSDLayout
 from e2enet.data.planning.plan import Plan
 from e2enet.inference.config import PredictConfig
 from e2enet.inference.run import run_prediction
@@ -96,10 +95,10 @@ class Bench:
 
     def data(self, **options: Any) -> SegmentationDataModule:
         """The raw dataset as training takes it, checked and prepared."""
-        source = FolderSource(self.raw, scan_msd)
         plan = {"patch_size": PLAN.patch_size, "strides": STRIDES}
         settings = {"prepared_root": self.prepared, "plan": plan, "num_workers": 0, "prepare_workers": 0}
-        data = SegmentationDataModule(source, **(settings | options))
+        settings |= {"layout": MSDLayout(), "name": self.raw.name, "root": self.raw.parent}
+        data = SegmentationDataModule(**(settings | options))
         data.prepare_data()
         return data
 

@@ -19,7 +19,7 @@ import torch
 from e2enet.common import files
 from e2enet.common.errors import InputError
 from e2enet.common.files import atomic_path, read_json, require_writable, write_json
-from e2enet.data.formats.layout import find_cases
+from e2enet.data.layouts.prediction import find_cases
 from e2enet.system.locks import claimed_folder
 from e2enet.training.checkpoints import WholeCheckpoints
 

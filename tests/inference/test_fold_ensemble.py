@@ -15,7 +15,8 @@ from e2enet.common.configs import compose_config
 from e2enet.common.errors import InputError
 from e2enet.common.files import read_json, write_json
 from e2enet.data.cases.splits import five_fold
-from e2enet.data.formats.layout import Case, find_cases
+from e2enet.data.formats.layout import Case
+from e2enet.data.layouts.prediction import find_cases
 from e2enet.evaluation.out_of_fold import main as score_out_of_fold
 from e2enet.inference.checkpoint import LoadedModel, load_model
 from e2enet.inference.config import PredictConfig

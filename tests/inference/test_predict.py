@@ -14,7 +14,7 @@ import torch
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from e2enet.common.errors import InputError
-from e2enet.data.formats.layout import find_cases
+from e2enet.data.layouts.prediction import find_cases
 from e2enet.inference.checkpoint import load_ensemble, load_model
 from e2enet.inference.config import PredictConfig
 from e2enet.inference.predictor import WindowSettings, predict_case

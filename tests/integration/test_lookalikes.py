@@ -70,7 +70,7 @@ def test_brats_as_a_folder_per_case(raw: Callable[[str], Path], take_tour: Calla
         for number, channel in enumerate(("flair", "t1", "t1ce", "t2")):
             (scans / f"{case.name}_{number:04d}.nii.gz").symlink_to(case / f"{case.name}_{channel}.nii.gz")
     labels = [str(folder), "--label-names=*/*_seg", "--label-map=4=3", *REGIONS, "--region=tumour core=1,3"]
-    tour = take_tour(["data=brats", "data.layout=cases", f"paths.data={folder.parent}"], scans, labels)
+    tour = take_tour(["data=brats_2021", f"paths.data={folder.parent}"], scans, labels)
     assert tour.summary["n_cases"] == 5
     tour.assert_agreement()
     assert {"1+2+3", "1+3", "3"} <= {label for _, label in tour.trained}

@@ -52,7 +52,7 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with path.open("a", encoding="utf-8") as stream:
             stream.write(text)
     (root / "mine/conf/local/default.yaml").unlink()  # its data lies elsewhere
-    assert len(blocks) == 15
+    assert len(blocks) == 16
     return root / "mine"
 
 

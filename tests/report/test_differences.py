@@ -137,7 +137,7 @@ def test_a_row_that_is_gone_is_said(tmp_path: Path) -> None:
         (["data=amos_both"], "AMOS-MRI"),
         (["data=btcv"], "BTCV"),
         (["data=brats"], "BraTS"),
-        (["data=brats", "data.layout=cases"], "BraTS2021"),
+        (["data=brats_2021"], "BraTS2021"),
         (["data=msd", "data.name=Task01_BrainTumour"], "BraTS"),
         (["data=msd", "data.name=Task04_Hippocampus"], "Task04_Hippocampus"),
         (["data=phantom"], "phantom"),

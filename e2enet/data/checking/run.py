@@ -9,7 +9,7 @@ from pathlib import Path
 from e2enet.common.console import track
 from e2enet.common.errors import InputError
 from e2enet.data.cases.choice import CaseChoice
-from e2enet.data.cases.sources import DataSource, PhantomSource
+from e2enet.data.cases.sources import DataSource
 from e2enet.data.cases.use import judge
 from e2enet.data.checking.across import compare_cases
 from e2enet.data.checking.case import CaseFacts, CaseTask, examine_case
@@ -63,10 +63,7 @@ def check_dataset(source: DataSource, num_workers: int | None = None, choice: Ca
     this process. Raises InputError where there is no folder to look through.
     """
     if reason := no_folder(source.folder):
-        hint = "paths.data is its parent, data.name its name"
-        if isinstance(source, PhantomSource):
-            hint = "train.py or e2enet.data.prepare writes it"
-        raise InputError(f"{source.folder}: {reason} ({hint})")
+        raise InputError(f"{source.folder}: {reason} ({source.layout.hint})")
     problems: list[Problem] = []
     try:
         dataset = source.scan(problems)

@@ -37,6 +37,20 @@ class LabelTable:
     label_map: Mapping[int, int] = field(default_factory=dict)
     regions: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
+    @classmethod
+    def of_config(
+        cls,
+        names: Mapping[int, str] | None = None,
+        label_map: Mapping[int, int] | None = None,
+        regions: Mapping[str, Sequence[int]] | None = None,
+    ) -> LabelTable:
+        """The sections of a config as a table, their numbers as integers."""
+        return cls(
+            None if names is None else {int(label): str(name) for label, name in names.items()},
+            {int(value): int(label) for value, label in (label_map or {}).items()},
+            {str(name): tuple(int(label) for label in labels) for name, labels in (regions or {}).items()},
+        )
+
 
 def name_problems(names: Mapping[int, str]) -> list[str]:
     """What is wrong with the names of classes: scores and curves are told apart by them, in files and on terminals."""

@@ -20,7 +20,10 @@ CONFIGS = {
     "amos": "data=amos_ct",
     "btcv": "data=btcv",
     "brats": "data=brats",
-    "brats_cases": "data=brats data.layout=cases",
+    "brats_cases": "data=brats_2021",
+    "brats_2023": "data=brats_2023",
+    "kits": "data=kits",
+    "acdc": "data=acdc",
     "msd": "data=msd data.name=Task05_Prostate",
     "nnunet": "data=nnunet data.name=Dataset005_Prostate",
 }

@@ -60,6 +60,8 @@ MSD = (
     Storage(Grid((0.62, 0.62, 4.0), "RAS", origin=(-90.0, -95.0, -40.0)), Encoding("float32")),
 )
 NNUNET = MSD
+KITS = Storage(Grid((0.78, 0.78, 3.0), "IPL", origin=(-160.0, -150.0, -90.0)), Encoding("int16"))
+ACDC = Storage(Grid((1.56, 1.56, 8.0), "LPS", origin=(-25.0, -20.0, 0.0)), Encoding("int16"))
 
 
 def write_amos(folder: Path, num_cases: int = 5, seed: int = 0) -> Path:
@@ -111,16 +113,48 @@ def write_brats(folder: Path, num_cases: int = 5, seed: int = 0) -> Path:
 
     LPS, 1 mm, int16, 0 outside the brain; the second case has no enhancing tumour.
     """
+    names = [f"BraTS2021_{index:05d}" for index in range(num_cases + 1)]
     values = {"core": 1, "edema": 2, "enhancing": 4}
+    return _write_brats_cases(folder, num_cases, seed, names, values, ("_flair", "_t1", "_t1ce", "_t2", "_seg"))
+
+
+def write_brats_2023(folder: Path, num_cases: int = 5, seed: int = 0) -> Path:
+    """The same scans as of 2023: other names, and 3 for the enhancing tumour."""
+    names = [f"BraTS-GLI-{index:05d}-000" for index in range(num_cases + 1)]
+    values = {"core": 1, "edema": 2, "enhancing": 3}
+    return _write_brats_cases(folder, num_cases, seed, names, values, ("-t2f", "-t1n", "-t1c", "-t2w", "-seg"))
+
+
+def write_kits(folder: Path, num_cases: int = 5, seed: int = 0) -> Path:
+    """KiTS as of 2023: `num_cases` labelled cases of CT and a test case; single annotations beside the first.
+
+    The first axis of the arrays is the one across slices, as far as known of the download; int16.
+    """
     with _new_folder(folder, num_cases) as root:
         for index in range(num_cases + 1):
-            case = f"BraTS2021_{index:05d}"
-            scan = draw_tumour(_rng(seed, index), BRAIN_SHAPE, values, _missing_tissue(index))
-            for name, channel in zip(("flair", "t1", "t1ce", "t2"), scan.channels, strict=True):
-                path = root / case / f"{case}_{name}.nii.gz"
-                save_image(path, [channel], BRATS_CASE.grid, BRATS_CASE.encoding)
+            absent = () if index == 0 else (1 + index % 3,)
+            scan = draw_organs(_rng(seed, index), ABDOMEN_SHAPE, 3, (CT,), absent)
+            case = root / "dataset" / f"case_{index:05d}"
+            save_image(case / "imaging.nii.gz", scan.channels, KITS.grid, KITS.encoding)
             if index < num_cases:
-                save_label(root / case / f"{case}_seg.nii.gz", scan.label, BRATS_CASE.grid)
+                save_label(case / "segmentation.nii.gz", scan.label, KITS.grid)
+            if index == 0:
+                save_label(case / "instances" / "kidney_instance-1.nii.gz", scan.label == 1, KITS.grid)
+    return folder
+
+
+def write_acdc(folder: Path, num_cases: int = 5, seed: int = 0) -> Path:
+    """ACDC: `num_cases` patients with two labelled frames each, and one to test on; thick slices, LPS, int16."""
+    with _new_folder(folder, num_cases) as root:
+        for number in [*range(1, num_cases + 1), 101]:
+            patient = f"patient{number:03d}"
+            place = root / "database" / ("training" if number < 101 else "testing") / patient
+            for frame in (1, 12):
+                scan = draw_organs(_rng(seed, 100 * number + frame), PROSTATE_SHAPE, 3, (MRI_BRIGHT,))
+                name = f"{patient}_frame{frame:02d}"
+                save_image(place / f"{name}.nii.gz", scan.channels, ACDC.grid, ACDC.encoding)
+                save_label(place / f"{name}_gt.nii.gz", scan.label, ACDC.grid)
+            save_image(place / f"{patient}_4d.nii.gz", [*scan.channels] * 2, ACDC.grid, ACDC.encoding)
     return folder
 
 
@@ -174,9 +208,26 @@ LOOKALIKES: dict[str, tuple[Callable[[Path, int, int], Path], str]] = {
     "btcv": (write_btcv, "BTCV"),
     "brats": (write_brats_msd, "Task01_BrainTumour"),
     "brats_cases": (write_brats, "BraTS2021"),
+    "brats_2023": (write_brats_2023, "ASNR-MICCAI-BraTS2023-GLI-Challenge-TrainingData"),
+    "kits": (write_kits, "kits23"),
+    "acdc": (write_acdc, "ACDC"),
     "msd": (write_msd, "Task05_Prostate"),
     "nnunet": (write_nnunet, "Dataset005_Prostate"),
 }
+
+
+def _write_brats_cases(
+    folder: Path, num_cases: int, seed: int, names: Sequence[str], values: dict[str, int], ends: Sequence[str]
+) -> Path:
+    """A folder per case; `ends` are those of the files, in the order of the drawn channels, then of the label."""
+    with _new_folder(folder, num_cases) as root:
+        for index, case in enumerate(names):
+            scan = draw_tumour(_rng(seed, index), BRAIN_SHAPE, values, _missing_tissue(index))
+            for end, channel in zip(ends[:-1], scan.channels, strict=True):
+                save_image(root / case / f"{case}{end}.nii.gz", [channel], BRATS_CASE.grid, BRATS_CASE.encoding)
+            if index < num_cases:
+                save_label(root / case / f"{case}{ends[-1]}.nii.gz", scan.label, BRATS_CASE.grid)
+    return folder
 
 
 def _write_decathlon(

@@ -36,7 +36,7 @@ NAMES = {
 # What other settings say already: the width of the network, and that masks are DSFF's.
 TOLD = ("training.base_features", "dsff._target_")
 FIRST = (DATASET, PATCH, *NAMES)
-# The paper's names of what the project's data modules read.
+# The paper's names of what data modules of earlier versions read, and of a dataset that any config may read.
 DATASETS = {"BTCVDataModule": "BTCV", "Task01_BrainTumour": "BraTS"}
 
 
@@ -116,7 +116,7 @@ def dataset_name(config: Mapping[str, Any]) -> str:
     module, name = str(data.get("_target_", "")).rpartition(".")[2], str(data.get("name", ""))
     if "modality" in data:
         return f"AMOS-{data['modality'].replace('both', 'MRI')}"  # trained on both, it is scored on MRI
-    return DATASETS.get(module) or DATASETS.get(name) or name
+    return data.get("published_as") or DATASETS.get(module) or DATASETS.get(name) or name
 
 
 def dataset_names(runs: Runs, jobs: pd.DataFrame) -> list[str]:

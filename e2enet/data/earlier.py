@@ -1,0 +1,33 @@
+"""The section `data` of runs of earlier versions, whose data modules had their layouts in code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from e2enet.common.configs import as_plain, compose_config
+
+MODULE = "e2enet.data.datasets."
+# What those modules read is a file of conf/data now.
+FILES = {
+    "MSDDataModule": "msd",
+    "NNUNetDataModule": "nnunet",
+    "AMOSDataModule": "amos_ct",
+    "BTCVDataModule": "btcv",
+    "BraTSDataModule": "brats",
+    "PhantomDataModule": "phantom",
+}
+CASES = "brats_2021"  # what data=brats data.layout=cases was
+
+
+def data_of_today(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The section by the keys of today; one of this version as it is."""
+    module = str(section.get("_target_", "")).removeprefix(MODULE)
+    if module not in FILES:
+        return dict(section)
+    name = CASES if section.get("layout") == "cases" else FILES[module]
+    config = compose_config([f"data={name}"])
+    beside = {key: value for key, value in section.items() if key in config.data and key not in ("layout", "_target_")}
+    config.data.update(beside)  # some of which the layout takes
+    today = as_plain(config.data)
+    return {**section, "_target_": today["_target_"], "layout": today["layout"]}
