@@ -31,8 +31,8 @@ class LoadedModel:
     """A network in eval mode and all that prediction and scoring need to know of its training.
 
     `label_map` renumbers the dataset's label files (value -> label), `regions` unites labels to be scored beside those
-    of the `scheme` (name -> labels),
-    `numbered_ids` says how its files are called (`naming.has_numbered_ids`).
+    of the `scheme` (name -> labels), `numbered_ids` says how its files are called (`naming.has_numbered_ids`), `layout`
+    how the dataset lay in its folder, as the file has it: None in those of earlier versions.
     """
 
     path: Path
@@ -45,6 +45,7 @@ class LoadedModel:
     label_map: dict[int, int] = field(default_factory=dict)
     regions: dict[str, tuple[int, ...]] = field(default_factory=dict)
     numbered_ids: bool = False
+    layout: Any = None
 
     @property
     def labels(self) -> dict[int, str]:
@@ -113,6 +114,7 @@ def load_model(path: str | Path) -> LoadedModel:
         label_map=label_map,
         regions=regions,
         numbered_ids=bool(dataset.get("numbered_ids", False)),
+        layout=dataset.get("layout"),
     )
 
 

@@ -166,7 +166,7 @@ def _is_seed(value: Any) -> bool:
 FLAG = (_is_bool, "true or false")
 CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "checkpoint": (_is_path_or_list, "a checkpoint file, a run folder, a list of them, or a sweep folder"),
-    "input": (_is_path, "an image file, or a folder of images or of DICOM slices"),
+    "input": (_is_path, "a folder as the training data's, a folder of images or of DICOM slices, or an image file"),
     "output": (_is_path, "a folder"),
     "overlay": FLAG,
     "probabilities": FLAG,
@@ -176,7 +176,10 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "batch_size": (_is_batch_size, "a whole number from 1"),
     "device": (_is_device, "auto, cpu, cuda or cuda:N"),
     "precision": (_is_precision, "32, bf16 or 16"),
-    "trust": (lambda value: isinstance(value, list) and all(map(_is_path, value)), "a list of networks' classes"),
+    "trust": (
+        lambda value: isinstance(value, list) and all(map(_is_path, value)),
+        "a list of classes",
+    ),
     "engine": (lambda value: value in ENGINES, "auto, dense or sparse"),
     "experiment": (_is_name, "null or an experiment's name"),
     "row": (_is_name, "null or a row's name"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +13,12 @@ import torch
 from e2enet.common.console import say
 from e2enet.common.errors import InputError
 from e2enet.data.formats.listing import note_companions
+from e2enet.data.formats.naming import Case
 from e2enet.data.formats.problems import Problem
 from e2enet.data.formats.remarks import scan_warnings
+from e2enet.data.layouts.layout import Layout
 from e2enet.data.layouts.prediction import find_cases
+from e2enet.data.layouts.stored import stored_layout
 from e2enet.inference.checkpoint import LoadedModel, load_ensemble
 from e2enet.inference.config import PredictConfig
 from e2enet.inference.folds import find_folds, is_sweep
@@ -44,7 +49,7 @@ def run_prediction(config: PredictConfig) -> dict[str, str]:
     models = load_ensemble(find_checkpoints(config))
     postprocessing = resolve_postprocessing(config.postprocessing, models)
     problems: list[Problem] = []
-    cases = find_cases(config.input, len(models[0].channels), models[0].file_ending, problems, models[0].numbered_ids)
+    cases = _find_cases(config, models, problems)
     unusable = {str(problem.case): str(problem) for problem in problems if problem.severity == "error"}
     left_out = [problem for problem in problems if problem.severity == "warning"]
     for problem in left_out:
@@ -87,6 +92,24 @@ def run_prediction(config: PredictConfig) -> dict[str, str]:
         text = f"all {len(cases)} cases are in {config.output}" + ", beside what is warned of above" * bool(left_out)
     say(text)
     return failures
+
+
+def _find_cases(config: PredictConfig, models: list[LoadedModel], problems: list[Problem]) -> list[Case]:
+    first, layouts = models[0], find_layouts(models, config.trust)
+    of_files = (first.file_ending, problems, first.numbered_ids)
+    return find_cases(config.input, len(first.channels), *of_files, layouts, say)
+
+
+def find_layouts(models: Sequence[LoadedModel], trusted: Sequence[str]) -> list[Layout]:
+    """The layouts of the models' training data, each once; what cannot be used is told."""
+    sections = {json.dumps(model.layout, sort_keys=True, default=str): model for model in reversed(models)}
+    layouts = []
+    for model in reversed(sections.values()):
+        try:
+            layouts += [] if model.layout is None else [stored_layout(model.layout, trusted)]
+        except InputError as error:
+            say(f"note: {model.path}: {error}; scans are told apart by their names", style="yellow")
+    return layouts
 
 
 def run_by(engine: str, model: LoadedModel, settings: WindowSettings) -> LoadedModel:

@@ -52,9 +52,9 @@ class SegmentationModule(pl.LightningModule):
     Args:
         network: the `network` config group, for `build_network`.
         plan: `Plan.to_dict()`; its strides shape the network, its patch size the validation windows.
-        dataset: {"name", "labels": {int: str}, "channels", "mirror_axes", "file_ending"}, what else its labels are
-            (`LabelScheme.to_plain`), and what scoring of its label files needs: {"label_map": {int: int}, "regions":
-            {str: [int]}}.
+        dataset: {"name", "labels": {int: str}, "channels", "mirror_axes", "file_ending", "layout"}, what else its
+            labels are (`LabelScheme.to_plain`), and what scoring of its label files needs: {"label_map": {int: int},
+            "regions": {str: [int]}}.
         training: the `training` config group: `loss`, `optimizer`, `schedule` (each with `_target_`),
             `engine`, `checkpoint_activations`, `compile`, `skip_nonfinite`.
         group_size: output channels that share their inputs in the masks of fusion layers; 1 for single kernels.

@@ -15,6 +15,7 @@ from torch import distributed, nn
 
 from e2enet.common.console import say
 from e2enet.common.errors import ExitCode
+from e2enet.data.earlier import data_of_today
 from e2enet.data.formats.naming import has_numbered_ids
 from e2enet.data.loaders.worker_notes import naming_held_cases
 from e2enet.inference.checkpoint import load_model
@@ -146,6 +147,7 @@ def build_module(parts: RunParts) -> SegmentationModule:
             "channels": list(data.dataset.channels),
             "mirror_axes": list(data.mirror_axes),
             "file_ending": data.dataset.file_ending,
+            "layout": data_of_today(parts.config["data"]).get("layout"),
             "numbered_ids": has_numbered_ids(data.dataset.training),
             "label_map": dict(data.dataset.label_map),
             "regions": {name: list(labels) for name, labels in data.dataset.regions.items()},

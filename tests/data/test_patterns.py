@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from e2enet.data.layouts.folder import FolderLayout
 from e2enet.data.layouts.layout import Layout
 from e2enet.data.layouts.pattern import parse_pattern
 from e2enet.data.layouts.prediction import find_cases
+from e2enet.data.layouts.stored import stored_layout
 
 TABLE = LabelTable({0: "background", 1: "organ"})
 PLAIN = {"image": "{case}.nii.gz", "label": "{case}_seg.nii.gz", "channels": ["CT"]}
@@ -144,6 +146,7 @@ def test_modalities_by_folder_and_parts(tmp_path: Path) -> None:
             "label='{name}_seg.nii.gz': has the fields ['name'], those of image, ['case']",
         ),
         ({"case": "{patient}"}, "case='{patient}': has the fields ['patient'], some of image, ['case'], expected"),
+        ({"case": "{case:>9999999999}"}, "case='{case:>9999999999}': fields alone expected in braces"),
         ({"image": "{case.nii.gz"}, "image='{case.nii.gz': a brace opens that none closes"),
         ({"image": "case}.nii.gz"}, "image='case}.nii.gz': a brace closes that none opens"),
         ({"image": "{case:[}.nii.gz"}, "'[' is no regular expression"),
@@ -252,3 +255,20 @@ def test_prediction_of_a_folder_with_a_dataset_json(tmp_path: Path) -> None:
     assert [case.id for case in find_cases(tmp_path / "imagesTr", 1, layouts=[layout("msd")])] == ["a"]
     with pytest.raises(InputError, match="dataset cannot be used"):
         DataSource(tmp_path, layout("msd")).read()
+
+
+def test_a_checkpoints_layout_is_built_where_it_is_e2enets_own() -> None:
+    section = as_plain(compose_config(["data=brats_2023"]).data.layout)
+    own = stored_layout(section)
+    assert isinstance(own, FolderLayout) and own.patterns == layout("brats_2023").patterns  # type: ignore[attr-defined]
+    for wrong, problem in (
+        ({"_target_": "antigravity.fly"}, "none of e2enet, .*trust=\\[antigravity.fly\\]"),
+        ({**section, "image": "{case"}, "cannot be built \\(image='{case'"),
+        ({**section, "more": 1}, "cannot be built"),
+        ([section], "no section with _target_"),
+    ):
+        with pytest.raises(InputError, match=problem):
+            stored_layout(wrong)
+    assert "antigravity" not in sys.modules
+    with pytest.raises(InputError, match="is no class of e2enet"):
+        stored_layout({"_target_": "collections.Counter"}, ["collections.Counter"])

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -15,8 +16,10 @@ import torch
 from e2enet.common.configs import ROOT, ConfigSource, choose_source, compose_config, group_options
 from e2enet.common.errors import InputError
 from e2enet.configuration.check import check_command_line, config_problems
+from e2enet.data.synthetic.phantom import write_phantom
+from e2enet.inference.checkpoint import load_model
 from e2enet.inference.config import read_config
-from e2enet.inference.run import run_prediction
+from e2enet.inference.run import find_layouts, run_prediction
 from e2enet.network import build
 from e2enet.training.loggers import last_logged
 from e2enet.training.resume import resumed_config
@@ -30,6 +33,7 @@ QUICK = (
     *("trainer.accelerator=cpu", "trainer.probe=false", "trainer.log_every_n_steps=1", "final.predict=false"),
     *("dsff=dense",),
 )
+NETWORK = "my_parts.MyNetwork"
 OWN = (
     "network=mine",
     "data=mine",
@@ -175,6 +179,30 @@ def test_trained_resumed_and_predicted(mine: Path, tmp_path: Path, monkeypatch: 
         run_prediction(read_config(settings))
     assert run_prediction(read_config({**settings, "trust": ["my_parts.MyNetwork"]})) == {}
     assert nib.load(tmp_path / "out" / image.name).shape == nib.load(image).shape  # type: ignore[attr-defined]
+
+
+def test_a_dataset_laid_out_ones_own_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Trained, and predicted as it lies: the checkpoint knows the layout."""
+    phantom = write_phantom(tmp_path / "phantom", num_train=5, num_test=0, shape=(32, 32, 16))
+    for number, image in enumerate(sorted((phantom / "imagesTr").iterdir())):
+        folder = tmp_path / "data" / "visits" / f"p{number}"
+        folder.mkdir(parents=True)
+        image.rename(folder / "visit1_ct.nii.gz")
+        (phantom / "labelsTr" / image.name).rename(folder / "visit1_mask.nii.gz")
+        (folder / "overview.nii.gz").touch()
+    quick = [text for text in QUICK if not text.startswith(("data.num_t", "data.shape"))]
+    run = tmp_path / "run"
+    given = [*quick, "data=visits", "network=mine", *paths(tmp_path), f"run_folder={run}"]
+    check_command_line(given)
+    run_training(compose_config(given), run)
+    settings = {"checkpoint": str(run), "output": str(tmp_path / "out"), "mirror": False, "trust": [NETWORK]}
+    assert run_prediction(read_config({**settings, "input": str(tmp_path / "data" / "visits")})) == {}
+    assert "visits: laid out as the training data, 5 cases" in " ".join(capsys.readouterr().out.split())
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == [f"p{n}_1.nii.gz" for n in range(5)]
+    model = replace(load_model(run), layout={"_target_": "my_parts.MyLayout"})
+    assert find_layouts([model, model], []) == []
+    told = " ".join(capsys.readouterr().out.split())
+    assert told.count("its layout, my_parts.MyLayout, is none of e2enet") == 1 and "told apart by their names" in told
 
 
 def test_swept_from_the_command_line(mine: Path, tmp_path: Path) -> None:

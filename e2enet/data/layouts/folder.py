@@ -203,9 +203,12 @@ def _field_problems(image: Pattern, label: Pattern, case: str) -> list[str]:
             f"label={label.text!r}: has the fields {sorted(label.fields)}, those of image, {fields}, expected"
         )
     try:
-        used = [name for _, name, _, _ in string.Formatter().parse(case) if name is not None]
+        pieces = [piece for piece in string.Formatter().parse(case) if piece[1] is not None]
     except ValueError as error:
         return [*problems, f"case={case!r}: is no format of fields ({error})"]
+    used = [name for _, name, _, _ in pieces if name is not None]
+    if any(form or conversion for _, _, form, conversion in pieces):
+        problems.append(f"case={case!r}: fields alone expected in braces")
     if not used or not set(used) <= set(fields):
         problems.append(f"case={case!r}: has the fields {used}, some of image, {fields}, expected; set `case` to them")
     if "/" in case:
