@@ -26,6 +26,7 @@ from e2enet.common.errors import InputError, first_line
 from e2enet.common.files import unusable_folder
 from e2enet.common.signatures import build_part
 from e2enet.data.cases.splits import RULE_WORDS, fold_problem, is_group, rule_problem
+from e2enet.data.formats.labels import learned_region_problems
 from e2enet.data.layouts.layout import Layout
 
 LARGEST_SEED = 2**32 - 1  # NumPy's generators take no larger one
@@ -66,6 +67,7 @@ DATA_RULES: dict[str, Rule] = {
     "labels": optional(table_of(whole(0), text)),
     "label_map": table_of(whole(0), whole(0)),
     "regions": table_of(text, list_of(whole(1))),
+    "regions_class_order": optional(list_of(whole(1))),
     "mirror_axes": axes,
     "augmentation": choice("nnunet", "mirror", "none"),
     "augment_on": choice("worker", "device"),
@@ -114,6 +116,11 @@ def _layout(layout: Mapping[str, Any] | None, *beside: Any) -> str | None:
     return "\n  - ".join(problems) or None
 
 
+def _regions(labels: Any, regions: Any, order: Any) -> str | None:
+    problems = learned_region_problems(labels, regions or {}, order)
+    return "\n  - ".join(f"data.regions: {problem}" for problem in problems) or None
+
+
 def folder_conflict(key: str, *, writable: bool) -> Conflict:
     """That the folder which a key names can be used: no file stands in its place or above it."""
 
@@ -132,6 +139,7 @@ def _fold(split: Any, fold: Any) -> str | None:
 CONFLICTS = (
     Conflict(("data.layout", *(f"data.{key}" for key in LAYOUT_KEYS)), _layout),
     Conflict(("data.transforms",), _transforms),
+    Conflict(("data.labels", "data.regions", "data.regions_class_order"), _regions),
     folder_conflict("paths.data", writable=False),
     folder_conflict("paths.prepared", writable=False),  # the check writes nothing
     Conflict(("data.split", "fold"), _fold),

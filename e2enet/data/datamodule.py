@@ -56,6 +56,7 @@ class SegmentationDataModule(lightning.LightningDataModule):
         labels: Label -> name, background included, numbered as after `label_map`; None: as the dataset's files say.
         label_map: Value in the label files -> label.
         regions: Name -> labels united, scored beside the labels.
+        regions_class_order: The label that each region is written as, in their order: the regions are learned then.
         fold: 0..4 of nnU-Net's five-fold split, or "all": train and validate on every training case.
         split: "five_fold", "official", {"train": ids, "validation": ids} or a file; see `splits.split_dataset`.
         group: A regular expression; ids of the same first group stand in the same of the five folds.
@@ -101,6 +102,7 @@ class SegmentationDataModule(lightning.LightningDataModule):
         labels: Mapping[int, str] | None = None,
         label_map: Mapping[int, int] | None = None,
         regions: Mapping[str, Sequence[int]] | None = None,
+        regions_class_order: Sequence[int] | None = None,
         fold: int | Literal["all"] = 0,
         split: SplitRule = "five_fold",
         group: str | None = None,
@@ -125,7 +127,8 @@ class SegmentationDataModule(lightning.LightningDataModule):
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # of two that validate one case, one has none
         folder = Path(root) / layout.folder_name(name)
-        self.source = DataSource(folder, layout, LabelTable.of_config(labels, label_map, regions), tuple(exclude or ()))
+        table = LabelTable.of_config(labels, label_map, regions, regions_class_order)
+        self.source = DataSource(folder, layout, table, tuple(exclude or ()))
         self.prepared_root = Path(prepared_root)
         self.choice = CaseChoice(fold, split, group, limit_cases, score_test)
         self.seed = seed

@@ -7,9 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
+from e2enet.common.config_check import config_problems
+from e2enet.common.configs import compose_config
+from e2enet.data.command import SECTIONS
+from e2enet.data.config_rules import SCHEMA
 from e2enet.data.formats.label_section import read_scheme
-from e2enet.data.formats.labels import LabelTable, map_scheme, resolve_labels
+from e2enet.data.formats.labels import LabelTable, learned_region_problems, map_scheme, resolve_labels
 from e2enet.data.formats.problems import Problem
 from e2enet.data.formats.scheme import LabelScheme, lossy_labels
 
@@ -141,3 +146,59 @@ def test_a_case_of_ignored_voxels_alone_is_a_warning(toy: Any) -> None:
     toy.write_label("a", label)
     text = "no foreground: every voxel is background or ignored"
     assert toy.problems() == [("a", "warning", text, str(Path("labelsTr/a.nii.gz")))]
+
+
+def learned(table: LabelTable, found: LabelScheme | None = None) -> tuple[LabelScheme, list[str]]:
+    problems: list[Problem] = []
+    scheme = resolve_labels(found, table, problems)
+    return scheme, [f"{one.severity}: {one.problem}" for one in problems]
+
+
+def test_a_config_makes_regions_the_outputs_of_any_layout() -> None:
+    """As nnU-Net's dataset.json does, but for the names of single labels."""
+    names = {0: "background", 1: "necrosis", 2: "edema", 3: "enhancing"}
+    regions = {"whole": [1, 2, 3], "core": [1, 3], "enhancing": [3]}
+    table = LabelTable.of_config(names, {4: 3}, regions, [2, 1, 3])
+    scheme, problems = learned(table)
+    assert not problems and scheme.num_outputs == 3 and scheme.names == names and scheme.order == (2, 1, 3)
+    assert scheme.class_names == {0: "background", 1: "whole", 2: "core", 3: "enhancing"}
+    assert LabelScheme.from_plain(scheme.to_plain()) == scheme and table.scored_regions == {}
+    assert lossy_labels(scheme) == {}
+    # Without an order they are scored beside labels that are learned one by one.
+    beside = LabelTable.of_config(names, {4: 3}, regions)
+    assert learned(beside)[0].regions == {} and beside.scored_regions["core"] == (1, 3)
+    # What dataset.json says of regions gives way, and its names stay.
+    assert learned(LabelTable.of_config(None, None, {"rim": [3]}, [3]), BRATS)[0].regions == {"rim": (3,)}
+
+
+@pytest.mark.parametrize(
+    ("regions", "order", "problem"),
+    [
+        ({}, [1], "regions_class_order is [1]: none expected where no label is a region"),
+        ({"a": [1, 2], "b": [2]}, [1], "regions_class_order is [1]: one label for each region expected"),
+        (
+            {"a": [1, 2], "b": [2]},
+            [1, 1],
+            "regions_class_order writes region 'b' as label 1: one of its own, [2], expected",
+        ),
+        ({"a": [1, 7], "b": [2]}, [1, 2], "region 'a' unites [1, 7]: labels out of [1, 2] expected"),
+        ({"a": [1], "b": [1]}, [1, 1], "region 'b' unites the same labels as 'a'"),
+    ],
+)
+def test_regions_that_cannot_be_learned(regions: dict[str, list[int]], order: list[int], problem: str) -> None:
+    names = {0: "background", 1: "x", 2: "y"}
+    _, problems = learned(LabelTable.of_config(names, None, regions, order))
+    assert any(text.startswith(f"error: {problem}") for text in problems), problems
+    assert any(text.startswith(problem) for text in learned_region_problems(names, regions, order))
+    config = OmegaConf.masked_copy(compose_config(["data=btcv"]), SECTIONS)
+    config.data.update({"labels": names, "regions": regions, "regions_class_order": order})
+    assert any(text.startswith(f"data.regions: {problem}") for text in config_problems(config, SCHEMA))
+
+
+def test_the_order_of_regions_that_lose_a_label_is_warned_of() -> None:
+    names = {0: "background", 1: "x", 2: "y"}
+    _, problems = learned(LabelTable.of_config(names, None, {"y": [2], "both": [1, 2]}, [2, 1]))
+    assert problems == [
+        "warning: regions_class_order writes label 2 as 1: what is predicted right is scored wrong there; "
+        "list a region before those within it"
+    ]

@@ -90,7 +90,6 @@ def finish(
     if not parts["training"] and not any(problem.severity == "error" for problem in problems):
         problems.append(dataset_error("there is no training case, at least one expected", folder))
     ending = file_ending or common_ending(parts["training"], problems)
-    regions = {str(region): tuple(int(value) for value in values) for region, values in table.regions.items()}
     label_map = {int(old): int(new) for old, new in table.label_map.items()}
     return RawDataset(
         name,
@@ -102,7 +101,7 @@ def finish(
         parts["test"],
         parts["validation"],
         label_map,
-        regions,
+        table.scored_regions,
         frozenset(only_trained),
     )
 

@@ -31,11 +31,14 @@ class LabelTable:
         names: Label -> name, background (0) included, numbered as after `label_map`; None: as in dataset.json.
         label_map: Value in the files -> label; values left out keep their number. BraTS: {4: 3}.
         regions: Name -> labels united, scored beside the labels. {"tumour core": (1, 3)}.
+        order: The label that each region is written as; then the regions are what is learned, in the place of the
+            labels and of what dataset.json says of regions. None: they are scored alone.
     """
 
     names: Mapping[int, str] | None = None
     label_map: Mapping[int, int] = field(default_factory=dict)
     regions: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    order: Sequence[int] | None = None
 
     @classmethod
     def of_config(
@@ -43,13 +46,20 @@ class LabelTable:
         names: Mapping[int, str] | None = None,
         label_map: Mapping[int, int] | None = None,
         regions: Mapping[str, Sequence[int]] | None = None,
+        order: Sequence[int] | None = None,
     ) -> LabelTable:
         """The sections of a config as a table, their numbers as integers."""
         return cls(
             None if names is None else {int(label): str(name) for label, name in names.items()},
             {int(value): int(label) for value, label in (label_map or {}).items()},
             {str(name): tuple(int(label) for label in labels) for name, labels in (regions or {}).items()},
+            None if order is None else tuple(int(label) for label in order),
         )
+
+    @property
+    def scored_regions(self) -> dict[str, tuple[int, ...]]:
+        """The regions that are scored beside what is learned."""
+        return {} if self.order is not None else {name: tuple(united) for name, united in self.regions.items()}
 
 
 def name_problems(names: Mapping[int, str]) -> list[str]:
@@ -135,6 +145,9 @@ def resolve_labels(found: LabelScheme | None, table: LabelTable, problems: list[
         if mapped is not None and sorted(mapped.file_names) != sorted(table.names):
             values = f"{sorted(mapped.file_names)}, the config names {sorted(table.names)}"
             problems.append(dataset_error(f"dataset.json has the label values {values}"))
+    if table.order is not None:
+        regions = {name: tuple(united) for name, united in table.regions.items()}
+        scheme = replace(scheme, regions=regions, order=tuple(table.order))
     labels = sorted(scheme.file_names)
     if labels and not are_consecutive(labels):
         missing = sorted(set(range(max(labels) + 1)) - set(labels))
@@ -144,17 +157,33 @@ def resolve_labels(found: LabelScheme | None, table: LabelTable, problems: list[
         )
     if len(scheme.names) < 2:
         problems.append(dataset_error("labels name no foreground class: background and at least one other expected"))
-    problems += [dataset_error(text) for text in scheme_problems(scheme)]
-    problems += [dataset_error(text) for text in region_problems(table.regions, sorted(set(scheme.names) - {0}))]
+    unsound = scheme_problems(scheme)
+    problems += [dataset_error(text) for text in unsound]
+    classes = sorted(set(scheme.names) - {0})
+    problems += [dataset_error(text) for text in region_problems(table.scored_regions, classes)]
     problems += [
         dataset_error(f"data.regions: {name!r} is a region of dataset.json, scored anyway; another name expected")
-        for name in table.regions.keys() & scheme.regions.keys()
+        for name in table.scored_regions.keys() & scheme.regions.keys()
     ]
-    if lossy := lossy_labels(scheme):
+    if not unsound and (lossy := lossy_labels(scheme)):
         text = ", ".join(f"{label} as {written}" for label, written in lossy.items())
         expected = "what is predicted right is scored wrong there; list a region before those within it"
         problems.append(Problem(None, "warning", f"regions_class_order writes label {text}: {expected}"))
     return replace(scheme, names=dict(sorted(scheme.names.items())) or {0: "background"})
+
+
+def learned_region_problems(
+    names: Mapping[int, str] | None, regions: Mapping[str, Sequence[int]], order: Sequence[int] | None
+) -> list[str]:
+    """What can be told of `data.regions` and their order before a dataset is read, whose names may not be known."""
+    if order is None:
+        return []
+    united = {label for labels in regions.values() for label in labels}
+    known = dict.fromkeys({0, *united}, "") if names is None else names
+    classes = {label: name for label, name in known.items() if not is_ignore(name)}
+    return scheme_problems(
+        LabelScheme(classes, None, {name: tuple(one) for name, one in regions.items()}, tuple(order))
+    )
 
 
 def is_ignore(name: Any) -> bool:
