@@ -16,7 +16,7 @@ try:
     from e2enet.common.console import flush_every_line
     from e2enet.common.errors import ExitCode, exit_on_input_error
     from e2enet.inference.config import check_arguments, read_arguments, read_config
-    from e2enet.system.ranks import is_first, quiet_unless_first
+    from e2enet.system.ranks import is_rank_zero, quiet_unless_rank_zero
 except KeyboardInterrupt:  # that takes a second or two
     print("stopped; nothing was begun", file=sys.stderr)
     sys.exit(130)
@@ -41,10 +41,10 @@ def predict(config: DictConfig) -> None:
 
 if __name__ == "__main__":
     flush_every_line()
-    quiet_unless_first()
+    quiet_unless_rank_zero()
     with exit_on_input_error():
         sys.argv[1:] = read_arguments(sys.argv[1:])
         check_arguments(sys.argv[1:], CONFIG_FOLDER)
-    if not is_first():
+    if not is_rank_zero():
         sys.argv.append("hydra/job_logging=stdout")  # Hydra's log file is the first process's
     predict()

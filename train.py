@@ -21,8 +21,8 @@ try:
     from e2enet.common.errors import exit_on_input_error
     from e2enet.common.overrides import force_added, is_multirun, source_of
     from e2enet.runs.rows import compose_job
-    from e2enet.sweeps.inside import end_with_launcher, run_held, tell_score, telling_errors
-    from e2enet.system.ranks import is_first, quiet_unless_first
+    from e2enet.sweeps.inside import exit_with_launcher, report_score, reporting_errors, run_held
+    from e2enet.system.ranks import is_rank_zero, quiet_unless_rank_zero
 except KeyboardInterrupt:  # that takes a second or two
     print("stopped; nothing was begun", file=sys.stderr)
     sys.exit(130)
@@ -44,7 +44,7 @@ def train(config: DictConfig) -> float:
     given, output = HydraConfig.get().overrides.task, Path(HydraConfig.get().runtime.output_dir)
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return run_job(given, output)  # what it raises is of this job: exiting would end the sweep
-    with exit_on_input_error("stopped"), telling_errors():
+    with exit_on_input_error("stopped"), reporting_errors():
         make_paths_absolute(config)
         if config.resume is None and config.row is not None:
             config = compose_job(given).config
@@ -68,10 +68,10 @@ def run(config: DictConfig, folder: Path) -> float:
     try:
         with run_held(folder):
             result = run_training(config, folder)
-            if is_first():
+            if is_rank_zero():
                 draw_figures(result.folder)
             score = result.dice if config.optimized_metric is None else last_logged(folder, config.optimized_metric)
-            tell_score(score)
+            report_score(score)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(str(stop) or how_to_go_on(folder)) from stop
     return score
@@ -80,11 +80,11 @@ def run(config: DictConfig, folder: Path) -> float:
 def main() -> None:
     """Check the whole command line first, so that neither a run nor a sweep starts with a mistake in it."""
     arguments = sys.argv[1:]
-    end_with_launcher()
+    exit_with_launcher()
     flush_every_line()
-    quiet_unless_first()
+    quiet_unless_rank_zero()
     register_configs()
-    with exit_on_input_error("stopped; nothing was begun"), telling_errors():
+    with exit_on_input_error("stopped; nothing was begun"), reporting_errors():
         if not _has(arguments, QUESTIONS):
             from e2enet.configuration.check import check_command_line, read_arguments
             from e2enet.sweeps.launch import launch_sweep
@@ -97,7 +97,7 @@ def main() -> None:
                 sys.exit(launch_sweep(arguments, train))
             arguments = arguments if printed else with_own_folder(arguments)
             # Hydra's log file is the first process's too.
-            sys.argv[1:] = [*force_added(arguments), *([] if is_first() else ["hydra/job_logging=stdout"])]
+            sys.argv[1:] = [*force_added(arguments), *([] if is_rank_zero() else ["hydra/job_logging=stdout"])]
         train()
 
 

@@ -62,9 +62,9 @@ def crossover(seconds: dict[float, float], dense: float) -> float | None:
 
 def layer_of(sizes: tuple[int, ...], density: float) -> tuple[Any, Any]:
     """The engine's convolution with shift 3 and norm, and a source of noise."""
-    from e2enet.network.engine.kernels import Kernels
-    from e2enet.network.engine.layers import Convolution
-    from e2enet.network.engine.signals import Signal
+    from e2enet.network.engine.active import ActiveKernels
+    from e2enet.network.engine.lazy_volumes import LazyVolumes
+    from e2enet.network.engine.sparse_layers import Convolution
     from e2enet.network.shift import channel_shifts
 
     channels, outputs, depth, height, width = sizes
@@ -73,9 +73,9 @@ def layer_of(sizes: tuple[int, ...], density: float) -> tuple[Any, Any]:
     weights = draw.standard_normal((outputs, channels, 1, 3, 3), dtype=np.float32)
     shifts = np.array(channel_shifts(channels, 3))
     norm = np.ones(outputs, np.float32), np.zeros(outputs, np.float32), 1e-5, 0.01
-    source = Signal.of(draw.standard_normal((channels, height, width, depth), dtype=np.float32))
-    kernels = Kernels.of_convolution(mask, shifts, (1, 3, 3))
-    return Convolution(kernels, kernels.pack(weights), (1, 1, 1), (1, 1), norm), source
+    source = LazyVolumes.of(draw.standard_normal((channels, height, width, depth), dtype=np.float32))
+    kernels = ActiveKernels.of_convolution(mask, shifts, (1, 3, 3))
+    return Convolution(kernels, kernels.gather_weights(weights), (1, 1, 1), (1, 1), norm), source
 
 
 def sparse_seconds(sizes: tuple[int, ...], density: float, runs: int) -> float:
@@ -135,8 +135,8 @@ def peak_operations(threads: int, runs: int) -> float:
     import ctypes
     from concurrent.futures import ThreadPoolExecutor
 
-    from e2enet.network.engine.microkernels import COLUMNS, ROWS, plane_convolution
-    from e2enet.network.engine.signals import empty_volume
+    from e2enet.network.engine.inner_loops import COLUMNS, ROWS, plane_convolution
+    from e2enet.network.engine.lazy_volumes import empty_volume
     from e2enet.network.engine.vector_code import LANES, VECTOR_BYTES
 
     channels, kernels, calls = 8, 20_000, 20

@@ -44,7 +44,7 @@ from e2enet.training.step_parts import STEP_PARTS, training_settings
 
 HEADING = "The configuration cannot be used:"
 # A sweep of more jobs than this is checked value by value instead of job by job.
-MOST_JOBS = 32
+MAX_JOBS = 32
 PLUGIN_GROUPS = ("hydra/launcher=", "hydra/sweeper=")
 
 
@@ -242,7 +242,7 @@ def _jobs(choices: Sequence[Sequence[str]]) -> Iterable[Sequence[str]]:
     count = 1
     for values in choices:
         count *= len(values)
-    if count <= MOST_JOBS:
+    if count <= MAX_JOBS:
         return itertools.product(*choices)
     first = [values[0] for values in choices]
     return [[*first[:index], value, *first[index + 1 :]] for index, values in enumerate(choices) for value in values]

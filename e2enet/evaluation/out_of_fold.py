@@ -11,18 +11,18 @@ from typing import Any
 from e2enet.common.console import console, say
 from e2enet.common.errors import exit_on_input_error
 from e2enet.common.files import atomic_path, write_csv, write_json
-from e2enet.evaluation.collect import OutOfFold, collect_cases
-from e2enet.evaluation.folder import score_files, write_scores
-from e2enet.evaluation.postprocessing import (
-    ClassChoice,
+from e2enet.evaluation.choose_components import (
+    ComponentDecision,
     choice_content,
     choice_table,
     choose_classes,
     write_postprocessed,
 )
+from e2enet.evaluation.collect import OutOfFold, collect_cases
+from e2enet.evaluation.folder import score_files, write_scores
 from e2enet.evaluation.scores import scores_table
-from e2enet.inference.folds import Choice, find_folds
-from e2enet.inference.postprocess import OUT_OF_FOLD, POSTPROCESSING_FILE
+from e2enet.inference.folds import RunSelector, find_folds
+from e2enet.inference.largest_component import OUT_OF_FOLD, POSTPROCESSING_FILE
 
 DESCRIPTION = """\
 Collects the validation predictions of every fold of one configuration: each case once, predicted by the network
@@ -60,7 +60,7 @@ def score_out_of_fold(cases: OutOfFold, output: Path) -> dict[str, Any]:
     return summary
 
 
-def choose_postprocessing(cases: OutOfFold, output: Path) -> tuple[list[ClassChoice], dict[str, Any] | None]:
+def choose_postprocessing(cases: OutOfFold, output: Path) -> tuple[list[ComponentDecision], dict[str, Any] | None]:
     """Choose the classes whose largest component is kept; what each class gains, and the summary with it applied.
 
     Writes postprocessing.json to `output`, last of all, and, where a class is chosen, postprocessed/ with the cases and
@@ -89,7 +89,7 @@ def choose_postprocessing(cases: OutOfFold, output: Path) -> tuple[list[ClassCho
 def main(arguments: Sequence[str] | None = None) -> None:
     """Score what the command line names and print the tables."""
     options = _parser().parse_args(arguments)
-    choice = Choice(options.experiment, options.row, options.seed)
+    choice = RunSelector(options.experiment, options.row, options.seed)
     folds = find_folds(options.folder, choice, allow_missing=options.allow_missing_folds)
     for line in folds.left_out:
         say(f"warning: without {line}")

@@ -17,7 +17,7 @@ from e2enet.common.configs import as_plain
 from e2enet.common.errors import raise_problems
 from e2enet.common.overrides import as_text, is_multirun, overrides_of, parse_override, several_values, unreadable
 from e2enet.data.formats.listing import RESULT_ENDINGS, spell_endings
-from e2enet.inference.folds import ALL_SEEDS, Choice
+from e2enet.inference.folds import ALL_SEEDS, RunSelector
 from e2enet.network.engine import ENGINES
 
 HEADING = "predict.py cannot start (all keys: conf/predict.yaml):"
@@ -50,9 +50,9 @@ class PredictConfig:
     file_ending: str | None = None
 
     @property
-    def choice(self) -> Choice:
+    def choice(self) -> RunSelector:
         """Which configuration of a sweep folder is meant."""
-        return Choice(self.experiment, self.row, self.seed)
+        return RunSelector(self.experiment, self.row, self.seed)
 
 
 def read_config(config: DictConfig | Mapping[str, Any]) -> PredictConfig:

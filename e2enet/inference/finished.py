@@ -27,7 +27,7 @@ VERSION = 2  # raise it when the same weights and settings come to give other re
 
 
 @dataclass(frozen=True)
-class Results:
+class ResultLedger:
     """The results of one way to predict, in `folder`.
 
     Attributes:

@@ -32,7 +32,7 @@ Seed = int | Literal["all"]
 
 
 @dataclass(frozen=True)
-class Choice:
+class RunSelector:
     """Which configuration of a sweep is meant; None leaves it open.
 
     `row` is a row's name or, where jobs differ in settings without being rows, those settings as the refusal of an
@@ -44,7 +44,7 @@ class Choice:
     seed: Seed | None = None
 
     def __bool__(self) -> bool:
-        return self != Choice()
+        return self != RunSelector()
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def is_sweep(folder: Path) -> bool:
     return folder.is_dir() and ((folder / MANIFEST).is_file() or _holds_runs(folder))
 
 
-def find_folds(folder: str | Path, choice: Choice | None = None, *, allow_missing: bool = False) -> FoldRuns:
+def find_folds(folder: str | Path, choice: RunSelector | None = None, *, allow_missing: bool = False) -> FoldRuns:
     """The finished runs of one configuration of a sweep, every fold among them.
 
     A sweep of several configurations needs a `choice` that leaves one. `allow_missing` takes the folds that there are;
@@ -105,7 +105,7 @@ def find_folds(folder: str | Path, choice: Choice | None = None, *, allow_missin
         InputError: no such configuration, several of them, missing folds (each with its state), or no fold at all.
     """
     sweep = read_sweep(folder)
-    chosen = _choose(sweep, choice or Choice())
+    chosen = _choose(sweep, choice or RunSelector())
     finished, missing = _by_state(chosen)
     if missing and not (allow_missing and finished):
         advice = "none is left" if not finished else "allow_missing_folds goes on without them"
@@ -133,7 +133,7 @@ def configurations(sweep: Sweep, *, join_seeds: bool = False) -> list[Configurat
     ]
 
 
-def _choose(sweep: Sweep, choice: Choice) -> Configuration:
+def _choose(sweep: Sweep, choice: RunSelector) -> Configuration:
     known = configurations(sweep, join_seeds=choice.seed == ALL_SEEDS)
     wanted = [configuration for configuration in known if _fits(configuration, choice)]
     # The same jobs may stand in two experiments, as rows of both.
@@ -148,7 +148,7 @@ def _choose(sweep: Sweep, choice: Choice) -> Configuration:
     )
 
 
-def _fits(configuration: Configuration, choice: Choice) -> bool:
+def _fits(configuration: Configuration, choice: RunSelector) -> bool:
     rows = {configuration.row, *(job.row for job in configuration.jobs)}
     experiments = {configuration.experiment, *(job.experiment for job in configuration.jobs)}
     return (

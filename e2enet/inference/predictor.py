@@ -20,15 +20,15 @@ from e2enet.data.formats.volume import Volume, read_label_on, read_volume, write
 from e2enet.data.preparation.preprocess import Preprocessed, preprocess
 from e2enet.data.preparation.restore import OnPlane, restore_labels
 from e2enet.inference.checkpoint import LoadedModel
-from e2enet.inference.finished import VERSION, Results, file_digest, scan_digest
+from e2enet.inference.finished import VERSION, ResultLedger, file_digest, scan_digest
 from e2enet.inference.forecast import require_room_to_predict, require_room_to_read
+from e2enet.inference.largest_component import ClassLabels, as_stored, keep_largest
 from e2enet.inference.overlay import save_overlay
-from e2enet.inference.postprocess import ClassLabels, as_stored, keep_largest
 from e2enet.inference.progress import CaseProgress, show_progress
 from e2enet.inference.sliding_window import NotFiniteError, count_windows, predict_planes
 from e2enet.inference.spool import spool_probabilities
 from e2enet.system.memory import empty_caches
-from e2enet.system.ranks import ALONE, Team
+from e2enet.system.ranks import SINGLE_PROCESS, Team
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def predict_cases(
     overwrite: bool = False,
     keep_largest_of: Sequence[ClassLabels] = (),
     file_ending: str | None = None,
-    team: Team = ALONE,
+    team: Team = SINGLE_PROCESS,
 ) -> dict[str, str]:
     """Predict cases into a folder; returns {case: reason} of those that failed, which do not stop the others.
 
@@ -123,7 +123,7 @@ def predict_cases(
     """
     output = Path(output)
     more = [".png"] * overlay + [".npz"] * probabilities
-    results = Results(output, file_ending, _recipe(models, settings, keep_largest_of))
+    results = ResultLedger(output, file_ending, _recipe(models, settings, keep_largest_of))
     _require_other_files(cases, results)
     results.require_one_ending(cases)
     todo = list(cases) if overwrite else results.unfinished(cases, more)
@@ -132,7 +132,7 @@ def predict_cases(
     if len(todo) < len(cases):
         done = len(cases) - len(todo)
         say(f"{done} of {len(cases)} cases are in {output} already (overwrite=true predicts them again)")
-    todo = team.share(todo)
+    todo = team.scatter(todo)
     for model in models:
         model.network.to(settings.device)
     failures: dict[str, str] = {}
@@ -214,7 +214,7 @@ def _recipe(
     }
 
 
-def _require_other_files(cases: Sequence[Case], results: Results) -> None:
+def _require_other_files(cases: Sequence[Case], results: ResultLedger) -> None:
     inputs = {image.resolve() for case in cases for image in case.images}
     clashes = [case.id for case in cases if results.path(case).resolve() in inputs]
     if clashes:

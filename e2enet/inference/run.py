@@ -22,7 +22,7 @@ from e2enet.data.layouts.stored import stored_layout
 from e2enet.inference.checkpoint import LoadedModel, load_ensemble
 from e2enet.inference.config import PredictConfig
 from e2enet.inference.folds import find_folds, is_sweep
-from e2enet.inference.postprocess import Postprocessing, find_postprocessing, read_postprocessing, require_labels
+from e2enet.inference.largest_component import Postprocessing, find_postprocessing, read_postprocessing, require_labels
 from e2enet.inference.predictor import WindowSettings, predict_cases
 from e2enet.network.build import trust_network
 from e2enet.network.engine import select_engine
@@ -69,7 +69,7 @@ def run_prediction(config: PredictConfig) -> dict[str, str]:
         device=device,
         amp_dtype=AMP_TYPES[config.precision],
     )
-    models = [run_by(config.engine, model, settings) for model in models]  # `auto` may measure for seconds: last
+    models = [with_engine(config.engine, model, settings) for model in models]  # `auto` may measure for seconds: last
     gc.collect()  # networks whose place an engine has taken: their traces hold them in cycles
     give_back_freed_memory()
     with joined_team() as team:
@@ -112,7 +112,7 @@ def find_layouts(models: Sequence[LoadedModel], trusted: Sequence[str]) -> list[
     return layouts
 
 
-def run_by(engine: str, model: LoadedModel, settings: WindowSettings) -> LoadedModel:
+def with_engine(engine: str, model: LoadedModel, settings: WindowSettings) -> LoadedModel:
     """The model with its network as `engine=auto|dense|sparse` runs it, see `select_engine`."""
     network = select_engine(
         model.network,

@@ -35,7 +35,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return compile_cached(partial(numba.njit, **options), function)
 
 
-def takes_loops(x: Tensor) -> bool:
+def use_compiled_loops(x: Tensor) -> bool:
     """Whether compiled loops work on a tensor: in float32 or float64 on a CPU."""
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
 

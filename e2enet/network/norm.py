@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from e2enet.network.compiled import as_array, parts, run_parts, takes_loops
+from e2enet.network.compiled import as_array, parts, run_parts, use_compiled_loops
 from e2enet.network.operations import below_autograd, empty_channels_last, plain_gradients, plain_operations, register
 
 
@@ -36,7 +36,7 @@ class InstanceNormAct(nn.Module):
         weight = self.weight if subtracted is None else self.weight + (subtracted - subtracted)
         if plain_operations():
             return plain_norm_act(x, weight, self.bias, self.eps, self.slope)
-        if takes_loops(x):
+        if use_compiled_loops(x):
             y, _, _ = OPERATION(x, weight, self.bias, self.eps, self.slope)
             return y
         return batch_norm_act(x, weight, self.bias, self.eps, self.slope)
@@ -141,9 +141,9 @@ BACKWARD = register(
 
 
 def _normalise(x: np.ndarray, constants: tuple[np.ndarray, ...], y: np.ndarray) -> None:
-    from e2enet.network import loops
+    from e2enet.network import norm_pool_loops
 
-    run_parts(lambda _, start, stop: loops.normalise(x, *constants, start, stop, y), *x.shape)
+    run_parts(lambda _, start, stop: norm_pool_loops.normalise(x, *constants, start, stop, y), *x.shape)
 
 
 def _backward_sample(
@@ -154,15 +154,15 @@ def _backward_sample(
     With g the gradient before the activation and n = (x - mean) * rstd:
     grad_x = weight * rstd * (g - average(g) - n * average(g * n)).
     """
-    from e2enet.network import loops
+    from e2enet.network import norm_pool_loops
 
-    sum_g, sum_gx = _sum_parts(lambda *part: loops.add_gradient_sums(grad, x, *constants, *part), x)
+    sum_g, sum_gx = _sum_parts(lambda *part: norm_pool_loops.add_gradient_sums(grad, x, *constants, *part), x)
     sum_gn = sum_gx * rstd
     scale = constants[1]
     constant = (-scale * sum_g / len(x)).astype(x.dtype)
     by_x = (-scale * rstd * sum_gn / len(x)).astype(x.dtype)
     run_parts(
-        lambda _, start, stop: loops.input_gradient(grad, x, *constants, constant, by_x, start, stop, grad_x),
+        lambda _, start, stop: norm_pool_loops.input_gradient(grad, x, *constants, constant, by_x, start, stop, grad_x),
         *x.shape,
     )
     return sum_gn, sum_g
@@ -173,10 +173,10 @@ def channel_moments(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     From every value an estimate of the mean is subtracted before it is squared, so that a large mean costs no digits.
     """
-    from e2enet.network import loops
+    from e2enet.network import norm_pool_loops
 
     centre = rows[: min(512, len(rows))].mean(axis=0)
-    first, second = _sum_parts(lambda *part: loops.add_moments(rows, centre, *part), rows)
+    first, second = _sum_parts(lambda *part: norm_pool_loops.add_moments(rows, centre, *part), rows)
     first, second = first / len(rows), second / len(rows)
     return centre + first, np.maximum(second - first * first, 0)
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from e2enet.network.compiled import as_array, run_parts, takes_loops
+from e2enet.network.compiled import as_array, run_parts, use_compiled_loops
 from e2enet.network.layers import Triple
 from e2enet.network.norm import channels_last
 from e2enet.network.operations import below_autograd, empty_channels_last, plain_operations, register
@@ -35,7 +35,7 @@ class StrideMaxPool3d(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         divides = not any(size % step for size, step in zip(x.shape[2:], self.stride, strict=True))
         bytes_tell = math.prod(self.stride) < 256  # the number of a window's voxel takes a byte
-        if divides and bytes_tell and takes_loops(x) and not plain_operations():
+        if divides and bytes_tell and use_compiled_loops(x) and not plain_operations():
             pooled, _ = OPERATION(x, self.stride)
             return x, pooled
         return x, F.max_pool3d(x, self.stride)
@@ -72,11 +72,11 @@ def plain_unpool(grad: Tensor, largest: Tensor, stride: Sequence[int]) -> Tensor
 
 
 def _max_pool(x: Tensor, stride: Sequence[int]) -> tuple[Tensor, Tensor]:
-    from e2enet.network import loops
+    from e2enet.network import norm_pool_loops
 
     pooled, largest = _empty_max_pool(x, stride)
     for arrays in zip(*(as_array(channels_last(part)) for part in (x, pooled, largest)), strict=True):
-        _run(loops.pool, stride, *arrays)
+        _run(norm_pool_loops.pool, stride, *arrays)
     return pooled, largest
 
 
@@ -87,11 +87,11 @@ def _empty_max_pool(x: Tensor, stride: Sequence[int]) -> tuple[Tensor, Tensor]:
 
 
 def _max_pool_backward(grad: Tensor, largest: Tensor, stride: Sequence[int]) -> Tensor:
-    from e2enet.network import loops
+    from e2enet.network import norm_pool_loops
 
     total = _empty_max_pool_backward(grad, largest, stride)
     for coarse, index, out in zip(*(as_array(channels_last(part)) for part in (grad, largest, total)), strict=True):
-        _run(loops.unpool, stride, out, coarse, index)
+        _run(norm_pool_loops.unpool, stride, out, coarse, index)
     return total
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from e2enet.common.errors import InputError
 from e2enet.common.files import write_json
 from e2enet.system.locks import claimed_folder
-from e2enet.system.ranks import is_first
+from e2enet.system.ranks import is_rank_zero
 
 # Set for a job's processes: the file in which they tell how it went.
 OUTCOME_VARIABLE = "E2ENET_JOB_OUTCOME"
@@ -32,9 +32,9 @@ def is_job() -> bool:
     return OUTCOME_VARIABLE in os.environ
 
 
-def tell_score(score: float) -> None:
+def report_score(score: float) -> None:
     """Leave the launcher the job's score (NaN: none); of several processes the first does. Without one, nothing."""
-    if is_job() and is_first():
+    if is_job() and is_rank_zero():
         write_json(os.environ[OUTCOME_VARIABLE], {"score": None if isnan(score) else score})
 
 
@@ -45,7 +45,7 @@ def run_held(folder: Path) -> Iterator[None]:
     Raises:
         InputError: another process is at work in it.
     """
-    if is_job() or not is_first():
+    if is_job() or not is_rank_zero():
         yield
         return
     with claimed_folder(folder) as held:
@@ -55,7 +55,7 @@ def run_held(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def telling_errors() -> Iterator[None]:
+def reporting_errors() -> Iterator[None]:
     """Leave the launcher the first error of the job's processes, then let it take its way; without one, nothing."""
     try:
         yield
@@ -70,7 +70,7 @@ def telling_errors() -> Iterator[None]:
         raise
 
 
-def end_with_launcher() -> None:
+def exit_with_launcher() -> None:
     """Let this process of a job, and those that it started, end when their launcher does, however that ends."""
     if is_job():
         threading.Thread(target=_wait_for_launcher, daemon=True).start()

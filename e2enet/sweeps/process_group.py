@@ -69,7 +69,7 @@ def run_process_group(command: list[str], folder: Path, show: Callable[[str], No
     with _ignoring_scheduler():
         process = subprocess.Popen(
             command,
-            stdin=subprocess.PIPE,  # ends with this process, whatever ends it: inside.end_with_launcher
+            stdin=subprocess.PIPE,  # ends with this process, whatever ends it: inside.exit_with_launcher
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is the launcher's, which ends the session as a whole

@@ -71,17 +71,17 @@ def planned_processes(trainer: Mapping[str, Any]) -> int:
     return count * int(trainer["num_nodes"])
 
 
-def is_first() -> bool:
+def is_rank_zero() -> bool:
     """Whether this process is the first, or only, one: the one that writes and prints."""
     return launched().rank == 0
 
 
-def quiet_unless_first() -> None:
+def quiet_unless_rank_zero() -> None:
     """Let the first process alone print, or a log would hold every line as often as there are processes.
 
     Errors still come from all: they go to stderr.
     """
-    console.quiet = not is_first()
+    console.quiet = not is_rank_zero()
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Team:
     size: int = 1
     group: Any = None
 
-    def share(self, items: Sequence[Item]) -> list[Item]:
+    def scatter(self, items: Sequence[Item]) -> list[Item]:
         """This process's part of the first one's items, which must pickle: every `size`-th of them.
 
         Each item is in one part. The first one's list counts for all, since the others may look at a folder when
@@ -130,7 +130,7 @@ class Team:
         return values
 
 
-ALONE = Team()
+SINGLE_PROCESS = Team()
 
 
 def in_process_group() -> bool:
@@ -145,7 +145,7 @@ def current_team() -> Team:
     from torch import distributed
 
     if not in_process_group() or distributed.get_world_size() == 1:
-        return ALONE
+        return SINGLE_PROCESS
     # A group of its own: results are objects in main memory, and the training's gives up after half an hour.
     group = distributed.new_group(backend="gloo", timeout=WORK_PATIENCE)
     return Team(distributed.get_rank(), distributed.get_world_size(), group)
@@ -160,7 +160,7 @@ def joined_team() -> Iterator[Team]:
     """
     own = launched()
     if own.world_size == 1:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     from torch import distributed
 

@@ -24,7 +24,7 @@ NOTICEABLE_WAIT = 0.1
 SCORE_LABELS = {SCORES[PATCHES]: "val dice", SCORES[WHOLE_CASES]: "whole cases"}
 
 
-class EpochNumbers(pl.Callback):
+class TrainLossLogger(pl.Callback):
     """Logs the mean loss of an epoch's batches, and the learning rate that it began with.
 
     What Lightning itself would add up over an epoch is in no checkpoint: here, an epoch that is gone on with in its
@@ -95,7 +95,7 @@ def _guard(module: pl.LightningModule) -> NonFiniteGuard:
     return module.guard
 
 
-class EpochLines(pl.Callback):
+class EpochPrinter(pl.Callback):
     """Prints one line per epoch, which a log file keeps where a progress bar leaves nothing."""
 
     def __init__(self) -> None:

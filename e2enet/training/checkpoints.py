@@ -35,7 +35,7 @@ def monitored(validate_full: int | None) -> str:
     return SCORES[WHOLE_CASES if validate_full else PATCHES]
 
 
-class WholeCheckpoints(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Lets a checkpoint take its place only when it is complete and on the disk; the last one becomes the previous.
 
     Lightning writes to the system's temporary folder and moves the file from there, which copies it where that folder
@@ -75,7 +75,7 @@ def write_compact(checkpoint: Path) -> Path:
     weights = {name: value for name, value in content["state_dict"].items() if name.startswith(NETWORK_PREFIX)}
     compact = {"hyper_parameters": content["hyper_parameters"], "state_dict": pack_kernels(weights)}
     path = checkpoint.with_name(COMPACT)
-    WholeCheckpoints().save_checkpoint(compact, path)
+    AtomicCheckpointIO().save_checkpoint(compact, path)
     return path
 
 

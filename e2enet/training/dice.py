@@ -55,7 +55,7 @@ class DiceCounts(Metric):
         """Dice (K,), background included."""
         return (2 * self.hits.double() / (self.true + self.predicted).double()).float()
 
-    def take(self) -> tuple[Tensor, Tensor]:
+    def compute_and_reset(self) -> tuple[Tensor, Tensor]:
         """Dice (K,) and its mean over the foreground classes that are anywhere; counting starts anew."""
         dice = self.compute()
         self.reset()

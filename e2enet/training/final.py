@@ -15,7 +15,7 @@ from e2enet.inference.checkpoint import LoadedModel, load_model
 from e2enet.inference.predictor import WindowSettings, predict_cases
 from e2enet.inference.run import AMP_TYPES, resolve_device
 from e2enet.network.engine import select_validation
-from e2enet.system.ranks import ALONE, Team
+from e2enet.system.ranks import SINGLE_PROCESS, Team
 from e2enet.training.parts import FinalSettings, RunParts
 
 # Training precisions by the names of e2enet.inference.
@@ -28,7 +28,7 @@ def score_run(
     checkpoint: Path,
     validation: Sequence[Case],
     test: Sequence[Case],
-    team: Team = ALONE,
+    team: Team = SINGLE_PROCESS,
 ) -> dict[str, Any] | None:
     """Predict and score the fold's validation cases and the labelled test cases; the validation summary.
 

@@ -127,7 +127,7 @@ class SegmentationModule(pl.LightningModule):
         output = (self.network if self.needs_dense_gradients else self._own_pass)(batch["image"])
         heads = [output] if isinstance(output, Tensor) else output
         loss: Tensor = self.loss(heads, batch["label"])
-        if not self.guard.admits(self, loss, batch):
+        if not self.guard.check_loss(self, loss, batch):
             return {"loss": without_gradient(loss, self.parameters()), LEFT_OUT: True}
         return loss
 
@@ -174,7 +174,7 @@ class SegmentationModule(pl.LightningModule):
         for score, counts in ((SCORES[PATCHES], self.patch_counts), (SCORES[WHOLE_CASES], self.case_counts)):
             if not self._any_process(counts.update_called):
                 continue
-            dice, mean = counts.take()
+            dice, mean = counts.compute_and_reset()
             for label, name in self.scheme.class_names.items():
                 if label != 0:
                     self.log(f"{score}_{name}", dice[label])

@@ -38,10 +38,10 @@ class NonFiniteGuard:
     def __init__(self, most_skips: int | None) -> None:
         self.most_skips = most_skips
         self.skips = 0
-        self.used = 0  # batches of this epoch that went into a step; `EpochNumbers` counts from its beginning
+        self.used = 0  # batches of this epoch that went into a step; `TrainLossLogger` counts from its beginning
         self._batches: list[Mapping[str, Any]] = []  # that the next optimizer step is made of
 
-    def admits(self, module: pl.LightningModule, loss: Tensor, batch: Mapping[str, Any]) -> bool:
+    def check_loss(self, module: pl.LightningModule, loss: Tensor, batch: Mapping[str, Any]) -> bool:
         """Whether to go backward from the loss of a batch.
 
         Raises:

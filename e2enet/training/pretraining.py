@@ -27,7 +27,7 @@ from e2enet.common.overrides import (
 from e2enet.data.planning.plan import Plan
 from e2enet.network.granularity import chosen_group_size
 from e2enet.runs.folders import CONFIG_FILE
-from e2enet.system.ranks import is_first
+from e2enet.system.ranks import is_rank_zero
 from e2enet.training.resume import LAST_CHECKPOINT
 
 FOLDER = "pretraining"
@@ -67,7 +67,7 @@ def pretrain(own: DictConfig, run_folder: Path, plan: Plan, train: Callable[[Dic
             if not (run_folder / CONFIG_FILE).is_file():
                 raise  # before its first step
             raise KeyboardInterrupt(f"stopped while pretraining; go on with it by resume={run_folder}") from stopped
-        if is_first():
+        if is_rank_zero():
             write_json(folder / FINISHED_FILE, {"dice": dice})
     best = folder / "checkpoints" / "best.ckpt"
     return best if best.is_file() else folder / LAST_CHECKPOINT  # without a validated class there is no best one

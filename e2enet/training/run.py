@@ -21,7 +21,7 @@ from e2enet.data.loaders.worker_notes import naming_held_cases
 from e2enet.inference.checkpoint import load_model
 from e2enet.network.build import trust_network
 from e2enet.network.granularity import chosen_group_size
-from e2enet.system.ranks import current_team, is_first
+from e2enet.system.ranks import current_team, is_rank_zero
 from e2enet.training.checkpoints import BestCheckpoint, write_compact
 from e2enet.training.final import score_run
 from e2enet.training.initial_weights import check_shapes, load_initial_weights
@@ -124,7 +124,7 @@ def run_training(
 def _where_to_begin(resume: Path | None, run_folder: Path, epochs: int) -> tuple[FoundCheckpoint | None, list[Path]]:
     """The checkpoint to go on from, None for a beginning, and the later ones where it was chosen by name."""
     if resume is None:
-        if is_first():  # by the time that another process looks, this may be its own run's
+        if is_rank_zero():  # by the time that another process looks, this may be its own run's
             refuse_taken(run_folder)
         return None, []
     checkpoint = find_checkpoint(resume)

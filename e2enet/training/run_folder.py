@@ -21,7 +21,7 @@ from e2enet.common.overrides import overrides_of, parse_override, quoted
 from e2enet.data.cases.split_file import RunSplit, write_run_split
 from e2enet.runs.folders import CONFIG_FILE, JOB_FILE, MANIFEST
 from e2enet.system.locks import is_held
-from e2enet.system.ranks import is_first
+from e2enet.system.ranks import is_rank_zero
 from e2enet.training.loggers import keep_ids, metrics_file
 from e2enet.training.records import write_config, write_versions
 from e2enet.training.resume import LAST_CHECKPOINT
@@ -67,7 +67,7 @@ def with_own_folder(arguments: Sequence[str]) -> list[str]:
     """
     overrides = overrides_of(arguments)
     named = {parse_override(text).key_or_group for text in overrides}
-    if not is_first() or "resume" in named:  # by the time that another process looks, it may be its own run's
+    if not is_rank_zero() or "resume" in named:  # by the time that another process looks, it may be its own run's
         return list(arguments)
     folder = Path(str(compose_config(overrides, with_hydra=True).hydra.run.dir))
     if named & {"run_folder", "hydra.run.dir"}:

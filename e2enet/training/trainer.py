@@ -16,14 +16,14 @@ from e2enet.common.console import console
 from e2enet.common.signatures import build_nested, build_part
 from e2enet.system.determinism import set_torch_flags
 from e2enet.system.ranks import planned_processes
-from e2enet.training.callbacks import CostFile, EpochLines, EpochNumbers
+from e2enet.training.callbacks import CostFile, EpochPrinter, TrainLossLogger
 from e2enet.training.checkpoints import (
     BEST,
     LAST,
+    AtomicCheckpointIO,
     BestCheckpoint,
     KeptCheckpoints,
     LastCheckpoint,
-    WholeCheckpoints,
     monitored,
 )
 from e2enet.training.dsff_callback import DSFFCallback
@@ -52,10 +52,10 @@ def build_trainer(
     options.pop("probe")
     bars = options.pop("enable_progress_bar") and console.is_terminal
     loader_wait = LoaderWait(_profiler(options.pop("profiler", None), run_folder))
-    callbacks: list[pl.Callback] = [*_dsff(parts), claim, EpochNumbers()]
+    callbacks: list[pl.Callback] = [*_dsff(parts), claim, TrainLossLogger()]
     callbacks.append(TimeKeeper(loader_wait, options["log_every_n_steps"]))
     callbacks.append(CostFile(run_folder / "cost.json"))
-    callbacks.append(RichProgressBar() if bars else EpochLines())
+    callbacks.append(RichProgressBar() if bars else EpochPrinter())
     callbacks += build_callbacks(parts.callbacks, module, run_folder, training["validate_full"])
     callbacks += _checkpoints(training, run_folder / "checkpoints", identity)
     plugins = options.pop("plugins", None) or []
@@ -68,7 +68,7 @@ def build_trainer(
         precision=training["precision"],
         logger=loggers,
         callbacks=callbacks,
-        plugins=[WholeCheckpoints(), *build_nested(plugins if isinstance(plugins, list) else [plugins])],
+        plugins=[AtomicCheckpointIO(), *build_nested(plugins if isinstance(plugins, list) else [plugins])],
         profiler=loader_wait,
         default_root_dir=run_folder,
         enable_progress_bar=bars,

@@ -19,7 +19,7 @@ from e2enet.data.cases.splits import five_fold
 from e2enet.evaluation.collect import collect_cases
 from e2enet.evaluation.out_of_fold import main
 from e2enet.inference.folds import find_folds
-from e2enet.inference.postprocess import find_postprocessing
+from e2enet.inference.largest_component import find_postprocessing
 from e2enet.training.records import write_config
 
 CASES = [f"scan_{index}" for index in range(6)]  # fold 0 validates two of them

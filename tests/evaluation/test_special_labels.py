@@ -14,9 +14,9 @@ from e2enet.common.errors import InputError
 from e2enet.data.formats.scheme import LabelScheme
 from e2enet.evaluation import score_case, score_files, score_folder, scores_table
 from e2enet.evaluation.__main__ import main
+from e2enet.evaluation.choose_components import choice_content, choose_classes, write_postprocessed
 from e2enet.evaluation.folder import write_scores
-from e2enet.evaluation.postprocessing import choice_content, choose_classes, write_postprocessed
-from e2enet.inference.postprocess import keep_largest, read_postprocessing, require_labels
+from e2enet.inference.largest_component import keep_largest, read_postprocessing, require_labels
 from e2enet.report.results.run_files import read_scores
 
 SPACING = (1.0, 2.0, 3.0)

@@ -21,7 +21,7 @@ from e2enet.common.errors import InputError
 from e2enet.common.files import atomic_path, read_json, require_writable, write_json
 from e2enet.data.layouts.prediction import find_cases
 from e2enet.system.locks import claimed_folder
-from e2enet.training.checkpoints import WholeCheckpoints
+from e2enet.training.checkpoints import AtomicCheckpointIO
 
 needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
 
@@ -181,7 +181,7 @@ def _denying(bad: Path) -> Any:
 
 def test_a_disk_that_fills_up_at_any_byte_of_a_checkpoint(tmp_path: Path) -> None:
     """The system lets no file grow beyond a limit: whatever torch makes of that, it is told, and the old one stays."""
-    path, writer = tmp_path / "last.ckpt", WholeCheckpoints()
+    path, writer = tmp_path / "last.ckpt", AtomicCheckpointIO()
     content = {"state_dict": {f"layer{index}": torch.full((300,), float(index)) for index in range(4)}}
     writer.save_checkpoint({"state_dict": {}}, path)
     before = path.read_bytes()

@@ -20,7 +20,7 @@ from e2enet.data.layouts.prediction import find_cases
 from e2enet.evaluation.out_of_fold import main as score_out_of_fold
 from e2enet.inference.checkpoint import LoadedModel, load_model
 from e2enet.inference.config import PredictConfig
-from e2enet.inference.postprocess import keep_largest
+from e2enet.inference.largest_component import keep_largest
 from e2enet.inference.predictor import WindowSettings, predict_case, predict_cases
 from e2enet.inference.run import run_prediction
 from e2enet.training.records import write_config

@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from e2enet.common.errors import InputError
-from e2enet.inference.folds import Choice, find_folds, is_sweep
+from e2enet.inference.folds import RunSelector, find_folds, is_sweep
 
 Write = Callable[..., Path]
 Line = dict[str, Any]
@@ -64,7 +64,7 @@ def five(row: str | None = None, seed: int = 0, *more: str, experiment: str | No
     return [line(row, fold, seed, *more, experiment=experiment) for fold in range(5)]
 
 
-def names(folder: Path, choice: Choice | None = None, **options: bool) -> list[str]:
+def names(folder: Path, choice: RunSelector | None = None, **options: bool) -> list[str]:
     return [run.name for run in find_folds(folder, choice, **options).folders]
 
 
@@ -83,18 +83,18 @@ def test_rows_and_seeds_must_be_chosen(write_sweep: Write) -> None:
     assert "3 configurations fit" in message
     for expected in ("row=s90 seed=0", "row=s80 seed=0", "row=s80 seed=1"):
         assert f"  - {expected}\n" in f"{message}\n"
-    assert names(folder, Choice(row="s90"))[0] == "s90-fold0-seed0"
+    assert names(folder, RunSelector(row="s90"))[0] == "s90-fold0-seed0"
     with pytest.raises(InputError, match="2 configurations fit row=s80") as caught:
-        find_folds(folder, Choice(row="s80"))
+        find_folds(folder, RunSelector(row="s80"))
     assert "s90" not in str(caught.value)
-    assert names(folder, Choice(row="s80", seed=1))[4] == "s80-fold4-seed1"
+    assert names(folder, RunSelector(row="s80", seed=1))[4] == "s80-fold4-seed1"
     with pytest.raises(InputError, match=r"no configuration fits row=s70 seed=0;(.|\n)*row=s90 seed=0"):
-        find_folds(folder, Choice(row="s70", seed=0))
+        find_folds(folder, RunSelector(row="s70", seed=0))
 
 
 def test_all_seeds_may_be_averaged(write_sweep: Write) -> None:
     folder = write_sweep([*five("s80"), *five("s80", 1)], {"s80-fold3-seed1": "crashed"})
-    both = Choice(seed="all")
+    both = RunSelector(seed="all")
     with pytest.raises(InputError, match=r"fold 3, seed 1: crashed"):
         find_folds(folder, both)
     found = names(folder, both, allow_missing=True)
@@ -125,8 +125,8 @@ def test_without_any_finished_fold_there_is_no_ensemble(write_sweep: Write) -> N
 def test_a_single_split_has_one_fold_and_fold_all_is_none_of_the_five(write_sweep: Write) -> None:
     folder = write_sweep([line("ct"), line("ct", "all")], config="data: {split: official}")
     with pytest.raises(InputError, match=r"row='ct \(fold=all\)' seed=0"):
-        find_folds(folder, Choice(row="ct"))
-    assert names(folder, Choice(row="ct (fold=all)")) == ["ct-foldall-seed0"]
+        find_folds(folder, RunSelector(row="ct"))
+    assert names(folder, RunSelector(row="ct (fold=all)")) == ["ct-foldall-seed0"]
 
 
 def test_settings_stand_in_for_rows(write_sweep: Write) -> None:
@@ -135,7 +135,7 @@ def test_settings_stand_in_for_rows(write_sweep: Write) -> None:
     folder = write_sweep([*sparse[:4], elsewhere, *dense])
     with pytest.raises(InputError, match=r"row='dsff\.density=0\.1' seed=0\n  - row='dsff\.density=0\.5' seed=0"):
         find_folds(folder)
-    found = find_folds(folder, Choice(row="dsff.density=0.5"))
+    found = find_folds(folder, RunSelector(row="dsff.density=0.5"))
     assert found.folders[0].name.endswith("dsff.density=0.5")
     assert found.configuration.folder_name == "dsff.density=0.5-seed0"
 
@@ -163,22 +163,22 @@ def test_jobs_of_the_same_overrides_and_other_configs_are_two_configurations(wri
         find_folds(folder)
     for epochs in (7, 9):
         assert f"row='s80 (training.epochs={epochs})' seed=0" in str(caught.value)
-    assert names(folder, Choice(row="s80 (training.epochs=9)")) == [entry["folder"] for entry in new]
+    assert names(folder, RunSelector(row="s80 (training.epochs=9)")) == [entry["folder"] for entry in new]
 
 
 def test_a_job_of_two_experiments_is_one_configuration(write_sweep: Write) -> None:
     lines = [*five("s80", experiment="sparsity"), *five("s80", experiment="mechanisms")]
     folder = write_sweep(lines)
     assert len(names(folder)) == 5
-    assert find_folds(folder, Choice(experiment="mechanisms")).configuration.experiment == "mechanisms"
+    assert find_folds(folder, RunSelector(experiment="mechanisms")).configuration.experiment == "mechanisms"
 
 
 def test_rows_of_one_name_in_two_experiments(write_sweep: Write) -> None:
     other = [{**entry, "key": f"{entry['key']}x", "experiment": "width"} for entry in five("ours")]
     folder = write_sweep([*five("ours", experiment="sparsity"), *other])
     with pytest.raises(InputError, match="experiment=sparsity row=ours seed=0"):
-        find_folds(folder, Choice(row="ours"))
-    assert len(names(folder, Choice(row="ours", experiment="width"))) == 5
+        find_folds(folder, RunSelector(row="ours"))
+    assert len(names(folder, RunSelector(row="ours", experiment="width"))) == 5
 
 
 def test_runs_without_a_sweep(tmp_path: Path) -> None:

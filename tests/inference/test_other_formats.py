@@ -17,7 +17,7 @@ from e2enet.common.errors import InputError
 from e2enet.data.formats.opening import open_image
 from e2enet.data.formats.volume import read_label
 from e2enet.evaluation import score_folder
-from e2enet.evaluation.postprocessing import write_postprocessed
+from e2enet.evaluation.choose_components import write_postprocessed
 from e2enet.inference.config import PredictConfig, read_config
 from e2enet.inference.run import run_prediction
 

@@ -13,7 +13,7 @@ import torch
 
 from e2enet.inference.config import PredictConfig
 from e2enet.inference.run import resolve_device, run_prediction
-from e2enet.system.ranks import Launch, Team, is_first, launched
+from e2enet.system.ranks import Launch, Team, is_rank_zero, launched
 
 
 @pytest.fixture
@@ -63,11 +63,11 @@ def test_who_this_process_is(variables: dict[str, str], expected: Launch, monkey
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert launched() == expected and is_first() == (expected.rank == 0)
+    assert launched() == expected and is_rank_zero() == (expected.rank == 0)
 
 
 def test_a_process_alone_has_every_item() -> None:
-    assert Team().share("abc") == ["a", "b", "c"] and Team().gather(5) == [5]
+    assert Team().scatter("abc") == ["a", "b", "c"] and Team().gather(5) == [5]
 
 
 @pytest.mark.parametrize(

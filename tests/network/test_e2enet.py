@@ -89,7 +89,7 @@ def test_one_voxel_at_the_bottleneck_gives_the_same_on_every_path(batch: int, mo
         return [*logits, network.eval()(x), *(p.grad for p in network.train().parameters() if p.grad is not None)]
 
     loops = step()
-    monkeypatch.setattr("e2enet.network.norm.takes_loops", lambda x: False)  # what other devices run
+    monkeypatch.setattr("e2enet.network.norm.use_compiled_loops", lambda x: False)  # what other devices run
     others = step()
     assert len(loops) == len(others) > 40
     for one, other in zip(loops, others, strict=True):

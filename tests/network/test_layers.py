@@ -176,7 +176,7 @@ def test_the_path_of_other_devices_gives_the_same() -> None:
 @pytest.mark.parametrize("path", ["loops", "torch"])
 def test_the_norm_of_one_voxel_is_its_bias(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if path == "torch":
-        monkeypatch.setattr("e2enet.network.norm.takes_loops", lambda x: False)
+        monkeypatch.setattr("e2enet.network.norm.use_compiled_loops", lambda x: False)
     layer, x = InstanceNormAct(2), torch.randn(3, 2, 1, 1, 1, requires_grad=True)
     layer.bias.data.copy_(torch.tensor([0.5, -2.0]))
     out = layer(x)

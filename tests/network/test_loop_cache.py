@@ -18,17 +18,17 @@ from e2enet.network.compiled import compiled
 
 CONVOLVES = """
 import numpy as np, torch, torch.nn.functional as F
-from e2enet.network.engine import microkernels
-from e2enet.network.engine.kernels import Kernels
-from e2enet.network.engine.layers import Convolution
-from e2enet.network.engine.signals import Signal
+from e2enet.network.engine import inner_loops
+from e2enet.network.engine.active import Kernels
+from e2enet.network.engine.sparse_layers import Convolution
+from e2enet.network.engine.lazy_volumes import Signal
 torch.manual_seed(0)
 x, w = torch.randn(2, 4, 9, 11), torch.randn(3, 2, 1, 3, 3)
 kernels = Kernels.of_convolution(np.ones((3, 2), bool), np.zeros(2, np.int64), (1, 3, 3))
 layer = Convolution(kernels, kernels.pack(w.numpy()), (1, 1, 1), (1, 1), None)
 found = layer([Signal.of(np.ascontiguousarray(x.permute(0, 2, 3, 1).numpy()))]).stacked()
 expected = F.conv3d(x[None], w, padding=(0, 1, 1))[0].permute(0, 2, 3, 1)
-print(microkernels.ROWS, microkernels.COLUMNS, float((torch.from_numpy(found) - expected).abs().max()))
+print(inner_loops.ROWS, inner_loops.COLUMNS, float((torch.from_numpy(found) - expected).abs().max()))
 """
 
 
@@ -48,7 +48,7 @@ def test_a_constant_of_another_file_is_not_taken_from_a_warm_cache(tmp_path: Pat
     assert (rows, columns) == (4, 4) and difference < 1e-5
     (folder,) = (package / "network" / "__pycache__").glob("loops-*")
     assert list(folder.rglob("loops.convolve-*.nbc"))
-    file = package / "network" / "engine" / "microkernels.py"
+    file = package / "network" / "engine" / "inner_loops.py"
     text, times = file.read_text(), file.stat()
     file.write_text(text.replace("ROWS, COLUMNS = 4, 4", "ROWS, COLUMNS = 2, 4"))
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # as old and as large as before

@@ -91,8 +91,8 @@ def test_a_crash_is_recorded_listed_and_tried_again(
     stand_in: Callable[[str], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stand_in(
-        "from e2enet.sweeps.inside import telling_errors\n"
-        "with telling_errors(): raise ValueError('[red]no[/red] kernel')"
+        "from e2enet.sweeps.inside import reporting_errors\n"
+        "with reporting_errors(): raise ValueError('[red]no[/red] kernel')"
     )
     assert isnan(run_job(GIVEN, tmp_path))
     folder = only_job(tmp_path)
@@ -214,8 +214,8 @@ def test_wandb_knows_the_sweep_and_the_row(stand_in: Callable[[str], None], tmp_
 
 def test_a_score_that_is_none_is_none(stand_in: Callable[[str], None], tmp_path: Path) -> None:
     stand_in(
-        "from e2enet.sweeps.inside import tell_score\n"
-        "tell_score(float('nan'))\nimport os\nos.environ['RANK'] = '1'\ntell_score(0.5)"  # not the second's to tell
+        "from e2enet.sweeps.inside import report_score\n"
+        "report_score(float('nan'))\nimport os\nos.environ['RANK'] = '1'\ntell_score(0.5)"  # not the second's to tell
     )
     assert isnan(run_job(GIVEN, tmp_path))
     content: dict[str, Any] = json.loads((only_job(tmp_path) / "job.json").read_text())

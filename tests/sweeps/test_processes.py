@@ -31,8 +31,8 @@ from pathlib import Path
 from e2enet.sweeps.process_group import run_process_group
 JOB = '''
 import subprocess, sys, time, os
-from e2enet.sweeps.inside import end_with_launcher
-end_with_launcher()
+from e2enet.sweeps.inside import exit_with_launcher
+exit_with_launcher()
 helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], stdin=subprocess.DEVNULL)
 print(os.getpid(), helper.pid, flush=True)
 time.sleep(60)

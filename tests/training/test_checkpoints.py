@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from e2enet.training.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpoints, monitored
+from e2enet.training.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, monitored
 from e2enet.training.loggers import MetricsFile
 from e2enet.training.module import SegmentationModule
 
@@ -70,7 +70,7 @@ def test_a_resumed_run_remembers_its_best() -> None:
 def test_a_checkpoint_that_is_not_written_to_its_end_leaves_those_before(
     moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    writer = WholeCheckpoints()
+    writer = AtomicCheckpointIO()
     for epoch in (1, 2):
         writer.save_checkpoint({"epoch": epoch}, tmp_path / "last.ckpt")
 

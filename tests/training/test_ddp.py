@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from e2enet.common.configs import compose_config
 from e2enet.network import DSFF, dsff
 from e2enet.network.mask_agreement import mask_digest
-from e2enet.system.ranks import current_team, is_first, launched
+from e2enet.system.ranks import current_team, is_rank_zero, launched
 from e2enet.training.checkpoints import BestCheckpoint
 from e2enet.training.loggers import MetricsFile
 from e2enet.training.parts import read_parts
@@ -157,7 +157,7 @@ def main(root: Path) -> None:
             records[name] = str(error)
     team = current_team()
     # The second already sees a result of the first's where the first saw none: the first one's list counts.
-    part = team.share(["a", "b", "c"] if is_first() else ["b", "c"])
+    part = team.scatter(["a", "b", "c"] if is_rank_zero() else ["b", "c"])
     records["plain"] = [train_without_lightning(launched().rank, bucket_view) for bucket_view in (False, True)]
     records["team"] = {"part": part, "gathered": team.gather({"rank": team.rank})}
     records["best"] = [remembered_score(root, holder) for holder in (0, 1)]

@@ -69,6 +69,6 @@ def test_regions_are_counted_as_united(images: tuple[torch.Tensor, torch.Tensor]
     united, whole = DiceCounts(2), DiceCounts(4)
     united.update(predicted.clamp(max=1), true.clamp(max=1))
     whole.update(predicted, true)
-    dice, mean = counts.take()
+    dice, mean = counts.compute_and_reset()
     assert dice.tolist() == [united.compute()[0], united.compute()[1], whole.compute()[2]]
     assert float(mean) == pytest.approx(float(dice[1:].mean()))

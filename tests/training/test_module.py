@@ -13,7 +13,7 @@ import torch
 from e2enet.common.configs import as_plain, compose_config
 from e2enet.inference.checkpoint import load_model
 from e2enet.inference.sliding_window import predict_probabilities
-from e2enet.training.callbacks import EpochNumbers
+from e2enet.training.callbacks import TrainLossLogger
 from e2enet.training.module import SegmentationModule
 from e2enet.training.step_parts import training_settings
 from tests.training.conftest import quiet_trainer
@@ -57,7 +57,7 @@ def loader(shape: tuple[int, int, int], count: int, batch_size: int) -> torch.ut
 
 
 def fit(module: SegmentationModule, folder: Path, **options: Any) -> pl.Trainer:
-    trainer = quiet_trainer(folder, EpochNumbers(), **options)
+    trainer = quiet_trainer(folder, TrainLossLogger(), **options)
     trainer.fit(module, loader((2, 8, 8), 4, 2), [loader((2, 8, 8), 4, 2), loader((4, 10, 8), 2, 1)])
     return trainer
 
@@ -115,7 +115,7 @@ def test_a_whole_case_whose_output_is_not_finite_is_told_and_counts_as_empty(
     told = " ".join(capsys.readouterr().out.split())
     assert "warning: validation case case_0: the network's output is NaN or infinite in precision torch.float32" in told
     module.on_validation_start()
-    dice, _ = module.case_counts.take()
+    dice, _ = module.case_counts.compute_and_reset()
     assert dice[1] == dice[2] == 0  # both classes are missed: no number that looks like success
 
 
@@ -169,7 +169,7 @@ def test_an_incomplete_accumulation_takes_the_whole_step_of_the_batches_that_the
     module = make_module(*options)
     expected = copy.deepcopy(module)
     # Five batches of one: a step of `accumulate`, then those that are left, as one batch of so many would make them.
-    trainer = quiet_trainer(tmp_path, EpochNumbers(), accumulate_grad_batches=accumulate)
+    trainer = quiet_trainer(tmp_path, TrainLossLogger(), accumulate_grad_batches=accumulate)
     trainer.fit(module, loader((2, 8, 8), 5, 1))
     losses = []
     for batch in loader((2, 8, 8), 5, accumulate):

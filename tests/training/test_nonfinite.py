@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from e2enet.common.configs import as_plain, compose_config
 from e2enet.common.errors import InputError
 from e2enet.network.dsff import fusion_layers, kernel_scores
-from e2enet.training.callbacks import EpochNumbers
+from e2enet.training.callbacks import TrainLossLogger
 from e2enet.training.dsff_callback import DSFFCallback
 from e2enet.training.module import SegmentationModule
 from e2enet.training.nonfinite import case_statistics, without_gradient
@@ -75,7 +75,7 @@ def fit(
     module: SegmentationModule, folder: Path, data: list[dict[str, Any]], *callbacks: pl.Callback, **options: Any
 ) -> pl.Trainer:
     """One epoch in batches of two."""
-    trainer = quiet_trainer(folder, EpochNumbers(), *callbacks, **options)
+    trainer = quiet_trainer(folder, TrainLossLogger(), *callbacks, **options)
     trainer.fit(module, DataLoader(data, batch_size=2))  # type: ignore[arg-type]
     return trainer
 
@@ -168,14 +168,14 @@ def test_accumulation_keeps_the_other_batches_of_a_step(tmp_path: Path) -> None:
 
 def test_accumulated_batches_do_not_stay_in_memory(tmp_path: Path) -> None:
     module, held = make_module(), []  # it stops at the first
-    admits = module.guard.admits
+    check_loss = module.guard.check_loss
 
     def watched(*given: Any) -> bool:
-        admitted = admits(*given)
+        admitted = check_loss(*given)
         held.append(sum("image" in batch for batch in module.guard._batches))
         return admitted
 
-    module.guard.admits = watched  # type: ignore[method-assign]
+    module.guard.check_loss = watched  # type: ignore[method-assign]
     weight = next(module.network.parameters())
     weight.register_hook(lambda gradient: gradient * float("nan"))
     with pytest.raises(InputError, match="gradient norm is nan"):
@@ -201,7 +201,7 @@ def test_an_epoch_without_a_good_batch_ends_the_run(what: str, tmp_path: Path) -
             weight = next(module.network.parameters())
             weight.register_hook(lambda gradient: gradient * (float("nan") if trainer.current_epoch == 1 else 1))
         bad = SpoilSecondEpoch() if what == "loss" else pl.Callback()
-        trainer = quiet_trainer(tmp_path, EpochNumbers(), bad, max_epochs=epochs)
+        trainer = quiet_trainer(tmp_path, TrainLossLogger(), bad, max_epochs=epochs)
         trainer.fit(module, DataLoader(samples(range(6)), batch_size=2))  # type: ignore[arg-type]
         return trainer
 

@@ -16,7 +16,7 @@ from e2enet.common.configs import as_plain, compose_config
 from e2enet.common.errors import InputError
 from e2enet.configuration.check import check_command_line
 from e2enet.data.command import build_datamodule
-from e2enet.training.checkpoints import WholeCheckpoints
+from e2enet.training.checkpoints import AtomicCheckpointIO
 from e2enet.training.records import write_config
 from e2enet.training.resume import FoundCheckpoint, find_checkpoint, refuse_changes, resumed_config, run_identity
 from e2enet.training.run_state import KEY, RunState, generator_states, set_generator_states
@@ -28,7 +28,7 @@ def write(folder: Path, *steps: int) -> None:
     for step in steps:
         state = {"step": step, "rows": 2 * step, "generators": {}, "identity": {}}
         content = {KEY: state, "state_dict": {"weight": torch.arange(5000.0) + step}}
-        WholeCheckpoints().save_checkpoint(content, folder / "checkpoints" / "last.ckpt")
+        AtomicCheckpointIO().save_checkpoint(content, folder / "checkpoints" / "last.ckpt")
 
 
 def truncate(path: Path) -> None:

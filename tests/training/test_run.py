@@ -17,7 +17,7 @@ from e2enet.common.configs import compose_config
 from e2enet.common.errors import InputError
 from e2enet.data.cases.split_file import read_run_split
 from e2enet.report.figures import draw_figures
-from e2enet.training.checkpoints import WholeCheckpoints
+from e2enet.training.checkpoints import AtomicCheckpointIO
 from e2enet.training.records import write_config
 from e2enet.training.resume import resumed_config
 from e2enet.training.run import run_training
@@ -137,13 +137,13 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(
     overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[str] = []
-    write = WholeCheckpoints.save_checkpoint
+    write = AtomicCheckpointIO.save_checkpoint
 
-    def noted(self: WholeCheckpoints, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
+    def noted(self: AtomicCheckpointIO, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
         written.append(Path(path).name)
         write(self, checkpoint, path, storage_options)
 
-    monkeypatch.setattr(WholeCheckpoints, "save_checkpoint", noted)
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", noted)
     config = compose_config([*overrides, "training.epochs=1", f"run_folder={tmp_path}"])
     write_config(tmp_path / "config.yaml", config)
     (tmp_path / "metrics.csv").write_text("epoch,step,train/loss\n0,1,9.0\n0,")  # a row that was being written

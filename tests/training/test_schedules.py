@@ -12,7 +12,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR
 
-from e2enet.training.callbacks import EpochNumbers
+from e2enet.training.callbacks import TrainLossLogger
 from e2enet.training.schedules import constant, cosine, poly
 from tests.training.conftest import quiet_trainer
 from tests.training.test_module import loader, make_module
@@ -82,7 +82,7 @@ def test_a_run_of_another_length_has_the_rates_of_one_that_always_had_it(
         target = f"schedule._target_={schedule.__module__}.{schedule.__name__}"
         module = make_module("~schedule.warmup", target, f"schedule.interval={interval}")
         rates, path = Rates(tmp_path / f"middle_of_{epochs}.ckpt"), source and tmp_path / f"{source}.ckpt"
-        trainer = quiet_trainer(tmp_path, EpochNumbers(), rates, max_epochs=epochs)
+        trainer = quiet_trainer(tmp_path, TrainLossLogger(), rates, max_epochs=epochs)
         trainer.fit(module, loader((2, 8, 8), 4, 2), ckpt_path=path, weights_only=True)
         trainer.save_checkpoint(tmp_path / f"end_of_{epochs}.ckpt")
         return rates.found
@@ -97,7 +97,7 @@ def test_a_run_of_another_length_has_the_rates_of_one_that_always_had_it(
 def test_a_schedule_that_has_ended_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ended = ["schedule._target_=torch.optim.lr_scheduler.PolynomialLR", "~schedule.warmup"]
     module = make_module(*ended, "schedule.interval=epoch", "++schedule.total_iters=1")
-    quiet_trainer(tmp_path, EpochNumbers(), max_epochs=2).fit(module, loader((2, 8, 8), 4, 2))
+    quiet_trainer(tmp_path, TrainLossLogger(), max_epochs=2).fit(module, loader((2, 8, 8), 4, 2))
     assert capsys.readouterr().out.splitlines() == [
         "warning: epoch 2 begins with a learning rate of 0 (schedule): no weight changes while it is 0"
     ]

@@ -22,7 +22,7 @@ from e2enet.network.e2enet import E2ENet
 from e2enet.network.engine.groups import GroupedNetwork
 from e2enet.network.engine.inference import CompactNetwork
 from e2enet.network.recompute import run_once
-from e2enet.training.callbacks import EpochNumbers
+from e2enet.training.callbacks import TrainLossLogger
 from e2enet.training.dsff_callback import DSFFCallback
 from e2enet.training.module import SegmentationModule
 from e2enet.training.probe import STEPS, probe_step
@@ -65,7 +65,7 @@ def fit(folder: Path, *overrides: str, growth: str = "gradient", **options: Any)
     watched, group_size = options.pop("watched", []), options.pop("group_size", 1)
     granularity = "group" if group_size > 1 else "kernel"
     dsff = DSFFCallback(0.5, update_every=2, growth=growth, granularity=granularity, group_size=group_size)
-    callbacks = EpochNumbers(), dsff, *watched
+    callbacks = TrainLossLogger(), dsff, *watched
     trainer = quiet_trainer(folder, *callbacks, max_epochs=2, gradient_clip_val=0.5, **options)
     trainer.fit(module, loader((2, 8, 8), 8, 2), [loader((2, 8, 8), 3, 2), loader((4, 10, 8), 2, 1)])
     return module, trainer

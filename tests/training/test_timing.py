@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, IterableDataset
 
 from e2enet.training import callbacks, timing
-from e2enet.training.callbacks import EpochLines
+from e2enet.training.callbacks import EpochPrinter
 from e2enet.training.module import SegmentationModule
 from e2enet.training.timing import LoaderWait, TimeKeeper, share_waited
 from tests.training.conftest import quiet_trainer
@@ -106,7 +106,7 @@ def test_the_epoch_line_tells_much_waiting_and_advises_once(monkeypatch: pytest.
     lines: list[str] = []
     monkeypatch.setattr(callbacks, "say", lines.append)
     module = SegmentationModule.__new__(SegmentationModule)
-    printer = EpochLines()
+    printer = EpochPrinter()
     for epoch, (share, scores) in enumerate(
         [(0.6, {"val/dice": 0.5}), (0.05, {}), (0.23, {"val_full/dice": 0.4}), (0.3, {})]
     ):

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from e2enet.network.engine.layers import moments
-from e2enet.network.engine.signals import Norm, Signal, empty_volume
-from e2enet.network.engine.work import run
+from e2enet.network.engine.lazy_volumes import LazyVolumes, Norm, empty_volume
+from e2enet.network.engine.sparse_layers import moments
+from e2enet.network.engine.tile_plan import run
 from e2enet.network.layers import Triple
 
 LARGEST_PART = 2**22  # values of the input that are laid out for torch at a time
@@ -45,7 +45,7 @@ class DenseConvolution:
         self.weights = torch.from_numpy(weights).to(dtype, memory_format=torch.channels_last_3d)
         self.shifts, self.stride, self.norm, self.dtype = shifts, stride, norm, dtype
 
-    def __call__(self, sources: Sequence[Signal]) -> Signal:
+    def __call__(self, sources: Sequence[LazyVolumes]) -> LazyVolumes:
         outputs, channels, *kernel = self.weights.shape
         size = sources[0].size
         depth, height, width = (
@@ -60,13 +60,13 @@ class DenseConvolution:
             above, read = first * step - taps // 2, (last - 1 - first) * step + taps
             with torch.autocast("cpu", enabled=False):  # which would choose the precision itself
                 self._write(self._convolve(self._read(sources, above, read)), first, values, totals)
-        signal = Signal.of(values)
+        signal = LazyVolumes.of(values)
         if self.norm is not None:
             mean, variance = moments(values, totals)
             signal.normalise(mean, variance, *self.norm)
         return signal
 
-    def _read(self, sources: Sequence[Signal], top: int, rows: int) -> Tensor:
+    def _read(self, sources: Sequence[LazyVolumes], top: int, rows: int) -> Tensor:
         """Rows of the sources' channels, activated, concatenated and shifted: (D, rows, W, C); 0 beyond the plane."""
         from e2enet.network.engine import dense_loops
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from e2enet.network.compiled import compiled
+from e2enet.network.engine.inner_loops import COLUMNS
 from e2enet.network.engine.loops import call, entries_of, fill_tile
-from e2enet.network.engine.microkernels import COLUMNS
 from e2enet.network.engine.vector_code import LANES, VECTOR_BYTES
 
 BLOCK = 2**9  # vectors that are added up in float32
@@ -30,7 +30,7 @@ class NormCodes(NamedTuple):
 
 
 @compiled
-def correlate(first, last, codes, tile, gradient_tile, tiles, reading, gradients, kernels):
+def correlate(first, last, codes, tile, gradient_tile, tiles, tile_source, gradients, kernels):
     """Add to `kernels.weights` what the tiles first .. last - 1 give: gradients of the kernels' weights.
 
     tile, gradient_tile: room for the sources' and the outputs' tiles. gradients: how the latter is filled.
@@ -38,11 +38,11 @@ def correlate(first, last, codes, tile, gradient_tile, tiles, reading, gradients
     height = gradients.size[1]
     row_bytes, step = tile.shape[2] * VECTOR_BYTES, gradient_tile.shape[2] * VECTOR_BYTES
     for number in range(first, last):
-        fill_tile(tile, number, codes.fill, tiles, reading)
+        fill_tile(tile, number, codes.fill, tiles, tile_source)
         fill_tile(gradient_tile, number, codes.fill_gradient, tiles, gradients)
         _, row, column = tiles.places[number]
         rows = min(tiles.size[0], height - row)
-        blocks = (min(tiles.size[1], tiles.fold_width - column) + COLUMNS - 1) // COLUMNS
+        blocks = (min(tiles.size[1], tiles.strip_width - column) + COLUMNS - 1) // COLUMNS
         for output in range(len(gradient_tile)):
             offsets, products, count = entries_of(kernels, output)
             gradient = gradient_tile.ctypes.data + output * tiles.size[0] * step
@@ -54,8 +54,8 @@ def correlate(first, last, codes, tile, gradient_tile, tiles, reading, gradients
 def norm(first, last, codes, values, gradients, voxels, affine, moments, results):
     """Turn the gradients of activated channels first .. last - 1 into those of what went into their norm, in place.
 
-    values, gradients: addresses of channels of so many voxels. affine: (C, 3), see `Signal`. moments: (C, 2) float64,
-    mean and 1 / standard deviation. results: (C, 2) float64, gradients of the norm's weight and bias.
+    values, gradients: addresses of channels of so many voxels. affine: (C, 3), see `LazyVolumes`. moments: (C, 2)
+    float64, mean and 1 / standard deviation. results: (C, 2) float64, gradients of the norm's weight and bias.
     """
     whole, rest = voxels // LANES, (1 << voxels % LANES) - 1
     totals = np.empty((2, LANES), np.float32)

@@ -12,19 +12,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from e2enet.network.compiled import run_in_threads
-from e2enet.network.engine import gradient_kernels, microkernels
-from e2enet.network.engine.kernels import Kernels
-from e2enet.network.engine.layers import convolve, expand
-from e2enet.network.engine.signals import Signal, empty_volume
+from e2enet.network.engine import gradient_inner_loops, inner_loops
+from e2enet.network.engine.active import ActiveKernels
+from e2enet.network.engine.lazy_volumes import LazyVolumes, empty_volume
+from e2enet.network.engine.sparse_layers import convolve, expand
+from e2enet.network.engine.tile_plan import TilePlan, run, thread_buffer, tile_source
 from e2enet.network.engine.tiling import tile_volume
 from e2enet.network.engine.vector_code import LANES
-from e2enet.network.engine.work import Work, reading, room, run
 from e2enet.network.layers import Triple
 
-# A weight gradient is summed in parts, each with sums of its own: so many at most, with no more memory, and none that
-# takes less than this much time to fill tiles (bytes) and to multiply (operations), against some microseconds per part.
-MOST_PARTS = 64
+# A weight gradient is summed in parts, each with sums of its own: at most so many.
+MAX_PARTS = 64
+# The memory that their sums may take together.
 BYTES_OF_PARTS = 2**24
+# The least work of a part, in bytes that fill tiles or in operations: a part costs some microseconds by itself.
 BYTES_PER_PART, OPERATIONS_PER_PART = 2**21, 2**26
 
 
@@ -34,29 +35,29 @@ class Gradient:
     written: bool (C,), the channels that somebody gave something for.
     """
 
-    def __init__(self, value: Signal) -> None:
+    def __init__(self, value: LazyVolumes) -> None:
         depth, height, width = value.size
         self.values = empty_volume((len(value.addresses), height, width, depth))
         self.written = np.zeros(len(value.addresses), bool)
 
-    def signal(self) -> Signal:
+    def signal(self) -> LazyVolumes:
         """All channels, those that nobody gave anything for as zeros."""
         self.values[~self.written] = 0
         self.written[:] = True
-        return Signal.of(self.values)
+        return LazyVolumes.of(self.values)
 
 
 def add_convolution(
-    kernels: Kernels,
+    kernels: ActiveKernels,
     weights: np.ndarray,
-    source: Signal,
+    source: LazyVolumes,
     into: Sequence[Gradient],
     *,
     stride: Triple = (1, 1, 1),
     padding: tuple[int, int] = (0, 0),
 ) -> None:
     """Add a convolution of `source` to the gradients of values that are concatenated."""
-    own = kernels.written
+    own = kernels.nonzero_outputs
     targets, done = _targets(into)
     _, height, width, depth = into[0].values.shape
     convolve(kernels, weights, [source], (depth, height, width), targets[own], stride, padding, done[own])
@@ -64,10 +65,10 @@ def add_convolution(
 
 
 def add_expansion(
-    kernels: Kernels, weights: np.ndarray, source: Signal, into: Sequence[Gradient], stride: Triple
+    kernels: ActiveKernels, weights: np.ndarray, source: LazyVolumes, into: Sequence[Gradient], stride: Triple
 ) -> None:
     """Add an expansion of `source` to the gradients of values that are concatenated."""
-    own = kernels.written
+    own = kernels.nonzero_outputs
     targets, done = _targets(into)
     expand(kernels, weights, [source], stride, targets[own], done[own])
     _note_written(into, own)
@@ -75,7 +76,7 @@ def add_expansion(
 
 def _targets(into: Sequence[Gradient]) -> tuple[np.ndarray, np.ndarray]:
     """Where the channels of concatenated gradients lie, and which of them hold something already."""
-    addresses = np.concatenate([Signal.of(part.values).addresses for part in into])
+    addresses = np.concatenate([LazyVolumes.of(part.values).addresses for part in into])
     return addresses, np.concatenate([part.written for part in into])
 
 
@@ -86,9 +87,9 @@ def _note_written(into: Sequence[Gradient], channels: np.ndarray) -> None:
 
 
 def correlate(
-    kernels: Kernels,
-    sources: Sequence[Signal],
-    gradient: Signal,
+    kernels: ActiveKernels,
+    sources: Sequence[LazyVolumes],
+    gradient: LazyVolumes,
     *,
     stride: Triple = (1, 1, 1),
     padding: tuple[int, int] = (0, 0),
@@ -100,33 +101,36 @@ def correlate(
     from e2enet.network.engine import gradient_loops
 
     plane, steps = kernels.plane, (stride[1], stride[2])
-    outputs = np.flatnonzero(kernels.written)
-    tiling = tile_volume(gradient.size, len(kernels.reads) + len(outputs), plane, steps, MOST_PARTS)
+    outputs = np.flatnonzero(kernels.nonzero_outputs)
+    tiling = tile_volume(gradient.size, len(kernels.reads) + len(outputs), plane, steps, MAX_PARTS)
     count = len(kernels.rows) * kernels.taps
-    work = Work(kernels, np.empty((0, kernels.taps), np.float32), sources, tiling, stride=stride, padding=padding)
+    work = TilePlan(kernels, np.empty((0, kernels.taps), np.float32), sources, tiling, stride=stride, padding=padding)
     tiles = len(work.tiles.places)
     filled = 4 * tiles * (math.prod(work.shape) + len(outputs) * tiling.rows * tiling.columns * LANES)
     share = filled / BYTES_PER_PART + 2 * count * math.prod(gradient.size) / OPERATIONS_PER_PART
-    parts = max(1, min(MOST_PARTS, tiles, BYTES_OF_PARTS // (4 * max(1, count)), round(share)))
+    parts = max(1, min(MAX_PARTS, tiles, BYTES_OF_PARTS // (4 * max(1, count)), round(share)))
     reads = np.stack([outputs, np.zeros_like(outputs)], axis=1)
-    read = reading([gradient], reads, tiling, own=True)
+    read = tile_source([gradient], reads, tiling, clip_to_strip=True)
     codes = gradient_loops.GradientCodes(
-        microkernels.filling(stride[0]).address,
-        microkernels.filling(1).address,
-        gradient_kernels.correlation(plane, steps).address,
+        inner_loops.filling(stride[0]).address,
+        inner_loops.filling(1).address,
+        gradient_inner_loops.correlation(plane, steps).address,
     )
-    products = np.zeros((parts, len(kernels.rows), gradient_kernels.padded(kernels.taps)), np.float32)
+    products = np.zeros((parts, len(kernels.rows), gradient_inner_loops.padded(kernels.taps)), np.float32)
 
     def part(number: int, first: int, last: int) -> None:
-        tile, beside = room("tile", *work.shape), room("gradient", len(outputs), tiling.rows, tiling.columns, LANES)
-        own = work.packed._replace(weights=products[number])
-        gradient_loops.correlate(first, last, codes, tile, beside, work.tiles, work.reading, read, own)
+        tile, beside = (
+            thread_buffer("tile", *work.shape),
+            thread_buffer("gradient", len(outputs), tiling.rows, tiling.columns, LANES),
+        )
+        own = work.kernel_list._replace(weights=products[number])
+        gradient_loops.correlate(first, last, codes, tile, beside, work.tiles, work.tile_source, read, own)
 
     run_in_threads(part, [(i, tiles * i // parts, tiles * (i + 1) // parts) for i in range(parts)])
     return products.sum(axis=0)[:, : kernels.taps]
 
 
-def norm_gradient(value: Signal, gradient: Signal) -> tuple[np.ndarray, np.ndarray]:
+def norm_gradient(value: LazyVolumes, gradient: LazyVolumes) -> tuple[np.ndarray, np.ndarray]:
     """Turn the gradient of an activated, normalised value into that of the value, in place.
 
     Returns the gradients (C,) of the norm's weight and bias.
@@ -135,7 +139,9 @@ def norm_gradient(value: Signal, gradient: Signal) -> tuple[np.ndarray, np.ndarr
 
     moments = value.moments
     assert moments is not None
-    codes = gradient_loops.NormCodes(gradient_kernels.norm_sums().address, gradient_kernels.norm_gradient().address)
+    codes = gradient_loops.NormCodes(
+        gradient_inner_loops.norm_sums().address, gradient_inner_loops.norm_gradient().address
+    )
     results, voxels = np.empty((len(moments), 2)), int(np.prod(value.size))
 
     def channels(first: int, last: int) -> None:
@@ -146,7 +152,7 @@ def norm_gradient(value: Signal, gradient: Signal) -> tuple[np.ndarray, np.ndarr
     return results[:, 0], results[:, 1]
 
 
-def add_unpooled(source: Signal, coarse: np.ndarray, stride: Triple, into: Gradient) -> None:
+def add_unpooled(source: LazyVolumes, coarse: np.ndarray, stride: Triple, into: Gradient) -> None:
     """Add the gradient of a max pooling, `coarse` (C, H / sh, W / sw, D / sd), to that of what it pooled."""
     from e2enet.network.engine import gradient_loops
 

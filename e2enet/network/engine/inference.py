@@ -17,25 +17,25 @@ from torch import Tensor, nn
 
 from e2enet.network.blocks import ConvBlock
 from e2enet.network.e2enet import E2ENet, check_input
-from e2enet.network.engine.choice import Choices
+from e2enet.network.engine.active import ActiveKernels
 from e2enet.network.engine.dense import DenseConvolution, bfloat16_is_native
-from e2enet.network.engine.kernels import Kernels
 from e2enet.network.engine.known import refuse, unknown
-from e2enet.network.engine.layers import Convolution, Expansion, Pooling
+from e2enet.network.engine.lazy_volumes import LazyVolumes, Norm
 from e2enet.network.engine.self_check import check_itself
-from e2enet.network.engine.signals import Norm, Signal
+from e2enet.network.engine.sparse_layers import Convolution, Expansion, Pooling
+from e2enet.network.engine.timing_cache import TimingCache
 from e2enet.network.engine.trace import Call, kernel_mask, trace
 from e2enet.network.layers import StrideUp3d, Triple
 from e2enet.network.operations import refuse_tools
 from e2enet.network.pooling import StrideMaxPool3d
 from e2enet.network.shift import channel_shifts
 
-Layer = Callable[[Sequence[Signal]], Signal]
+Layer = Callable[[Sequence[LazyVolumes]], LazyVolumes]
 SPARSE, DENSE, BFLOAT16 = "sparse", "dense", "bfloat16"
 
 
 @dataclass
-class Step:
+class PlannedOp:
     """One layer of the program: `values[output]` is made of `values[inputs]`; those of `done` are read no more.
 
     `others` are further ways to run it, each made when it is tried or has been chosen, for good in `made`.
@@ -69,7 +69,7 @@ class CompactNetwork(nn.Module):
     """
 
     def __init__(
-        self, model: E2ENet, *, choose: bool = True, bfloat16: bool = False, choices: Choices | None = None
+        self, model: E2ENet, *, choose: bool = True, bfloat16: bool = False, choices: TimingCache | None = None
     ) -> None:
         super().__init__()
         refuse(unknown(model))
@@ -77,11 +77,11 @@ class CompactNetwork(nn.Module):
         self.steps, self.outputs = program(model)
         self.every_head = model.deep_supervision_in_eval
         self.ways: dict[tuple[str, Triple], str] = {}  # chosen, by the layer and the size of what it reads
-        self._choices: Choices | None = None
+        self._choices: TimingCache | None = None
         self._bfloat16 = bfloat16 and bfloat16_is_native()
         self.eval()
         check_itself(model, self, training=False)
-        self._choices = (choices or Choices()) if choose else None
+        self._choices = (choices or TimingCache()) if choose else None
 
     @torch.compiler.disable
     @torch.no_grad()
@@ -93,7 +93,7 @@ class CompactNetwork(nn.Module):
         return logits if self.every_head else logits[0]
 
     def _one(self, sample: Tensor) -> list[Tensor]:
-        values = {0: Signal.of(np.ascontiguousarray(sample.permute(0, 2, 3, 1).numpy()))}
+        values = {0: LazyVolumes.of(np.ascontiguousarray(sample.permute(0, 2, 3, 1).numpy()))}
         for step in self.steps:
             sources = [values[number] for number in step.inputs]
             values[step.output] = self._layer(step, sources)(sources)
@@ -101,7 +101,7 @@ class CompactNetwork(nn.Module):
                 del values[number]
         return [torch.from_numpy(values[number].stacked()).permute(0, 3, 1, 2) for number in self.outputs]
 
-    def _layer(self, step: Step, sources: Sequence[Signal]) -> Layer:
+    def _layer(self, step: PlannedOp, sources: Sequence[LazyVolumes]) -> Layer:
         """The step's layer for sources of this size."""
         if self._choices is None or not step.others:
             return step.layer
@@ -115,7 +115,7 @@ class CompactNetwork(nn.Module):
             step.made[way] = step.others[way]()
         return step.made[way]
 
-    def _fastest(self, choices: Choices, step: Step, sources: Sequence[Signal]) -> str:
+    def _fastest(self, choices: TimingCache, step: PlannedOp, sources: Sequence[LazyVolumes]) -> str:
         makers = {SPARSE: lambda: step.layer} | {
             name: make for name, make in step.others.items() if name != BFLOAT16 or self._bfloat16
         }
@@ -124,12 +124,12 @@ class CompactNetwork(nn.Module):
         return choices.fastest(f"{step.description} on {size}", ways)
 
 
-def _run_of(make: Callable[[], Layer], sources: Sequence[Signal]) -> Callable[[], Signal]:
+def _run_of(make: Callable[[], Layer], sources: Sequence[LazyVolumes]) -> Callable[[], LazyVolumes]:
     """A function that runs the layer, made now, once."""
     return partial(make(), sources)
 
 
-def program(model: E2ENet) -> tuple[list[Step], tuple[int, ...]]:
+def program(model: E2ENet) -> tuple[list[PlannedOp], tuple[int, ...]]:
     """The steps of a model's inference and the numbers of the values that hold its logits; value 0 is the input."""
     calls, results = trace(model, training=False)
     live = _live_channels(calls, results, model.in_channels)
@@ -139,7 +139,7 @@ def program(model: E2ENet) -> tuple[list[Step], tuple[int, ...]]:
             continue
         inputs = tuple(number for number in call.inputs if live[number].any())
         kept = np.concatenate([live[number] for number in call.inputs])
-        steps.append(Step(call.name, *_engine_layer(call.module, live[call.output], kept), inputs, call.output))
+        steps.append(PlannedOp(call.name, *_engine_layer(call.module, live[call.output], kept), inputs, call.output))
     last = {number: index for index, step in enumerate(steps) for number in step.inputs if number not in results}
     for index, step in enumerate(steps):
         step.done = tuple(number for number in dict.fromkeys(step.inputs) if last.get(number) == index)
@@ -181,8 +181,12 @@ def _engine_layer(
     if isinstance(module, StrideUp3d):
         weights = _array(module.weight)[inputs][:, outputs]
         stride: Any = module.stride
-        up = Kernels.of_expansion(mask.T, stride)
-        return f"transposed {weights.shape} with {mask.sum()} active", Expansion(up, up.pack(weights), stride), {}
+        up = ActiveKernels.of_expansion(mask.T, stride)
+        return (
+            f"transposed {weights.shape} with {mask.sum()} active",
+            Expansion(up, up.gather_weights(weights), stride),
+            {},
+        )
     conv: Any = module.conv if isinstance(module, ConvBlock) else module
     norm: Norm | None = None
     shifts = np.zeros(len(inputs), np.int64)
@@ -192,9 +196,9 @@ def _engine_layer(
         norm = scale, offset, module.norm.eps, module.norm.slope
     weights, shifts = _array(conv.weight)[outputs][:, inputs], shifts[inputs]
     description = f"convolution {weights.shape} with {mask.sum()} active, stride {conv.stride}"
-    kernels = Kernels.of_convolution(mask, shifts, conv.kernel_size)
+    kernels = ActiveKernels.of_convolution(mask, shifts, conv.kernel_size)
     padding = int(conv.padding[1]), int(conv.padding[2])
-    layer = Convolution(kernels, kernels.pack(weights), conv.stride, padding, norm)
+    layer = Convolution(kernels, kernels.gather_weights(weights), conv.stride, padding, norm)
     others: dict[str, Callable[[], Layer]] = {
         name: partial(_dense, layer, weights.shape, shifts, dtype)
         for name, dtype in ((DENSE, torch.float32), (BFLOAT16, torch.bfloat16))
@@ -204,7 +208,9 @@ def _engine_layer(
 
 def _dense(layer: Convolution, shape: tuple[int, ...], shifts: np.ndarray, dtype: torch.dtype) -> Layer:
     """The same convolution, its weight of `shape`, by torch."""
-    return DenseConvolution(layer.kernels.unpack(layer.weights, shape), shifts, layer.stride, layer.norm, dtype)
+    return DenseConvolution(
+        layer.kernels.scatter_weights(layer.weights, shape), shifts, layer.stride, layer.norm, dtype
+    )
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What the engine does tile by tile, compiled by numba around the vector code of `microkernels`."""
+"""What the engine does tile by tile, compiled by numba around the vector code of `inner_loops`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from e2enet.network.compiled import compiled
-from e2enet.network.engine.microkernels import COLUMNS, ROWS
+from e2enet.network.engine.inner_loops import COLUMNS, ROWS
 from e2enet.network.engine.vector_code import LANES, VECTOR_BYTES
 from e2enet.network.layers import Triple
 
@@ -20,23 +20,23 @@ ALL_LANES = (1 << LANES) - 1
 class Tiles(NamedTuple):
     """Where the tiles of a volume lie; see `Tiling`.
 
-    places: (tiles, 3) int64, vector of lanes, first row, first column, in output pixels. pieces: (vectors, pieces, 4)
-    int64, see `piece_table`. size: rows and columns of a tile. fold_width: columns of a fold.
+    places: (tiles, 3) int64, vector of lanes, first row, first column, in output pixels. lane_runs: (vectors, runs, 4)
+    int64, see `lane_run_table`. size: rows and columns of a tile. strip_width: columns of a strip.
     """
 
     places: np.ndarray
-    pieces: np.ndarray
+    lane_runs: np.ndarray
     size: tuple[int, int]
-    fold_width: int
+    strip_width: int
 
 
-class Reading(NamedTuple):
+class TileSource(NamedTuple):
     """How a tile is filled.
 
     channels: (channels, 2) int64, the address of each channel's volume and its row of `slices`. affine: (channels, 3)
-    float32. slices: (shifts, vectors, pieces, 2) int64, the bits of `slice_bits` and the shift. size: (depth, height,
-    width) of the volumes. halo: rows and columns before the first pixel. stride: (depth, row, column). own: only pixels
-    of a tile's own fold, no neighbours.
+    float32. slices: (shifts, vectors, runs, 2) int64, the bits of `slice_bits` and the shift. size: (depth, height,
+    width) of the volumes. halo: rows and columns before the first pixel. stride: (depth, row, column). clip_to_strip:
+    only pixels of a tile's own strip, no neighbours.
     """
 
     channels: np.ndarray
@@ -45,10 +45,10 @@ class Reading(NamedTuple):
     size: Triple
     halo: tuple[int, int]
     stride: Triple
-    own: bool = False
+    clip_to_strip: bool = False
 
 
-class Packed(NamedTuple):
+class KernelList(NamedTuple):
     """Active kernels by output: those of output o are starts[o] .. starts[o + 1] - 1.
 
     offsets: int64, bytes from a tile's start to the channel. weights: (kernels, taps) float32.
@@ -60,7 +60,7 @@ class Packed(NamedTuple):
 
 
 class Codes(NamedTuple):
-    """Addresses of functions of `microkernels`; `store` one for each output."""
+    """Addresses of functions of `inner_loops`; `store` one for each output."""
 
     fill: int
     multiply: int
@@ -68,7 +68,7 @@ class Codes(NamedTuple):
 
 
 def _call(typing_context: Any, address: Any, arguments: Any) -> Any:
-    """Call a function of `microkernels` by its address with a tuple of integers."""
+    """Call a function of `inner_loops` by its address with a tuple of integers."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
         function, packed = values
@@ -84,39 +84,39 @@ call: Any = intrinsic(_call)
 
 
 @compiled
-def fill_tile(tile, number, code, tiles, reading):
+def fill_tile(tile, number, code, tiles, tile_source):
     """Copy the pixels that a tile's outputs read, activated and shifted along the depth; zero outside of the volume.
 
     tile: (channels, rows, columns, LANES).
     """
-    depth, height, width = reading.size
+    depth, height, width = tile_source.size
     _, rows, columns, _ = tile.shape
     vector, row, column = tiles.places[number]
-    first_row = row * reading.stride[1] - reading.halo[0]
-    for piece in range(tiles.pieces.shape[1]):
-        lane, fold, start, count = tiles.pieces[vector, piece]
+    first_row = row * tile_source.stride[1] - tile_source.halo[0]
+    for lane_run in range(tiles.lane_runs.shape[1]):
+        lane, strip, start, count = tiles.lane_runs[vector, lane_run]
         if count == 0:
             break
-        # Up to the last lane, which later pieces write anew: what idle lanes held before could be slow to multiply.
+        # Up to the last lane, which later runs write anew: what idle lanes held before could be slow to multiply.
         lanes = ALL_LANES & (ALL_LANES << lane)
-        first_column = (column + fold * tiles.fold_width) * reading.stride[2] - reading.halo[1]
+        first_column = (column + strip * tiles.strip_width) * tile_source.stride[2] - tile_source.halo[1]
         before = min(max(-first_column, 0), columns)
         end = min(columns, width - first_column)
-        if reading.own:
-            end = min(end, tiles.fold_width - column)
+        if tile_source.clip_to_strip:
+            end = min(end, tiles.strip_width - column)
         inside = max(end - before, 0)
         after = before + inside
         for channel in range(len(tile)):
-            bits, shift = reading.slices[reading.channels[channel, 1], vector, piece]
-            affine = reading.affine.ctypes.data + channel * 12
-            place = reading.stride[0] * (start - lane) + shift
+            bits, shift = tile_source.slices[tile_source.channels[channel, 1], vector, lane_run]
+            affine = tile_source.affine.ctypes.data + channel * 12
+            place = tile_source.stride[0] * (start - lane) + shift
             for i in range(rows):
                 line = tile.ctypes.data + (channel * rows + i) * columns * VECTOR_BYTES
                 y = first_row + i
                 if y < 0 or y >= height or bits == 0:
                     call(code, (line, 0, columns, 0, 0, lanes, affine))
                     continue
-                pixel = reading.channels[channel, 0] + ((y * width + first_column + before) * depth + place) * 4
+                pixel = tile_source.channels[channel, 0] + ((y * width + first_column + before) * depth + place) * 4
                 call(code, (line, 0, before, 0, 0, lanes, affine))
                 call(code, (line + before * VECTOR_BYTES, pixel, inside, depth * 4, bits, lanes, affine))
                 call(code, (line + after * VECTOR_BYTES, 0, columns - after, 0, 0, lanes, affine))
@@ -131,7 +131,7 @@ def entries_of(kernels, output):
 
 
 @compiled
-def convolve(first, last, codes, tile, sums, lane_totals, tiles, reading, kernels, targets, size, totals):
+def convolve(first, last, codes, tile, sums, lane_totals, tiles, tile_source, kernels, targets, size, totals):
     """Convolve the tiles first .. last - 1: fill each, apply the active kernels of every output channel, store.
 
     tile, sums, lane_totals: room for the tile, for ROWS x COLUMNS vectors and for two. targets: addresses of the
@@ -140,21 +140,21 @@ def convolve(first, last, codes, tile, sums, lane_totals, tiles, reading, kernel
     depth, height, width = size
     row_bytes = tile.shape[2] * VECTOR_BYTES
     for number in range(first, last):
-        fill_tile(tile, number, codes.fill, tiles, reading)
+        fill_tile(tile, number, codes.fill, tiles, tile_source)
         vector, row, column = tiles.places[number]
         for output in range(len(targets)):
             offsets, weights, count = entries_of(kernels, output)
             lane_totals[:] = 0
             for i in range(0, min(tiles.size[0], height - row), ROWS):
                 rows = min(ROWS, height - row - i)
-                for j in range(0, min(tiles.size[1], tiles.fold_width - column), COLUMNS):
-                    place = i * reading.stride[1] * row_bytes + j * reading.stride[2] * VECTOR_BYTES
+                for j in range(0, min(tiles.size[1], tiles.strip_width - column), COLUMNS):
+                    place = i * tile_source.stride[1] * row_bytes + j * tile_source.stride[2] * VECTOR_BYTES
                     source = tile.ctypes.data + place
                     call(codes.multiply, (source, offsets, weights, count, row_bytes, sums.ctypes.data))
-                    for piece in range(tiles.pieces.shape[1]):
-                        lane, fold, start, lanes = tiles.pieces[vector, piece]
-                        x = column + j + fold * tiles.fold_width
-                        columns = min(COLUMNS, width - x, tiles.fold_width - column - j)
+                    for lane_run in range(tiles.lane_runs.shape[1]):
+                        lane, strip, start, lanes = tiles.lane_runs[vector, lane_run]
+                        x = column + j + strip * tiles.strip_width
+                        columns = min(COLUMNS, width - x, tiles.strip_width - column - j)
                         if lanes == 0 or columns <= 0:
                             continue
                         target = targets[output] + (((row + i) * width + x) * depth + start - lane) * 4
@@ -167,27 +167,27 @@ def convolve(first, last, codes, tile, sums, lane_totals, tiles, reading, kernel
 
 
 @compiled
-def expand(first, last, codes, tile, sums, tiles, reading, kernels, up, run, addresses, targets):
+def expand(first, last, codes, tile, sums, tiles, tile_source, kernels, up, run, addresses, targets):
     """Transposed convolution with kernel = stride of the tiles first .. last - 1; every pixel becomes a block.
 
     up: the strides (depth, row, column). run: pixels of one call of `expansion`. addresses: room for an address per
     place of a block in the plane. targets: addresses of the outputs' volumes.
     """
-    depth, height, width = reading.size
+    depth, height, width = tile_source.size
     fine_depth, fine_width = depth * up[0], width * up[2]
     for number in range(first, last):
-        fill_tile(tile, number, codes.fill, tiles, reading)
+        fill_tile(tile, number, codes.fill, tiles, tile_source)
         vector, row, column = tiles.places[number]
         for output in range(len(targets)):
             offsets, weights, count = entries_of(kernels, output)
             for i in range(min(tiles.size[0], height - row)):
-                for j in range(0, min(tiles.size[1], tiles.fold_width - column), run):
+                for j in range(0, min(tiles.size[1], tiles.strip_width - column), run):
                     source = tile.ctypes.data + (i * tile.shape[2] + j) * VECTOR_BYTES
                     call(codes.multiply, (source, offsets, weights, count, sums.ctypes.data))
-                    for piece in range(tiles.pieces.shape[1]):
-                        lane, fold, start, lanes = tiles.pieces[vector, piece]
-                        x = column + j + fold * tiles.fold_width
-                        columns = min(run, width - x, tiles.fold_width - column - j, tiles.size[1] - j)
+                    for lane_run in range(tiles.lane_runs.shape[1]):
+                        lane, strip, start, lanes = tiles.lane_runs[vector, lane_run]
+                        x = column + j + strip * tiles.strip_width
+                        columns = min(run, width - x, tiles.strip_width - column - j, tiles.size[1] - j)
                         if lanes == 0 or columns <= 0:
                             continue
                         for b in range(up[1]):

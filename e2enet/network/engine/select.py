@@ -39,7 +39,8 @@ def compact(model: nn.Module, *, choose: bool = True, bfloat16: bool = False) ->
     Args:
         model: any network, on the device where it will run. Sparse layers are those of `fusion_layers`.
         choose: on a CPU, let each convolution run the way that is fastest on this machine, active kernels alone or all
-            of them; measured at the first forward of a shape, and remembered (`Choices`). Else active kernels alone.
+            of them; measured at the first forward of a shape, and remembered (`TimingCache`). Else active kernels
+            alone.
         bfloat16: allow it, where it is faster.
 
     Raises:
@@ -69,7 +70,7 @@ def select_engine(
     """The network as `engine` runs it: itself (dense), or one that multiplies active kernels alone (sparse).
 
     See `compact` for that. `auto` takes it where it can run and was faster on a patch (D, H, W); on a CPU each of its
-    layers then runs the way that was fastest. What was measured is remembered, see `Choices`. With `amp_dtype`
+    layers then runs the way that was fastest. What was measured is remembered, see `TimingCache`. With `amp_dtype`
     bfloat16, layers may run in it.
 
     Raises:
@@ -205,7 +206,7 @@ def _faster(
     amp_dtype: torch.dtype | None,
 ) -> nn.Module:
     """The faster of both on a patch, as it is remembered or measured now."""
-    from e2enet.network.engine.choice import Choices
+    from e2enet.network.engine.timing_cache import TimingCache
 
     x = torch.zeros(1, network.in_channels, *patch_size, device=device)
 
@@ -220,7 +221,7 @@ def _faster(
     where = f" on {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
     described = f"network of {cost.params} parameters and {cost.flops} FLOPs on {size}{precision}{where}"
     with torch.no_grad(), torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
-        return sparse if Choices().fastest(described, ways, SECONDS) == "sparse" else network
+        return sparse if TimingCache().fastest(described, ways, SECONDS) == "sparse" else network
 
 
 def _device(network: nn.Module) -> torch.device:

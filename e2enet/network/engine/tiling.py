@@ -1,8 +1,8 @@
 """How a volume is cut into tiles: lanes along the depth, rows and columns of the plane.
 
 Volumes lie in memory as (C, H, W, D), depth innermost. A vector of LANES holds depth slices of one pixel. Where the
-volume has fewer slices than a vector has lanes, or a number that leaves many lanes idle, the plane is folded: its
-columns are cut into `folds` parts that lie side by side in the lanes.
+volume has fewer slices than a vector has lanes, or a number that leaves many lanes idle, the plane is cut: its
+columns make `strips` parts that lie side by side in the lanes.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from math import ceil
 
 import numpy as np
 
-from e2enet.network.engine.microkernels import COLUMNS, ROWS
+from e2enet.network.engine.inner_loops import COLUMNS, ROWS
 from e2enet.network.engine.vector_code import LANES, VECTOR_BYTES
 
 TILE_BYTES = 2**20  # of all channels of a tile: half of a level-2 cache of 2 MiB
 LARGEST = 16  # rows or columns of a tile
-MOST_FOLDS = 8
+MAX_STRIPS = 8
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Consecutive lanes of a vector: slices start .. start + count - 1 of one fold of the plane."""
+class LaneRun:
+    """Consecutive lanes of a vector: slices start .. start + count - 1 of one strip of the plane."""
 
     lane: int
-    fold: int
+    strip: int
     start: int
     count: int
 
@@ -39,32 +39,32 @@ class Tiling:
     depth: int
     height: int
     width: int
-    folds: int
+    strips: int
     rows: int
     columns: int
 
     @property
-    def fold_width(self) -> int:
-        """Columns of one fold, the last of which may be shorter."""
-        return ceil(self.width / self.folds)
+    def strip_width(self) -> int:
+        """Columns of one strip, the last of which may be shorter."""
+        return ceil(self.width / self.strips)
 
-    def pieces(self) -> list[list[Piece]]:
-        """The pieces of every vector of lanes."""
+    def lane_runs(self) -> list[list[LaneRun]]:
+        """The runs of every vector of lanes."""
         vectors = []
-        for first in range(0, self.folds * self.depth, LANES):
-            pieces, place = [], first
-            while place < min(first + LANES, self.folds * self.depth):
-                fold, start = divmod(place, self.depth)
+        for first in range(0, self.strips * self.depth, LANES):
+            lane_runs, place = [], first
+            while place < min(first + LANES, self.strips * self.depth):
+                strip, start = divmod(place, self.depth)
                 count = min(self.depth - start, first + LANES - place)
-                pieces.append(Piece(place - first, fold, start, count))
+                lane_runs.append(LaneRun(place - first, strip, start, count))
                 place += count
-            vectors.append(pieces)
+            vectors.append(lane_runs)
         return vectors
 
     def tiles(self) -> np.ndarray:
         """(vector, first row, first column) of every tile, int64."""
-        vectors = range(ceil(self.folds * self.depth / LANES))
-        rows, columns = range(0, self.height, self.rows), range(0, self.fold_width, self.columns)
+        vectors = range(ceil(self.strips * self.depth / LANES))
+        rows, columns = range(0, self.height, self.rows), range(0, self.strip_width, self.columns)
         return np.array([(vector, row, column) for row in rows for column in columns for vector in vectors], np.int64)
 
 
@@ -74,52 +74,52 @@ def tile_volume(
 ) -> Tiling:
     """The tiling of an output (D, H, W) that reads so many channels by a kernel and a stride of the plane."""
     depth, height, width = size
-    folds = _folds(depth, width)
-    fold_width = ceil(width / folds)
-    vectors = ceil(folds * depth / LANES)
+    strips = _strips(depth, width)
+    strip_width = ceil(width / strips)
+    vectors = ceil(strips * depth / LANES)
 
     def halo(rows: int, columns: int) -> int:
         return ((rows - 1) * stride[0] + kernel[0]) * ((columns - 1) * stride[1] + kernel[1])
 
     best = None
     for rows in range(ROWS, min(LARGEST, ceil(height / ROWS) * ROWS) + 1, ROWS):
-        for columns in range(COLUMNS, min(LARGEST, ceil(fold_width / COLUMNS) * COLUMNS) + 1, COLUMNS):
-            count = ceil(height / rows) * ceil(fold_width / columns)
+        for columns in range(COLUMNS, min(LARGEST, ceil(strip_width / COLUMNS) * COLUMNS) + 1, COLUMNS):
+            count = ceil(height / rows) * ceil(strip_width / columns)
             fits = channels * halo(rows, columns) * VECTOR_BYTES <= TILE_BYTES
             shared = count * vectors >= 2 * workers
             rank = (fits or rows * columns == ROWS * COLUMNS, shared, -count * halo(rows, columns), -count)
             if best is None or rank > best[0]:
                 best = (rank, rows, columns)
     assert best is not None
-    return Tiling(depth, height, width, folds, best[1], best[2])
+    return Tiling(depth, height, width, strips, best[1], best[2])
 
 
-def _folds(depth: int, width: int) -> int:
-    """The number of folds that leaves the fewest lanes and columns idle."""
+def _strips(depth: int, width: int) -> int:
+    """The number of strips that leaves the fewest lanes and columns idle."""
 
-    def cost(folds: int) -> int:
-        return ceil(folds * depth / LANES) * ceil(ceil(width / folds) / COLUMNS)
+    def cost(strips: int) -> int:
+        return ceil(strips * depth / LANES) * ceil(ceil(width / strips) / COLUMNS)
 
-    return min(range(1, min(MOST_FOLDS, width) + 1), key=cost)
+    return min(range(1, min(MAX_STRIPS, width) + 1), key=cost)
 
 
-def slice_bits(piece: Piece, shift: int, stride: int, depth: int) -> int:
-    """Which slices of the source the lanes of a piece read, one bit per slice from lane 0's on.
+def slice_bits(lane_run: LaneRun, shift: int, stride: int, depth: int) -> int:
+    """Which slices of the source the lanes of a run read, one bit per slice from lane 0's on.
 
-    Lane `piece.lane + i` reads slice stride * (piece.start + i) + shift of a source of `depth` slices; outside of it
-    nothing is read. Bit stride * lane stands for a lane's slice.
+    Lane `lane_run.lane + i` reads slice stride * (lane_run.start + i) + shift of a source of `depth` slices; outside of
+    it nothing is read. Bit stride * lane stands for a lane's slice.
     """
     bits = 0
-    for i in range(piece.count):
-        if 0 <= stride * (piece.start + i) + shift < depth:
-            bits |= 1 << (stride * (piece.lane + i))
+    for i in range(lane_run.count):
+        if 0 <= stride * (lane_run.start + i) + shift < depth:
+            bits |= 1 << (stride * (lane_run.lane + i))
     return bits
 
 
-def piece_table(vectors: Sequence[Sequence[Piece]]) -> np.ndarray:
-    """(vectors, most pieces, 4) int64: lane, fold, start, count; count 0 where a vector has fewer pieces."""
+def lane_run_table(vectors: Sequence[Sequence[LaneRun]]) -> np.ndarray:
+    """(vectors, most runs, 4) int64: lane, strip, start, count; count 0 where a vector has fewer runs."""
     table = np.zeros((len(vectors), max(map(len, vectors)), 4), np.int64)
-    for line, pieces in zip(table, vectors, strict=True):
-        for row, piece in zip(line, pieces, strict=False):
-            row[:] = piece.lane, piece.fold, piece.start, piece.count
+    for line, lane_runs in zip(table, vectors, strict=True):
+        for row, lane_run in zip(line, lane_runs, strict=False):
+            row[:] = lane_run.lane, lane_run.strip, lane_run.start, lane_run.count
     return table

@@ -45,11 +45,11 @@ def trace(model: E2ENet, *, training: bool) -> tuple[list[Call], tuple[int, ...]
     calls = []
     for node in nodes:
         name = str(node.target).removeprefix("model.")
-        inputs = tuple(numbers.get(_producer(source), 0) for source in node.args)
+        inputs = tuple(numbers.get(skip_views(source), 0) for source in node.args)
         calls.append(Call(name, modules[name], inputs, numbers[node]))
     (result,) = (node.args[0] for node in graph.nodes if node.op == "output")
     results = result if isinstance(result, list | tuple) else [result]
-    return calls, tuple(numbers[_producer(node)] for node in results)
+    return calls, tuple(numbers[skip_views(node)] for node in results)
 
 
 def kernel_mask(module: nn.Module) -> Tensor:
@@ -75,7 +75,7 @@ class _Tracer(fx.Tracer):
         return isinstance(m, LEAVES)
 
 
-def _producer(node: Any) -> Any:
+def skip_views(node: Any) -> Any:
     """The layer (or the input) that a value comes from, past views of it and a pooling's first output."""
     while True:
         if node.op == "call_method":  # contiguous

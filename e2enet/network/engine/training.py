@@ -1,7 +1,6 @@
 """Training with active kernels only: forward and backward pass of an E2ENet on a CPU, as a program of engine layers.
 
-The same gradients as the masked network's, but for rounding, with one exception that makes the difference: weights of
-inactive kernels get zero, which is what the DSFF callback makes of theirs.
+The gradients are the masked network's, but for rounding; weights of inactive kernels get zero, as DSFF makes of theirs.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from e2enet.network.blocks import ConvBlock
 from e2enet.network.compiled import run_in_threads
 from e2enet.network.e2enet import E2ENet, check_input
+from e2enet.network.engine.active import ActiveKernels
 from e2enet.network.engine.gradients import (
     Gradient,
     add_convolution,
@@ -25,11 +25,10 @@ from e2enet.network.engine.gradients import (
     correlate,
     norm_gradient,
 )
-from e2enet.network.engine.kernels import Kernels
 from e2enet.network.engine.known import refuse, settings, unknown_in_training
-from e2enet.network.engine.layers import Convolution, Expansion, Pooling
+from e2enet.network.engine.lazy_volumes import LazyVolumes, Norm
 from e2enet.network.engine.self_check import check_itself
-from e2enet.network.engine.signals import Norm, Signal
+from e2enet.network.engine.sparse_layers import Convolution, Expansion, Pooling
 from e2enet.network.engine.trace import kernel_mask, trace
 from e2enet.network.layers import StrideUp3d, Triple
 from e2enet.network.operations import refuse_tools
@@ -45,15 +44,16 @@ class TrainedLayer(Protocol):
     def refresh(self) -> None:
         """Take the module's weights and mask as they are now."""
 
-    def forward(self, sources: Sequence[Signal]) -> Signal: ...
+    def forward(self, sources: Sequence[LazyVolumes]) -> LazyVolumes: ...
 
     def backward(
-        self, sources: Sequence[Signal], output: Signal, gradient: Gradient, into: Sequence[Gradient]
+        self, sources: Sequence[LazyVolumes], output: LazyVolumes, gradient: Gradient, into: Sequence[Gradient]
     ) -> WeightGradients:
         """Add the gradients of the sources `into` theirs, none where nobody asks; return those of the parameters."""
 
 
 Layers = Mapping[int, TrainedLayer]  # by the number of the value that each gives
+Values = dict[int, LazyVolumes]
 
 
 class TrainingEngine:
@@ -97,14 +97,14 @@ class TrainingEngine:
         self.layers = layers
         return layers
 
-    def forward(self, layers: Layers, sample: Tensor) -> dict[int, Signal]:
+    def forward(self, layers: Layers, sample: Tensor) -> Values:
         """All values of one sample's (C, D, H, W) forward pass."""
-        values = {0: Signal.of(np.ascontiguousarray(sample.permute(0, 2, 3, 1).numpy()))}
+        values = {0: LazyVolumes.of(np.ascontiguousarray(sample.permute(0, 2, 3, 1).numpy()))}
         for call in self.calls:
             values[call.output] = layers[call.output].forward([values[number] for number in call.inputs])
         return values
 
-    def backward(self, layers: Layers, values: dict[int, Signal], logits: Sequence[Tensor | None]) -> WeightGradients:
+    def backward(self, layers: Layers, values: Values, logits: Sequence[Tensor | None]) -> WeightGradients:
         """The gradients of the parameters for one sample, of those of its logits (C, D, H, W).
 
         `values` are let go on the way.
@@ -209,10 +209,10 @@ class TrainedConvolution:
         mask = kernel_mask(self.module)
         if self.mask is None or not torch.equal(mask, self.mask):
             self.mask = mask.clone()
-            shifts = np.array(channel_shifts(mask.shape[1], self.shift_size))
-            self.kernels = Kernels.of_convolution(mask.numpy(), shifts, self.conv.kernel_size)
+            described = mask.numpy(), np.array(channel_shifts(mask.shape[1], self.shift_size)), self.conv.kernel_size
+            self.kernels = ActiveKernels.of_convolution(*described)
             self.opposite = (
-                Kernels.of_strided_gradient(mask.numpy(), shifts, self.conv.kernel_size, self.stride, self.padding)
+                ActiveKernels.of_strided_gradient(*described, self.stride, self.padding)
                 if max(self.stride) > 1
                 else self.kernels.transposed(mask.shape[1])
             )
@@ -220,26 +220,27 @@ class TrainedConvolution:
         norm: Norm | None = None
         if self.norm is not None:
             norm = _array(self.norm.weight), _array(self.norm.bias), self.norm.eps, self.norm.slope
-        self.layer = Convolution(self.kernels, self.kernels.pack(self.weight), self.stride, self.padding, norm)
+        weights = self.kernels.gather_weights(self.weight)
+        self.layer = Convolution(self.kernels, weights, self.stride, self.padding, norm)
 
-    def forward(self, sources: Sequence[Signal]) -> Signal:
+    def forward(self, sources: Sequence[LazyVolumes]) -> LazyVolumes:
         return self.layer(sources)
 
     def backward(
-        self, sources: Sequence[Signal], output: Signal, gradient: Gradient, into: Sequence[Gradient]
+        self, sources: Sequence[LazyVolumes], output: LazyVolumes, gradient: Gradient, into: Sequence[Gradient]
     ) -> WeightGradients:
         found, signal = {}, gradient.signal()
         if self.norm is not None:
             found[self.norm.weight], found[self.norm.bias] = norm_gradient(output, signal)
             found[self.conv.bias] = np.zeros(len(self.weight), np.float32)  # the norm subtracts it again
         products = correlate(self.kernels, sources, signal, stride=self.stride, padding=self.padding)
-        found[self.conv.weight] = self.kernels.unpack(products, self.weight.shape)
+        found[self.conv.weight] = self.kernels.scatter_weights(products, self.weight.shape)
         if into and max(self.stride) > 1:
-            add_expansion(self.opposite, self.opposite.pack(self.weight), signal, into, self.stride)
+            add_expansion(self.opposite, self.opposite.gather_weights(self.weight), signal, into, self.stride)
         elif into:
             height, width = self.kernels.plane
             padding = height - 1 - self.padding[0], width - 1 - self.padding[1]
-            add_convolution(self.opposite, self.opposite.pack(self.weight), signal, into, padding=padding)
+            add_convolution(self.opposite, self.opposite.gather_weights(self.weight), signal, into, padding=padding)
         return found
 
 
@@ -255,23 +256,23 @@ class TrainedExpansion:
         mask = kernel_mask(self.module)
         if self.mask is None or not torch.equal(mask, self.mask):
             self.mask = mask.clone()
-            self.kernels = Kernels.of_expansion(mask.numpy(), self.stride)
-            self.opposite = Kernels.of_expansion_gradient(mask.numpy(), self.stride)
+            self.kernels = ActiveKernels.of_expansion(mask.numpy(), self.stride)
+            self.opposite = ActiveKernels.of_expansion_gradient(mask.numpy(), self.stride)
         self.weight = _array(self.module.weight)
-        self.layer = Expansion(self.kernels, self.kernels.pack(self.weight), self.stride)
+        self.layer = Expansion(self.kernels, self.kernels.gather_weights(self.weight), self.stride)
 
-    def forward(self, sources: Sequence[Signal]) -> Signal:
+    def forward(self, sources: Sequence[LazyVolumes]) -> LazyVolumes:
         return self.layer(sources)
 
     def backward(
-        self, sources: Sequence[Signal], output: Signal, gradient: Gradient, into: Sequence[Gradient]
+        self, sources: Sequence[LazyVolumes], output: LazyVolumes, gradient: Gradient, into: Sequence[Gradient]
     ) -> WeightGradients:
         # Its opposite is a convolution, which reads the output's gradient and writes that of the source.
         signal, (source,) = gradient.signal(), sources
         products = correlate(self.opposite, [signal], source, stride=self.stride)
         if into:
-            add_convolution(self.opposite, self.opposite.pack(self.weight), signal, into, stride=self.stride)
-        return {self.module.weight: self.opposite.unpack(products, self.weight.shape)}
+            add_convolution(self.opposite, self.opposite.gather_weights(self.weight), signal, into, stride=self.stride)
+        return {self.module.weight: self.opposite.scatter_weights(products, self.weight.shape)}
 
 
 class TrainedPooling:
@@ -284,11 +285,11 @@ class TrainedPooling:
     def refresh(self) -> None:
         pass
 
-    def forward(self, sources: Sequence[Signal]) -> Signal:
+    def forward(self, sources: Sequence[LazyVolumes]) -> LazyVolumes:
         return self.layer(sources)
 
     def backward(
-        self, sources: Sequence[Signal], output: Signal, gradient: Gradient, into: Sequence[Gradient]
+        self, sources: Sequence[LazyVolumes], output: LazyVolumes, gradient: Gradient, into: Sequence[Gradient]
     ) -> WeightGradients:
         for source, part in zip(sources, into, strict=False):
             add_unpooled(source, gradient.signal().stacked(), self.stride, part)

@@ -13,11 +13,11 @@ import torch
 
 from e2enet.network.dsff import fusion_layers, init_masks, set_group_size
 from e2enet.network.e2enet import E2ENet
-from e2enet.network.engine import choice, compact, microkernels, select_engine, vector_code
-from e2enet.network.engine.choice import Choices
+from e2enet.network.engine import compact, inner_loops, select_engine, timing_cache, vector_code
 from e2enet.network.engine.dense import DenseConvolution
 from e2enet.network.engine.inference import BFLOAT16, DENSE, SPARSE, CompactNetwork
-from e2enet.network.engine.layers import Convolution
+from e2enet.network.engine.sparse_layers import Convolution
+from e2enet.network.engine.timing_cache import TimingCache
 
 STRIDES = [(1, 2, 2), (2, 2, 2)]
 SIZE = (8, 16, 20)
@@ -86,7 +86,7 @@ def test_channels_that_nobody_reads_are_not_computed() -> None:
     def written(network: CompactNetwork) -> int:
         (step,) = (step for step in network.steps if step.name == "decoder.columns.0.0.blocks.0")
         assert isinstance(step.layer, Convolution)
-        return len(step.layer.kernels.written)
+        return len(step.layer.kernels.nonzero_outputs)
 
     assert written(whole) == node.blocks[0].conv.out_channels and written(compacted) == written(whole) - 2
 
@@ -153,10 +153,10 @@ def test_every_layer_runs_the_way_that_was_fastest(
         measured.append(DENSE if dense else SPARSE)
         return 1.0 if dense == (winner == DENSE) else 2.0
 
-    monkeypatch.setattr(choice, "_seconds", seconds)
+    monkeypatch.setattr(timing_cache, "_seconds", seconds)
     monkeypatch.setattr("e2enet.network.engine.inference.DenseConvolution", dense_convolution)
     model, path = make_model(), tmp_path / "cache" / "engine.json"
-    compacted = CompactNetwork(model, choices=Choices(path))
+    compacted = CompactNetwork(model, choices=TimingCache(path))
     found, expected = outputs(model, compacted)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
     convolutions = [step for step in compacted.steps if isinstance(step.layer, Convolution)]
@@ -165,7 +165,7 @@ def test_every_layer_runs_the_way_that_was_fastest(
     count = len(measured)
     # Another network of the same layers finds the file, measures nothing and makes what was chosen alone.
     made.clear()
-    again = CompactNetwork(model, choices=Choices(path))
+    again = CompactNetwork(model, choices=TimingCache(path))
     torch.testing.assert_close(outputs(model, again)[0], found, rtol=0, atol=0)
     assert len(measured) == count and again.ways == compacted.ways
     assert len(made) == (len(convolutions) if winner == DENSE else 0)
@@ -188,7 +188,7 @@ def test_only_ways_that_are_not_known_yet_are_measured(tmp_path: Path) -> None:
 
     some = {"slow": maker("slow", 0.02), "fast": maker("fast", 0.001)}
     more = {**some, "faster": maker("faster", 0.0)}
-    choices = Choices(tmp_path / "engine.json")
+    choices = TimingCache(tmp_path / "engine.json")
     assert [choices.fastest("layer", ways) for ways in (some, more, some, more)] == ["fast", "faster", "fast", "faster"]
     assert made == ["slow", "fast", "faster"]
 
@@ -201,9 +201,9 @@ def test_each_number_of_threads_is_measured_by_itself(tmp_path: Path, monkeypatc
         measured.append((way(), threads))
         return {"sparse": 1.0, "dense": 2.0 / threads}[way()]  # the dense way gains by threads
 
-    monkeypatch.setattr(choice, "_seconds", seconds)
+    monkeypatch.setattr(timing_cache, "_seconds", seconds)
     ways = {name: lambda name=name: lambda: name for name in ("sparse", "dense")}
-    choices, before, chosen = Choices(tmp_path / "engine.json"), torch.get_num_threads(), []
+    choices, before, chosen = TimingCache(tmp_path / "engine.json"), torch.get_num_threads(), []
     try:
         for threads in (1, 4, 1, 4):
             torch.set_num_threads(threads)
@@ -222,7 +222,7 @@ def test_bfloat16_is_tried_where_it_is_allowed_and_native(
     for allowed in (False, True):
         path = tmp_path / f"{allowed}.json"
         model = make_model()
-        found, expected = outputs(model, CompactNetwork(model, bfloat16=allowed, choices=Choices(path)))
+        found, expected = outputs(model, CompactNetwork(model, bfloat16=allowed, choices=TimingCache(path)))
         torch.testing.assert_close(found, expected, rtol=0, atol=0.3 if allowed else 1e-4)
         (measured,) = json.loads(path.read_text()).values()
         assert all(
@@ -235,19 +235,19 @@ def test_a_damaged_or_unwritable_file_only_costs_measuring(tmp_path: Path) -> No
         pass
 
     path = tmp_path / "engine.json"
-    for content in ("{", "[]", json.dumps({choice.machine(): {"layer": {"sparse": "fast"}}})):
+    for content in ("{", "[]", json.dumps({timing_cache.machine(): {"layer": {"sparse": "fast"}}})):
         path.write_text(content)
-        assert Choices(path).fastest("layer", {"sparse": lambda: work}) == "sparse"
-        assert json.loads(path.read_text())[choice.machine()]["layer"]["sparse"] >= 0
+        assert TimingCache(path).fastest("layer", {"sparse": lambda: work}) == "sparse"
+        assert json.loads(path.read_text())[timing_cache.machine()]["layer"]["sparse"] >= 0
     (tmp_path / "file").write_text("")
-    assert Choices(tmp_path / "file" / "engine.json").fastest("layer", {"sparse": lambda: work}) == "sparse"
+    assert TimingCache(tmp_path / "file" / "engine.json").fastest("layer", {"sparse": lambda: work}) == "sparse"
 
 
 @pytest.mark.parametrize("name", ["haswell", "x86-64"])
 def test_a_processor_without_wide_registers_gives_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if platform.machine() != "x86_64":
         pytest.skip("code for x86-64 cannot run here")
-    functions = [value for value in vars(microkernels).values() if hasattr(value, "cache_clear") and callable(value)]
+    functions = [value for value in vars(inner_loops).values() if hasattr(value, "cache_clear") and callable(value)]
     assert len(functions) == 5
     monkeypatch.setattr(vector_code, "processor", lambda: (name, ""))
     try:

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from e2enet.network.blocks import ConvBlock
 from e2enet.network.dsff import apply_masks, expand_mask, register_fusion_layer
+from e2enet.network.engine.active import ActiveKernels
 from e2enet.network.engine.gradients import Gradient, correlate
-from e2enet.network.engine.kernels import Kernels
 from e2enet.network.engine.training import TrainedConvolution, TrainedExpansion, TrainedPooling
 from e2enet.network.layers import StrideUp3d
 from e2enet.network.pooling import StrideMaxPool3d
-from tests.network.engine.test_layers import KERNELS, signal, values
+from tests.network.engine.test_sparse_layers import KERNELS, signal, values
 
 few = settings(max_examples=60, deadline=None)
 COARSE = st.tuples(st.integers(1, 19), st.integers(1, 7), st.integers(1, 11))
@@ -142,7 +142,7 @@ def test_a_pooling_goes_backward_as_torch_does(stride: Any, coarse: Any, begun: 
 def test_weight_gradients_are_the_same_bits_on_any_number_of_threads(threads: int) -> None:
     draw = torch.Generator().manual_seed(0)
     mask = torch.rand(8, 6, generator=draw) < 0.5
-    kernels = Kernels.of_convolution(mask.numpy(), np.zeros(6, np.int64), (1, 3, 3))
+    kernels = ActiveKernels.of_convolution(mask.numpy(), np.zeros(6, np.int64), (1, 3, 3))
     source, gradient = (
         signal(torch.randn(6, 32, 40, 40, generator=draw)),
         signal(torch.randn(8, 32, 40, 40, generator=draw)),

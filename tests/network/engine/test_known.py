@@ -16,8 +16,8 @@ from e2enet.network.engine import compact, select_engine, select_training, selec
 from e2enet.network.engine import select as selection
 from e2enet.network.engine.inference import CompactNetwork
 from e2enet.network.engine.known import unknown, unknown_in_training
-from e2enet.network.engine.layers import Convolution
 from e2enet.network.engine.self_check import small_size
+from e2enet.network.engine.sparse_layers import Convolution
 from e2enet.network.engine.training import TrainingEngine
 from e2enet.network.layers import PlaneConv3d
 from e2enet.network.recompute import checkpoint_activations

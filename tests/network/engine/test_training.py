@@ -14,7 +14,7 @@ from e2enet.common.errors import InputError
 from e2enet.network.baselines import PlainUNet
 from e2enet.network.dsff import expand_mask, fusion_layers, init_masks, set_group_size, update_masks
 from e2enet.network.e2enet import E2ENet
-from e2enet.network.engine.kernels import Kernels
+from e2enet.network.engine.active import ActiveKernels
 from e2enet.network.engine.select import select_training
 from e2enet.network.engine.training import TrainingEngine
 from e2enet.network.recompute import checkpoint_activations
@@ -202,17 +202,17 @@ def test_a_backward_pass_is_that_of_its_own_masks(in_place: bool) -> None:
 def test_a_pass_amid_the_refresh_of_another_has_the_masks_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
     """As from another thread."""
     model = make_model(0.3).train()
-    engine, found, pack = TrainingEngine(model), [], Kernels.of_convolution
+    engine, found, pack = TrainingEngine(model), [], ActiveKernels.of_convolution
     for layer in fusion_layers(model).values():
         layer.kernel_mask.logical_not_()
     expected = loss_of(TrainingEngine(model), sample())
 
-    def interrupted(*arguments: Any) -> Kernels:
-        monkeypatch.setattr(Kernels, "of_convolution", pack)
+    def interrupted(*arguments: Any) -> ActiveKernels:
+        monkeypatch.setattr(ActiveKernels, "of_convolution", pack)
         found.append(loss_of(engine, sample()))
         return pack(*arguments)
 
-    monkeypatch.setattr(Kernels, "of_convolution", interrupted)
+    monkeypatch.setattr(ActiveKernels, "of_convolution", interrupted)
     found.append(loss_of(engine, sample()))
     assert len(found) == 2 and all(torch.equal(one, expected) for one in found)
 

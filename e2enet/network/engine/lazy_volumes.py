@@ -17,7 +17,7 @@ Norm = tuple[np.ndarray, np.ndarray, float, float]
 
 
 @dataclass
-class Signal:
+class LazyVolumes:
     """Volumes (H, W, D), one per channel, and what their readers apply: activation(values * scale + offset).
 
     addresses: (C,) int64. affine: (C, 3) float32: scale, offset and negative slope of the activation (1: none).
@@ -32,18 +32,18 @@ class Signal:
     moments: np.ndarray | None = None
 
     @classmethod
-    def of(cls, values: np.ndarray, written: np.ndarray | None = None) -> Signal:
+    def of(cls, values: np.ndarray, nonzero: np.ndarray | None = None) -> LazyVolumes:
         """The channels of (C, H, W, D), read as they are.
 
-        With `written` (bool), `values` holds the channels for which it is True, and the others are zero everywhere:
+        With `nonzero` (bool), `values` holds the channels for which it is True, and the others are zero everywhere:
         they share one volume.
         """
         rows = values.ctypes.data + values.strides[0] * np.arange(len(values), dtype=np.int64)
         memory: tuple[np.ndarray, ...] = (values,)
-        if written is not None and not written.all():
+        if nonzero is not None and not nonzero.all():
             memory = values, np.zeros(values.shape[1:], np.float32)
-            addresses = np.full(len(written), memory[1].ctypes.data, np.int64)
-            addresses[written] = rows
+            addresses = np.full(len(nonzero), memory[1].ctypes.data, np.int64)
+            addresses[nonzero] = rows
             rows = addresses
         _, height, width, depth = values.shape
         return cls(rows, unchanged(len(rows)), (depth, height, width), memory)

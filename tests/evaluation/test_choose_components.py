@@ -9,9 +9,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from e2enet.evaluation.postprocessing import choice_content, choose_classes, dice_of_classes, write_postprocessed
+from e2enet.evaluation.choose_components import choice_content, choose_classes, dice_of_classes, write_postprocessed
 from e2enet.evaluation.scores import score_case, summarise
-from e2enet.inference.postprocess import keep_largest
+from e2enet.inference.largest_component import keep_largest
 
 AFFINE = np.diag([1.0, 2.0, 3.0, 1.0])
 NAMES = {0: "background", 1: "liver", 2: "spleen", 3: "gut"}

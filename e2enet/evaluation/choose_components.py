@@ -27,7 +27,7 @@ from e2enet.data.formats.opening import open_image
 from e2enet.data.formats.scheme import LabelScheme
 from e2enet.evaluation.folder import Pairs
 from e2enet.evaluation.images import read_label_image
-from e2enet.inference.postprocess import CONNECTIVITY, ClassLabels, as_stored, classes_of, keep_largest
+from e2enet.inference.largest_component import CONNECTIVITY, ClassLabels, as_stored, classes_of, keep_largest
 
 RULE = (
     f"the largest {CONNECTIVITY}-connected component of a class is kept (all that are equally large) where that raised "
@@ -36,7 +36,7 @@ RULE = (
 
 
 @dataclass(frozen=True)
-class ClassChoice:
+class ComponentDecision:
     """What keeping the largest component does to one class.
 
     `dice_before` and `dice_after` are means over the `n` cases in which the class is predicted or referenced (NaN where
@@ -58,7 +58,7 @@ class ClassChoice:
 
 def choose_classes(
     pairs: Pairs, names: Mapping[int, str] | LabelScheme, *, label_map: Mapping[int, int] | None = None
-) -> list[ClassChoice]:
+) -> list[ComponentDecision]:
     """Compare every class but background (0), or every trained region, with and without its smaller components, over
     all cases. Ignored voxels take no part in the comparison, though components are those of the whole prediction.
 
@@ -78,7 +78,7 @@ def choose_classes(
         rows.append(np.concatenate([_compare(prediction, reference, tried, scheme.ignore) for tried in alone], axis=1))
     before, after, changed = np.stack(rows, axis=1) if rows else np.empty((3, 0, len(classes)))
     return [
-        ClassChoice(
+        ComponentDecision(
             label,
             name,
             _mean(before[:, index]),
@@ -127,7 +127,7 @@ def write_postprocessed(source: Path, target: Path, classes: Sequence[ClassLabel
         nib.save(image.__class__(keep_largest(labels, classes), image.affine, without_history(image.header)), temporary)
 
 
-def choice_content(choices: Sequence[ClassChoice]) -> dict[str, Any]:
+def choice_content(choices: Sequence[ComponentDecision]) -> dict[str, Any]:
     """The part of postprocessing.json that the choice decides, Dice before and after included."""
     chosen = [choice for choice in choices if choice.keep_largest]
     final = [choice.dice_after if choice.keep_largest else choice.dice_before for choice in choices]
@@ -152,7 +152,7 @@ def choice_content(choices: Sequence[ClassChoice]) -> dict[str, Any]:
     }
 
 
-def choice_table(choices: Sequence[ClassChoice]) -> Table:
+def choice_table(choices: Sequence[ComponentDecision]) -> Table:
     """A row per class: Dice as predicted, with the largest component alone, and whether it is kept so."""
     table = Table(title="Largest component per class")
     table.add_column("class")

@@ -11,7 +11,7 @@ import pytest
 
 from e2enet.common.errors import InputError
 from e2enet.data.formats.scheme import LabelScheme
-from e2enet.inference.postprocess import find_postprocessing, keep_largest, read_postprocessing, require_labels
+from e2enet.inference.largest_component import find_postprocessing, keep_largest, read_postprocessing, require_labels
 
 CONTENT = {
     "keep_largest": [2],

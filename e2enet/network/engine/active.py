@@ -9,7 +9,7 @@ import numpy as np
 from e2enet.network.layers import Triple
 
 
-class Kernels:
+class ActiveKernels:
     """Lists of active kernels: those of output o are entries starts[o] .. starts[o + 1] - 1.
 
     Args:
@@ -17,7 +17,7 @@ class Kernels:
             further along the depth. A kernel that is deep is an entry for each of its slices.
         rows: int64 (K,), where the entry's weights lie in the layer's weight as (rows, taps).
         taps: weights of such a row, the kernel's height * width.
-        written: number of output channels.
+        num_outputs: number of output channels.
         plane: rows and columns of pixels that an output reads.
         columns: which taps an entry has, and in which order: (n,) or, entry by entry, (K, n); the number `taps` stands
             for a zero. None: all as they are.
@@ -25,7 +25,7 @@ class Kernels:
         halo: rows and columns of the plane that lie before the pixel of the output.
 
     Attributes:
-        written: bool (O,); the other outputs are zero everywhere and not counted in `starts`.
+        nonzero_outputs: bool (O,); the other outputs are zero everywhere and not counted in `starts`.
         reads: (reads, 2), the different pairs of channel and slices further. numbers: (K,), each entry's pair.
     """
 
@@ -37,7 +37,7 @@ class Kernels:
         rows: np.ndarray,
         *,
         taps: int,
-        written: int,
+        num_outputs: int,
         plane: tuple[int, int],
         columns: np.ndarray | None = None,
         pixels: np.ndarray | None = None,
@@ -48,15 +48,15 @@ class Kernels:
         self.columns = columns[order] if columns is not None and columns.ndim == 2 else columns
         self.pixels = None if pixels is None else pixels[order]
         self.taps, self.plane, self.halo = taps, plane, halo
-        counts = np.bincount(outputs, minlength=written)
-        self.written: np.ndarray = counts > 0
-        self.starts = np.concatenate([[0], np.cumsum(counts[self.written])]).astype(np.int64)
+        counts = np.bincount(outputs, minlength=num_outputs)
+        self.nonzero_outputs: np.ndarray = counts > 0
+        self.starts = np.concatenate([[0], np.cumsum(counts[self.nonzero_outputs])]).astype(np.int64)
         reads = np.stack([channels, slices], axis=1)[order]
         self.reads, numbers = np.unique(reads, axis=0, return_inverse=True)
         self.numbers = numbers.reshape(-1).astype(np.int32)
 
     @classmethod
-    def of_convolution(cls, mask: np.ndarray, shifts: np.ndarray, kernel: Triple) -> Kernels:
+    def of_convolution(cls, mask: np.ndarray, shifts: np.ndarray, kernel: Triple) -> ActiveKernels:
         """Of a weight (O, C, depth, height, width) after a depth-shift.
 
         mask: (O, C) bool; shifts: (C,), +1 meaning out[d] = in[d - 1].
@@ -64,10 +64,10 @@ class Kernels:
         _, height, width = kernel
         outputs, channels, slices, rows = _entries(mask, shifts, kernel)
         plane = height, width
-        return cls(outputs, channels, slices, rows, taps=height * width, written=len(mask), plane=plane)
+        return cls(outputs, channels, slices, rows, taps=height * width, num_outputs=len(mask), plane=plane)
 
     @classmethod
-    def of_expansion(cls, mask: np.ndarray, stride: Triple) -> Kernels:
+    def of_expansion(cls, mask: np.ndarray, stride: Triple) -> ActiveKernels:
         """Of the weight (C, O, ..) of a transposed convolution whose kernel equals its stride; mask: (C, O) bool.
 
         A kernel is one entry here: all places of a block are taps, the slices of a pixel side by side.
@@ -76,24 +76,24 @@ class Kernels:
         rows = channels * mask.shape[1] + outputs
         order = np.arange(np.prod(stride)).reshape(stride).transpose(1, 2, 0).reshape(-1)
         return cls(
-            outputs, channels, np.zeros_like(rows), rows, taps=len(order), written=mask.shape[1], plane=(1, 1),
+            outputs, channels, np.zeros_like(rows), rows, taps=len(order), num_outputs=mask.shape[1], plane=(1, 1),
             columns=order,
         )  # fmt: skip
 
     @classmethod
-    def of_expansion_gradient(cls, mask: np.ndarray, stride: Triple) -> Kernels:
+    def of_expansion_gradient(cls, mask: np.ndarray, stride: Triple) -> ActiveKernels:
         """Of the opposite of an expansion: a convolution by its stride, whose kernel equals it."""
         depth, height, width = stride
         outputs, channels, slices = np.nonzero(np.repeat(mask[:, :, None], depth, axis=2))
         rows = (outputs * mask.shape[1] + channels) * depth + slices
         return cls(
-            outputs, channels, slices, rows, taps=height * width, written=len(mask), plane=(height, width)
+            outputs, channels, slices, rows, taps=height * width, num_outputs=len(mask), plane=(height, width)
         )  # fmt: skip
 
     @classmethod
     def of_strided_gradient(
         cls, mask: np.ndarray, shifts: np.ndarray, kernel: Triple, stride: Triple, padding: tuple[int, int]
-    ) -> Kernels:
+    ) -> ActiveKernels:
         """Of the opposite of a convolution with a stride: an expansion, whose blocks neighbouring pixels add to.
 
         Place b of pixel x's block gets tap k of pixel x + n where stride * n = b + padding - k; along the depth, slice
@@ -116,21 +116,21 @@ class Kernels:
         count = len(entries)
         return cls(
             np.tile(channels, count), np.tile(outputs, count), np.tile(slices % stride[0] - slices, count) // stride[0],
-            np.tile(rows, count), taps=zero, written=mask.shape[1], plane=plane,
+            np.tile(rows, count), taps=zero, num_outputs=mask.shape[1], plane=plane,
             columns=np.concatenate([columns for columns, _ in entries]),
             pixels=np.concatenate([pixel for _, pixel in entries]), halo=(-first[0], -first[1]),
         )  # fmt: skip
 
-    def transposed(self, channels: int) -> Kernels:
+    def transposed(self, channels: int) -> ActiveKernels:
         """Of the gradient of a convolution of so many channels, without stride: what it reads, it writes."""
-        outputs = np.repeat(np.flatnonzero(self.written), np.diff(self.starts))
+        outputs = np.repeat(np.flatnonzero(self.nonzero_outputs), np.diff(self.starts))
         read, slices = self.reads[self.numbers].T
         order = np.arange(self.taps)[::-1]
-        return Kernels(
-            read, outputs, -slices, self.rows, taps=self.taps, written=channels, plane=self.plane, columns=order
+        return ActiveKernels(
+            read, outputs, -slices, self.rows, taps=self.taps, num_outputs=channels, plane=self.plane, columns=order
         )  # fmt: skip
 
-    def pack(self, weight: np.ndarray) -> np.ndarray:
+    def gather_weights(self, weight: np.ndarray) -> np.ndarray:
         """The weights of every entry, float32 (K, as many as `columns`), of the layer's weight in its own shape."""
         packed = weight.reshape(-1, self.taps)[self.rows]
         if self.columns is not None and self.columns.ndim == 2:
@@ -139,8 +139,8 @@ class Kernels:
             packed = packed[:, self.columns]
         return np.ascontiguousarray(packed, np.float32)
 
-    def unpack(self, packed: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """The opposite of `pack` where entries have all taps as they are: a weight of this shape, else zero."""
+    def scatter_weights(self, packed: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """The opposite of `gather_weights` where entries have all taps as they are; the rest of the shape is zero."""
         assert self.columns is None
         whole = np.zeros(shape, np.float32)
         whole.reshape(-1, self.taps)[self.rows] = packed

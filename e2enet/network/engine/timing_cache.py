@@ -31,7 +31,7 @@ def machine() -> str:
     return f"{processor()[0]}, {torch.get_num_threads()} threads, {versions}"
 
 
-class Choices:
+class TimingCache:
     """Fastest ways by a layer's description; {machine: {description: {way: seconds}}} in the file."""
 
     def __init__(self, path: Path | None = None) -> None:

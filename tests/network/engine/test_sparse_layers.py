@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from e2enet.network.compiled import in_piece, run_in_threads
+from e2enet.network.engine.active import ActiveKernels
 from e2enet.network.engine.dense import LARGEST_PART, DenseConvolution
-from e2enet.network.engine.kernels import Kernels
-from e2enet.network.engine.layers import Convolution, Expansion, Pooling
-from e2enet.network.engine.signals import Norm, Signal
+from e2enet.network.engine.lazy_volumes import LazyVolumes, Norm
+from e2enet.network.engine.sparse_layers import Convolution, Expansion, Pooling
 from e2enet.network.engine.vector_code import CompiledFunction, compiled_once
 from e2enet.network.shift import channel_shifts, shift_concat
 
@@ -28,15 +28,15 @@ SIZES = st.tuples(st.integers(1, 37), st.integers(1, 11), st.integers(1, 19))
 few = settings(max_examples=60, deadline=None)
 
 
-def signal(x: Tensor, affine: Tensor | None = None) -> Signal:
+def signal(x: Tensor, affine: Tensor | None = None) -> LazyVolumes:
     """(C, D, H, W) as the engine holds it."""
-    made = Signal.of(np.ascontiguousarray(x.permute(0, 2, 3, 1).numpy()))
+    made = LazyVolumes.of(np.ascontiguousarray(x.permute(0, 2, 3, 1).numpy()))
     if affine is not None:
         made.affine[:] = affine.numpy()
     return made
 
 
-def values(found: Signal) -> Tensor:
+def values(found: LazyVolumes) -> Tensor:
     """What readers of a signal see, (C, D, H, W)."""
     x = torch.from_numpy(found.stacked()).permute(0, 3, 1, 2)
     scale, offset, slope = torch.from_numpy(found.affine).T[:, :, None, None, None]
@@ -53,8 +53,8 @@ def convolution(
     norm: Norm | None = None,
 ) -> Convolution:
     depth, height, width = weights.shape[2:]
-    kernels = Kernels.of_convolution(active.numpy(), shifts, (depth, height, width))
-    return Convolution(kernels, kernels.pack(weights.numpy()), stride, padding, norm)
+    kernels = ActiveKernels.of_convolution(active.numpy(), shifts, (depth, height, width))
+    return Convolution(kernels, kernels.gather_weights(weights.numpy()), stride, padding, norm)
 
 
 @few
@@ -117,7 +117,7 @@ def test_channels_that_nobody_wrote_are_read_as_zeros(dense: bool, written: list
     draw = torch.Generator().manual_seed(0)
     weights, shifts = torch.randn(3, 4, 1, 3, 3, generator=draw), np.array(channel_shifts(4, 3))
     held = torch.randn(sum(written), 7, 6, 5, generator=draw).numpy()
-    source = Signal.of(held, np.array(written))
+    source = LazyVolumes.of(held, np.array(written))
     source.affine[:] = torch.rand(4, 3, generator=draw).numpy()
     expected = F.conv3d(shift_concat([values(source)[None].contiguous()], 3), weights, None, padding=(0, 1, 1))
     active = torch.ones(3, 4, dtype=torch.bool)
@@ -143,8 +143,8 @@ def test_an_expansion_is_torchs_transposed_convolution(
     weights = torch.randn(channels, outputs, *up, generator=draw) * mask[:, :, None, None, None]
     source = signal(torch.randn(channels, *size, generator=draw), torch.rand(channels, 3, generator=draw))
     expected = F.conv_transpose3d(values(source)[None], weights, None, up)
-    kernels = Kernels.of_expansion(mask.numpy(), up)
-    found = Expansion(kernels, kernels.pack(weights.numpy()), up)([source])
+    kernels = ActiveKernels.of_expansion(mask.numpy(), up)
+    found = Expansion(kernels, kernels.gather_weights(weights.numpy()), up)([source])
     torch.testing.assert_close(values(found), expected[0], rtol=1e-5, atol=1e-5)
 
 

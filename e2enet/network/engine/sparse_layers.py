@@ -1,7 +1,7 @@
-"""Layers of the engine: packed active kernels, and how they run on volumes (C, H, W, D).
+"""Layers of the engine: lists of active kernels, and how they run on volumes (C, H, W, D).
 
 A convolution's output is kept as it is; the instance norm and the activation that follow are three numbers per channel,
-which whoever reads a volume applies on the way. Neither concatenated nor shifted nor normalised volumes are written.
+which every reader applies as it loads. Neither concatenated nor shifted nor normalised volumes are written.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from e2enet.network.engine import microkernels
-from e2enet.network.engine.kernels import Kernels
-from e2enet.network.engine.signals import Norm, Signal, empty_volume
+from e2enet.network.engine import inner_loops
+from e2enet.network.engine.active import ActiveKernels
+from e2enet.network.engine.lazy_volumes import LazyVolumes, Norm, empty_volume
+from e2enet.network.engine.tile_plan import TilePlan, run, thread_buffer
 from e2enet.network.engine.tiling import tile_volume
 from e2enet.network.engine.vector_code import LANES
-from e2enet.network.engine.work import Work, room, run
 from e2enet.network.layers import Triple
 
 FEW_VOXELS = 2**13
@@ -26,37 +26,37 @@ FEW_VOXELS = 2**13
 class Convolution:
     """Depth-shift, convolution of concatenated sources and instance norm with activation.
 
-    weights: (K, taps) as `kernels` packs them. padding: of the plane. norm: None for neither norm nor activation. The
-    bias before the norm changes nothing and is left out.
+    weights: (K, taps) of `kernels.gather_weights`. padding: of the plane. norm: None for neither norm nor activation.
+    The bias before the norm changes nothing and is left out.
     """
 
     def __init__(
-        self, kernels: Kernels, weights: np.ndarray, stride: Triple, padding: tuple[int, int], norm: Norm | None
+        self, kernels: ActiveKernels, weights: np.ndarray, stride: Triple, padding: tuple[int, int], norm: Norm | None
     ) -> None:
         self.kernels, self.weights, self.stride, self.padding, self.norm = kernels, weights, stride, padding, norm
 
-    def __call__(self, sources: Sequence[Signal]) -> Signal:
-        written, plane = self.kernels.written, self.kernels.plane
+    def __call__(self, sources: Sequence[LazyVolumes]) -> LazyVolumes:
+        nonzero, plane = self.kernels.nonzero_outputs, self.kernels.plane
         depth, height, width = (
             (edge + 2 * pad - tap) // step + 1
             for edge, pad, tap, step in zip(sources[0].size, (0, *self.padding), (1, *plane), self.stride, strict=True)
         )
-        out = empty_volume((int(written.sum()), height, width, depth))
-        signal = Signal.of(out, written)
+        out = empty_volume((int(nonzero.sum()), height, width, depth))
+        signal = LazyVolumes.of(out, nonzero)
         totals = convolve(
-            self.kernels, self.weights, sources, signal.size, signal.addresses[written], self.stride, self.padding
+            self.kernels, self.weights, sources, signal.size, signal.addresses[nonzero], self.stride, self.padding
         )
         if self.norm is not None:
-            found = np.zeros((2, len(written)))
-            found[:, written] = moments(out, totals)
+            found = np.zeros((2, len(nonzero)))
+            found[:, nonzero] = moments(out, totals)
             signal.normalise(found[0], found[1], *self.norm)
         return signal
 
 
 def convolve(
-    kernels: Kernels,
+    kernels: ActiveKernels,
     weights: np.ndarray,
-    sources: Sequence[Signal],
+    sources: Sequence[LazyVolumes],
     size: Triple,
     targets: np.ndarray,
     stride: Triple,
@@ -72,23 +72,25 @@ def convolve(
 
     plane, steps = kernels.plane, (stride[1], stride[2])
     tiling = tile_volume(size, len(kernels.reads), plane, steps, torch.get_num_threads())
-    work = Work(kernels, weights, sources, tiling, stride=stride, padding=padding)
-    written = "stream" if size[0] % LANES == 0 and tiling.folds == 1 else "write"
+    work = TilePlan(kernels, weights, sources, tiling, stride=stride, padding=padding)
+    written = "stream" if size[0] % LANES == 0 and tiling.strips == 1 else "write"
     codes = loops.Codes(
-        microkernels.filling(stride[0]).address,
-        microkernels.plane_convolution(plane, steps).address,
+        inner_loops.filling(stride[0]).address,
+        inner_loops.plane_convolution(plane, steps).address,
         np.where(
             np.broadcast_to(add, targets.shape),
-            microkernels.storing("add").address,
-            microkernels.storing(written).address,
+            inner_loops.storing("add").address,
+            inner_loops.storing(written).address,
         ),
     )
     totals = np.zeros((len(work.tiles.places), len(targets), 2))
 
     def part(first: int, last: int) -> None:
-        sums = room("sums", microkernels.ROWS, microkernels.COLUMNS, LANES)
-        rooms = room("tile", *work.shape), sums, room("totals", 2, LANES)
-        loops.convolve(first, last, codes, *rooms, work.tiles, work.reading, work.packed, targets, size, totals)
+        sums = thread_buffer("sums", inner_loops.ROWS, inner_loops.COLUMNS, LANES)
+        buffers = thread_buffer("tile", *work.shape), sums, thread_buffer("totals", 2, LANES)
+        loops.convolve(
+            first, last, codes, *buffers, work.tiles, work.tile_source, work.kernel_list, targets, size, totals
+        )
 
     run(part, len(totals))
     return totals
@@ -104,23 +106,23 @@ def moments(values: np.ndarray, totals: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 class Expansion:
-    """Transposed convolution whose kernel equals its stride, without bias. weights: as `kernels` packs them."""
+    """Transposed convolution whose kernel equals its stride, without bias. weights: of `kernels.gather_weights`."""
 
-    def __init__(self, kernels: Kernels, weights: np.ndarray, stride: Triple) -> None:
+    def __init__(self, kernels: ActiveKernels, weights: np.ndarray, stride: Triple) -> None:
         self.kernels, self.weights, self.stride = kernels, weights, stride
 
-    def __call__(self, sources: Sequence[Signal]) -> Signal:
-        written = self.kernels.written
+    def __call__(self, sources: Sequence[LazyVolumes]) -> LazyVolumes:
+        nonzero = self.kernels.nonzero_outputs
         depth, height, width = (edge * step for edge, step in zip(sources[0].size, self.stride, strict=True))
-        signal = Signal.of(empty_volume((int(written.sum()), height, width, depth)), written)
-        expand(self.kernels, self.weights, sources, self.stride, signal.addresses[written])
+        signal = LazyVolumes.of(empty_volume((int(nonzero.sum()), height, width, depth)), nonzero)
+        expand(self.kernels, self.weights, sources, self.stride, signal.addresses[nonzero])
         return signal
 
 
 def expand(
-    kernels: Kernels,
+    kernels: ActiveKernels,
     weights: np.ndarray,
-    sources: Sequence[Signal],
+    sources: Sequence[LazyVolumes],
     stride: Triple,
     targets: np.ndarray,
     add: np.ndarray | bool = False,
@@ -129,20 +131,20 @@ def expand(
     from e2enet.network.engine import loops
 
     tiling = tile_volume(sources[0].size, len(kernels.reads), kernels.plane, (1, 1), torch.get_num_threads())
-    work = Work(kernels, weights, sources, tiling, padding=kernels.halo)
+    work = TilePlan(kernels, weights, sources, tiling, padding=kernels.halo)
     positions, in_plane = math.prod(stride), stride[1] * stride[2]
-    columns = max(1, microkernels.ROWS * microkernels.COLUMNS // positions)
-    adds, writes = (microkernels.interleaving(stride[0], in_plane, columns, how).address for how in ("add", "write"))
+    columns = max(1, inner_loops.ROWS * inner_loops.COLUMNS // positions)
+    adds, writes = (inner_loops.interleaving(stride[0], in_plane, columns, how).address for how in ("add", "write"))
     codes = loops.Codes(
-        microkernels.filling(1).address,
-        microkernels.expansion(positions, columns).address,
+        inner_loops.filling(1).address,
+        inner_loops.expansion(positions, columns).address,
         np.where(np.broadcast_to(add, targets.shape), adds, writes),
     )
 
     def part(first: int, last: int) -> None:
-        rooms = room("tile", *work.shape), room("sums", positions, columns, LANES)
+        buffers = thread_buffer("tile", *work.shape), thread_buffer("sums", positions, columns, LANES)
         loops.expand(
-            first, last, codes, *rooms, work.tiles, work.reading, work.packed, stride, columns,
+            first, last, codes, *buffers, work.tiles, work.tile_source, work.kernel_list, stride, columns,
             np.empty(in_plane, np.int64), targets,
         )  # fmt: skip
 
@@ -155,7 +157,7 @@ class Pooling:
     def __init__(self, stride: Triple, channels: np.ndarray | None = None) -> None:
         self.stride, self.channels = stride, channels
 
-    def __call__(self, sources: Sequence[Signal]) -> Signal:
+    def __call__(self, sources: Sequence[LazyVolumes]) -> LazyVolumes:
         from e2enet.network.engine import loops
 
         (source,) = sources
@@ -170,4 +172,4 @@ class Pooling:
                 loops.pool(volumes[channel], source.affine[channel], self.stride, out[row])
 
         run(pool, len(out))
-        return Signal.of(out)
+        return LazyVolumes.of(out)

@@ -11,15 +11,15 @@ import numpy as np
 import torch
 
 from e2enet.network.compiled import run_in_threads
-from e2enet.network.engine import microkernels
-from e2enet.network.engine.kernels import Kernels
-from e2enet.network.engine.signals import Signal, empty_volume
-from e2enet.network.engine.tiling import Tiling, piece_table, slice_bits
+from e2enet.network.engine import inner_loops
+from e2enet.network.engine.active import ActiveKernels
+from e2enet.network.engine.lazy_volumes import LazyVolumes, empty_volume
+from e2enet.network.engine.tiling import Tiling, lane_run_table, slice_bits
 from e2enet.network.engine.vector_code import LANES, VECTOR_BYTES
 from e2enet.network.layers import Triple
 
 
-class Work:
+class TilePlan:
     """The tiles of one call, how they are filled from its sources, and where in them the kernels find channels.
 
     weights: (K, taps) of the kernels' entries. padding: of the plane.
@@ -27,9 +27,9 @@ class Work:
 
     def __init__(
         self,
-        kernels: Kernels,
+        kernels: ActiveKernels,
         weights: np.ndarray,
-        sources: Sequence[Signal],
+        sources: Sequence[LazyVolumes],
         tiling: Tiling,
         *,
         stride: Triple = (1, 1, 1),
@@ -42,51 +42,51 @@ class Work:
             for edge, step, tap in zip((tiling.rows, tiling.columns), stride[1:], kernels.plane, strict=True)
         )
         self.shape = (len(kernels.reads), rows, columns, LANES)
-        pieces = piece_table(tiling.pieces())
-        self.tiles = loops.Tiles(tiling.tiles(), pieces, (tiling.rows, tiling.columns), tiling.fold_width)
-        self.reading = reading(sources, kernels.reads, tiling, stride=stride, padding=padding)
+        lane_runs = lane_run_table(tiling.lane_runs())
+        self.tiles = loops.Tiles(tiling.tiles(), lane_runs, (tiling.rows, tiling.columns), tiling.strip_width)
+        self.tile_source = tile_source(sources, kernels.reads, tiling, stride=stride, padding=padding)
         offsets = kernels.tile_offsets(rows, columns) * VECTOR_BYTES
-        self.packed = loops.Packed(kernels.starts, offsets, weights)
+        self.kernel_list = loops.KernelList(kernels.starts, offsets, weights)
 
 
-def reading(
-    sources: Sequence[Signal],
+def tile_source(
+    sources: Sequence[LazyVolumes],
     reads: np.ndarray,
     tiling: Tiling,
     *,
     stride: Triple = (1, 1, 1),
     padding: tuple[int, int] = (0, 0),
-    own: bool = False,
+    clip_to_strip: bool = False,
 ) -> Any:
-    """How tiles are filled (`loops.Reading`) with concatenated sources; reads: (R, 2), channel and slices further."""
+    """What fills tiles (`loops.TileSource`): concatenated sources. reads: (R, 2), channel and slices further."""
     from e2enet.network.engine import loops
 
     channel, shift = reads.T
     shifts, numbers = np.unique(shift, return_inverse=True)
-    vectors = tiling.pieces()
-    slices = np.zeros((len(shifts), *piece_table(vectors).shape[:2], 2), np.int64)
+    vectors = tiling.lane_runs()
+    slices = np.zeros((len(shifts), *lane_run_table(vectors).shape[:2], 2), np.int64)
     for row, moved in zip(slices, shifts.tolist(), strict=True):
         for line, vector in zip(row, vectors, strict=True):
-            for cell, piece in zip(line, vector, strict=False):
-                cell[:] = slice_bits(piece, moved, stride[0], sources[0].size[0]), moved
+            for cell, lane_run in zip(line, vector, strict=False):
+                cell[:] = slice_bits(lane_run, moved, stride[0], sources[0].size[0]), moved
     addresses = np.concatenate([source.addresses for source in sources])[channel]
     affine = np.ascontiguousarray(np.concatenate([source.affine for source in sources])[channel])
     table = np.stack([addresses, numbers.reshape(-1)], axis=1)
-    return loops.Reading(table, affine, slices, sources[0].size, padding, stride, own)
+    return loops.TileSource(table, affine, slices, sources[0].size, padding, stride, clip_to_strip)
 
 
 _memory = threading.local()
 
 
-def room(use: str, *shape: int) -> np.ndarray:
+def thread_buffer(use: str, *shape: int) -> np.ndarray:
     """Uninitialised float32 memory of this thread at an address that vectors may be loaded from, one for each use."""
     count = int(np.prod(shape))
-    # The last pixels of a tile are read some at once, beyond its end too.
-    needed = count + microkernels.ROWS * microkernels.COLUMNS * LANES
-    rooms: dict[str, np.ndarray] = _memory.__dict__.setdefault("rooms", {})
-    if use not in rooms or rooms[use].size < needed:
-        rooms[use] = empty_volume((needed,))
-    return rooms[use][:count].reshape(shape)
+    # The last pixels are read several at a time, past the end of the tile.
+    needed = count + inner_loops.ROWS * inner_loops.COLUMNS * LANES
+    buffers: dict[str, np.ndarray] = _memory.__dict__.setdefault("rooms", {})
+    if use not in buffers or buffers[use].size < needed:
+        buffers[use] = empty_volume((needed,))
+    return buffers[use][:count].reshape(shape)
 
 
 def run(work: Callable[[int, int], Any], count: int) -> None:

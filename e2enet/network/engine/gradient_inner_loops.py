@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import reduce
 from typing import Any
 
-from e2enet.network.engine.microkernels import COLUMNS
+from e2enet.network.engine.inner_loops import COLUMNS
 from e2enet.network.engine.vector_code import (
     FLOAT,
     FLOAT_BYTES,
