@@ -152,12 +152,6 @@ def _sparse_engine(
     return None
 
 
-def _fused_and_masks(fused: bool | None, precision: Any, masks: bool) -> str | None:
-    if fused and masks and precision == "16-mixed":
-        return "optimizer.fused=true: hides skipped steps of 16-mixed from DSFF; expected false"
-    return None
-
-
 def _accumulate_and_epoch(accumulate: int, steps_per_epoch: int) -> str | None:
     if accumulate > steps_per_epoch:
         return (
@@ -277,5 +271,4 @@ CONFLICTS: tuple[Conflict, ...] = (
     Conflict(("training.accumulate", "training.steps_per_epoch"), _accumulate_and_epoch),
     Conflict(("initial_weights", "pretraining", "resume"), _initial_weights),
     Conflict(("ablation", "row"), _row_of_ablation),
-    Conflict(("optimizer.fused", "training.precision", "dsff.masks"), _fused_and_masks),
 )

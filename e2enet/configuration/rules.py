@@ -32,6 +32,8 @@ from e2enet.network.build import SUPPLIED as SUPPLIED_TO_NETWORKS
 from e2enet.network.e2enet import KERNEL_SIZES
 from e2enet.network.engine import ENGINES
 from e2enet.runs.ablations import ABLATION_RULE
+from e2enet.training.loggers import SUPPLIED as SUPPLIED_TO_LOGGERS
+from e2enet.training.trainer import SUPPLIED_TO_CALLBACKS
 
 KERNEL_RULE = choice(*(list(kernel) for kernel in KERNEL_SIZES))
 PRECISIONS = (32, "32-true", "bf16-mixed", "16-mixed", 64, "64-true")
@@ -146,9 +148,6 @@ TRAINER = Part(
     extras={"probe": flag},
     rules={"devices": DEVICES, "num_nodes": whole(1), "log_every_n_steps": whole(1), "limit_val_batches": LIMIT},
 )
-# Parameters that the run gives a logger or a callback whose signature asks for them.
-SUPPLIED_TO_LOGGERS = frozenset({"save_dir", "name", "version", "id", "resume", "config"})
-SUPPLIED_TO_CALLBACKS = frozenset({"run_folder", "labels", "scheme", "plan", "loader"})
 PARTS = {
     **data.PARTS,
     "network": NETWORK,

@@ -19,6 +19,8 @@ from e2enet.common.files import naming_unwritable, read_json, sync_to_disk, writ
 from e2enet.common.signatures import build_part, resolve_target
 
 METRICS_FILE = "metrics.csv"
+# What a logger is given where its signature asks for it; W&B's the last two besides.
+SUPPLIED = frozenset({"save_dir", "name", "version", "run_name", "id", "run_id", "resume", "config"})
 IDS_FILE = "loggers.json"  # what the run is called where its loggers keep it
 
 

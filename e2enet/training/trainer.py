@@ -32,6 +32,8 @@ from e2enet.training.parts import RunParts
 from e2enet.training.run_folder import Claim
 from e2enet.training.timing import LoaderWait, TimeKeeper
 
+# What a callback is given where its signature asks for it.
+SUPPLIED_TO_CALLBACKS = frozenset({"run_folder", "labels", "scheme", "plan", "loader"})
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from lightning.pytorch.loggers import Logger
 
 from e2enet.common.files import write_json
-from e2enet.training.loggers import IDS_FILE, MetricsFile, read_whole_rows, wandb_id
+from e2enet.training.loggers import IDS_FILE, SUPPLIED, MetricsFile, build_loggers, read_whole_rows, wandb_id
 
 
 def fill(folder: Path) -> MetricsFile:
@@ -78,3 +80,27 @@ def test_the_id_at_wandb_is_the_runs_and_not_its_places(tmp_path: Path) -> None:
     for name in ("offline-run-20250131_120000-0123456789ab", "run-20250201_120000-abcdef012345"):
         (moved / "wandb" / name).mkdir(parents=True)
     assert wandb_id(moved, "wandb", goes_on=True) == "abcdef012345"
+
+
+class Greedy(Logger):
+    """A logger that asks for whatever a run gives."""
+
+    def __init__(self, save_dir: Any, name: Any, version: Any, run_name: Any, run_id: Any = "") -> None:
+        super().__init__()
+        self.given = {"save_dir": save_dir, "name": name, "version": version, "run_name": run_name, "run_id": run_id}
+
+    name = version = None  # type: ignore[assignment]
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None: ...
+
+    def log_metrics(self, *_: Any, **__: Any) -> None: ...
+
+
+def test_what_the_check_takes_for_given_is_given(tmp_path: Path) -> None:
+    """W&B alone has the others: id, resume and config."""
+    write_json(tmp_path / IDS_FILE, {"mine": "abc"})
+    section = {"_target_": f"{__name__}.Greedy"}
+    logger = build_loggers({"mine": section, "none": None}, tmp_path, goes_on=True, config={})[1]
+    assert isinstance(logger, Greedy)
+    expected = {"save_dir": tmp_path, "name": "mine", "version": "", "run_name": tmp_path.name, "run_id": "abc"}
+    assert logger.given == expected and set(expected) | {"id", "resume", "config"} == SUPPLIED

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 
 from e2enet.common.configs import compose_config
 from e2enet.common.overrides import force_added
 from e2enet.configuration.check import config_problems
+from e2enet.data.formats.scheme import LabelScheme
 from e2enet.training.loggers import last_logged
+from e2enet.training.module import WHOLE_CASES
 from e2enet.training.resume import resumed_config
 from e2enet.training.run import run_training
+from e2enet.training.trainer import SUPPLIED_TO_CALLBACKS, build_callbacks
 from tests.training.conftest import SMALL_RUN, differences, numbers
 
 STEPS = ["training.epochs=2", "training.steps_per_epoch=4", "training.validate_full=0", "trainer.probe=false"]
@@ -118,3 +123,20 @@ def test_lightnings_own_average_is_refused_beside_masks() -> None:
         "callbacks=weight_averaging, or dsff=dense"
     ]
     assert config_problems(compose_config([f"++callbacks.average={{_target_:{target}}}", "dsff=dense"])) == []
+
+
+class Greedy(pl.Callback):
+    """A callback that asks for whatever a run gives."""
+
+    def __init__(self, run_folder: Any, labels: Any, scheme: Any, plan: Any, loader: Any) -> None:
+        self.given = {"run_folder": run_folder, "labels": labels, "scheme": scheme, "plan": plan, "loader": loader}
+
+
+def test_what_the_check_takes_for_given_is_given(tmp_path: Path) -> None:
+    module: Any = SimpleNamespace(scheme=LabelScheme({0: "background", 1: "liver"}), plan="plan")
+    section = {"_target_": f"{__name__}.Greedy"}
+    (callback,) = build_callbacks({"mine": section, "none": None}, module, tmp_path, validate_full=5)
+    assert isinstance(callback, Greedy)
+    names = {0: "background", 1: "liver"}
+    expected = {"run_folder": tmp_path, "labels": names, "scheme": module.scheme, "plan": "plan", "loader": WHOLE_CASES}
+    assert callback.given == expected and set(expected) == SUPPLIED_TO_CALLBACKS
