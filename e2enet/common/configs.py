@@ -39,7 +39,7 @@ class ConfigSource:
     Attributes:
         name: Of the primary config.
         primary: The folder that it lies in.
-        added: A user's folder, which is looked through before the project's own (`--config-dir`).
+        added: A user's folder, which is searched before the project's own (`--config-dir`).
         searchpath: The override `hydra.searchpath=[..]` as typed, "" without one.
     """
 
@@ -134,7 +134,7 @@ def as_plain(section: DictConfig | dict[str, Any], *, resolve: bool = True) -> d
 
 def make_paths_absolute(config: DictConfig) -> None:
     """Write out the files and folders of a composed config: `~` is the home folder, and what is relative lies in the
-    working directory of today, wherever the run is gone on with."""
+    working directory of today, wherever the run is resumed."""
     for key in PATHS:
         value = OmegaConf.select(config, key, throw_on_resolution_failure=False)
         # A split is a rule's name, or a file, whose bare name is looked up beside the dataset.

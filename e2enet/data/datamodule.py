@@ -125,7 +125,7 @@ class SegmentationDataModule(lightning.LightningDataModule):
         limit_cases: int | None = None,
     ) -> None:
         super().__init__()
-        self.allow_zero_length_dataloader_with_multiple_devices = True  # of two that validate one case, one has none
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # one case, two processes: one has none
         folder = Path(root) / layout.folder_name(name)
         table = LabelTable.of_config(labels, label_map, regions, regions_class_order)
         self.source = DataSource(folder, layout, table, tuple(exclude or ()))

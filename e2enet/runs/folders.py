@@ -92,7 +92,7 @@ class JobState:
 
     Attributes:
         state: "pending" (never started), "running" (a process holds its folder), "finished", "crashed" (raised an
-            error) or "interrupted" (stopped or killed; a relaunch goes on with it).
+            error) or "interrupted" (stopped or killed; a relaunch resumes it).
         started: When its latest attempt began.
         ended: When that attempt ended; None while it runs, and where it was killed.
         seconds: Spent on it over all attempts, up to now for a running job and up to its last sign of life for one

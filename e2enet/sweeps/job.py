@@ -1,4 +1,4 @@
-"""One job of a sweep: skipped where it is finished or held by another launch, else run or gone on with.
+"""One job of a sweep: skipped where it is finished or held by another launch, else started or resumed.
 
 Of jobs that differ only in what follows training the first that runs trains, the others take what it trained.
 """

@@ -20,7 +20,7 @@ Item = TypeVar("Item")
 # How long processes wait for each other to start, and to finish their shares, which may differ by many cases.
 START_PATIENCE = timedelta(minutes=5)
 WORK_PATIENCE = timedelta(days=30)
-# Names that SLURM gives to a shell in an allocation: what is typed there is one process, whatever was allocated.
+# Names that SLURM gives to a shell in an allocation. A command that is typed there is one process.
 SHELLS = ("bash", "interactive")
 
 

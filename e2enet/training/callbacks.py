@@ -27,7 +27,7 @@ SCORE_LABELS = {SCORES[PATCHES]: "val dice", SCORES[WHOLE_CASES]: "whole cases"}
 class TrainLossLogger(pl.Callback):
     """Logs the mean loss of an epoch's batches, and the learning rate that it began with.
 
-    What Lightning itself would add up over an epoch is in no checkpoint: here, an epoch that is gone on with in its
+    What Lightning itself would add up over an epoch is in no checkpoint: here, an epoch that is resumed in its
     middle has the numbers of all its batches.
     """
 

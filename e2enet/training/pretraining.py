@@ -1,7 +1,7 @@
 """A training on other data that comes before a run: its best weights and masks are what the run starts with.
 
 `pretraining` in the config is a list of overrides: what the first training has otherwise than the run. It lies in
-RUN/pretraining, a run folder of its own, and is gone on with or skipped like any run.
+RUN/pretraining, a run folder of its own, and is resumed or skipped like any run.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ OWN: dict[str, Any] = {
 
 
 def pretrain(own: DictConfig, run_folder: Path, plan: Plan, train: Callable[[DictConfig, Path], float]) -> Path:
-    """The checkpoint of a pretraining, trained or gone on with where it is not there yet.
+    """The checkpoint of a pretraining, which is trained or resumed where it is not there yet.
 
     Args:
         own: its config, of `pretraining_config`; plan, folder and resume are set here.

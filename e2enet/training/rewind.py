@@ -1,7 +1,7 @@
 """Going on from an earlier checkpoint than the last: what came after it is set aside, as a run folder of its own.
 
 RUN/set_aside/from_step_N holds config.yaml, metrics.csv, all checkpoints, predictions and scores as they were, and can
-itself be gone on with. The run's own folder is then that of a run which has just come to the chosen checkpoint.
+itself be resumed. The run's own folder is then that of a run which has just come to the chosen checkpoint.
 """
 
 from __future__ import annotations

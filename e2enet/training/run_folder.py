@@ -96,7 +96,7 @@ def has_begun(folder: Path) -> bool:
 
 
 def write_claim(folder: Path, config: dict[str, Any], split: RunSplit) -> None:
-    """Write what makes a folder a run's: the config that `resume` goes on with, its split, and what it runs on."""
+    """Write what makes a folder a run's: the config of a resumed run, its split, and what it runs on."""
     write_run_split(folder, split)
     write_versions(folder / VERSIONS_FILE)
     write_config(folder / CONFIG_FILE, config)

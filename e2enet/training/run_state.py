@@ -78,8 +78,7 @@ def _settle(loop: dict[str, Any], validating: bool) -> None:
     """Let the counters of the fit loop say that nothing is under way but the epoch.
 
     With k batches behind it a batch counts k in each of its four stages, which Lightning reads as "go on with batch
-    k + 1", without repeating the last one. With none behind it the epoch is counted as not begun, so that it will
-    begin as always.
+    k + 1", without repeating the last one. An epoch without a finished batch is counted as not begun, and begins anew.
     """
     epoch, batch = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
     validation = loop["epoch_loop.val_loop.batch_progress"]

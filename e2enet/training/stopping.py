@@ -2,7 +2,7 @@
 job's time (`#SBATCH --signal=SIGUSR1@120`).
 
 Lightning's own answers write a checkpoint in the middle of a step, or none, and talk to other processes from within the
-signal's handler. Here the handler makes a note, and training looks at it where it can be gone on with exactly.
+signal's handler. Here the handler makes a note, and training looks at it where it can be resumed exactly.
 """
 
 from __future__ import annotations

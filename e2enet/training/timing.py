@@ -66,7 +66,7 @@ class TimeKeeper(pl.Callback):
     """Logs seconds per training step, waiting included, and the share of them spent waiting for data.
 
     `time/step` and `time/data_share` are an epoch's; `time/data_share_step`, in every row of steps that the
-    loggers write, is that of the steps since the row before. A resumed run goes on with the epoch's seconds so far.
+    loggers write, is that of the steps since the row before. A resumed run adds to the epoch's seconds so far.
 
     Args:
         wait: the trainer's profiler.
@@ -81,7 +81,7 @@ class TimeKeeper(pl.Callback):
         self._recent: deque[tuple[float, float]] = deque(maxlen=log_every)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock of an epoch that is gone on with."""
+        """Start the clock of a resumed epoch."""
         self._waited_before, self._last = self.wait.seconds, time.perf_counter()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

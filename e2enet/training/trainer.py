@@ -47,7 +47,7 @@ def build_trainer(
 ) -> pl.Trainer:
     """A trainer that writes checkpoints, pictures and cost.json to the run folder, which it claims when it begins.
 
-    `identity` is what the run may not change when it is gone on with (`resume.run_identity`).
+    `identity` is what a resumed run may not change (`resume.run_identity`).
     """
     options, training = dict(parts.trainer), parts.training
     set_torch_flags(options.pop("deterministic"), options["accelerator"])  # Lightning is given none of them

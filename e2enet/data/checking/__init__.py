@@ -1,1 +1,1 @@
-"""The health of a raw dataset: every case looked through, all problems in one report."""
+"""The health of a raw dataset: every case checked, all problems in one report."""

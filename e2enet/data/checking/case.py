@@ -1,4 +1,4 @@
-"""One case looked through: what it is like, and everything that is wrong with it."""
+"""One case checked: what it is like, and everything that is wrong with it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Part = Literal["training", "validation", "test"]
 
 @dataclass(frozen=True)
 class CaseTask:
-    """A case to look through, and what its dataset expects of it; travels to a worker process."""
+    """A case to check, and what its dataset expects of it; travels to a worker process."""
 
     case: Case
     part: Part

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from e2enet.data.checking.run import Report
 
 RECORD = "checked.json"
-CHECK_VERSION = 4  # raise it when the check finds more, so that datasets are looked through anew
+CHECK_VERSION = 4  # raise it when the check finds more, so that datasets are checked anew
 
 
 def require_sound(
     source: DataSource, prepared: Path, num_workers: int | None = None, choice: CaseChoice | None = None
 ) -> None:
-    """Let a dataset pass that training can use; looked through at its first use, and after a change.
+    """Let a dataset pass that training can use; it is checked at its first use, and after a change.
 
     A change is one of the files (by size and time), of the cases, or of channels, labels and their map. What the
     dataset is like and warnings are printed; `prepared`/checked.json remembers what was found. Errors of cases that
@@ -69,7 +69,7 @@ def _look_through(source: DataSource, num_workers: int | None, choice: CaseChoic
 
 
 def _is_sound(source: DataSource, prepared: Path, key: str, choice: CaseChoice | None) -> bool:
-    """Whether what is remembered lets the choice pass; where it does not, the dataset is looked through anew."""
+    """Whether what is remembered lets the choice pass; where it does not, the dataset is checked anew."""
     found = _remembered(prepared, key)
     if found is None or choice is None:
         return found is not None and not any(problem.severity == "error" for problem in found)
@@ -84,7 +84,7 @@ def _remembered(prepared: Path, key: str | None) -> tuple[Problem, ...] | None:
     try:
         return tuple(Problem(**(line | {"alike": tuple(line["alike"])})) for line in content["found"])
     except (KeyError, TypeError):
-        return None  # damaged by another hand: the dataset is looked through anew
+        return None  # damaged by another hand: the dataset is checked anew
 
 
 def _dataset_key(source: DataSource) -> str | None:

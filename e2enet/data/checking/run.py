@@ -1,4 +1,4 @@
-"""A dataset's check: the folder scanned, every case looked through in worker processes, the cases compared."""
+"""A dataset's check: the folder scanned, every case checked in worker processes, the cases compared."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from e2enet.system.memory import available_memory
 from e2enet.system.processes import run_in_processes
 from e2enet.system.workload import available_cores
 
-# Interpreter and libraries of a worker (40 MiB measured), and the pieces that voxels are looked through in.
+# Interpreter and libraries of a worker (40 MiB measured), and the pieces in which voxels are checked.
 WORKER_BYTES = 256 * 2**20
 SHARE_OF_MEMORY = 0.8
 SMALL_BYTES = 100 * 2**20  # of all voxels: looked through in this process before others have started

@@ -1,7 +1,7 @@
 """Groups of output channels by torch, on a GPU: fusion convolutions gather what their groups read.
 
-With group granularity (network.granularity), output channels that follow each other share their input channels, the
-same number in every group. Such a convolution is a gather of channels and a dense convolution with `groups`, which
+With group granularity (network.granularity), consecutive output channels form a group; all groups read the same number
+of inputs. Such a convolution is a gather of channels and a dense convolution with `groups`, which
 multiplies active kernels alone. On a CPU the engine's own loops are faster, and take single kernels too.
 
 Transposed convolutions stay dense products: with kernel = stride they do one multiplication per channel and voxel
