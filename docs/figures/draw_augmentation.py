@@ -6,7 +6,6 @@ A generated phantom goes through the project's own augmentation, from fixed seed
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,20 +17,24 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from e2enet.data.augmentation.intensity_steps import NoiseDraw
 from e2enet.data.augmentation.recipe import Augmentation, Draw, build_augmentation
 from e2enet.data.augmentation.spatial import rotation_matrix
-from e2enet.data.augmentation.torchio_transforms import apply_transforms
 from e2enet.data.loaders.patches import crop_subject, frame_affine
 from e2enet.data.synthetic.phantom_anatomy import ORGANS, draw_case
 from e2enet.inference.contours import slice_view
 
 PATCH = (40, 112, 112)
 SPACING = (3.0, 1.0, 1.0)
-NOTHING = Draw(None, 0.0, 0, {}, ())
+NOTHING = Draw({})
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00")
 WINDOW = (-2.6, 5.2)  # normalised intensity, black and white
 INK, PAPER = "#1d2530", "#ffffff"
+TRANSFORMS: dict[str, dict[str, Any]] = {
+    "RandomBiasField": {"coefficients": 0.6},
+    "RandomGhosting": {"axes": [1], "intensity": 2.0},
+}
 DPI = 110
 SEED = 4
 
@@ -52,17 +55,17 @@ def steps() -> Figure:
     turn = rotation_matrix(np.deg2rad([30, 0, 0])).tolist()
     shown = {
         "the patch as it is": NOTHING,
-        "rotation by 30° (about depth)": NOTHING._replace(matrix=turn),
-        "scale 0.7": NOTHING._replace(matrix=(0.7 * np.eye(3)).tolist()),
-        "scale 1.4": NOTHING._replace(matrix=(1.4 * np.eye(3)).tolist()),
-        "mirrored along H": NOTHING._replace(mirrored=(1,)),
-        "noise of deviation 0.1": NOTHING._replace(noise=0.1),
-        "blur, sigma 1 voxel": NOTHING._replace(strengths={"blur": [1.0]}),
-        "low resolution, zoom 0.5": NOTHING._replace(strengths={"low_resolution": [0.5]}),
-        "brightness x 1.25": NOTHING._replace(strengths={"brightness": [1.25]}),
-        "contrast x 0.75": NOTHING._replace(strengths={"contrast": [0.75]}),
-        "gamma 1.5": NOTHING._replace(strengths={"gamma": [1.5]}),
-        "gamma 1.5, inverted": NOTHING._replace(strengths={"gamma_inverted": [1.5]}),
+        "rotation by 30° (about depth)": Draw({"spatial": turn}),
+        "scale 0.7": Draw({"spatial": (0.7 * np.eye(3)).tolist()}),
+        "scale 1.4": Draw({"spatial": (1.4 * np.eye(3)).tolist()}),
+        "mirrored along H": Draw({"mirror": (1,)}),
+        "noise of deviation 0.1": Draw({"noise": NoiseDraw(0.1, 0)}),
+        "blur, sigma 1 voxel": Draw({"blur": [1.0]}),
+        "low resolution, zoom 0.5": Draw({"low_resolution": [0.5]}),
+        "brightness x 1.25": Draw({"brightness": [1.25]}),
+        "contrast x 0.75": Draw({"contrast": [0.75]}),
+        "gamma 1.5": Draw({"gamma": [1.5]}),
+        "gamma 1.5, inverted": Draw({"gamma_inverted": [1.5]}),
     }
     figure = Figure(figsize=(11.2, 11.6))
     plain = augment(augmentation, NOTHING)[0]
@@ -78,15 +81,16 @@ def steps() -> Figure:
 
 
 def samples() -> Figure:
-    """Six draws of the whole recipe that do something to a patch, and two TorchIO transforms beside the recipe."""
+    """Six draws of the whole recipe that do something to a patch, and two TorchIO transforms, each a recipe alone."""
     augmentation = build_augmentation(PATCH, (1, 2))
     figure = Figure(figsize=(11.2, 6.2))
     with torch.random.fork_rng():
         torch.manual_seed(8)
         draws = [draw for draw in (augmentation.draw(channels=1) for _ in range(40)) if describe(draw)][:6]
         shown = {describe(draw): augment(augmentation, draw) for draw in draws}
-        for transform in (tio.RandomBiasField(coefficients=0.6), tio.RandomGhosting(axes=(1,), intensity=2.0)):
-            shown[f"no draw, but\ntorchio.{transform.name}"] = augment(augmentation, NOTHING, [transform])
+        for name, options in TRANSFORMS.items():
+            alone = build_augmentation(PATCH, (), {"step": {"_target_": f"torchio.{name}", **options}})
+            shown[f"torchio.{name}\nalone"] = augment(alone, alone.draw(channels=1))
     for position, (title, (image, label)) in enumerate(shown.items()):
         row, column = divmod(position, 4)
         axes = figure.add_axes((0.012 + 0.248 * column, 0.5 - 0.5 * row + 0.005, 0.235, 0.415))
@@ -95,14 +99,13 @@ def samples() -> Figure:
     return figure
 
 
-def augment(
-    augmentation: Augmentation, draw: Draw, transforms: Sequence[tio.Transform] = ()
-) -> tuple[np.ndarray, np.ndarray]:
+def augment(augmentation: Augmentation, draw: Draw) -> tuple[np.ndarray, np.ndarray]:
     """Image and label (D, H, W) of the phantom's middle after a draw, as a training sample is made."""
     subject = phantom()
     size = augmentation.box_size(draw)
     start = [(whole - part) // 2 for whole, part in zip(subject.spatial_shape, size, strict=True)]
-    box = apply_transforms(crop_subject(subject, start, size), transforms)
+    box = crop_subject(subject, start, size)
+    draw = draw._replace(affine=box["image"].affine.tolist())
     image, label = augmentation.apply([box["image"].data], [box["label"].data[0]], [draw])
     return image[0, 0].numpy(), label[0].numpy()
 
@@ -149,15 +152,17 @@ def draw_values(axes: Axes, plain: np.ndarray, image: np.ndarray) -> None:
 
 def describe(draw: Draw) -> str:
     """What a draw does, in lines of two; empty where it does nothing."""
-    parts = []
-    if draw.matrix is not None:
-        scale = np.cbrt(np.linalg.det(np.array(draw.matrix)))
-        turned = not np.allclose(np.array(draw.matrix) / scale, np.eye(3))
+    parts, drawn = [], dict(draw.drawn)
+    if "spatial" in drawn:
+        matrix = np.array(drawn.pop("spatial"))
+        scale = np.cbrt(np.linalg.det(matrix))
+        turned = not np.allclose(matrix / scale, np.eye(3))
         parts += (["rotated"] if turned else []) + ([f"scale {scale:.2f}"] if abs(scale - 1) > 1e-3 else [])
-    parts += [f"noise {draw.noise:.2f}"] if draw.noise else []
-    for name, strengths in draw.strengths.items():
+    mirrored = drawn.pop("mirror", ())
+    parts += [f"noise {drawn.pop('noise').deviation:.2f}"] if "noise" in drawn else []
+    for name, strengths in drawn.items():
         parts += [f"{name.replace('_', ' ')} {value:.2f}" for value in strengths if value is not None]
-    parts += [f"mirrored {''.join('DHW'[axis] for axis in draw.mirrored)}"] if draw.mirrored else []
+    parts += [f"mirrored {''.join('DHW'[axis] for axis in mirrored)}"] if mirrored else []
     return "\n".join(", ".join(parts[first : first + 2]) for first in range(0, len(parts), 2))
 
 

@@ -31,10 +31,14 @@ OWN = ("e2enet.", "torch.")
 
 @dataclass(frozen=True)
 class Conflict:
-    """`find` gets the values of `paths`, in this order, and returns a message or None."""
+    """`find` gets the values of `paths`, in this order, and returns a message or None.
+
+    It is asked where these values are right by themselves; with `always`, whatever they are.
+    """
 
     paths: tuple[str, ...]
     find: Callable[..., str | None]
+    always: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,8 @@ class Schema:
 
     def part_of(self, path: str) -> Part | None:
         """What is built from the section at a path, if anything is."""
-        return next((part for pattern, part in self.parts.items() if fnmatchcase(path, pattern)), None)
+        parts = ((pattern, part) for pattern, part in self.parts.items() if pattern.count(".") == path.count("."))
+        return next((part for pattern, part in parts if fnmatchcase(path, pattern)), None)
 
 
 def config_problems(config: DictConfig, schema: Schema, *, allow_missing: bool = False) -> list[str]:
@@ -111,11 +116,11 @@ def config_problems(config: DictConfig, schema: Schema, *, allow_missing: bool =
     problems = {path: problem for path, problem in problems.items() if path not in copied}
     for conflict in schema.conflicts:
         # A value that is wrong by itself would only confuse the comparison.
-        if not any(_overlap(path, wrong) for path in conflict.paths for wrong in problems):
+        if conflict.always or not any(_overlap(path, wrong) for path in conflict.paths for wrong in problems):
             values = [_get(content, path) for path in conflict.paths]
             message = conflict.find(*values)
             if message:
-                problems[" ".join(conflict.paths)] = message
+                problems[f"{' '.join(conflict.paths)} {conflict.find.__name__}"] = message
     if allow_missing:
         problems = {path: text for path, text in problems.items() if path not in missing}
     return list(problems.values())

@@ -39,6 +39,7 @@ RENAMED = {
     "logger.tags": "logger.wandb.tags",
     "logger.offline": "logger.wandb.offline",
     "data.foreground_share": "data.sampler.foreground_share",
+    "data.augmentation": "augmentation",
 }
 # Values that are files of a group now, whatever file of it is chosen beside them.
 MOVED = {"data.layout=cases": "data=brats_2021", "data.layout=msd": "data=brats"}

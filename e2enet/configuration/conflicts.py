@@ -17,7 +17,9 @@ from lightning.pytorch.callbacks import WeightAveraging
 from e2enet.common.config_check import Conflict
 from e2enet.common.errors import InputError, first_line
 from e2enet.common.signatures import resolve_target
+from e2enet.common.steps import order_problem
 from e2enet.configuration.trials import network_problem, trainer_problem
+from e2enet.data.augmentation.trial import recipe_problem
 from e2enet.data.config_rules import folder_conflict
 from e2enet.inference.checkpoint import read_hyper_parameters
 from e2enet.network.baselines import missing_package
@@ -230,6 +232,12 @@ def _trainer(trainer: Mapping[str, Any], masks: bool) -> str | None:
     return trainer_problem(trainer)
 
 
+def _order(augmentation: Any) -> str | None:
+    order = augmentation.get("order") if isinstance(augmentation, Mapping) else None
+    is_readable = isinstance(order, list) and all(isinstance(name, str) for name in order)
+    return order_problem("augmentation", augmentation) if is_readable else None
+
+
 @cache  # asked for every job of a sweep
 def _login_problem() -> str | None:
     import wandb
@@ -244,6 +252,8 @@ def _login_problem() -> str | None:
 CONFLICTS: tuple[Conflict, ...] = (
     folder_conflict("paths.prepared", writable=True),
     Conflict(("paths.runs", "run_folder"), _run_folder),
+    Conflict(("augmentation",), _order, always=True),
+    Conflict(("augmentation", "plan.patch_size", "data.mirror_axes"), recipe_problem),
     Conflict(("logger",), _login),
     Conflict(("logger",), _packages),
     Conflict(("callbacks", "dsff.masks"), _averages),

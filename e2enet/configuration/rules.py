@@ -75,7 +75,21 @@ RULES: dict[str, Rule] = {
     "training.checkpoint_unit": choice("steps", "epochs"),
     "training.keep_every": optional(whole(1)),
     "optimized_metric": optional(text),
+    "augmentation.order": optional(list_of(text)),
 }
+
+PROBABILITY = number(0, 1)
+AUGMENTATION = Part(
+    supplied=frozenset({"patch_size", "mirror_axes"}),
+    rules={
+        **dict.fromkeys(("p", "channel_p", "rotation_p", "scale_p"), PROBABILITY),
+        **dict.fromkeys(("strength", "scale"), list_of(positive, 2)),
+        **dict.fromkeys(("degrees", "degrees_in_plane"), number(0, 180)),
+        "deviation": list_of(number(0), 2),
+        "anisotropy": positive,
+    },
+    may_lack=True,
+)
 
 NETWORK = Part(
     base=nn.Module,
@@ -157,6 +171,7 @@ PARTS = {
     "schedule": SCHEDULE,
     "trainer": TRAINER,
     "logger.*": Part(base=Logger, supplied=SUPPLIED_TO_LOGGERS, may_lack=True),
+    "augmentation.*": AUGMENTATION,
     "callbacks.*": Part(base=Callback, supplied=SUPPLIED_TO_CALLBACKS, may_lack=True),
 }
 

@@ -114,8 +114,10 @@ def build_datamodule(config: DictConfig, **more: Any) -> SegmentationDataModule:
     section = data_of_today(as_plain(config.data))
     for name in EXTRAS:
         section.pop(name, None)  # facts that other keys are looked up in
-    module: SegmentationDataModule = instantiate(
-        section,
+    if OmegaConf.select(config, "augmentation") is not None:  # a run of an earlier version has none
+        more["augmentation"] = as_plain(config.augmentation)
+    # Called when it is made: Hydra would build the steps of the recipe among its arguments.
+    module: SegmentationDataModule = instantiate({**section, "_partial_": True, "_convert_": "all"})(
         root=os.path.expanduser(config.paths.data),
         prepared_root=os.path.expanduser(config.paths.prepared),
         fold=config.fold,
@@ -123,7 +125,6 @@ def build_datamodule(config: DictConfig, **more: Any) -> SegmentationDataModule:
         plan=as_plain(config.plan),
         score_test=bool(OmegaConf.select(config, "final.predict", default=True)),
         **more,
-        _convert_="all",
     )
     return module
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ RULES: dict[str, Rule] = {
 }
 # What the code gives a data module, beside what its section says.
 SUPPLIED = frozenset(
-    {"root", "prepared_root", "fold", "seed", "plan", "accumulate", "score_test", "steps_per_epoch"}
+    {"root", "prepared_root", "fold", "seed", "plan", "accumulate", "score_test", "steps_per_epoch", "augmentation"}
     | {"validation_patches", "validate_every", "validate_full"}
 )
 # Parameters of some layouts that stand beside the section of the layout, which takes them by `${data.KEY}`.
@@ -69,9 +69,7 @@ DATA_RULES: dict[str, Rule] = {
     "regions": table_of(text, list_of(whole(1))),
     "regions_class_order": optional(list_of(whole(1))),
     "mirror_axes": axes,
-    "augmentation": choice("nnunet", "mirror", "none"),
     "augment_on": choice("worker", "device"),
-    "transforms": list_of(Rule(lambda v: isinstance(v, Mapping), "an entry {_target_: .., parameter: ..}")),
     "num_workers": whole(0),
     "prepare_workers": optional(whole(0)),
     "limit_cases": optional(whole(1)),
@@ -87,18 +85,14 @@ SAMPLER = Part(
     may_lack=True,
 )
 # Keys of earlier versions, as files of one's own may have them, and where they belong now.
-MOVED = {"foreground_share": "is data.sampler.foreground_share now"}
+MOVED = {
+    "foreground_share": "is data.sampler.foreground_share now",
+    "augmentation": "is a group of its own now: augmentation=NAME, or `- override /augmentation: NAME` in a file",
+    "transforms": "each is a step of the group augmentation now, as augmentation.NAME={_target_: torchio.RandomBlur} "
+    "(docs/augmentation.md)",
+}
 DATA = Part(supplied=SUPPLIED, reserved=MOVED, extras=EXTRAS, rules=DATA_RULES)
 PARTS = {"data": DATA, "data.layout": Part(base=Layout, may_lack=True), "data.sampler": SAMPLER}
-
-
-def _transforms(entries: Sequence[Mapping[str, Any]] | None) -> str | None:
-    if not entries:
-        return None
-    # Imported here: torch would take seconds and hundreds of megabytes from commands and workers that need none.
-    from e2enet.data.augmentation.torchio_transforms import transform_problem
-
-    return transform_problem(entries)
 
 
 def _layout(layout: Mapping[str, Any] | None, *beside: Any) -> str | None:
@@ -138,7 +132,6 @@ def _fold(split: Any, fold: Any) -> str | None:
 
 CONFLICTS = (
     Conflict(("data.layout", *(f"data.{key}" for key in LAYOUT_KEYS)), _layout),
-    Conflict(("data.transforms",), _transforms),
     Conflict(("data.labels", "data.regions", "data.regions_class_order"), _regions),
     folder_conflict("paths.data", writable=False),
     folder_conflict("paths.prepared", writable=False),  # the check writes nothing

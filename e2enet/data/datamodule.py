@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning
-import torchio as tio
 from torch.utils.data import DataLoader
 
 from e2enet.common.errors import InputError, raise_problems
@@ -66,9 +65,9 @@ class SegmentationDataModule(lightning.LightningDataModule):
         plan: Keywords of `plan_dataset`: kind, spacing, patch_size, strides, batch_size, memory_gb; those
             left out are planned.
         mirror_axes: Axes (0 = D, 1 = H, 2 = W) along which a mirrored image is still one of this dataset.
-        augmentation: "nnunet", "mirror" or "none".
+        augmentation: What is done to training patches: the section `augmentation` of a config in plain containers, or
+            the name of a file of that group, such as "nnunet".
         augment_on: Where that takes place: in the "worker" that reads the patch, or on the training "device".
-        transforms: TorchIO transforms of each training patch, before the augmentation, in the worker.
         sampler: Draws which case a training patch is of and where it lies; None: as `PatchSampler` does by itself.
         accumulate: Training batches per optimizer step.
         steps_per_epoch: Training batches per epoch and process.
@@ -111,9 +110,8 @@ class SegmentationDataModule(lightning.LightningDataModule):
         seed: int = 0,
         plan: Mapping[str, Any] | None = None,
         mirror_axes: Sequence[int] = (0, 1, 2),
-        augmentation: str = "nnunet",
+        augmentation: str | Mapping[str, Any] = "nnunet",
         augment_on: Literal["worker", "device"] = "worker",
-        transforms: Sequence[tio.Transform] = (),
         sampler: PatchSampler | None = None,
         accumulate: int = 1,
         steps_per_epoch: int = 250,
@@ -136,7 +134,6 @@ class SegmentationDataModule(lightning.LightningDataModule):
         self.mirror_axes = tuple(int(axis) for axis in mirror_axes)
         self.augmentation = augmentation
         self.augment_on = augment_on
-        self.transforms = list(transforms)
         self.sampler = sampler or PatchSampler()
         self.accumulate = accumulate
         self.steps_per_epoch = steps_per_epoch
@@ -147,6 +144,7 @@ class SegmentationDataModule(lightning.LightningDataModule):
         self.prepare_workers = prepare_workers
         raise_problems(option_problems(vars(self)), "The data configuration cannot be used:")
         self._prepared: tuple[list[PreparedCase], list[PreparedCase]] | None = None
+        self._built: Augmentation | None = None
         self._start = (0, 0)
 
     @property
@@ -182,10 +180,9 @@ class SegmentationDataModule(lightning.LightningDataModule):
             self._prepared_cases()[0],
             self.plan.patch_size,
             batch_size=self.plan.batch_size * world_size,
-            augmentation=self._augmentation(),
+            augmentation=self._recipe(),
             seed=self.seed,
             augment_here=self.augment_on == "worker",
-            transforms=self.transforms,
             affine=frame_affine(self.plan.spacing, self.plan.depth_axis),
             sampler=self.sampler,
             accumulate=self.accumulate,
@@ -217,7 +214,7 @@ class SegmentationDataModule(lightning.LightningDataModule):
         draws = batch.pop("draw", None)
         if draws is not None:
             parts = batch["image"], batch["label"], draws, batch.pop("inside", ())
-            batch["image"], batch["label"] = self._augmentation().apply(*parts)
+            batch["image"], batch["label"] = self._recipe().apply(*parts)
         batch["label"] = batch["label"].long()
         return batch
 
@@ -241,10 +238,13 @@ class SegmentationDataModule(lightning.LightningDataModule):
         """This process's number and how many train together."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _augmentation(self) -> Augmentation:
-        return build_augmentation(
-            self.plan.patch_size, self.mirror_axes, self.augmentation, masked_channels=self.plan.masked_channels
-        )
+    def _recipe(self) -> Augmentation:
+        if self._built is None:  # once: batches that are augmented on the device ask for each
+            masked = self.plan.masked_channels
+            self._built = build_augmentation(
+                self.plan.patch_size, self.mirror_axes, self.augmentation, masked_channels=masked
+            )
+        return self._built
 
     def _prepare(self) -> None:
         folder = self.prepared_folder

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torchio as tio
-
-from e2enet.data.augmentation.recipe import AUGMENTATIONS
+from e2enet.common.configs import group_options
+from e2enet.common.steps import order_problem
+from e2enet.data.augmentation.recipe import GROUP
 from e2enet.data.loaders.patch_sampler import PatchSampler
 
 PLAN_KEYS = ("kind", "spacing", "patch_size", "strides", "batch_size", "memory_gb")
@@ -32,12 +32,12 @@ def option_problems(options: Mapping[str, Any]) -> list[str]:
     augmentation, augment_on = options["augmentation"], options["augment_on"]
     if unknown := sorted(set(options["plan_options"]) - set(PLAN_KEYS)):
         problems.append(f"plan has unknown keys {unknown}; known are {list(PLAN_KEYS)}")
-    if augmentation not in AUGMENTATIONS:
-        problems.append(f"augmentation={augmentation!r} must be one of {', '.join(AUGMENTATIONS)}")
+    if isinstance(augmentation, Mapping):
+        problems += [problem] if (problem := order_problem(GROUP, augmentation)) else []
+    elif augmentation not in group_options(GROUP):
+        problems.append(f"augmentation={augmentation!r} must be one of {', '.join(group_options(GROUP))}")
     if augment_on not in ("worker", "device"):
         problems.append(f"augment_on={augment_on!r} must be 'worker' or 'device'")
-    if strange := [repr(item) for item in options["transforms"] if not isinstance(item, tio.Transform)]:
-        problems.append(f"transforms={', '.join(strange)} must be TorchIO transforms")
     if not set(mirror_axes) <= {0, 1, 2} or len(set(mirror_axes)) < len(mirror_axes):
         problems.append(f"mirror_axes={list(mirror_axes)} must be different axes out of 0, 1, 2 (D, H, W)")
     if not isinstance(sampler, PatchSampler):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from e2enet.common.files import content_key
+from e2enet.common.steps import with_order
 
 # Tables that other keys of a config are looked up in. What was found there stands in the key that asked. And what the
 # report calls the dataset.
@@ -50,12 +51,12 @@ def job_key(config: Mapping[str, Any]) -> str:
     Keys that are null count as absent. A later version of the code with one key more, off by default, then still
     finds the finished jobs of an earlier one.
     """
-    return content_key(_without(config, WITHOUT_EFFECT))
+    return content_key(_without(with_order(config), WITHOUT_EFFECT))
 
 
 def training_key(config: Mapping[str, Any]) -> str:
     """The key of what is trained: equal for jobs that differ only in what follows training (`final.*`)."""
-    return content_key(_without(config, (*WITHOUT_EFFECT, *AFTER_TRAINING)))
+    return content_key(_without(with_order(config), (*WITHOUT_EFFECT, *AFTER_TRAINING)))
 
 
 def _without(section: Mapping[str, Any], paths: tuple[str, ...], prefix: str = "") -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from e2enet.common.files import content_key
+from e2enet.common.steps import with_order
 from e2enet.runs.job_key import WITHOUT_EFFECT
 from e2enet.runs.folders import CONFIG_FILE, SweepJob, read_config
 
@@ -29,7 +30,7 @@ def configuration_settings(jobs: Sequence[SweepJob]) -> list[dict[str, Any]]:
         rows[job.experiment, job.row].append(index)
     for members in rows.values():
         if all((jobs[index].folder / CONFIG_FILE).is_file() for index in members):
-            configs = [_deciding(flat(read_config(jobs[index].folder))) for index in members]
+            configs = [_deciding(flat(with_order(read_config(jobs[index].folder)))) for index in members]
             named = _named([settings[index] for index in members], configs)
             for index, name in zip(members, named, strict=True):
                 settings[index] = name
@@ -60,7 +61,7 @@ def _job_settings(job: SweepJob) -> dict[str, Any]:
         pairs = [text.lstrip("+").partition("=") for text in job.overrides]
         settings: dict[str, Any] = {key: value for key, _, value in pairs}
     else:
-        settings = flat(read_config(job.folder))
+        settings = flat(with_order(read_config(job.folder)))
     return _deciding(settings)
 
 

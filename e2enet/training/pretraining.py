@@ -21,6 +21,7 @@ from e2enet.common.overrides import (
     is_override,
     override_values,
     parse_override,
+    renamed,
     unknown_choice,
     unreadable,
 )
@@ -33,6 +34,7 @@ from e2enet.training.resume import LAST_CHECKPOINT
 FOLDER = "pretraining"
 # Written when the training is over: its score, and the checkpoint that the run starts with.
 FINISHED_FILE = "finished.json"
+CHOSEN = ("data", "augmentation")  # groups whose files hold the values of one section
 # What a pretraining has by itself, whatever the run has.
 OWN: dict[str, Any] = {
     "pretraining": None,
@@ -87,7 +89,7 @@ def pretraining_config(config: DictConfig) -> DictConfig:
     problems = []
     for key, value in OWN.items():
         OmegaConf.update(result, key, value)
-    for text in config.pretraining:
+    for text in map(renamed, config.pretraining):
         try:
             override = parse_override(text) if is_override(text) else None
         except HydraException as error:
@@ -97,12 +99,13 @@ def pretraining_config(config: DictConfig) -> DictConfig:
             problems.append(f"{text}: expected key=value or data=NAME")
         elif not chooses_group(override):
             OmegaConf.update(result, override.key_or_group, override.value(), force_add=True)
-        elif override.key_or_group != "data":
-            problems.append(f"{text}: of the groups only data can be chosen; give the keys that differ")
-        elif (chosen := override_values(override)[0]) not in group_options("data"):
-            problems.append(unknown_choice("data", chosen, group_options("data")))
+        elif (group := override.key_or_group) not in CHOSEN:
+            words = " and ".join(CHOSEN)
+            problems.append(f"{text}: of the groups only {words} can be chosen; give the keys that differ")
+        elif (chosen := override_values(override)[0]) not in group_options(group):
+            problems.append(unknown_choice(group, chosen, group_options(group)))
         else:
-            result.data = compose_config([f"data={chosen}"]).data
+            result[group] = compose_config([f"{group}={chosen}"])[group]
     raise_problems(problems, "pretraining: overrides that cannot be used:")
     return result
 

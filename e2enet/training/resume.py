@@ -15,6 +15,7 @@ from e2enet.common.configs import as_plain, compose_config, group_options, make_
 from e2enet.common.console import say
 from e2enet.common.errors import InputError, raise_problems
 from e2enet.common.overrides import chooses_group, override_values, parse_override
+from e2enet.common.steps import with_order
 from e2enet.data.datamodule import SegmentationDataModule
 from e2enet.inference.checkpoint import read_checkpoint
 from e2enet.runs.folders import CONFIG_FILE, MANIFEST, read_config
@@ -46,7 +47,7 @@ CHANGEABLE = (
     "data.augment_on",
 )
 # The sections of a config that decide what is trained; `plan` is compared as it came out of the data.
-TRAINED = ("seed", "fold", "data", "dsff", "network", "training", "loss", "optimizer", "schedule")
+TRAINED = ("seed", "fold", "data", "augmentation", "dsff", "network", "training", "loss", "optimizer", "schedule")
 # Of a list that changed, so many of its items are named.
 MOST_NAMED = 3
 
@@ -177,7 +178,8 @@ def run_identity(config: Mapping[str, Any], data: SegmentationDataModule) -> dic
         config: the run's, resolved.
         data: set up.
     """
-    found = dict(_flat({section: config[section] for section in TRAINED}))
+    content = with_order(config)
+    found = dict(_flat({section: content[section] for section in TRAINED}))
     found |= dict(_flat({"plan": data.plan.to_dict()}))
     found |= {
         **data.dataset.scheme.to_plain(),

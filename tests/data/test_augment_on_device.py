@@ -57,16 +57,15 @@ def test_both_places_give_the_same_voxels(case: PreparedCase) -> None:
         image, label, draws = augment_batch(there, keys)
         torch.testing.assert_close(image, expected["image"], atol=1e-4, rtol=0)
         assert torch.equal(label, expected["label"]) and label.dtype == torch.uint8
-        seen |= {name for draw in draws for name in draw.strengths} | {"noise" for draw in draws if draw.noise}
-        seen |= {"turned" for draw in draws if draw.matrix} | {"mirrored" for draw in draws if draw.mirrored}
-    assert seen == {"noise", "turned", "mirrored", *here.augmentation.steps}
+        seen |= {name for draw in draws for name in draw.drawn}
+    assert seen == set(here.augmentation.steps)
 
 
 def test_the_worker_sends_no_more_than_the_draw_needs(case: PreparedCase) -> None:
     dataset = make_dataset(case, augment_here=False)
     for index in range(30):
         sample: dict[str, Any] = dataset[(0, index)]
-        expected = PATCH if sample["draw"].matrix is None else dataset.augmentation.box_size(sample["draw"])
+        expected = PATCH if "spatial" not in sample["draw"].drawn else dataset.augmentation.box_size(sample["draw"])
         assert sample["image"].shape == (2, *expected) and sample["label"].shape == expected
         assert sample["label"].dtype == torch.uint8
 
@@ -100,7 +99,7 @@ def test_both_places_agree_in_distribution(case: PreparedCase) -> None:
     assert np.abs(histograms[0] - histograms[1]).max() < 0.02
     redrawn = [make_dataset(case, augment_here=False, seed=1)[(0, index)]["draw"] for index in range(COUNT)]
     for name in here.augmentation.steps:
-        shares = [sum(name in draw.strengths for draw in part) / COUNT for part in (redrawn, draws)]
+        shares = [sum(name in draw.drawn for draw in part) / COUNT for part in (redrawn, draws)]
         assert shares[0] == pytest.approx(shares[1], abs=0.09), name  # three standard deviations at p = 0.3
 
 

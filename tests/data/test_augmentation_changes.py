@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -11,15 +11,24 @@ from scipy import ndimage
 from torch.nn import functional
 
 from e2enet.data.augmentation import intensity
+from e2enet.data.augmentation.intensity_steps import IntensityStep
 from e2enet.data.augmentation.recipe import build_augmentation
-from e2enet.data.augmentation.spatial import RandomRotateScale, box_size, rotate_scale, rotation_matrix
+from e2enet.data.augmentation.spatial import RotationScaling, box_size, rotate_scale, rotation_matrix
 
 PATCH = (6, 8, 10)
 CHANNEL = np.random.default_rng(0).normal(size=PATCH).astype(np.float32)
 LABEL = np.random.default_rng(1).integers(0, 4, PATCH).astype(np.uint8)
 
 
-def change(function: intensity.Change, channel: np.ndarray, strength: float) -> np.ndarray:
+Change = Callable[[torch.Tensor, Sequence[float]], None]
+
+
+def rotation(patch: tuple[int, int, int]) -> RotationScaling:
+    """A step that always turns and scales."""
+    return RotationScaling(1, 30.0, 1, (0.7, 1.4), degrees_in_plane=30.0, anisotropy=3, patch_size=patch)
+
+
+def change(function: Change, channel: np.ndarray, strength: float) -> np.ndarray:
     """A channel (D, H, W) after a change of intensity."""
     rows = torch.from_numpy(channel.copy())[None]
     function(rows, [strength])
@@ -46,7 +55,7 @@ def turn(image: np.ndarray, label: np.ndarray, matrix: np.ndarray, size: Sequenc
         intensity.lower_resolution_in_plane,
     ],
 )
-def test_neutral_strength_changes_nothing(function: intensity.Change) -> None:
+def test_neutral_strength_changes_nothing(function: Change) -> None:
     np.testing.assert_allclose(change(function, CHANNEL, 1.0), CHANNEL, atol=1e-5)
 
 
@@ -61,7 +70,7 @@ def test_neutral_strength_changes_nothing(function: intensity.Change) -> None:
         intensity.blur,
     ],
 )
-def test_constant_channel_stays_constant(function: intensity.Change) -> None:
+def test_constant_channel_stays_constant(function: Change) -> None:
     np.testing.assert_allclose(change(function, np.full(PATCH, -1.5, np.float32), 0.7), -1.5, atol=1e-6)
 
 
@@ -106,7 +115,9 @@ def test_low_resolution_is_nearest_sampling_and_linearly_back(zoom: float) -> No
 
 @pytest.mark.parametrize("name", ["blur", "brightness", "contrast", "low_resolution", "gamma_inverted", "gamma"])
 def test_rows_of_different_strength_are_changed_as_one_by_one(name: str) -> None:
-    function = build_augmentation(PATCH, ()).steps[name].change
+    step = build_augmentation(PATCH, ()).steps[name]
+    assert isinstance(step, IntensityStep)
+    function = step.change
     channels = np.random.default_rng(3).normal(size=(3, *PATCH)).astype(np.float32)
     rows = torch.from_numpy(channels.copy())
     function(rows, [0.7, 0.9, 0.8])
@@ -149,7 +160,7 @@ def test_agrees_with_scipy_affine_transform() -> None:
 def test_enlarged_box_leaves_no_black_corners() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        matrices = [RandomRotateScale(rotation_p=1, scale_p=1).draw() for _ in range(20)]
+        matrices = [rotation(PATCH).draw(1) for _ in range(20)]
     for matrix in matrices:
         assert matrix is not None
         size = box_size(matrix, PATCH)
@@ -170,7 +181,7 @@ def test_in_plane_draws_never_mix_slices() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for _ in range(10):
-            matrix = RandomRotateScale(rotation_p=1, scale_p=1, in_plane=True).draw()
+            matrix = rotation((6, 30, 30)).draw(1)
             assert matrix is not None
             np.testing.assert_allclose(matrix[0], [1, 0, 0])
             np.testing.assert_allclose(np.array(matrix)[:, 0], [1, 0, 0])

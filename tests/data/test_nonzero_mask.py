@@ -10,9 +10,8 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-import torchio as tio
 
-from e2enet.data.augmentation.recipe import build_augmentation
+from e2enet.data.augmentation.recipe import build_augmentation, read_recipe
 from e2enet.data.datamodule import SegmentationDataModule
 from e2enet.data.formats.layout import read_msd
 from e2enet.data.layouts.described import MSDLayout
@@ -73,7 +72,7 @@ def test_a_mask_is_applied_as_the_label_is_moved() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(1)
         draws = [augmentation.draw(channels=2) for _ in range(60)]
-    assert any(draw.matrix for draw in draws) and any(draw.mirrored for draw in draws)
+    assert all(any(name in draw.drawn for draw in draws) for name in augmentation.steps)
     for draw in draws:
         size = augmentation.box_size(draw)
         image = torch.randn(2, *size, generator=generator) + 3
@@ -90,8 +89,12 @@ def test_a_mask_is_applied_as_the_label_is_moved() -> None:
 @pytest.mark.parametrize("augment_on", ["worker", "device"])
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (1.3, 0.8, 0.9)])
 def test_no_draw_leaves_anything_outside(root: Path, augment_on: Any, spacing: tuple[float, ...]) -> None:
-    moves = [tio.RandomAffine(degrees=20, p=0.5), tio.RandomNoise(mean=1.0, p=0.5)]
-    data = module(root, augment_on=augment_on, plan={"spacing": spacing}, transforms=moves)
+    affine = {"_target_": "torchio.RandomAffine", "degrees": 20, "p": 0.5}
+    monai = {"_target_": "monai.transforms.RandAffined", "keys": ["image", "label"], "prob": 0.5, "rotate_range": 0.3}
+    more = {"move": affine, "turn": {**monai, "mode": ["bilinear", "nearest"], "padding_mode": "zeros"}}
+    noise = {"_target_": "torchio.RandomNoise", "mean": 1.0, "p": 0.5}
+    recipe = {**more, **read_recipe("nnunet"), "order": None, "noise": noise}
+    data = module(root, augment_on=augment_on, plan={"spacing": spacing}, augmentation=recipe)
     assert data.plan.normalisation == ({"scheme": "zscore", "nonzero": True},)
     spread = []
     for batch in batches(data):

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torchio as tio
 from torch.utils.data import DataLoader
 from torch.utils.data._utils import signal_handling
 
 from e2enet.common.errors import InputError
-from e2enet.data.augmentation.recipe import build_augmentation
+from e2enet.data.augmentation.recipe import Augmentation
+from e2enet.data.augmentation.step import AugmentationStep, Patch
 from e2enet.data.loaders.loading import patch_loader
 from e2enet.data.loaders.sampling import EpochSampler, PatchDataset
 from e2enet.data.loaders.worker_notes import WorkerNotes, naming_held_cases
@@ -32,15 +32,18 @@ HARMLESS, STRANGE = 0.0, 1.0  # voxel values of the two cases
 
 
 @dataclass
-class At:
-    """A transform that does something to patches of the strange case."""
+class At(AugmentationStep):
+    """A step that does something to patches of the strange case."""
 
     do: Callable[[], Any]
 
-    def __call__(self, subject: tio.Subject) -> tio.Subject:
-        if subject.get_image("image").data.max() == STRANGE:
+    def draw(self, channels: int) -> int:
+        return 1
+
+    def apply(self, patch: Patch, drawn: int) -> Patch:
+        if patch.image.max() == STRANGE:
             self.do()
-        return subject
+        return patch
 
 
 def raise_value_error() -> None:
@@ -68,8 +71,7 @@ def loader(folder: Path, do: Callable[[], Any], num_workers: int) -> DataLoader:
         np.save(label, np.zeros((7, 12, 13), np.uint8))
         np.savez(folder / f"{name}.foreground.npz")
         cases.append(PreparedCase(name, image, label, shape=(7, 12, 13)))
-    dataset = PatchDataset(cases, PATCH, batch_size=2, augmentation=build_augmentation(PATCH, (), "none"), seed=0)
-    dataset.transforms = [At(do)]  # type: ignore[list-item]
+    dataset = PatchDataset(cases, PATCH, batch_size=2, augmentation=Augmentation(PATCH, {"at": At(do)}), seed=0)
     return patch_loader(dataset, EpochSampler(8, 2), num_workers=num_workers)
 
 
@@ -81,8 +83,9 @@ def test_an_exception_names_its_case_and_keeps_its_traceback(num_workers: int, t
     if num_workers:  # the worker's own traceback
         assert "in raise_value_error" in str(caught.value)
     else:
-        assert isinstance(caught.value.__cause__, ValueError)
-    with pytest.raises(InputError, match=r"case b: b\.image\.npy: 3 channels, 1 expected"):
+        assert isinstance(caught.value.__cause__, RuntimeError)
+        assert isinstance(caught.value.__cause__.__cause__, ValueError)
+    with pytest.raises(InputError, match=r"case b: augmentation\.at: b\.image\.npy: 3 channels, 1 expected"):
         list(loader(tmp_path, raise_input_error, num_workers))
 
 

@@ -57,5 +57,7 @@ def test_the_report_reads_it(run: Path) -> None:
 
 def test_going_on_with_it_is_refused_by_a_sentence(run: Path) -> None:
     given = [f"resume={run}"]
-    with pytest.raises(InputError, match=r"that of an earlier version of e2enet, .*lacks loss, optimizer, schedule"):
+    with pytest.raises(
+        InputError, match=r"that of an earlier version of e2enet, .*lacks augmentation, loss, optimizer, schedule"
+    ):
         resumed_config(compose_config(given), given)

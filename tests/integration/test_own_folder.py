@@ -37,6 +37,7 @@ NETWORK = "my_parts.MyNetwork"
 OWN = (
     "network=mine",
     "data=mine",
+    "augmentation=mine",
     "callbacks=mine",
     "logger=mine",
     "optimizer=mine",
@@ -56,7 +57,7 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with path.open("a", encoding="utf-8") as stream:
             stream.write(text)
     (root / "mine/conf/local/default.yaml").unlink()  # its data lies elsewhere
-    assert len(blocks) == 16
+    assert len(blocks) == 18
     return root / "mine"
 
 

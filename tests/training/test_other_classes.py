@@ -92,7 +92,7 @@ def test_whatever_else_differs_is_an_error(checkpoint: Path) -> None:
 def test_pretraining_on_other_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "TaskTwo", list("abcde"))
     folders = [f"paths.data={tmp_path}", f"paths.prepared={tmp_path}/prepared", f"run_folder={tmp_path}/run"]
-    data = ["data=msd", "data.name=TaskTwo", "++data.label_map={2:1}", "data.augmentation=none"]
+    data = ["data=msd", "data.name=TaskTwo", "++data.label_map={2:1}", "augmentation=none"]
     small = [text for text in SMALL_RUN if not text.startswith(("data.", "plan.patch"))] + ["plan.patch_size=[4,16,16]"]
     still = ["optimizer.lr=1e-30", "optimizer.weight_decay=0", "dsff=static", "trainer.probe=false"]
     length = ["training.epochs=1", "training.steps_per_epoch=1", "training.validate_full=0", "data.num_workers=0"]

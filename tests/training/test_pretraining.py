@@ -31,7 +31,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "data.num_train=5",
         "data.num_test=0",
         "data.shape=[40,40,16]",
-        "data.augmentation=none",
+        "augmentation=none",
         "plan.patch_size=[8,16,16]",
         "plan.strides=[[1,2,2],[2,2,2]]",
         "plan.batch_size=2",
@@ -127,7 +127,7 @@ def test_wrong_keys_are_told_before_anything_starts(source: Path, tiny: list[str
         assert f"initial_weights={other}: " in problems(f"initial_weights={other}")
     assert "expected null beside it" in problems(SOURCE, f"initial_weights={source}")
     wrong = problems("pretraining=['dsff=set','data=nope','training.epoch=3','seed']")
-    assert "of the groups only data can be chosen" in wrong
+    assert "of the groups only data and augmentation can be chosen" in wrong
     assert "data=nope: no such choice" in wrong and "seed: expected key=value" in wrong
     unknown = problems("pretraining=['training.epoch=3','seed=-1']")
     assert "pretraining: training.epoch: unknown key; did you mean training.epochs?" in unknown

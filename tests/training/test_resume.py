@@ -242,7 +242,7 @@ def test_a_choice_that_would_change_the_run_is_refused(
     [
         (
             b"",
-            r"not a run's config, or .* \(it lacks seed, fold, data, dsff, network, training, loss, .*paths\)",
+            r"not a run's config, or .* \(it lacks seed, fold, data, augmentation, dsff, network, .*paths\)",
         ),
         (b"seed: 1\ntrainer: {", "cannot be read as a run's config"),
         (b"\xff\xfe\x00", "cannot be read as a run's config"),

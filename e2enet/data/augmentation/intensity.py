@@ -2,8 +2,8 @@
 
 Every function takes rows, float32 (N, D, H, W), each a channel of some patch, and the strength of each row. Nothing
 here waits for the device. The images are normalised (about zero mean, unit variance), so every function handles
-negative values. Ranges, order and probabilities are chosen in `recipe`, which is nnU-Net's (Isensee et al. 2021,
-supplement 4; the spec's section 4).
+negative values. Ranges, order and probabilities are a recipe's: conf/augmentation/nnunet.yaml has those of nnU-Net
+(Isensee et al. 2021, supplement 4).
 """
 
 from __future__ import annotations

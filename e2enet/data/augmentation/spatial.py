@@ -1,4 +1,4 @@
-"""Rotation and scaling of a patch, drawn before the patch is read, so that just enough is read for it.
+"""Rotation, scaling and mirroring of a patch, drawn before the patch is read, so that just enough is read for it.
 
 A patch turned within itself has empty corners. So a larger box around the same centre is read, of `box_size` voxels,
 from which `rotate_scale` samples the patch. Only samples that are rotated or scaled pay for the larger read.
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from e2enet.data.augmentation.step import AugmentationStep, Patch, Triple, is_anisotropic, require_range, uniform
+
 # (3, 3) in the order D, H, W: output voxel o reads the input at `matrix @ o`, both relative to their centre.
 Matrix = Sequence[Sequence[float]]
-Triple = tuple[int, int, int]
 
 
 def rotate_scale(image: Tensor, label: Tensor, matrix: Matrix, patch_size: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -60,35 +61,37 @@ def box_size(matrix: Matrix | None, patch_size: Sequence[int]) -> Triple:
     return int(d), int(h), int(w)
 
 
-class RandomRotateScale:
-    """Draws a rotation, a scaling, both or none, from torch's global generator.
+class RotationScaling(AugmentationStep):
+    """A rotation, a scaling, both or none, in voxels.
 
     Args:
-        degrees: Largest rotation to either side, about each axis that is turned about.
-        scales: Range of the scale; above 1 the patch covers more of the image. Drawn below and above 1
-            equally often.
         rotation_p: Probability of a rotation.
+        degrees: Largest rotation to either side, about each axis.
         scale_p: Probability of a scaling, independent of the rotation.
-        in_plane: Rotate about the depth axis and scale H and W only: for patches so anisotropic that
-            turning slices into one another would interpolate across thick slices (nnU-Net's "dummy 2D").
+        scale: Range of the scale; above 1 the patch covers more of the image. Drawn below and above 1 equally often.
+        degrees_in_plane: Largest rotation of a patch that is turned in plane.
+        anisotropy: A patch more than so many times as wide as deep is turned about the depth axis and scaled in H and W
+            only: turning slices into one another would interpolate across thick slices (nnU-Net's "dummy 2D", of 3).
+        patch_size: Voxels (D, H, W).
     """
 
     def __init__(
         self,
-        *,
-        degrees: float = 30.0,
-        scales: tuple[float, float] = (0.7, 1.4),
-        rotation_p: float = 0.2,
-        scale_p: float = 0.2,
-        in_plane: bool = False,
+        rotation_p: float,
+        degrees: float,
+        scale_p: float,
+        scale: Sequence[float],
+        degrees_in_plane: float,
+        anisotropy: float,
+        patch_size: Triple,
     ) -> None:
-        self.degrees = degrees
-        self.scales = scales
+        self.in_plane = is_anisotropic(patch_size, anisotropy)
+        self.degrees = degrees_in_plane if self.in_plane else degrees
+        self.scale = require_range("scale", scale, around=1.0)
         self.rotation_p = rotation_p
         self.scale_p = scale_p
-        self.in_plane = in_plane
 
-    def draw(self) -> Matrix | None:
+    def draw(self, channels: int) -> Matrix | None:
         """A matrix of random angles and scale; None where the sample is neither rotated nor scaled."""
         rotate, scale, side, *uniform = torch.rand(7).tolist()
         if rotate >= self.rotation_p and scale >= self.scale_p:
@@ -98,10 +101,40 @@ class RandomRotateScale:
             angles = np.deg2rad(self.degrees) * (2 * np.array(uniform[:3]) - 1)
             matrix = rotation_matrix(angles * (1, 0, 0) if self.in_plane else angles)
         if scale < self.scale_p:
-            low, high = (self.scales[0], 1.0) if side < 0.5 else (1.0, self.scales[1])
+            low, high = (self.scale[0], 1.0) if side < 0.5 else (1.0, self.scale[1])
             factor = low + (high - low) * uniform[3]
             matrix = matrix @ np.diag((1.0 if self.in_plane else factor, factor, factor))
         return tuple(tuple(row) for row in matrix.tolist())
+
+    def box_size(self, drawn: Matrix, size: Triple) -> Triple:
+        """See the function of this name."""
+        return box_size(drawn, size)
+
+    def apply(self, patch: Patch, drawn: Matrix) -> Patch:
+        """Sample the patch from its box, see `rotate_scale`."""
+        image, label = rotate_scale(patch.image, patch.label, drawn, patch.size)
+        return patch._replace(image=image, label=label)
+
+
+class Mirror(AugmentationStep):
+    """Mirrors a patch along each of the dataset's `mirror_axes` (0 = D, 1 = H, 2 = W) with the probability `p`.
+
+    Which axes they are is the dataset's to say (`data.mirror_axes`), by which predictions are averaged too.
+    """
+
+    def __init__(self, p: float, mirror_axes: Sequence[int]) -> None:
+        self.p = p
+        self.axes = tuple(mirror_axes)
+
+    def draw(self, channels: int) -> tuple[int, ...] | None:
+        """The axes that are mirrored."""
+        return tuple(axis for axis in self.axes if uniform() < self.p) or None
+
+    def apply(self, patch: Patch, drawn: Sequence[int]) -> Patch:
+        """Flip image and label in place."""
+        for part in (patch.image, patch.label):
+            part.copy_(part.flip([axis + 1 for axis in drawn]))
+        return patch
 
 
 def rotation_matrix(angles: Sequence[float] | np.ndarray) -> np.ndarray:

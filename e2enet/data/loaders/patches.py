@@ -37,6 +37,13 @@ def frame_affine(spacing: Sequence[float], depth_axis: int) -> np.ndarray:
     return affine
 
 
+def shifted_affine(affine: np.ndarray, start: Sequence[int]) -> np.ndarray:
+    """The affine (4, 4) of what begins at voxel `start` of an image with this one."""
+    shifted = np.array(affine, dtype=float)
+    shifted[:3, 3] += shifted[:3, :3] @ np.asarray(start)
+    return shifted
+
+
 def load_subject(case: PreparedCase, affine: np.ndarray | None = None) -> tio.Subject:
     """TorchIO subject of a prepared case with "case"; voxels stay on disk until cropped.
 
@@ -57,8 +64,7 @@ def crop_subject(subject: tio.Subject, start: Sequence[int], size: Sequence[int]
     """
     patch = {}
     for name, image in subject.get_images_dict(intensity_only=False).items():
-        affine = image.affine.copy()
-        affine[:3, 3] += affine[:3, :3] @ np.asarray(start)
+        affine = shifted_affine(image.affine, start)
         patch[name] = type(image)(tensor=crop(image.data, start, size), affine=affine)
     return tio.Subject(**patch, case=subject["case"])
 

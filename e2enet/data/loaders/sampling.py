@@ -12,14 +12,12 @@ from numbers import Integral
 
 import numpy as np
 import torch
-import torchio as tio
 from torch.utils.data import Dataset, Sampler
 
 from e2enet.common.errors import InputError
-from e2enet.data.augmentation.recipe import Augmentation, Draw
-from e2enet.data.augmentation.torchio_transforms import apply_transforms
+from e2enet.data.augmentation.recipe import Augmentation
 from e2enet.data.loaders.patch_sampler import PatchSampler, Triple, foreground_count
-from e2enet.data.loaders.patches import crop_subject, load_subject, torch_seeded
+from e2enet.data.loaders.patches import crop_subject, load_subject, shifted_affine, torch_seeded
 from e2enet.data.loaders.worker_notes import WorkerNotes
 from e2enet.data.preparation.store import PreparedCase
 
@@ -43,8 +41,7 @@ class PatchDataset(Dataset):
         augmentation: What is done to each patch.
         seed: Any number that is not negative.
         augment_here: Carry out the augmentation; else only draw it.
-        transforms: TorchIO transforms of each patch, before the augmentation and wherever that takes place.
-        affine: Voxels (d, h, w) -> mm (4, 4) of the prepared cases, see `frame_affine`; for `transforms`.
+        affine: Voxels (d, h, w) -> mm (4, 4) of the prepared cases, see `frame_affine`; for steps that ask for it.
         sampler: Draws cases and places; None: evenly, as `PatchSampler` does by itself.
         accumulate: Batches per optimizer step.
 
@@ -60,7 +57,6 @@ class PatchDataset(Dataset):
         augmentation: Augmentation,
         seed: int,
         augment_here: bool = True,
-        transforms: Sequence[tio.Transform] = (),
         affine: np.ndarray | None = None,
         sampler: PatchSampler | None = None,
         accumulate: int = 1,
@@ -75,7 +71,6 @@ class PatchDataset(Dataset):
         self.augmentation = augmentation
         self.seed = seed
         self.augment_here = augment_here
-        self.transforms = list(transforms)
         self.affine = affine
         self.accumulate = accumulate
         self.notes = WorkerNotes([case.id for case in self.cases], num_workers=0)
@@ -110,8 +105,11 @@ class PatchDataset(Dataset):
     def _sample(self, case: PreparedCase, foreground: bool) -> dict[str, object]:
         subject = load_subject(case, self.affine)
         draw = self.augmentation.draw(subject.get_image("image").shape[0])
-        box = self._read_box(case, subject, draw, foreground=foreground)
-        box = apply_transforms(box, self.transforms)
+        start, box_size = self._draw_start(case, foreground), self.augmentation.box_size(draw)
+        draw = draw._replace(affine=shifted_affine(subject.get_image("image").affine, start).tolist())
+        # Both sizes differ by an even number, so that box and patch have one centre.
+        sizes = zip(start, self.patch_size, box_size, strict=True)
+        box = crop_subject(subject, [first - (larger - size) // 2 for first, size, larger in sizes], box_size)
         image, label = box.get_image("image").data, box.get_image("label").data[0]
         sample: dict[str, object] = {"image": image, "label": label, "case": box["case"]}
         inside = {"inside": box.get_image("inside").data[0]} if case.inside else {}
@@ -119,12 +117,6 @@ class PatchDataset(Dataset):
             images, labels = self.augmentation.apply([image], [label], [draw], list(inside.values()))
             return sample | {"image": images[0], "label": labels[0]}
         return sample | inside | {"draw": draw}
-
-    def _read_box(self, case: PreparedCase, subject: tio.Subject, draw: Draw, foreground: bool) -> tio.Subject:
-        """The box around a patch that the draw needs; both sizes differ by an even number, so their centre is one."""
-        start, box_size = self._draw_start(case, foreground), self.augmentation.box_size(draw)
-        sizes = zip(start, self.patch_size, box_size, strict=True)
-        return crop_subject(subject, [first - (larger - size) // 2 for first, size, larger in sizes], box_size)
 
     def _draw_start(self, case: PreparedCase, foreground: bool) -> Triple:
         start = self.sampler.draw_start(case, self.patch_size, foreground)

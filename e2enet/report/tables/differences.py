@@ -11,8 +11,9 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from e2enet.common.configs import as_plain, compose_config
+from e2enet.common.configs import as_plain, compose_config, group_options
 from e2enet.common.errors import first_line
+from e2enet.common.steps import with_order
 from e2enet.data.planning.planner import PAPER_BATCH
 from e2enet.network.build import NAMES as NETWORK_NAMES
 from e2enet.report.results.runs import Runs
@@ -24,8 +25,23 @@ from e2enet.runs.variants import flat
 from e2enet.training.step_parts import STEP_PARTS
 
 # Sections in which runs of an experiment may differ from its full scale; a dataset's own facts follow from its name.
-SECTIONS = ("network", "dsff", "training", "loss", "optimizer", "schedule", "plan", "final", "pretraining")
-DATA_KEYS = ("data.augmentation", "data.limit_cases", "data.transforms", "data.split", "data.group", "data.exclude")
+SECTIONS = (
+    "network",
+    "dsff",
+    "training",
+    "loss",
+    "optimizer",
+    "schedule",
+    "plan",
+    "final",
+    "pretraining",
+    "augmentation",
+)
+SAMPLER_KEYS = ("foreground_share", "class_weights", "case_weights")
+DATA_KEYS = (
+    *("data.limit_cases", "data.split", "data.group", "data.exclude"),
+    *(f"data.sampler.{key}" for key in SAMPLER_KEYS),
+)
 DATASET, PATCH = "dataset", "patch size"
 NAMES = {
     "network.base_features": "width (channels at full resolution)",
@@ -167,7 +183,7 @@ def _full_scale(experiment: str, ablation: Mapping[str, Any], row: str | None) -
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """{name: value} of what is compared, without the patch size, which a config may leave to planning."""
-    config = with_names_of_today(config)
+    config = with_order(with_names_of_today(config))
     sections = flat({name: config.get(name) for name in (*SECTIONS, "data")})
     kept = {
         key: value
@@ -178,12 +194,15 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_names_of_today(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A run's config, that of an earlier version by the keys of today: its network had a `name`, and loss, optimizer
-    and schedule lay in `training`."""
+    """A run's config, that of an earlier version by the keys of today: its network had a `name`, loss, optimizer and
+    schedule lay in `training`, and a recipe of augmentation was named in `data`."""
     network, training = dict(config.get("network") or {}), dict(config.get("training") or {})
     if "name" in network:
         network = {"_target_": NETWORK_NAMES.get(network.pop("name")), **network}
     moved = {part: training.pop(part) for part in STEP_PARTS if part in training}
+    recipe = (config.get("data") or {}).get("augmentation")
+    if isinstance(recipe, str) and recipe in group_options("augmentation"):
+        moved["augmentation"] = as_plain(compose_config([f"augmentation={recipe}"]).augmentation)
     return {**config, "network": network, "training": training, **moved}
 
 
