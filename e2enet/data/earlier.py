@@ -22,12 +22,17 @@ CASES = "brats_2021"  # what data=brats data.layout=cases was
 
 def data_of_today(section: Mapping[str, Any]) -> dict[str, Any]:
     """The section by the keys of today; one of this version as it is."""
-    module = str(section.get("_target_", "")).removeprefix(MODULE)
-    if module not in FILES:
+    if not is_of_earlier_version(section):
         return dict(section)
-    name = CASES if section.get("layout") == "cases" else FILES[module]
+    name = CASES if section.get("layout") == "cases" else FILES[section["_target_"].removeprefix(MODULE)]
     config = compose_config([f"data={name}"])
     beside = {key: value for key, value in section.items() if key in config.data and key not in ("layout", "_target_")}
     config.data.update(beside)  # some of which the layout takes
     today = as_plain(config.data)
     return {**section, "_target_": today["_target_"], "layout": today["layout"]}
+
+
+def is_of_earlier_version(section: Mapping[str, Any]) -> bool:
+    """Whether the section names one of the data modules of earlier versions."""
+    target = str(section.get("_target_"))
+    return target.startswith(MODULE) and target.removeprefix(MODULE) in FILES

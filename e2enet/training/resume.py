@@ -17,6 +17,7 @@ from e2enet.common.errors import InputError, raise_problems
 from e2enet.common.overrides import chooses_group, override_values, parse_override
 from e2enet.common.steps import with_order
 from e2enet.data.datamodule import SegmentationDataModule
+from e2enet.data.earlier import is_of_earlier_version
 from e2enet.inference.checkpoint import read_checkpoint
 from e2enet.runs.folders import CONFIG_FILE, MANIFEST, read_config
 from e2enet.runs.job_key import LOOKED_UP
@@ -90,6 +91,7 @@ def resumed_config(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
         )
     stored = OmegaConf.create(read_config(folder))
     lacking = [section for section in (*TRAINED, "trainer", "paths") if section not in stored]
+    lacking += ["data.layout"] if is_of_earlier_version(as_plain(stored.get("data") or {}, resolve=False)) else []
     if lacking:
         raise InputError(
             f"{folder / CONFIG_FILE}: not a run's config, or that of an earlier version of e2enet, which alone goes on "

@@ -18,6 +18,7 @@ from e2enet.data.cases.sources import DataSource
 from e2enet.data.cases.splits import five_fold
 from e2enet.data.command import SECTIONS, compose_data
 from e2enet.data.config_rules import SCHEMA
+from e2enet.data.earlier import data_of_today
 from e2enet.data.formats.labels import LabelTable
 from e2enet.data.formats.problems import Problem
 from e2enet.data.layouts.folder import FolderLayout
@@ -145,6 +146,7 @@ def test_modalities_by_folder_and_parts(tmp_path: Path) -> None:
             {"label": "{name}_seg.nii.gz"},
             "label='{name}_seg.nii.gz': has the fields ['name'], those of image, ['case']",
         ),
+        ({"label": "{case}.mha"}, "label='{case}.mha': the pattern of the images; another expected"),
         ({"case": "{patient}"}, "case='{patient}': has the fields ['patient'], some of image, ['case'], expected"),
         ({"case": "{case:>9999999999}"}, "case='{case:>9999999999}': fields alone expected in braces"),
         ({"image": "{case.nii.gz"}, "image='{case.nii.gz': a brace opens that none closes"),
@@ -257,6 +259,32 @@ def test_prediction_of_a_folder_with_a_dataset_json(tmp_path: Path) -> None:
         DataSource(tmp_path, layout("msd")).read()
 
 
+@pytest.mark.parametrize(
+    ("name", "more", "choice"),
+    [
+        ("BraTSDataModule", {"layout": "cases"}, ["data=brats_2021"]),
+        ("BraTSDataModule", {"layout": "msd"}, ["data=brats"]),
+        ("BTCVDataModule", {}, ["data=btcv"]),
+        ("AMOSDataModule", {"modality": "MRI"}, ["data=amos_mri"]),
+        ("PhantomDataModule", {"num_train": 7, "phantom_seed": 3}, ["data.num_train=7", "data.phantom_seed=3"]),
+    ],
+)
+def test_runs_of_earlier_versions_are_read_by_the_layouts_of_today(
+    name: str, more: dict[str, Any], choice: list[str]
+) -> None:
+    section = {"_target_": f"e2enet.data.datasets.{name}", "name": "mine", "augmentation": "none", **more}
+    read = data_of_today(section)
+    assert read["layout"] == as_plain(compose_config(choice).data)["layout"]
+    assert read["_target_"] == "e2enet.data.datamodule.SegmentationDataModule"
+    assert (read["name"], read["augmentation"]) == ("mine", "none") and data_of_today(read) == read
+
+
+def test_an_ensemble_takes_the_first_layout_that_fits(tmp_path: Path) -> None:
+    acdc(tmp_path, "training", 1)
+    both = [layout("kits"), layout("acdc")]
+    assert [case.id for case in find_cases(tmp_path, 1, layouts=both)] == ["patient001_frame01", "patient001_frame12"]
+
+
 def test_a_checkpoints_layout_is_built_where_it_is_e2enets_own() -> None:
     section = as_plain(compose_config(["data=brats_2023"]).data.layout)
     own = stored_layout(section)
@@ -272,3 +300,37 @@ def test_a_checkpoints_layout_is_built_where_it_is_e2enets_own() -> None:
     assert "antigravity" not in sys.modules
     with pytest.raises(InputError, match="is no class of e2enet"):
         stored_layout({"_target_": "collections.Counter"}, ["collections.Counter"])
+
+
+OWN_LAYOUT = """
+from e2enet.data.formats.dataset import finish
+from e2enet.data.formats.labels import resolve_labels
+from e2enet.data.formats.naming import Case
+from e2enet.data.layouts.layout import Layout
+
+
+class ByTable(Layout):
+    def __init__(self, table: str) -> None:
+        self.table = table
+
+    def scan(self, folder, problems, table):
+        rows = [line.split() for line in (folder / self.table).read_text().splitlines()]
+        cases = [Case(name, (folder / image,), folder / label) for name, image, label in rows]
+        labels = resolve_labels(None, table, problems)
+        return finish("own", folder, ["CT"], labels, table, training=cases, problems=problems)
+"""
+
+
+def test_a_layout_in_code_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_layout.py").write_text(OWN_LAYOUT, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    section = {"_target_": "own_layout.ByTable", "table": "cases.txt"}
+    folder = touch(tmp_path / "d", "x/1.nii.gz", "y/1.nii.gz", "x/2.nii.gz")
+    (folder / "cases.txt").write_text("one x/1.nii.gz y/1.nii.gz\ntwo x/2.nii.gz y/2.nii.gz\n")
+    dataset, told = scanned(build_part(section), folder)
+    assert [case.id for case in dataset.training] == ["one", "two"] and dataset.channels == ("CT",)
+    assert told == {("two", "error", "no such file", "y/2.nii.gz")}
+    with pytest.raises(InputError, match="none of e2enet"):
+        stored_layout(section)
+    own = stored_layout(section, ["own_layout.ByTable"])
+    assert [case.id for case in find_cases(folder, 1, layouts=[own])] == ["one", "two"]  # no label is needed

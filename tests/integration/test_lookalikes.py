@@ -62,18 +62,35 @@ def test_brats_of_the_decathlon(raw: Callable[[str], Path], take_tour: Callable[
     tour.assert_grid("BRATS_001", folder / "imagesTr" / "BRATS_001.nii.gz")
 
 
-def test_brats_as_a_folder_per_case(raw: Callable[[str], Path], take_tour: Callable[..., Any], tmp_path: Path) -> None:
+def test_brats_as_a_folder_per_case(raw: Callable[[str], Path], take_tour: Callable[..., Any]) -> None:
     folder = raw("brats_cases")
-    scans = tmp_path / "scans"
-    scans.mkdir()
-    for case in sorted(folder.iterdir()):  # named for predict.py
-        for number, channel in enumerate(("flair", "t1", "t1ce", "t2")):
-            (scans / f"{case.name}_{number:04d}.nii.gz").symlink_to(case / f"{case.name}_{channel}.nii.gz")
     labels = [str(folder), "--label-names=*/*_seg", "--label-map=4=3", *REGIONS, "--region=tumour core=1,3"]
-    tour = take_tour(["data=brats_2021", f"paths.data={folder.parent}"], scans, labels)
+    tour = take_tour(["data=brats_2021", f"paths.data={folder.parent}"], folder, labels)  # predicted as it lies
     assert tour.summary["n_cases"] == 5
     tour.assert_agreement()
     assert {"1+2+3", "1+3", "3"} <= {label for _, label in tour.trained}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "labels", "cases"),
+    [
+        ("acdc", ["labels", "--label-names=*_gt"], 12),
+        ("kits", ["dataset", "--label-names=*/segmentation", "--region=all=1,2,3", "--region=masses=2,3"], 5),
+        ("brats_2023", [".", "--label-names=*/*-seg", *REGIONS, "--region=tumour core=1,3"], 5),
+    ],
+)
+def test_predicted_as_it_lies(
+    name: str, labels: list[str], cases: int, raw: Callable[[str], Path], take_tour: Callable[..., Any]
+) -> None:
+    folder = raw(name)
+    if name == "acdc":  # the evaluation pairs files of one folder
+        (folder / "labels").mkdir()
+        for file in folder.glob("database/*/*/*_gt.nii.gz"):
+            (folder / "labels" / file.name).symlink_to(file)
+    tour = take_tour([f"data={name}", f"paths.data={folder.parent}"], folder, [str(folder / labels[0]), *labels[1:]])
+    assert tour.summary["n_cases"] == cases
+    tour.assert_agreement()
 
 
 def test_nnunet(raw: Callable[[str], Path], take_tour: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:

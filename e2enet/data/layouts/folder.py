@@ -198,6 +198,8 @@ def _field_problems(image: Pattern, label: Pattern, case: str) -> list[str]:
     """What keeps image, label and id from belonging together."""
     fields = sorted(image.fields - {"modality"})
     problems = []
+    if label.segments == image.segments:
+        problems.append(f"label={label.text!r}: the pattern of the images; another expected")
     if sorted(label.fields) != fields:
         problems.append(
             f"label={label.text!r}: has the fields {sorted(label.fields)}, those of image, {fields}, expected"
