@@ -38,6 +38,7 @@ RENAMED = {
     "logger.group": "logger.wandb.group",
     "logger.tags": "logger.wandb.tags",
     "logger.offline": "logger.wandb.offline",
+    "dsff.masks": "dsff.enabled",
     "data.foreground_share": "data.sampler.foreground_share",
     "data.augmentation": "augmentation",
 }

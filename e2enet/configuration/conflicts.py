@@ -88,10 +88,10 @@ def _network(
         if not {"width", *CHANNELS} & set(inspect.signature(named).parameters):
             return f"network.width: {named.__name__} has no base_features to multiply; leave it out"
     if masks and network.get("fusion") == "unet":
-        return "dsff.masks=true: the unet variant has no fusion layers to mask; use dsff=dense"
+        return "dsff.enabled=true: the unet variant has no fusion layers to mask; use dsff=dense"
     if own:
         fusion = "fusion" in inspect.signature(network_class(str(network["_target_"]))).parameters
-        lacks = f"dsff.masks=true: {network['_target_']} has no fusion layers to mask; use dsff=dense"
+        lacks = f"dsff.enabled=true: {network['_target_']} has no fusion layers to mask; use dsff=dense"
         return lacks if masks and not fusion else None
     return network_problem(network, masks, strides, patch_size)
 
@@ -256,16 +256,16 @@ CONFLICTS: tuple[Conflict, ...] = (
     Conflict(("augmentation", "plan.patch_size", "data.mirror_axes"), recipe_problem),
     Conflict(("logger",), _login),
     Conflict(("logger",), _packages),
-    Conflict(("callbacks", "dsff.masks"), _averages),
+    Conflict(("callbacks", "dsff.enabled"), _averages),
     Conflict(("network.shift_size", "network.kernel_size", "network.inner_kernel_size"), _shift_and_kernel),
     Conflict(("network.inner_kernel_size", "network.fusion"), _inner_kernel_and_fusion),
     Conflict(("plan.patch_size", "plan.strides"), _patch_and_strides),
-    Conflict(("network", "dsff.masks", "plan.strides", "plan.patch_size"), _network),
+    Conflict(("network", "dsff.enabled", "plan.strides", "plan.patch_size"), _network),
     Conflict(("dsff.fraction_schedule", "dsff.fraction_initial", "dsff.fraction_final"), _fractions),
-    Conflict(("dsff.masks", "dsff.updates", "dsff.density"), _density_one),
+    Conflict(("dsff.enabled", "dsff.updates", "dsff.density"), _density_one),
     Conflict(("training.precision", "trainer.accelerator"), _precision_and_device),
     Conflict(("trainer.accelerator",), _device_exists),
-    Conflict(("trainer", "dsff.masks"), _trainer),
+    Conflict(("trainer", "dsff.enabled"), _trainer),
     Conflict(("training.checkpoint_activations", "network"), _checkpoint_activations),
     Conflict(
         (

@@ -108,7 +108,7 @@ NETWORK = Part(
 )
 DSFF = Part(
     supplied=frozenset({"seed"}),
-    extras={"masks": flag},
+    extras={"enabled": flag},
     rules={
         "density": share,
         "start": choice("uniform", "erk"),

@@ -49,7 +49,7 @@ def network_problem(
                 problem = problem or str(error)
                 continue
             if masks and not fusion_layers(built):
-                return f"dsff.masks=true: {network['_target_']} has no fusion layers to mask; use dsff=dense"
+                return f"dsff.enabled=true: {network['_target_']} has no fusion layers to mask; use dsff=dense"
             return None
     return problem
 

@@ -63,7 +63,7 @@ def _count(overrides: tuple[str, ...], setting_json: str) -> dict[str, float]:
             strides=setting["strides"],
             patch_size=setting["patch_size"],
         )
-        if masks["masks"]:
+        if masks["enabled"]:
             set_group_size(network, chosen_group_size(masks["granularity"], masks["group_size"]))
             # Which kernels are active is chance, how many is not.
             init_masks(network, masks["density"], start=masks["start"], density_by_dim0=masks["density_by_dim0"])

@@ -38,7 +38,7 @@ def load_initial_weights(network: nn.Module, checkpoint: Path, masks: Mapping[st
     if heads:
         say(f"{loaded.path}: all its weights are taken but those of heads of another shape: {', '.join(heads)}")
     layers = dsff.fusion_layers(loaded.network)
-    if not masks["masks"]:
+    if not masks["enabled"]:
         for layer in layers.values():
             layer.kernel_mask.fill_(True)
     elif not all(bool(layer.kernel_mask.all()) for layer in layers.values()):

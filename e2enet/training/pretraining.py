@@ -124,7 +124,7 @@ def pretraining_problems(config: DictConfig, find: Callable[[DictConfig], list[s
 def _granularity_problems(own: DictConfig, run: DictConfig) -> list[str]:
     """Masks that the run could not go on from; `load_initial_weights` would refuse them, but after the training."""
     sizes = [chosen_group_size(masks.granularity, masks.group_size) for masks in (own, run)]
-    if not (own.masks and run.masks) or sizes[0] == sizes[1]:
+    if not (own.enabled and run.enabled) or sizes[0] == sizes[1]:
         return []
     given, wanted = (f"dsff.granularity={masks.granularity} dsff.group_size={masks.group_size}" for masks in (own, run))
-    return [f"{given}: the run starts with its masks; expected {wanted}, or dsff.masks=false"]
+    return [f"{given}: the run starts with its masks; expected {wanted}, or dsff.enabled=false"]

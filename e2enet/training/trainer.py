@@ -125,4 +125,4 @@ def _profiler(chosen: Any, folder: Path) -> Profiler | None:
 
 def _dsff(parts: RunParts) -> list[pl.Callback]:
     section = dict(parts.dsff)
-    return [DSFFCallback(build_part(section, seed=parts.seed))] if section.pop("masks") else []
+    return [DSFFCallback(build_part(section, seed=parts.seed))] if section.pop("enabled") else []

@@ -129,7 +129,7 @@ def test_all_mistakes_are_told_at_once() -> None:
             "optimizer: torch.optim.SparseAdam cannot be used (",
         ),
         ("network._target_=monai.networks.nets.SegResNet", "network.base_features: unknown key; "),
-        ("network=swin_unetr dsff.masks=true", "SwinUNETR has no fusion layers to mask; use dsff=dense"),
+        ("network=swin_unetr dsff.enabled=true", "SwinUNETR has no fusion layers to mask; use dsff=dense"),
         ("network.strides=[[2,2,2]]", "network.strides: is set by the plan (plan.strides, plan.patch_size)"),
         ("network.in_channels=3", "network.in_channels: unknown key"),
         ("trainer.max_epochs=3", "trainer.max_epochs: is set by training.epochs"),

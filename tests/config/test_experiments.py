@@ -90,10 +90,10 @@ def test_rows_are_what_they_are_called() -> None:
     densities = {row: composed("sparsity", row).dsff.density for row in ("s90", "s80", "s70", "s50")}
     assert densities == {"s90": 0.1, "s80": 0.2, "s70": 0.3, "s50": 0.5}
     assert composed("sparsity", "s70").dsff.density_by_dim0 == {48: 0.2}
-    assert composed("sparsity", "s00").dsff.masks is False
+    assert composed("sparsity", "s00").dsff.enabled is False
     mechanisms = {
         # null, the default of shift_size, is 3 for (1, 3, 3) kernels
-        row: (config.dsff.masks, config.network.shift_size or 3, list(config.network.kernel_size))
+        row: (config.dsff.enabled, config.network.shift_size or 3, list(config.network.kernel_size))
         for row in ABLATIONS["mechanisms"]["rows"]
         for config in [composed("mechanisms", row)]
     }
@@ -143,7 +143,7 @@ def test_the_mechanisms_are_the_papers_at_its_sparsity(
         dsff = composed(experiment, row).dsff
         # The rule for 48 channels belongs to the shifted network; the mixture has one density in every layer.
         rule = {} if expected.get(row) == WITHOUT_SHIFT else {48: 0.2}
-        assert not dsff.masks or (dsff.density, dict(dsff.density_by_dim0 or {})) == (0.3, rule)
+        assert not dsff.enabled or (dsff.density, dict(dsff.density_by_dim0 or {})) == (0.3, rule)
     without_shift = [row for row, known in expected.items() if known == WITHOUT_SHIFT]
     for config in (composed(experiment, row).network for row in without_shift):
         assert (config.kernel_size, config.inner_kernel_size, config.shift_size) == ([3, 3, 3], [1, 3, 3], 1)

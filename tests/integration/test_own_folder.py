@@ -121,7 +121,7 @@ def test_mistakes_in_own_parts_are_told_with_ours() -> None:
 @pytest.mark.parametrize(
     ("more", "problem"),
     [
-        (["network=mine", "dsff=dsff"], "dsff.masks=true: my_parts.MyNetwork has no fusion layers to mask"),
+        (["network=mine", "dsff=dsff"], "dsff.enabled=true: my_parts.MyNetwork has no fusion layers to mask"),
         (["network=segresnet", "network.init_filters=7"], "network monai.networks.nets.SegResNet: "),
         (
             ["network=mine", "network._target_=my_parts.CountSteps"],

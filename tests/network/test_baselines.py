@@ -128,7 +128,7 @@ def test_settings_of_other_networks_are_unknown() -> None:
 
     (unknown,) = problems("network=dynunet", "++network.shift_size=3")
     assert unknown.startswith("network.shift_size: unknown key") and "base_features" in unknown
-    (masked,) = problems("network=dynunet", "dsff.masks=true")
-    assert masked == "dsff.masks=true: e2enet.network.baselines.DynUNet has no fusion layers to mask; use dsff=dense"
+    (masked,) = problems("network=dynunet", "dsff.enabled=true")
+    assert masked == "dsff.enabled=true: e2enet.network.baselines.DynUNet has no fusion layers to mask; use dsff=dense"
     (target,) = problems("network=dynunet", "network._target_=monai.networks.nets.Unet2")
     assert target.startswith("network._target_: monai.networks.nets.Unet2 cannot be imported")

@@ -155,11 +155,13 @@ def test_published_ranges(value: Any, ends: tuple[float | None, float | None]) -
 def test_a_config_of_an_earlier_version_is_read_by_the_keys_of_today() -> None:
     earlier = {
         "network": {"name": "dynunet", "base_features": 4},
+        "dsff": {"masks": False, "density": 0.2},
         "training": {"epochs": 3, "optimizer": {"lr": 0.1}, "schedule": {"interval": "step"}, "loss": {"smooth": 1}},
         "seed": 1,
     }
     today = {
         "network": {"_target_": "e2enet.network.baselines.DynUNet", "base_features": 4},
+        "dsff": {"enabled": False, "density": 0.2},
         "training": {"epochs": 3},
         **{"optimizer": {"lr": 0.1}, "schedule": {"interval": "step"}, "loss": {"smooth": 1}, "seed": 1},
     }

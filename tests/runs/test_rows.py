@@ -37,7 +37,7 @@ def test_a_rows_overrides_win_over_the_command_lines() -> None:
     assert job.config.dsff.density == 0.1 and job.config.dsff.growth == "gradient"
     assert list(job.config.optimizer.betas) == [0.8, 0.9]  # a key that the config lacks
     assert job.config.row == "thin" and "hydra" not in job.config
-    assert compose_job(["dsff=rigl", ROWS, "row=dense"]).config.dsff.masks is False  # a group too
+    assert compose_job(["dsff=rigl", ROWS, "row=dense"]).config.dsff.enabled is False  # a group too
     assert compose_job(["dsff=rigl", ROWS]).config.dsff.density == 0.2  # no row, nothing applied
 
 

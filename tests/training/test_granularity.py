@@ -210,10 +210,10 @@ def test_a_pretraining_of_another_granularity_is_told_before_it_starts(overrides
         return config_problems(compose_config([*overrides, *GROUP, *more]))
 
     assert problems("pretraining=['data.name=other']") == []
-    assert problems("pretraining=['data.name=other','dsff.masks=false','dsff.granularity=kernel']") == []
+    assert problems("pretraining=['data.name=other','dsff.enabled=false','dsff.granularity=kernel']") == []
     assert problems("pretraining=['data.name=other','dsff.granularity=kernel']") == [
         "pretraining: dsff.granularity=kernel dsff.group_size=8: the run starts with its masks; "
-        "expected dsff.granularity=group dsff.group_size=8, or dsff.masks=false"
+        "expected dsff.granularity=group dsff.group_size=8, or dsff.enabled=false"
     ]
     assert problems("pretraining=['dsff.granularity=x']") == [
         "pretraining: dsff.granularity=x: expected kernel | group"

@@ -28,7 +28,7 @@ PLAN: dict[str, Any] = {
     "normalisation": [{"scheme": "none"}],
     "median_shape": [4, 10, 8],
 }
-DENSE = {"masks": False}
+DENSE = {"enabled": False}
 
 
 def network_of(classes: int, **changes: Any) -> torch.nn.Module:

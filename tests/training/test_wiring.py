@@ -161,7 +161,7 @@ ELSEWHERE = {
     "data.exclude": "tests/data",
     "data.group": "tests/data",
     "plan.kind": "tests/data/test_plan.py",
-    "dsff.masks": "tests/training/test_pretraining.py",
+    "dsff.enabled": "tests/training/test_pretraining.py",
     "dsff.updates": "tests/training/test_dsff_callback.py",
     "training.base_features": "tests/config/test_experiments.py",
     "network._target_": "tests/network/test_baselines.py",

@@ -195,7 +195,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def with_names_of_today(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """A run's config, that of an earlier version by the keys of today: its network had a `name`, loss, optimizer and
-    schedule lay in `training`, and a recipe of augmentation was named in `data`."""
+    schedule lay in `training`, a recipe of augmentation was named in `data`, and `dsff.enabled` was `dsff.masks`."""
     network, training = dict(config.get("network") or {}), dict(config.get("training") or {})
     if "name" in network:
         network = {"_target_": NETWORK_NAMES.get(network.pop("name")), **network}
@@ -203,6 +203,8 @@ def with_names_of_today(config: Mapping[str, Any]) -> Mapping[str, Any]:
     recipe = (config.get("data") or {}).get("augmentation")
     if isinstance(recipe, str) and recipe in group_options("augmentation"):
         moved["augmentation"] = as_plain(compose_config([f"augmentation={recipe}"]).augmentation)
+    if "masks" in (masks := dict(config.get("dsff") or {})):
+        moved["dsff"] = {"enabled": masks.pop("masks"), **masks}
     return {**config, "network": network, "training": training, **moved}
 
 
