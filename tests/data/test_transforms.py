@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ from e2enet.data.loaders.sampling import EpochSampler, PatchDataset
 from e2enet.data.preparation.foreground import sample_coordinates, write_coordinates
 from e2enet.data.preparation.store import PreparedCase
 from e2enet.runs.job_key import job_key
+from e2enet.training.records import write_config
+from e2enet.training.resume import resumed_config, run_identity
 
 PATCH = (6, 8, 10)
 HERE = __name__
@@ -315,3 +318,23 @@ def test_another_order_is_another_job() -> None:
     assert job_key(content(f"augmentation.order=[{','.join(names)}]")) == job_key(plain) != job_key(content(turned))
     swapped = {**plain, "augmentation": dict(reversed(plain["augmentation"].items()))}
     assert job_key(swapped) == job_key(content(turned))
+
+
+def test_a_run_does_not_go_on_with_another_recipe(tmp_path: Path) -> None:
+    write_config(tmp_path / "config.yaml", compose_config([f"run_folder={tmp_path}"]))
+    for given, told_of in (
+        ("augmentation.noise.p=0.3", r"augmentation.noise.p=0.3: the run has 0.1"),
+        ("augmentation.blur=null", r"augmentation.blur=None: the run has {'_target_'"),
+        ("augmentation=mirror", r"augmentation=mirror: augmentation.spatial._target_ would be None"),
+    ):
+        line = [f"resume={tmp_path}", given]
+        with pytest.raises(InputError, match=told_of):
+            resumed_config(compose_config(line), line)
+    data: Any = SimpleNamespace(
+        plan=SimpleNamespace(to_dict=dict), train_cases=[], val_cases=[], dataset=SimpleNamespace()
+    )
+    data.dataset.scheme = SimpleNamespace(to_plain=dict)
+    plain = as_plain(compose_config([f"run_folder={tmp_path}"]))
+    swapped = {**plain, "augmentation": dict(reversed(plain["augmentation"].items()))}
+    had, now = run_identity(plain, data), run_identity(swapped, data)
+    assert [key for key in had if had[key] != now[key]] == ["augmentation.order"]
