@@ -12,6 +12,7 @@ from pathlib import Path
 import nibabel as nib
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from e2enet.common.configs import ROOT, ConfigSource, choose_source, compose_config, group_options
 from e2enet.common.errors import InputError
@@ -206,13 +207,19 @@ def test_a_dataset_laid_out_ones_own_way(tmp_path: Path, capsys: pytest.CaptureF
     assert told.count("its layout, my_parts.MyLayout, is none of e2enet") == 1 and "told apart by their names" in told
 
 
-def test_swept_from_the_command_line(mine: Path, tmp_path: Path) -> None:
-    """One sweep as a user types it: the jobs are processes of their own, which find the parts by PYTHONPATH."""
+def test_searched_from_the_command_line(mine: Path, tmp_path: Path) -> None:
+    """A sweep as a user types it: its job is a process of its own, which finds the parts by PYTHONPATH and tells Optuna
+    what the callback has logged."""
     command = [sys.executable, str(ROOT / "train.py"), "-m", "--config-dir", str(mine / "conf"), *QUICK, *OWN]
-    command += ["network.width=6", "optimized_metric=mine/steps", *paths(tmp_path), "name=own"]
+    command += ["hparams_search=rates", "hydra.sweeper.n_trials=1", "optimized_metric=mine/steps"]
+    command += ["network.width=6", *paths(tmp_path), "name=own"]
     search = f"{mine}:{ROOT}"
     environment = {"PYTHONPATH": search, "PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    folders = sorted((tmp_path / "runs" / "own").glob("*/metrics.csv"))
-    assert len(folders) == 1 and "1 finished" in done.stdout
+    (folder,) = [path.parent for path in (tmp_path / "runs" / "own").glob("*/metrics.csv")]
+    assert "1 finished" in done.stdout
+    found = OmegaConf.load(folder.parent / "optimization_results.yaml")
+    rate = OmegaConf.load(folder / "config.yaml").optimizer.lr
+    assert found.best_value == last_logged(folder, "mine/steps") == 2
+    assert found.best_params == {"optimizer.lr": rate} and 0.0003 <= rate <= 0.03
