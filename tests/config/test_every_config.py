@@ -19,6 +19,11 @@ FILES = [(group, option) for group in GROUPS for option in group_options(group)]
 # What a choice needs beside it to be complete, or to run where there is no GPU.
 COMPANIONS = {
     ("data", "msd"): ["data.name=Task01_BrainTumour"],
+    ("data", "folders"): [
+        "data.name=mine",
+        "data.labels={0:background,1:organ}",
+        "data.layout={image:'{case}.nii.gz',label:'{case}_seg.nii.gz',channels:[CT]}",
+    ],
     ("data", "nnunet"): ["data.name=Dataset001_BrainTumour"],
     ("training", "paper"): ["training.precision=32"],
     ("trainer", "gpu"): ["trainer.accelerator=cpu"],
