@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 EPOCH_STEPS = 100
 READ_EVERY = 0.25  # seconds
 WARM_UP = 0.25  # of the steps
-MOST_GROWTH = 0.02  # of the median, per JUDGED_STEPS
+MAX_GROWTH = 0.02  # of the median, per JUDGED_STEPS
 JUDGED_STEPS = 2000
 WORKER_NAME = "pt_data_worker"  # of torch, in /proc/PID/comm
 MIB = 2**20
@@ -154,7 +154,7 @@ def judge(readings: dict[str, Readings], steps: int) -> bool:
     for name, found in readings.items():
         median, _, slope = judged(found, steps)
         growth = slope * JUDGED_STEPS
-        verdicts.append(growth < MOST_GROWTH * median)
+        verdicts.append(growth < MAX_GROWTH * median)
         later = [size for step, size in zip(found.steps, found.sizes, strict=True) if step >= WARM_UP * steps]
         cells = [f"{median:.1f}", f"{max(later):.1f}", f"{growth:+.2f} ({growth / median:+.2%})"]
         table.add_row(name, str(len(later)), *cells, "yes" if verdicts[-1] else "NO")

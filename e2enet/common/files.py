@@ -23,7 +23,7 @@ NOT_WRITABLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
 )
-MOST_LEVELS = 50  # of lists and objects within one another in a JSON file; ours have six
+MAX_LEVELS = 50  # of lists and objects within one another in a JSON file; ours have six
 
 
 @contextmanager
@@ -164,7 +164,7 @@ def read_json(path: str | Path) -> Any:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({_reason(error)})") from error
     if not _is_flat(content):
-        raise InputError(f"{path}: not valid JSON here (lists or objects nested more than {MOST_LEVELS} deep)")
+        raise InputError(f"{path}: not valid JSON here (lists or objects nested more than {MAX_LEVELS} deep)")
     return content
 
 
@@ -200,9 +200,9 @@ def _without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _is_flat(content: Any) -> bool:
-    """Whether everything lies within MOST_LEVELS: level by level, since a walk that calls itself could not tell."""
+    """Whether everything lies within MAX_LEVELS: level by level, since a walk that calls itself could not tell."""
     level = [content] if isinstance(content, dict | list) else []
-    for _ in range(MOST_LEVELS):
+    for _ in range(MAX_LEVELS):
         inside = [value.values() if isinstance(value, dict) else value for value in level]
         level = [child for values in inside for child in values if isinstance(child, dict | list)]
         if not level:

@@ -12,7 +12,7 @@ from e2enet.data.loaders.patch_sampler import PatchSampler
 
 PLAN_KEYS = ("kind", "spacing", "patch_size", "strides", "batch_size", "memory_gb")
 
-LEAST_VALUES = {
+MIN_VALUES = {
     "seed": 0,
     "accumulate": 1,
     "steps_per_epoch": 1,
@@ -42,7 +42,7 @@ def option_problems(options: Mapping[str, Any]) -> list[str]:
         problems.append(f"mirror_axes={list(mirror_axes)} must be different axes out of 0, 1, 2 (D, H, W)")
     if not isinstance(sampler, PatchSampler):
         problems.append(f"sampler={sampler!r} must be a PatchSampler")
-    for name, least in LEAST_VALUES.items():
+    for name, least in MIN_VALUES.items():
         value = options[name]
         if value is not None and value < least:
             problems.append(f"{name}={value} must be at least {least}")

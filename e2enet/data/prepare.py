@@ -27,7 +27,7 @@ example: python -m e2enet.data.prepare data=msd data.name=Task04_Hippocampus pat
 """
 # The preset of quick looks, train.py's default, fixes a small patch; the plan here is to follow from the data.
 PLANNED_BY_RULES = "training=paper"
-MOST_NAMES = 10
+MAX_NAMES = 10
 
 
 @exit_on_input_error()
@@ -65,7 +65,7 @@ def find_leftovers(store: CaseStore) -> list[str]:
     lines = []
     if orphans:
         size = _size(path for name in orphans for path in store.folder.glob(f"{escape(name)}.*"))
-        named = ", ".join(orphans[:MOST_NAMES]) + f" and {len(orphans) - MOST_NAMES} more" * (len(orphans) > MOST_NAMES)
+        named = ", ".join(orphans[:MAX_NAMES]) + f" and {len(orphans) - MAX_NAMES} more" * (len(orphans) > MAX_NAMES)
         lines.append(f"no raw case any more, not used, may be deleted: {named} ({size} in {store.folder})")
     if others:
         size = _size(path for folder in others for path in folder.iterdir())

@@ -23,7 +23,7 @@ from e2enet.network.packed import MASK, packed_weights, packing_problems, unpack
 # Where the network sits in the training module; torch.compile adds the second prefix.
 NETWORK_PREFIX = "network."
 COMPILED_PREFIX = "_orig_mod."
-MOST_LINES = 8
+MAX_LINES = 8
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def _weights(state: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
             problems.append(f"{name} has shape {tuple(value.shape)}, but fewer values than that in the file")
         elif not bool(torch.isfinite(value).all()):
             problems.append(f"{name} holds NaN or infinity, as after a training that diverged; finite weights expected")
-    raise_problems(problems[:MOST_LINES], f"{path}: its weights cannot be used:")
+    raise_problems(problems[:MAX_LINES], f"{path}: its weights cannot be used:")
     return weights
 
 
@@ -245,8 +245,8 @@ def weight_problems(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor
         if name in weights and name not in packed and weights[name].shape != value.shape
     ]
     problems += packing_problems(weights, expected)
-    if len(problems) > MOST_LINES:
-        problems = [*problems[:MOST_LINES], f"and {len(problems) - MOST_LINES} more"]
+    if len(problems) > MAX_LINES:
+        problems = [*problems[:MAX_LINES], f"and {len(problems) - MAX_LINES} more"]
     return problems
 
 

@@ -22,7 +22,7 @@ from e2enet.data.formats.naming import Case, result_ending
 from e2enet.data.formats.opening import files_of
 
 FOLDER = ".predicted"
-MOST_LINES = 8  # of a message that lists results
+MAX_LINES = 8  # of a message that lists results
 VERSION = 2  # raise it when the same weights and settings come to give other results
 
 
@@ -51,7 +51,7 @@ class ResultLedger:
         places = [self.folder / f"{case.id}{ending}" for case in cases for ending in FILE_ENDINGS]
         others = [place for place in places if place not in own and place.is_file()]
         if others:
-            named = ", ".join(place.name for place in others[:MOST_LINES]) + " .." * (len(others) > MOST_LINES)
+            named = ", ".join(place.name for place in others[:MAX_LINES]) + " .." * (len(others) > MAX_LINES)
             ending = find_ending(others[0].name)
             raise InputError(
                 f"output={self.folder}: holds {named} of cases whose results would stand beside with another ending; "
@@ -79,7 +79,7 @@ class ResultLedger:
             elif not set(more) <= set(record["more"]):
                 left.append(case)  # the file is that of an earlier result
         raise_problems(
-            strange[:MOST_LINES] + [f"and {len(strange) - MOST_LINES} more"] * (len(strange) > MOST_LINES),
+            strange[:MAX_LINES] + [f"and {len(strange) - MAX_LINES} more"] * (len(strange) > MAX_LINES),
             f"output={self.folder}: holds results that were made otherwise than this run would make them; expected "
             "another folder, or overwrite=true to replace them:",
         )

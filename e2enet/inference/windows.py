@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 # Sigma is an eighth of the window (spec section 4): weights fall to exp(-8) on its faces.
 SIGMA_SCALE = 0.125
 # Corners would fall to exp(-24), which float32 sums lose beside 1; MONAI's lower bound.
-LEAST_WEIGHT = 1e-3
+MIN_WEIGHT = 1e-3
 
 Corner = tuple[int, int, int]
 
@@ -68,7 +68,7 @@ def gaussian_weights(patch: Sequence[int]) -> Tensor:
     for edge in patch:
         offsets = torch.arange(edge, dtype=torch.float32) - (edge - 1) / 2
         weights = weights[..., None] * torch.exp(offsets.square() / (-2 * (SIGMA_SCALE * edge) ** 2))
-    return weights.clamp(min=LEAST_WEIGHT)
+    return weights.clamp(min=MIN_WEIGHT)
 
 
 def pad_to_patch(volume: Tensor, patch: Sequence[int]) -> tuple[Tensor, tuple[slice, ...]]:

@@ -16,7 +16,7 @@ from torch import Tensor
 WEIGHT, MASK = ".weight", ".kernel_mask"
 # Larger kernels are not packed. A network of zeros then takes at most 2 KiB of float32 for each byte of a mask, which
 # a file does hold: it cannot ask for much more memory than its own size.
-MOST_VALUES = 512
+MAX_VALUES = 512
 
 
 def pack_kernels(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -27,7 +27,7 @@ def pack_kernels(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     packed = dict(state)
     for name, mask in state.items():
         weight = name.removesuffix(MASK) + WEIGHT
-        if name.endswith(MASK) and weight in state and state[weight].shape[2:].numel() <= MOST_VALUES:
+        if name.endswith(MASK) and weight in state and state[weight].shape[2:].numel() <= MAX_VALUES:
             packed[weight] = state[weight][mask]
     return packed
 
@@ -58,10 +58,8 @@ def packing_problems(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]
         shape, kernel, mask = tuple(state[name].shape), expected[name].shape[2:], state.get(mask_name)
         if mask is None or mask.shape != expected[mask_name].shape:
             continue
-        if kernel.numel() > MOST_VALUES:
-            problems.append(
-                f"{name} is packed, with kernels of {kernel.numel()} values; at most {MOST_VALUES} expected"
-            )
+        if kernel.numel() > MAX_VALUES:
+            problems.append(f"{name} is packed, with kernels of {kernel.numel()} values; at most {MAX_VALUES} expected")
         elif mask.dtype != torch.bool:
             problems.append(f"{mask_name} is of {mask.dtype}, bool expected")
         elif shape != (int(mask.sum()), *kernel):

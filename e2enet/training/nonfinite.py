@@ -20,7 +20,7 @@ from e2enet.common.errors import InputError
 from e2enet.common.files import write_json
 
 FOLDER = "nonfinite"  # in the run folder: a file per batch
-MOST_NAMED = 10  # weights that are not finite themselves
+MAX_NAMED = 10  # weights that are not finite themselves
 LEFT_OUT = "left_out"  # marks what a training step returns for a batch that was not admitted
 
 
@@ -152,7 +152,7 @@ def write_record(
             "precision": trainer.precision,
             "grad_scale": None if scaler is None else scaler.get_scale(),
             # Where there are any, the batch is not to blame.
-            "nonfinite_weights": {"count": len(bad), "first": bad[:MOST_NAMED]},
+            "nonfinite_weights": {"count": len(bad), "first": bad[:MAX_NAMED]},
             "cases": [case for batch in batches for case in case_statistics(batch)],
         },
     )

@@ -30,7 +30,7 @@ from e2enet.training.module import SegmentationModule
 
 FILE = "probe.json"
 STEPS = 2  # the first makes the optimizer's state and loads what is compiled; the second is timed
-MOST_OF_FREE = 0.9  # of the memory that is free: other programs take some meanwhile
+MAX_SHARE_OF_FREE = 0.9  # of the memory that is free: other programs take some meanwhile
 LARGEST_TRIED = 1024
 LONG_TRIAL = 3.0  # seconds of a step on a CPU after which no larger batch is tried
 # How libraries below torch say that they ran out of memory, in lower case.
@@ -131,7 +131,7 @@ def _try_step(trainer: pl.Trainer, module: SegmentationModule, batch_size: int) 
             peak = torch.cuda.max_memory_reserved(device)
         else:
             forget_peak()
-            with limited_memory(int(MOST_OF_FREE * free)):
+            with limited_memory(int(MAX_SHARE_OF_FREE * free)):
                 seconds = _seconds_of_step(trainer, module, batch_size)
             peak = resident_peak()
     except Exception as error:

@@ -50,7 +50,7 @@ CHANGEABLE = (
 # The sections of a config that decide what is trained; `plan` is compared as it came out of the data.
 TRAINED = ("seed", "fold", "data", "augmentation", "dsff", "network", "training", "loss", "optimizer", "schedule")
 # Of a list that changed, so many of its items are named.
-MOST_NAMED = 3
+MAX_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -265,10 +265,10 @@ def _processes(config: DictConfig) -> int:
 def _told(content: Mapping[str, Any], key: str, other: Mapping[str, Any]) -> str:
     """A value for a message; of a list, its length and what the other one has not."""
     value, beside = content.get(key), other.get(key)
-    if not isinstance(value, list) or not isinstance(beside, list) or len(value) <= MOST_NAMED:
+    if not isinstance(value, list) or not isinstance(beside, list) or len(value) <= MAX_NAMED:
         return str(value) if key in content else "none"
     own = [str(item) for item in value if item not in beside]
-    named = ", ".join(own[:MOST_NAMED]) + (", .." if len(own) > MOST_NAMED else "")
+    named = ", ".join(own[:MAX_NAMED]) + (", .." if len(own) > MAX_NAMED else "")
     return f"{len(value)}" + (f" ({named})" if own else "")
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from e2enet.network.build import build_network
 from e2enet.network.dsff import fusion_layers, init_masks, set_group_size
-from e2enet.network.packed import MOST_VALUES, pack_kernels, packed_weights, packing_problems, unpack_kernels
+from e2enet.network.packed import MAX_VALUES, pack_kernels, packed_weights, packing_problems, unpack_kernels
 
 STRIDES = ((1, 2, 2), (2, 2, 2))
 E2ENET = {"name": "e2enet", "base_features": 4, "max_features": 12}
@@ -107,9 +107,9 @@ def test_problems_name_the_layer() -> None:
 def test_kernels_that_a_small_file_could_claim_stay_whole() -> None:
     """Or a mask of no kernel and no weight at all would be a network of any size."""
     mask = torch.zeros(2, 3, dtype=torch.bool)
-    for depth in (MOST_VALUES, MOST_VALUES + 1):
+    for depth in (MAX_VALUES, MAX_VALUES + 1):
         state = {"x.weight": torch.ones(2, 3, depth, 1, 1), "x.kernel_mask": mask}
         claimed = {"x.weight": torch.empty(0, depth, 1, 1), "x.kernel_mask": mask}
-        packed = depth == MOST_VALUES
+        packed = depth == MAX_VALUES
         assert bool(packed_weights(pack_kernels(state), state)) == packed
         assert (packing_problems(claimed, state) == []) == packed

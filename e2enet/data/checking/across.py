@@ -18,7 +18,7 @@ from e2enet.data.formats.remarks import header_warnings
 # A voxel size further than this factor from the median is rather a wrong header than another scanner.
 SPACING_FACTOR = 3.0
 # Where more cases than this differ from the most frequent kind, the dataset is mixed and no case is the odd one.
-MOST_ODD_ONES = 0.25
+MAX_ODD_ONES = 0.25
 
 
 def compare_cases(dataset: RawDataset, facts: Sequence[CaseFacts]) -> list[Problem]:
@@ -67,7 +67,7 @@ def _duplicates(facts: Sequence[CaseFacts]) -> Iterator[Problem]:
 def _odd_orientations(facts: Sequence[CaseFacts]) -> Iterator[Problem]:
     counts = Counter(case.orientation for case in facts)
     usual, count = counts.most_common(1)[0]
-    if len(facts) - count > MOST_ODD_ONES * len(facts):
+    if len(facts) - count > MAX_ODD_ONES * len(facts):
         found = ", ".join(f"{name} {number}" for name, number in counts.most_common())
         yield Problem(None, "warning", f"cases are stored in several orientations: {found}")
         return
@@ -81,7 +81,7 @@ def _odd_spacings(facts: Sequence[CaseFacts], depth_axis: int) -> Iterator[Probl
     spacings = np.array([in_frame(case, depth_axis).spacing for case in facts])
     median = np.median(spacings, axis=0)
     odd = (np.maximum(spacings / median, median / spacings) > SPACING_FACTOR).any(axis=1)
-    if odd.sum() > MOST_ODD_ONES * len(facts):
+    if odd.sum() > MAX_ODD_ONES * len(facts):
         low, high = spacings.min(axis=0), spacings.max(axis=0)
         text = f"voxel sizes are mixed: from {in_mm(low)} to {in_mm(high)}, the median is {in_mm(median)} (depth first)"
         yield Problem(None, "warning", text)

@@ -20,7 +20,7 @@ WORDS = (
 # What sets scans apart without a word: x_1, x_12, x_ED, x-000.
 SHORT = re.compile(r".*\d.*(?P<sign>[_-])([a-z]{0,2}\d{1,3}|[a-z]{1,2}|left|right|pre|post)", re.IGNORECASE)
 FEWEST_PATIENTS = 5  # with fewer there are no five folds of them, and it rather is a part of the dataset's name
-MOST_SCANS = 8  # of a patient, on average, without a word that says so
+MAX_SCANS = 8  # of a patient, on average, without a word that says so
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def guess_patients(case_ids: Sequence[str]) -> PatientGuess | None:
     if len(signs) != 1 or not all(matches):
         return None
     guess = _grouped(case_ids, f"(.+){signs.pop()}")
-    return guess if guess and len(case_ids) <= MOST_SCANS * guess.patients else None
+    return guess if guess and len(case_ids) <= MAX_SCANS * guess.patients else None
 
 
 def _grouped(case_ids: Sequence[str], pattern: str) -> PatientGuess | None:

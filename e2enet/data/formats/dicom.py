@@ -20,7 +20,7 @@ from e2enet.data.formats.grid import SAME_GRID
 from e2enet.data.formats.image_file import ImageFile
 from e2enet.data.formats.itk import LPS_TO_RAS, flat_voxels, naming_itk_errors, open_reader, pixel_type
 from e2enet.data.formats.listing import FILE_ENDINGS
-from e2enet.data.formats.nifti import MOST_COMPRESSION, cut_off
+from e2enet.data.formats.nifti import MAX_COMPRESSION, cut_off
 
 SLICE_ENDINGS = (".dcm", ".dicom", ".ima")
 MAGIC_OFFSET, MAGIC = 128, b"DICM"
@@ -79,7 +79,7 @@ def open_series(folder: Path) -> ImageFile:
     dtype, shape = pixel_type(kind, folder), (*first.size[:2], first.size[2] * len(slices))
     shape += (first.components,) * (first.components > 1)
     needed, size = math.prod(shape) * dtype.itemsize, sum(path.stat().st_size for path in files)
-    if needed > size * MOST_COMPRESSION:
+    if needed > size * MAX_COMPRESSION:
         raise cut_off(folder, f"{needed} bytes of voxels expected, the files have {size}")
     read = partial(_read_voxels, folder, [one.path for one in slices], kind)
     return ImageFile(folder, shape, LPS_TO_RAS @ affine, dtype, 1.0, 0.0, None, read)

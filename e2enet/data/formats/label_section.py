@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from e2enet.data.formats.labels import MOST_LABEL, is_ignore, name_problems
+from e2enet.data.formats.labels import MAX_LABEL, is_ignore, name_problems
 from e2enet.data.formats.scheme import LabelScheme
 
 BACKGROUND = "background"
@@ -26,7 +26,7 @@ def read_scheme(content: Mapping[str, Any]) -> tuple[LabelScheme | None, list[st
     pairs = [(str(name), value) for value, name in section.items()] if value_first else list(section.items())
     wrong = [f"{name!r}: {value!r}" for name, value in pairs if _labels(value) is None]
     if wrong:
-        expected = f"one integer per label expected, from 0 to {MOST_LABEL}, or a list of them for a region"
+        expected = f"one integer per label expected, from 0 to {MAX_LABEL}, or a list of them for a region"
         return None, [f"labels {', '.join(wrong)}: {expected}"]
     read = [(str(name), united) for name, value in pairs if (united := _labels(value))]
     ignored = [united for name, united in read if is_ignore(name)]
@@ -76,4 +76,4 @@ def _labels(value: Any) -> tuple[int, ...] | None:
 def _is_label(value: Any) -> bool:
     """Whether a JSON value spells a label: 3 or "3". The digits of other scripts, and powers, are none ("\u00b2")."""
     text = str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
-    return text.isascii() and text.isdigit() and len(text) <= len(str(MOST_LABEL)) and int(text) <= MOST_LABEL
+    return text.isascii() and text.isdigit() and len(text) <= len(str(MAX_LABEL)) and int(text) <= MAX_LABEL

@@ -17,7 +17,7 @@ from e2enet.common.errors import InputError
 from e2enet.data.formats.problems import Problem, dataset_error
 from e2enet.data.formats.scheme import IGNORE, LabelScheme, lossy_labels, region_problems, scheme_problems
 
-MOST_LABEL = 32767  # labels are kept as int16 at most
+MAX_LABEL = 32767  # labels are kept as int16 at most
 # How far a value may be from a whole number. Writers that keep float values in an integer header store 3 as 3.00005;
 # what was resampled like an image has values all the way between two labels.
 WHOLE_TOLERANCE = 0.01
@@ -106,8 +106,8 @@ def whole_labels(data: np.ndarray, path: Path) -> np.ndarray:
             if broken.size:
                 raise InputError(f"{path}: holds the value {broken.flat[0]:g}, whole numbers (labels) expected")
     low, high = (np.rint(data.min()), np.rint(data.max())) if data.size else (0, 0)
-    if low < 0 or high > MOST_LABEL:
-        raise InputError(f"{path}: values from {low:g} to {high:g}, labels from 0 to {MOST_LABEL} expected")
+    if low < 0 or high > MAX_LABEL:
+        raise InputError(f"{path}: values from {low:g} to {high:g}, labels from 0 to {MAX_LABEL} expected")
     dtype = np.uint8 if high <= 255 else np.int16
     if data.dtype.kind != "f":
         return data.astype(dtype, copy=False)

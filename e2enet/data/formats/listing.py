@@ -24,8 +24,8 @@ SCAN_LIKE = re.compile(
     r"\.(nii(?![a-z])|(niigz|tiff?|nrrd|nhdr|mha|mhd|mgz|mgh|mnc|hdr|img|dcm|dicom|ima|gipl)(\.gz)?$)", re.IGNORECASE
 )
 GZIP = b"\x1f\x8b"
-MOST_NAME_BYTES = 200  # file systems take 255, of which the names that are made of a case's need some
-NAME_WORDS = f"of at most {MOST_NAME_BYTES} bytes and without control characters"
+MAX_NAME_BYTES = 200  # file systems take 255, of which the names that are made of a case's need some
+NAME_WORDS = f"of at most {MAX_NAME_BYTES} bytes and without control characters"
 NAMED = 3  # files that a line names before it counts
 
 
@@ -113,7 +113,7 @@ def is_companion(path: Path) -> bool:
 
 def is_file_name(name: str) -> bool:
     """Whether files can be called so on any disk, and be told of on any terminal: `NAME_WORDS`, in its encoding."""
-    return name.isprintable() and Path(name).name == name and len(os.fsencode(name)) <= MOST_NAME_BYTES
+    return name.isprintable() and Path(name).name == name and len(os.fsencode(name)) <= MAX_NAME_BYTES
 
 
 def unreadable(path: Path) -> str | None:

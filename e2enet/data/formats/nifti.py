@@ -27,7 +27,7 @@ from e2enet.data.formats.image_file import ImageFile
 
 CHUNK_BYTES = 2**20
 # Deflate cannot pack tighter (zlib's own figure): a header that promises more has no such voxels behind it.
-MOST_COMPRESSION = 1032
+MAX_COMPRESSION = 1032
 
 
 def open_nifti(path: Path) -> ImageFile:
@@ -46,7 +46,7 @@ def open_nifti(path: Path) -> ImageFile:
         raise InputError(f"{path}: voxels of type {image.get_data_dtype()}, numbers expected")
     _require_spacing(image, path)
     size = path.stat().st_size
-    if _num_bytes(image) > size * (MOST_COMPRESSION if _is_packed(path) else 1):
+    if _num_bytes(image) > size * (MAX_COMPRESSION if _is_packed(path) else 1):
         raise cut_off(path, f"{_num_bytes(image)} bytes of voxels expected, the file has {size}")
     affine = in_millimetres(image.affine, image.header)
     proxy: Any = image.dataobj

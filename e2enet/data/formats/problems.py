@@ -10,7 +10,7 @@ from typing import Literal
 
 from e2enet.common.errors import raise_problems
 
-MOST_ALIKE = 5  # cases with the same remark that have a line each
+MAX_ALIKE = 5  # cases with the same remark that have a line each
 NAMED = 4  # cases that the line for all of them names
 
 Severity = Literal["error", "warning"]
@@ -70,7 +70,7 @@ def in_short(problems: Sequence[Problem]) -> list[tuple[Problem, str]]:
         alike.setdefault(kind, []).append(problem)
     lines = []
     for (_, of_dataset, _), members in alike.items():
-        if of_dataset or len({problem.case for problem in members}) <= MOST_ALIKE:
+        if of_dataset or len({problem.case for problem in members}) <= MAX_ALIKE:
             lines += [(problem, str(problem)) for problem in members]
         else:
             lines.append((members[0], _together(members)))
@@ -86,7 +86,7 @@ def few_of_each(texts: Sequence[str]) -> list[str]:
     for first, *others in alike.values():
         line, *rest = first.split("\n", 1)
         together = "\n".join([f"{line} (and {len(others)} more like it)", *rest])
-        lines += [together] if len(others) >= MOST_ALIKE else [first, *others]
+        lines += [together] if len(others) >= MAX_ALIKE else [first, *others]
     return lines
 
 

@@ -13,7 +13,7 @@ from e2enet.data.formats.problems import Problem, case_warning
 from e2enet.data.formats.stored import StoredHeader, read_stored_header
 
 # In mm: finer than any CT of a bone, coarser than any slice. Beyond, the header's unit or spacing is rather wrong.
-LEAST_SPACING, MOST_SPACING = 0.01, 100.0
+MIN_SPACING, MAX_SPACING = 0.01, 100.0
 FEW = 3  # cases that have a line each
 NAMED = 5  # cases that one line for many names
 
@@ -44,14 +44,14 @@ def header_warnings(headers: Sequence[tuple[str, StoredHeader]]) -> list[Problem
 
 def _odd_size(case: str, header: StoredHeader) -> Found | None:
     spacing = np.linalg.norm(header.geometry.affine[:3, :3], axis=0)
-    if spacing.min() >= LEAST_SPACING and spacing.max() <= MOST_SPACING:
+    if spacing.min() >= MIN_SPACING and spacing.max() <= MAX_SPACING:
         return None
     shown = " x ".join(f"{size:.4g}" for size in spacing)
     text = (
-        f"voxels of {shown} mm (its header counts in {header.unit}), {LEAST_SPACING:g} to {MOST_SPACING:g} mm "
+        f"voxels of {shown} mm (its header counts in {header.unit}), {MIN_SPACING:g} to {MAX_SPACING:g} mm "
         "expected: is its header right?"
     )
-    return case, header.path, float(max(spacing.max() / MOST_SPACING, LEAST_SPACING / spacing.min())), text
+    return case, header.path, float(max(spacing.max() / MAX_SPACING, MIN_SPACING / spacing.min())), text
 
 
 def _two_forms(case: str, header: StoredHeader) -> Found | None:

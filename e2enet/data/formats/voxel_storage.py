@@ -17,16 +17,16 @@ from typing import BinaryIO, Literal
 
 from e2enet.common.errors import InputError
 from e2enet.common.files import naming_unreadable
-from e2enet.data.formats.nifti import CHUNK_BYTES, MOST_COMPRESSION, cut_off, naming_cut_off
+from e2enet.data.formats.nifti import CHUNK_BYTES, MAX_COMPRESSION, cut_off, naming_cut_off
 
-MOST_HEADER = 2**20  # bytes in which a header ends
+MAX_HEADER = 2**20  # bytes in which a header ends
 GIPL_HEADER = 256
 META_FILE = re.compile(r"ElementDataFile[ \t]*[=:][ \t]*([^\r\n]*)\r?\n?")
 NRRD_FILE = re.compile(r"^data ?file: *(.*)$", re.IGNORECASE | re.MULTILINE)
 NRRD_END = re.compile(r"\r?\n\r?\n")
 MILLIMETRES = ("mm", "millimeter", "millimetre", "", "???")
 # Bytes of voxels that a byte of a file holds at most; a number in text has at least one digit and a blank.
-MOST_PER_BYTE = {"raw": 1, "packed": MOST_COMPRESSION, "text": 4}
+MAX_PER_BYTE = {"raw": 1, "packed": MAX_COMPRESSION, "text": 4}
 
 Encoding = Literal["raw", "packed", "text"]
 
@@ -49,7 +49,7 @@ def read_storage(path: Path) -> VoxelStorage:
     """
     try:
         with naming_unreadable(path), path.open("rb") as stream:
-            head = stream.read(MOST_HEADER).decode("latin-1")
+            head = stream.read(MAX_HEADER).decode("latin-1")
     except InputError as error:
         raise InputError(f"{path}: no such file") if isinstance(error.__cause__, FileNotFoundError) else error from None
     if path.name.endswith(".gipl"):
@@ -71,7 +71,7 @@ def require_whole(path: Path, storage: VoxelStorage, num_bytes: int) -> None:
 def require_possible(path: Path, storage: VoxelStorage, num_bytes: int) -> None:
     """InputError naming the image where its file is too small to hold so many bytes of voxels, however packed."""
     size = storage.file.stat().st_size - storage.start
-    if num_bytes > size * MOST_PER_BYTE[storage.encoding]:
+    if num_bytes > size * MAX_PER_BYTE[storage.encoding]:
         raise cut_off(path, f"{num_bytes} bytes of voxels expected, the file has {max(size, 0)}")
 
 

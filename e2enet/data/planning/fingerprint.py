@@ -24,7 +24,7 @@ from e2enet.system.workload import fit_workers
 
 # In all; nnU-Net draws 1e8 voxels, whose percentiles are the same to the digits that matter.
 INTENSITY_SAMPLES = 10_000_000
-MOST_SAMPLES_PER_CASE = 2**20
+MAX_SAMPLES_PER_CASE = 2**20
 FINGERPRINT_VERSION = 3  # raise it when the fingerprint changes meaning
 FINGERPRINT_FILE = "fingerprint.json"
 BYTES_PER_VOXEL = 16  # at most, while a case is measured: float32, what the file stores, masks, foreground
@@ -126,7 +126,7 @@ def samples_per_case(num_cases: int) -> int:
     """Intensities drawn from each case: a power of two, so that one case more or less leaves those drawn from
     the others as they are."""
     wanted = max(1, INTENSITY_SAMPLES // num_cases)
-    return min(MOST_SAMPLES_PER_CASE, 1 << (wanted.bit_length() - 1))
+    return min(MAX_SAMPLES_PER_CASE, 1 << (wanted.bit_length() - 1))
 
 
 def dataset_depth_axis(dataset: RawDataset, cases: Sequence[Case]) -> int:

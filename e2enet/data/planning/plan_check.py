@@ -59,15 +59,15 @@ def _scheme_problems(index: int, scheme: Mapping[str, Any]) -> Iterator[str]:
 
 def _is_number(value: Any) -> bool:
     # Compared, not asked for being finite: a whole number beyond every float raises there.
-    return isinstance(value, int | float) and not isinstance(value, bool) and -MOST_NUMBER <= value <= MOST_NUMBER
+    return isinstance(value, int | float) and not isinstance(value, bool) and -MAX_NUMBER <= value <= MAX_NUMBER
 
 
 def _is_millimetres(value: Any) -> bool:
-    return _is_number(value) and LEAST_MM <= value <= MOST_MM
+    return _is_number(value) and MIN_MM <= value <= MAX_MM
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_VOXELS
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_VOXELS
 
 
 def _three(test: Test) -> Test:
@@ -79,18 +79,18 @@ def _several(test: Test) -> Test:
 
 
 # No scan and no machine reaches these; beyond them, products overflow and volumes are of no size.
-MOST_NUMBER = 1e30
-LEAST_MM, MOST_MM = 1e-4, 1e4
-MOST_VOXELS = 2**20
-MOST_STRIDES = 16
-VOXELS = (_three(_is_count), f"three whole numbers of voxels >= 1 (D, H, W), up to {MOST_VOXELS},")
+MAX_NUMBER = 1e30
+MIN_MM, MAX_MM = 1e-4, 1e4
+MAX_VOXELS = 2**20
+MAX_STRIDES = 16
+VOXELS = (_three(_is_count), f"three whole numbers of voxels >= 1 (D, H, W), up to {MAX_VOXELS},")
 KEYS: dict[str, tuple[Test, str]] = {
     "depth_axis": (lambda v: v in (0, 1, 2) and not isinstance(v, bool | float), "0, 1 or 2"),
-    "spacing": (_three(_is_millimetres), f"three numbers of mm > 0 (D, H, W), {LEAST_MM:g} to {MOST_MM:g},"),
+    "spacing": (_three(_is_millimetres), f"three numbers of mm > 0 (D, H, W), {MIN_MM:g} to {MAX_MM:g},"),
     "patch_size": VOXELS,
     "strides": (
-        lambda v: _several(_three(_is_count))(v) and len(v) <= MOST_STRIDES,
-        f"one triple of whole numbers >= 1 (D, H, W) per level but the first, up to {MOST_STRIDES} of them,",
+        lambda v: _several(_three(_is_count))(v) and len(v) <= MAX_STRIDES,
+        f"one triple of whole numbers >= 1 (D, H, W) per level but the first, up to {MAX_STRIDES} of them,",
     ),
     "batch_size": (_is_count, "a whole number >= 1"),
     "normalisation": (_several(lambda v: isinstance(v, Mapping)), "one object with a scheme per channel"),

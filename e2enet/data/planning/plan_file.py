@@ -24,7 +24,7 @@ from e2enet.data.planning.planner import DEFAULT_MEMORY_GB, make_plan
 from e2enet.system.locks import locked_folder
 
 PLAN_FILE = "plan.json"
-MOST_COLUMNS = 100  # of a list or object that is written on one line
+MAX_COLUMNS = 100  # of a list or object that is written on one line
 
 
 def plan_dataset(
@@ -155,7 +155,7 @@ def _on_one_line(text: str) -> str:
     def joined(match: re.Match[str]) -> str:
         line = re.sub(r"\s+", " ", match[0])
         line = line[0] + line[1:-1].strip() + line[-1]
-        return line if len(line) <= MOST_COLUMNS else match[0]
+        return line if len(line) <= MAX_COLUMNS else match[0]
 
     return re.sub(r"[\[{][^\[\]{}]*[\]}]", joined, text)
 

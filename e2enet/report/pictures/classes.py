@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LINE_HEIGHT = 0.21  # inches per row of a class, less where there are many
-MOST_HEIGHT, LEAST_LINE_HEIGHT = 12.0, 0.12
+MAX_HEIGHT, MIN_LINE_HEIGHT = 12.0, 0.12
 SHOWN_SHARE = 0.02  # the axis starts where this share of the cases lies to the left
 
 
@@ -38,7 +38,7 @@ def draw_class_dice(rows: Sequence[Row], cases: pd.DataFrame) -> Figure | None:
     lowest = axis_start(every["dice"], min(_class_means(scores[row.label]).min() for row in drawn))
     with house_style():
         lines = len(names) * (len(drawn) + 1)
-        line_height = max(min(LINE_HEIGHT, MOST_HEIGHT / lines), LEAST_LINE_HEIGHT)
+        line_height = max(min(LINE_HEIGHT, MAX_HEIGHT / lines), MIN_LINE_HEIGHT)
         figure = new_figure(1.25 + line_height * lines)
         axes = figure.subplots()
         for index, name in enumerate(names):

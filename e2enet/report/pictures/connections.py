@@ -33,7 +33,7 @@ FLOWS = {
     "down": "downward flow, from the level above",
 }
 COLUMNS = ("level", "column", "flow", "active", "kernels")
-LEAST_SPAN = 0.25  # of the colours below and above 1: a smaller spread is not blown up
+MIN_SPAN = 0.25  # of the colours below and above 1: a smaller spread is not blown up
 ROW_HEIGHT = 2.35
 
 
@@ -106,7 +106,7 @@ def _scale(ratios: pd.Series) -> TwoSlopeNorm:
     """Colours for all rows: white at 1, the ends where the furthest ratios are."""
     from matplotlib.colors import TwoSlopeNorm
 
-    return TwoSlopeNorm(1, min(float(ratios.min()), 1 - LEAST_SPAN), max(float(ratios.max()), 1 + LEAST_SPAN))
+    return TwoSlopeNorm(1, min(float(ratios.min()), 1 - MIN_SPAN), max(float(ratios.max()), 1 + MIN_SPAN))
 
 
 def _draw_map(axes: Axes, flow: pd.DataFrame, every: pd.DataFrame, scale: TwoSlopeNorm) -> Any:

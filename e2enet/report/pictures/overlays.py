@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MARGIN = 0.2  # of the labelled region's size, on each side
-LEAST_SIZE = 24  # voxels across a view
+MIN_SIZE = 24  # voxels across a view
 Window = tuple[slice, slice]
 
 
@@ -96,7 +96,7 @@ def labelled_window(maps: Sequence[np.ndarray], spacing: tuple[float, float]) ->
 
 def _around(first: int, last: int, size: float, limit: int) -> slice:
     """`size` voxels and the margin around the middle of first..last, within 0..limit."""
-    wanted = min(max(round(size * (1 + 2 * MARGIN)), LEAST_SIZE), limit)
+    wanted = min(max(round(size * (1 + 2 * MARGIN)), MIN_SIZE), limit)
     start = min(max(round((first + last + 1 - wanted) / 2), 0), limit - wanted)
     return slice(start, start + wanted)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_LETTERS = 40  # of a line of the legend
+MAX_LETTERS = 40  # of a line of the legend
 WIDTH = 9.6  # inches: at 96 pixels an inch, the width of the page's column
 INK, GREY, GRID, PAPER = "#1d2530", "#5f6670", "#d9dde3", "#ffffff"
 # The reference row is black; the others take these in turn.
@@ -113,7 +113,7 @@ def save_figure(figure: Figure, path: Path) -> Path:
 def legend_below(figure: Figure, handles: Sequence[Any]) -> None:
     """One legend for all panels, under them, as many entries a line as fit; none for a single entry."""
     for handle in handles:
-        handle.set_label(wrapped(handle.get_label(), MOST_LETTERS))
+        handle.set_label(wrapped(handle.get_label(), MAX_LETTERS))
     longest = max((len(line) for handle in handles for line in handle.get_label().split("\n")), default=0)
     # A letter of the legend is about 0.075 inches wide, its handle with the space around it as wide as seven.
     columns = int(figure.get_figwidth() / 0.075 / (longest + 7))

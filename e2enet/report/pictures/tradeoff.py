@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 COSTS = {"params": "active parameters, M", "gflops": "GFLOP per patch, the paper's count"}
 WIDE = 6.0  # a cost axis is logarithmic from this ratio of its ends on
-HEIGHT, LEAST_HEIGHT = 3.35, 2.4  # inches of a pair of axes, less where there are many
+HEIGHT, MIN_HEIGHT = 3.35, 2.4  # inches of a pair of axes, less where there are many
 Interval = tuple[float, float]
 
 
@@ -52,7 +52,7 @@ def draw_tradeoff(rows: Sequence[Row]) -> Figure | None:
     if not groups:
         return None
     with house_style():
-        figure = new_figure((HEIGHT if len(groups) < 4 else LEAST_HEIGHT) * len(groups) + 0.5)
+        figure = new_figure((HEIGHT if len(groups) < 4 else MIN_HEIGHT) * len(groups) + 0.5)
         figure.set_layout_engine("constrained", hspace=0.08)
         grid = figure.subplots(len(groups), 2, squeeze=False, sharey="row")
         for line, (title, points) in zip(grid, groups.items(), strict=True):
