@@ -173,6 +173,7 @@ def test_what_has_changed_since_is_refused_with_all_differences(stored: DictConf
         refuse_changes(checkpoint, identity_of(changed))
     assert str(caught.value).splitlines() == [
         f"{tmp_path}/last.ckpt: its run cannot go on with what has changed since:",
+        "  - data.layout.num_train: the run has 5, now 6",
         "  - data.num_train: the run has 5, now 6",
         "  - dsff.density: the run has 0.2, now 0.3",
         "  - network.base_features: the run has 4, now 8",

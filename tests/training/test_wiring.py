@@ -59,12 +59,12 @@ class Parts:
 # A value that is not the default's, and where it is found. A section with a `_target_` is looked at as what it builds.
 Line = tuple[str, Any, Callable[[Parts], Any]]
 DATA: list[Line] = [
-    ("data.name", "wired", lambda parts: parts.data.source.name),
-    ("data.num_train", 6, lambda parts: parts.data.source.settings["num_train"]),
-    ("data.num_test", 1, lambda parts: parts.data.source.settings["num_test"]),
-    ("data.shape", [40, 40, 16], lambda parts: list(parts.data.source.settings["shape"])),
-    ("data.spacing", [1.0, 1.0, 2.0], lambda parts: list(parts.data.source.settings["spacing"])),
-    ("data.phantom_seed", 5, lambda parts: parts.data.source.settings["seed"]),
+    ("data.name", "wired", lambda parts: parts.data.source.folder.name.rpartition("_")[0]),
+    ("data.num_train", 6, lambda parts: parts.data.source.layout.settings["num_train"]),
+    ("data.num_test", 1, lambda parts: parts.data.source.layout.settings["num_test"]),
+    ("data.shape", [40, 40, 16], lambda parts: list(parts.data.source.layout.settings["shape"])),
+    ("data.spacing", [1.0, 1.0, 2.0], lambda parts: list(parts.data.source.layout.settings["spacing"])),
+    ("data.phantom_seed", 5, lambda parts: parts.data.source.layout.settings["seed"]),
     ("data.mirror_axes", [2], lambda parts: list(parts.data.mirror_axes)),
     ("data.mirror_axes", [2], lambda parts: list(parts.module.hparams["dataset"]["mirror_axes"])),
     ("augmentation.noise.p", 0.3, lambda parts: parts.data._recipe().steps["noise"].p),
@@ -156,6 +156,11 @@ FINAL = {
 # What another value of would leave nothing of the rest to look at, and where it is tested.
 ELSEWHERE = {
     "data._target_": "tests/data/test_command.py",
+    "data.layout._target_": "tests/integration/test_own_folder.py",
+    **dict.fromkeys(
+        [f"data.layout.{key}" for key in ("num_train", "num_test", "shape", "spacing", "phantom_seed")],
+        "data.num_train and the others, by which they are given",
+    ),
     "data.sampler._target_": "tests/integration/test_own_folder.py",
     "data.sampler.case_weights": "tests/data/test_patch_sampler.py",
     "data.exclude": "tests/data",
