@@ -66,6 +66,7 @@ DATA_RULES: dict[str, Rule] = {
     "exclude": optional(list_of(text)),
     "labels": optional(table_of(whole(0), text)),
     "label_map": table_of(whole(0), whole(0)),
+    "spacing_unit": choice(None, "m", "mm", "um"),
     "regions": table_of(text, list_of(whole(1))),
     "regions_class_order": optional(list_of(whole(1))),
     "mirror_axes": axes,

@@ -16,6 +16,7 @@ from e2enet.data.cases.sources import DataSource
 from e2enet.data.cases.split_file import RunSplit
 from e2enet.data.cases.splits import SplitRule
 from e2enet.data.checking.first_use import remembered_problems, require_sound
+from e2enet.data.formats.grid import Unit
 from e2enet.data.formats.labels import LabelTable
 from e2enet.data.formats.layout import Case, RawDataset
 from e2enet.data.layouts.layout import Layout
@@ -56,6 +57,7 @@ class SegmentationDataModule(lightning.LightningDataModule):
         label_map: Value in the label files -> label.
         regions: Name -> labels united, scored beside the labels.
         regions_class_order: The label that each region is written as, in their order: the regions are learned then.
+        spacing_unit: Of the lengths in all files: "m", "mm" or "um"; None: as each header says.
         fold: 0..4 of nnU-Net's five-fold split, or "all": train and validate on every training case.
         split: "five_fold", "official", {"train": ids, "validation": ids} or a file; see `splits.split_dataset`.
         group: A regular expression; ids of the same first group stand in the same of the five folds.
@@ -102,6 +104,7 @@ class SegmentationDataModule(lightning.LightningDataModule):
         label_map: Mapping[int, int] | None = None,
         regions: Mapping[str, Sequence[int]] | None = None,
         regions_class_order: Sequence[int] | None = None,
+        spacing_unit: Unit | None = None,
         fold: int | Literal["all"] = 0,
         split: SplitRule = "five_fold",
         group: str | None = None,
@@ -126,7 +129,7 @@ class SegmentationDataModule(lightning.LightningDataModule):
         self.allow_zero_length_dataloader_with_multiple_devices = True  # one case, two processes: one has none
         folder = Path(root) / layout.folder_name(name)
         table = LabelTable.of_config(labels, label_map, regions, regions_class_order)
-        self.source = DataSource(folder, layout, table, tuple(exclude or ()))
+        self.source = DataSource(folder, layout, table, tuple(exclude or ()), spacing_unit)
         self.prepared_root = Path(prepared_root)
         self.choice = CaseChoice(fold, split, group, limit_cases, score_test)
         self.seed = seed

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from e2enet.common.console import console, say
 from e2enet.common.errors import exit_on_input_error
+from e2enet.data.formats.grid import Unit
 from e2enet.evaluation.folder import score_folder, write_scores
 from e2enet.evaluation.pairing import DEFAULT_NAMES
 from e2enet.evaluation.scores import scores_table
@@ -46,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         label_map=dict(options.label_map),
         regions=dict(options.region),
         ignore=options.ignore,
+        unit=options.spacing_unit,
         prediction_names=options.prediction_names,
         label_names=options.label_names,
     )
@@ -96,6 +99,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="LABEL",
         type=_label,
         help="the references' label of voxels to leave out of every score; a label of dataset.json called ignore is",
+    )
+    add(
+        "--spacing-unit",
+        choices=get_args(Unit),
+        help="unit of the lengths in the references' files (default: as each header says)",
     )
     names = "files in {}, without ending and with * for the case, e.g. {} (default: %(default)s)"
     add(

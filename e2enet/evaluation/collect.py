@@ -31,7 +31,7 @@ class OutOfFold:
         pairs: {case: (prediction, reference)}, sorted by case.
         folds: {case: the fold that validates it}.
         scheme: What the labels are.
-        scoring: Keyword arguments of `score_files`: nsd_tolerance, label_map, regions.
+        scoring: Keyword arguments of `score_files`: nsd_tolerance, label_map, regions, unit.
         origin: What postprocessing.json tells of these runs: experiment, row, seed, data, runs, n_cases.
     """
 
@@ -83,6 +83,7 @@ def collect_cases(folds: FoldRuns, *, data_root: Path | None = None) -> OutOfFol
             "nsd_tolerance": float(config["final"]["nsd_tolerance"]),
             "label_map": dataset.label_map,
             "regions": dataset.regions,
+            "unit": config["data"].get("spacing_unit"),
         },
         _origin(folds, len(pairs)),
     )

@@ -12,6 +12,7 @@ from e2enet.common.console import track
 from e2enet.common.errors import InputError, raise_problems
 from e2enet.common.files import write_csv, write_json
 from e2enet.data.formats.description import read_class_names
+from e2enet.data.formats.grid import Unit
 from e2enet.data.formats.labels import map_scheme
 from e2enet.data.formats.problems import few_of_each
 from e2enet.data.formats.scheme import LabelScheme, class_key, region_problems, scheme_problems
@@ -32,6 +33,7 @@ def score_folder(
     label_map: Mapping[int, int] | None = None,
     regions: Regions | None = None,
     ignore: int | None = None,
+    unit: Unit | None = None,
     prediction_names: str = DEFAULT_NAMES,
     label_names: str = DEFAULT_NAMES,
 ) -> tuple[list[Score], dict[str, Any], list[str]]:
@@ -40,15 +42,15 @@ def score_folder(
     Files are paired by name, read as `pairing` says. `names` are the classes {label: name}, or all that the labels are;
     without them they come from the dataset.json in or above `labels`, else from the values in the references, both
     renumbered by `label_map`. `ignore` is the label of voxels that are left out of every score, where no dataset.json
-    says so. A prediction without a reference is a warning, a reference without a prediction an InputError; for the rest
-    see `score_files`.
+    says so. Lengths in the references' files count in `unit`; None: as each header says. A prediction without a
+    reference is a warning, a reference without a prediction an InputError; for the rest see `score_files`.
     """
     predictions, labels = Path(predictions), Path(labels)
     heading = f"the predictions in {predictions} cannot be scored against {labels}:"
     pairs, problems, warnings = pair_files(
         predictions, labels, prediction_names=prediction_names, label_names=label_names
     )
-    raise_problems(few_of_each([*problems, *_grid_problems(pairs)]), heading)
+    raise_problems(few_of_each([*problems, *_grid_problems(pairs, unit)]), heading)
     label_map = label_map or {}
     if names is None:
         named = read_class_names(labels)
@@ -62,7 +64,7 @@ def score_folder(
         scheme = replace(scheme, names=kept, ignore=ignore)
     if not set(scheme.names) - {0}:
         raise InputError(f"{labels}: no class to score, only background (0)")
-    scores, summary = _score_pairs(pairs, scheme, _Options(nsd_tolerance, label_map, regions or {}), heading)
+    scores, summary = _score_pairs(pairs, scheme, _Options(nsd_tolerance, label_map, regions or {}, unit), heading)
     return scores, summary, warnings
 
 
@@ -73,6 +75,7 @@ def score_files(
     nsd_tolerance: float = 1.0,
     label_map: Mapping[int, int] | None = None,
     regions: Regions | None = None,
+    unit: Unit | None = None,
 ) -> tuple[list[Score], dict[str, Any]]:
     """Scores per case and class of {case: (prediction, reference)}, and their summary (as in summary.json).
 
@@ -84,14 +87,16 @@ def score_files(
         nsd_tolerance: In mm.
         label_map: Value in the references -> label; predictions are not renumbered.
         regions: {name: labels}, scored beside the classes.
+        unit: Of the lengths in the references' files: "m", "mm" or "um"; None: as each header says.
 
     Raises:
         InputError: listing every pair whose grids (shape, affine) differ, every unreadable file, every value that
             is no class, and every region of labels that are none.
     """
     heading = "these predictions cannot be scored:"
-    raise_problems(few_of_each(_grid_problems(pairs)), heading)
-    return _score_pairs(pairs, _as_scheme(names), _Options(nsd_tolerance, label_map or {}, regions or {}), heading)
+    raise_problems(few_of_each(_grid_problems(pairs, unit)), heading)
+    options = _Options(nsd_tolerance, label_map or {}, regions or {}, unit)
+    return _score_pairs(pairs, _as_scheme(names), options, heading)
 
 
 def write_scores(folder: str | Path, scores: Sequence[Score], summary: Mapping[str, Any]) -> tuple[Path, Path]:
@@ -141,7 +146,7 @@ def _score_pairs(
                 case,
                 prediction.array,
                 reference.array,
-                voxel_spacing(reference_path),
+                voxel_spacing(reference_path, options.unit),
                 () if scheme.regions else names,
                 regions={**scheme.regions, **options.regions},
                 nsd_tolerance=options.nsd_tolerance,
@@ -174,6 +179,7 @@ class _Options:
     nsd_tolerance: float
     label_map: Mapping[int, int]
     regions: Regions
+    unit: Unit | None
 
     def problems(self, names: Mapping[int, str]) -> list[str]:
         found = []
@@ -182,8 +188,8 @@ class _Options:
         return found + region_problems(self.regions, sorted(names))
 
 
-def _grid_problems(pairs: Pairs) -> list[str]:
-    return [problem for case, pair in pairs.items() for problem in grid_problems(case, *pair)]
+def _grid_problems(pairs: Pairs, unit: Unit | None) -> list[str]:
+    return [problem for case, pair in pairs.items() for problem in grid_problems(case, *pair, unit)]
 
 
 def _names_found(labels: Path, references: Sequence[Path], label_map: Mapping[int, int]) -> dict[int, str]:

@@ -15,7 +15,7 @@ from nibabel.spatialimages import SpatialImage
 
 from e2enet.common.errors import InputError
 from e2enet.data.formats.case import count_labels
-from e2enet.data.formats.grid import Geometry, grid_problem, in_millimetres
+from e2enet.data.formats.grid import Geometry, Unit, grid_problem, in_millimetres, in_unit
 from e2enet.data.formats.image_file import ImageFile
 from e2enet.data.formats.labels import apply_label_map, whole_labels
 from e2enet.data.formats.listing import FILE_ENDINGS
@@ -37,10 +37,11 @@ class LabelImage:
         return cls(array, frozenset(count_labels([array])))
 
 
-def grid_problems(case: str, prediction: Path, reference: Path) -> list[str]:
-    """What keeps two images from being compared: unreadable, other shape, another grid (`same_grid`)."""
+def grid_problems(case: str, prediction: Path, reference: Path, unit: Unit | None = None) -> list[str]:
+    """What keeps two images from being compared: unreadable, other shape, another grid (`same_grid`). The reference's
+    lengths count in `unit`; None: as its header says."""
     try:
-        images = [_open(path) for path in (reference, prediction)]
+        images = [_open(reference, unit), _open(prediction)]
     except InputError as error:
         return [str(error)]
     shapes = [_shape(image) for image in images]
@@ -53,9 +54,9 @@ def grid_problems(case: str, prediction: Path, reference: Path) -> list[str]:
     return [f"{case}: {prediction} is not on the grid of {reference}: {problem}"] if problem else []
 
 
-def voxel_spacing(path: Path) -> tuple[float, float, float]:
+def voxel_spacing(path: Path, unit: Unit | None = None) -> tuple[float, float, float]:
     """Voxel size in mm per file axis, from the affine."""
-    x, y, z = (float(size) for size in nib.affines.voxel_sizes(_geometry(_open(path)).affine))
+    x, y, z = (float(size) for size in nib.affines.voxel_sizes(_geometry(_open(path, unit)).affine))
     return x, y, z
 
 
@@ -74,10 +75,10 @@ def read_label_image(path: Path, label_map: Mapping[int, int] | None = None) -> 
     return LabelImage.of(array)
 
 
-def _open(path: Path) -> ImageFile:
+def _open(path: Path, unit: Unit | None = None) -> ImageFile:
     """As for training and prediction, and what of other formats nibabel reads, whose values it scales."""
     if path.name.endswith(FILE_ENDINGS):
-        return open_image(path)
+        return open_image(path, unit)
     try:
         image: Any = nib.load(path)
     except READ_ERRORS as error:
@@ -89,7 +90,8 @@ def _open(path: Path) -> ImageFile:
     def read() -> np.ndarray:
         return np.asanyarray(image.dataobj).reshape(-1, order="F")
 
-    return ImageFile(path, image.shape, affine, dtype, 1.0, 0.0, None, read)
+    opened = ImageFile(path, image.shape, affine, dtype, 1.0, 0.0, None, read)
+    return opened if unit is None else in_unit(opened, unit)
 
 
 def _geometry(image: ImageFile) -> Geometry:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from e2enet.common.errors import InputError, first_line, raise_problems
+from e2enet.data.formats.grid import Unit
 from e2enet.data.formats.listing import FILE_ENDINGS, spell_endings
 from e2enet.data.formats.scheme import LabelScheme, scheme_problems
 from e2enet.data.planning.plan import Plan
@@ -32,7 +33,8 @@ class LoadedModel:
 
     `label_map` renumbers the dataset's label files (value -> label), `regions` unites labels to be scored beside those
     of the `scheme` (name -> labels), `numbered_ids` says how its files are called (`naming.has_numbered_ids`), `layout`
-    how the dataset lay in its folder, as the file has it: None in those of earlier versions.
+    how the dataset lay in its folder, as the file has it: None in those of earlier versions. `spacing_unit` is that of
+    lengths in the dataset's files; None: as their headers say.
     """
 
     path: Path
@@ -46,6 +48,7 @@ class LoadedModel:
     regions: dict[str, tuple[int, ...]] = field(default_factory=dict)
     numbered_ids: bool = False
     layout: Any = None
+    spacing_unit: Unit | None = None
 
     @property
     def labels(self) -> dict[int, str]:
@@ -115,6 +118,7 @@ def load_model(path: str | Path) -> LoadedModel:
         regions=regions,
         numbered_ids=bool(dataset.get("numbered_ids", False)),
         layout=dataset.get("layout"),
+        spacing_unit=dataset.get("spacing_unit"),
     )
 
 

@@ -24,7 +24,7 @@ def require_room_to_read(case: Case, model: LoadedModel) -> None:
     """InputError, with file, spacing and size, where a case has no voxel left along an axis at the model's spacing, or
     its voxels alone need more memory than there is. It reads headers alone."""
     plan = model.plan
-    geometry = read_geometry(case.images[0], plan.depth_axis)
+    geometry = read_geometry(case.images[0], plan.depth_axis, case.unit)
     place = f"{', '.join(map(str, case.images))}: {_spell_scan(geometry)}"
     edges = zip("DHW", geometry.frame_shape, geometry.spacing, plan.spacing, strict=True)
     # One slice stays one slice, however thin it is.

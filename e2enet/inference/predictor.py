@@ -73,7 +73,7 @@ def predict_case(
     first = models[0]
     files = ", ".join(map(str, case.images))
     require_room_to_read(case, first)
-    volume = read_volume(case.images, first.plan.depth_axis)
+    volume = read_volume(case.images, first.plan.depth_axis, case.unit)
     prepared = _preprocess(volume, first, files)
     geometry, header = volume.geometry, volume.header
     image = volume.array[0].copy() if keep_image else None
@@ -186,7 +186,7 @@ def write_prediction(prediction: Prediction, case: Case, model: LoadedModel, pat
     if prediction.image is not None:
         reference = None
         if case.label:
-            reference = read_label_on(prediction.geometry, case.label, model.label_map)
+            reference = read_label_on(prediction.geometry, case.label, model.label_map, case.unit)
             reference = model.scheme.without_ignored(reference)
         save_overlay(
             path.with_name(f"{case.id}.png"),

@@ -86,6 +86,7 @@ def _score(
         nsd_tolerance=final.nsd_tolerance,
         label_map=model.label_map,
         regions=model.regions,
+        unit=model.spacing_unit,
     )
     write_scores(scores_folder, scores, summary)
     console.print(scores_table(summary, title=title))

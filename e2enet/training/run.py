@@ -147,6 +147,7 @@ def build_module(parts: RunParts) -> SegmentationModule:
             "channels": list(data.dataset.channels),
             "mirror_axes": list(data.mirror_axes),
             "file_ending": data.dataset.file_ending,
+            "spacing_unit": data.source.unit,
             "layout": data_of_today(parts.config["data"]).get("layout"),
             "numbered_ids": has_numbered_ids(data.dataset.training),
             "label_map": dict(data.dataset.label_map),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from e2enet.common.files import naming_unreadable
 from e2enet.data.formats.dataset import RawDataset
+from e2enet.data.formats.grid import Unit
 from e2enet.data.formats.labels import LabelTable
 from e2enet.data.formats.layout import read_or_raise
 from e2enet.data.formats.problems import Problem, dataset_error
@@ -24,17 +25,19 @@ class DataSource:
         layout: How it is read.
         table: What the config says of the labels.
         exclude: Ids of cases that are left out, with whatever is wrong with them.
+        unit: Of the lengths in all files; None: as each header says.
     """
 
     folder: Path
     layout: Layout
     table: LabelTable = field(default_factory=LabelTable)
     exclude: tuple[str, ...] = ()
+    unit: Unit | None = None
 
     @property
     def prepared_name(self) -> str:
-        """Name of the folder of prepared cases; layouts that read a folder differently give different names."""
-        return f"{self.folder.name}{self.layout.prepared_suffix}"
+        """Name of the folder of prepared cases; where a folder is read differently it is another."""
+        return f"{self.folder.name}{self.layout.prepared_suffix}" + (f"_in_{self.unit}" if self.unit else "")
 
     def excluding(self, ids: Sequence[str]) -> DataSource:
         """The same source without the cases of these ids."""
@@ -50,11 +53,18 @@ class DataSource:
         InputError where there is nothing to read at all.
         """
         with naming_unreadable(self.folder):
-            return without_cases(self.layout.scan(self.folder, problems, self.table), self.exclude, problems)
+            dataset = self.layout.scan(self.folder, problems, self.table)
+        return without_cases(_in_unit(dataset, self.unit), self.exclude, problems)
 
     def read(self) -> RawDataset:
         """The dataset; InputError with all errors that `scan` finds."""
         return read_or_raise(self.scan, self.folder)
+
+
+def _in_unit(dataset: RawDataset, unit: Unit | None) -> RawDataset:
+    parts = (dataset.training, dataset.validation, dataset.test)
+    training, validation, test = (tuple(replace(case, unit=unit) for case in cases) for cases in parts)
+    return replace(dataset, training=training, validation=validation, test=test)
 
 
 def without_cases(dataset: RawDataset, exclude: Sequence[str], problems: list[Problem]) -> RawDataset:

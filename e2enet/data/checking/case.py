@@ -259,7 +259,7 @@ def _largest_offset(headers: Sequence[StoredHeader]) -> Offset | None:
 
 def _read(case: Case, file: Path, problems: list[Problem]) -> StoredImage | None:
     try:
-        return read_stored(file)
+        return read_stored(file, case.unit)
     except InputError as error:
         problems.append(case_error(case.id, _without_path(error, file), file))
         return None

@@ -39,7 +39,7 @@ def read_case(dataset: RawDataset, case: Case, depth_axis: int) -> CaseVolumes:
     problems: list[str] = []
     volume, label = None, None
     try:
-        volume = read_volume(case.images, depth_axis)
+        volume = read_volume(case.images, depth_axis, case.unit)
         wrong_count = channel_problem(len(volume.array), len(dataset.channels))
         problems += [f"{case.images[0]}: {wrong_count}"] if wrong_count else []
         if not volume.array.any():
@@ -49,7 +49,7 @@ def read_case(dataset: RawDataset, case: Case, depth_axis: int) -> CaseVolumes:
     if case.label is not None:
         try:
             grid = volume.geometry if volume is not None else None
-            label, geometry = read_label(case.label, depth_axis, dataset.label_map, on=grid)
+            label, geometry = read_label(case.label, depth_axis, dataset.label_map, on=grid, unit=case.unit)
             off_grid = grid_problem(grid, geometry, ("image", "label"), repair=True) if grid is not None else None
             found = [off_grid, label_problem(count_labels([label]), dataset.scheme)]
             if volume is not None and not any((*problems, *found)):

@@ -6,8 +6,8 @@ rounding can lead to different axes (at 45 degrees each axis is as near to one d
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
@@ -25,6 +25,9 @@ TIE_TOLERANCE = 0.01
 # The three low bits of a header's xyzt_units. ITK reads so, and takes all other codes for mm.
 MILLIMETRES = {1: 1e3, 2: 1.0, 3: 1e-3}
 UNITS = {1: "metres", 2: "mm", 3: "microns"}
+# What `data.spacing_unit` may be, and its bits.
+Unit = Literal["m", "mm", "um"]
+UNIT_CODES: dict[str, int] = {"m": 1, "mm": 2, "um": 3}
 REPAIR = "python -m e2enet.data.check .. repair=FOLDER writes copies of labels with their images' affines"
 
 
@@ -162,6 +165,16 @@ def in_millimetres(affine: np.ndarray, header: Any) -> np.ndarray:
     scaled = np.array(affine, dtype=float)
     scaled[:3] *= millimetres_per_unit(header)
     return scaled
+
+
+def in_unit(image: ImageFile, unit: Unit) -> ImageFile:
+    """An open image whose lengths count in a unit, whatever its header says: so does the header that it has then."""
+    code, header = UNIT_CODES[unit], None if image.header is None else image.header.copy()
+    affine = image.affine.copy()
+    affine[:3] *= MILLIMETRES[code] / millimetres_per_unit(image.header)
+    if isinstance(header, nib.Nifti1Header):
+        header["xyzt_units"] = int(header["xyzt_units"]) & ~7 | code
+    return replace(image, affine=affine, header=header)
 
 
 def millimetres_per_unit(header: Any) -> float:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from e2enet.common.errors import InputError
 from e2enet.data.formats.dicom import holds_slices
+from e2enet.data.formats.grid import Unit
 from e2enet.data.formats.listing import (
     FILE_ENDINGS,
     NAME_WORDS,
@@ -33,11 +34,12 @@ MODALITY = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 @dataclass(frozen=True)
 class Case:
     """One patient: an image file per channel (or one file holding all, or a folder of DICOM slices), and a label file
-    where there is one."""
+    where there is one. Lengths in these files count in `unit`; None: in that of each header."""
 
     id: str
     images: tuple[Path, ...]
     label: Path | None = None
+    unit: Unit | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from e2enet.common.errors import InputError
 from e2enet.data.formats.dicom import open_series, slice_files
+from e2enet.data.formats.grid import Unit, in_unit
 from e2enet.data.formats.image_file import ImageFile
 from e2enet.data.formats.itk import open_itk
 from e2enet.data.formats.listing import ITK_ENDINGS
@@ -14,14 +15,14 @@ from e2enet.data.formats.nifti import open_nifti
 from e2enet.data.formats.voxel_storage import read_storage
 
 
-def open_image(path: Path) -> ImageFile:
+def open_image(path: Path, unit: Unit | None = None) -> ImageFile:
     """The image at a path, voxels unread, by the end of its name; a folder is one of DICOM slices.
 
-    InputError naming it where it is not there, no such image, or holds no numbers.
+    Its lengths count in `unit`; None: in that of its header. InputError naming it where it is not there, no such image,
+    or holds no numbers.
     """
-    if path.is_dir():
-        return open_series(path)
-    return open_itk(path) if path.name.endswith(ITK_ENDINGS) else open_nifti(path)
+    image = _open(path)
+    return image if unit is None else in_unit(image, unit)
 
 
 def files_of(path: Path) -> list[Path]:
@@ -33,3 +34,9 @@ def files_of(path: Path) -> list[Path]:
         with suppress(InputError):  # which opening it will raise
             return list(dict.fromkeys([path, read_storage(path).file]))
     return [path]
+
+
+def _open(path: Path) -> ImageFile:
+    if path.is_dir():
+        return open_series(path)
+    return open_itk(path) if path.name.endswith(ITK_ENDINGS) else open_nifti(path)

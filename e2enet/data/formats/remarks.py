@@ -26,7 +26,7 @@ def scan_warnings(cases: Sequence[Case]) -> list[Problem]:
     for case in cases:
         for path in case.images:
             try:
-                headers.append((case.id, read_stored_header(path)))
+                headers.append((case.id, read_stored_header(path, case.unit)))
             except InputError:
                 continue
     return header_warnings(headers)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from e2enet.data.formats.grid import Geometry, Offset, forms_offset, geometry_of, unit_of_length
+from e2enet.data.formats.grid import Geometry, Offset, Unit, forms_offset, geometry_of, unit_of_length
 from e2enet.data.formats.image_file import ImageFile
 from e2enet.data.formats.opening import open_image
 
@@ -113,17 +113,17 @@ def _scramble(values: np.ndarray) -> np.ndarray:
     return bits
 
 
-def read_stored_header(path: Path) -> StoredHeader:
+def read_stored_header(path: Path, unit: Unit | None = None) -> StoredHeader:
     """The header alone; InputError, as from `volume.read_geometry`, where it cannot be used."""
-    return _stored_header(open_image(path))
+    return _stored_header(open_image(path, unit))
 
 
-def read_stored(path: Path) -> StoredImage:
+def read_stored(path: Path, unit: Unit | None = None) -> StoredImage:
     """Header and voxels; InputError where either cannot be read or the gzip stream is cut off or damaged.
 
     Memory: the stored voxels once.
     """
-    image = open_image(path)
+    image = open_image(path, unit)
     return StoredImage(_stored_header(image), image.read_stored())
 
 

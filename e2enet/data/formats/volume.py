@@ -18,7 +18,7 @@ from nibabel import orientations
 
 from e2enet.common.errors import InputError
 from e2enet.common.files import atomic_path
-from e2enet.data.formats.grid import Geometry, geometry_of, millimetres_per_unit, require_same_grid, same_grid
+from e2enet.data.formats.grid import Geometry, Unit, geometry_of, millimetres_per_unit, require_same_grid, same_grid
 from e2enet.data.formats.itk import write_itk
 from e2enet.data.formats.labels import apply_label_map, whole_labels
 from e2enet.data.formats.listing import ITK_ENDINGS
@@ -40,19 +40,19 @@ class Volume:
     header: Any = None  # of the first file where that is NIfTI, for results written on its grid
 
 
-def read_geometry(path: str | Path, depth_axis: int | None = None) -> Geometry:
+def read_geometry(path: str | Path, depth_axis: int | None = None, unit: Unit | None = None) -> Geometry:
     """Geometry from the header alone; `depth_axis=None` takes the image's own axis of largest spacing."""
-    return geometry_of(open_image(Path(path)), depth_axis)
+    return geometry_of(open_image(Path(path), unit), depth_axis)
 
 
-def read_ras_spacing(path: str | Path) -> tuple[float, float, float]:
+def read_ras_spacing(path: str | Path, unit: Unit | None = None) -> tuple[float, float, float]:
     """mm per voxel along the right-left, anterior-posterior and superior-inferior axis, from the header
     alone."""
-    ras = read_geometry(path, depth_axis=0)  # with axis 0 in front the frame's order is RAS
+    ras = read_geometry(path, 0, unit)  # with axis 0 in front the frame's order is RAS
     return ras.spacing
 
 
-def read_volume(paths: Sequence[str | Path], depth_axis: int | None = None) -> Volume:
+def read_volume(paths: Sequence[str | Path], depth_axis: int | None = None, unit: Unit | None = None) -> Volume:
     """Read one image: a file per channel, or a single 4D file whose last axis holds the channels.
 
     Raises InputError naming the file where it is no 3D or 4D image, cannot be read, holds NaN or infinity,
@@ -62,7 +62,7 @@ def read_volume(paths: Sequence[str | Path], depth_axis: int | None = None) -> V
     files = [Path(path) for path in paths]
     if not files:
         raise InputError("an image needs at least one file")
-    images = [open_image(file) for file in files]
+    images = [open_image(file, unit) for file in files]
     geometry = geometry_of(images[0], depth_axis)
     array: np.ndarray | None = None
     for index, (file, image) in enumerate(zip(files, images, strict=True)):
@@ -91,6 +91,7 @@ def read_label(
     label_map: Mapping[int, int] | None = None,
     *,
     on: Geometry | None = None,
+    unit: Unit | None = None,
 ) -> tuple[np.ndarray, Geometry]:
     """Read a label image as (D, H, W), uint8 or where needed int16, its values renumbered by `label_map`
     (value in the file -> label); and its own geometry.
@@ -99,7 +100,7 @@ def read_label(
     InputError where it does not hold whole numbers 0, 1, ..
     """
     path = Path(path)
-    image = open_image(path)
+    image = open_image(path, unit)
     geometry = geometry_of(image, depth_axis)
     data = _without_singletons(image.read_values())
     if data.ndim != 3:
@@ -108,9 +109,11 @@ def read_label(
     return to_frame(labels, on if on is not None and same_grid(on, geometry) else geometry), geometry
 
 
-def read_label_on(grid: Geometry, path: str | Path, label_map: Mapping[int, int] | None = None) -> np.ndarray:
+def read_label_on(
+    grid: Geometry, path: str | Path, label_map: Mapping[int, int] | None = None, unit: Unit | None = None
+) -> np.ndarray:
     """The same for a label image that must lie on the grid of its image; InputError naming the file where not."""
-    label, geometry = read_label(path, grid.depth_axis, label_map, on=grid)
+    label, geometry = read_label(path, grid.depth_axis, label_map, on=grid, unit=unit)
     require_same_grid(grid, geometry, f"{path}: not on the grid of its image")
     return label
 

@@ -135,7 +135,7 @@ def dataset_depth_axis(dataset: RawDataset, cases: Sequence[Case]) -> int:
     spacings, problems = [], []
     for case in cases:
         try:
-            spacings.append(read_ras_spacing(case.images[0]))
+            spacings.append(read_ras_spacing(case.images[0], case.unit))
         except InputError as error:
             problems.append(f"case {case.id}: {error}")
     raise_problems(problems, f"{dataset.folder}: {len(problems)} of {len(cases)} headers cannot be read")

@@ -92,5 +92,5 @@ def _coordinates(voxels: int, scheme: LabelScheme) -> int:
 
 def _voxels(case: Case, plan: Plan) -> tuple[int, int]:
     """Of all raw channels, and of one resampled channel."""
-    geometry = read_geometry(case.images[0], plan.depth_axis)
+    geometry = read_geometry(case.images[0], plan.depth_axis, case.unit)
     return image_voxels(case), math.prod(resampled_shape(geometry.frame_shape, geometry.spacing, plan.spacing))

@@ -58,8 +58,8 @@ class ScanReader:
         found = {item.id: item for item in (*dataset.training, *dataset.validation, *dataset.test)}.get(case)
         if found is None or found.label is None:
             raise InputError(f"{dataset.folder}: has no labelled case {case}, which {self.runs.job_folder(key)} scored")
-        volume = read_volume(found.images)
-        reference = read_label_on(volume.geometry, found.label, dataset.label_map)
+        volume = read_volume(found.images, unit=found.unit)
+        reference = read_label_on(volume.geometry, found.label, dataset.label_map, found.unit)
         ignored = reference == (-1 if dataset.scheme.ignore is None else dataset.scheme.ignore)
         reference = dataset.scheme.without_ignored(reference)
         return Scan(case, volume.array[0], reference, ignored, volume.geometry, dataset.labels)
