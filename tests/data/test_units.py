@@ -12,7 +12,10 @@ import SimpleITK as sitk  # noqa: N813
 
 from e2enet.data.check import main as check
 from e2enet.data.checking.repair import repair_labels
+from e2enet.data.formats.grid import Unit, millimetres_per_unit
+from e2enet.data.formats.itk import write_itk
 from e2enet.data.formats.naming import Case
+from e2enet.data.formats.opening import open_image
 from e2enet.data.formats.remarks import scan_warnings
 from e2enet.data.formats.volume import read_geometry, read_volume, write_label_image
 from e2enet.data.prepare import main as prepare
@@ -52,6 +55,21 @@ def test_a_header_is_read_as_itk_reads_it(tmp_path: Path, unit: str, forms: str)
     np.testing.assert_allclose(geometry.affine, itk_affine(path), rtol=1e-6, atol=1e-6)
     assert geometry.spacing == pytest.approx([size * UNITS[unit] for size in (2.5, 0.9, 0.8)])
     assert voxel_spacing(path) == pytest.approx([size * UNITS[unit] for size in (0.9, 0.8, 2.5)])
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd"])
+@pytest.mark.parametrize(("unit", "factor"), [("m", 1000.0), ("mm", 1.0), ("um", 0.001)])
+def test_a_unit_that_is_given_wins_over_the_header(tmp_path: Path, ending: str, unit: Unit, factor: float) -> None:
+    path = save(tmp_path / "a.nii.gz", AFFINE, "meter")
+    if ending == ".nrrd":
+        path = tmp_path / "a.nrrd"
+        write_itk(path, np.zeros((4, 5, 6), np.uint8), AFFINE)
+    scaled = AFFINE.copy()
+    scaled[:3] *= factor
+    image = open_image(path, unit)
+    np.testing.assert_allclose(image.affine, scaled, rtol=1e-6, atol=1e-6)
+    assert image.header is None or millimetres_per_unit(image.header) == factor
+    assert read_geometry(path, 1, unit).spacing == pytest.approx([size * factor for size in (2.5, 0.9, 0.8)])
 
 
 @pytest.mark.parametrize("forms", ["s", "q", "sq"])

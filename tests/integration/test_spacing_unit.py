@@ -55,9 +55,7 @@ def test_the_check_goes_by_it(tmp_path: Path) -> None:
     in_metres(write_phantom(tmp_path / "Task99_Wrong", num_train=5, num_test=1, shape=(40, 40, 16)))
     dataset, report = ["data=msd", "data.name=Task99_Wrong", f"paths.data={tmp_path}"], tmp_path / "report.json"
     assert not check([*dataset, f"report={report}"])
-    assert any(
-        "above 100 mm" in entry["problem"] or "mm" in entry["problem"] for entry in json.loads(report.read_text())
-    )
+    assert any("its header counts in metres" in entry["problem"] for entry in json.loads(report.read_text()))
     assert not check([*dataset, "data.spacing_unit=mm", f"report={report}"])
     assert json.loads(report.read_text()) == []
     with pytest.raises((SystemExit, InputError)):
