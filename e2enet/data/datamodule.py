@@ -15,7 +15,7 @@ from e2enet.data.cases.choice import CaseChoice, ChosenCases, read_chosen
 from e2enet.data.cases.sources import DataSource
 from e2enet.data.cases.split_file import RunSplit
 from e2enet.data.cases.splits import SplitRule
-from e2enet.data.checking.first_use import remembered_problems, require_sound
+from e2enet.data.checking.first_use import check_at_first_use, remembered_problems
 from e2enet.data.formats.grid import Unit
 from e2enet.data.formats.labels import LabelTable
 from e2enet.data.formats.layout import Case, RawDataset
@@ -167,7 +167,7 @@ class SegmentationDataModule(lightning.LightningDataModule):
         self.source.create()
         if self.sampler.has_weights:  # before every file is looked through
             self._bind_sampler(read_chosen(self.source, self.choice))
-        require_sound(self.source, self.prepared_folder, self.prepare_workers, self.choice)
+        check_at_first_use(self.source, self.prepared_folder, self.prepare_workers, self.choice)
         self._prepare()
 
     def setup(self, stage: str | None = None) -> None:

@@ -14,7 +14,7 @@ from e2enet.common.errors import InputError
 from e2enet.data.cases.choice import CaseChoice
 from e2enet.data.cases.sources import DataSource
 from e2enet.data.checking import run as checking
-from e2enet.data.checking.first_use import require_sound
+from e2enet.data.checking.first_use import check_at_first_use
 from e2enet.data.formats.layout import LabelTable
 from e2enet.data.layouts.described import MSDLayout
 
@@ -61,7 +61,7 @@ def checks(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 def test_it_is_looked_through_once(source: DataSource, checks: list[Path], tmp_path: Path) -> None:
     for _ in range(2):
-        require_sound(source, tmp_path / "prepared")
+        check_at_first_use(source, tmp_path / "prepared")
     assert checks == [source.folder]
     assert json.loads((tmp_path / "prepared" / "checked.json").read_text())["warnings"] == []
 
@@ -69,14 +69,14 @@ def test_it_is_looked_through_once(source: DataSource, checks: list[Path], tmp_p
 def test_a_changed_file_and_another_label_table_are_looked_at_again(
     source: DataSource, checks: list[Path], tmp_path: Path
 ) -> None:
-    require_sound(source, tmp_path / "prepared")
+    check_at_first_use(source, tmp_path / "prepared")
     image = source.folder / "imagesTr" / "b.nii.gz"
     os.utime(image, ns=(0, image.stat().st_mtime_ns + 1))
-    require_sound(source, tmp_path / "prepared")
+    check_at_first_use(source, tmp_path / "prepared")
     assert len(checks) == 2
     renamed = LabelTable({0: "background", 1: "liver"}, {}, {})
     other = DataSource(source.folder, MSDLayout(), renamed)
-    require_sound(other, tmp_path / "prepared")
+    check_at_first_use(other, tmp_path / "prepared")
     assert len(checks) == 3
 
 
@@ -87,23 +87,23 @@ def test_every_error_is_told_and_nothing_remembered(source: DataSource, checks: 
     nib.save(nib.Nifti1Image(label, np.eye(4)), source.folder / "labelsTr" / "c.nii.gz")
     for _ in range(2):
         with pytest.raises(InputError) as caught:
-            require_sound(source, tmp_path / "prepared")
+            check_at_first_use(source, tmp_path / "prepared")
         assert "a.nii.gz" in str(caught.value) and "c.nii.gz" in str(caught.value)
     assert len(checks) == 2 and not (tmp_path / "prepared" / "checked.json").exists()
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Task99_None"):
-        require_sound(DataSource(tmp_path / "Task99_None", MSDLayout()), tmp_path / "prepared")
+        check_at_first_use(DataSource(tmp_path / "Task99_None", MSDLayout()), tmp_path / "prepared")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"key": 1}', "\xff\xfe"])
 def test_a_damaged_record_is_made_anew(source: DataSource, checks: list[Path], tmp_path: Path, damage: str) -> None:
     prepared = tmp_path / "prepared"
-    require_sound(source, prepared)
+    check_at_first_use(source, prepared)
     record = prepared / "checked.json"
     whole = record.read_bytes()
     record.write_text(damage, encoding="latin-1")
-    require_sound(source, prepared)
+    check_at_first_use(source, prepared)
     assert len(checks) == 2 and record.read_bytes() == whole

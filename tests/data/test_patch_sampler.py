@@ -204,7 +204,7 @@ def test_a_wrong_name_is_told_before_the_files_are_read(tmp_path: Path, monkeypa
     sampler = PatchSampler(class_weights={"tub": 2}, case_weights={"phantom_1": 2})
     layout = PhantomLayout(num_train=5, num_test=0, shape=(32, 32, 12))
     module = SegmentationDataModule(layout=layout, name="phantom", **roots, sampler=sampler)
-    monkeypatch.setattr("e2enet.data.datamodule.require_sound", lambda *_: pytest.fail("looked through"))
+    monkeypatch.setattr("e2enet.data.datamodule.check_at_first_use", lambda *_: pytest.fail("looked through"))
     with pytest.raises(InputError) as caught:
         module.prepare_data()
     for words in ("tub is no class", "did you mean tube?", "phantom_1 is no case", "did you mean phantom_001?"):

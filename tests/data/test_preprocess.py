@@ -87,7 +87,7 @@ def test_image_that_is_not_the_plans_is_refused() -> None:
         normalise(np.ones((1, 1, 1), np.float32), {"scheme": "minmax"})
 
 
-def vote(label: np.ndarray, shape: tuple[int, ...], apart: int | None) -> np.ndarray:
+def interpolate(label: np.ndarray, shape: tuple[int, ...], apart: int | None) -> np.ndarray:
     """An independent reference: every label's own map resampled linearly by scipy, the nearest slice taken along the
     axis apart; the label of largest share, the first of equals."""
     shares = []
@@ -120,8 +120,8 @@ def test_label_and_image_are_resampled_apart_along_one_axis(old, new, apart: int
     prepared = preprocess(volume(steps[None], old), replace(PLAN, spacing=new, normalisation=({"scheme": "none"},)))
     found = preprocess_label(label, prepared)
     assert found.shape == prepared.image.shape[1:] and found.dtype == np.uint8
-    np.testing.assert_array_equal(found, vote(label, found.shape, apart))
+    np.testing.assert_array_equal(found, interpolate(label, found.shape, apart))
     others = {None, 0, 1, 2} - {apart}
-    assert all((found != vote(label, found.shape, other)).any() for other in others)
+    assert all((found != interpolate(label, found.shape, other)).any() for other in others)
     # An image that is one value per slice keeps these where slices are taken apart, and is mixed where not.
     assert np.allclose(prepared.image, np.round(prepared.image), atol=1e-3) is (apart is not None)

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 Change = Callable[[Tensor, Sequence[float]], None]
 
-VOXELS = (1, 2, 3)
+SPATIAL_DIMS = (1, 2, 3)
 TRUNCATE = 4  # the Gaussian ends at so many standard deviations, as SciPy's does
 SMALLEST_RANGE = 1e-6  # a channel that varies less counts as constant
 
@@ -28,14 +28,14 @@ def multiply(rows: Tensor, factors: Sequence[float]) -> None:
 
 def scale_contrast(rows: Tensor, factors: Sequence[float]) -> None:
     """Spread the values around their mean by the factor, clipped to the range they had before."""
-    mean, low, high = (reduce(VOXELS, keepdim=True) for reduce in (rows.mean, rows.amin, rows.amax))
+    mean, low, high = (reduce(SPATIAL_DIMS, keepdim=True) for reduce in (rows.mean, rows.amin, rows.amax))
     rows.sub_(mean).mul_(per_row(factors, rows)).add_(mean)
     torch.clamp(rows, low, high, out=rows)
 
 
 def blur(rows: Tensor, sigmas: Sequence[float]) -> None:
     """Gaussian blur, sigma > 0 in voxels; beyond its border an image goes on as in a mirror."""
-    _mix_along_axes(rows, sigmas, blur_matrix, VOXELS)
+    _mix_along_axes(rows, sigmas, blur_matrix, SPATIAL_DIMS)
 
 
 def lower_resolution(rows: Tensor, zooms: Sequence[float]) -> None:
@@ -43,20 +43,20 @@ def lower_resolution(rows: Tensor, zooms: Sequence[float]) -> None:
 
     nnU-Net goes back by cubic splines; linear is several times faster and the picture is as coarse.
     """
-    _mix_along_axes(rows, zooms, coarsening_matrix, VOXELS)
+    _mix_along_axes(rows, zooms, coarsening_matrix, SPATIAL_DIMS)
 
 
 def lower_resolution_in_plane(rows: Tensor, zooms: Sequence[float]) -> None:
     """`lower_resolution` within the slices (H, W), for patches that are coarse in depth already."""
-    _mix_along_axes(rows, zooms, coarsening_matrix, VOXELS[1:])
+    _mix_along_axes(rows, zooms, coarsening_matrix, SPATIAL_DIMS[1:])
 
 
 def change_gamma(rows: Tensor, gammas: Sequence[float]) -> None:
     """Raise each row, scaled to 0..1, to the power gamma; then restore its mean and standard deviation."""
-    mean, low, high = (reduce(VOXELS, keepdim=True) for reduce in (rows.mean, rows.amin, rows.amax))
+    mean, low, high = (reduce(SPATIAL_DIMS, keepdim=True) for reduce in (rows.mean, rows.amin, rows.amax))
     deviation = _deviation(rows, mean)
     rows.sub_(low).div_((high - low).clamp_min(SMALLEST_RANGE)).pow_(per_row(gammas, rows))
-    rows.sub_(rows.mean(VOXELS, keepdim=True))
+    rows.sub_(rows.mean(SPATIAL_DIMS, keepdim=True))
     # A constant row is 0 here, and its deviation too: it becomes its mean again.
     rows.mul_(deviation / _deviation(rows, 0).clamp_min(SMALLEST_RANGE)).add_(mean)
 
@@ -113,4 +113,4 @@ def _mix_along_axes(
 
 def _deviation(rows: Tensor, mean: Tensor | float) -> Tensor:
     # Several times as fast as torch.std, which goes through the voxels one by one.
-    return (rows - mean).square_().mean(VOXELS, keepdim=True).sqrt_()
+    return (rows - mean).square_().mean(SPATIAL_DIMS, keepdim=True).sqrt_()

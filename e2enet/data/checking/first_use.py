@@ -21,7 +21,7 @@ RECORD = "checked.json"
 CHECK_VERSION = 4  # raise it when the check finds more, so that datasets are checked anew
 
 
-def require_sound(
+def check_at_first_use(
     source: DataSource, prepared: Path, num_workers: int | None = None, choice: CaseChoice | None = None
 ) -> None:
     """Let a dataset pass that training can use; it is checked at its first use, and after a change.

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from e2enet.common.errors import InputError
-from e2enet.data.formats.dataset import RawDataset, finish, warn_unlisted
+from e2enet.data.formats.dataset import RawDataset, build_raw_dataset, warn_unlisted
 from e2enet.data.formats.description import Description
 from e2enet.data.formats.labels import LabelTable, resolve_labels
 from e2enet.data.formats.naming import Case
@@ -65,7 +65,7 @@ def scan_amos(
             for case in parts[part]
             if case.label is None
         ]
-    return finish(
+    return build_raw_dataset(
         f"{description.name} {modality}",
         folder,
         ("CT or MRI" if modality == "both" else modality,),

@@ -53,7 +53,7 @@ class RawDataset:
         return self.scheme.names
 
 
-def finish(
+def build_raw_dataset(
     name: str,
     folder: Path,
     channels: Sequence[str],

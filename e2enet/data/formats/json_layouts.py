@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from e2enet.data.formats.dataset import RawDataset, finish, warn_unlisted
+from e2enet.data.formats.dataset import RawDataset, build_raw_dataset, warn_unlisted
 from e2enet.data.formats.description import Description
 from e2enet.data.formats.labels import LabelTable, resolve_labels
 from e2enet.data.formats.listing import FILE_ENDINGS, is_file_name, list_scans, no_folder, spell_endings
@@ -46,7 +46,9 @@ def scan_msd(folder: str | Path, problems: list[Problem], table: LabelTable | No
     for part, cases in (("Tr", training), ("Ts", test)):
         warn_unlisted(folder / f"images{part}", [case.images[0] for case in cases], problems)
         warn_unlisted(folder / f"labels{part}", [case.label for case in cases], problems)
-    return finish(description.name, folder, channels, labels, table, training=training, test=test, problems=problems)
+    return build_raw_dataset(
+        description.name, folder, channels, labels, table, training=training, test=test, problems=problems
+    )
 
 
 def scan_nnunet(folder: str | Path, problems: list[Problem], table: LabelTable | None = None) -> RawDataset:
@@ -70,7 +72,7 @@ def scan_nnunet(folder: str | Path, problems: list[Problem], table: LabelTable |
     if ending is not None:
         test = _folder_cases(folder, "Ts", len(channels), ending, problems)
     description.check_count(training)
-    return finish(
+    return build_raw_dataset(
         description.name,
         folder,
         channels,

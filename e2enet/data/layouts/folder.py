@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from e2enet.common.errors import InputError
-from e2enet.data.formats.dataset import RawDataset, finish, require_folder
+from e2enet.data.formats.dataset import RawDataset, build_raw_dataset, require_folder
 from e2enet.data.formats.labels import LabelTable, resolve_labels
 from e2enet.data.formats.listing import list_scans, told_of
 from e2enet.data.formats.naming import Case
@@ -109,7 +109,7 @@ class FolderLayout(Layout):
         if unlabelled:
             files = [case.images[0] for case in unlabelled]
             problems.append(told_of(folder, files, "has no label: a test case"))
-        return finish(
+        return build_raw_dataset(
             folder.name,
             folder,
             self.channels,

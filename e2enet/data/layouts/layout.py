@@ -27,7 +27,7 @@ class Layout(ABC):
             folder: The dataset's.
             problems: Takes errors and warnings; see `formats.problems`.
             table: What the config says of the labels; `formats.labels.resolve_labels` makes a scheme of it, and
-                `formats.dataset.finish` the dataset, after the checks that every layout needs.
+                `formats.dataset.build_raw_dataset` the dataset, after the checks that every layout needs.
 
         Raises:
             InputError: there is nothing to read at all.

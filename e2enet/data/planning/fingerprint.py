@@ -18,7 +18,7 @@ from e2enet.data.formats.grid import choose_depth_axis
 from e2enet.data.formats.naming import Case
 from e2enet.data.formats.volume import read_ras_spacing
 from e2enet.data.planning.case_fingerprint import CaseFingerprint, Measuring
-from e2enet.data.planning.casework import SMALL_VOXELS, image_voxels, work_on_cases
+from e2enet.data.planning.case_workers import SMALL_VOXELS, image_voxels, work_on_cases
 from e2enet.system.locks import locked_folder
 from e2enet.system.workload import fit_workers
 

@@ -14,7 +14,7 @@ from e2enet.common.errors import InputError
 from e2enet.data.formats.case import read_case
 from e2enet.data.formats.dataset import RawDataset
 from e2enet.data.formats.naming import Case
-from e2enet.data.planning.casework import work_on_cases
+from e2enet.data.planning.case_workers import work_on_cases
 from e2enet.data.planning.plan import Plan
 from e2enet.data.preparation.forecast import forecast
 from e2enet.data.preparation.preprocess import preprocess, preprocess_inside, preprocess_label

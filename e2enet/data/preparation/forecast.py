@@ -13,7 +13,7 @@ from e2enet.data.formats.dataset import RawDataset
 from e2enet.data.formats.naming import Case
 from e2enet.data.formats.scheme import LabelScheme
 from e2enet.data.formats.volume import read_geometry
-from e2enet.data.planning.casework import SMALL_VOXELS, image_voxels
+from e2enet.data.planning.case_workers import SMALL_VOXELS, image_voxels
 from e2enet.data.planning.plan import Plan, resampled_shape
 from e2enet.data.preparation.foreground import MIN_COORDINATES, MIN_SHARE
 from e2enet.system.workload import Workload, fit_workers, gigabytes

@@ -50,16 +50,16 @@ def resample_label(label: np.ndarray, shape: Sequence[int], axis: int | None) ->
         picked = nearest_indices(len(slices), len(target))
         depth = Neighbours(picked, picked, np.zeros(len(picked)))
     rows, columns = (Neighbours.along(*edges) for edges in zip(slices.shape[1:], target.shape[1:], strict=True))
-    meeting, pair = None, None
+    boundary, pair = None, None
     for index, (first, second, share) in enumerate(zip(depth.first, depth.second, depth.share, strict=True)):
-        if meeting is None or pair != (first, second):
+        if boundary is None or pair != (first, second):
             pair = (first, second)
-            meeting = Meeting(slices[first], slices[second], rows, columns)
-        target[index] = meeting.vote(share)
+            boundary = LabelBoundary(slices[first], slices[second], rows, columns)
+        target[index] = boundary.interpolate(share)
     return result
 
 
-class Meeting:
+class LabelBoundary:
     """Where values meet between two neighbouring planes (H, W) of a label map, seen from new planes (H', W')."""
 
     def __init__(self, first: np.ndarray, second: np.ndarray, rows: Neighbours, columns: Neighbours) -> None:
@@ -75,7 +75,7 @@ class Meeting:
         below, beside = rows.share[row], columns.share[column]
         self.shares = np.stack([down * right for down in (1 - below, below) for right in (1 - beside, beside)])
 
-    def vote(self, share: float) -> np.ndarray:
+    def interpolate(self, share: float) -> np.ndarray:
         """The plane (H', W') at `share` of the way from the first plane to the second."""
         result = self.clear.copy()
         if share == 0:
