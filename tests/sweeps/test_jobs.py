@@ -215,7 +215,7 @@ def test_wandb_knows_the_sweep_and_the_row(stand_in: Callable[[str], None], tmp_
 def test_a_score_that_is_none_is_none(stand_in: Callable[[str], None], tmp_path: Path) -> None:
     stand_in(
         "from e2enet.sweeps.inside import report_score\n"
-        "report_score(float('nan'))\nimport os\nos.environ['RANK'] = '1'\ntell_score(0.5)"  # not the second's to tell
+        "report_score(float('nan'))\nimport os\nos.environ['RANK'] = '1'\nreport_score(0.5)"  # not the second's to tell
     )
     assert isnan(run_job(GIVEN, tmp_path))
     content: dict[str, Any] = json.loads((only_job(tmp_path) / "job.json").read_text())
