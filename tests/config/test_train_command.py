@@ -37,6 +37,7 @@ def test_paths_are_written_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert OmegaConf.select(config, "data.split") == f"{tmp_path}/here/splits_final.json"
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_paths_wherever_it_is_gone_on_with(tiny: list[str], tmp_path: Path) -> None:
     """Relative and home paths, given to the program itself; no folder is called ~."""
     work, home = tmp_path / "work", tmp_path / "home"

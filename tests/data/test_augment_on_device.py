@@ -77,6 +77,7 @@ def describe(image: Tensor, label: Tensor) -> list[float]:
     return [float(v) for v in (image.mean(), image.std(), image.min(), image.max(), roughness, foreground)]
 
 
+@pytest.mark.slow
 def test_both_places_agree_in_distribution(case: PreparedCase) -> None:
     # Different seeds, so that the samples are independent: equality cannot come from equal draws.
     here, there = make_dataset(case, augment_here=True, seed=1), make_dataset(case, augment_here=False, seed=2)

@@ -116,6 +116,7 @@ def test_killed_runs_go_on_to_the_same_bytes(toy, tmp_path: Path, program: Path,
     assert contents(folder) == expected
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_killed_parent(toy, tmp_path: Path, program: Path, expected: dict[str, bytes]) -> None:
     folder = tmp_path / "killed"
     run = start(program, toy.folder, folder, workers=2, delay=0.2)

@@ -152,6 +152,7 @@ def gradient_norm(network: E2ENet, x: Tensor) -> float:
         return float(gradient(network, x).square().sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_an_export_takes_any_batch_and_size(strict: bool) -> None:
     network = make_network()

@@ -232,6 +232,7 @@ def test_the_engine_is_chosen_for_the_runs_precision(
     assert asked == 2 * [("auto", dtype)]
 
 
+@pytest.mark.slow
 def test_figures_of_a_real_network(write_run: Write) -> None:
     run = write_run("a")
     (entry,) = measure_runs(run.parent, device="cpu", repeats=1).values()

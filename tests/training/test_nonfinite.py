@@ -287,6 +287,7 @@ def main(folder: Path) -> None:
         torch.save(found, folder / f"rank{rank}.pt")
 
 
+@pytest.mark.slow
 def test_two_processes_decide_alike(tmp_path: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.getcwd()}
