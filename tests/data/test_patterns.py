@@ -303,7 +303,7 @@ def test_a_checkpoints_layout_is_built_where_it_is_e2enets_own() -> None:
 
 
 OWN_LAYOUT = """
-from e2enet.data.formats.dataset import finish
+from e2enet.data.formats.dataset import build_raw_dataset
 from e2enet.data.formats.labels import resolve_labels
 from e2enet.data.formats.naming import Case
 from e2enet.data.layouts.layout import Layout
@@ -317,7 +317,7 @@ class ByTable(Layout):
         rows = [line.split() for line in (folder / self.table).read_text().splitlines()]
         cases = [Case(name, (folder / image,), folder / label) for name, image, label in rows]
         labels = resolve_labels(None, table, problems)
-        return finish("own", folder, ["CT"], labels, table, training=cases, problems=problems)
+        return build_raw_dataset("own", folder, ["CT"], labels, table, training=cases, problems=problems)
 """
 
 
