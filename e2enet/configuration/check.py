@@ -81,9 +81,9 @@ def check_command_line(arguments: Sequence[str], *, printed: bool = False) -> No
 
 def read_arguments(arguments: Sequence[str]) -> list[str]:
     """A command line of train.py by the names of today, with quotes around texts that Hydra would take for numbers."""
-    overrides = with_names_of_today(overrides_of(arguments))
-    flags = [text for text in arguments if text not in overrides_of(arguments)]
-    return [*flags, *(as_text(text, SCHEMA.test_of) for text in overrides)]
+    overrides = overrides_of(arguments)
+    flags = [text for text in arguments if text not in overrides]
+    return [*flags, *(as_text(text, SCHEMA.test_of) for text in with_names_of_today(overrides))]
 
 
 def config_problems(config: DictConfig) -> list[str]:

@@ -25,7 +25,7 @@ ABC = {"train": ["a", "b"], "validation": ["c"]}
 
 
 def found(toy: Any, choice: CaseChoice, exclude: tuple[str, ...] = ()) -> list[tuple[str | None, str, str]]:
-    source = DataSource(toy.folder, MSDLayout()).excluding(exclude)
+    source = DataSource(toy.folder, MSDLayout(), exclude=exclude)
     return [(one.case, one.severity, one.problem) for one in check_dataset(source, 0, choice).problems]
 
 
@@ -86,13 +86,13 @@ def test_cases_are_excluded_with_whatever_is_wrong_with_them(toy: Any) -> None:
     toy.write_image("stray")
     toy.image("stray").unlink()
     assert found(toy, CaseChoice(rule=ABC), ("d", "e", "f")) == []
-    source = DataSource(toy.folder, MSDLayout()).excluding(["d", "e", "f", "t"])
+    source = DataSource(toy.folder, MSDLayout(), exclude=("d", "e", "f", "t"))
     dataset = source.read()
     assert [case.id for case in (*dataset.training, *dataset.test)] == ["a", "b", "c"]
     with pytest.raises(InputError, match=r"data\.exclude names tt, no case of the dataset; did you mean t\?"):
-        DataSource(toy.folder, MSDLayout()).excluding(["d", "e", "f", "tt"]).read()
+        DataSource(toy.folder, MSDLayout(), exclude=("d", "e", "f", "tt")).read()
     with pytest.raises(InputError, match=r"data\.exclude leaves no training case"):
-        DataSource(toy.folder, MSDLayout()).excluding(list("abcdef")).read()
+        DataSource(toy.folder, MSDLayout(), exclude=tuple("abcdef")).read()
 
 
 def test_too_few_cases_for_the_split_are_told_by_check(toy: Any) -> None:

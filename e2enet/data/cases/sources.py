@@ -39,10 +39,6 @@ class DataSource:
         """Name of the folder of prepared cases; where a folder is read differently it is another."""
         return f"{self.folder.name}{self.layout.prepared_suffix}" + (f"_in_{self.unit}" if self.unit else "")
 
-    def excluding(self, ids: Sequence[str]) -> DataSource:
-        """The same source without the cases of these ids."""
-        return replace(self, exclude=tuple(ids))
-
     def create(self) -> None:
         """Make the raw dataset where the layout can."""
         self.layout.create(self.folder)
