@@ -1,4 +1,4 @@
-"""Observers of a training run: an epoch's loss, a line per epoch, the cost, a validation picture."""
+"""Callbacks that observe training: an epoch's loss, a line per epoch, the cost, a validation picture."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from e2enet.training.module import PATCHES, SCORES, WHOLE_CASES, SegmentationMod
 from e2enet.training.nonfinite import LEFT_OUT, NonFiniteGuard
 from e2enet.training.records import write_cost
 
-# Share of waiting for data from which it is worth telling.
+# Share of time spent waiting for data from which it is reported.
 NOTICEABLE_WAIT = 0.1
 SCORE_LABELS = {SCORES[PATCHES]: "val dice", SCORES[WHOLE_CASES]: "whole cases"}
 
 
 class TrainLossLogger(pl.Callback):
-    """Logs the mean loss of an epoch's batches, and the learning rate that it began with.
+    """Logs the mean loss of an epoch's batches and the learning rate at its start.
 
-    What Lightning itself would add up over an epoch is in no checkpoint: here, an epoch that is resumed in its
-    middle has the numbers of all its batches.
+    Lightning's own sums over an epoch are in no checkpoint. These are, so an epoch resumed in its middle has the
+    mean of all its batches.
     """
 
     KEY = "epoch_numbers"  # in a checkpoint
@@ -39,7 +39,7 @@ class TrainLossLogger(pl.Callback):
         self._batches = 0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin anew; say where the epoch's learning rate is 0, as that of a schedule which has ended is."""
+        """Reset the sums; warn if the learning rate is 0, as at the end of a schedule."""
         self._learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
         if not any(group["lr"] for group in trainer.optimizers[0].param_groups):
             say(
@@ -53,20 +53,20 @@ class TrainLossLogger(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Add a batch's loss, which stays on its device: reading it would wait for the GPU.
+        """Add a batch's loss. It stays on its device, since reading it would wait for the GPU.
 
         Raises:
-            InputError: it was the last of an epoch whose batches were all left out.
+            InputError: the epoch ends and all of its batches were left out.
         """
         if LEFT_OUT not in outputs:
-            # Lightning has divided it for the step that it is a part of.
+            # Lightning has divided the loss by `accumulate_grad_batches`.
             self._sum = self._sum + outputs["loss"].detach().float() * trainer.accumulate_grad_batches
             self._batches += 1
         if batch_idx + 1 == trainer.num_training_batches:
             _guard(pl_module).end_epoch(pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log both; the loss is the mean over all processes."""
+        """Log the learning rate and the loss, averaged over all processes."""
         pl_module.log("train/lr", self._learning_rate, rank_zero_only=True)
         pl_module.log("train/loss", self._mean_sum(trainer, pl_module) / self._batches, prog_bar=True)
 
@@ -85,7 +85,7 @@ class TrainLossLogger(pl.Callback):
         _guard(pl_module).used = state.get("used", state["batches"])
 
     def _mean_sum(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Tensor:
-        # By hand: Lightning's sync_dist waits for the others whenever a callback of one process asks for the value.
+        # Not by Lightning's sync_dist: it waits for the others whenever a callback of one process reads the value.
         own = torch.as_tensor(self._sum, dtype=torch.float32, device=pl_module.device)
         return torch.as_tensor(trainer.strategy.reduce(own, reduce_op="mean"))
 
@@ -96,19 +96,19 @@ def _guard(module: pl.LightningModule) -> NonFiniteGuard:
 
 
 class EpochPrinter(pl.Callback):
-    """Prints one line per epoch, which a log file keeps where a progress bar leaves nothing."""
+    """Prints one line per epoch, for log files, in which a progress bar leaves nothing."""
 
     def __init__(self) -> None:
         self._advised = False
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Print loss, Dice where it was measured in this epoch, seconds per step, and much waiting for data."""
+        """Print loss, this epoch's Dice if measured, seconds per step, and the share of a long wait for data."""
         if not trainer.is_global_zero:
             return
         assert isinstance(pl_module, SegmentationModule)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         # The metrics also hold scores of earlier epochs.
-        shown = {"loss": metrics.get("train/loss", math.nan)}  # none where every batch was left out
+        shown = {"loss": metrics.get("train/loss", math.nan)}  # NaN if every batch was left out
         shown |= {label: pl_module.scores[name] for name, label in SCORE_LABELS.items() if name in pl_module.scores}
         shown["s/step"] = metrics["time/step"]
         parts = [f"{label} {value:.3f}" for label, value in shown.items()]
@@ -116,31 +116,31 @@ class EpochPrinter(pl.Callback):
         if waits:
             parts.append(f"waited {metrics['time/data_share']:.0%} for data")
         say(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: " + ", ".join(parts))
-        # Once, and not after the first epoch, whose loader has only just started.
+        # Only once, and not after the first epoch: its loader has just started.
         if waits and trainer.current_epoch > 0 and not self._advised:
             self._advised = True
             say("To wait less: more data.num_workers, or data.augment_on=device")
 
 
 class CostFile(pl.Callback):
-    """Writes the network's cost once its masks are drawn; their number never changes afterwards."""
+    """Writes the network's cost after the masks are drawn; the number of active kernels never changes later."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Count at the plan's patch size."""
+        """Count the cost at the plan's patch size."""
         assert isinstance(pl_module, SegmentationModule)
         if trainer.is_global_zero:
             write_cost(self.path, pl_module.network, pl_module.plan.patch_size)
 
 
 class ValidationPicture(pl.Callback):
-    """Saves the first validated case (or patch) with its segmentation and reference; sends it to W&B where that is on.
+    """Saves the first validated case (or patch) with its segmentation and reference; also to W&B if that is on.
 
     Args:
-        run_folder: in its `figures`, `validation_<case>.png` is written; each validation replaces it, W&B keeps them.
-        scheme: what the labels are; ignored voxels are drawn as background.
+        run_folder: the picture is its figures/validation_<case>.png. Each validation replaces it; W&B keeps them all.
+        scheme: the label scheme; ignored voxels are drawn as background.
         plan: of the prepared cases, for their spacing and depth axis.
         loader: the validation loader to draw from, PATCHES or WHOLE_CASES.
     """
@@ -160,7 +160,7 @@ class ValidationPicture(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Draw the first case, or patch, of a validation."""
+        """Draw the first case or patch of a validation."""
         if batch_idx != 0 or dataloader_idx != self.loader or not trainer.is_global_zero or trainer.sanity_checking:
             return
         path = self.folder / f"validation_{batch['case'][0]}.png"

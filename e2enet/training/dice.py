@@ -1,4 +1,4 @@
-"""Dice per class from voxel counts that are added up over patches or cases, and over processes."""
+"""Dice per class from voxel counts, summed over patches or cases and over processes."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torchmetrics import Metric
 
 
 class DiceCounts(Metric):
-    """Dice (K,) of all voxels seen since the last reset; NaN for a class that is nowhere.
+    """Dice (K,) of all voxels since the last reset; NaN for a class in neither label nor prediction.
 
-    torchmetrics' confusion matrix would do, but under deterministic algorithms (`trainer.deterministic`) it
-    compares every voxel with each of the K * K pairs of classes at once: 29 GB for a CT of 140 x 320 x 320
+    torchmetrics' confusion matrix is not used. Under deterministic algorithms (`trainer.deterministic`) it
+    compares every voxel with all K * K pairs of classes at once: 29 GB for a CT of 140 x 320 x 320
     with 16 classes. Three counts per class are enough for Dice.
 
     Args:
-        num_classes: K, background included; values of `update` lie below it.
-        ignore: a value of label images; such voxels count nowhere, whatever is predicted there.
-        regions: K - 1 of them, the labels that each unites: class 1 and those after it are these, not single labels.
+        num_classes: K, background included; values given to `update` are below it.
+        ignore: label value whose voxels are not counted, whatever is predicted there.
+        regions: the labels of each of the K - 1 regions. Classes 1, 2, .. are then these regions, not single labels.
     """
 
     full_state_update = False
@@ -36,10 +36,10 @@ class DiceCounts(Metric):
             self.add_state(name, torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, segmentation: Tensor, label: Tensor) -> None:
-        """Add two images of class values, of one shape and on one device.
+        """Add the counts of two images of class values, of the same shape and on the same device.
 
         Raises:
-            RuntimeError: where a value is negative.
+            RuntimeError: a value is negative.
         """
         if self.ignore is not None:
             known = label != self.ignore
@@ -56,7 +56,7 @@ class DiceCounts(Metric):
         return (2 * self.hits.double() / (self.true + self.predicted).double()).float()
 
     def compute_and_reset(self) -> tuple[Tensor, Tensor]:
-        """Dice (K,) and its mean over the foreground classes that are anywhere; counting starts anew."""
+        """Return Dice (K,) and its mean over the foreground classes that occur; reset the counts."""
         dice = self.compute()
         self.reset()
         return dice, dice[1:].nanmean()

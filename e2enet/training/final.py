@@ -1,4 +1,4 @@
-"""After training: predict cases on their native grid with the best checkpoint, and score the files."""
+"""After training: predict cases on their native grid with the best checkpoint and score the files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from e2enet.network.engine import select_validation
 from e2enet.system.ranks import SINGLE_PROCESS, Team
 from e2enet.training.parts import FinalSettings, RunParts
 
-# Training precisions by the names of e2enet.inference.
+# Training precision -> its name in e2enet.inference.
 PRECISIONS = {"32": "32", "bf16-mixed": "bf16", "16-mixed": "16"}
 
 
@@ -30,12 +30,12 @@ def score_run(
     test: Sequence[Case],
     team: Team = SINGLE_PROCESS,
 ) -> dict[str, Any] | None:
-    """Predict and score the fold's validation cases and the labelled test cases; the validation summary.
+    """Predict and score the fold's validation cases and the labelled test cases; return the validation summary.
 
-    All processes of a team predict; the first scores when all have, and the others return None.
+    All processes of a team predict. Then the first one scores; the others return None.
 
-    Writes RUN/validation/<case>.nii.gz with RUN/scores.csv and RUN/summary.json, and the same three of the
-    test cases into RUN/test. Prints both tables.
+    Write RUN/validation/<case><file ending> with RUN/scores.csv and RUN/summary.json, and the same three of the
+    test cases to RUN/test. Print both tables.
     """
     device = resolve_device("cpu" if parts.trainer["accelerator"] == "cpu" else "auto")
     amp_dtype = AMP_TYPES[PRECISIONS[str(parts.training["precision"])]]
@@ -62,9 +62,9 @@ def _score(
     title: str,
     team: Team,
 ) -> dict[str, Any] | None:
-    """Predict into one folder, write scores into another, print the table."""
+    """Predict into one folder, write the scores to another, print the table."""
     cases = cases[: final.max_cases]
-    # A resumed run has other weights than those that the files of an earlier end were predicted with.
+    # Overwrite: files of an earlier end of a resumed run come from other weights.
     overlay = final.overlay
     failures = predict_cases(
         [model],

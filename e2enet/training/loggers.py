@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.csv in the run folder always, others as the config's group `logger` says."""
+"""Loggers of a run: always metrics.csv in the run folder, and those of the config group `logger`."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from e2enet.common.files import naming_unwritable, read_json, sync_to_disk, writ
 from e2enet.common.signatures import build_part, resolve_target
 
 METRICS_FILE = "metrics.csv"
-# What a logger is given where its signature asks for it; W&B's the last two besides.
+# Arguments given to a logger that has such parameters; only W&B's gets the last two.
 SUPPLIED = frozenset({"save_dir", "name", "version", "run_name", "id", "run_id", "resume", "config"})
-IDS_FILE = "loggers.json"  # what the run is called where its loggers keep it
+IDS_FILE = "loggers.json"  # the run's ids at its loggers
 
 
 def build_loggers(
     sections: Mapping[str, Any], run_folder: Path, *, goes_on: bool, config: Mapping[str, Any]
 ) -> list[Logger]:
-    """metrics.csv, and the loggers of the config's group `logger`.
+    """Build metrics.csv and the loggers of the config group `logger`.
 
-    A logger is given, where its signature asks for it: `save_dir` (the run folder), `name` (its own name in the group),
-    `run_name` (the folder's), and what makes it go on with what it began: `id` or `run_id`.
+    A logger gets those of these arguments that its signature has: `save_dir` (the run folder), `name` (its name in the
+    group), `run_name` (the folder's name), and `id` or `run_id`, with which it continues an earlier log.
 
     Args:
-        sections: by name, a section with `_target_`, or None for none.
+        sections: name -> section with `_target_`, or None for no logger.
         run_folder: of the run.
-        goes_on: whether the run there goes on; else it is a new one, whatever lay in its place before.
+        goes_on: whether the run is resumed; otherwise it is new, whatever the folder held before.
         config: the run's, for loggers that show it.
     """
     loggers: list[Logger] = [MetricsFile(run_folder)]
@@ -54,21 +54,21 @@ def build_loggers(
 
 
 def wandb_id(run_folder: Path, name: str, *, goes_on: bool) -> str:
-    """The id of a run at W&B: drawn once, and kept in the run folder wherever that is moved.
+    """Return the W&B id of a run: drawn once and kept in the run folder, also when that is moved.
 
-    A run of an earlier version has no file of it, but W&B's own folder, whose runs end in their id. A run that does
-    not go on is a new one, whatever lay in its place before.
+    Runs of earlier versions have no file of ids; their id is the end of the names in W&B's own folder. A run that is
+    not resumed gets a new id, whatever the folder held before.
     """
     if goes_on and (stored := _stored_id(run_folder, name)):
         return stored
     begun = sorted((run_folder / "wandb").glob("*run-*-*"), key=lambda path: path.name.partition("run-")[2])
     if goes_on and begun:
         return begun[-1].name.rpartition("-")[2]
-    return uuid.uuid4().hex[:12]  # not of a generator that the run's seed has set
+    return uuid.uuid4().hex[:12]  # not drawn from a generator that the run has seeded
 
 
 def keep_ids(trainer: pl.Trainer, run_folder: Path) -> None:
-    """Write the ids under which a run that has begun is known to its loggers, so that it goes on under them."""
+    """Write the ids that the loggers use for a started run, so that a resumed run continues with them."""
     named = {name: logger for logger in trainer.loggers if (name := getattr(logger, "group_name", None))}
     ids = {name: getattr(logger, "run_id", logger.version) for name, logger in named.items()}
     if kept := {name: version for name, version in ids.items() if isinstance(version, str) and version}:
@@ -76,7 +76,7 @@ def keep_ids(trainer: pl.Trainer, run_folder: Path) -> None:
 
 
 def finish_wandb() -> None:
-    """End the job's W&B run, or the next job of this process would write into it."""
+    """End the job's W&B run; otherwise the next job of this process would write to it."""
     if "wandb" in sys.modules and sys.modules["wandb"].run is not None:
         sys.modules["wandb"].finish()
 
@@ -88,7 +88,7 @@ def _stored_id(run_folder: Path, name: str) -> str | None:
 
 
 def is_wandb(section: Mapping[str, Any] | None) -> bool:
-    """Whether a section of the config's group `logger` builds Lightning's logger of W&B, or a class of it."""
+    """Whether a section of the config group `logger` builds Lightning's W&B logger or a subclass."""
     if section is None:
         return False
     target = resolve_target(str(section["_target_"]))
@@ -96,18 +96,18 @@ def is_wandb(section: Mapping[str, Any] | None) -> bool:
 
 
 def metrics_file(trainer: pl.Trainer) -> MetricsFile:
-    """The one of a run's trainer."""
+    """Return the `MetricsFile` of a run's trainer."""
     return next(logger for logger in trainer.loggers if isinstance(logger, MetricsFile))
 
 
 class MetricsFile(Logger):
-    """metrics.csv: a line per write, which is in the file when the write returns and stays there.
+    """metrics.csv: one row per call, in the file when the call returns.
 
-    Lightning's CSVLogger writes the whole file anew, in place, whenever a number comes for the first time: a run that
-    is killed meanwhile loses what it had. Of several processes only the first has the file.
+    Lightning's CSVLogger rewrites the whole file in place whenever a metric appears for the first time: a run that
+    is killed meanwhile loses its metrics. Only rank 0 writes the file.
 
     Args:
-        folder: where metrics.csv is, or will be; a file that is there stays as it is until `keep`.
+        folder: the folder of metrics.csv. An existing file is left unchanged until `keep`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -130,7 +130,7 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def keep(self, rows: int) -> None:
-        """Go on after so many rows of a file that is there; the later ones will be written again."""
+        """Keep the first `rows` rows of an existing file; the run will write the later ones again."""
         found = read_whole_rows(self.path)
         if len(found) < rows:
             say(f"warning: {self.path}: {len(found)} rows, expected {rows}; the others are lost", style="yellow")
@@ -160,16 +160,16 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def sync(self) -> None:
-        """Return when the rows so far will survive even a loss of power, as the checkpoint that counts them does."""
+        """Write the rows to disk, so that they survive a loss of power like the checkpoint that counts them."""
         if self.path.is_file():
             sync_to_disk(self.path)
 
 
 def last_logged(run_folder: Path, name: str) -> float:
-    """The last value of a name in a run's metrics.csv.
+    """Return the last value of a metric in a run's metrics.csv.
 
     Raises:
-        InputError: the run has logged no such value.
+        InputError: the run has logged no value of this name.
     """
     rows = read_whole_rows(run_folder / METRICS_FILE)
     values = [row[name] for row in rows if row.get(name)]
@@ -182,7 +182,7 @@ def last_logged(run_folder: Path, name: str) -> float:
 
 
 def read_whole_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a metrics.csv, without a last one that a killed run did not write to its end; [] without a file."""
+    """Return the rows of a metrics.csv, without an incomplete last row of a killed run; [] without a file."""
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as stream:

@@ -1,4 +1,4 @@
-"""The Lightning module: one network with its loss, optimizer, schedule, and validation of patches and cases."""
+"""The Lightning module: a network with its loss, optimizer, schedule and validation of patches and cases."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from e2enet.training.nonfinite import LEFT_OUT, NonFiniteGuard, scale_gradients,
 from e2enet.training.schedules import schedule_after
 from e2enet.training.step_parts import build_schedule
 
-# The two validation loaders of the data module, by Lightning's `dataloader_idx`, and the name of their scores. Dice of
-# patches and of whole cases are on different scales (a patch on foreground holds less background to be wrong in),
-# so that they are never mixed or compared.
+# `dataloader_idx` of the data module's two validation loaders, and the names of their scores. Dice of patches and of
+# whole cases have different scales (a patch on foreground has less background for false positives), so they are never
+# mixed or compared.
 PATCHES, WHOLE_CASES = 0, 1
 SCORES = {PATCHES: "val/dice", WHOLE_CASES: "val_full/dice"}
 
@@ -39,21 +39,21 @@ SCORES = {PATCHES: "val/dice", WHOLE_CASES: "val_full/dice"}
 class SegmentationModule(pl.LightningModule):
     """A segmentation network in training.
 
-    Validation loader 0 gives batches of patches, which are scored as `val/dice`; loader 1, where there is
-    one, whole cases one by one, which are scored as `val_full/dice`. Either may be empty in an epoch.
-    `scores` holds what this epoch's validation has measured, by these names.
+    Validation loader 0 gives batches of patches, scored as `val/dice`. Loader 1, if there is one, gives whole cases one
+    by one, scored as `val_full/dice`. Either may be empty in an epoch. `scores` holds the scores of this epoch's
+    validation by these names.
 
-    The constructor takes plain containers only, so that a checkpoint's `hyper_parameters` hold them exactly
-    and open with `weights_only=True`.
+    The constructor takes plain containers only. A checkpoint's `hyper_parameters` thus hold them exactly and load with
+    `weights_only=True`.
 
-    `needs_dense_gradients`, which the DSFF callback sets, asks for the gradients of inactive kernels too: such steps
-    run as torch runs them, whatever `training.engine` says.
+    The DSFF callback sets `needs_dense_gradients` for steps that need the gradients of inactive kernels too. Such
+    steps run in torch, whatever `training.engine` is.
 
     Args:
         network: the `network` config group, for `build_network`.
         plan: `Plan.to_dict()`; its strides shape the network, its patch size the validation windows.
-        dataset: {"name", "labels": {int: str}, "channels", "mirror_axes", "file_ending", "layout"}, what else its
-            labels are (`LabelScheme.to_plain`), and what scoring of its label files needs: {"label_map": {int: int},
+        dataset: {"name", "labels": {int: str}, "channels", "mirror_axes", "file_ending", "layout"}, the other entries
+            of `LabelScheme.to_plain`, and for the scoring of label files {"label_map": {int: int},
             "regions": {str: [int]}}.
         training: the `training` config group: `loss`, `optimizer`, `schedule` (each with `_target_`),
             `engine`, `checkpoint_activations`, `compile`, `skip_nonfinite`.
@@ -95,26 +95,27 @@ class SegmentationModule(pl.LightningModule):
         )
 
     def setup(self, stage: str) -> None:
-        """Compile the network in place where asked: parameter names and checkpoints stay the same.
+        """Compile the network in place if the config asks for it: parameter names and checkpoints stay the same.
 
-        It is compiled for the batches of training alone; validation, whose windows have other sizes, takes it as it is.
+        Only training batches use the compiled network. Validation runs it uncompiled, since its windows have other
+        sizes.
         """
         if self.training_config.get("compile", False):
             self.network.compile()
 
     def forward(self, image: Tensor) -> Any:
-        """Logits of an image batch (B, C, D, H, W): of every head in training mode, else of the first."""
+        """Return the logits of an image batch (B, C, D, H, W): of every head in training mode, else of the first."""
         return self.network(image)
 
     def training_pass(self, network: nn.Module) -> Callable[[Tensor], Any]:
-        """What runs the network, or a copy of it, in training steps: see `select_training`."""
+        """Return the function that runs the network, or a copy of it, in training steps: see `select_training`."""
         return select_training(network, self._engine, amp_dtype=_amp_dtype(network))
 
-    @cached_property  # chosen in the first step; not a submodule, whatever runs it
+    @cached_property  # selected in the first step; never registered as a submodule
     def _own_pass(self) -> Callable[[Tensor], Any]:
         return self.training_pass(self.network)
 
-    @cached_property  # of the weights of one validation
+    @cached_property  # for the weights of one validation
     def _validated(self) -> nn.Module:
         return select_validation(self.network, self._engine, amp_dtype=_amp_dtype(self.network))
 
@@ -123,7 +124,7 @@ class SegmentationModule(pl.LightningModule):
         return str(self.training_config.get("engine", "dense"))
 
     def training_step(self, batch: Mapping[str, Any], batch_index: int) -> Tensor | dict[str, Any]:
-        """Loss of one batch of patches; of one that is left out its value without a gradient, marked as such."""
+        """Return the loss of a batch of patches; for a batch left out, a marked loss without gradient."""
         output = (self.network if self.needs_dense_gradients else self._own_pass)(batch["image"])
         heads = [output] if isinstance(output, Tensor) else output
         loss: Tensor = self.loss(heads, batch["label"])
@@ -138,26 +139,28 @@ class SegmentationModule(pl.LightningModule):
         optimizer: Optimizer | LightningOptimizer,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Take the step that the mean loss of its batches asks for, unless all of them were left out or their gradients
-        are not finite."""
+        """Take an optimizer step on the mean loss of its batches.
+
+        Take none if all batches were left out or their gradients are not finite.
+        """
         assert optimizer_closure is not None
-        first = [optimizer_closure()]  # goes forward and backward
+        first = [optimizer_closure()]  # forward and backward
         if batches := self.guard.batches_to_step(self):
-            # Lightning has divided each loss by `accumulate`; an epoch's last step may have fewer batches, and others
-            # may have been left out.
+            # Lightning has divided each loss by `accumulate`. The step may have fewer batches: the last of an epoch, or
+            # one with batches left out.
             scale_gradients(self.parameters(), self.trainer.accumulate_grad_batches / batches)
-            # Optimizers that ask more than once (LBFGS) evaluate anew.
+            # Optimizers that call the closure more than once (LBFGS) evaluate it again.
             super().optimizer_step(epoch, batch_idx, optimizer, lambda: first.pop() if first else optimizer_closure())
 
     def on_validation_start(self) -> None:
-        """Forget what ran the network in an earlier validation, with other weights."""
+        """Drop the cached network of an earlier validation, which had other weights."""
         self.__dict__.pop("_validated", None)
 
     @torch.compiler.set_stance("force_eager")
     def validation_step(
         self, batch: Mapping[str, Any], batch_index: int, dataloader_idx: int = PATCHES
     ) -> dict[str, Tensor]:
-        """Segment a batch of patches or one whole prepared case, without mirroring, and count its voxels."""
+        """Segment a batch of patches or one whole prepared case without mirroring, and count its voxels."""
         image, label = batch["image"], batch["label"]
         if dataloader_idx == PATCHES:
             segmentation = segment_logits(self._validated(image), self.scheme.order)
@@ -168,7 +171,7 @@ class SegmentationModule(pl.LightningModule):
         return {"segmentation": segmentation}
 
     def on_validation_epoch_end(self) -> None:
-        """Log Dice per class over all voxels, and the mean of the classes, of what was validated in this epoch."""
+        """Log Dice per class over all voxels validated in this epoch, and the mean over the classes."""
         self.__dict__.pop("_validated", None)
         self.scores = {}
         for score, counts in ((SCORES[PATCHES], self.patch_counts), (SCORES[WHOLE_CASES], self.case_counts)):
@@ -186,32 +189,35 @@ class SegmentationModule(pl.LightningModule):
         optimizer = instantiate(self.training_config["optimizer"], params=self.parameters())
         section = self.training_config["schedule"]
         scheduler, interval = build_schedule(section, optimizer, self._length)
-        # Lightning warns where an epoch has not measured what is monitored, and leaves the learning rate as it is.
+        # Not strict: if an epoch lacks the monitored score, Lightning warns and keeps the learning rate.
         told: Any = {"monitor": section["monitor"], "strict": False} if section.get("monitor") else {}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval, **told}}
 
     def on_train_start(self) -> None:
-        """Let the learning rate of a run that goes on be that of its step and of the length that it has now."""
+        """Set a resumed run's learning rate for its step and its present length."""
         done = self.trainer.fit_loop.epoch_loop.scheduler_progress.total.completed
 
         def make(optimizer: Optimizer) -> Any:
             return build_schedule(self.training_config["schedule"], optimizer, self._length)[0]
 
         if self.training_config["schedule"].get("monitor"):
-            return  # it follows from scores, which the checkpoint's state knows
+            return  # it follows from scores; the checkpoint has the schedule's state
 
         for config in self.trainer.lr_scheduler_configs if done else ():
             config.scheduler = schedule_after(make, self.trainer.optimizers[0], done)
 
     def _any_process(self, holds: bool) -> bool:
-        """Whether something holds on any of the processes, each of which asks: a case may be another one's to score,
-        and its counts are added up by all or by none."""
+        """Whether `holds` is true on any process; every process must call this.
+
+        A case may be scored by another process, but its counts are summed by all processes or by none.
+        """
         return bool(sum_over_processes(torch.tensor(float(holds), device=self.device)))
 
     def _segment_case(self, image: Tensor, name: str) -> Tensor:
-        """Classes (1, D, H, W) of a whole image (1, C, D, H, W), by sliding window in the run's own precision.
+        """Return classes (1, D, H, W) of a whole image (1, C, D, H, W), by sliding window in the run's precision.
 
-        Where the network's output is not finite all is background, which is told: one bad case stops no training.
+        If the network's output is not finite, print a warning and return background only: one bad case does not stop
+        the training.
         """
         planes = predict_planes(
             [self._validated],
@@ -236,6 +242,6 @@ class SegmentationModule(pl.LightningModule):
 
 
 def _amp_dtype(network: nn.Module) -> torch.dtype | None:
-    """The dtype of the autocast that is on for a network's device, None where there is none."""
+    """Return the dtype of the active autocast for a network's device; None without autocast."""
     kind = next(network.parameters()).device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None

@@ -1,7 +1,7 @@
-"""A loss or gradient that is NaN or infinite: what is written about its batch, and whether the run goes on without it.
+"""NaN or infinite losses and gradients: record the batch, then stop the run or leave the batch out.
 
-With such a step every weight would be NaN. So the run stops, and the batch can be looked at; or the batch is left out,
-as if it had not been drawn: weights, masks and optimizer stay as they are, and only counters and schedule move on.
+Such a step would make every weight NaN. By default the run stops and the recorded batch can be inspected. If the batch
+is left out, weights, masks and optimizer stay unchanged; only counters and schedule advance.
 """
 
 from __future__ import annotations
@@ -20,54 +20,54 @@ from e2enet.common.errors import InputError
 from e2enet.common.files import write_json
 
 FOLDER = "nonfinite"  # in the run folder: a file per batch
-MAX_NAMED = 10  # weights that are not finite themselves
-LEFT_OUT = "left_out"  # marks what a training step returns for a batch that was not admitted
+MAX_NAMED = 10  # non-finite weights named in a record
+LEFT_OUT = "left_out"  # marks the output of a training step whose batch is left out
 
 
 class NonFiniteGuard:
-    """Lets batches and optimizer steps pass whose numbers are finite.
+    """Accepts batches and optimizer steps with finite losses and gradients.
 
-    Several processes decide alike: a batch counts as one over all of them. A gradient scaler judges gradients itself,
-    by leaving out steps while it looks for its scale, so that here only losses are judged where there is one.
+    All processes decide together: a batch is one batch over all of them. With a gradient scaler only losses are
+    checked, since the scaler checks gradients itself: it skips steps while it searches for its scale.
 
     Args:
-        most_skips: Batches left out one after another, without an optimizer step between, before the run stops; None
-            stops it at the first.
+        most_skips: Batches that may be left out in a row, without an optimizer step between them. One more stops the
+            run. None stops it at the first.
     """
 
     def __init__(self, most_skips: int | None) -> None:
         self.most_skips = most_skips
         self.skips = 0
-        self.used = 0  # batches of this epoch that went into a step; `TrainLossLogger` counts from its beginning
-        self._batches: list[Mapping[str, Any]] = []  # that the next optimizer step is made of
+        self.used = 0  # batches of this epoch that were used in a step; `TrainLossLogger` resets it each epoch
+        self._batches: list[Mapping[str, Any]] = []  # accumulated for the next optimizer step
 
     def check_loss(self, module: pl.LightningModule, loss: Tensor, batch: Mapping[str, Any]) -> bool:
-        """Whether to go backward from the loss of a batch.
+        """Whether to run the backward pass for the loss of a batch.
 
         Raises:
-            InputError: where it is not finite and the run is to stop.
+            InputError: the loss is not finite and the run must stop.
         """
         loss = loss.detach()
         finite = bool(torch.isfinite(loss))
         if module.trainer.strategy.reduce_boolean_decision(finite):
-            # Of earlier batches the names alone: their voxels would stay on the device until the step.
+            # Keep only the ids of earlier batches: their voxels would stay on the device until the step.
             self._batches = [*({"case": earlier["case"]} for earlier in self._batches), batch]
             return True
         self._judge(module, "loss", None if finite else float(loss), [] if finite else [batch])
         return False
 
     def batches_to_step(self, module: pl.LightningModule) -> int:
-        """How many batches since the last step the optimizer's next one is made of; 0: it is left out.
+        """Return how many batches the next optimizer step accumulates; 0 if the step is left out.
 
         Raises:
-            InputError: where their gradients are not finite and the run is to stop.
+            InputError: the gradients are not finite and the run must stop.
         """
         batches, self._batches = self._batches, []
         if not batches:
             return 0
         if _scaler(module.trainer) is None:
             norm = get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
-            # The same on all processes, which have exchanged their gradients.
+            # The same on all processes: they have exchanged their gradients.
             if not bool(torch.isfinite(norm)):
                 self._judge(module, "gradient norm", float(norm), batches)
                 return 0
@@ -76,7 +76,7 @@ class NonFiniteGuard:
         return len(batches)
 
     def end_epoch(self, module: pl.LightningModule) -> None:
-        """Let an epoch end that has trained something.
+        """Check at the end of an epoch that it used at least one batch.
 
         Raises:
             InputError: all of its batches were left out.
@@ -92,7 +92,7 @@ class NonFiniteGuard:
     def _judge(
         self, module: pl.LightningModule, what: str, value: float | None, batches: Sequence[Mapping[str, Any]]
     ) -> None:
-        """Write what is known of this process's batches, then stop or count; none of its own: another's was bad."""
+        """Record this process's batches, then stop the run or count a skip; no batches: another process's was bad."""
         trainer = module.trainer
         place = f"epoch {trainer.current_epoch}, batch {trainer.fit_loop.epoch_loop.batch_idx}"
         if batches:
@@ -118,14 +118,16 @@ class NonFiniteGuard:
 
 
 def without_gradient(loss: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
-    """A scalar of the value of `loss` whose gradient is zero for every parameter: going backward from it changes no
-    gradient, and processes that exchange theirs find them all."""
+    """Return a scalar with the value of `loss` and zero gradient for every parameter.
+
+    Its backward pass changes no gradient, and data-parallel training finds a gradient for every parameter.
+    """
     zeros = [(parameter * 0.0).sum() for parameter in parameters if parameter.requires_grad]
     return loss.detach() + torch.stack(zeros).sum()
 
 
 def scale_gradients(parameters: Iterable[nn.Parameter], factor: float) -> None:
-    """Multiply all gradients; by 1, leave every bit of them."""
+    """Multiply all gradients by `factor`; a factor of 1 keeps them bit for bit."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if factor != 1 and gradients:
         torch._foreach_mul_(gradients, factor)
@@ -134,7 +136,7 @@ def scale_gradients(parameters: Iterable[nn.Parameter], factor: float) -> None:
 def write_record(
     module: pl.LightningModule, what: str, value: float | None, batches: Sequence[Mapping[str, Any]]
 ) -> Path:
-    """Write place, settings and the cases' statistics as JSON (NaN and Infinity as Python spells them)."""
+    """Write epoch, batch, settings and case statistics as JSON (NaN and Infinity in Python's spelling)."""
     trainer = module.trainer
     epoch, batch = trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_idx
     path = _folder(trainer) / f"epoch_{epoch}_batch_{batch}_rank_{trainer.global_rank}.json"
@@ -151,7 +153,7 @@ def write_record(
             "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
             "precision": trainer.precision,
             "grad_scale": None if scaler is None else scaler.get_scale(),
-            # Where there are any, the batch is not to blame.
+            # If there are any, the batch is not the cause.
             "nonfinite_weights": {"count": len(bad), "first": bad[:MAX_NAMED]},
             "cases": [case for batch in batches for case in case_statistics(batch)],
         },
@@ -160,9 +162,11 @@ def write_record(
 
 
 def case_statistics(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Per case of a batch {"image": (B, C, D, H, W), "label": (B, D, H, W), "case": ids}: the labels that are there,
-    and of each channel the number of non-finite voxels and, of the finite ones, minimum, maximum, mean and standard
-    deviation (None where there are none). Of a batch whose voxels are gone, {"case": ids}, the ids."""
+    """Return statistics for each case of a batch {"image": (B, C, D, H, W), "label": (B, D, H, W), "case": ids}.
+
+    They are the labels that occur and, per channel, the number of non-finite voxels and the minimum, maximum, mean and
+    standard deviation of the finite ones (None without any). A batch without voxels, {"case": ids}, gives only the ids.
+    """
     if "image" not in batch:
         return [{"case": case} for case in batch["case"]]
     samples = zip(batch["case"], batch["image"], batch["label"], strict=True)

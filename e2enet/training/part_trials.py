@@ -1,8 +1,7 @@
-"""Loss, optimizer and schedule of a config tried on a handful of voxels: what cannot be used is told before any data is
-prepared, with the reason that it gives itself.
+"""Trial of a config's loss, optimizer and schedule on a few voxels, before any data is prepared.
 
-A signature does not tell that ReduceLROnPlateau wants a score at each step, that Muon takes matrices alone, or that a
-loss expects targets with a channel axis.
+Problems are reported with the part's own error message. A signature alone does not tell that ReduceLROnPlateau needs a
+score at each step, that Muon only takes matrices, or that a loss expects targets with a channel axis.
 """
 
 from __future__ import annotations
@@ -23,22 +22,22 @@ from e2enet.common.errors import first_line
 from e2enet.training.losses import DeepSupervisionLoss
 from e2enet.training.step_parts import STEP_PARTS, build_schedule, taking_labels
 
-# (B, K, D, H, W) of a tried head: no two sizes are the same, so that nothing fits by being broadcast.
+# (B, K, D, H, W) of a tried head. All sizes differ, so that nothing fits by broadcasting.
 BATCH, CLASSES, SIZE = 2, 3, (4, 6, 8)
 
 
 def part_problems(training: Mapping[str, Any], device: str = "cpu") -> Iterator[str]:
-    """What is wrong with loss, optimizer and schedule where no training step could use them.
+    """Yield the problems of a loss, optimizer and schedule that no training step could use.
 
     Args:
-        training: the `training` section in plain containers, of which signatures and values have been checked.
+        training: the `training` section in plain containers, with signatures and values already checked.
         device: where training will run.
     """
     kept = {key: training[key] for key in (*STEP_PARTS, "epochs", "steps_per_epoch", "accumulate")}
     yield from _part_problems(json.dumps(kept), device)
 
 
-@cache  # asked for every job of a sweep
+@cache  # called for every job of a sweep
 def _part_problems(settings: str, device: str) -> tuple[str, ...]:
     return tuple(_find_problems(json.loads(settings), device))
 
@@ -66,7 +65,7 @@ def _try_loss(section: Mapping[str, Any], classes: int, device: str) -> None:
     logits = logits.reshape(BATCH, classes, *SIZE).requires_grad_()
     target = torch.zeros(BATCH, *SIZE, dtype=torch.int64, device=device)
     target[:, 1] = 1
-    # Of an odd stride: targets are brought to the resolution of each head.
+    # The second head has a lower resolution: targets are brought to that of each head.
     loss = DeepSupervisionLoss(taking_labels(instantiate(section))).to(device)([logits, logits[..., ::2, ::2]], target)
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
         raise TypeError(f"gave {_described(loss)}")
@@ -94,19 +93,21 @@ def _try_schedule(training: Mapping[str, Any], device: str) -> None:
     scheduler, interval = build_schedule(training["schedule"], optimizer, partial(_length, training))
     score = [0.5] if training["schedule"].get("monitor") else []
     scheduler.step(*score)
-    scheduler.last_epoch = _length(training, interval) - 1  # to the last step at once: there may be 250,000
+    scheduler.last_epoch = _length(training, interval) - 1  # jump to the last step: there may be 250,000
     scheduler.step(*score)
 
 
 def _length(training: Mapping[str, Any], interval: str) -> int:
-    """Of the run, in epochs or optimizer steps."""
+    """Return the length of the run in epochs or optimizer steps."""
     steps = math.ceil(training["steps_per_epoch"] / training["accumulate"]) if interval == "step" else 1
     return int(training["epochs"] * steps)
 
 
 def _classes(training: Mapping[str, Any]) -> Sequence[int]:
-    """Numbers of classes that a loss may be made for: any, or as many as it has weights, also within what it builds
-    (`weight: {_target_: torch.tensor, data: [1.0, 2.0]}`)."""
+    """Return the numbers of classes to try a loss with: a default, and the length of each list in its section.
+
+    Class weights may be nested, as in `weight: {_target_: torch.tensor, data: [1.0, 2.0]}`.
+    """
     counts, sections = [CLASSES], [training["loss"]]
     for section in sections:  # grows
         counts += [len(value) for value in section.values() if isinstance(value, list) and len(value) > 1]
@@ -115,7 +116,7 @@ def _classes(training: Mapping[str, Any]) -> Sequence[int]:
 
 
 def _first_problem(attempts: Sequence[Callable[[], object]]) -> str | None:
-    """None where one of the attempts went well, else what was wrong with the first."""
+    """Return None if one of the attempts succeeds, else the problem of the first."""
     problems = [_problem(attempt) for attempt in attempts]
     return None if None in problems else problems[0]
 
@@ -125,7 +126,7 @@ def _problem(attempt: Callable[[], object]) -> str | None:
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")
             attempt()
-    except Exception as error:  # whatever a part raises is the user's to see
+    except Exception as error:  # show the user whatever a part raises
         cause = error.__cause__ or error  # Hydra wraps what a constructor raises
         return f"{type(cause).__name__}: {first_line(cause)}"
     return None

@@ -1,4 +1,4 @@
-"""What a run is made of: the parts of a checked config, read once, so that no step behind it asks the config again."""
+"""The parts of a run, read once from a checked config; later code does not read the config again."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from e2enet.data.datamodule import SegmentationDataModule
 from e2enet.training.pretraining import pretraining_config
 from e2enet.training.step_parts import training_settings
 
-# Keys of `training` that the data module is given.
+# Keys of `training` passed to the data module.
 OF_DATA = ("accumulate", "steps_per_epoch", "validation_patches", "validate_every", "validate_full")
 
 
 @dataclass(frozen=True)
 class FinalSettings:
-    """What follows training, the section `final`: conf/config.yaml says what each is."""
+    """Settings of the prediction after training, the section `final`; conf/config.yaml explains each."""
 
     predict: bool
     max_cases: int | None
@@ -36,19 +36,19 @@ class RunParts:
     """The parts of a run.
 
     Attributes:
-        config: The whole config, resolved, as config.yaml keeps it and loggers show it.
-        seed: Of weights, patches, augmentation and masks.
-        data: Not yet prepared.
-        network: The section, which checkpoints keep.
-        dsff: The section, with `masks` and `_target_`.
-        training: The section, with loss, optimizer and schedule in it, as checkpoints keep it.
-        trainer: The section.
-        callbacks: Name -> section, or None for none.
-        loggers: Name -> section, or None for none.
-        final: What follows training.
-        resume: The run folder, or one of its checkpoints; None for a new run.
+        config: The whole resolved config, as in config.yaml and in loggers.
+        seed: For weights, patches, augmentation and masks.
+        data: The data module, not yet prepared.
+        network: The section `network`, kept in checkpoints.
+        dsff: The section `dsff`, with `enabled` and `_target_`.
+        training: The section `training` with loss, optimizer and schedule added, as kept in checkpoints.
+        trainer: The section `trainer`.
+        callbacks: Name -> section, or None for no callback.
+        loggers: Name -> section, or None for no logger.
+        final: Settings of the prediction after training.
+        resume: The run folder or one of its checkpoints; None for a new run.
         initial_weights: A checkpoint or run folder, or None.
-        pretraining: The config of a training on other data that comes before this one, or None.
+        pretraining: The config of a pretraining on other data, or None.
     """
 
     config: dict[str, Any]
@@ -67,7 +67,7 @@ class RunParts:
 
 
 def read_parts(config: DictConfig) -> RunParts:
-    """The parts of a checked config; InputError for a data module or a pretraining that cannot be built."""
+    """Return the parts of a checked config; InputError if the data module or pretraining cannot be built."""
     content = as_plain(config)
     training = training_settings(config)
     return RunParts(

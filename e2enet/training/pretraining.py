@@ -1,7 +1,7 @@
-"""A training on other data that comes before a run: its best weights and masks are what the run starts with.
+"""Pretraining on other data: the run starts with its best weights and masks.
 
-`pretraining` in the config is a list of overrides: what the first training has otherwise than the run. It lies in
-RUN/pretraining, a run folder of its own, and is resumed or skipped like any run.
+`pretraining` in the config is a list of overrides: the settings in which the pretraining differs from the run. It has
+its own run folder, RUN/pretraining, and is resumed or skipped like any run.
 """
 
 from __future__ import annotations
@@ -32,30 +32,31 @@ from e2enet.system.ranks import is_rank_zero
 from e2enet.training.resume import LAST_CHECKPOINT
 
 FOLDER = "pretraining"
-# Written when the training is over: its score, and the checkpoint that the run starts with.
+# Written when the pretraining is finished: its score.
 FINISHED_FILE = "finished.json"
 CHOSEN = ("data", "augmentation")  # groups whose files hold the values of one section
-# What a pretraining has by itself, whatever the run has.
+# Values of every pretraining, whatever the run has.
 OWN: dict[str, Any] = {
     "pretraining": None,
     "initial_weights": None,
     "resume": None,
     "ablation": None,
     "row": None,
-    "final.predict": False,  # its weights are wanted; metrics.csv has its validation
+    "final.predict": False,  # only its weights are used; metrics.csv has its validation
     "final.compact": False,
 }
 
 
 def pretrain(own: DictConfig, run_folder: Path, plan: Plan, train: Callable[[DictConfig, Path], float]) -> Path:
-    """The checkpoint of a pretraining, which is trained or resumed where it is not there yet.
+    """Return the checkpoint of a pretraining; train or resume it first if it is not finished.
 
     Args:
-        own: its config, of `pretraining_config`; plan, folder and resume are set here.
+        own: its config, from `pretraining_config`; plan, folder and resume are set here.
         run_folder: the run's.
-        plan: the run's; its strides and patch are the pretraining's too, unless its overrides say otherwise, or the
-            networks of two datasets would have two shapes. Spacing and normalisation are each dataset's own.
-        train: trains the config that it is given in the folder that it is given; the validation Dice.
+        plan: the run's. The pretraining takes its strides and patch size unless its own overrides set them: otherwise
+            the networks of the two datasets would differ in shape. Each dataset keeps its own spacing and
+            normalisation.
+        train: trains the given config in the given folder and returns the validation Dice.
     """
     folder = run_folder / FOLDER
     if not (folder / FINISHED_FILE).is_file():
@@ -67,24 +68,24 @@ def pretrain(own: DictConfig, run_folder: Path, plan: Plan, train: Callable[[Dic
             dice = train(own, folder)
         except KeyboardInterrupt as stopped:
             if not (run_folder / CONFIG_FILE).is_file():
-                raise  # before its first step
+                raise  # stopped before its first step
             raise KeyboardInterrupt(f"stopped while pretraining; go on with it by resume={run_folder}") from stopped
         if is_rank_zero():
             write_json(folder / FINISHED_FILE, {"dice": dice})
     best = folder / "checkpoints" / "best.ckpt"
-    return best if best.is_file() else folder / LAST_CHECKPOINT  # without a validated class there is no best one
+    return best if best.is_file() else folder / LAST_CHECKPOINT  # no validated class: no best checkpoint
 
 
 def pretraining_config(config: DictConfig) -> DictConfig:
-    """The run's config with the overrides of `config.pretraining`, in order.
+    """Return the run's config with the overrides of `config.pretraining` applied in order.
 
-    `data=NAME` takes the file conf/data/NAME.yaml as it is, without what the run changed in its own `data`; other
-    groups cannot be chosen, since their files hold more than one section's values.
+    `data=NAME` takes the file conf/data/NAME.yaml as it is, without the run's own changes to `data`. `augmentation`
+    can be chosen likewise. Other groups cannot: their files hold values of more than one section.
 
     Raises:
-        InputError: what is no override, or chooses what cannot be chosen, all at once.
+        InputError: lists all texts that are no overrides and all choices that are not possible.
     """
-    # Resolved, as a resumed run's config is, which must give the same; Hydra's own section has no part in it.
+    # Resolved like the config of a resumed run, which must give the same result. Hydra's own section is left out.
     result = OmegaConf.create(as_plain(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])))
     problems = []
     for key, value in OWN.items():
@@ -111,7 +112,7 @@ def pretraining_config(config: DictConfig) -> DictConfig:
 
 
 def pretraining_problems(config: DictConfig, find: Callable[[DictConfig], list[str]]) -> list[str]:
-    """What is wrong with the pretraining of a config that is right by itself; `find` checks a config."""
+    """Return the problems of the pretraining of a config that is itself valid; `find` checks a config."""
     if not config.get("pretraining"):
         return []
     try:
@@ -122,7 +123,7 @@ def pretraining_problems(config: DictConfig, find: Callable[[DictConfig], list[s
 
 
 def _granularity_problems(own: DictConfig, run: DictConfig) -> list[str]:
-    """Masks that the run could not go on from; `load_initial_weights` would refuse them, but after the training."""
+    """Find masks that the run could not start with: `load_initial_weights` would refuse them only after training."""
     sizes = [chosen_group_size(masks.granularity, masks.group_size) for masks in (own, run)]
     if not (own.enabled and run.enabled) or sizes[0] == sizes[1]:
         return []

@@ -1,5 +1,4 @@
-"""What a run folder records about itself: the resolved config, software and machine, the network's cost and
-connections."""
+"""Records in a run folder: the resolved config, software and machine, the network's cost and connections."""
 
 from __future__ import annotations
 
@@ -57,7 +56,7 @@ def write_versions(path: Path) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """What this process runs on: system, processor, cores, threads of torch, GPUs."""
+    """Describe the machine of this process: system, processor, cores, torch threads, GPUs."""
     return {
         "system": platform.platform(),
         "processor": _processor(),
@@ -68,7 +67,7 @@ def machine() -> dict[str, Any]:
 
 
 def write_cost(path: Path, network: nn.Module, patch_size: Sequence[int]) -> dict[str, Any]:
-    """Write and return parameters and one patch's FLOPs by both conventions, at the current masks."""
+    """Write and return the parameters and the FLOPs of one patch, by both conventions, with the current masks."""
     content: dict[str, Any] = {"patch_size": list(patch_size), "density": dsff.density(network)}
     for convention in ("exact", "paper"):
         cost = count_cost(network, patch_size, convention)
@@ -78,7 +77,7 @@ def write_cost(path: Path, network: nn.Module, patch_size: Sequence[int]) -> dic
 
 
 def write_connections(path: Path, network: nn.Module) -> None:
-    """Write the active kernels of every fusion layer and flow, with their node in the grid, at the current masks."""
+    """Write the active kernels per fusion layer and flow, with their grid node, for the current masks."""
     write_json(path, [asdict(connection) for connection in connections(network)])
 
 
@@ -90,7 +89,7 @@ def _version(package: str) -> str | None:
 
 
 def _processor() -> str:
-    """The processor's name; on Linux from /proc, where Python knows only the architecture."""
+    """Return the processor's name; on Linux from /proc, since Python knows only the architecture there."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "") or (
@@ -99,7 +98,7 @@ def _processor() -> str:
 
 
 def _git(*arguments: str) -> Any:
-    """Output of a git command (its number of lines for `status`); None outside a checkout."""
+    """Return the output of a git command (for `status` its number of lines); None outside a checkout."""
     try:
         result = subprocess.run(
             ["git", "-C", str(ROOT), *arguments],

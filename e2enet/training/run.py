@@ -46,7 +46,7 @@ from e2enet.training.trainer import build_trainer
 
 @dataclass(frozen=True)
 class RunResult:
-    """`dice` is the mean validation Dice, of the final prediction where there is one."""
+    """`dice` is the mean validation Dice; that of the final prediction if there is one."""
 
     folder: Path
     dice: float
@@ -59,18 +59,21 @@ def run_training(
     successor: nn.Module | None = None,
     claim: Callable[[], None] = lambda: None,
 ) -> RunResult:
-    """Prepare the data where needed, train, predict and score; everything is written to `run_folder`.
+    """Prepare the data if needed, train, predict and score; write everything to `run_folder`.
 
-    The config has been checked (`configuration.check`). It is read here, once, as `RunParts`. Its `resume`, where set,
-    is the run folder itself and training goes on from its last checkpoint, from the start where it has none yet; or one
-    of its checkpoints. A `successor` is the network that this run is the pretraining of, and `claim` writes what makes
-    its folder a run's, once training begins.
+    Every process of a data-parallel training calls this; only rank 0 writes.
 
-    Every process of a data-parallel training calls this; the first one alone writes.
+    Args:
+        config: checked (`configuration.check`); read here once as `RunParts`. Its `resume` is None, the run folder or
+            one of its checkpoints. With the run folder, training continues from its last checkpoint, or starts anew
+            if there is none.
+        run_folder: of this run.
+        successor: if this run is a pretraining, the network that will start with its weights.
+        claim: called when training begins; for a pretraining it marks the folder of the successor as a run's.
 
     Raises:
-        InputError: an unusable dataset, a folder that holds another run already, initial weights that do
-            not fit, a step or batches that do not fit into memory, or a loss that is not finite.
+        InputError: an unusable dataset, a folder that already holds another run, initial weights that do not fit,
+            a step or batches that do not fit into memory, or a loss that is not finite.
     """
     pl.seed_everything(config.seed, workers=True, verbose=False)
     parts = read_parts(config)
@@ -101,20 +104,20 @@ def run_training(
         loggers = build_loggers(parts.loggers, run_folder, goes_on=goes_on, config=parts.config)
         trainer = build_trainer(parts, module, run_folder, loggers, identity, own)
         path = checkpoint.path if checkpoint else None
-        # With processes that a pretraining has joined already, the loss would wait for theirs.
+        # Not if a pretraining has already formed a process group: the loss would wait for the other processes.
         if parts.trainer["probe"] and trainer.is_global_zero and not distributed.is_initialized():
             probe_step(trainer, module)
         with naming_held_cases(lambda: trainer.train_dataloader):
             trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
         own.take(trainer)
     except SystemExit as error:
-        # Lightning answers Ctrl-C by an exit that looks like a failure, and SIGTERM by one that looks like success.
+        # Lightning turns Ctrl-C into an exit that looks like a failure, and SIGTERM into one that looks like success.
         if isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt(how_to_go_on(run_folder)) from error
         if isinstance(error, SIGTERMException):
             raise SystemExit(ExitCode.TERMINATED) from error
         raise
-    except KeyboardInterrupt as error:  # not in the training itself
+    except KeyboardInterrupt as error:  # outside the training itself
         raise KeyboardInterrupt(how_to_go_on(run_folder)) from error
     finally:
         finish_wandb()
@@ -122,9 +125,9 @@ def run_training(
 
 
 def _where_to_begin(resume: Path | None, run_folder: Path, epochs: int) -> tuple[FoundCheckpoint | None, list[Path]]:
-    """The checkpoint to go on from, None for a beginning, and the later ones where it was chosen by name."""
+    """Return the checkpoint to resume from (None for a new start) and, if it was chosen by name, the later ones."""
     if resume is None:
-        if is_rank_zero():  # by the time that another process looks, this may be its own run's
+        if is_rank_zero():  # other ranks check too late: rank 0 may have claimed the folder
             refuse_taken(run_folder)
         return None, []
     checkpoint = find_checkpoint(resume)
@@ -135,7 +138,7 @@ def _where_to_begin(resume: Path | None, run_folder: Path, epochs: int) -> tuple
 
 
 def build_module(parts: RunParts) -> SegmentationModule:
-    """The training module of parts whose data module is set up."""
+    """Build the training module; the data module of `parts` must be set up."""
     data = parts.data
     trust_network(str(parts.network["_target_"]))
     return SegmentationModule(
@@ -161,7 +164,7 @@ def build_module(parts: RunParts) -> SegmentationModule:
 def _start_from_other_weights(
     parts: RunParts, run_folder: Path, module: SegmentationModule, claim: Callable[[], None]
 ) -> None:
-    """Load the initial weights, or those of the pretraining, which is run first where it has to."""
+    """Load the initial weights, or those of the pretraining, which runs first if it is not finished."""
     source = parts.initial_weights
     if parts.pretraining is not None:
         source = pretrain(
@@ -170,17 +173,17 @@ def _start_from_other_weights(
             module.plan,
             lambda own, folder: run_training(own, folder, successor=module.network, claim=claim).dice,
         )
-        # Whether it ran just now or long ago must make no difference.
+        # Seed again: the run must not depend on whether the pretraining ran just now.
         pl.seed_everything(parts.seed, workers=True, verbose=False)
     if source is not None:
         load_initial_weights(module.network, source, parts.dsff)
 
 
 def _finish(parts: RunParts, run_folder: Path, trainer: pl.Trainer) -> float:
-    """Score the best checkpoint where asked; the mean validation Dice."""
+    """Score the best checkpoint if the config asks for it; return the mean validation Dice."""
     best = run_folder / "checkpoints" / "best.ckpt"
     dice = next(callback.latest for callback in trainer.checkpoint_callbacks if isinstance(callback, BestCheckpoint))
-    # Without a validated class there is no best checkpoint: the last one stands in.
+    # Without a validated class there is no best checkpoint: use the last one.
     checkpoint = best if best.is_file() else run_folder / LAST_CHECKPOINT
     if checkpoint.is_file() and trainer.is_global_zero:
         write_connections(run_folder / "connections.json", load_model(checkpoint).network)
@@ -196,14 +199,14 @@ def _finish(parts: RunParts, run_folder: Path, trainer: pl.Trainer) -> float:
 
 
 def _quiet() -> None:
-    """Silence remarks about choices made on purpose, and Lightning's advertisements."""
+    """Silence warnings about deliberate settings, and Lightning's advertisements."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     for remark in (
         "does not have many workers",
         "isinstance.treespec, LeafSpec",
         "is smaller than the logging interval",
-        "It is recommended to use .self.log",  # with sync_dist: what is logged is the same on all processes
-        "Experiment logs directory .* exists and is not empty",  # config.yaml is there before
-        "You're resuming from a checkpoint that ended before the epoch ended",  # the data module knows where
+        "It is recommended to use .self.log",  # with sync_dist: logged values are the same on all processes
+        "Experiment logs directory .* exists and is not empty",  # config.yaml is written before
+        "You're resuming from a checkpoint that ended before the epoch ended",  # the data module handles it
     ):
         warnings.filterwarnings("ignore", f".*{remark}")

@@ -1,8 +1,7 @@
-"""The folder of a run: what may begin in it, and what a run writes that has begun to train.
+"""The folder of a run: which runs may start in it, and the files that mark it once training has begun.
 
-A start that is refused, and one that is stopped before its first step, leaves nothing that is in the way of the next:
-the same command line, or a corrected one. Of a run that goes on nothing is changed before its new settings are known
-to work.
+A refused start, or one stopped before its first step, leaves nothing that blocks the next start of the same or a
+corrected command line. A resumed run's files are not changed before its new settings are known to work.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ VERSIONS_FILE = "versions.json"
 
 
 def refuse_taken(folder: Path) -> None:
-    """Let a new run begin in a folder that is free, or holds what never began to train.
+    """Allow a new run in a folder that is free, or whose run never began to train.
 
     Raises:
-        InputError: the folder is that of a run, of a sweep or of a sweep's job.
+        InputError: the folder belongs to a run, a sweep or a sweep's job.
     """
     if (folder / MANIFEST).exists():
         raise InputError(f"{folder}: is the folder of a sweep, with runs below it; name another for this run")
@@ -45,10 +44,10 @@ def refuse_taken(folder: Path) -> None:
 
 
 def refuse_run(folder: Path) -> None:
-    """Let a sweep begin, or go on, in a folder that is not a run's.
+    """Allow a sweep to start or continue in a folder that is not a run's.
 
     Raises:
-        InputError: it is that of a run.
+        InputError: the folder belongs to a run.
     """
     if not (folder / MANIFEST).exists() and any((folder / name).exists() for name in (CONFIG_FILE, LAST_CHECKPOINT)):
         raise InputError(
@@ -57,17 +56,17 @@ def refuse_run(folder: Path) -> None:
 
 
 def with_own_folder(arguments: Sequence[str]) -> list[str]:
-    """A checked command line of one run, with the folder that it gets where it names none.
+    """Return the checked command line of one run, with `run_folder` added if it names no folder.
 
-    It is made at once, so that of two runs that begin in the same second each has its own, and all processes of a run
-    are told its name.
+    The folder is created at once: two runs that start in the same second get different folders, and all processes of a
+    run get the same one.
 
     Raises:
-        InputError: the folder that is named cannot be a new run's.
+        InputError: the named folder cannot be used for a new run.
     """
     overrides = overrides_of(arguments)
     named = {parse_override(text).key_or_group for text in overrides}
-    if not is_rank_zero() or "resume" in named:  # by the time that another process looks, it may be its own run's
+    if not is_rank_zero() or "resume" in named:  # other ranks check too late: rank 0 may have claimed the folder
         return list(arguments)
     folder = Path(str(compose_config(overrides, with_hydra=True).hydra.run.dir))
     if named & {"run_folder", "hydra.run.dir"}:
@@ -78,7 +77,7 @@ def with_own_folder(arguments: Sequence[str]) -> list[str]:
 
 
 def make_free(folder: Path) -> Path:
-    """Make a folder of this name, or with _2, _3 .. behind it where there is one; several processes get several."""
+    """Create the folder; if it exists, append _2, _3 .. to its name. Concurrent processes get different folders."""
     with naming_unwritable(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         for name in itertools.chain([folder.name], (f"{folder.name}_{number}" for number in itertools.count(2))):
@@ -91,30 +90,30 @@ def make_free(folder: Path) -> Path:
 
 
 def has_begun(folder: Path) -> bool:
-    """Whether the run of a folder has begun to train, or is about to; a sweep writes config.yaml before that."""
+    """Whether the run of a folder has begun to train, or is about to: a sweep writes config.yaml earlier."""
     return (folder / VERSIONS_FILE).is_file() or ((folder / CONFIG_FILE).is_file() and is_held(folder))
 
 
 def write_claim(folder: Path, config: dict[str, Any], split: RunSplit) -> None:
-    """Write what makes a folder a run's: the config of a resumed run, its split, and what it runs on."""
+    """Write the files that mark a folder as a run's: its split, versions and machine, and config."""
     write_run_split(folder, split)
     write_versions(folder / VERSIONS_FILE)
     write_config(folder / CONFIG_FILE, config)
 
 
 def how_to_go_on(folder: Path) -> str:
-    """The line of advice for a run that was stopped from outside."""
+    """Return one line of advice for a run that was stopped from outside."""
     if (folder / CONFIG_FILE).is_file():
         return f"stopped; go on with it by resume={folder}"
     return "stopped before the first step; the same command line starts it again"
 
 
 class Claim(pl.Callback):
-    """Makes the folder the run's when training begins, or goes on.
+    """Claims the folder for the run when training begins or is resumed.
 
     Args:
-        write: writes what makes it that.
-        rows: those of metrics.csv that the run goes on after; later ones will be written again.
+        write: writes the files that mark the folder as the run's.
+        rows: rows of metrics.csv to keep; a resumed run writes the later ones again.
     """
 
     def __init__(self, write: Callable[[], None], rows: int) -> None:
@@ -123,11 +122,11 @@ class Claim(pl.Callback):
         self.taken = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Everything has been built and restored by now."""
+        """Claim the folder now: everything has been built and restored."""
         self.take(trainer)
 
     def take(self, trainer: pl.Trainer) -> None:
-        """Do it once; for runs, too, that have nothing left to train."""
+        """Claim the folder once, also for a run with nothing left to train."""
         if self.taken:
             return
         self.taken = True

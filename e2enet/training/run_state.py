@@ -1,8 +1,8 @@
-"""What a checkpoint says of a run beside weights and optimizer: where it stands, the generators, what the run is.
+"""The state of a run in a checkpoint beside weights and optimizer: progress, random generators, identity.
 
-Lightning's checkpoint has weights, optimizer, schedule, callbacks and counters. Its counters stand between two of their
-increments wherever a checkpoint is written, and a run that goes on from there repeats or leaves out a batch, a
-validation or a row of metrics.csv. They are settled here, so that going on is the same as never having stopped.
+Lightning's checkpoint has weights, optimizer, schedule, callbacks and counters. Wherever it is written, some counters
+are already incremented and others not yet. A run resumed from it would repeat or skip a batch, a validation or a row
+of metrics.csv. The counters are corrected here, so that a resumed run equals one that was never stopped.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 import torch
 
-KEY = "e2enet"  # of a RunState in a checkpoint
+KEY = "e2enet"  # of the RunState in a checkpoint
 
 
 @dataclass(frozen=True)
 class RunState:
-    """What Lightning's checkpoint leaves out, in plain containers and tensors.
+    """The state that Lightning's checkpoint lacks, in plain containers and tensors.
 
     Attributes:
         step: Optimizer steps so far.
-        rows: Rows of metrics.csv so far; later ones will be written again.
-        generators: `generator_states`.
-        identity: What may not change, by dotted key: see `resume.identity`.
+        rows: Rows of metrics.csv so far; a resumed run writes the later ones again.
+        generators: From `generator_states`.
+        identity: Dotted key -> value that may not change: see `resume.run_identity`.
     """
 
     step: int
@@ -35,23 +35,24 @@ class RunState:
     identity: dict[str, Any]
 
     def write_to(self, checkpoint: dict[str, Any], *, validating: bool) -> None:
-        """Add this to a checkpoint of Lightning's and settle its counters.
+        """Add this state to a Lightning checkpoint and correct its counters.
 
-        `validating`: between the last batch of an epoch and the end of its validation, which will be begun anew.
+        `validating` is true between the last batch of an epoch and the end of its validation. A resumed run starts
+        this validation again.
         """
         checkpoint[KEY] = asdict(self)
         _settle(checkpoint["loops"]["fit_loop"], validating)
 
     @staticmethod
     def read_from(checkpoint: Mapping[str, Any]) -> RunState:
-        """What `write_to` has added; KeyError or TypeError for a checkpoint that is none of a run."""
+        """Read what `write_to` added; KeyError or TypeError if the checkpoint has no such state."""
         return RunState(**checkpoint[KEY])
 
 
 def generator_states() -> dict[str, Any]:
-    """States of the generators of torch, of this process's GPU, of NumPy and of Python: dropout draws from them.
+    """Return the states of the random generators of torch, this process's GPU, NumPy and Python.
 
-    Patches and masks need none of them. Of several processes all draw alike, from the same seed.
+    Dropout draws from them; patches and masks do not. All processes draw alike, from the same seed.
     """
     numpy = dict(np.random.get_state(legacy=False))
     numpy["state"] = {"key": numpy["state"]["key"].tolist(), "pos": numpy["state"]["pos"]}
@@ -65,7 +66,7 @@ def generator_states() -> dict[str, Any]:
 
 
 def set_generator_states(states: Mapping[str, Any]) -> None:
-    """Let the generators go on from where `generator_states` found them."""
+    """Restore the states that `generator_states` returned."""
     torch.set_rng_state(states["torch"])
     if states["cuda"] is not None and torch.cuda.is_initialized():
         torch.cuda.set_rng_state(states["cuda"])
@@ -75,10 +76,10 @@ def set_generator_states(states: Mapping[str, Any]) -> None:
 
 
 def _settle(loop: dict[str, Any], validating: bool) -> None:
-    """Let the counters of the fit loop say that nothing is under way but the epoch.
+    """Set the fit loop's counters so that only the epoch is in progress.
 
-    With k batches behind it a batch counts k in each of its four stages, which Lightning reads as "go on with batch
-    k + 1", without repeating the last one. An epoch without a finished batch is counted as not begun, and begins anew.
+    After k batches, all four stages of the batch counter are k. Lightning then resumes with batch k + 1 and does not
+    repeat the last one. An epoch without a finished batch counts as not started and starts again.
     """
     epoch, batch = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
     validation = loop["epoch_loop.val_loop.batch_progress"]
@@ -91,7 +92,7 @@ def _settle(loop: dict[str, Any], validating: bool) -> None:
     batch["is_last_batch"] = validating
     validation["is_last_batch"] = False
     if validating:
-        validation["total"].update(ready=1, started=1)  # one batch begun and none done: to be begun anew
+        validation["total"].update(ready=1, started=1)  # one batch started, none finished: validation starts again
 
 
 def _count(stages: dict[str, int], number: int) -> None:

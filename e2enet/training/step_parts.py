@@ -1,4 +1,4 @@
-"""What a training step is made of, built from a config: its loss, and the schedule of its learning rate."""
+"""Parts of a training step built from a config: the loss and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ STEP_PARTS = ("loss", "optimizer", "schedule")  # sections of a config that chec
 
 
 def training_settings(config: DictConfig) -> dict[str, Any]:
-    """What a checkpoint keeps of a config's training: the section `training`, with those of the step's parts in it."""
+    """Return what a checkpoint keeps: the section `training` with the sections of loss, optimizer and schedule."""
     return {**as_plain(config.training), **{part: as_plain(config[part]) for part in STEP_PARTS}}
 
 
 class ChannelTargets(nn.Module):
-    """A loss that wants its target with an axis of channels, (B, 1, D, H, W), given one without, (B, D, H, W)."""
+    """Adapter: takes a target (B, D, H, W) for a loss that expects a channel axis, (B, 1, D, H, W)."""
 
     def __init__(self, loss: nn.Module) -> None:
         super().__init__()
         self.loss = loss
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Loss of logits (B, K, D, H, W)."""
+        """Return the loss of logits (B, K, D, H, W)."""
         result: Tensor = self.loss(logits, target[:, None])
         return result
 
 
 def taking_labels(loss: Any) -> Any:
-    """A loss(logits, target) of labels (B, D, H, W): itself, or MONAI's with the axis of channels that these want."""
+    """Return a loss(logits, target) for labels (B, D, H, W); MONAI's losses get the channel axis that they expect."""
     if any(kind.__module__.startswith("monai.losses") for kind in type(loss).__mro__):
         return ChannelTargets(loss)
     return loss
 
 
 def build_schedule(config: Mapping[str, Any], optimizer: Optimizer, total: Callable[[str], int]) -> tuple[Any, str]:
-    """The scheduler of a `schedule` section, and its interval: "step" or "epoch".
+    """Build the scheduler of a `schedule` section; return it and its interval, "step" or "epoch".
 
     Args:
         config: the section.
         optimizer: whose learning rate it sets.
-        total: the length of the run in such intervals, asked for where the schedule takes it.
+        total: interval -> length of the run in it; called only if the schedule has a parameter `total`.
     """
     options = dict(config)
     interval = options.pop("interval", "epoch")

@@ -1,8 +1,8 @@
-"""Being told to stop: by SIGTERM, as schedulers end and pre-empt jobs, or by SIGUSR1, as SLURM announces the end of a
-job's time (`#SBATCH --signal=SIGUSR1@120`).
+"""Signals that stop a run: SIGTERM, by which schedulers end and pre-empt jobs, and SIGUSR1.
 
-Lightning's own answers write a checkpoint in the middle of a step, or none, and talk to other processes from within the
-signal's handler. Here the handler makes a note, and training looks at it where it can be resumed exactly.
+SLURM sends SIGUSR1 before a job's time limit (`#SBATCH --signal=SIGUSR1@120`). Lightning's own handlers write a
+checkpoint in the middle of a step, or none, and communicate with other processes inside the handler. The handler here
+only stores the signal. Training checks it at points from which it can be resumed exactly.
 """
 
 from __future__ import annotations
@@ -18,38 +18,38 @@ import lightning.pytorch as pl
 
 from e2enet.common.console import say
 
-# What schedulers count in when they start a job's command line again after it was ended.
+# Environment variables in which schedulers count the restarts of a job's command line.
 RESTART_COUNTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 
 
 class StopSignals:
-    """Notes the signals that tell a run to stop. SIGUSR1 is one of them in a SLURM job only."""
+    """Stores received stop signals: SIGTERM, and in a SLURM job SIGUSR1."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     def listen(self) -> None:
-        """Note signals from now on, in Lightning's place.
+        """Install the handlers in place of Lightning's.
 
-        One that is ignored already stays so: that is how the launcher of a sweep keeps to itself what a scheduler
-        announces to all processes.
+        A signal that is already ignored stays ignored. The launcher of a sweep relies on this: a scheduler signals all
+        processes, and only the launcher may react.
         """
         if threading.current_thread() is not threading.main_thread():
-            return  # handlers can be set in the main thread only
+            return  # handlers can only be set in the main thread
         numbers = [signal.SIGTERM, *([signal.SIGUSR1] if "SLURM_JOB_ID" in os.environ else [])]
         for number in numbers:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._note)
 
     def leave(self) -> None:
-        """Give the signals back to whoever had them."""
+        """Restore the earlier handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
 
     def received_by_any(self, trainer: pl.Trainer, number: signal.Signals | None = None) -> bool:
-        """Whether any of the processes, each of which has to ask, was told to stop, or by this signal."""
+        """Whether any process received a stop signal (or the signal `number`); every process must call this."""
         told = self.received is not None if number is None else self.received == number
         return told if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(told, all=False)
 
@@ -58,9 +58,9 @@ class StopSignals:
 
 
 def requeue() -> None:
-    """Have SLURM start this job again, with the command line that it was submitted with.
+    """Ask SLURM to start this job again with the command line of its submission.
 
-    A job that is pre-empted, SLURM queues by itself; one whose time ends has to ask.
+    SLURM requeues a pre-empted job by itself. A job at its time limit must ask.
     """
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
@@ -74,5 +74,5 @@ def requeue() -> None:
 
 
 def is_restarted() -> bool:
-    """Whether a scheduler has started this command line before, and it was ended."""
+    """Whether a scheduler has started this command line again after it was ended."""
     return any(int(os.environ.get(name) or 0) > 0 for name in RESTART_COUNTS)

@@ -1,4 +1,4 @@
-"""The Lightning trainer of a run: its callbacks and checkpoints, from the config."""
+"""The Lightning trainer of a run, with its callbacks and checkpoints, from the config."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from e2enet.training.parts import RunParts
 from e2enet.training.run_folder import Claim
 from e2enet.training.timing import LoaderWait, TimeKeeper
 
-# What a callback is given where its signature asks for it.
+# Arguments given to a callback that has such parameters.
 SUPPLIED_TO_CALLBACKS = frozenset({"run_folder", "labels", "scheme", "plan", "loader"})
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 
@@ -45,12 +45,12 @@ def build_trainer(
     identity: dict[str, Any],
     claim: Claim,
 ) -> pl.Trainer:
-    """A trainer that writes checkpoints, pictures and cost.json to the run folder, which it claims when it begins.
+    """Build a trainer that claims the run folder and writes checkpoints, pictures and cost.json to it.
 
     `identity` is what a resumed run may not change (`resume.run_identity`).
     """
     options, training = dict(parts.trainer), parts.training
-    set_torch_flags(options.pop("deterministic"), options["accelerator"])  # Lightning is given none of them
+    set_torch_flags(options.pop("deterministic"), options["accelerator"])  # set here, not by Lightning
     options.pop("probe")
     bars = options.pop("enable_progress_bar") and console.is_terminal
     loader_wait = LoaderWait(_profiler(options.pop("profiler", None), run_folder))
@@ -76,23 +76,23 @@ def build_trainer(
         enable_progress_bar=bars,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        # Which epochs are validated, the samplers of the two validation loaders know.
+        # The samplers of the two validation loaders decide which epochs are validated.
         check_val_every_n_epoch=1,
-        # The samplers shard by rank themselves; Lightning's would split their keys a second time, and repeat
-        # validation cases to make their number even.
+        # The samplers shard by rank themselves. Lightning's would shard a second time, and repeat validation cases
+        # until every rank has as many.
         use_distributed_sampler=False,
     )
-    trainer.loggers = loggers  # fast_dev_run takes them away
+    trainer.loggers = loggers  # fast_dev_run removes them
     return trainer
 
 
 def build_callbacks(
     sections: Mapping[str, Any], module: SegmentationModule, run_folder: Path, validate_full: int | None
 ) -> list[pl.Callback]:
-    """The callbacks of the config's group `callbacks`, in its order; a name without a section has none.
+    """Build the callbacks of the config group `callbacks`, in its order; a name whose section is null gives none.
 
-    A callback is given, where its signature asks for it: `run_folder`, `labels` (class names by label), `scheme`
-    (what the labels are), `plan`, and `loader` (the validation loader whose score chooses best.ckpt).
+    A callback gets those of these arguments that its signature has: `run_folder`, `labels` (label -> class name),
+    `scheme` (the label scheme), `plan`, and `loader` (the validation loader whose score selects best.ckpt).
     """
     known: dict[str, Any] = {"run_folder": run_folder, "labels": dict(module.scheme.names), "scheme": module.scheme}
     known["plan"] = module.plan
@@ -101,7 +101,7 @@ def build_callbacks(
 
 
 def _checkpoints(training: Mapping[str, Any], folder: Path, identity: dict[str, Any]) -> list[pl.Callback]:
-    """The last one last: it stores the states of the others, and may end the run."""
+    """Build the checkpoint callbacks; `LastCheckpoint` is last, since it stores the others' states and may stop."""
     last = LastCheckpoint(folder / LAST, training["checkpoint_every"], training["checkpoint_unit"], identity)
     every = training.get("keep_every")  # runs of earlier versions have no such key
     kept = [KeptCheckpoints(folder, every)] if every else []
@@ -109,17 +109,17 @@ def _checkpoints(training: Mapping[str, Any], folder: Path, identity: dict[str, 
 
 
 def _strategy(options: Mapping[str, Any]) -> Any:
-    """Data-parallel training where there are several processes, or where it is asked for; others as they are given."""
+    """Return DDP if there are several processes or the config asks for it; other strategies as given."""
     strategy = options["strategy"]
     if strategy not in ("auto", "ddp") or (strategy == "auto" and planned_processes(options) == 1):
         return build_nested(strategy)
-    # The buffers are kernel masks. Sent from the first process before every forward pass, masks that have come to
-    # differ would be overwritten unseen; and processes validate different numbers of cases, with a pass for each.
+    # The buffers are kernel masks. Broadcasting them before every forward pass would silently overwrite masks that
+    # differ by mistake. It would also hang, since processes validate different numbers of cases, one pass for each.
     return DDPStrategy(forward_sync_buffers=False)
 
 
 def _profiler(chosen: Any, folder: Path) -> Profiler | None:
-    """That of `trainer.profiler`: a section, or one of Lightning's names, which then writes fit-profile.txt there."""
+    """Build `trainer.profiler`: a section, or one of Lightning's names, which writes fit-profile.txt to `folder`."""
     return PROFILERS[chosen](dirpath=folder, filename="profile") if isinstance(chosen, str) else build_nested(chosen)
 
 

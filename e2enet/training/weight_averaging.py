@@ -1,4 +1,4 @@
-"""Averages of weights under masks: Lightning's callback, whose averages of pruned kernels would not be zero."""
+"""Weight averaging with masks: in Lightning's own callback, averages of pruned kernels would not be zero."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from e2enet.network.dsff import apply_masks
 
 
 class MaskedWeightAveraging(EMAWeightAveraging):
-    """An exponential moving average of the weights, which is validated, saved and kept in the place of the last ones.
+    """Exponential moving average of the weights: it is validated and saved instead of the latest weights.
 
-    Masks are never averaged: the average has the masks of its latest update, and zeros where they have. A kernel that
-    is pruned loses its average, one that regrows begins at zero, as its weights do.
+    Masks are not averaged. The average has the masks of its latest update, and zeros where they are zero. A pruned
+    kernel loses its average; a regrown kernel starts at zero, like its weights.
 
     Args:
         decay: share of the average that an update keeps, in (0, 1).
         update_every_n_steps: optimizer steps between updates, >= 1.
-        update_starting_at_step: the first step that is averaged; None: the first of all.
+        update_starting_at_step: the first step that is averaged; None for the very first.
     """
 
     def __init__(
@@ -33,12 +33,12 @@ class MaskedWeightAveraging(EMAWeightAveraging):
         )
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave the weights as they are: checkpoints hold both, and a run that is made longer goes on with these."""
+        """Keep the latest weights in the module: checkpoints hold both, and a prolonged run continues with these."""
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Zero what an update brought into pruned kernels."""
+        """Set the average of pruned kernels to zero after an update."""
         before = self._latest_update_step
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if self._latest_update_step != before and self._average_model is not None:
