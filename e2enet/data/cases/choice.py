@@ -1,4 +1,4 @@
-"""Which cases of a dataset a run takes, and what of the dataset's faults concerns it."""
+"""The cases of a dataset that a run uses, and the problems of the dataset that affect them."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class CaseChoice:
     """The config's choice of cases.
 
     Attributes:
-        fold: 0, 1, .. or "all", see `split_dataset`; "every" for the cases of all folds.
+        fold: 0, 1, .. or "all", see `split_dataset`. "every" takes the cases of all folds.
         rule: `data.split`.
-        group: `data.group`: what keeps cases of one patient in one fold.
-        limit: `data.limit_cases`: so many training cases of the fold are kept.
+        group: `data.group`: a regular expression that keeps the cases of one patient in one fold.
+        limit: `data.limit_cases`: the number of the fold's training cases to keep. None keeps all.
         score_test: Whether labelled test cases are predicted and scored after training.
     """
 
@@ -41,7 +41,7 @@ class CaseChoice:
     score_test: bool = True
 
     def problems(self) -> list[str]:
-        """What is wrong with it before any dataset is read."""
+        """Return the errors in the choice itself, before any dataset is read."""
         found = [fold_problem(self.rule, self.fold), rule_problem(self.rule)]
         if self.group is not None and not is_group(self.group):
             found.append(f"group={self.group!r} must be a regular expression with a group, such as '(patient[0-9]+)'")
@@ -50,9 +50,9 @@ class CaseChoice:
         return [problem for problem in found if problem is not None]
 
     def split(self, dataset: RawDataset) -> Split:
-        """The dataset's cases by their use, the limit applied; InputError where there is no such split."""
+        """Split the dataset and apply the limit; raise InputError if either is impossible."""
         split = split_dataset(dataset, self.rule, self.fold, self.group)
-        if self.limit is None or self.fold == "every":  # another fold trains on what one leaves out
+        if self.limit is None or self.fold == "every":  # another fold trains on the cases that one fold leaves out
             return split
         count = len(split.train)
         if self.limit > count:
@@ -60,11 +60,11 @@ class CaseChoice:
                 f"limit_cases={self.limit}, but fold {self.fold} of {dataset.folder} has {count} training cases"
             )
         train = split.train[: self.limit]
-        # With fold=all nothing is held out, so a limit holds for both.
+        # fold=all validates on its training cases, so the limit applies to both.
         return replace(split, train=train, validation=train if self.fold == "all" else split.validation)
 
     def use(self, dataset: RawDataset) -> CaseUse:
-        """How the split uses the dataset's cases; InputError where there is no such split."""
+        """Return how the split uses the dataset's cases; raise InputError if there is no such split."""
         split = self.split(dataset)
         scored = [case for case in split.test if case.label is not None] if self.score_test else []
         known = (*dataset.training, *dataset.validation, *dataset.test)
@@ -75,7 +75,7 @@ class CaseChoice:
 
 @dataclass(frozen=True)
 class ChosenCases:
-    """A dataset as a run takes it: `usable` lacks the cases that have an error and are not used."""
+    """A dataset as a run uses it. `usable` leaves out the unused training cases that have an error."""
 
     dataset: RawDataset
     split: Split
@@ -83,9 +83,9 @@ class ChosenCases:
 
 
 def read_chosen(source: DataSource, choice: CaseChoice, more: Iterable[Problem] = ()) -> ChosenCases:
-    """Read the dataset; InputError with every error of cases that the split uses, or of the dataset as a whole.
+    """Read the dataset. Raise InputError listing the errors of used cases and of the dataset as a whole.
 
-    `more` is what the check found in the files themselves.
+    `more` holds the problems that the check found in the files themselves.
     """
     problems: list[Problem] = []
     heading = f"{source.folder}: the dataset cannot be used"
@@ -93,7 +93,7 @@ def read_chosen(source: DataSource, choice: CaseChoice, more: Iterable[Problem] 
     try:
         use = choice.use(dataset)
     except InputError:
-        raise_errors(problems, heading)  # of which the other may only be the consequence
+        raise_errors(problems, heading)  # the impossible split may only be their consequence
         raise
     judged, unusable = judge([*problems, *more], use)
     raise_errors(judged, heading)

@@ -1,4 +1,4 @@
-"""Where a raw dataset comes from: a folder, the layout by which it is read, and what the config says of it."""
+"""Where a raw dataset comes from: its folder, its layout, and the config's settings for it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class DataSource:
 
     Attributes:
         folder: The dataset's folder.
-        layout: How it is read.
-        table: What the config says of the labels.
-        exclude: Ids of cases that are left out, with whatever is wrong with them.
-        unit: Of the lengths in all files; None: as each header says.
+        layout: How the folder is read.
+        table: The config's label settings.
+        exclude: Ids of cases to leave out, together with their problems.
+        unit: Unit of length in all files. None takes the unit of each header.
     """
 
     folder: Path
@@ -36,24 +36,24 @@ class DataSource:
 
     @property
     def prepared_name(self) -> str:
-        """Name of the folder of prepared cases; where a folder is read differently it is another."""
+        """Folder name of the prepared cases. Each way to read the same raw folder has its own."""
         return f"{self.folder.name}{self.layout.prepared_suffix}" + (f"_in_{self.unit}" if self.unit else "")
 
     def create(self) -> None:
-        """Make the raw dataset where the layout can."""
+        """Write the raw dataset if the layout can."""
         self.layout.create(self.folder)
 
     def scan(self, problems: list[Problem]) -> RawDataset:
-        """Read what can be read, before any voxel, and add to `problems` what is wrong.
+        """Read the dataset without its voxels, and append errors and warnings to `problems`.
 
-        InputError where there is nothing to read at all.
+        Raise InputError if nothing can be read.
         """
         with naming_unreadable(self.folder):
             dataset = self.layout.scan(self.folder, problems, self.table)
         return without_cases(_in_unit(dataset, self.unit), self.exclude, problems)
 
     def read(self) -> RawDataset:
-        """The dataset; InputError with all errors that `scan` finds."""
+        """Return the dataset; raise InputError listing all errors that `scan` finds."""
         return read_or_raise(self.scan, self.folder)
 
 
@@ -64,9 +64,9 @@ def _in_unit(dataset: RawDataset, unit: Unit | None) -> RawDataset:
 
 
 def without_cases(dataset: RawDataset, exclude: Sequence[str], problems: list[Problem]) -> RawDataset:
-    """The dataset without the cases of these ids, and `problems` without theirs.
+    """Return the dataset without the cases in `exclude`, and remove their problems from `problems`.
 
-    Adds to `problems`: an id that is no case's, with the nearest that is one, and that no training case is left.
+    Append a problem for each id that no case has, with the most similar id, and one if no training case is left.
     """
     if not exclude:
         return dataset

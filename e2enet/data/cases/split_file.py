@@ -1,6 +1,6 @@
-"""Splits in files: nnU-Net's splits_final.json, and the split.json that a run keeps of its own.
+"""Split files: nnU-Net's splits_final.json, and the split.json that each run writes.
 
-nnU-Net's file is a list of folds, {"train": [ids], "val": [ids]} each, of any number.
+nnU-Net's file is a list of any number of folds. Each fold is {"train": [ids], "val": [ids]}.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RUN_FILE = "split.json"
 
 @dataclass(frozen=True)
 class RunSplit:
-    """The split that a run was trained with: ids by use, and how many folds there are."""
+    """The split that a run was trained with: ids by use, and the number of folds."""
 
     folds: int
     train: tuple[str, ...]
@@ -35,10 +35,10 @@ def is_split_file(rule: object) -> bool:
 
 
 def find_split_file(name: str, folder: Path) -> Path:
-    """The file that `data.split` names, for the dataset in `folder`.
+    """Find the file that `data.split` names, for the dataset in `folder`.
 
-    Looked for beside dataset.json, in nnU-Net's preprocessed folder of the dataset, then from the working directory.
-    InputError naming all places where it is in none.
+    Search beside dataset.json, in the dataset's folder of nnU-Net's preprocessed data, then relative to the working
+    directory. Raise InputError listing these places if none has the file.
     """
     name, preprocessed = os.path.expanduser(name), os.environ.get(PREPROCESSED)
     places = [folder / name, *([Path(preprocessed) / folder.name / name] if preprocessed else []), Path(name)]
@@ -50,7 +50,7 @@ def find_split_file(name: str, folder: Path) -> Path:
 
 
 def read_split_file(path: Path) -> list[tuple[list[str], list[str]]]:
-    """Training and validation ids of each fold, as the file lists them; InputError for anything else in it."""
+    """Return the training and validation ids of each fold in file order; raise InputError for other content."""
     content = read_json(path)
     if not isinstance(content, list) or not content:
         raise InputError(f'{path}: a list of folds expected, {{"train": [ids], "val": [ids]}} each')
@@ -64,12 +64,12 @@ def read_split_file(path: Path) -> list[tuple[list[str], list[str]]]:
 
 
 def write_run_split(run_folder: Path, split: RunSplit) -> None:
-    """Keep the split of a run beside its config: the dataset and a split's file may change."""
+    """Write a run's split beside its config, since the dataset and the split file may change later."""
     write_json(run_folder / RUN_FILE, vars(split))
 
 
 def read_run_split(run_folder: Path) -> RunSplit | None:
-    """The split of a run; None for runs that kept none. InputError where the file is something else."""
+    """Read the split of a run. Return None if the run wrote none; raise InputError if the file is something else."""
     path = run_folder / RUN_FILE
     if not path.is_file():
         return None

@@ -1,8 +1,10 @@
-"""Which cases train, which validate, which are left for testing.
+"""Split the cases of a dataset into training, validation and test cases.
 
-Four kinds of split: nnU-Net's five folds of the training cases, exactly, so that folds can be compared with
-published ones; the publisher's own (AMOS: imagesTr and imagesVa); lists of ids that a config gives; and the folds
-that a file lists, as nnU-Net's splits_final.json.
+There are four kinds of split:
+- nnU-Net's five folds of the training cases, reproduced exactly so that folds compare with published ones
+- the publisher's own split (AMOS: imagesTr and imagesVa)
+- lists of ids in the config
+- the folds in a file, such as nnU-Net's splits_final.json
 """
 
 from __future__ import annotations
@@ -21,20 +23,20 @@ from e2enet.data.formats.naming import Case
 NUM_FOLDS = 5
 SPLIT_SEED = 12345
 
-# "every": the cases of all folds, as preparation takes them.
+# "every": the cases of all folds, for preparation.
 Fold = int | Literal["all", "every"]
 # "five_fold", "official", {"train": ids, "validation": ids}, or a JSON file.
 SplitRule = str | Mapping[str, Sequence[str]]
 NAMED_RULES = ("five_fold", "official")
 RULE_WORDS = f"{' | '.join(NAMED_RULES)} | {{train: [ids], validation: [ids]}} | a file such as splits_final.json"
-Ids = tuple[list[str], list[str]]  # of training and validation
+Ids = tuple[list[str], list[str]]  # training, validation
 
 
 @dataclass(frozen=True)
 class Split:
-    """Cases by their use, each sorted by id; `test` cases have a label only where the dataset brings one.
+    """Training, validation and test cases, each sorted by id.
 
-    `folds` is how many folds the rule has, of which this is one.
+    Test cases have a label only if the dataset provides one. `folds` is the number of folds of the split rule.
     """
 
     train: tuple[Case, ...]
@@ -48,21 +50,24 @@ def split_dataset(
 ) -> Split:
     """Split a dataset's cases.
 
-    `five_fold` splits the training cases by `fold` (0..4); those that are only trained on have folds of their own, so
-    that a fold sees of them what the same fold of them alone would. `official` trains on all of them and validates on
-    those that the publisher set aside. A mapping names train and validation ids among both; a file does so for each
-    of its folds, and cases that the dataset leaves out (`excluded`) are left out of them too. `official` and a mapping
-    have one split only, so `fold` must be 0. `fold="all"` trains and validates on every training case, with any
-    rule. Labelled cases that are neither trained nor validated on are test cases.
+    - `five_fold` splits the training cases; `fold` is 0 to 4. Cases that are only trained on (`only_trained`) are
+      split into five folds separately. Fold k trains on the training part of their fold k.
+    - `official` trains on all training cases and validates on the cases that the publisher set aside.
+    - A mapping lists training and validation ids out of both groups. A file does so for each of its folds. Ids that
+      the dataset leaves out (`excluded`) are dropped from these lists.
+
+    `official` and a mapping have a single split, so `fold` must be 0. With any rule, `fold="all"` trains and
+    validates on every training case, and `fold="every"` on the cases of all folds. Labelled cases that are neither
+    trained nor validated on become test cases.
 
     Raises:
-        InputError: another rule or fold; too few cases for five folds; a dataset without validation cases for
-            `official`; ids that the dataset lacks, that are given twice, or lists that are empty; a `group` (see
-            `group_of`) that does not fit an id, or whose cases another rule than `five_fold` parts.
+        InputError: the rule or fold is unknown; there are too few cases for five folds; the dataset has no
+            validation cases for `official`; a listed id is unknown or repeated; a list is empty; `group` (see
+            `group_of`) does not match an id; or a rule other than `five_fold` separates the cases of a group.
     """
     labelled = {case.id: case for case in (*dataset.training, *dataset.validation)}
     count = 1
-    if fold == "all" or (fold == "every" and rule == "five_fold" and group is None):  # too few for folds are enough
+    if fold == "all" or (fold == "every" and rule == "five_fold" and group is None):  # even with too few cases to split
         train_ids = validation_ids = sorted(case.id for case in dataset.training)
     else:
         folds = _folds(dataset, rule, group, labelled)
@@ -84,18 +89,21 @@ def split_dataset(
 
 
 def five_fold(case_ids: Sequence[str], fold: int, group: str | None = None) -> Ids:
-    """Training and validation ids of a fold (0..4), each sorted.
+    """Return the sorted training and validation ids of a fold (0..4).
 
-    The ids are sorted, then split by scikit-learn's KFold(5, shuffle=True, random_state=12345), as nnU-Net
-    does. With a `group`, what is split are the groups, in the order of their first id: where each has one id, nothing
-    changes. Raises InputError for another fold, for fewer than five cases or groups and for repeated ids.
+    As in nnU-Net, the ids are sorted, then split by scikit-learn's KFold(5, shuffle=True, random_state=12345). With
+    `group`, the groups are split instead, in the order of their first id. If each group has one id, the folds are
+    the same. Raise InputError for another fold, fewer than five cases or groups, or repeated ids.
     """
     _require_fold(fold, "five_fold", NUM_FOLDS)
     return _five_folds(case_ids, group)[fold]
 
 
 def group_of(case_ids: Sequence[str], pattern: str) -> dict[str, str]:
-    """Id -> what the pattern's first group matches in it, searched for anywhere; InputError naming ids without."""
+    """Map each id to the text that the pattern's first group matches, anywhere in the id.
+
+    Raise InputError naming the ids without a match.
+    """
     matches = {name: re.search(pattern, name) for name in case_ids}
     wrong = [name for name, match in matches.items() if match is None or match[1] is None]
     if wrong:
@@ -113,12 +121,12 @@ def is_group(pattern: object) -> bool:
 
 
 def names_ids(rule: SplitRule) -> bool:
-    """Whether a rule says by id which cases it takes, and leaves out the others."""
+    """Whether a rule lists the ids of its cases and leaves out all others."""
     return not isinstance(rule, str) or is_split_file(rule)
 
 
 def fold_problem(rule: SplitRule, fold: object) -> str | None:
-    """What is wrong with a fold by itself, before any dataset is read; None where nothing is."""
+    """Return what is wrong with a fold before any dataset is read, or None."""
     whole = isinstance(fold, int) and not isinstance(fold, bool) and fold >= 0
     if fold in ("all", "every") or (whole and (is_split_file(rule) or int(str(fold)) < NUM_FOLDS)):
         return None
@@ -126,7 +134,7 @@ def fold_problem(rule: SplitRule, fold: object) -> str | None:
 
 
 def rule_problem(rule: object) -> str | None:
-    """What is wrong with a split rule by itself, before any dataset is read; None where nothing is."""
+    """Return what is wrong with a split rule before any dataset is read, or None."""
     if isinstance(rule, str):
         return None if rule in NAMED_RULES or is_split_file(rule) else f"split={rule!r}: expected {RULE_WORDS}"
     if not isinstance(rule, Mapping) or set(rule) != {"train", "validation"}:
@@ -191,7 +199,7 @@ def _five_folds(case_ids: Sequence[str], group: str | None) -> list[Ids]:
 def _checked(
     folds: Sequence[Ids], origin: str, labelled: Mapping[str, Case], excluded: Sequence[str], group: str | None
 ) -> list[Ids]:
-    """The folds without excluded cases, sorted; InputError for ids that cannot be used, and groups that are parted."""
+    """Return the folds, sorted and without excluded cases; raise InputError for unusable ids and separated groups."""
     problems, kept = [], []
     for number, (train, validation) in enumerate(folds):
         where = f"fold {number}: " if len(folds) > 1 else ""

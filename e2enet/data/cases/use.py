@@ -1,4 +1,4 @@
-"""What a fault weighs: an error where the chosen split uses the case, a warning where it does not."""
+"""Severity of a case's problem: an error if the chosen split uses the case, otherwise a warning."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ UNUSED = "; no error, since the chosen split does not use the case"
 
 @dataclass(frozen=True)
 class CaseUse:
-    """How the chosen split uses a dataset's cases, as ids.
+    """Ids of a dataset's cases by their use in the chosen split.
 
     Attributes:
-        train, validation: What the split, with its limit, trains and validates on.
-        test: Labelled cases that are scored after training; empty where none are.
+        train, validation: Cases that the split trains and validates on, after `limit_cases`.
+        test: Labelled cases that are scored after training; may be empty.
         known: Every case of the dataset.
-        by_name: The split names its ids, so that no other case can be one of its.
+        by_name: Whether the split lists its ids, so that it uses no other case.
     """
 
     train: frozenset[str]
@@ -28,12 +28,15 @@ class CaseUse:
     by_name: bool
 
     def uses(self, case: str) -> bool:
-        """Whether a fault of the case is one of the run; what could not even be listed may be in one of five folds."""
+        """Whether a problem of the case affects the run.
+
+        An unknown case is one that could not be listed. It counts unless `by_name`: it may belong to a fold.
+        """
         named = self.train | self.validation | self.test
         return case in named or not (self.by_name or case in self.known)
 
     def part_of(self, case: str) -> str:
-        """What the case is used for, in a word."""
+        """Return the use of the case: "training", "validation", "test" or "not used"."""
         parts = {"training": self.train, "validation": self.validation, "test": self.test}
         return next((part for part, cases in parts.items() if case in cases), "not used")
 
@@ -44,9 +47,9 @@ class CaseUse:
 
 
 def judge(problems: Iterable[Problem], use: CaseUse) -> tuple[list[Problem], set[str]]:
-    """The problems as the split weighs them, and the cases that have an error and are not used.
+    """Return the problems with their severity for the split, and the ids of unused cases that have an error.
 
-    An image that is there twice is an error where it stands on both sides of the split.
+    A duplicate image is an error only if its copies are on both sides of the split.
     """
     judged, unusable = [], set()
     for problem in problems:

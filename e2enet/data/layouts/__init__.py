@@ -1,1 +1,1 @@
-"""How datasets lie in their folders: a layout is an object, built from the section `data.layout` of a config."""
+"""How datasets are stored in folders. A layout is an object built from the config section `data.layout`."""

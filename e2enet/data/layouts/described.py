@@ -31,7 +31,10 @@ class NNUNetLayout(Layout):
 
 
 class AMOSLayout(Layout):
-    """AMOS22 as downloaded; `modality` picks its CT or its MRI cases, or both to train on, validated on MRI."""
+    """AMOS22 as downloaded.
+
+    `modality` selects the CT or the MRI cases. "both" trains on CT and MRI and validates on MRI.
+    """
 
     def __init__(self, modality: Modality) -> None:
         if modality not in get_args(Modality):
@@ -44,5 +47,5 @@ class AMOSLayout(Layout):
 
     @property
     def prepared_suffix(self) -> str:
-        """By modality: they lie in one folder."""
+        """The modality, since CT and MRI share one folder."""
         return f"_{self.modality.lower()}"

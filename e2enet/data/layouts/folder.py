@@ -1,4 +1,4 @@
-"""A layout that patterns of file names describe."""
+"""A layout described by file name patterns."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ PARTS = ("training", "validation", "test")
 class FolderLayout(Layout):
     """Files whose names follow patterns, such as `{case}/{case}_{modality}.nii.gz`.
 
-    Fields in braces stand for what is between slashes, or for what a regular expression in them matches
-    (`img{number:\\d{4}}`); a field that comes again stands for the same text. The ending stands for any that is
-    supported, of which a dataset has one. A file that two patterns match belongs to the one that says more of its name.
+    A field in braces matches any text between slashes, or its own regular expression (`img{number:\\d{4}}`). A
+    repeated field matches the same text each time. The ending may be any supported one; a dataset uses a single
+    ending. If two patterns match a file, the one with more literal characters is used.
 
     Args:
-        image: Pattern of the images, one file per modality where it has the field `{modality}`, else one per case.
-        label: Pattern of the labels, of the same fields without `{modality}`. Where `folders` has no `test`, cases
-            without a label are test cases.
-        channels: Name -> what `{modality}` stands for; or a list of names, which stand for themselves, or are those of
-            the channels in one file. A channel named CT is normalised as CT.
-        case: The id, of fields: "{patient}_{frame}".
-        folders: Part ("training", "validation", "test") -> the folder that the patterns are relative to, or a list of
-            which the first that is there is taken. Without it all cases lie in the dataset's folder.
-        unused: Patterns of files that belong there and are not taken.
+        image: Pattern of the images. With the field `{modality}` there is one file per modality, else one per case.
+        label: Pattern of the labels, with the fields of `image` except `{modality}`. If `folders` names no `test`,
+            cases without a label become test cases.
+        channels: Channel name -> the text that `{modality}` matches. In a list each name is also that text. Without
+            `{modality}` the list names the channels in the one file. A channel named CT is normalised as CT.
+        case: Format of the id, such as "{patient}_{frame}".
+        folders: Part ("training", "validation", "test") -> the folder that its patterns are relative to. A list of
+            folders takes the first that exists. Without `folders` all cases lie in the dataset's folder.
+        unused: Patterns of files that belong to the dataset but are not read.
 
     Raises:
-        InputError: everything that is wrong with the patterns.
+        InputError: lists every error in the patterns.
     """
 
     def __init__(
@@ -81,10 +81,10 @@ class FolderLayout(Layout):
         }
 
     def scan(self, folder: Path, problems: list[Problem], table: LabelTable) -> RawDataset:
-        """Read a folder as far as it can be read; what is wrong is added to `problems`.
+        """Read as much of a folder as possible. Problems are appended to `problems`.
 
         Raises:
-            InputError: no folder for training, no image in it, or no names of labels.
+            InputError: a folder of training or validation cases, all images or the label names are missing.
         """
         folder = Path(folder)
         like = f"a dataset of images like {self.patterns.image.text}"
@@ -122,8 +122,10 @@ class FolderLayout(Layout):
         )
 
     def find_cases(self, source: Path, problems: list[Problem]) -> list[Case] | None:
-        """Cases to predict in a dataset's folder, in that of a part of it, in one of a case, or of one file of a case
-        that has several."""
+        """Return the cases to predict in `source`; None if it does not follow the layout.
+
+        `source` is the folder of a dataset, of one part or of one case, or one file of a case with several files.
+        """
         if source.is_file():
             if len(self.patterns.modalities) == 1:
                 return None
@@ -155,7 +157,7 @@ class FolderLayout(Layout):
         groups = self._groups(root, roots, None)
         cases, found = groups.read("optional" if part == "test" else labels)
         lost = groups.lost_folders(needed=part != "test")
-        if part == "test":  # which training can do without
+        if part == "test":  # training does not need test cases
             found = as_warnings(found)
         problems += [*groups.walk.problems(), *lost, *found]
         return cases
@@ -165,7 +167,7 @@ class FolderLayout(Layout):
         return Groups(self.patterns, Walk(root, patterns, elsewhere, only))
 
     def _root(self, folder: Path, part: str) -> Path | None:
-        """The folder of a part, the first that is there."""
+        """Return the first existing folder of a part."""
         return next((folder / name for name in self.folders[part] if (folder / name).is_dir()), None)
 
     def _spelled(self) -> str:
@@ -195,7 +197,7 @@ def _channel_problems(channels: Any, image: str) -> list[str]:
 
 
 def _field_problems(image: Pattern, label: Pattern, case: str) -> list[str]:
-    """What keeps image, label and id from belonging together."""
+    """Return the mismatches between the fields of image, label and id."""
     fields = sorted(image.fields - {"modality"})
     problems = []
     if label.segments == image.segments:

@@ -1,4 +1,4 @@
-"""The files that patterns match, as cases; what lacks, is there twice or is called otherwise is told."""
+"""Group the files that match patterns into cases, and report missing, duplicate and misnamed files."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from e2enet.data.formats.problems import Problem, case_error, case_warning, data
 from e2enet.data.layouts.pattern import Pattern
 from e2enet.data.layouts.walk import Walk
 
-# required: a case without one is an error. expected: it is a test case, unless a file beside it may be the label under
-# another name. optional: nothing is said of it.
+# required: a case without a label is an error. expected: it becomes a test case, unless a file beside it may be the
+# label under another name. optional: a missing label is not reported.
 Labels = Literal["required", "expected", "optional"]
 Key = tuple[tuple[str, str], ...]
 
@@ -24,11 +24,11 @@ class Patterns:
     """The patterns of a layout.
 
     Attributes:
-        image: Of the images.
-        label: Of the labels; its fields are those of `image`, without the modality.
-        unused: Of files that belong there and are not taken.
-        modalities: What the field `modality` stands for, in the order of the channels; ("",) without that field.
-        case: A format of fields that makes the id.
+        image: Pattern of the images.
+        label: Pattern of the labels, with the fields of `image` except the modality.
+        unused: Patterns of files that belong to the dataset but are not read.
+        modalities: Values of the field `modality` in channel order; ("",) without that field.
+        case: Format of the id, made of fields.
     """
 
     image: Pattern
@@ -40,19 +40,19 @@ class Patterns:
 
 @dataclass
 class CaseFiles:
-    """The files of a case, images by modality, and the fields by which they belong together."""
+    """The files of a case, with images by modality, and the field values that these files share."""
 
     values: dict[str, str]
     images: dict[str, Path] = field(default_factory=dict)
     label: Path | None = None
 
     def files(self) -> list[Path]:
-        """All of them."""
+        """Return the images, then the label if there is one."""
         return [*self.images.values(), *([self.label] if self.label else [])]
 
 
 class Groups:
-    """The files of a walk by case, and those that match no pattern by folder."""
+    """The files of a walk, grouped by case. Files that match no pattern are grouped by folder."""
 
     def __init__(self, patterns: Patterns, walk: Walk) -> None:
         self.patterns, self.walk = patterns, walk
@@ -70,7 +70,7 @@ class Groups:
         return any(files.images for files in self.cases.values())
 
     def read(self, labels: Labels) -> tuple[list[Case], list[Problem]]:
-        """The whole cases, sorted by id, and what is wrong with the others."""
+        """Return the complete cases, sorted by id, and the problems of the others."""
         problems = [*self.problems]
         cases = []
         for files in self.cases.values():
@@ -84,14 +84,17 @@ class Groups:
         return sorted(cases, key=lambda case: case.id), problems
 
     def lost_folders(self, *, needed: bool) -> list[Problem]:
-        """Folders of images and labels that the patterns name and that are not there: errors where they are needed."""
+        """Return a problem for each missing folder that an image or label pattern names.
+
+        It is an error if `needed`. Otherwise only a file or a dead link in its place gives a warning.
+        """
         lost = [folder for pattern, folder in self.walk.missing if pattern not in self.patterns.unused]
         if not needed:
             return [problem for folder in dict.fromkeys(lost) for problem in list_scans(folder).problems()]
         return [dataset_error(str(no_folder(folder)), folder) for folder in dict.fromkeys(lost)]
 
     def _place(self, folder: Path, file: Path) -> None:
-        """Put a file where it belongs: to the pattern that says most of its name."""
+        """Assign a file to the matching pattern with the most literal characters."""
         name = case_id(file.name)
         found: list[tuple[Pattern, dict[str, str]]] = []
         order = (*self.patterns.unused, self.patterns.label, self.patterns.image)
@@ -103,7 +106,7 @@ class Groups:
         if not found:
             self.strange.setdefault(folder, []).append(file)
             return
-        pattern, fields = max(found, key=lambda pair: pair[0].num_literal)  # the first of those that say as much
+        pattern, fields = max(found, key=lambda pair: pair[0].num_literal)  # the first of equals
         if pattern in self.patterns.unused:
             return
         modality = fields.pop("modality", "")
@@ -118,14 +121,14 @@ class Groups:
             files.images[modality] = file
 
     def _add_folders_of_strange_files(self) -> None:
-        """A case of a folder of its own, in which no file has an expected name."""
+        """Add a case for each case folder in which no file has an expected name."""
         for folder in self.strange:
             known = self.walk.places[folder].get(self.patterns.image, {})
             if known.keys() >= self.patterns.label.fields:
                 self.cases.setdefault(tuple(sorted(known.items())), CaseFiles(dict(known)))
 
     def _read_case(self, files: CaseFiles, labels: Labels, problems: list[Problem]) -> Case | None:
-        """The case; None, and a problem, where a file lacks that it needs."""
+        """Return the case, or None if a required file is missing. Problems are appended to `problems`."""
         name = self._id(files.values)
         missing = [one for one in self.patterns.modalities if one not in files.images]
         if len(missing) == len(self.patterns.modalities) and not self.patterns.image.has_own_folders:
@@ -147,12 +150,12 @@ class Groups:
         return Case(name, tuple(files.images[one] for one in self.patterns.modalities), files.label)
 
     def _strange_beside(self, files: CaseFiles, lacking: Sequence[Path]) -> list[Path]:
-        """Files of other names in the case's own folders, of which one may be what it lacks."""
+        """Return the unmatched files in the case's own folders. One of them may be the missing file."""
         folders = {path.parent for path in (*files.files(), *lacking)} if self.patterns.image.has_own_folders else set()
         return [file for folder in sorted(folders) for file in self.strange.get(folder, [])]
 
     def _strangers(self, folder: Path, cases: Sequence[Case]) -> list[Problem]:
-        """What is said of the files in a folder that match no pattern."""
+        """Return the problems of the files in a folder that match no pattern."""
         files = self.strange[folder]
         patterns = [one for one in self.walk.places[folder] if one not in self.patterns.unused]
         if not files or not patterns:
@@ -168,12 +171,12 @@ class Groups:
         return [case_error(folder.name, f"a name like {self._example(folder)} expected; there is {names}", folder)]
 
     def _example(self, folder: Path) -> str:
-        """The name of a file that is taken in a folder, else the pattern of one."""
+        """Return the name of a file used in the folder, or the file pattern if there is none."""
         taken = [file for files in self.cases.values() for file in files.files() if file.parent == folder]
         return taken[0].name if taken else next(iter(self.walk.places[folder])).text.rpartition("/")[2]
 
     def _path(self, pattern: Pattern, files: CaseFiles, modality: str = "") -> Path:
-        """Where a file is expected, of the ending that others of the case or in its folder have."""
+        """Return where a file is expected, with the ending of the case's other files or of files in its folder."""
         values: Mapping[str, str] = {**files.values, "modality": modality}
         path = self.walk.root / pattern.fill(values)
         others = [*files.files(), *self.walk.listing(path.parent).files]
@@ -186,12 +189,12 @@ class Groups:
 
 
 def as_warnings(problems: Iterable[Problem]) -> list[Problem]:
-    """The same of what training can do without."""
+    """Return the problems as warnings, for cases that training does not need."""
     return [replace(problem, severity="warning") for problem in problems]
 
 
 def _lacking(case: str, paths: Sequence[Path], strange: Sequence[Path]) -> Problem:
-    """The error of files that a case lacks; those beside it may be what lacks."""
+    """Return the error for the missing files of a case, with the unmatched files as a hint."""
     folders = {path.parent for path in paths}
     folder = folders.pop() if len(folders) == 1 else None
     names = ", ".join(path.name if folder else str(path) for path in paths)

@@ -1,4 +1,4 @@
-"""What every layout of a dataset can be asked; the classes beside this one are those that there are."""
+"""The interface of all dataset layouts. The files beside this one implement it."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from e2enet.data.formats.problems import Problem
 
 
 class Layout(ABC):
-    """How a dataset lies in its folder.
+    """How a dataset is stored in its folder.
 
-    A class of one's own is named by `data.layout._target_` and built from the other keys of that section, plain values,
-    which a checkpoint keeps for prediction. Only `scan` must be there.
+    To use your own class, name it in `data.layout._target_`. It is built from the other keys of that section. They
+    must be plain values, since a checkpoint stores them for prediction. Only `scan` is required.
     """
 
     @abstractmethod
     def scan(self, folder: Path, problems: list[Problem], table: LabelTable) -> RawDataset:
-        """Read what can be read, before any voxel, and add to `problems` what is wrong.
+        """Read the dataset without its voxels, and append errors and warnings to `problems`.
 
         Args:
-            folder: The dataset's.
-            problems: Takes errors and warnings; see `formats.problems`.
-            table: What the config says of the labels; `formats.labels.resolve_labels` makes a scheme of it, and
-                `formats.dataset.build_raw_dataset` the dataset, after the checks that every layout needs.
+            folder: The dataset's folder.
+            problems: List to append to; see `formats.problems`.
+            table: The config's label settings. `formats.labels.resolve_labels` turns them into a scheme. Then
+                `formats.dataset.build_raw_dataset` runs the checks that every layout needs and builds the dataset.
 
         Raises:
-            InputError: there is nothing to read at all.
+            InputError: nothing can be read.
         """
 
     def find_cases(self, source: Path, problems: list[Problem]) -> list[Case] | None:
-        """The cases to predict where `source` is laid out so, a folder as a rule; None where it is not.
+        """Return the cases to predict in `source`, usually a folder; None if it does not follow the layout.
 
-        Here: every case of a folder that can be scanned. Labels are not needed, so that nothing is said of theirs.
+        The default returns every case that `scan` finds. Prediction needs no labels, so their problems are dropped.
         """
         found: list[Problem] = []
         try:
@@ -50,7 +50,7 @@ class Layout(ABC):
 
     @property
     def prepared_suffix(self) -> str:
-        """Tells the prepared cases of layouts apart that read one folder differently (AMOS: CT and MRI)."""
+        """Suffix that separates the prepared cases of layouts that share a folder (AMOS: CT and MRI)."""
         return ""
 
     def folder_name(self, name: str) -> str:
@@ -58,10 +58,10 @@ class Layout(ABC):
         return name
 
     def create(self, folder: Path) -> None:
-        """Make the raw dataset where that is possible; nothing for data that a user brings."""
+        """Write the raw dataset if the layout can generate it. The default does nothing."""
         return
 
     @property
     def hint(self) -> str:
-        """What may help where there is no such folder."""
+        """Advice to add to the error for a missing dataset folder."""
         return "paths.data is its parent, data.name its name"

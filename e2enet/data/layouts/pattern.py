@@ -1,7 +1,7 @@
 r"""Patterns of file names: `{case}/{case}_{modality}.nii.gz`, with fields in braces.
 
-A field stands for what is between slashes, or for what its own regular expression matches: `img{number:\d{4}}`. A field
-that comes again stands for the same text. The ending stands for any that is supported.
+A field matches any text between slashes, or its own regular expression: `img{number:\d{4}}`. A repeated field matches
+the same text each time. The ending may be any supported one.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 @dataclass(frozen=True)
 class Field:
-    """A field of a pattern, and the regular expression of what it stands for."""
+    """A field of a pattern, and the regular expression that its text matches."""
 
     name: str
     expression: str = ANYTHING
 
 
-Segment = tuple[str | Field, ...]  # what is between two slashes
+Segment = tuple[str | Field, ...]  # the part between two slashes
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """A pattern of paths relative to a folder, its ending left out of the last segment."""
+    """A pattern of paths relative to a folder. The last segment is without the ending."""
 
     text: str
     segments: tuple[Segment, ...]
@@ -49,33 +49,35 @@ class Pattern:
 
     @property
     def has_own_folders(self) -> bool:
-        """Whether fields name the folders, so that a case (or what cases have in common) has one of its own."""
+        """Whether a folder's name holds a field, so that each case (or group of cases) has its own folder."""
         return any(isinstance(piece, Field) for segment in self.folders for piece in segment)
 
     @cached_property
     def num_literal(self) -> int:
-        """Characters that are given: of two patterns that a name matches, the one with more says more of it."""
+        """Number of literal characters. If two patterns match a name, the one with more is used."""
         return sum(len(piece) for segment in self.segments for piece in segment if isinstance(piece, str))
 
     def match(self, index: int, name: str, known: Mapping[str, str]) -> dict[str, str] | None:
-        """The fields of a segment that a name is one of, and those `known` of the folders above it; None where it is
-        none. A file's name comes without its ending."""
+        """Match a name with segment `index` and return its fields and the `known` ones; None if it does not match.
+
+        `known` holds the fields of the folders above. The name of a file is without its ending.
+        """
         seen: set[str] = set()
         expression = "".join(_expression(piece, known, seen) for piece in self.segments[index])
         found = re.fullmatch(expression, name)
         return None if found is None else {**known, **found.groupdict()}
 
     def fill(self, values: Mapping[str, str], ending: str | None = None) -> str:
-        """The path of these fields, with the pattern's own ending or another."""
+        """Return the path with these field values, and with `ending` instead of the pattern's own if it is given."""
         path = "/".join("".join(_text(piece, values) for piece in segment) for segment in self.segments)
         return path + (self.ending if ending is None else ending)
 
 
 def parse_pattern(text: str, modalities: tuple[str, ...] = ()) -> Pattern:
-    """Read a pattern; the field `modality` stands for one of `modalities`.
+    """Parse a pattern. The field `modality` matches one of `modalities`.
 
     Raises:
-        InputError: says what is wrong with it.
+        InputError: the pattern is invalid.
     """
     segments: list[list[str | Field]] = [[]]
     for piece in _pieces(text):
@@ -96,7 +98,7 @@ def parse_pattern(text: str, modalities: tuple[str, ...] = ()) -> Pattern:
 
 
 def _pieces(text: str) -> Iterator[str | Field]:
-    """The text cut at its fields. Braces in a field's expression come in pairs: `{number:\\d{4}}`."""
+    """Split the text at its fields. Braces in a field's expression must be paired: `{number:\\d{4}}`."""
     position = 0
     while position < len(text):
         opening = text.find("{", position)

@@ -1,4 +1,4 @@
-"""The phantom, which is written on first use, as a layout: the Decathlon's."""
+"""The layout of the phantom, which is written on first use in the Decathlon's layout."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from e2enet.data.synthetic.phantom import phantom_folder_name, phantom_settings,
 
 
 class PhantomLayout(MSDLayout):
-    """The phantom; the parameters are those of `write_phantom`.
+    """The phantom, with the parameters of `write_phantom`.
 
-    The folder's name carries their hash, so that changed parameters give another folder. `phantom_seed` decides the
-    phantom; `seed`, as everywhere, the samples drawn from it.
+    The folder's name holds a hash of the parameters, so changed parameters give another folder. `phantom_seed` seeds
+    the phantom itself. The config's `seed` seeds the samples drawn from it, as for every dataset.
 
     Raises:
         InputError: impossible parameters.
@@ -32,14 +32,14 @@ class PhantomLayout(MSDLayout):
         )
 
     def folder_name(self, name: str) -> str:
-        """The name, and the hash of the parameters."""
+        """Return the name with the hash of the parameters appended."""
         return phantom_folder_name(name, self.settings)
 
     def create(self, folder: Path) -> None:
-        """Write the phantom unless it is there."""
+        """Write the phantom unless it exists."""
         write_phantom(folder, **{key: value for key, value in self.settings.items() if key != "version"})
 
     @property
     def hint(self) -> str:
-        """Who makes the folder."""
+        """The commands that write the folder."""
         return "train.py or e2enet.data.prepare writes it"

@@ -1,4 +1,4 @@
-"""The cases of an input of prediction: laid out as the training data, a flat folder of scans, or one scan."""
+"""Find the cases to predict: in the layout of the training data, in a flat folder of scans, or one scan."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from e2enet.data.formats.problems import Problem, raise_errors
 from e2enet.data.layouts.folder import FolderLayout
 from e2enet.data.layouts.layout import Layout
 
-# Folders of BraTS cases are read by any model of four channels: the Decathlon's Task01 has the same order, and
-# checkpoints of earlier versions say nothing of a layout.
+# Any model of four channels can read folders of BraTS cases: the Decathlon's Task01 has the same channel order, and
+# checkpoints of earlier versions store no layout.
 BRATS = FolderLayout(
     image="{case}/{case}_{modality}.nii.gz",
     label="{case}/{case}_seg.nii.gz",
@@ -29,11 +29,11 @@ def find_cases(
     layouts: Iterable[Layout] = (),
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Case]:
-    """Cases to predict, sorted by id; `say` is told in a line what the source was taken for.
+    """Return the cases to predict, sorted by id. `say` gets one line about how the source was read.
 
-    That is the first of `layouts`, those of the models' training data, by which an image is found in it. Else images
-    are told apart by name (`naming.find_named_cases`). InputError naming what is missing; a list of `problems`
-    takes what is wrong with single cases instead, as long as there is a case without.
+    `layouts` are those of the models' training data. The first one that finds an image is used. Otherwise images are
+    grouped by name (`naming.find_named_cases`). Raise InputError naming what is missing. If a list of `problems` is
+    given, problems of single cases are appended to it instead, as long as one case can be read.
     """
     source = Path(source)
     with naming_unreadable(source):
@@ -51,7 +51,7 @@ def find_cases(
 
 
 def _laid_out(layout: Layout, source: Path, problems: list[Problem] | None) -> list[Case]:
-    """The cases by a layout; none where the source is not laid out so."""
+    """Return the cases that a layout finds; none if the source does not follow it."""
     found: list[Problem] = []
     cases = layout.find_cases(source, found)
     if cases is None:

@@ -1,4 +1,4 @@
-"""Layouts from the section that a checkpoint keeps, which may be anybody's."""
+"""Build a layout from the section in a checkpoint, which may come from an untrusted source."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ OWN = {
 
 
 def stored_layout(section: Any, trusted: Collection[str] = ()) -> Layout:
-    """The layout of a section `data.layout`.
+    """Build the layout of a section `data.layout`.
 
-    Importing a class and calling it with what a checkpoint says could run anything, so that the project's own alone are
-    built unasked, of plain values.
+    Importing and calling a class that a checkpoint names could run any code. So only the project's own classes are
+    built by default, from plain values.
 
     Args:
-        section: `_target_` and the arguments, or anything.
+        section: Expected to hold `_target_` and the arguments; may be anything.
         trusted: Names of classes that the user trusts.
 
     Raises:
-        InputError: it is no section of a layout, or that of a class that nobody trusts.
+        InputError: the section is not that of a layout, its class is not trusted, or the layout cannot be built.
     """
     target = section.get("_target_") if isinstance(section, dict) else None
     if not isinstance(target, str):
@@ -42,7 +42,7 @@ def stored_layout(section: Any, trusted: Collection[str] = ()) -> Layout:
     try:
         arguments = {key: value for key, value in section.items() if key != "_target_"}
         layout = OWN[target](**arguments) if target in OWN else build_part(section)
-    except Exception as error:  # of a class or arguments that are anybody's
+    except Exception as error:  # an unknown class or its arguments may raise anything
         raise InputError(f"its layout, {target}, cannot be built ({first_line(error)})") from error
     if not isinstance(layout, Layout):
         raise InputError(f"its layout, {target}, is no class of {Layout.__module__}.{Layout.__name__}")

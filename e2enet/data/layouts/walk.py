@@ -1,4 +1,4 @@
-"""The folders that patterns lead to, and what lies beside the way: no scan is lost in silence."""
+"""Find the folders that patterns lead to, and report every scan elsewhere, so that none is lost silently."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ STRANGE = "not taken: a folder that holds scans, where the layout has none of it
 
 
 class Walk:
-    """A folder, walked along patterns.
+    """The folders found by following patterns from a root folder.
 
     Attributes:
-        places: Folder -> the patterns whose files lie in it, each with the fields that the way there says.
-        missing: Folders that a pattern itself names and that are not there, with the pattern.
+        places: Folder -> the patterns whose files lie in it, each with the field values of the path to it.
+        missing: Each pattern with a folder that it names literally and that does not exist.
     """
 
     def __init__(
@@ -28,19 +28,19 @@ class Walk:
         elsewhere: Collection[Path] = (),
         only: Path | None = None,
     ) -> None:
-        """Walk.
+        """Walk the folders.
 
         Args:
             root: The folder that the patterns are relative to.
-            patterns: Of images, labels and what else belongs there.
-            elsewhere: Folders that belong to other parts of the dataset; neither they nor what is above them are taken.
-            only: A folder in or below `root`, to which alone a way is looked for.
+            patterns: Patterns of images, labels and unused files.
+            elsewhere: Folders of other parts of the dataset. They and their parent folders are skipped.
+            only: A folder in or below `root`. If given, only the path to it is followed.
         """
         self.root, self.only = root, only
         self.places: dict[Path, dict[Pattern, dict[str, str]]] = {}
         self.missing: list[tuple[Pattern, Path]] = []
         self._others = [folder for folder in elsewhere if folder != root]
-        self._passed: dict[Path, bool] = {}  # folder -> whether fields name what is in it
+        self._passed: dict[Path, bool] = {}  # folder -> whether fields name its entries
         self._children: dict[Path, list[Path]] = {}
         self._listings: dict[Path, Listing] = {}
         for pattern in patterns:
@@ -53,7 +53,10 @@ class Walk:
         return self._listings[folder]
 
     def problems(self) -> list[Problem]:
-        """What is not taken on the way, and why; of files in `places`, only what no pattern could match."""
+        """Return what is not used in the visited folders, and why.
+
+        Of the files in `places`, only those that no pattern could match are reported here.
+        """
         visited = {*self.places, *self._passed} if self.only is None else set(self.places)
         above = {parent for place in self.places for parent in place.parents}
         found: list[Problem] = []
@@ -74,7 +77,7 @@ class Walk:
         return found + [told_of(self.root, paths, reason) for reason, paths in told.items() if paths]
 
     def _is_empty(self, folder: Path, above: Collection[Path]) -> bool:
-        """Whether nothing was found in a folder that the patterns do not name themselves: imagesTs may be empty."""
+        """Whether a folder whose name matched a field is empty. A literal one, such as imagesTs, may be empty."""
         return folder not in above and self._passed.get(folder.parent, False) and not self.listing(folder).holds_scans
 
     def _descend(self, pattern: Pattern, folder: Path, depth: int, known: dict[str, str]) -> None:
@@ -117,5 +120,5 @@ class Walk:
 
 
 def _is_dead_folder(path: Path) -> bool:
-    """Whether a link is one to a folder that is gone, by its name."""
+    """Whether a path is a dead link, probably to a folder because its name is not like a scan's."""
     return path.is_symlink() and not path.exists() and not SCAN_LIKE.search(path.name)
