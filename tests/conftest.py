@@ -1,4 +1,4 @@
-"""Fixtures shared by every room's tests."""
+"""Fixtures shared by the tests of every package."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from typing import Any
 
 import pytest
 
-PATIENCE = 300  # seconds for two processes that wait for each other
+PATIENCE = 300  # seconds; two processes may wait for each other
 
-if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # processes that test side by side share the processor's cores
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # parallel test processes share the cores
     cores = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores)))
 
 
-# Files of minutes, which begin first: two processes that take a file each would else end with one of them alone.
+# Files that take minutes start first. Otherwise one of two test processes would end up alone with the last of them.
 LONG = (
     *("test_real_scans", "test_stopped_runs", "test_lookalikes", "test_one_judgement", "test_ddp_commands"),
     *("test_ddp", "test_train_command", "test_long_runs", "test_trainer_arguments", "test_own_folder"),
@@ -36,14 +36,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_configure() -> None:
-    """Take Ctrl-C as Python does: a shell that starts the tests in its background has it ignored."""
+    """Restore Python's handling of Ctrl-C: a shell that starts the tests in the background lets it be ignored."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_these_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What tests measure is not remembered in the user's cache folder, nor read from there."""
+    """Keep measurements of the tests out of the user's cache folder, and do not read from it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -51,8 +51,10 @@ def cache_of_these_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
 
 @pytest.fixture(autouse=True)
 def same_locale() -> Iterator[None]:
-    """SimpleITK leaves the process in the locale "C" when it writes DICOM, in which no later test could read a letter
-    beyond ASCII; reading DICOM, which the product does, leaves it alone."""
+    """Restore the locale: SimpleITK sets "C" when it writes DICOM, and later tests could read no letter beyond ASCII.
+
+    The package only reads DICOM, which leaves the locale alone.
+    """
     before = locale.setlocale(locale.LC_ALL)
     yield
     locale.setlocale(locale.LC_ALL, before)
@@ -62,7 +64,7 @@ def same_locale() -> Iterator[None]:
 def shared_data() -> Path:
     """Folder of real scans and golden files, named by the environment variable E2ENET_SHARED.
 
-    Tests that need it skip visibly where the variable is unset; in CI (CI=true) a missing folder is a failure.
+    Tests that need it are skipped if the variable is unset. In CI (CI=true) a missing folder is a failure.
     """
     value = os.environ.get("E2ENET_SHARED")
     folder = Path(value) if value else None
@@ -76,7 +78,7 @@ def shared_data() -> Path:
 
 @pytest.fixture
 def recomputed_parts(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The parts of networks that are handed to torch's checkpoint, which runs them again."""
+    """Parts of networks that are passed to torch's checkpoint, which runs them again."""
     from e2enet.network import recompute
 
     parts: list[Any] = []
@@ -92,10 +94,10 @@ def recomputed_parts(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 @pytest.fixture(scope="session")
 def launch() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run a script of the project in two processes of one thread each, on gloo; returns when both have ended.
+    """Run a script of the project in two processes of one thread each, on gloo; return when both have ended.
 
-    `launch("torchrun" | "srun" | "lightning", script, *arguments)`. There is no SLURM: the processes of "srun" get the
-    variables that it gives. With "lightning" the script is started once, and starts the second process itself.
+    `launch("torchrun" | "srun" | "lightning", script, *arguments)`. SLURM itself is not needed: for "srun" both
+    processes get the variables that it would set. With "lightning" the script starts the second process itself.
     """
     return launch_two
 
@@ -114,14 +116,14 @@ def launch_two(launcher: str, script: str, *arguments: str) -> subprocess.Comple
         outputs = [process.communicate(timeout=PATIENCE) for process in processes]
     finally:
         for process in processes:
-            process.terminate()  # torchrun ends its two, which SIGKILL would leave behind
+            process.terminate()  # torchrun then ends its two workers; SIGKILL would leave them behind
             process.wait()
     code = max((process.returncode for process in processes), key=abs)
     return subprocess.CompletedProcess(program, code, *map("".join, zip(*outputs, strict=True)))
 
 
 def slurm_variables(task: str, port: int) -> dict[str, str]:
-    """What a task of `srun --ntasks-per-node 2` finds in its environment; the job's number makes the port."""
+    """Return the environment of a task of `srun --ntasks-per-node 2`. The job's number decides the port."""
     return {
         "SLURM_JOB_ID": f"7{port - 15000:04d}",
         "SLURM_JOB_NAME": "two",
@@ -137,7 +139,7 @@ def slurm_variables(task: str, port: int) -> dict[str, str]:
 
 @cache
 def free_port() -> int:
-    """A free port among those that SLURM jobs take: 15000 and the last four digits of the job's number."""
+    """Return a free port among those that SLURM jobs use: 15000 plus the last four digits of the job's number."""
     for port in range(15000, 25000):
         with socket.socket() as probe:
             if probe.connect_ex(("localhost", port)) != 0:

@@ -1,4 +1,4 @@
-"""Text stays text wherever it is shown; progress goes through the items unchanged, as two lines in a log file."""
+"""Console output: names are never markup; `track` yields the items unchanged and writes two lines to a log file."""
 
 from __future__ import annotations
 

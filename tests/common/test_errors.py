@@ -28,7 +28,7 @@ def test_as_decorator_it_prints_and_exits_with_2(capsys: pytest.CaptureFixture[s
     def main() -> None:
         raise InputError("spacing must be positive")
 
-    for _ in range(2):  # a decorator of a generator context must work more than once
+    for _ in range(2):  # the decorator must work for more than one call
         with pytest.raises(SystemExit) as caught:
             main()
         assert caught.value.code == 2
@@ -52,7 +52,7 @@ def test_ctrl_c_ends_with_one_line(said: tuple[str, ...], told: str, capsys: pyt
     try:
         with pytest.raises(SystemExit) as caught, exit_on_input_error("stopped; begin anew"):
             raise KeyboardInterrupt(*said)
-        signal.raise_signal(signal.SIGINT)  # once more, which changes nothing
+        signal.raise_signal(signal.SIGINT)  # a second Ctrl-C changes nothing
     finally:
         signal.signal(signal.SIGINT, before)
     assert caught.value.code == 130 and capsys.readouterr().err == f"{told}\n"

@@ -1,4 +1,4 @@
-"""Arguments as they are typed: texts that look like numbers, and characters that Hydra's grammar keeps to itself."""
+"""Command-line arguments: text that looks like a number, and characters that Hydra's grammar reserves."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_what_must_be_quoted_is_named_and_shown(argument: str, named: str) -> No
         parse_override(argument)
     problem = unreadable(argument, caught.value)
     assert problem.startswith(f"{argument}: {named} must be quoted; write ")
-    (shown,) = shlex.split(problem.rsplit("; write ", 1)[1])  # as a shell takes it
+    (shown,) = shlex.split(problem.rsplit("; write ", 1)[1])  # as a shell splits it
     key, _, value = argument.partition("=")
     assert parse_override(shown).key_or_group == key and parse_override(shown).value() == value
 

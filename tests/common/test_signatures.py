@@ -1,4 +1,4 @@
-"""What a signature says of the values in a config."""
+"""Rules for config values that are read from the target's signature."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_named_needed_and_any() -> None:
     found = signature_of(target)
     assert (list(found.rules), found.needed, found.takes_any) == (["a", "b", "c"], ["a"], True)
     assert found.rules["b"].accepts(1) and not found.rules["b"].accepts("1")
-    assert found.rules["c"].accepts(None) and not found.rules["c"].accepts(1)  # as older code writes what may be None
+    assert found.rules["c"].accepts(None) and not found.rules["c"].accepts(1)  # older code writes Optional this way
     assert signature_of(torch.optim.SGD).needed == ["params"]
 
 

@@ -1,4 +1,4 @@
-"""The order of steps in a section: as they stand, or as `order` says."""
+"""The order of steps in a section: as written, or as given by `order`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_steps_follow_one_another_as_they_stand_or_as_order_says() -> None:
     [
         (None, None),
         (["noise", "blur"], None),
-        (["gamma", "noise", "blur"], None),  # a sweep leaves it away and takes it
+        (["gamma", "noise", "blur"], None),  # a sweep may omit gamma in one job and include it in another
         (["noise"], "x.order: lacks blur (a step that is null may be left out)"),
         (["noise", "blur", "noise"], "x.order: noise stands twice"),
         (["noize", "blur", "noise"], "x.order: noize is no step; did you mean noise?"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-# A network of two levels, patches of 8 x 16 x 16, and no second pass over anything.
+# A network of two levels, patches of 8 x 16 x 16, a single pass over everything.
 TINY = (
     "data.num_train=5",
     "data.num_test=1",
@@ -36,7 +36,7 @@ def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny(tiny_root: Path, tmp_path: Path) -> list[str]:
-    """Overrides of a run that takes a second; its data folder is shared, its run folders are not."""
+    """Overrides of a run that takes a second. The data folder is shared, the run folders are not."""
     return [
         *TINY,
         f"paths.data={tiny_root}/data",

@@ -1,4 +1,4 @@
-"""Every mistake of a command line is reported, all at once, with what is allowed."""
+"""All mistakes of a command line are reported at once, with the allowed values."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OTHERS = {
 
 
 def problems(line: str) -> list[str]:
-    """The problem lines that a command line is refused with; [] where it is accepted."""
+    """Return the problem lines of a refused command line; [] if it is accepted."""
     try:
         check_command_line(line.split())
     except InputError as error:
@@ -166,7 +166,7 @@ def test_all_mistakes_are_told_at_once() -> None:
         ("~loss._target_", "loss._target_: needs a value, the class or function that is built"),
         ("-m fold=glob(*)", "fold=glob(*): patterns of choices are not read; expected the choices, with commas"),
         ("-m dsff=glob(*)", "dsff=glob(*): patterns of choices are not read; expected the choices, with commas"),
-        (  # 25 batches an epoch
+        (  # 25 batches per epoch
             "schedule={_target_:torch.optim.lr_scheduler.OneCycleLR,max_lr:0.1,total_steps:269,interval:step} "
             "~schedule.warmup training.epochs=30 training.accumulate=3",
             "The specified number of total steps is 269); expected a schedule for a run of 270 steps, by",
@@ -267,7 +267,7 @@ def test_a_wrong_interpolation_hides_nothing() -> None:
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
-        (["data=msd"], []),  # values may be missing where the config is only printed
+        (["data=msd"], []),  # values may be missing if the config is only printed
         (["trainer.accelerator=gpu"], []),
         (["optimizer._target_=torch.optim.SGD", "optimizer.momentum=0.9"], []),
         (["dsff.densty=0.1"], ["dsff.densty: unknown key; did you mean dsff.density?"]),

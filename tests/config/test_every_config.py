@@ -1,4 +1,4 @@
-"""Every file of conf/ and experiments/ composes, passes the check, opens with its command; some are run."""
+"""Every file of conf/ and experiments/ composes, passes the check and opens with its command; some are run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from e2enet.training.run import run_training
 FOLDERS = [folder.name for folder in (ROOT / "conf").iterdir() if folder.is_dir() and folder.name != "hydra"]
 GROUPS = sorted([*FOLDERS, "experiments"])
 FILES = [(group, option) for group in GROUPS for option in group_options(group)]
-# What a choice needs beside it to be complete, or to run where there is no GPU.
+# Overrides that complete a choice, or let it run without a GPU.
 COMPANIONS = {
     ("data", "msd"): ["data.name=Task01_BrainTumour"],
     ("data", "folders"): [
@@ -33,7 +33,7 @@ COMPANIONS = {
 
 @pytest.fixture
 def able(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with a GPU and every package: the check also refuses what this one cannot do."""
+    """Pretend to have a GPU and every package: the check also refuses what this machine cannot run."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("e2enet.network.baselines.PLAIN_UNET_PACKAGE", "torch")
     monkeypatch.setattr("e2enet.configuration.conflicts.LOGGER_PACKAGES", {})

@@ -1,4 +1,4 @@
-"""Every ablation of the paper is a file that composes at full scale, row by row, and runs small where asked to."""
+"""Every ablation of the paper is a file whose rows compose at full scale, and at a small scale on request."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SMALL = ["training=small", "data=phantom"]
 
 @pytest.fixture(autouse=True)
 def a_machine_that_can(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One with a GPU and with every package: the check also refuses what this machine cannot do."""
+    """Pretend to have a GPU and every package: the check also refuses what this machine cannot run."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("e2enet.network.baselines.PLAIN_UNET_PACKAGE", "torch")
 
@@ -61,7 +61,7 @@ def test_the_section_is_sound(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_scale_is_the_papers(name: str) -> None:
-    # That every job of it passes the check, tests/config/test_every_config.py asserts.
+    # tests/config/test_every_config.py asserts that every job passes the check.
     config = compose_config([f"experiments={name}"])
     assert (config.training.epochs, config.training.steps_per_epoch, config.plan.kind) == (1000, 250, "paper")
     assert config.data.layout["_target_"] == "e2enet.data.layouts.described.AMOSLayout"
@@ -75,7 +75,7 @@ def test_every_row_runs_small_where_asked_to(name: str, row: str) -> None:
     config = composed(name, row, *SMALL)
     assert config_problems(config) == []
     assert (config.training.epochs, config.plan.kind, config.network.base_features) == (20, "auto", 16)
-    # The rows of one experiment are about datasets; of the others, only the union brings its own.
+    # The rows of one experiment are datasets. Of the other rows, only the union brings its own dataset.
     assert name == "datasets" or (name, row) == ("transfer", "both") or config.data.name == "phantom"
 
 
@@ -120,7 +120,7 @@ def test_rows_are_what_they_are_called() -> None:
     assert composed("transfer", "pretrained", "ablation.pretraining=['data=btcv']").pretraining == ["data=btcv"]
 
 
-# The paper's Table 3, which is at S = 0.7: M parameters, GFLOP, Dice.
+# The paper's Table 3, at S = 0.7: M parameters, GFLOP, Dice.
 SPARSE, DENSE, WITHOUT_SHIFT = (11.23, 969.32, 90.2), (23.90, 3069.55, 90.2), (27.97, 1778.55, 90.1)
 
 
@@ -135,7 +135,7 @@ SPARSE, DENSE, WITHOUT_SHIFT = (11.23, 969.32, 90.2), (23.90, 3069.55, 90.2), (2
 def test_the_mechanisms_are_the_papers_at_its_sparsity(
     experiment: str, expected: dict[str, tuple[float, float, float]]
 ) -> None:
-    # That a row's own overrides cost this much, tests/report/test_costs.py counts.
+    # tests/report/test_costs.py counts the cost of each row's own overrides.
     rows = ABLATIONS[experiment]["rows"]
     published = {row: tuple(content["published"].values()) for row, content in rows.items() if "published" in content}
     assert published == expected
@@ -159,7 +159,7 @@ def test_update_periods_are_the_papers_steps_at_full_scale() -> None:
     assert [steps(row) for row in rows] == pytest.approx([150, 600, 1200, 4800])
     assert [steps(row, "training=small") for row in rows] == pytest.approx([15, 60, 120, 480])
     config = composed("update_period", "steps600", "dsff.growth=gradient")
-    assert config.dsff.growth == "gradient"  # what a row does not say is the command line's
+    assert config.dsff.growth == "gradient"  # the command line decides what a row leaves open
 
 
 def test_mistakes_in_a_section_are_told_with_their_place() -> None:

@@ -1,4 +1,4 @@
-"""Real sweeps of tiny networks: killed and launched again, in two processes, and as SLURM would run them."""
+"""Real sweeps of tiny networks: killed and relaunched, in two processes, and as SLURM would run them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from e2enet.common.files import read_json
 from e2enet.runs.folders import SweepJob, job_state, read_sweep
 from e2enet.training.loggers import last_logged
 
-# Acts for SLURM: keeps the file that it is given, and runs the array's tasks in the background, as srun would.
+# Stand-in for sbatch: keeps a copy of the submitted file and runs the array's tasks in the background.
 SBATCH = """#!{python}
 import os, re, shutil, subprocess, sys
 kept = os.path.join({folder!r}, "submitted.sh")
@@ -45,7 +45,7 @@ def command(arguments: list[str]) -> list[str]:
 
 
 def launch(arguments: list[str], **environment: str) -> str:
-    """Run a sweep to its end; its output."""
+    """Run a sweep to its end and return its output."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
     done = subprocess.run(command(arguments), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -78,7 +78,7 @@ def test_a_sweep_that_is_killed_goes_on_where_it_was(tiny: list[str], tmp_path: 
     )
     assert launcher.stdout is not None
     for line in launcher.stdout:
-        if "epoch 2/3" in line:  # one epoch, at least, is in last.ckpt
+        if "epoch 2/3" in line:  # last.ckpt holds at least one epoch
             launcher.kill()
             break
     launcher.wait()
@@ -175,7 +175,7 @@ def test_hydras_own_files_do_not_look_like_jobs(name: str, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_optuna_chooses_values_from_an_interval(tiny: list[str], tmp_path: Path) -> None:
-    """Two jobs of the group hparams_search, drawn by the sampler's seed; Optuna is told the value of each's metric."""
+    """Two jobs of the group hparams_search, drawn by the sampler's seed. Optuna receives the metric of each."""
     sweep = tmp_path / "runs" / "search"
     options = ["hparams_search=optuna", "hydra.sweeper.n_trials=2", "optimized_metric=train/loss"]
     values = ["optimizer.lr=interval(0.001,0.01)", "hydra.sweeper.sampler.seed=1", "final.predict=false"]
@@ -190,4 +190,4 @@ def test_optuna_chooses_values_from_an_interval(tiny: list[str], tmp_path: Path)
     losses = [last_logged(job.folder, "train/loss") for job in jobs]
     assert found.best_value == min(losses) and [job_state(job.folder).score for job in jobs] == losses
     assert found.best_params["optimizer.lr"] == rates[losses.index(found.best_value)]
-    assert found.best_params["dsff.density"] in (0.1, 0.2, 0.3)  # the group's own
+    assert found.best_params["dsff.density"] in (0.1, 0.2, 0.3)  # the values of the group

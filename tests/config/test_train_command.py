@@ -1,4 +1,4 @@
-"""train.py as it is typed: paths that are written out, and Ctrl-C wherever it comes."""
+"""train.py from the command line: paths become absolute, and Ctrl-C works at any moment."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_paths_are_written_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.slow
 def test_a_run_keeps_its_paths_wherever_it_is_gone_on_with(tiny: list[str], tmp_path: Path) -> None:
-    """Relative and home paths, given to the program itself; no folder is called ~."""
+    """Relative and home paths are given to the program itself. No folder is called ~."""
     work, home = tmp_path / "work", tmp_path / "home"
     work.mkdir()
     home.mkdir()
@@ -86,8 +86,8 @@ def test_ctrl_c_before_training(tiny: list[str], tmp_path: Path) -> None:
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     assert process.stdout is not None
-    process.stdout.readline()  # at work on the phantom
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, the processes of pools too
+    process.stdout.readline()  # the phantom is being generated
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: pool processes get the signal too
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130 and errors.splitlines() == [STARTS_AGAIN]
 

@@ -80,14 +80,14 @@ class Toy:
         return check_dataset(DataSource(self.folder, MSDLayout()), num_workers)
 
     def problems(self) -> list[tuple[str | None, str, str, str | None]]:
-        """What the check finds, as (case, severity, problem, file relative to the folder)."""
+        """Return the problems of the check as (case, severity, problem, file relative to the folder)."""
         return [
             (one.case, one.severity, one.problem, one.file and str(Path(one.file).relative_to(self.folder)))
             for one in self.check().problems
         ]
 
     def state(self) -> dict[str, bytes]:
-        """Every file below the folder's parent, with its bytes."""
+        """Return the bytes of every file below the folder's parent."""
         root = self.folder.parent
         return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
@@ -104,7 +104,7 @@ def toy(tmp_path: Path) -> Iterator[Toy]:
 
 
 def make_case(folder: Path, name: str = "a", shape: Sequence[int] = (7, 12, 13), channels: int = 1) -> PreparedCase:
-    """Case whose voxel values are their own flat index; class 1 is a corner, class 2 a block inside."""
+    """Make a case whose voxel values are their flat index. Class 1 is a corner voxel, class 2 a block inside."""
     d, h, w = shape
     image = np.stack([np.arange(d * h * w, dtype=np.float32).reshape(shape)] * channels)
     label = np.zeros(shape, np.uint8)

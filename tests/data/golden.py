@@ -1,4 +1,4 @@
-"""Patches of a fixed recipe and sampler in a few numbers, as they were at commit 34ef647 (29 November 2026)."""
+"""Patches of a fixed recipe and sampler, each recorded as a few numbers, at commit 34ef647 (29 November 2026)."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def golden_cases(folder: Path) -> list[PreparedCase]:
 
 
 def in_numbers(case: str, image: Tensor, label: Tensor) -> tuple[str, float, float]:
-    """Case, and of image and label a mean that tells where their values lie."""
+    """Return the case, and a weighted mean each of image and label that depends on where their values lie."""
     parts = (image.double(), label.double())
     means = [float((part * torch.linspace(0.5, 1.5, part.numel()).view(part.shape)).mean()) for part in parts]
     return case, round(means[0], 5), round(means[1], 5)

@@ -1,4 +1,4 @@
-"""Where patches are drawn with an ignore label or regions: on annotated voxels, and on regions as on classes."""
+"""Patch positions with an ignore label or regions: annotated voxels only, and regions are drawn like classes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_annotated_voxels_are_all_but_the_ignored_ones() -> None:
     np.testing.assert_array_equal(found[ANNOTATED], np.argwhere(label != 3))
     np.testing.assert_array_equal(found[2], np.argwhere(label == 2))
     plain = sample_coordinates(label)
-    for value in (1, 2):  # what is drawn of the classes stays as it was
+    for value in (1, 2):  # the coordinates of the classes do not change
         np.testing.assert_array_equal(found[value], plain[value])
     assert sample_coordinates(np.full((2, 2, 2), 3, np.uint8), scheme=SPARSE) == {}
 
@@ -60,7 +60,7 @@ def test_patches_that_are_not_on_foreground_are_on_annotated_voxels(
         torch.manual_seed(0)
         anywhere = {sampler.draw_start(case, size, foreground=False) for _ in range(60)}
         on_class = {sampler.draw_start(case, size, foreground=True) for _ in range(20)}
-    assert on_class == {(3, 4, 6)}  # the voxel of class 1 less half a patch; never that of the background
+    assert on_class == {(3, 4, 6)}  # the voxel of class 1 minus half a patch, never the background voxel
     if centres is None:
         assert len(anywhere) > 40
     else:

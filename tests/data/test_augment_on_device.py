@@ -1,4 +1,4 @@
-"""Augmentation after the transfer gives the patches that workers give: voxel by voxel, and in distribution."""
+"""Augmentation on the device gives the same patches as in workers: voxel by voxel, and in distribution."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_the_worker_sends_no_more_than_the_draw_needs(case: PreparedCase) -> Non
 
 
 def describe(image: Tensor, label: Tensor) -> list[float]:
-    """What augmentation moves: level, spread, extremes, roughness and the share of foreground of a patch."""
+    """Return statistics that augmentation changes: mean, deviation, extremes, roughness and foreground share."""
     roughness = image.diff(dim=-1).abs().mean()
     foreground = (label > 0).float().mean()
     return [float(v) for v in (image.mean(), image.std(), image.min(), image.max(), roughness, foreground)]
@@ -79,7 +79,7 @@ def describe(image: Tensor, label: Tensor) -> list[float]:
 
 @pytest.mark.slow
 def test_both_places_agree_in_distribution(case: PreparedCase) -> None:
-    # Different seeds, so that the samples are independent: equality cannot come from equal draws.
+    # Different seeds make the samples independent: equality cannot come from equal draws.
     here, there = make_dataset(case, augment_here=True, seed=1), make_dataset(case, augment_here=False, seed=2)
     in_worker, on_device, draws, values = [], [], [], ([], [])  # type: ignore[var-annotated]
     for first in range(0, COUNT, 2):
@@ -159,4 +159,4 @@ def test_training_gets_the_same_batches_from_both_places(tmp_path: Path, precisi
         assert other["label"].dtype == torch.int64 and torch.equal(batch["label"], other["label"])
         torch.testing.assert_close(batch["image"], other["image"], atol=1e-4, rtol=0)
     for batch, other in zip(runs[0].validation_batches, runs[1].validation_batches, strict=True):
-        assert torch.equal(batch["image"], other["image"])  # validation is not augmented in either
+        assert torch.equal(batch["image"], other["image"])  # neither augments validation

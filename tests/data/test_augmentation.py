@@ -1,4 +1,4 @@
-"""Recipes of augmentation: what is drawn how often, and that a draw is applied as drawn."""
+"""Augmentation recipes: how often each step is drawn, and that a draw is applied as drawn."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_each_change_is_drawn_as_often_and_as_strongly_as_nnunet_draws_it() -> N
     noises = [draw.drawn["noise"].deviation for draw in draws if "noise" in draw.drawn]
     assert share(len(noises)) == pytest.approx(0.1, abs=0.02)
     assert 0 < min(noises) < 0.005 and 0.095 < max(noises) <= 0.1
-    # Probability per patch and channel, range, mean strength (two halves around 1 are drawn equally often).
+    # Probability per patch, per channel; range; mean strength (the halves below and above 1 are equally likely).
     expected = {
         "blur": (0.2, 0.5, 0.5, 1.0, 0.75),
         "brightness": (0.15, 1.0, 0.75, 1.25, 1.0),
@@ -136,7 +136,7 @@ def test_rotation_angles_and_scales_fill_their_ranges() -> None:
     turned = [matrix / scale for matrix, scale in zip(matrices, scales, strict=True)]
     turned = [matrix for matrix in turned if not np.allclose(matrix, np.eye(3))]
     assert len(turned) / 4000 == pytest.approx(0.2, abs=0.03)
-    # R = R_w R_h R_d holds sin of the angle about H in one place; it is uniform over +-30 degrees.
+    # One entry of R = R_w R_h R_d is the sine of the angle about H, which is uniform over +-30 degrees.
     angles = np.rad2deg([np.arcsin(matrix[2, 0]) for matrix in turned])
     assert stats.kstest(angles, stats.uniform(-30, 60).cdf).pvalue > 0.01
 
@@ -178,7 +178,7 @@ def test_very_anisotropic_patches_are_augmented_in_plane() -> None:
     column = torch.rand(1, 8, 1, 1).expand(1, 8, 25, 25).clone()
     before = column.clone()
     flat.steps["low_resolution"].change(column, [0.5])  # type: ignore[attr-defined]
-    torch.testing.assert_close(column, before)  # its resolution in depth is kept
+    torch.testing.assert_close(column, before)  # the resolution in depth is kept
 
 
 def test_unknown_recipe_or_axis_is_an_input_error() -> None:

@@ -1,4 +1,4 @@
-"""Each change that augmentation makes: identities, constants, hand-worked values, SciPy and torch as references."""
+"""Each augmentation operation: identities, constants, hand-worked values, SciPy and torch as references."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ Change = Callable[[torch.Tensor, Sequence[float]], None]
 
 
 def rotation(patch: tuple[int, int, int]) -> RotationScaling:
-    """A step that always turns and scales."""
+    """Return a step that always rotates and scales."""
     return RotationScaling(1, 30.0, 1, (0.7, 1.4), degrees_in_plane=30.0, anisotropy=3, patch_size=patch)
 
 
 def change(function: Change, channel: np.ndarray, strength: float) -> np.ndarray:
-    """A channel (D, H, W) after a change of intensity."""
+    """Return a channel (D, H, W) after a change of intensity."""
     rows = torch.from_numpy(channel.copy())[None]
     function(rows, [strength])
     return rows[0].numpy()
 
 
 def turn(image: np.ndarray, label: np.ndarray, matrix: np.ndarray, size: Sequence[int]) -> tuple[np.ndarray, ...]:
-    """Image and label (D, H, W) after `rotate_scale`."""
+    """Return image and label (D, H, W) after `rotate_scale`."""
     turned, nearest = rotate_scale(torch.from_numpy(image)[None], torch.from_numpy(label), matrix, size)
     return turned[0].numpy(), nearest.numpy()
 
@@ -75,7 +75,7 @@ def test_constant_channel_stays_constant(function: Change) -> None:
 
 
 def test_contrast_by_hand() -> None:
-    # Mean 0; -1 and 1 would go to -1.25 and 1.25 and are clipped to the old range, 0.5 goes to 0.625.
+    # The mean is 0. -1 and 1 would become -1.25 and 1.25 and are clipped to the old range; 0.5 becomes 0.625.
     channel = np.array([-1, 1, 0.5, -0.5], np.float32).reshape(1, 2, 2)
     np.testing.assert_allclose(
         change(intensity.scale_contrast, channel, 1.25).ravel(), [-1, 1, 0.625, -0.625], atol=1e-6

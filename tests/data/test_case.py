@@ -1,4 +1,4 @@
-"""A case is read as training needs it, or refused with everything that is wrong with it."""
+"""A case is read as training needs it, or refused with all of its problems."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every kind of problem, planted in a sound dataset, is found, named and graded; a sound one gives none."""
+"""Every kind of problem planted in a sound dataset is found, named and graded; a sound dataset has none."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_values_that_are_no_numbers(toy: Any) -> None:
 
 def test_files_that_cannot_be_read(toy: Any) -> None:
     image, label, text = toy.image("a"), toy.label("b"), toy.image("c")
-    for file, kept in ((image, 20_000), (label, -3)):  # the second within the checksum: every voxel can be read
+    for file, kept in ((image, 20_000), (label, -3)):  # the label loses checksum bytes only, no voxel
         save = toy.write_image if file is image else toy.write_label
         noise = toy.rng.integers(0, 3, (40, 40, 40), dtype=np.int16)
         save("a" if file is image else "b", noise)
@@ -222,7 +222,7 @@ def test_an_image_of_zeros(toy: Any) -> None:
 def test_labels_beyond_the_nonzero_box(toy: Any) -> None:
     image, label = np.zeros((8, 9, 6), np.int16), np.zeros((8, 9, 6), np.uint8)
     image[2:6, 2:6, 1:4] = 5
-    label[4:8, 3:5, 2] = 1  # 4 of its 8 voxels beyond
+    label[4:8, 3:5, 2] = 1  # 4 of its 8 voxels lie beyond the box
     toy.write_image("a", image)
     toy.write_label("a", label)
     text = "4 of 8 labelled voxels lie where the image is cropped away, as zero: never predicted"
@@ -290,4 +290,4 @@ def test_workers_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert affordable_workers([10**6] * 100) == 31  # 0.8 * 10 GiB / 257 MiB
     assert affordable_workers([10**6] * 3) == 3
     assert affordable_workers([4 * 2**30, 10]) == 1
-    assert affordable_workers([100 * 2**30] * 4) == 1  # never none
+    assert affordable_workers([100 * 2**30] * 4) == 1  # at least one

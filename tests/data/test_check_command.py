@@ -1,4 +1,4 @@
-"""python -m e2enet.data.check: exit codes, the JSON report, what is printed, and that nothing else is written."""
+"""python -m e2enet.data.check: exit codes, the JSON report, the output, and that nothing else is written."""
 
 from __future__ import annotations
 

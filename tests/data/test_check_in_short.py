@@ -1,4 +1,4 @@
-"""A remark that many cases share is one line and a count; names of classes are told apart."""
+"""A problem that many cases share is one line with a count; two classes of one name are an error."""
 
 from __future__ import annotations
 

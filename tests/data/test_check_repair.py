@@ -1,4 +1,4 @@
-"""Corrected copies lie on their image's grid, hold the original's voxels, and leave the original alone."""
+"""Repaired copies of labels lie on their image's grid and hold the original's voxels; the original is not changed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_copy_lies_on_the_grid_with_the_same_voxels(toy: Any, tmp_path: Path) 
     np.testing.assert_array_equal(copy.affine, affine)
     np.testing.assert_array_equal(copy.dataobj.get_unscaled(), original.dataobj.get_unscaled())
     assert copy.dataobj.slope == original.dataobj.slope
-    # Texts and extensions may hold names.
+    # Header texts and extensions may hold patients' names.
     assert b"Doe" in gzip.decompress(label.read_bytes()) and b"Doe" not in gzip.decompress(repair.copy.read_bytes())
     assert len(original.header.extensions) == 1 and not copy.header.extensions
     assert copy.get_data_dtype() == original.get_data_dtype()
@@ -66,7 +66,7 @@ def test_copies_put_in_place_make_the_dataset_sound(
     toy.write_label("c", shape=(8, 9, 7))
     before = toy.state()
     arguments = ["data=msd", "data.name=toy", f"paths.data={toy.folder.parent}", "workers=0"]
-    assert main([*arguments, f"repair={tmp_path}/fixed"]) == 1  # the dataset itself is as it was
+    assert main([*arguments, f"repair={tmp_path}/fixed"]) == 1  # the dataset itself is not repaired
     assert toy.state() == before
     copies = [path for path in (tmp_path / "fixed").rglob("*") if path.is_file()]
     assert copies == [tmp_path / "fixed" / "labelsTr" / "a.nii.gz"]

@@ -1,4 +1,4 @@
-"""Which cases a run takes decides what of the dataset's faults concerns it: in check, prepare and training alike."""
+"""Only faults of the cases that a run uses are errors: in check, prepare and training alike."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def module(toy: Any, **options: Any) -> SegmentationDataModule:
 
 
 def break_one_of_each_kind(toy: Any) -> None:
-    """d: another value in the label; e: no image; f: NaN."""
+    """Give case d an unknown label value, remove the image of e, and fill f with NaN."""
     toy.write_label("d", np.full((8, 9, 6), 9, np.uint8))
     toy.image("e").unlink()
     toy.write_image("f", np.full((8, 9, 6), np.nan, np.float32))
@@ -52,7 +52,7 @@ def test_an_error_of_a_case_that_is_not_used_is_a_warning(toy: Any) -> None:
         ("e", "warning", f"no such file{UNUSED}"),
         ("f", "warning", f"432 voxels are NaN or infinite, finite values expected{UNUSED}"),
     ]
-    # As labelled cases that no one trains on they are tested on, where that is asked for.
+    # If test scores are requested, labelled cases outside of the split are test cases.
     assert [severity for _, severity, _ in found(toy, CaseChoice(rule=ABC))] == ["error"] * 3
 
 
@@ -62,11 +62,11 @@ def test_training_goes_on_without_what_it_does_not_use(toy: Any, capsys: pytest.
     data.prepare_data()
     data.setup()
     assert [case.id for case in data.train_cases] == ["a", "b"] and len(data.dataset.training) == 6
-    module(toy, split=ABC, score_test=False).setup()  # another process, by what is remembered
+    module(toy, split=ABC, score_test=False).setup()  # another process, which reads the stored result
     assert "3 warnings: training can start" in capsys.readouterr().out
     record = json.loads((data.prepared_folder / "checked.json").read_text())
     assert [line["severity"] for line in record["found"]] == ["error"] * 3
-    with pytest.raises(InputError) as caught:  # what was remembered of one choice does not let another pass
+    with pytest.raises(InputError) as caught:  # the stored result of one choice does not let another one pass
         module(toy, split={"train": ["a", "d"], "validation": ["c"]}, score_test=False).prepare_data()
     assert "case d: " in str(caught.value) and "case e" not in str(caught.value)
 
@@ -105,10 +105,10 @@ def test_too_few_cases_for_the_split_are_told_by_check(toy: Any) -> None:
 def test_the_same_image_twice_is_an_error_across_the_split_alone(toy: Any) -> None:
     image = toy.rng.integers(-1000, 1000, (8, 9, 6)).astype(np.int16)
     toy.write_image("a", image)
-    affine = np.diag([-1.0, -1.0, 2.0, 1.0])  # another header, another type
+    affine = np.diag([-1.0, -1.0, 2.0, 1.0])  # another header and data type
     toy.write_image("b", image.astype(np.float32), affine)
     toy.write_label("b", affine=affine)
-    toy.write_image("d", image.transpose(1, 0, 2)[:, ::-1])  # stored turned, and its label with it
+    toy.write_image("d", image.transpose(1, 0, 2)[:, ::-1])  # stored with turned axes, like its label
     toy.write_label("d", shape=(9, 8, 6))
 
     def twins(**choice: Any) -> list[tuple[str, str, str]]:
@@ -120,7 +120,7 @@ def test_the_same_image_twice_is_an_error_across_the_split_alone(toy: Any) -> No
     assert ("b", "error", f"{text}one is validation, the other training; data.exclude leaves one out") in twins(
         rule=apart
     )
-    # d is labelled and tested on.
+    # d is labelled, so it is a test case.
     assert [(case, severity) for case, severity, _ in twins(rule=apart)] == [("b", "error"), ("d", "error")]
     assert "one is test, the other training" in twins(rule=apart)[1][2]
     assert [(case, severity) for case, severity, _ in twins(rule=apart, score_test=False)] == [
@@ -129,7 +129,7 @@ def test_the_same_image_twice_is_an_error_across_the_split_alone(toy: Any) -> No
     ]
     together = {"train": ["a", "b", "d"], "validation": ["c"]}
     assert {severity for _, severity, _ in twins(rule=together)} == {"warning"}
-    both = {"train": ["b", "c"], "validation": ["d", "e"]}  # a is not used, and a pair is told once
+    both = {"train": ["b", "c"], "validation": ["d", "e"]}  # a is not used, and each pair is reported once
     assert twins(rule=both, score_test=False) == [
         (
             "d",

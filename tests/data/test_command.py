@@ -1,4 +1,4 @@
-"""Command lines of the data room: composed as train.py composes them, every mistake at once."""
+"""Command lines of the data package: composed as train.py composes them, all mistakes reported at once."""
 
 from __future__ import annotations
 

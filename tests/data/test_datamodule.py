@@ -1,4 +1,4 @@
-"""Data modules on tiny datasets: splits, batches, the phantom's folder, wrong values in one error."""
+"""Data modules on tiny datasets: splits, batches, the phantom's folder, all wrong values in one error."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def phantom_module(folder: Path, **options: object) -> SegmentationDataModule:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder in which the small phantom has been generated and prepared."""
+    """Folder with the small phantom, generated and prepared."""
     folder = tmp_path_factory.mktemp("data")
     phantom_module(folder, fold="all").prepare_data()
     return folder

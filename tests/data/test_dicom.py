@@ -1,4 +1,4 @@
-"""A folder of DICOM slices is the volume that they were cut from; what is no volume is refused, saying why."""
+"""A folder of DICOM slices is read as the volume it was cut from; anything else is refused with the reason."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def volume(turn: tuple[float, ...] = TURNS[0], voxels: np.ndarray = VOXELS) -> A
 def write_slices(
     folder: Path, image: Any, change: Tags | None = None, name: Callable[[int], str] = "IM_{:03d}.dcm".format
 ) -> Path:
-    """A series as a scanner writes it: a file per slice, here in the reverse order of their places.
+    """Write a series as a scanner does: a file per slice, here named in the reverse order of their positions.
 
-    `change` may change the tags of a slice, by its number.
+    `change(number, tags)` may change the tags of a slice.
     """
     folder.mkdir(parents=True, exist_ok=True)
     writer = SimpleITK.ImageFileWriter()
@@ -61,7 +61,7 @@ def write_slices(
         }
         if change is not None:
             change(number, tags)
-        if "0028|1053" in tags:  # whole numbers have no such scale
+        if "0028|1053" in tags:  # integers cannot have this scale
             piece = SimpleITK.Cast(piece, SimpleITK.sitkFloat64)
         for key, value in tags.items():
             piece.SetMetaData(key, value)
@@ -88,7 +88,7 @@ def test_slices_of_several_scales_are_floating_numbers(tmp_path: Path) -> None:
         tags |= {"0028|1053": "0.5", "0028|1052": "3"} | stored if number % 2 else {}
 
     folder = write_slices(tmp_path / "pet", volume(), scale)
-    # The writer stores the values by the scale that is asked for, so that they come back as they were.
+    # The writer applies the requested scale, so the original values come back.
     np.testing.assert_array_equal(open_image(folder).read_values().T, VOXELS)
     assert open_image(folder).dtype == np.float32
 

@@ -1,4 +1,4 @@
-"""The fingerprint of a small dataset: its values, and that only what changed is read again."""
+"""The fingerprint of a small dataset: its values, and that only changed cases are read again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ AFFINE = np.diag((-1.0, -1.0, 3.0, 1.0))
 
 @pytest.fixture
 def dataset(toy) -> RawDataset:
-    """Two organs in the toy: the image of case number i holds 10 * (i + 1) in class 1, in a zero margin."""
+    """Toy dataset whose image number i is 10 * (i + 1) in class 1, 1 around it, and 0 in the margin."""
     for number, case in enumerate("abcdef"):
         label = np.zeros((8, 9, 6), np.uint8)
         label[2:5, 2:6, 1:4] = 1
@@ -39,7 +39,7 @@ def dataset(toy) -> RawDataset:
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Ids of the cases that are read, in order."""
+    """Ids of the cases in the order in which they are read."""
     read: list[str] = []
     real = case_fingerprint.read_case
 
@@ -57,7 +57,7 @@ def test_values(dataset: RawDataset, tmp_path: Path) -> None:
     assert found.cases[0].id == "a" and found.cases[0].spacing == (3.0, 1.0, 1.0)
     assert found.cases[0].shape == (4, 6, 7)
     assert found.relative_size == pytest.approx(4 * 6 * 7 / (8 * 9 * 6))
-    # Every case weighs the same: foreground of 10, 20, .. 60.
+    # Every case has the same weight: foreground of 10, 20, .. 60.
     assert found.intensities[0]["mean"] == pytest.approx(35)
     assert found.intensities[0]["std"] == pytest.approx(np.std([10, 20, 30, 40, 50, 60]))
     assert found.intensities[0]["percentile_99_5"] == 60 and found.intensities[0]["percentile_00_5"] == 10
@@ -77,7 +77,7 @@ def test_only_a_changed_case_is_read_again(dataset: RawDataset, tmp_path: Path, 
     os.utime(dataset.training[1].images[0], (1, 1))
     assert cached_fingerprint(dataset, tmp_path / "prepared", workers=0) == first and reads == ["b"]
     reads.clear()
-    # A damaged file of either kind costs one reading of what it held, no error.
+    # A damaged file of either kind is no error: only its contents are read again.
     (tmp_path / "prepared/fingerprint.json").write_text("{broken")
     (tmp_path / "prepared/fingerprint/c.npz").write_bytes(b"broken")
     assert cached_fingerprint(dataset, tmp_path / "prepared", workers=0) == first and reads == ["c"]

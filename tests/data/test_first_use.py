@@ -1,4 +1,4 @@
-"""A dataset is looked through at its first use and after a change, and never where nothing changed."""
+"""A dataset is checked at its first use and after a change, and not if nothing changed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def source(tmp_path: Path) -> DataSource:
 
 @pytest.fixture
 def checks(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The folders that were looked through, as they are; in this process."""
+    """Folders in the order in which they are checked, in this process."""
     seen: list[Path] = []
     check = checking.check_dataset
 

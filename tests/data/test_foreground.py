@@ -1,4 +1,4 @@
-"""Coordinates of the foreground: all of a small class, so many of a large one, the same at every call."""
+"""Foreground coordinates: all of a small class, a fixed number of a large one, the same at every call."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_large_classes_are_drawn_from_evenly_and_repeatably() -> None:
     assert rows.shape == (450, 3) and len(np.unique(rows, axis=0)) == 450
     assert (label[tuple(rows.T)] == 1).all()
     per_plane = np.bincount(rows[:, 0], minlength=10)
-    assert per_plane[0] == 0 and per_plane[1:].min() > 30  # 50 of 100 each
+    assert per_plane[0] == 0 and per_plane[1:].min() > 30  # 50 of 100 expected in each plane
     np.testing.assert_array_equal(rows, sample_coordinates(label, least=450)[1])
 
 

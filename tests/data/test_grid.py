@@ -1,4 +1,4 @@
-"""One grid, one order: what lies on an image's grid is ordered by the image, and one tolerance holds everywhere."""
+"""Labels and channels on an image's grid take the image's axis order; one tolerance holds everywhere."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ VOXELS = np.random.default_rng(0).integers(0, 3, (6, 6, 6), dtype=np.uint8)
 
 
 def turned(axis: int, degrees: float) -> np.ndarray:
-    """0.5 x 0.5 x 3 mm, turned about a RAS axis."""
+    """Return an affine of 0.5 x 0.5 x 3 mm voxels, rotated about a RAS axis."""
     a, b = (other for other in range(3) if other != axis)
     cosine, sine = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
     affine = np.eye(4)
@@ -45,13 +45,13 @@ def save(path: Path, voxels: np.ndarray, sform: np.ndarray | None, qform: np.nda
 
 
 def oblique_headers() -> list[np.ndarray]:
-    """Turned by 45 degrees and its multiples about each axis, exactly and by a hair to either side."""
+    """Return affines rotated by 45 and 135 degrees about each axis, exactly and by 1e-5 degrees more or less."""
     angles = itertools.product(range(3), (45, 135), (-1e-5, 0, 1e-5))
     return [turned(axis, angle + hair) for axis, angle, hair in angles]
 
 
 def test_two_forms_of_one_grid_can_lead_to_other_axes(tmp_path: Path) -> None:
-    """What the tests below are about is there: a label ordered by its own affine would be turned on its image."""
+    """The cause of the tests below exists: a label ordered by its own affine would be turned against its image."""
     differ = 0
     for number, affine in enumerate(oblique_headers()):
         first = nib.load(save(tmp_path / f"{number}_s.nii", VOXELS, affine, None)).affine
@@ -77,7 +77,7 @@ def test_labels_and_channels_are_ordered_by_their_image(toy: Any, tmp_path: Path
 def test_what_is_written_lies_on_the_scans_grid_for_readers_of_either_form(tmp_path: Path) -> None:
     for affine in oblique_headers():
         other = affine.copy()
-        other[0, 3] += 7  # a second form that says something else stays so
+        other[0, 3] += 7  # a second form that differs is kept
         for forms in ((affine, None), (None, affine), (affine, other)):
             scan = save(tmp_path / "scan.nii", VOXELS, *forms)
             volume = read_volume([scan])
@@ -111,7 +111,7 @@ def test_the_tolerance_is_a_tenth_of_the_smallest_voxel_size(mm: float, same: bo
 
 def test_it_is_the_outermost_corner_that_counts() -> None:
     wider = turned(0, 0)
-    wider[0, 0] *= 1.01  # 0.005 mm a voxel: the corners of 6 voxels are 5.5 of them from the first centre
+    wider[0, 0] *= 1.01  # 0.005 mm per voxel: the far corner of 6 voxels lies 5.5 voxels from the first centre
     assert grid_offset(turned(0, 0), wider, (6, 6, 6)).mm == pytest.approx(0.0275)
     thicker = turned(0, 0)
     thicker[2, 2] *= 2  # a single slice of another thickness
@@ -146,7 +146,7 @@ def test_every_stage_judges_alike(toy: Any, tmp_path: Path, share: float, same: 
 
 def test_small_offsets_are_one_line_with_their_count_and_the_largest(toy: Any) -> None:
     affine = nib.load(toy.image("a")).affine
-    for case, mm in {"a": 0.03, "b": 0.0625, "c": 0.0005, "d": 0.01}.items():  # c is rounding
+    for case, mm in {"a": 0.03, "b": 0.0625, "c": 0.0005, "d": 0.01}.items():  # the offset of c is rounding
         toy.write_label(case, affine=moved(affine, mm))
     ((case, severity, text, file),) = toy.problems()
     assert (case, severity, file) == (None, "warning", None)

@@ -34,7 +34,7 @@ def scheme_of(labels: dict[str, Any], order: Any = None) -> LabelScheme:
 
 
 def problems_of(labels: dict[str, Any], order: Any = None, table: LabelTable | None = None) -> list[str]:
-    """What is said of a dataset.json, by its reading or by what follows."""
+    """Return the problems of a dataset.json, from reading it and from resolving its labels."""
     scheme, found = read_scheme({"labels": labels, "regions_class_order": order})
     problems: list[Problem] = []
     resolve_labels(scheme, table or LabelTable(), problems)
@@ -45,8 +45,8 @@ def test_plain_labels_are_as_they_were() -> None:
     scheme = scheme_of({"background": 0, "b": 2, "a": 1})
     assert scheme == LabelScheme({0: "background", 1: "a", 2: "b"})
     assert scheme.num_outputs == 3 and scheme.class_names == scheme.file_names == scheme.names
-    assert scheme.to_plain() == {"labels": scheme.names} and scheme.special == {}  # as in checkpoints before
-    # Lists of one label are labels: nnU-Net trains by regions where a list holds several.
+    assert scheme.to_plain() == {"labels": scheme.names} and scheme.special == {}  # as in earlier checkpoints
+    # Lists of one label are plain labels: nnU-Net trains with regions only if a list holds several.
     assert scheme_of({"background": 0, "a": [1], "b": [2]}) == scheme
 
 
@@ -66,7 +66,7 @@ def test_regions_are_the_outputs_in_their_order() -> None:
     assert scheme == BRATS and scheme.num_outputs == 3
     assert scheme.class_names == {0: "background", 1: "whole", 2: "core", 3: "enhancing"}
     assert scheme.file_names == {0: "background", 1: "whole", 2: "whole + core", 3: "whole + core + enhancing"}
-    # nnU-Net's example of kidneys, whose tumours and cysts are written last; label 2 is the tumour's.
+    # nnU-Net's kidney example: tumours and cysts are written last, and the tumour is label 2.
     kidney = scheme_of({"background": 0, "kidney": [1, 2, 3], "masses": [2, 3], "tumour": 2}, [1, 3, 2])
     assert kidney.names == {0: "background", 1: "kidney", 2: "tumour", 3: "masses"} and kidney.order == (1, 3, 2)
     united = scheme_of({"background": 0, "whole": [1, 2], "ignore": 3}, [1])
@@ -82,8 +82,8 @@ def test_a_scheme_comes_back_from_plain_containers() -> None:
 def test_the_map_renumbers_ignore_and_regions() -> None:
     found = LabelScheme({0: "b", 1: "x", 2: "y", 4: "z"}, ignore=5)
     assert map_scheme(found, {4: 3, 5: 4}) == LabelScheme({0: "b", 1: "x", 2: "y", 3: "z"}, ignore=4)
-    assert map_scheme(found, {5: 0}).ignore is None  # what nobody has labelled counts as background
-    assert map_scheme(found, {4: 5}) == LabelScheme({0: "b", 1: "x", 2: "y"}, ignore=5)  # a class is ignored
+    assert map_scheme(found, {5: 0}).ignore is None  # unlabelled voxels then count as background
+    assert map_scheme(found, {4: 5}) == LabelScheme({0: "b", 1: "x", 2: "y"}, ignore=5)  # class 4 is ignored too
     regions = LabelScheme({0: "b", 1: "w", 2: "c", 4: "e"}, None, {"w": (1, 2, 4), "e": (4,)}, (1, 4))
     mapped = map_scheme(regions, {4: 3})
     assert mapped.regions == {"w": (1, 2, 3), "e": (3,)} and mapped.order == (1, 3)
@@ -155,7 +155,7 @@ def learned(table: LabelTable, found: LabelScheme | None = None) -> tuple[LabelS
 
 
 def test_a_config_makes_regions_the_outputs_of_any_layout() -> None:
-    """As nnU-Net's dataset.json does, but for the names of single labels."""
+    """A config does this as nnU-Net's dataset.json does, except for the names of single labels."""
     names = {0: "background", 1: "necrosis", 2: "edema", 3: "enhancing"}
     regions = {"whole": [1, 2, 3], "core": [1, 3], "enhancing": [3]}
     table = LabelTable.of_config(names, {4: 3}, regions, [2, 1, 3])
@@ -164,10 +164,10 @@ def test_a_config_makes_regions_the_outputs_of_any_layout() -> None:
     assert scheme.class_names == {0: "background", 1: "whole", 2: "core", 3: "enhancing"}
     assert LabelScheme.from_plain(scheme.to_plain()) == scheme and table.scored_regions == {}
     assert lossy_labels(scheme) == {}
-    # Without an order they are scored beside labels that are learned one by one.
+    # Without an order the regions are only scored, beside the labels that are learned one by one.
     beside = LabelTable.of_config(names, {4: 3}, regions)
     assert learned(beside)[0].regions == {} and beside.scored_regions["core"] == (1, 3)
-    # What dataset.json says of regions gives way, and its names stay.
+    # The regions of dataset.json are replaced, its names are kept.
     assert learned(LabelTable.of_config(None, None, {"rim": [3]}, [3]), BRATS)[0].regions == {"rim": (3,)}
 
 

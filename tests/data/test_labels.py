@@ -1,4 +1,4 @@
-"""Label values: renumbered all at once, named after it, united to regions; what cannot be is said."""
+"""Label values: renumbered all at once, then named and united to regions; impossible tables are reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Both layouts are read, and everything wrong with a dataset is said at once."""
+"""Both layouts are read, and all problems of a dataset are reported at once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def describe(folder: Path, **content: Any) -> Path:
 
 
 def msd(folder: Path, **changes: Any) -> Path:
-    """Two training cases, one test case."""
+    """Write two training cases and one test case."""
     for name in ("imagesTr/a", "labelsTr/a", "imagesTr/b", "labelsTr/b", "imagesTs/c"):
         touch(folder / f"{name}.nii.gz")
     content: dict[str, Any] = {
@@ -43,7 +43,7 @@ def msd(folder: Path, **changes: Any) -> Path:
 
 
 def nnunet(folder: Path, **changes: Any) -> Path:
-    """Two training cases of two modalities, one test case."""
+    """Write two training cases of two modalities, and one test case."""
     for case in "ab":
         touch(folder / f"labelsTr/{case}.nii.gz", *(folder / f"imagesTr/{case}_000{c}.nii.gz" for c in range(2)))
     touch(*(folder / f"imagesTs/c_000{c}.nii.gz" for c in range(2)), folder / "imagesTr/._a_0000.nii.gz")

@@ -1,4 +1,4 @@
-"""What looks like a scan is taken or told of, with its reason, whichever layout lists it."""
+"""In every layout, a file that looks like a scan is either listed or reported with a reason."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def brats(root: Path, case: str, parts: str = "flair t1 t1ce t2 seg") -> None:
 
 def test_folders_of_brats_lose_nothing(tmp_path: Path) -> None:
     brats(tmp_path, "B_1")
-    brats(tmp_path, "B_2", "t1 t1ce t2 seg")  # without the file by which a case is known
+    brats(tmp_path, "B_2", "t1 t1ce t2 seg")  # lacks the file that identifies a case
     brats(tmp_path, "B_3", "flair t1 t1ce")
     link(tmp_path / "B_3/B_3_t2.nii.gz")
     touch(tmp_path, "B_1/.x.nii.gz", "B_4_flair.nii.gz", "B_5.nii.gz")
@@ -289,7 +289,7 @@ def test_a_wrong_file_ending_says_which_are_there(tmp_path: Path, folder: Any, c
     with pytest.raises(InputError, match=message) as caught:
         read_nnunet(nnunet(tmp_path, **folder, **content))
     assert str(caught.value).endswith(f"{tmp_path / 'imagesTr'} holds 2 of .nii.gz")
-    assert len(str(caught.value).splitlines()) == 2  # nothing that only follows from it
+    assert len(str(caught.value).splitlines()) == 2  # no problem that only follows from this one
 
 
 def test_labels_of_another_ending_are_one_error(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""How the workers of a loader begin: one thread each, and deaf to what announces the end."""
+"""Loader workers start with one thread each, and ignore signals that announce the end of a job."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from e2enet.data.loaders.loading import limit_worker_threads, start_worker
 
 
 class Threads(Dataset):
-    """Tells how many threads the process of each item uses."""
+    """Return for each item how many threads its process uses."""
 
     def __len__(self) -> int:
         return 2
@@ -34,7 +34,7 @@ def test_a_worker_uses_one_thread() -> None:
 
 
 class Signalled(Dataset):
-    """Sends its own process what a scheduler sends before the first item, and what ends it at last."""
+    """Send this process a scheduler's signals with each item; the second SIGTERM ends it."""
 
     def __len__(self) -> int:
         return 2

@@ -23,7 +23,7 @@ from e2enet.data.synthetic.__main__ import CONFIGS, main
 from e2enet.data.synthetic.lookalikes import LOOKALIKES, write_amos, write_btcv
 from e2enet.data.synthetic.stored import Encoding, Grid, save_image
 
-# Config -> look-alike, training, validation and test cases, channels, classes.
+# Config -> look-alike; number of training, validation and test cases, channels, classes.
 EXPECTED: dict[str, tuple[str, tuple[int, int, int], int, int]] = {
     "data=amos_ct": ("amos", (5, 2, 1), 1, 16),
     "data=amos_mri": ("amos", (5, 2, 1), 1, 16),
@@ -64,7 +64,7 @@ def test_the_config_finds_its_cases(root: Path, line: str) -> None:
 
 
 def test_the_publishers_split_of_amos(root: Path, tmp_path: Path) -> None:
-    """imagesVa validates; CT and MRI of one folder are prepared apart."""
+    """imagesVa is the validation set. CT and MRI of one folder are prepared separately."""
     folders = []
     for data, first in (("amos_ct", 6), ("amos_mri", 512)):
         paths = (f"paths.data={root}", f"paths.prepared={tmp_path}", "data.prepare_workers=0")
@@ -89,7 +89,7 @@ def test_both_modalities_train_and_mri_alone_is_scored(root: Path, tmp_path: Pat
 
     for fold in range(5):
         assert ids("amos_both", fold, "train") == ids("amos_ct", fold, "train") + ids("amos_mri", fold, "train")
-        for part in ("validation", "test"):  # no CT case of another fold is left over to be tested on
+        for part in ("validation", "test"):  # no CT case of another fold becomes a test case
             assert ids("amos_both", fold, part) == ids("amos_mri", fold, part) != []
     assert len(ids("amos_both", 0, "train", "official")) == 10
     assert ids("amos_both", 0, "validation", "official") == ids("amos_mri", 0, "validation", "official")
@@ -100,12 +100,12 @@ def test_both_modalities_train_and_mri_alone_is_scored(root: Path, tmp_path: Pat
     assert [scheme["scheme"] for scheme in both.plan.normalisation] == ["zscore"]
     assert {case.id[:6] for case in both.train_cases} == {"amos_0"} and len(both.train_cases) == 10
     image = both._prepared_cases()[0][0].open_image()
-    assert abs(float(image.mean())) < 0.2 and 0.5 < float(image.std()) < 1.5  # CT, by its own mean and deviation
+    assert abs(float(image.mean())) < 0.2 and 0.5 < float(image.std()) < 1.5  # CT, with its own mean and deviation
 
 
 @pytest.mark.parametrize("line", EXPECTED)
 def test_every_voxel_lands_where_the_affine_says(root: Path, line: str) -> None:
-    """Image and label of each case against nibabel's own reorientation to RAS, depth moved to the front."""
+    """Compare image and label of each case with nibabel's reorientation to RAS, depth moved to the front."""
     dataset = read(root, line)
     seen: set[int] = set()
     for case in (*dataset.training, *dataset.validation):
@@ -126,7 +126,7 @@ def test_every_voxel_lands_where_the_affine_says(root: Path, line: str) -> None:
 
 
 def test_brats_regions_are_the_same_tissue_in_both_layouts(root: Path) -> None:
-    """Necrosis and enhancing rim are the core, whatever their numbers; the scans are drawn from one seed."""
+    """The core is necrosis plus enhancing rim, whatever their label values. Both layouts use one seed."""
     cases = read(root, "data=brats_2021")
     decathlon = read(root, "data=brats")
     assert cases.regions["tumour core"] == (1, 3) and decathlon.regions["tumour core"] == (2, 3)
@@ -136,7 +136,7 @@ def test_brats_regions_are_the_same_tissue_in_both_layouts(root: Path) -> None:
             united = [np.isin(label, d.regions[region]) for label, d in zip(labels, (cases, decathlon), strict=True)]  # type: ignore[arg-type]
             np.testing.assert_array_equal(*united)
     images = [read_volume(case.images, 2).array for case in (cases.training[0], decathlon.training[0])]
-    np.testing.assert_array_equal(*images)  # the modalities come in the same order, too
+    np.testing.assert_array_equal(*images)  # the modalities have the same order, too
 
 
 @pytest.mark.parametrize("orientation", ["".join(codes) for codes in itertools.product("LR", "AP", "IS")])

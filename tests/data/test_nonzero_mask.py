@@ -1,4 +1,4 @@
-"""Where normalisation goes by the nonzero mask, voxels outside of it are 0 after every augmentation."""
+"""If normalisation uses the nonzero mask, voxels outside of it are 0 after every augmentation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def ball(radius: float) -> np.ndarray:
 
 
 def write_balls(raw: Path) -> Path:
-    """Five MRI of a ball in the dark, labelled throughout (1: shell, 2: core); a hole in it is inside all the same."""
+    """Write five MRI of a ball on zeros, fully labelled (1: shell, 2: core). A hole of zeros counts as inside."""
     rng = np.random.default_rng(0)
     for number in range(5):
         image = (ball(9) * rng.integers(100, 400, (SIZE,) * 3)).astype(np.int16)
@@ -62,7 +62,7 @@ def module(root: Path, **options: Any) -> SegmentationDataModule:
 
 
 def batches(data: SegmentationDataModule) -> list[dict[str, Any]]:
-    """Training batches as `training_step` gets them."""
+    """Return training batches as `training_step` gets them."""
     return [data.on_after_batch_transfer(batch, 0) for batch in data.train_dataloader()]
 
 
@@ -99,8 +99,8 @@ def test_no_draw_leaves_anything_outside(root: Path, augment_on: Any, spacing: t
     spread = []
     for batch in batches(data):
         assert batch.keys() == {"image", "label", "case"}
-        assert batch["label"].untyped_storage().nbytes() == batch["label"].nbytes  # the mask is not kept with it
-        image, outside = batch["image"][:, 0], batch["label"] == 0  # every voxel inside has a label here
+        assert batch["label"].untyped_storage().nbytes() == batch["label"].nbytes  # the mask is not kept in memory
+        image, outside = batch["image"][:, 0], batch["label"] == 0  # here every voxel inside is labelled
         assert (image[outside] == 0).all() and 0.05 < outside.float().mean() < 0.95
         spread.append(float(image[~outside].std()))
     assert np.mean(spread) > 0.5
@@ -114,7 +114,7 @@ def test_both_places_mask_alike(root: Path) -> None:
 
 
 class Watch(pl.LightningModule):
-    """Notes what training steps get outside of the mask."""
+    """Record the image values that training steps get outside of the mask."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -143,13 +143,13 @@ def test_validation_takes_patches_and_cases_as_prediction_does(root: Path) -> No
     for loader in module(root, plan={"spacing": (1.3, 0.8, 0.9)}).val_dataloader():
         batch = next(iter(loader))
         assert batch.keys() == {"image", "label", "case"}
-        assert (batch["image"][:, 0][batch["label"] == 0] != 0).any()  # a spline's ringing, there in prediction too
+        assert (batch["image"][:, 0][batch["label"] == 0] != 0).any()  # ringing of the spline, which prediction has too
 
 
 def test_the_mask_is_prepared_with_holes_filled_and_labels_inside(tmp_path: Path) -> None:
     folder = write_balls(tmp_path)
     label = np.zeros((SIZE,) * 3, np.uint8)
-    label[12, 12, 12] = label[4, 4, 12] = 1  # the second lies in the box, but beyond the ball
+    label[12, 12, 12] = label[4, 4, 12] = 1  # the second voxel lies in the box, outside of the ball
     save(folder / "labelsTr/0.nii.gz", label, np.eye(4))
     dataset = read_msd(folder)
     plan = plan_dataset(dataset, tmp_path / "prepared")
@@ -159,7 +159,7 @@ def test_the_mask_is_prepared_with_holes_filled_and_labels_inside(tmp_path: Path
     assert inside.dtype == np.uint8 and inside.shape == second.shape == (18, 18, 18)
     np.testing.assert_array_equal(inside, ball(9)[3:21, 3:21, 3:21])
     np.testing.assert_array_equal(np.argwhere(np.load(first.inside) != inside), [[9, 1, 1]])  # depth is the last axis
-    second.inside.unlink()  # as in a folder of before there were masks
+    second.inside.unlink()  # as in a folder from before masks existed
     (again,) = prepare_cases(dataset, dataset.training[1:2], plan, tmp_path / "prepared", 0)
     assert again.inside is not None and np.array_equal(np.load(again.inside), inside)
 

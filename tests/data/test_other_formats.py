@@ -1,4 +1,4 @@
-"""MetaImage, NRRD and GIPL files are what NIfTI files of the same volume are: voxels, places, channels, checks."""
+"""MetaImage, NRRD and GIPL files are read like NIfTI files of the same volume: voxels, affine, channels, checks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ENDINGS = (".mha", ".mhd", ".nrrd", ".nhdr")
 
 
 def orientations() -> list[np.ndarray]:
-    """All 48 orders and directions of axes of 1, 2 and 3 mm, and an oblique one."""
+    """Return affines with all 48 axis orders and directions (1, 2 and 3 mm), and an oblique one."""
     found = []
     for order, signs in itertools.product(itertools.permutations(range(3)), itertools.product((1, -1), repeat=3)):
         affine = np.eye(4)
@@ -47,7 +47,7 @@ def orientations() -> list[np.ndarray]:
 
 
 def save(path: Path, array: np.ndarray, affine: np.ndarray) -> Path:
-    """A NIfTI file of both forms, in mm."""
+    """Save a NIfTI file with sform and qform, in mm."""
     image = nib.Nifti1Image(array, affine)
     image.set_qform(affine, 1)
     image.header.set_xyzt_units("mm")
@@ -56,7 +56,7 @@ def save(path: Path, array: np.ndarray, affine: np.ndarray) -> Path:
 
 
 def convert(path: Path, ending: str, packed: bool = True) -> Path:
-    """The same volume in another format, by SimpleITK alone: it reads the NIfTI file by its own rules."""
+    """Save the same volume in another format by SimpleITK alone, which reads the NIfTI file by its own rules."""
     target = path.with_name(path.name.removesuffix(".nii.gz").removesuffix(".nii") + ending)
     SimpleITK.WriteImage(SimpleITK.ReadImage(str(path)), str(target), useCompression=packed)
     return target
@@ -86,7 +86,7 @@ def test_every_orientation_is_that_of_nifti(tmp_path: Path, affine: np.ndarray) 
 @pytest.mark.parametrize("ending", [*ENDINGS, ".gipl"])
 @pytest.mark.parametrize("packed", [True, False])
 def test_every_ending_is_read_as_nifti_is(tmp_path: Path, ending: str, packed: bool) -> None:
-    affines = [np.diag([-1.0, -2, 3, 1])] if ending == ".gipl" else orientations()[7::14]  # .gipl keeps no directions
+    affines = [np.diag([-1.0, -2, 3, 1])] if ending == ".gipl" else orientations()[7::14]  # .gipl stores no directions
     for number, affine in enumerate(affines):
         nifti = save(tmp_path / f"{number}.nii.gz", RNG.normal(size=SHAPE).astype(np.float32), affine)
         other = convert(nifti, ending, packed)
@@ -128,7 +128,7 @@ def test_channels_are_components_or_a_fourth_axis(tmp_path: Path) -> None:
 def test_written_labels_are_read_back_and_hold_nothing_of_the_scan(tmp_path: Path, ending: str) -> None:
     affine = np.diag([-1.0, -2, 3, 1]) if ending == ".gipl" else orientations()[-1]
     scan = convert(save(tmp_path / "a.nii", RNG.normal(size=SHAPE).astype(np.float32), affine), ending)
-    if ending in (".nrrd", ".nhdr"):  # a field of one's own, before the line that ends the header
+    if ending in (".nrrd", ".nhdr"):  # a custom field, which must come before the end of the header
         content = scan.read_bytes()
         scan.write_bytes(content.replace(b"\nencoding", b"\nPatient:=Doe^Jane\nencoding", 1))
     label, geometry = RNG.integers(0, 400, SHAPE), read_geometry(scan)
@@ -158,7 +158,7 @@ def test_a_header_and_its_voxels_are_one_image(tmp_path: Path) -> None:
 
 
 def converted(toy: Any, folder: Path, ending: str) -> Path:
-    """The toy dataset in another format."""
+    """Write the toy dataset in another format."""
     for path in sorted(toy.folder.rglob("*.nii.gz")):
         (folder / path.parent.name).mkdir(parents=True, exist_ok=True)
         convert(path, ending).rename(folder / path.parent.name / path.name.replace(".nii.gz", ending))
@@ -201,7 +201,7 @@ def test_labels_off_the_grid_are_told_and_repaired(toy: Any, tmp_path: Path) -> 
     affine[0, 3] += 1.5
     toy.write_label("a", np.asarray(shifted.dataobj), affine)
     folder = converted(toy, tmp_path / "other", ".mha")
-    # An image of NIfTI and a label of MetaImage, and the reverse, are judged and mended alike.
+    # A NIfTI image with a MetaImage label, and the reverse, are checked and repaired alike.
     images, labels = folder / "imagesTr", folder / "labelsTr"
     for name in ("b", "c"):
         toy.write_label(name, np.asarray(shifted.dataobj), affine)

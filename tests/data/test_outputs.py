@@ -1,4 +1,4 @@
-"""From outputs to labels: regions are written in nnU-Net's order, whatever overlaps."""
+"""From network outputs to labels: regions are written in nnU-Net's order, whatever overlaps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from e2enet.data.preparation.preprocess import Preprocessed
 from e2enet.data.preparation.restore import restore_labels
 from e2enet.inference.sliding_window import predict_probabilities
 
-# Every way in which three regions may be on: one column each.
+# Every combination of three regions, one column each.
 INSIDE = torch.tensor([[0, 1, 0, 0, 1, 1, 0, 1], [0, 0, 1, 0, 1, 0, 1, 1], [0, 0, 0, 1, 0, 1, 1, 1]], dtype=torch.bool)
 
 
@@ -30,7 +30,7 @@ def test_later_regions_are_written_over_earlier_ones() -> None:
 
 def test_a_region_is_where_its_probability_is_above_a_half() -> None:
     logits = torch.where(INSIDE, 0.1, -0.1)
-    logits[0, 0] = 0.0  # exactly a half is outside, as in nnU-Net
+    logits[0, 0] = 0.0  # a probability of exactly 0.5 is outside, as in nnU-Net
     expected = [0, 1, 2, 3, 2, 3, 3, 3]
     assert segment_plane(logits.sigmoid(), (1, 2, 3)).tolist() == expected
     batch = torch.stack([logits, -logits]).reshape(2, 3, 1, 2, 4)
@@ -39,7 +39,7 @@ def test_a_region_is_where_its_probability_is_above_a_half() -> None:
 
 
 class Shifted(torch.nn.Module):
-    """Logits of two regions: the intensity and its negative, with one added to both."""
+    """Return the logits 1 + x and 1 - x of two regions."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([x + 1, 1 - x], dim=1)
@@ -50,7 +50,7 @@ def test_probabilities_of_regions_are_sigmoids(mirror_axes: tuple[int, ...]) -> 
     image = torch.randn(1, 7, 9, 8, generator=torch.Generator().manual_seed(0))
     found = predict_probabilities([Shifted()], image, (4, 5, 6), mirror_axes=mirror_axes, sigmoid=True)
     torch.testing.assert_close(found, torch.cat([image + 1, 1 - image]).sigmoid())
-    assert bool((found.sum(dim=0) > 1.1).any())  # both may be likely
+    assert bool((found.sum(dim=0) > 1.1).any())  # both regions may be likely at one voxel
 
 
 def test_regions_come_back_to_the_native_grid() -> None:
@@ -67,5 +67,5 @@ def test_regions_come_back_to_the_native_grid() -> None:
     expected[3, :, 2:4] = 1
     np.testing.assert_array_equal(labels, expected)
     whole = np.stack(planes, axis=1)
-    assert not whole[:, 0].any() and not whole[:, :, :, :2].any()  # outside of the crop nothing is likely
+    assert not whole[:, 0].any() and not whole[:, :, :, :2].any()  # probabilities are 0 outside of the crop
     np.testing.assert_array_equal(whole[(slice(None), *crop)], probabilities.numpy())

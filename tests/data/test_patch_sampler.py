@@ -1,4 +1,4 @@
-"""Which cases and places patches are drawn from: shares, weights, and that they follow from each sample's own seed."""
+"""Which cases and positions patches are drawn from: shares, weights, and that each sample's seed decides them."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_patches_of_nnu_nets_recipe_are_those_of_earlier_versions(tmp_path: Path
     for place in (in_worker, on_device):
         for (case, image, label), (had, image_had, label_had) in zip(place, golden.RECORDED, strict=True):
             assert case == had
-            # Another processor's roundings may decide a voxel of a turned label otherwise.
+            # On another processor, rounding may change a voxel of a rotated label.
             assert image == pytest.approx(image_had, abs=2e-4) and label == pytest.approx(label_had, abs=0.02)
 
 
@@ -131,7 +131,7 @@ def test_cases_are_drawn_by_their_weights(tmp_path: Path) -> None:
     assert drawn["a"] == pytest.approx(300, abs=43) and drawn["a"] + drawn["b"] == 900  # three standard deviations
     assert min(Counter(PatchSampler().draw_case(cases, draw) for draw in draws).values()) > 257
     extremes = [sampler.draw_case(cases, draw) for draw in (0, 2**64 - 1)]
-    assert extremes == [0, 1]  # rounding to the end of the range chooses no case of weight 0
+    assert extremes == [0, 1]  # rounding at the ends of the range selects no case of weight 0
     dataset = make_dataset(cases, sampler)
     assert {dataset[(0, index)]["case"] for index in range(20)} == {"a", "b"}
 
@@ -171,7 +171,7 @@ def test_cases_of_other_folds_may_have_weights() -> None:
 
 
 class Fixed(PatchSampler):
-    """Draws the last case, and a start that it is given."""
+    """Draw the last case (or the one at `position`) and always the same start."""
 
     def __init__(self, start: Any, position: Any = None) -> None:
         super().__init__()
@@ -228,7 +228,7 @@ def test_mistakes_of_the_section_are_told_at_once() -> None:
 
 def test_the_share_by_its_earlier_name() -> None:
     assert renamed("data.foreground_share=0.5") == "data.sampler.foreground_share=0.5"
-    config = compose_config(["++data.foreground_share=0.5"])  # as a file of one's own may still say
+    config = compose_config(["++data.foreground_share=0.5"])  # as a user's file may still have it
     with pytest.raises(InputError, match=r"data.foreground_share: is data.sampler.foreground_share now"):
         check_command_line(["++data={foreground_share:0.5}"])
     assert dataset_source(config).folder == build_datamodule(compose_config()).source.folder

@@ -1,4 +1,4 @@
-"""Where patches lie, and what is cut out of a case there."""
+"""Positions of patches, and the boxes cut out of a case."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_coordinates_of_cases_are_not_kept(tmp_path: Path) -> None:
     case = make_case(tmp_path)
     assert list(case.foreground) == [1, 2] and len(case.foreground) == 2
     np.testing.assert_array_equal(case.foreground[1], [[0, 0, 0]])
-    assert case.foreground[1] is not case.foreground[1]  # read anew each time: 200 cases would fill a worker's memory
+    assert case.foreground[1] is not case.foreground[1]  # not kept: 200 cases would fill a worker's memory
 
 
 def test_affine_of_a_patch_tells_spacing_directions_and_place(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Layouts by patterns of file names: ACDC, KiTS, BraTS 2023 as published, and patterns that cannot be."""
+"""Layouts by patterns of file names: ACDC, KiTS, BraTS 2023 as published, and impossible patterns."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def layout(name: str) -> Layout:
 
 
 def scanned(layout: Layout, folder: Path) -> tuple[Any, set[tuple[str | None, str, str, str]]]:
-    """The dataset, and its problems with files relative to the folder."""
+    """Return the dataset, and its problems with files relative to the folder."""
     problems: list[Problem] = []
     dataset = layout.scan(folder, problems, TABLE)
     told = {(one.case, one.severity, one.problem, str(one.file).removeprefix(f"{folder}/")) for one in problems}
@@ -253,7 +253,7 @@ def test_prediction_of_a_folder_with_a_dataset_json(tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text(text)
     problems: list[Problem] = []
     found = find_cases(tmp_path, 1, problems=problems, layouts=[layout("msd")])
-    assert [case.id for case in found] == ["a", "b"] and not problems  # its label is not asked for
+    assert [case.id for case in found] == ["a", "b"] and not problems  # the missing label is no problem
     assert [case.id for case in find_cases(tmp_path / "imagesTr", 1, layouts=[layout("msd")])] == ["a"]
     with pytest.raises(InputError, match="dataset cannot be used"):
         DataSource(tmp_path, layout("msd")).read()

@@ -1,4 +1,4 @@
-"""The phantom: its files, that it repeats itself, and that only depth context tells its cones apart."""
+"""The phantom: its files, its reproducibility, and cones that differ only by their context in depth."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def disc_areas(label: np.ndarray, organ: str) -> list[int]:
-    """Voxels per slice of an organ, from its lowest slice to its highest."""
+    """Return the voxels per slice of an organ, from its lowest slice to its highest."""
     areas = (label == ORGANS.index(organ) + 1).sum(axis=(0, 1))
     return areas[areas > 0].tolist()
 
@@ -65,7 +65,7 @@ def test_cones_are_the_same_discs_in_opposite_order() -> None:
     assert len(up) == len(down) == len(cone_radii(label.shape))
     assert all(below < above for below, above in pairwise(up))
     assert all(below > above for below, above in pairwise(down))
-    # A disc's area depends a little on where its centre lies between voxels.
+    # A disc's area depends slightly on the subvoxel position of its centre.
     np.testing.assert_allclose(up, down[::-1], rtol=0.15)
 
 

@@ -69,7 +69,7 @@ def test_plan_is_that_of_nnunet(
 
 
 def test_volumes_too_small_to_halve_still_get_two_levels() -> None:
-    # nnU-Net plans (6, 7, 5) without any stride here; a network of ours has at least two levels.
+    # nnU-Net plans patch (6, 7, 5) without strides here. An E2ENet has at least two levels.
     plan = make_plan(fingerprint((1, 1, 1), (6, 7, 5)), ["MRI"])
     assert plan.strides == ((2, 2, 2),) and plan.patch_size == (6, 8, 6)
     flat = make_plan(fingerprint((5, 1, 1), (1, 7, 7)), ["MRI"])
@@ -77,7 +77,7 @@ def test_volumes_too_small_to_halve_still_get_two_levels() -> None:
 
 
 def test_feature_map_size_by_hand() -> None:
-    # 4^3, one stride: level 0 has 2 + 3 maps of 32 x 64, level 1 two of 64 x 8, three class maps of 64.
+    # 4^3 voxels, one stride: level 0 has 2 + 3 maps of 32 x 64, level 1 two of 64 x 8; three class maps of 64.
     assert feature_map_size((4, 4, 4), ((2, 2, 2),), 3) == 5 * 32 * 64 + 2 * 64 * 8 + 3 * 64
 
 

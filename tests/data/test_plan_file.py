@@ -1,4 +1,4 @@
-"""plan.json: written to be read, edited by hand, checked on load, and never silently dropped or replaced."""
+"""plan.json: readable, editable by hand, checked on load, and never silently dropped or replaced."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def dataset(toy) -> RawDataset:
 
 @pytest.fixture
 def edit(dataset: RawDataset, tmp_path: Path) -> Callable[..., Path]:
-    """Plans into tmp_path, then changes keys of plan.json; None removes a key."""
+    """Return a function that plans into tmp_path and changes keys of plan.json. None removes a key."""
 
     def change(**values: Any) -> Path:
         path = tmp_path / "plan.json"
@@ -62,7 +62,7 @@ def test_an_edited_plan_is_used_and_said_to_be(
     assert said.count("\n") == 1 and "plan.json was edited, and is used" in said and "batch_size 2 -> 7" in said
     content = json.loads(path.read_text())
     assert content["derived"]["levels"] == 3  # follows the edit
-    assert plan_dataset(dataset, tmp_path) == plan  # and stays an edit
+    assert plan_dataset(dataset, tmp_path) == plan  # the edit remains
 
 
 def test_an_unedited_plan_follows_the_options(dataset: RawDataset, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_changed_options_do_not_drop_an_edit_silently(
         plan_dataset(dataset, tmp_path, kind="paper")
     assert "batch_size 7 -> 2" in str(caught.value) and "delete the file" in str(caught.value)
     assert path.read_text() == text
-    assert plan_dataset(dataset, tmp_path).batch_size == 7  # with the options back, it holds
+    assert plan_dataset(dataset, tmp_path).batch_size == 7  # with the old options the edit applies again
 
 
 def test_changed_data_keep_an_edit_only_while_the_rules_say_the_same(
@@ -88,7 +88,7 @@ def test_changed_data_keep_an_edit_only_while_the_rules_say_the_same(
 ) -> None:
     path = edit(batch_size=7)
     os.utime(dataset.training[0].images[0], (1, 1))
-    assert plan_dataset(dataset, tmp_path).batch_size == 7  # touched, but the same voxels
+    assert plan_dataset(dataset, tmp_path).batch_size == 7  # another date, the same voxels
     toy.write_image("a", np.full((8, 9, 6), 50, np.int16))
     with pytest.raises(InputError, match="was edited, but the data changed since"):
         plan_dataset(dataset, tmp_path)

@@ -1,4 +1,4 @@
-"""Prepared cases of a small dataset, and of real scans."""
+"""Prepared cases of a small dataset and of real scans."""
 
 from __future__ import annotations
 
@@ -32,8 +32,7 @@ def load(path: Path) -> Any:
 
 
 def write_dataset(folder: Path, *, channel: str = "MRI", cases: int = 3, depth_mm: float = 3.0) -> RawDataset:
-    """Cases with a zero margin of one voxel; class 1 has the intensity 10 * (case + 1), class 2 is in the
-    first only."""
+    """Write cases with a zero margin of one voxel. Class 1 has intensity 10 * (case + 1); only case 0 has class 2."""
     rng = np.random.default_rng(0)
     training = []
     for number in range(cases):
@@ -85,13 +84,13 @@ def test_finished_cases_are_kept_until_something_changes(tmp_path: Path) -> None
 
     first = times()
     assert times() == first
-    assert times(replace(plan, patch_size=(4, 4, 4), batch_size=9)) == first  # patches share the cases
+    assert times(replace(plan, patch_size=(4, 4, 4), batch_size=9)) == first  # cases do not depend on the patch
     os.utime(dataset.training[1].images[0], (1, 1))
     second = times()
     assert second[0] == first[0] and second[1] != first[1]
     coarse = prepare_cases(dataset, dataset.training, replace(plan, spacing=(3, 2, 2)), tmp_path / "prepared")
     assert coarse[0].shape == (4, 5, 6)
-    assert times() == second  # another spacing lives in another folder
+    assert times() == second  # another spacing has its own folder
 
 
 def test_a_bad_case_does_not_stop_the_others(tmp_path: Path) -> None:

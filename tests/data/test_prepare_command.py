@@ -1,4 +1,4 @@
-"""python -m e2enet.data.prepare: from raw files to prepared cases, again and again, and only what is needed."""
+"""python -m e2enet.data.prepare: from raw files to prepared cases; a repeated call does only what is missing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_everything_is_there_after_one_call_and_kept_by_the_next(
     said = capsys.readouterr().out
     assert "6 cases to prepare: up to" in said and "of disk" in said and "of memory" in said
     plan = json.loads((folder / "plan.json").read_text())
-    assert plan["patch_size"] == [6, 8, 10]  # by the rules, not the small patch of train.py's quick preset
+    assert plan["patch_size"] == [6, 8, 10]  # planned by the rules, not the small patch of train.py's quick preset
     first = times(folder)
     assert len(first) == 6 * 4
     main(arguments)
@@ -36,7 +36,7 @@ def test_everything_is_there_after_one_call_and_kept_by_the_next(
 
 
 def test_only_what_depends_on_a_change_is_redone(arguments: list[str], toy, tmp_path: Path) -> None:
-    toy.describe(modality={"0": "MRI"})  # normalised case by case: one file changes nothing of the plan
+    toy.describe(modality={"0": "MRI"})  # normalised per case: one file does not change the plan
     main(arguments)
     before = times(tmp_path / "prepared")
     toy.write_image("c")
@@ -73,7 +73,7 @@ def test_leftovers_are_named_and_stay(
     main([*arguments, "plan.spacing=[4,2,2]"])
     said = capsys.readouterr().out
     assert "prepared for other plans, may be deleted: cases_" in said
-    assert "no raw case any more" not in said  # CT: another set of cases has other intensities, hence a new folder
+    assert "no raw case any more" not in said  # CT: other cases have other intensities, hence a new folder
     toy.describe(training=training, modality={"0": "MRI"})
     main(arguments)
     toy.describe(training=training[:4], modality={"0": "MRI"})

@@ -1,4 +1,4 @@
-"""What preparing takes is told from headers, kept to, and refused where it does not fit."""
+"""Disk and memory for preparation: forecast from headers, not exceeded, and refused if they do not fit."""
 
 from __future__ import annotations
 

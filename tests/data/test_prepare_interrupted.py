@@ -1,4 +1,4 @@
-"""Prepared cases are the same whatever happens on the way: kills at any moment, two runs at once, workers that die."""
+"""Prepared cases do not depend on interruptions: kills at any moment, two runs at once, workers that die."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from e2enet.data.planning.plan_file import plan_dataset
 from e2enet.data.preparation.cases import prepare_case, prepare_cases
 from e2enet.data.preparation.store import CaseStore
 
-# Each write is slowed down, so that kills hit the middle of a case; "ready" tells when work begins.
+# Each write is slowed down, so that kills hit the middle of a case. "ready" is printed as work begins.
 RUN = """
 import sys, time
 from pathlib import Path
@@ -41,7 +41,7 @@ if __name__ == "__main__":
     prepare_cases(dataset, dataset.training, plan, folder, workers)
 """
 
-# A worker that is killed over case b, as when memory runs out.
+# The worker is killed at case b, as when memory runs out.
 DIE = """
 import os, signal, sys
 from e2enet.common.errors import InputError
@@ -94,7 +94,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def expected(dataset: RawDataset, tmp_path: Path) -> dict[str, bytes]:
-    """Every file of a run that nothing disturbed, in this process."""
+    """Every file of an undisturbed run in this process."""
     folder = tmp_path / "undisturbed"
     plan = plan_dataset(dataset, folder, spacing=[2, 1.5, 1.5])
     prepare_cases(dataset, dataset.training, plan, folder)
@@ -124,7 +124,7 @@ def test_workers_end_with_a_killed_parent(toy, tmp_path: Path, program: Path, ex
     while not list(folder.rglob(".tmp-*")) and time.monotonic() < deadline:
         time.sleep(0.02)  # until a worker writes
     run.kill()
-    run.communicate(timeout=60)  # its output ends only when the last worker, who shares it, has ended
+    run.communicate(timeout=60)  # its output stays open until the last worker has ended
     finish(start(program, toy.folder, folder, workers=2))
     assert contents(folder) == expected
 
@@ -158,7 +158,7 @@ def test_a_half_redone_case_is_not_taken_for_the_old_one(
     before = prepare_cases(dataset, [case], plan, tmp_path)[0].open_image().copy()
     old, times = case.images[0].read_bytes(), case.images[0].stat()
     toy.write_image("a", np.full((8, 9, 6), 50, np.int16))
-    # Stopped after the image, whereupon the old raw file comes back, time and all.
+    # Preparation stops after the image. Then the old raw file returns, with its old date.
     monkeypatch.setattr(CaseStore, "write_label", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         prepare_case(store, case)

@@ -1,4 +1,4 @@
-"""Preprocessing: crop, scale and normalisation have the values that they promise."""
+"""Preprocessing: crop, resampling and normalisation give the expected values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def volume(array: np.ndarray, spacing: tuple[float, float, float] = (2.0, 1.0, 1
 
 
 def boxed() -> np.ndarray:
-    """(1, 10, 12, 14), nonzero in [2:8, 3:9, 4:12] only."""
+    """Return (1, 10, 12, 14), nonzero in [2:8, 3:9, 4:12] only."""
     array = np.zeros((1, 10, 12, 14), dtype=np.float32)
     array[0, 2:8, 3:9, 4:12] = RNG.uniform(1, 2, (6, 6, 8))
     return array
@@ -88,8 +88,10 @@ def test_image_that_is_not_the_plans_is_refused() -> None:
 
 
 def interpolate(label: np.ndarray, shape: tuple[int, ...], apart: int | None) -> np.ndarray:
-    """An independent reference: every label's own map resampled linearly by scipy, the nearest slice taken along the
-    axis apart; the label of largest share, the first of equals."""
+    """Independent reference: resample each label's mask linearly by SciPy and take the label of largest share.
+
+    Along the axis `apart` the nearest slice is taken. Of equal shares the first label wins.
+    """
     shares = []
     for value in range(3):
         share = (label == value).astype(float)
@@ -107,7 +109,7 @@ def interpolate(label: np.ndarray, shape: tuple[int, ...], apart: int | None) ->
         ((5.0, 1.0, 1.0), (2.3, 0.8, 1.3), 0),
         ((1.0, 5.0, 1.0), (0.8, 2.3, 1.3), 1),
         ((1.0, 1.0, 5.0), (0.8, 1.3, 2.3), 2),
-        ((5.0, 1.0, 1.0), (0.9, 0.8, 3.7), 0),  # what the scan is decides before what it becomes
+        ((5.0, 1.0, 1.0), (0.9, 0.8, 3.7), 0),  # the old spacing decides before the new one
         ((1.0, 1.1, 1.2), (0.6, 2.7, 0.8), 1),
         ((2.5, 1.0, 1.0), (1.3, 0.8, 1.3), None),
     ],
@@ -123,5 +125,5 @@ def test_label_and_image_are_resampled_apart_along_one_axis(old, new, apart: int
     np.testing.assert_array_equal(found, interpolate(label, found.shape, apart))
     others = {None, 0, 1, 2} - {apart}
     assert all((found != interpolate(label, found.shape, other)).any() for other in others)
-    # An image that is one value per slice keeps these where slices are taken apart, and is mixed where not.
+    # The image has one value per slice. The values survive if slices are resampled separately, and are mixed if not.
     assert np.allclose(prepared.image, np.round(prepared.image), atol=1e-3) is (apart is not None)

@@ -1,4 +1,4 @@
-"""AMOS, BTCV and BraTS as downloaded: cases, modalities and parts are told apart, and every flaw is told at once."""
+"""AMOS, BTCV and BraTS as downloaded: cases, modalities and parts are found, and all flaws reported at once."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_amos_modalities_are_told_apart_by_number(tmp_path: Path) -> None:
     assert ids(read_amos(root, modality="MRI")) == (["amos_0501"], ["amos_0600"], [])
     assert read_amos(root).channels == ("CT",) and read_amos(root, modality="MRI").channels == ("MRI",)
     assert read_amos(root).validation[0].label == root / "labelsVa/amos_0008.nii.gz"
-    both = read_amos(root, modality="both")  # MRI, and CT to train on besides
+    both = read_amos(root, modality="both")  # MRI; CT cases are trained on only
     assert ids(both) == (["amos_0001", "amos_0500", "amos_0501"], ["amos_0600"], []) and both.channels == ("CT or MRI",)
     assert both.only_trained == {"amos_0001", "amos_0500"}
 
@@ -149,7 +149,7 @@ def test_brats_cases(tmp_path: Path, ending: str) -> None:
 
 
 def test_brats_flaws(tmp_path: Path) -> None:
-    # As published: the label of one case of 2020 is called otherwise.
+    # As published: the label of one case of 2020 has another name.
     root = brats(tmp_path, "BraTS20_Training_355", ending=".nii", parts="flair t1 t1ce t2")
     touch(root / "BraTS20_Training_355/W39_1998.09.19_Segm.nii")
     brats(root, "BraTS20_Training_001", ending=".nii", parts="flair t1 t2 seg")

@@ -1,4 +1,4 @@
-"""Resampling keeps constants, agrees with SciPy and keeps slices of thick stacks apart."""
+"""Resampling keeps constants, agrees with SciPy and does not mix slices of thick stacks."""
 
 from __future__ import annotations
 
@@ -103,12 +103,12 @@ def test_votes_are_those_of_every_label_resampled_by_itself(
     expected = values[np.stack([linear_shares(label == value, shape, axis) for value in values]).argmax(axis=0)]
     found = resample_label(label, shape, axis)
     assert found.dtype == np.int16
-    # Shares may tie: float32 then rounds either way, here the smaller label wins.
+    # If shares tie, rounding in float32 may decide either way. The reference takes the smaller label.
     assert np.count_nonzero(found != expected) <= 0.01 * found.size
 
 
 def linear_shares(inside: np.ndarray, shape: tuple[int, int, int], axis: int | None) -> np.ndarray:
-    """A label's own map (D, H, W) at the new voxels, by SciPy's linear interpolation; `axis` by the nearest slice."""
+    """Return a label's mask (D, H, W) at the new voxels: SciPy's linear interpolation, nearest slice along `axis`."""
     places = [
         nearest_indices(old, new) if index == axis else (np.arange(new) + 0.5) * old / new - 0.5
         for index, (old, new) in enumerate(zip(inside.shape, shape, strict=True))

@@ -1,4 +1,4 @@
-"""Results restored to the scan's grid plane by plane are those of the whole volume at once."""
+"""Results restored to the scan's grid plane by plane equal those of the whole volume at once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RNG = np.random.default_rng(0)
 ZSCORE = {"scheme": "zscore", "nonzero": False}
 PLAN = Plan(2, (2.0, 1.0, 1.0), (8, 8, 8), ((2, 2, 2),), 2, (ZSCORE,), (8, 8, 8))
 SHAPES = st.tuples(*[st.integers(1, 12)] * 3)
-# What makes no axis the separate one, and each of the three.
+# Spacings for which no axis is resampled separately, or each of the three.
 SPACINGS = st.sampled_from([(1.0, 1.0, 1.0), (9.0, 1.0, 1.0), (1.0, 9.0, 1.0), (1.0, 1.0, 9.0)])
 EXAMPLES = settings(max_examples=80, deadline=None, derandomize=True)
 
@@ -36,20 +36,20 @@ def volume(array: np.ndarray, spacing: tuple[float, float, float] = (2.0, 1.0, 1
 
 
 def boxed() -> np.ndarray:
-    """(1, 10, 12, 14), nonzero in [2:8, 3:9, 4:12] only."""
+    """Return (1, 10, 12, 14), nonzero in [2:8, 3:9, 4:12] only."""
     array = np.zeros((1, 10, 12, 14), dtype=np.float32)
     array[0, 2:8, 3:9, 4:12] = RNG.uniform(1, 2, (6, 6, 8))
     return array
 
 
 def on_the_way(old: tuple, new: tuple, spacing: tuple) -> Preprocessed:
-    """A case of `new` voxels in a crop with one voxel of margin, seen by the network as `old` voxels."""
+    """Return a case whose crop has `new` voxels and a margin of one voxel; the network sees it as `old` voxels."""
     box = tuple(slice(1, 1 + size) for size in new)
     return Preprocessed(np.zeros((1, *old), np.float32), box, tuple(size + 2 for size in new), spacing, spacing)
 
 
 def plainly(probabilities: Tensor, shape: tuple, axis: int | None) -> Tensor:
-    """(K, d, h, w) to (K, *shape) at once: trilinear; or bilinear in slices, the nearest of which is taken."""
+    """Resample (K, d, h, w) to (K, *shape) at once: trilinear, or bilinear in the nearest slices along `axis`."""
     if axis is None:
         return interpolate(probabilities[None], size=shape, mode="trilinear", align_corners=False)[0]
     slices = probabilities.movedim(axis + 1, 1)
@@ -71,7 +71,7 @@ def test_planes_are_those_of_the_whole_volume_at_once(old, new, spacing, seed) -
     assert labels.shape == prepared.original_shape
     inside = torch.from_numpy(labels[prepared.crop]).long()
     chosen = expected.gather(0, inside[None])[0]
-    assert (expected.amax(dim=0) - chosen).max() < 4e-6  # where two classes are equal, rounding decides
+    assert (expected.amax(dim=0) - chosen).max() < 4e-6  # rounding decides between equal classes
     labels[prepared.crop] = 0
     assert not labels.any()
 

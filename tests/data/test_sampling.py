@@ -1,4 +1,4 @@
-"""Samples: each follows from (seed, epoch, index) alone, and which of them a process draws."""
+"""Samples depend on (seed, epoch, index) alone; the sampler decides which of them a process draws."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def cases(tmp_path: Path) -> list[PreparedCase]:
 
 
 def on_foreground(cases: Sequence[PreparedCase], samples: int = 60, share: float = 0.33, **options: Any) -> list[bool]:
-    """Which samples of the first batches are centred on foreground."""
+    """Return for each of the first samples whether it is centred on foreground."""
     augmentation, asked = build_augmentation(PATCH, (), "none"), []
     dataset = PatchDataset(cases, PATCH, augmentation=augmentation, seed=3, sampler=PatchSampler(share), **options)
     dataset._sample = lambda case, foreground: asked.append(foreground)  # type: ignore
@@ -60,14 +60,14 @@ def test_small_and_accumulated_batches_draw_the_share_that_is_asked_for(
     drawn = on_foreground(cases, 900, batch_size=batch_size, share=share, accumulate=accumulate)
     assert np.mean(drawn) == pytest.approx(share, abs=0.05)  # three standard deviations at 0.5
     if batch_size == 2:
-        assert set(np.add.reduceat(drawn, np.arange(0, 900, 2))) == {0, 1, 2}  # none is fixed
+        assert set(np.add.reduceat(drawn, np.arange(0, 900, 2))) == {0, 1, 2}  # the number per batch is not fixed
 
 
 @pytest.mark.parametrize("share", np.linspace(0.02, 0.98, 25))
 def test_no_batch_is_further_than_a_tenth_from_the_share(share: float) -> None:
     counts = {size: foreground_count(size, share) for size in range(1, 30)}
     assert all(abs(count / size - share) <= 0.1 for size, count in counts.items() if count is not None)
-    assert 0 not in counts.values() and all(counts[size] != size for size in counts)  # never none, never only
+    assert 0 not in counts.values() and all(counts[size] != size for size in counts)  # never none, never all
     assert all(counts[size] is not None for size in range(6, 30) if 1 / size < share < 1 - 1 / size)
 
 
@@ -124,7 +124,7 @@ def test_rotated_sample_keeps_image_and_label_together(tmp_path: Path) -> None:
         dataset.augmentation, steps={"turn": RotationScaling(1, 30.0, 0.2, (0.7, 1.4), 180.0, 3.0, PATCH)}
     )
     samples = [dataset[(0, index)] for index in range(1, 20, 2)]
-    assert any(len(torch.unique(sample["image"])) > 3 for sample in samples)  # linear interpolation took place
+    assert any(len(torch.unique(sample["image"])) > 3 for sample in samples)  # values were interpolated linearly
     for sample in samples:
         difference = (sample["image"][0] - sample["label"].float()).abs()
         assert difference.max() <= 1.75 and difference.mean() < 0.1
@@ -180,7 +180,7 @@ def test_epoch_sampler_yields_keys_of_its_epoch() -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_resumed_sampler_goes_on_at_its_batch(workers: int, cases: list[PreparedCase]) -> None:
     sampler = EpochSampler(3, 2, start=(4, 1))
-    sampler.set_epoch(0)  # as Lightning does before it knows better, and workers begin at once
+    sampler.set_epoch(0)  # as Lightning does before it restores the epoch; workers start at once
     loader = DataLoader(
         make_dataset(cases, "none"), batch_size=2, sampler=sampler, num_workers=workers, persistent_workers=workers > 0
     )

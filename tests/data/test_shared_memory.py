@@ -1,4 +1,4 @@
-"""Batches that do not fit into shared memory are named before a worker starts."""
+"""Batches that do not fit into shared memory are reported before a worker starts."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def give(free: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_batch_is_what_a_worker_hands_over(dataset: PatchDataset) -> None:
     assert batch_bytes(dataset, 3) == BATCH
-    dataset.augment_here = False  # boxes that are larger than their patches, some of them
+    dataset.augment_here = False  # some boxes are now larger than their patches
     mean = np.mean([box_voxels(dataset, number) for number in range(200)]) / VOXELS
     assert mean > 1.1 and batch_bytes(dataset, 3) == pytest.approx(mean * BATCH, rel=0.3)
 
@@ -54,7 +54,7 @@ def box_voxels(dataset: PatchDataset, index: int) -> int:
 def test_just_enough_passes_and_a_byte_less_does_not(
     dataset: PatchDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Four workers with two batches each, and the one that is trained on.
+    # Four workers with two batches each, and the batch in training.
     give(9 * BATCH, monkeypatch)
     require_shared_memory(dataset, 3, 4, folder=tmp_path)
     give(9 * BATCH - 1, monkeypatch)

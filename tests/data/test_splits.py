@@ -1,4 +1,4 @@
-"""Five folds are nnU-Net's, to the case; other splits are the publisher's or the config's."""
+"""The five folds equal nnU-Net's case by case; other splits are the publisher's or the config's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ IDS = [f"case_{number:03d}" for number in range(12)]
 
 
 def test_recorded_folds() -> None:
-    # Recorded once: a changed scikit-learn or seed would silently mix training and validation of old runs.
+    # Recorded once. A changed scikit-learn or seed would silently mix training and validation cases of old runs.
     expected = [[0, 3, 8], [7, 10, 11], [6, 9], [1, 4], [2, 5]]
     for fold, numbers in enumerate(expected):
         assert five_fold(IDS, fold)[1] == [IDS[number] for number in numbers]
@@ -55,7 +55,7 @@ def test_groups_stay_together_and_alone_change_nothing() -> None:
     for fold, (train, validation) in enumerate(folds):
         assert not {name[:3] for name in train} & {name[:3] for name in validation}
         assert [name for name in validation if name.endswith("1")] == five_fold(patients, fold)[1]
-        # Here the groups' names sort the other way round.
+        # The numbers of these groups sort in the opposite order of the ids.
         backwards = [f"{chr(97 + index)}_{50 - index}" for index in range(12)]
         assert five_fold(backwards, fold, r"_(\d+)") == five_fold(backwards, fold)
 
@@ -93,7 +93,7 @@ def test_the_folds_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert {split.folds for split in found} == {3} and ids(found[0])[2] == ["t3", "t4", "t5", "u0", "v0", "v1"]
     every = split_dataset(toy, "splits_final.json", "every")
     assert ids(every)[:2] == (["t0", "t1", "t2", "v1"],) * 2
-    write_folds(toy.folder / "splits_final.json", ("t5", "t4"))  # beside dataset.json it comes first
+    write_folds(toy.folder / "splits_final.json", ("t5", "t4"))  # a file beside dataset.json comes first
     assert ids(split_dataset(toy, "splits_final.json", 0))[:2] == (["t5"], ["t4"])
     write_folds(tmp_path / "own.json", ("t0 t1", "t2"), ("gone t1", "t3"))
     left_out = replace(toy, excluded=("gone", "t0"))
@@ -153,7 +153,7 @@ def test_cases_that_are_only_trained_on_have_folds_of_their_own() -> None:
         train, validation, test = ids(split_dataset(mixed, "five_fold", fold))
         (own, expected), (also, left) = (five_fold(names, fold) for names in ([f"t{n}" for n in range(6)], more))
         assert (train, validation) == (sorted([*own, *also]), expected) and left
-        assert not set(left) & {*train, *validation, *test}  # what that fold of them alone would not see
+        assert not set(left) & {*train, *validation, *test}  # the held-out part of these cases is not used at all
 
 
 def test_the_publishers_own_split() -> None:

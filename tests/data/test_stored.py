@@ -1,4 +1,4 @@
-"""Stored voxels are those that nibabel reads, in memory once, and the stream is read to its end."""
+"""Stored voxels equal those that nibabel reads, are in memory once, and the stream is read to its end."""
 
 from __future__ import annotations
 

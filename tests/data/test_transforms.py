@@ -1,4 +1,4 @@
-"""TorchIO's and MONAI's transforms and steps of one's own in a recipe: at any place, the same in both places."""
+"""TorchIO, MONAI and custom transforms in a recipe: in any position, with equal results in workers and on device."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ NESTED = {"_target_": "monai.transforms.Compose", "transforms": [ONE_OF]}
 
 
 class Offset(AugmentationStep):
-    """Adds a drawn number to each channel, and notes what it gets."""
+    """Add a drawn number to each channel, and record the patches."""
 
     def __init__(self, low: float = 0.0, high: float = 1.0) -> None:
         self.low, self.high = low, high
@@ -62,7 +62,7 @@ class Offset(AugmentationStep):
 
 
 class MiddleOfMore(AugmentationStep):
-    """Reads two voxels more to either side, and gives their middle."""
+    """Read two more voxels on each side, and return the middle."""
 
     def draw(self, channels: int) -> int:
         return 2
@@ -77,7 +77,7 @@ class MiddleOfMore(AugmentationStep):
 
 
 class Wrong(AugmentationStep):
-    """Gives what it is told to."""
+    """Return a wrong result of the given kind."""
 
     def __init__(self, how: str) -> None:
         self.how = how
@@ -95,7 +95,7 @@ class Wrong(AugmentationStep):
 
 @pytest.fixture
 def case(tmp_path: Path) -> PreparedCase:
-    """A case whose image tells each voxel's place, and whose label is a block."""
+    """A case whose image encodes each voxel's position, and whose label is a block."""
     shape = (16, 18, 20)
     image = np.arange(np.prod(shape), dtype=np.float32).reshape(1, *shape)
     label = np.zeros(shape, np.uint8)
@@ -122,7 +122,7 @@ def test_steps_stand_where_order_puts_them(case: PreparedCase) -> None:
     names = ["spatial", "bias", *(name for name in nnunet if name not in ("order", "spatial", "blur"))]
     recipe = {**nnunet, "bias": BIAS, "blur": None, "order": names}
     assert list(build_augmentation(PATCH, (), recipe).steps) == names
-    # In place and out of it: twice (x + 5) is 5 more than twice x, and 5.
+    # 2 (x + 5) is 5 more than 2 x + 5.
     steps = {
         "double": {"_target_": "monai.transforms.ScaleIntensity", "minv": None, "maxv": None, "factor": 1.0},
         "offset": own("Offset", low=5.0, high=5.0),

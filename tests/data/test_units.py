@@ -1,4 +1,4 @@
-"""Metres and microns are read in mm, as ITK reads them; what cannot be a voxel size is told by every command."""
+"""Metres and microns are read in mm, as by ITK; every command reports impossible voxel sizes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ UNITS = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
 
 
 def save(path: Path, affine: np.ndarray, unit: str, forms: str = "sq", qform: np.ndarray | None = None) -> Path:
-    """A label of one voxel whose header says so in `unit`; `forms` names those that count."""
+    """Save a label of one voxel whose header counts in `unit`. Only the forms (s, q) in `forms` get a code."""
     voxels = np.zeros((4, 5, 6), np.uint8)
     voxels[1, 2, 3] = 1
     image = nib.Nifti1Image(voxels, affine)
@@ -39,7 +39,7 @@ def save(path: Path, affine: np.ndarray, unit: str, forms: str = "sq", qform: np
 
 
 def itk_affine(path: Path) -> np.ndarray:
-    """Voxel -> mm in RAS of the file as SimpleITK reads it, which counts in LPS."""
+    """Return voxel -> mm in RAS as SimpleITK reads the file; its own coordinates are LPS."""
     image = sitk.ReadImage(str(path))
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()

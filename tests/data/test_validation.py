@@ -1,4 +1,4 @@
-"""Validation reads the same patches every time, whatever was drawn before, and whole cases only when due."""
+"""Validation reads the same patches every time, whatever was drawn before, and whole cases only when they are due."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PATCH = (4, 6, 8)
 
 @pytest.fixture
 def cases(tmp_path: Path) -> list[PreparedCase]:
-    """Three cases whose voxels are numbered from a different thousand each; class 1 is one voxel, class 2 eight."""
+    """Three cases whose voxels are numbered from 0, 10 000 and 20 000. Class 1 is one voxel, class 2 eight."""
     found = []
     for number, shape in enumerate(((7, 12, 13), (9, 10, 11), (6, 14, 12))):
         image = np.arange(np.prod(shape), dtype=np.float32).reshape(1, *shape) + 10_000 * number
@@ -49,7 +49,7 @@ def test_cases_take_turns_and_every_one_begins_with_foreground(cases: list[Prepa
 
 
 def test_every_second_patch_of_a_case_lies_anywhere(cases: list[PreparedCase]) -> None:
-    # Patches of one voxel, of which foreground ones are on a class and the others on it once in a hundred times.
+    # Patches of one voxel: foreground patches lie on a class, the others do so once in a hundred times.
     patches = ValidationPatches(cases, (1, 1, 1), count=300, batch_size=1, seed=0)
     labels = np.array([int(patches[index]["label"]) for index in range(300)]).reshape(50, 2, 3)  # type: ignore[call-overload]
     places = np.array([float(patches[index]["image"]) for index in range(300)]).reshape(50, 2, 3)  # type: ignore[arg-type]
@@ -79,7 +79,7 @@ def test_patches_follow_from_seed_and_index_alone(cases: list[PreparedCase]) -> 
 
     torch.manual_seed(3)
     first = images(0, range(12))
-    torch.rand(5)  # the global generator's state does not matter, and is left alone
+    torch.rand(5)  # the global generator's state does not matter and is not changed
     state = torch.get_rng_state()
     assert images(0, range(11, -1, -1)) == first
     assert torch.equal(torch.get_rng_state(), state)

@@ -1,4 +1,4 @@
-"""Geometry: every orientation goes to the frame and back unchanged, and broken files are named."""
+"""Geometry: every orientation survives the way to the frame and back, and broken files are reported by name."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def save(path: Path, data: np.ndarray, affine: np.ndarray) -> Path:
 
 
 def affines() -> list[np.ndarray]:
-    """All 48 axis orders and directions, with spacing 1, 2, 3 mm along RAS, and one oblique."""
+    """Return affines with all 48 axis orders and directions, spacing 1, 2, 3 mm along RAS, and an oblique one."""
     found = []
     for order in itertools.permutations(range(3)):
         for signs in itertools.product((1, -1), repeat=3):
@@ -86,11 +86,11 @@ def test_frame_is_ras_with_depth_first(tmp_path: Path) -> None:
     ("spacings", "axis"),
     [
         ([(1, 1, 1)], 2),
-        ([(1, 1, 0.995)], 2),  # within 1 %: tied, the S axis
+        ([(1, 1, 0.995)], 2),  # within 1 %: a tie, which the S axis wins
         ([(1, 1, 0.9)], 1),
         ([(1, 3, 1)], 1),
         ([(5, 1, 1)], 0),
-        ([(1, 1, 1), (1, 1, 1), (9, 1, 1)], 2),  # the median decides, not one odd case
+        ([(1, 1, 1), (1, 1, 1), (9, 1, 1)], 2),  # the median decides, not a single outlier
     ],
 )
 def test_depth_axis_is_that_of_largest_median_spacing(spacings: list, axis: int) -> None:
@@ -149,7 +149,7 @@ def test_what_describes_the_scan_is_not_written_into_results(tmp_path: Path, kin
         result = load(tmp_path / name)
         assert isinstance(result, kind) and not result.header.extensions
         assert result.header.get_xyzt_units() == ("mm", "sec") and np.asarray(result.dataobj).min() == 3
-    assert volume.header.extensions  # of the scan, which stays as it is
+    assert volume.header.extensions  # the scan's header is not changed
 
 
 def test_labels_above_255_are_int16(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Workers that fail or die name the case that they held."""
+"""A worker that fails or dies leaves the name of its case."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ HARMLESS, STRANGE = 0.0, 1.0  # voxel values of the two cases
 
 @dataclass
 class At(AugmentationStep):
-    """A step that does something to patches of the strange case."""
+    """Call `do` for patches of the strange case."""
 
     do: Callable[[], Any]
 
@@ -63,7 +63,7 @@ def leave() -> None:
 
 
 def loader(folder: Path, do: Callable[[], Any], num_workers: int) -> DataLoader:
-    """Batches of a harmless case "a" and of "b", at whose patches something is done."""
+    """Return batches of a harmless case "a" and of case "b", for whose patches `do` is called."""
     cases = []
     for name, value in (("a", HARMLESS), ("b", STRANGE)):
         image, label = folder / f"{name}.image.npy", folder / f"{name}.label.npy"
@@ -91,8 +91,10 @@ def test_an_exception_names_its_case_and_keeps_its_traceback(num_workers: int, t
 
 @pytest.fixture
 def deaths_told_once() -> Iterator[None]:
-    """Torch's loader looks after its workers every five seconds; its signal handler, which tells a death at once and
-    maybe again, wherever this process then is, stays out of it."""
+    """Disable the SIGCHLD handler of torch's loader, which may report a death twice and in unrelated code.
+
+    The loader itself checks its workers every five seconds.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(signal_handling, "_set_SIGCHLD_handler", lambda: None)
         before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -105,10 +107,10 @@ def deaths_told_once() -> Iterator[None]:
 def test_a_worker_that_dies_leaves_the_name_of_its_case(die: Callable[[], None], tmp_path: Path) -> None:
     batches = loader(tmp_path, die, 1)
     iterator: Any = iter(batches)
-    with pytest.raises((RuntimeError, EOFError, OSError)) as caught:  # the last two: a batch was half handed over
+    with pytest.raises((RuntimeError, EOFError, OSError)) as caught:  # the last two: the batch was only partly sent
         list(iterator)
     told = batches.dataset.notes.explain(caught.value) or ""  # type: ignore[attr-defined]
-    iterator._shutdown_workers()  # else the handler finds the dead one while another loader works
+    iterator._shutdown_workers()  # otherwise the handler finds the dead worker while another loader runs
     assert re.fullmatch(r"loader worker \d+ ended while reading case b", told)
 
 
@@ -137,7 +139,7 @@ def test_a_batch_half_handed_over_tells_of_its_worker(error: Exception) -> None:
         assert child.pid is not None
         notes.table[line] = notes.table.new_tensor([child.pid, line, 1])
     try:
-        children[1].kill()  # its end may come a moment after the error
+        children[1].kill()  # it may end a moment after the error
         assert notes.explain(error) == f"loader worker {children[1].pid} ended while reading case b"
         assert notes.explain(ValueError()) is None
     finally:

@@ -1,4 +1,4 @@
-"""The choice of classes that keep their largest component: the rule, its figures, and that it never does harm."""
+"""Choosing the classes that keep only their largest component: the rule, its scores, and that no mean Dice falls."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ def save(path: Path, array: np.ndarray) -> Path:
 
 
 def two_cases() -> list[tuple[np.ndarray, np.ndarray]]:
-    """(prediction, reference): class 1 has a speck too much in case a, class 2 two true parts in b; 3 is nowhere."""
+    """Return (prediction, reference) pairs.
+
+    Class 1 has an extra speck in case a. Class 2 has two true parts in case b. Class 3 is absent.
+    """
     reference_a, reference_b = np.zeros((8, 8, 8), np.uint8), np.zeros((8, 8, 8), np.uint8)
     reference_a[0:2, 0:2, 0:2] = 1
     reference_b[0:2, 0:2, 0:2] = 1
@@ -42,10 +45,10 @@ def written(folder: Path) -> dict[str, tuple[Path, Path]]:
 
 def test_a_class_is_chosen_where_its_mean_dice_rises(tmp_path: Path) -> None:
     first, second, third = choose_classes(written(tmp_path), NAMES)
-    # Class 1: case a 2 * 8 / (10 + 8) with the speck, 1 without; case b 1 either way.
+    # Class 1: case a scores 2 * 8 / (10 + 8) with the speck and 1 without; case b always 1.
     assert (first.dice_before, first.dice_after) == (pytest.approx((16 / 18 + 1) / 2), 1.0)
     assert (first.n, first.n_changed, first.keep_largest) == (2, 1, True)
-    # Class 2 is in case b alone: 1 as predicted, 2 * 3 / (3 + 5) with its larger part alone.
+    # Class 2 is in case b alone: 1 as predicted, 2 * 3 / (3 + 5) with only its larger part.
     assert (second.dice_before, second.dice_after) == (1.0, pytest.approx(6 / 8))
     assert (second.n, second.n_changed, second.keep_largest) == (1, 1, False)
     assert math.isnan(third.dice_before) and (third.n, third.keep_largest) == (0, False)
@@ -79,7 +82,7 @@ def test_no_class_and_no_mean_is_worse_on_the_cases_that_decide(tmp_path: Path, 
     choices = choose_classes(pairs, NAMES)
     content = choice_content(choices)
     assert content["mean_dice"]["after"] >= content["mean_dice"]["before"]
-    # What the choice promises is what scoring the postprocessed images gives.
+    # Scoring the postprocessed images gives the mean that the choice states.
     scores = []
     for case, (prediction_path, reference_path) in pairs.items():
         target = tmp_path / "out" / f"{case}.nii.gz"
@@ -108,7 +111,7 @@ def test_a_written_image_keeps_its_grid_and_type(tmp_path: Path) -> None:
     source = save(tmp_path / "a.nii.gz", prediction)
     others = nib.load(source)
     others.header["descrip"] = b"Doe^Jane"
-    nib.save(others, tmp_path / "b.nii.gz")  # of another program, with what it kept of the scan's header
+    nib.save(others, tmp_path / "b.nii.gz")  # another program's file, which kept parts of the scan's header
     write_postprocessed(tmp_path / "b.nii.gz", tmp_path / "out" / "a.nii.gz", [1])
     image = nib.load(tmp_path / "out" / "a.nii.gz")
     assert b"Doe" not in image.header.binaryblock

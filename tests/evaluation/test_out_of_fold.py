@@ -1,4 +1,4 @@
-"""Predictions of five folds: each case once, scored together, gaps and repetitions named, postprocessing chosen."""
+"""Predictions of five folds: each case scored once, gaps and repetitions reported, postprocessing chosen."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def save(path: Path, array: np.ndarray) -> None:
 
 
 def reference(index: int) -> np.ndarray:
-    """Class 1 is a cube, class 2 a bar in two parts."""
+    """Return a label map: class 1 is a cube, class 2 a bar in two parts."""
     array = np.zeros((8, 8, 8), np.uint8)
     array[1:3, 1:3, 1:3] = 1
     array[5, index, 0:3] = array[5, index, 5:7] = 2
@@ -40,7 +40,7 @@ def reference(index: int) -> np.ndarray:
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Path:
-    """A dataset and a run per fold, whose predictions are the references with a speck of class 1 in each."""
+    """A dataset and a run per fold. Each prediction is the reference plus a speck of class 1."""
     data = tmp_path / "data" / "Task99_Tiny"
     for index, case in enumerate(CASES):
         save(data / "imagesTr" / f"{case}.nii.gz", np.zeros((8, 8, 8), np.float32))
@@ -70,7 +70,7 @@ def test_every_case_is_scored_once(sweep: Path) -> None:
     main([str(sweep)])
     output = sweep / "out_of_fold" / "seed0"
     summary = read_json(output / "summary.json")
-    # 8 voxels of the cube, of 8 + 9: the speck.
+    # The cube has 8 voxels; with the speck 9 are predicted.
     assert summary["n_cases"] == 6 and summary["classes"]["1"]["dice"] == pytest.approx(16 / 17)
     assert (summary["classes"]["2"]["hd95"], summary["classes"]["2"]["nsd"]) == (0.0, 1.0)
     assert summary["mean"]["dice"] == pytest.approx((16 / 17 + 1) / 2)
@@ -128,7 +128,7 @@ def test_gaps_repetitions_and_strangers_are_named(sweep: Path) -> None:
 
 def test_repeated_runs_of_a_fold_count_once(sweep: Path) -> None:
     shutil.copytree(sweep / "fold0", sweep / "fold0_again")
-    (sweep / "fold1" / "summary.json").unlink()  # broken off, then trained again
+    (sweep / "fold1" / "summary.json").unlink()  # interrupted, then trained again
     shutil.copytree(sweep / "fold1", sweep / "fold1_again")
     (sweep / "fold1_again" / "summary.json").write_text("{}")
     cases = collect_cases(find_folds(sweep))
@@ -165,7 +165,7 @@ def test_training_cases_are_not_out_of_fold(sweep: Path) -> None:
 
 
 def test_folds_of_a_file_are_scored_by_the_split_that_each_run_kept(sweep: Path) -> None:
-    """Three folds of `data.split=FILE`; afterwards the file is gone, and a case has left the dataset."""
+    """Three folds of `data.split=FILE`. Later the file is gone, and a case is missing from the dataset."""
     folds = [(CASES[2:], CASES[:2]), (CASES[:2] + CASES[4:], CASES[2:4]), (CASES[:4], CASES[4:])]
     for fold in (3, 4):
         shutil.rmtree(sweep / f"fold{fold}")
@@ -195,7 +195,7 @@ def test_folds_of_a_file_are_scored_by_the_split_that_each_run_kept(sweep: Path)
 
 
 def test_folds_by_patient_are_scored_by_their_own_split(sweep: Path) -> None:
-    """Runs of before split.json: the config's group decides who validates what."""
+    """Runs from before split.json existed: `group` in the config decides which run validates which case."""
     for path in sweep.glob("fold*/config.yaml"):
         path.write_text(path.read_text().replace("group: null", "group: scan_([0-4])|scan_5"))
     with pytest.raises(InputError, match="its first group has no match in the ids scan_5"):

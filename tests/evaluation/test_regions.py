@@ -1,4 +1,4 @@
-"""Regions united of several classes, renumbered references, and files paired by other names."""
+"""Regions as unions of classes, renumbered references, and files paired by other names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAMES = {1: "core", 2: "edema", 3: "enhancing"}
 
 
 def tumour(core: int, edema: int, enhancing: int) -> np.ndarray:
-    """A row of voxels: `core` of label 1, then `edema` of 2, then `enhancing` of 3."""
+    """Return a row of `core` voxels of label 1, then `edema` of label 2, then `enhancing` of label 3."""
     array = np.zeros((12, 3, 3), np.uint8)
     values = [1] * core + [2] * edema + [3] * enhancing
     array[: len(values), 1, 1] = values

@@ -138,7 +138,7 @@ def test_labels_with_a_scale_are_what_they_say(folders):
     predictions, labels = folders
     image = nib.load(labels / "a.nii.gz")
     header = image.header.copy()
-    header.set_data_dtype(np.int16)  # of float values: nibabel writes a scale into the header
+    header.set_data_dtype(np.int16)  # for float values nibabel writes a scale into the header
     nib.save(nib.Nifti1Image(image.get_fdata() * 1.000015, image.affine, header), labels / "a.nii.gz")
     assert nib.load(labels / "a.nii.gz").dataobj.slope != 1
     scores, _, _ = score_folder(predictions, labels)

@@ -1,4 +1,4 @@
-"""What a missing structure counts, worked by hand, and how cases are summed up."""
+"""Scores of missing structures, worked by hand, and the summary over cases."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DIAGONAL = math.sqrt(12**2 + 5**2 + 12**2)
 
 
 def label_map(*filled: tuple[int, int]) -> np.ndarray:
-    """Label `value` in slice `index` for each (value, index)."""
+    """Return a map with label `value` in slice `index` for each (value, index)."""
     array = np.zeros(SHAPE, np.uint8)
     for value, index in filled:
         array[index, 1:4, 1:5] = value
@@ -71,7 +71,7 @@ def test_summary_worked_by_hand():
     assert liver["sd"]["hd95"] == pytest.approx(math.sqrt((7**2 + 11**2 + 4**2) / 2))
     assert {"dice": 0.0, "hd95": 30.0, "n": 1, "invented": 1, "absent": 2}.items() <= spleen.items()
     assert (gland["dice"], gland["nsd"], gland["hd95"], gland["n"]) == (None, None, None, 0)
-    # The mean of the class means leaves out the gland, of which nothing is known.
+    # The mean over classes leaves out the gland, which no case has.
     assert summary["mean"] == pytest.approx({"dice": 0.7 / 3, "nsd": 0.2, "hd95": 19.5})
     json.dumps(summary, allow_nan=False)
 

@@ -1,4 +1,4 @@
-"""Scores with voxels that are ignored and of regions that a network was trained by."""
+"""Scores with ignored voxels, and scores of regions that a network was trained with."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ REGIONS = LabelScheme(NAMES, None, {"all": (1, 2), "b": (2,)}, (1, 2))
 
 
 def maps(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Prediction and reference (D, H, W) of blobs, the reference's outer planes ignored."""
+    """Return prediction and reference (D, H, W) of two blocks; four planes of the reference are ignored."""
     random = np.random.default_rng(seed)
     reference = np.zeros((8, 9, 10), np.uint8)
     reference[1:6, 2:7, 1:5], reference[1:6, 2:7, 5:9] = 1, 2
@@ -53,11 +53,11 @@ def test_no_score_depends_on_ignored_voxels(there: int) -> None:
         assert score.dice == pytest.approx(2 * (first & second).sum() / (first.sum() + second.sum()))
         assert 0 < score.nsd < 1 and score.hd95 > 0
     without = score_case("a", prediction, np.where(known, reference, 0), SPACING, NAMES, regions={"all": (1, 2)})
-    assert without != scores  # what is invented in ignored voxels costs nothing
+    assert without != scores  # predictions in ignored voxels would otherwise count
 
 
 def test_a_structure_is_cut_at_ignored_voxels_in_both_maps() -> None:
-    """The surface where it is cut is the same one in both, and counts as agreeing."""
+    """Both maps have the same surface at the cut, which counts as agreement."""
     reference = np.zeros((9, 9, 9), np.uint8)
     reference[2:7, 2:7, 2:7] = 1
     prediction = reference.copy()
@@ -76,7 +76,7 @@ def test_files_may_hold_anything_where_the_reference_is_ignored(tmp_path: Path) 
     scores, summary, warnings = score_folder(tmp_path / "p", tmp_path / "labelsTr")
     assert scores == score_case("a", prediction, reference, SPACING, [1, 2], ignore=3) and warnings == []
     assert list(summary["classes"]) == ["1", "2"]
-    (tmp_path / "dataset.json").unlink()  # whose word the command line can stand in for
+    (tmp_path / "dataset.json").unlink()  # the command line can name the ignore label instead
     main([str(tmp_path / "p"), str(tmp_path / "labelsTr"), "--ignore", "3"])
     told = json.loads((tmp_path / "p" / "summary.json").read_text())
     assert told["mean"] == summary["mean"] and list(told["classes"]) == ["1", "2"]
@@ -103,7 +103,7 @@ def test_trained_regions_stand_in_the_place_of_classes(tmp_path: Path) -> None:
     with (tmp_path / "scores.csv").open() as stream:
         rows = [(row["class"], row["name"]) for row in csv.DictReader(stream)]
     assert rows == [("1+2", "all"), ("2", "b"), ("1", "only a")]
-    table = read_scores(tmp_path)  # the report takes trained regions for classes
+    table = read_scores(tmp_path)  # the report treats trained regions as classes
     assert table["region"].tolist() == [False, False, True]
     assert scores_table(summary).row_count == 4
 
@@ -121,7 +121,10 @@ def test_names_of_regions_come_from_dataset_json(tmp_path: Path) -> None:
 
 
 def two_cases(folder: Path) -> dict[str, tuple[Path, Path]]:
-    """Of one structure with a core of label 2: a speck of label 1 too much in the first case, of both in the second."""
+    """Write two cases of a structure with a core of label 2. Each prediction has an extra speck.
+
+    The speck has label 1 in the first case, and labels 1 and 2 in the second.
+    """
     pairs = {}
     for case, speck in (("a", (1, 1)), ("b", (1, 2))):
         reference = np.zeros((8, 8, 8), np.uint8)
@@ -135,7 +138,7 @@ def two_cases(folder: Path) -> dict[str, tuple[Path, Path]]:
 def test_regions_keep_their_largest_component(tmp_path: Path) -> None:
     labels = np.array([[[1, 1, 2, 0, 2, 1, 0, 2]]], np.uint8)
     assert keep_largest(labels, [(1, 2)]).tolist() == [[[1, 1, 2, 0, 0, 0, 0, 0]]]
-    assert keep_largest(labels, [2]).tolist() == [[[1, 1, 2, 0, 2, 1, 0, 2]]]  # all are as large
+    assert keep_largest(labels, [2]).tolist() == [[[1, 1, 2, 0, 2, 1, 0, 2]]]  # all components have one size
     whole, core = choose_classes(two_cases(tmp_path), REGIONS)
     assert (whole.label, whole.name, whole.n_changed) == ((1, 2), "all", 2)
     assert whole.dice_before == pytest.approx(2 * 27 / (27 + 29)) and whole.dice_after == 1.0
@@ -160,4 +163,4 @@ def test_the_choice_leaves_ignored_voxels_out(tmp_path: Path) -> None:
         reference[6:] = 3
         save(path, reference)
     first, _ = choose_classes(pairs, SPARSE)
-    assert first.n_changed == 2 and first.dice_before == first.dice_after == 1.0  # the specks are not counted
+    assert first.n_changed == 2 and first.dice_before == first.dice_after == 1.0  # the specks lie in ignored voxels

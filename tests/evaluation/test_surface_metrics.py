@@ -18,7 +18,7 @@ def surface_points(mask: np.ndarray, spacing: tuple[float, ...]) -> np.ndarray:
 
 
 def independent_scores(a: np.ndarray, b: np.ndarray, spacing: tuple[float, ...], tolerance: float):
-    """Dice, NSD, HD95 from the definitions: eroded surfaces, nearest neighbours by KD-tree in mm."""
+    """Return Dice, NSD, HD95 by definition: surfaces by erosion, nearest neighbours in mm by KD-tree."""
     points_a, points_b = surface_points(a, spacing), surface_points(b, spacing)
     a_to_b, _ = cKDTree(points_b).query(points_a)
     b_to_a, _ = cKDTree(points_a).query(points_b)
@@ -67,9 +67,9 @@ def test_cube_shifted_by_one_voxel_of_two_mm():
     b[3:7, 2:6, 2:6] = True
     spacing = (2.0, 1.0, 1.0)
     assert dice(a, b) == pytest.approx(2 * 48 / 128)
-    # A cube's 56 surface voxels are faces of 16 at both ends and rims of 12 in the two layers between. The
-    # face that the other cube does not reach lies 2 mm from it; of the opposite face the rim of 12 agrees and
-    # its 4 inner voxels lie inside the other cube, 1 mm from its surface: 36 at 0 mm, 40 at 1 mm, 56 at 2 mm.
+    # A cube has 56 surface voxels: two end faces of 16, and rims of 12 in the two layers between. The end face
+    # that the other cube does not reach lies 2 mm from it. Of the opposite face, the rim of 12 agrees and the 4
+    # inner voxels lie 1 mm inside the other cube's surface. So 36 are within 0 mm, 40 within 1 mm, 56 within 2 mm.
     assert nsd(a, b, spacing, tolerance=0.0) == pytest.approx(36 / 56)
     assert nsd(a, b, spacing, tolerance=1.0) == pytest.approx(40 / 56)
     assert nsd(a, b, spacing, tolerance=2.0) == 1.0

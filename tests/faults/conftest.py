@@ -1,4 +1,4 @@
-"""A sound dataset, scans to predict and a trained model, for a test to break one thing of."""
+"""A sound dataset, scans to predict and a trained model, of which each test breaks one part."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PLAN = Plan(2, (3.0, 1.0, 1.0), (4, 8, 8), STRIDES, 2, ({"scheme": "zscore", "no
 
 @dataclass
 class Bench:
-    """Five training cases a..e in `raw`, one scan `good` in `scans`, and a checkpoint; results go to `out`."""
+    """Five training cases a..e in `raw`, one scan `good` in `scans`, and a checkpoint. Results go to `out`."""
 
     root: Path
 
@@ -73,7 +73,7 @@ class Bench:
         return path
 
     def save_checkpoint(self, edit: Callable[[dict[str, Any]], Any] = lambda content: None) -> Path:
-        """A tiny model with random weights; `edit` changes what is stored."""
+        """Save a tiny model with random weights. `edit` changes the checkpoint's content."""
         torch.manual_seed(0)
         network = E2ENet(1, len(LABELS), STRIDES, base_features=2, max_features=4)
         content: dict[str, Any] = {
@@ -89,12 +89,12 @@ class Bench:
         return self.checkpoint
 
     def predict(self, **changes: Any) -> dict[str, str]:
-        """Predict the scans; {case: reason} of those that failed."""
+        """Predict the scans; return {case: reason} of failed cases."""
         settings = {"mirror": False, "step": 1.0, "device": "cpu"} | changes
         return run_prediction(PredictConfig((self.checkpoint,), self.scans, self.out, **settings))
 
     def data(self, **options: Any) -> SegmentationDataModule:
-        """The raw dataset as training takes it, checked and prepared."""
+        """Check and prepare the raw dataset as training does."""
         plan = {"patch_size": PLAN.patch_size, "strides": STRIDES}
         settings = {"prepared_root": self.prepared, "plan": plan, "num_workers": 0, "prepare_workers": 0}
         settings |= {"layout": MSDLayout(), "name": self.raw.name, "root": self.raw.parent}
@@ -103,17 +103,17 @@ class Bench:
         return data
 
     def refusal(self, **options: Any) -> str:
-        """What training says of the dataset; the test fails where it takes it."""
+        """Return the error with which training refuses the dataset."""
         with pytest.raises(InputError) as caught:
             self.data(**options)
         return str(caught.value)
 
     def results(self) -> list[str]:
-        """Every file in `out`, half-written ones and records among them, relative to it."""
+        """Return every file in `out`, relative to it, including records and partly written files."""
         return sorted(str(path.relative_to(self.out)) for path in self.out.rglob("*") if path.is_file())
 
     def leftovers(self) -> list[str]:
-        """Every file that preparation left behind, lock files aside."""
+        """Return every file that preparation left behind, except lock files."""
         files = [path for path in self.prepared.rglob("*") if path.is_file() and "lock" not in path.name]
         return sorted(path.name for path in files)
 

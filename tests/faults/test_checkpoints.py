@@ -1,4 +1,4 @@
-"""Checkpoints that anybody may have made: refused with file, value and expectation before anything is written."""
+"""Untrusted checkpoints are refused with file, value and expectation before anything is written."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Edit = Callable[[Content], Any]
 
 
 class Harmful:
-    """Makes a folder wherever it is unpickled."""
+    """Make a folder when unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -62,7 +62,10 @@ def groups_that_differ(content: Content) -> None:
 
 
 def packed(change: Callable[[dict[str, Any], str, str], Any] = lambda state, weight, mask: None) -> Edit:
-    """Pack the weights, of masks without the first kernel; `change` is given the names of the first layer's two."""
+    """Switch off the first kernel of each mask and pack the weights.
+
+    `change` gets the state dict and the names of the first layer's weight and mask.
+    """
 
     def edit(content: Content) -> None:
         state = content["state_dict"]
@@ -76,7 +79,7 @@ def packed(change: Callable[[dict[str, Any], str, str], Any] = lambda state, wei
 
 
 def kernels_beyond_all_memory(content: Content) -> None:
-    """A stride of 2^10 x 2^10 and kernels of that size, none of which is active: a few bytes."""
+    """Store a stride of 2^10 x 2^10 whose kernels are all inactive, so that they take a few bytes."""
     packed()(content)
     plan(strides=[[1, 1024, 1024]], patch_size=[4, 1024, 1024])(content)
     state = content["state_dict"]
@@ -171,7 +174,7 @@ WRONG: dict[str, tuple[Edit, str]] = {
 
 
 def refusal(bench: Any) -> str:
-    """What prediction says; nothing may be there of its output."""
+    """Return the error of prediction, which must not have written any output."""
     with pytest.raises(InputError) as caught:
         bench.predict()
     assert not bench.out.exists()
@@ -192,7 +195,7 @@ def test_pickled_code_is_never_run(bench: Any, tmp_path: Path) -> None:
     found = refusal(bench)
     assert f"{path}: is no checkpoint, or holds pickled objects" in found and "expected tensors and plain" in found
     assert not trap.exists()
-    torch.load(path, weights_only=False)  # what others do
+    torch.load(path, weights_only=False)  # unsafe loading, as in other programs
     assert trap.exists()
 
 
@@ -205,7 +208,7 @@ def test_cut_off(bench: Any, kept: float) -> None:
 
 @pytest.mark.parametrize("edit", [lambda content: None, packed()], ids=["whole", "packed"])
 def test_damaged_anywhere(edit: Edit, bench: Any) -> None:
-    """One wrong byte is either refused in words or lies where nothing is changed by it that prediction reads."""
+    """A wrong byte is either refused with a message or changes nothing that prediction reads."""
     bench.save_checkpoint(edit)
     content = bench.checkpoint.read_bytes()
     random = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""Every way in which a dataset can be unusable though its scans are sound: labels, pairs, lists, splits."""
+"""Every way in which a dataset of sound scans can be unusable: labels, pairs, lists, splits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Spoil = Callable[[Any], Any]
 
 
 def label(value: float, dtype: type = np.uint8, shape: tuple[int, ...] = SHAPE) -> Spoil:
-    """Case b's label with one voxel of this value."""
+    """Give one voxel of case b's label this value."""
     array = np.ones(shape, dtype)
     array.flat[5] = value
     return lambda bench: bench.write(bench.label("b"), array)
@@ -144,7 +144,7 @@ def test_a_split_whose_training_cases_have_no_foreground(bench: Any) -> None:
     found = bench.refusal(split={"train": ["a"], "validation": ["b"]})
     assert found.startswith(f"{bench.raw}: none of the 1 training cases of fold 0 has a labelled voxel, foreground in")
     assert not [name for name in bench.leftovers() if name.startswith(".tmp-")]
-    bench.data(split={"train": ["b"], "validation": ["a"]})  # a validation case may have none
+    bench.data(split={"train": ["b"], "validation": ["a"]})  # a validation case may have no foreground
 
 
 @pytest.mark.parametrize("name", ["", ".hidden", "a/b", "../up", "x\ny", "n" * 201])

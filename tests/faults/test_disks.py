@@ -1,6 +1,6 @@
-"""Disks that are full, read-only or unreadable: named, with nothing half-written left, and the others worked on.
+"""Full, read-only or unreadable disks are reported, leave no partly written file, and do not stop the other cases.
 
-The full disk is the kernel's own, /dev/full; what a test that runs as root cannot have refused is injected.
+The full disk is the kernel's /dev/full. Refusals that root would not get are injected.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /
 
 @pytest.fixture
 def fill(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Lets every write to a file of this name end as on a full disk."""
+    """Return a function that makes writes to a path fail as on a full disk."""
     monkeypatch.setattr(files.uuid, "uuid4", lambda: uuid.UUID(int=0))
 
     def full(path: Path) -> None:
@@ -39,7 +39,7 @@ def fill(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def deny(monkeypatch: pytest.MonkeyPatch, method: str, place: Path, code: int = errno.EACCES) -> None:
-    """Let a method of Path fail for one place as the system would."""
+    """Let a method of Path fail for `place` and everything below it, as the system would."""
     original = getattr(Path, method)
 
     def failing(self: Path, *args: Any, **more: Any) -> Any:
@@ -63,13 +63,13 @@ def test_a_disk_that_fills_up_during_prediction(bench: Any, fill: Any, ending: s
     files_of_good = [name for name in bench.results() if "good" in name]
     assert files_of_good == [".predicted/good.json", *(["good.npz"] if ending == ".nii.gz" else [])]
     assert {"second.nii.gz", "second.npz"} < set(bench.results())
-    assert bench.predict(probabilities=True) == {} and "good.nii.gz" in bench.results()  # there is room again
+    assert bench.predict(probabilities=True) == {} and "good.nii.gz" in bench.results()  # space is free again
 
 
 @needs_dev_full
 def test_a_disk_that_fills_up_during_preparation(bench: Any, fill: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.data()
-    monkeypatch.setattr("e2enet.system.locks.remove_temporaries", lambda folder: None)  # it would empty the disk
+    monkeypatch.setattr("e2enet.system.locks.remove_temporaries", lambda folder: None)  # keeps the link to /dev/full
     (image,) = bench.prepared.rglob("b.image.npy")
     for path in image.parent.glob("b.*"):
         path.unlink()
@@ -159,7 +159,7 @@ def test_a_dataset_that_cannot_be_read(bench: Any, monkeypatch: pytest.MonkeyPat
 
 def test_a_scan_that_cannot_be_read(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = bench.write(bench.scans / "bad.nii.gz", bench.voxels())
-    deny(monkeypatch, "open", bad)  # by the hash of the scan, or by its voxels
+    deny(monkeypatch, "open", bad)  # whether opened for its hash or its voxels
     monkeypatch.setattr("gzip.open", _denying(bad))
     failures = bench.predict()
     assert list(failures) == ["bad"] and "Permission denied" in failures["bad"] and str(bad) in failures["bad"]
@@ -180,7 +180,7 @@ def _denying(bad: Path) -> Any:
 
 
 def test_a_disk_that_fills_up_at_any_byte_of_a_checkpoint(tmp_path: Path) -> None:
-    """The system lets no file grow beyond a limit: whatever torch makes of that, it is told, and the old one stays."""
+    """A file size limit stops the write at any byte: the error is reported and the old checkpoint is kept."""
     path, writer = tmp_path / "last.ckpt", AtomicCheckpointIO()
     content = {"state_dict": {f"layer{index}": torch.full((300,), float(index)) for index in range(4)}}
     writer.save_checkpoint({"state_dict": {}}, path)

@@ -1,6 +1,6 @@
-"""Every way in which a scan can be unusable: said with file, value and expectation, before training and in prediction.
+"""Unusable scans of every kind are reported with file, value and expectation, before training and in prediction.
 
-In prediction the sound scan beside it is predicted all the same, and nothing is left of the broken one.
+Prediction still predicts the sound scan beside the broken one, and leaves no file for the broken one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Spoil = Callable[[Path], Any]
 
 
 def saved(array: np.ndarray, affine: np.ndarray | None = None) -> Spoil:
-    """A file that holds these voxels."""
+    """Write a file with these voxels."""
     return lambda path: nib.save(nib.Nifti1Image(array, np.eye(4) if affine is None else affine), path)
 
 
@@ -34,7 +34,7 @@ def with_voxel(value: float, dtype: type = np.float32) -> Spoil:
 
 
 def header_changed(**fields: Any) -> Spoil:
-    """A sound image whose header is changed behind nibabel's back."""
+    """Write a sound image whose header is changed without nibabel."""
 
     def spoil(path: Path) -> None:
         image = nib.Nifti1Image(np.ones(SHAPE, np.float32), np.eye(4))
@@ -49,7 +49,7 @@ def header_changed(**fields: Any) -> Spoil:
 
 
 def bytes_changed(change: Callable[[bytearray], Any]) -> Spoil:
-    """A sound file of noise whose bytes are changed."""
+    """Write a sound file of noise and change its bytes."""
 
     def spoil(path: Path) -> None:
         noise = np.random.default_rng(0).normal(size=(20, 20, 20)).astype(np.float32)

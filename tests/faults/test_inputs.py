@@ -1,4 +1,4 @@
-"""The list of malformed inputs is true: its tests exist, and every row of the tables of tests is in it."""
+"""The list of malformed inputs is correct: its tests exist, and every row of the tests' tables is listed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TESTS = Path(__file__).parents[1]
 NODE = re.compile(r"(?P<file>[\w/]+\.py)::(?P<test>\w+)(\[(?P<row>[\w-]+)\])?")
 LISTED: dict[str, dict[str, list[str]]] = yaml.safe_load((Path(__file__).parent / "inputs.yaml").read_text("utf-8"))
 INPUTS = {name: nodes for rows in LISTED.values() for name, nodes in rows.items()}
-# The tables whose keys are the names of rows: what is broken there is listed.
+# Tables of the test files; their keys are names of rows, which inputs.yaml must list.
 TABLES = {
     "test_images.py": "BROKEN",
     "test_datasets.py": "WRONG",
@@ -27,7 +27,7 @@ def functions(file: Path) -> set[str]:
 
 
 def rows(file: Path, table: str) -> set[str]:
-    """Keys of a dictionary that a module assigns."""
+    """Return the keys of the dictionary `table` of a module."""
     for node in ast.parse(file.read_text("utf-8")).body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == table:
             assert isinstance(node.value, ast.Dict)
@@ -56,7 +56,7 @@ def test_no_row_of_a_table_is_left_out(file: str) -> None:
     assert rows(TESTS / "faults" / file, TABLES[file]) - listed - NEIGHBOURS == set()
 
 
-# Rows that only tell apart what the list has under one name.
+# Rows that are variants of an input in the list.
 NEIGHBOURS = {
     *("no-list", "labels-that-are-none", "mirror-axis-that-is-none", "unknown-setting", "keys-that-are-no-names"),
 }

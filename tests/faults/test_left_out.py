@@ -1,4 +1,4 @@
-"""predict.py and the evaluation lose no scan in silence: what they do not take is told, what cannot be read fails."""
+"""predict.py and the evaluation skip no scan silently: ignored files are reported, unreadable ones fail."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_dead_link_fails_and_the_others_go_on(bench: Any, capsys: pytest.Captu
     (bench.scans / "lost.nii.gz").unlink()
     dead = link(bench.scans / "lost.nii.gz")
     reason = f"case lost: {dead}: a link whose target /nowhere/x.nii.gz is not there"
-    assert bench.predict() == {"lost": reason}  # also where a result of an earlier scan stands in its place
+    assert bench.predict() == {"lost": reason}  # even if an earlier scan of this name has a result
     shutil.rmtree(bench.out)
     assert bench.predict() == {"lost": reason}
     assert sorted(path.name for path in bench.out.glob("*.nii*")) == ["good.nii.gz", "more.nii"]

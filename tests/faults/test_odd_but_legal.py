@@ -1,4 +1,4 @@
-"""Scans that look odd and are none of the user's mistakes: predicted on their own grid, prepared, and trained on."""
+"""Odd but legal scans are predicted on their own grid, prepared, and trained on."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_training_takes_constant_scans_empty_labels_and_whole_numbers_stored_as_
     label[2:4] = 2.0
     bench.write(bench.label("c"), label)
     batch = first_batch(bench.data(fold="all"))
-    assert batch["image"].abs().max() == 0  # a constant has no deviation to be divided by
+    assert batch["image"].abs().max() == 0  # a constant image has deviation 0
     assert set(batch["label"].unique().tolist()) <= {0, 1, 2}
 
 
@@ -98,7 +98,7 @@ def test_training_pads_scans_smaller_than_the_patch(bench: Any, shape: tuple[int
         bench.write(bench.label(case), np.ones(shape, np.uint8))
     batch = first_batch(bench.data(plan={"patch_size": (16, 32, 32), "strides": ((2, 2, 2),), "batch_size": 2}))
     assert batch["image"].shape == (2, 1, 16, 32, 32) and torch.isfinite(batch["image"]).all()
-    # Every voxel of the scan lies in the patch, and nothing else is labelled: what is padded is background.
+    # The whole scan lies in the patch, and padding is background.
     assert (batch["label"] == 1).sum() <= 2 * np.prod(shape) * 9 and (batch["label"] > 1).sum() == 0
     assert (batch["label"] == 1).any()
 

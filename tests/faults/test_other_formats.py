@@ -1,4 +1,4 @@
-"""Every way in which a MetaImage, NRRD or GIPL file can be unusable is told, as that of a NIfTI file is."""
+"""Unusable MetaImage, NRRD and GIPL files of every kind are reported, like those of NIfTI."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ Spoil = Callable[[Path], Any]
 
 
 def meta(place: str = "LOCAL", content: bytes = RAW, **changes: str) -> Spoil:
-    """A MetaImage whose header is changed."""
+    """Write a MetaImage with a changed header."""
     lines = [f"{key} = {value}" for key, value in {**META, **changes, "ElementDataFile": place}.items()]
     return lambda path: path.write_bytes("\n".join(lines).encode() + b"\n" + content)
 
 
 def nrrd(content: bytes = RAW, without: str = "", **changes: str) -> Spoil:
-    """An NRRD file whose header is changed; of a key the underscore is a blank."""
+    """Write an NRRD file with a changed header. An underscore in a key stands for a blank."""
     fields = {**NRRD, **{key.replace("_", " "): value for key, value in changes.items()}}
     lines = ["NRRD0005", *(f"{key}: {value}" for key, value in fields.items() if key != without)]
     return lambda path: path.write_bytes("\n".join(lines).encode() + b"\n\n" + content)
 
 
 def packed_and(change: Callable[[bytearray], Any]) -> Spoil:
-    """A sound packed file whose bytes are changed."""
+    """Write a sound compressed file and change its bytes."""
 
     def spoil(path: Path) -> None:
         image = SimpleITK.GetImageFromArray(VOXELS.T)
@@ -72,7 +72,7 @@ def flip(content: bytearray, place: int) -> None:
 
 
 def voxels_cut(ending: str, packed: bool) -> Spoil:
-    """A header whose voxels, in the file beside it, are cut off."""
+    """Write a header with a separate voxel file, and cut off the end of the voxels."""
 
     def spoil(path: Path) -> None:
         SimpleITK.WriteImage(SimpleITK.GetImageFromArray(VOXELS.T), str(path), useCompression=packed)

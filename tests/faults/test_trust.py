@@ -1,4 +1,4 @@
-"""docs/security.md: its statements name tests that exist, and why configs are on the trusted side."""
+"""docs/security.md: its statements name tests that exist; and a test shows why configs must be trusted."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_the_page_counts_the_inputs() -> None:
 
 
 def test_a_config_is_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Checking a config imports what its `_target_` names: nothing that a stranger wrote may get there."""
+    """Checking a config imports its `_target_`, so a stranger's code must not be on the path."""
     (tmp_path / "of_a_stranger.py").write_text(
         f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\ndef optimizer(params): ...\n"
     )
@@ -46,7 +46,7 @@ def test_a_config_is_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     try:
         check_command_line(["optimizer._target_=of_a_stranger.optimizer"])
     except InputError:
-        pass  # the optimizer's other settings do not fit, which is told after the import
+        pass  # the optimizer's other settings do not fit, which is reported after the import
     finally:
         sys.modules.pop("of_a_stranger", None)
     assert (tmp_path / "ran").is_file()

@@ -1,7 +1,7 @@
-"""Coverage-guided fuzzing of what anybody may have written: python tests/fuzz/fuzz.py TARGET [libFuzzer's options].
+"""Coverage-guided fuzzing of untrusted files: python tests/fuzz/fuzz.py TARGET [libFuzzer's options].
 
-Targets: dataset_json, plan_json, scan, mha, nrrd. Whatever the bytes are, only InputError may come out. Needs atheris
-(the extra `fuzz`); new inputs are kept in a scratch folder, those that crash are written beside it. For five minutes:
+Targets: dataset_json, plan_json, scan, mha, nrrd. Whatever the bytes, only InputError may be raised. Needs atheris
+(the extra `fuzz`). New inputs and inputs that crash are kept in a scratch folder. For five minutes:
 
     python tests/fuzz/fuzz.py dataset_json -max_total_time=300
 """
@@ -16,7 +16,7 @@ from tempfile import mkdtemp
 
 Target = Callable[[bytes], None]
 CORPUS = Path(__file__).parent / "corpus"
-# Words that the readers look for, which no random change would spell.
+# Words that the readers look for. Random changes would hardly ever produce them.
 WORDS = (
     *("labels", "modality", "channel_names", "training", "test", "validation", "dataset", "numTraining", "name"),
     *("file_ending", "image", "images", "label", ".nii.gz", "../", "/", "background", "\\u0000", "\\ud800", "null"),
@@ -32,8 +32,8 @@ def main(arguments: list[str]) -> None:
     import atheris
 
     name, *options = arguments
-    sys.path.insert(0, str(Path(__file__).parents[2]))  # this checkout, whichever is installed
-    # Code that is imported within reports which of its branches an input took.
+    sys.path.insert(0, str(Path(__file__).parents[2]))  # import this checkout, not the installed package
+    # Code imported inside `instrument_imports` reports which branches an input took.
     scratch = Path(mkdtemp(prefix=f"fuzz-{name}-"))
     (scratch / "files").mkdir()
     with atheris.instrument_imports(include=["e2enet"]):
@@ -49,9 +49,10 @@ def main(arguments: list[str]) -> None:
 
 
 def targets(folder: Path) -> dict[str, Target]:
-    """Each target takes the bytes of a file; anything but InputError that it raises is a finding.
+    """Return the targets. Each takes the bytes of a file; any exception other than InputError is a finding.
 
-    `folder` is empty and theirs alone; one for all inputs, since making folders would take most of the time.
+    `folder` must be empty and is used by the targets alone. All inputs share it, as making folders would take most
+    of the time.
     """
     from e2enet.common.console import console
     from e2enet.common.errors import InputError
@@ -73,7 +74,7 @@ def targets(folder: Path) -> dict[str, Target]:
             problems: list = []
             try:
                 scan(folder, problems)
-                "\n".join(map(str, problems)).encode("utf-8")  # they can be printed
+                "\n".join(map(str, problems)).encode("utf-8")  # problems can be printed
             except InputError as error:
                 str(error).encode("utf-8")
 

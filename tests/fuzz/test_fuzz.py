@@ -1,4 +1,4 @@
-"""The fuzz targets without atheris: the seed corpus, and random changes of it, let nothing out but InputError."""
+"""The fuzz targets without atheris: the seed corpus and random changes of it raise nothing but InputError."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-CHANGES = 300  # per target: some seconds
+CHANGES = 300  # per target; takes some seconds
 TARGETS = ["dataset_json", "plan_json", "scan", "mha", "nrrd"]
 
 
@@ -31,7 +31,7 @@ def seeds(name: str) -> list[bytes]:
 
 
 def changed(content: bytes, others: list[bytes], words: tuple[str, ...], draw: random.Random) -> bytes:
-    """One to four changes: a byte, a cut, a repetition, a word, a piece of another seed."""
+    """Apply one to four changes: a byte, a cut, a repetition, a word, or a part of another seed."""
     data = bytearray(content)
     for _ in range(draw.randint(1, 4)):
         first, last = sorted(draw.randrange(len(data) + 1) for _ in range(2))

@@ -42,12 +42,12 @@ def make_plan(num_channels: int = 1) -> Plan:
 
 @pytest.fixture
 def make_content() -> Callable[..., dict[str, Any]]:
-    """`checkpoint_content` for tests, which cannot import this file."""
+    """Give `checkpoint_content` to tests, which cannot import this file."""
     return checkpoint_content
 
 
 def checkpoint_content(seed: int = 0, num_channels: int = 1) -> dict[str, Any]:
-    """What prediction reads of Lightning's checkpoint, with random weights."""
+    """Return the parts of a Lightning checkpoint that prediction reads, with random weights."""
     torch.manual_seed(seed)
     network = E2ENet(num_channels, len(LABELS), STRIDES, base_features=4, max_features=16)
     return {
@@ -69,7 +69,7 @@ def checkpoint_content(seed: int = 0, num_channels: int = 1) -> dict[str, Any]:
 
 @pytest.fixture
 def write_checkpoint(tmp_path: Path) -> Callable[..., Path]:
-    """Save a tiny checkpoint; `edit` may change its content first."""
+    """Return a function that saves a tiny checkpoint. `edit` may change its content first."""
 
     def write(
         name: str = "best.ckpt",
@@ -90,7 +90,7 @@ def write_checkpoint(tmp_path: Path) -> Callable[..., Path]:
 
 
 def oblique_affine() -> np.ndarray:
-    """File axes to the left, posterior and superior, 0.9 x 1.1 x 2.8 mm, turned by about 10 degrees."""
+    """Return an affine of 0.9 x 1.1 x 2.8 mm; axes point left, posterior and superior, rotated by about 10 degrees."""
     angles = np.deg2rad([9.0, -7.0])
     cos, sin = np.cos(angles), np.sin(angles)
     about_z = np.array([[cos[0], -sin[0], 0], [sin[0], cos[0], 0], [0, 0, 1]])
@@ -103,7 +103,7 @@ def oblique_affine() -> np.ndarray:
 
 @pytest.fixture
 def scan() -> nib.Nifti1Image:
-    """16 x 14 x 7 voxels of smooth noise in an oblique LPS grid, millimetre units and codes set."""
+    """16 x 14 x 7 voxels of noise with a ramp on an oblique LPS grid; the unit (mm) and form codes are set."""
     values = np.random.default_rng(5).normal(size=(16, 14, 7)).astype(np.float32)
     values += np.linspace(0, 3, 16, dtype=np.float32)[:, None, None]
     image = nib.Nifti1Image(values, oblique_affine())

@@ -1,4 +1,4 @@
-"""compact.ckpt gives the network and the predictions of the checkpoint that it was made of, and holds less."""
+"""compact.ckpt gives the same network and predictions as the checkpoint it was made from, and is smaller."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PREFIXES = ("network.", "network._orig_mod.")
 def trained(
     network: dict[str, Any], group_size: int = 1, density: float | None = 0.2, prefix: str = PREFIXES[0]
 ) -> Any:
-    """An edit of a checkpoint's content: another network, its masks drawn, and all that a run needs to go on."""
+    """Return an edit of a checkpoint: another network, drawn masks, and the optimizer state that resuming needs."""
 
     def edit(content: dict[str, Any]) -> None:
         settings = content["hyper_parameters"]
@@ -86,10 +86,10 @@ def test_it_holds_what_prediction_needs_and_no_more(write_checkpoint: Write) -> 
     )
     active = sum(int(layer.kernel_mask.sum()) * layer.weight.shape[2:].numel() for layer in layers.values())
     masks = sum(layer.kernel_mask.numel() for layer in layers.values())
-    expected = 4 * (dense + active) + masks  # bytes, of float32 and bool
+    expected = 4 * (dense + active) + masks  # bytes: float32 weights, bool masks
     tensors = content["state_dict"].values()
     assert sum(value.untyped_storage().nbytes() for value in tensors) == expected
-    # Names, shapes and padding of at most 512 bytes for each tensor.
+    # Names, shapes and padding take at most 512 bytes per tensor.
     assert expected < compact.stat().st_size < expected + 512 * len(tensors) + 8192
     assert compact.stat().st_size < best.stat().st_size / 4
 

@@ -1,4 +1,4 @@
-"""Labels are told apart by colour and outline, and drawn where they are."""
+"""Labels differ in colour and outline, and are drawn in the right place."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from e2enet.inference.contours import (
 
 def test_no_two_of_twenty_classes_look_the_same() -> None:
     styles = label_styles({value: f"organ {value}" for value in range(21)})
-    assert list(styles) == list(range(1, 21))  # background has none
+    assert list(styles) == list(range(1, 21))  # background has no style
     assert len({(style.colour, str(style.dashes)) for style in styles.values()}) == 20
     assert [style.colour for style in styles.values()][:7] == list(COLOURS)
     assert next(handle.get_label() for handle in label_handles(styles)) == "organ 1"
@@ -57,13 +57,13 @@ def test_slices_are_turned_as_radiologists_look_at_them(
     view = slice_view([sizes[ras] for ras in order], axis, depth_axis)
     assert (view.name, view.left) == (name, left)
     assert view.aspect == sizes["RAS".index(up)] / sizes["RAS".index(left)]
-    # Rows from the top are ever less up, columns from the left ever less on the left.
+    # Each row lies one voxel further from `up` than the row above it, each column one further from `left`.
     assert (np.diff(view.turn(frame[up].take(1, axis)), axis=0) == -1).all()
     assert (np.diff(view.turn(frame[left].take(1, axis)), axis=1) == -1).all()
 
 
 def test_image_and_labels_are_drawn_alike() -> None:
-    """In an axial slice (right, anterior) the voxel furthest to the right and front is on the left and on top."""
+    """In an axial slice (right, anterior), the rightmost and foremost voxel is drawn at the top left."""
     labels = np.zeros((8, 6), dtype=np.uint8)
     labels[-1, -1] = 1
     styles, view = label_styles({0: "background", 1: "liver"}), slice_view((3, 1, 1), 0, 2)

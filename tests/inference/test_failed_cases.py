@@ -1,4 +1,4 @@
-"""A case that cannot be predicted fails by name, with what is wrong with it, and the others go on."""
+"""A case that cannot be predicted is reported with its name and reason; the other cases are predicted."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PATCH = (4, 8, 8)
 
 
 class Edited(nn.Module):
-    """A network whose logits a function may change."""
+    """A network whose logits are changed by a function."""
 
     def __init__(self, network: nn.Module, edit: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -39,12 +39,12 @@ class Edited(nn.Module):
 
 
 def bright(x: Tensor) -> Tensor:
-    """Two classes, from a scan's first channel."""
+    """Return logits (x, -x) of a scan's first channel."""
     return torch.cat([x[:, :1], -x[:, :1]], dim=1)
 
 
 def with_one(value: float) -> Callable[[Tensor], Tensor]:
-    """Sets a single logit of the last window's last voxel."""
+    """Return a function that sets one logit of the last window's last voxel."""
 
     def edit(logits: Tensor) -> Tensor:
         logits = logits.clone()
@@ -55,21 +55,21 @@ def with_one(value: float) -> Callable[[Tensor], Tensor]:
 
 
 def saved(path: Path, values: np.ndarray, factor: float = 1.0) -> Case:
-    """A scan of 1 x 1.2 x 3 mm times a factor, as a case."""
+    """Save a scan with voxels of 1 x 1.2 x 3 mm times `factor`; return its case."""
     nib.save(nib.Nifti1Image(values.astype(np.float32), np.diag([factor, 1.2 * factor, 3 * factor, 1])), path)
     return Case(path.name.removesuffix(".nii.gz"), (path,))
 
 
 @pytest.fixture
 def cases(tmp_path: Path) -> list[Case]:
-    """Three scans, b of which is nine orders of magnitude brighter."""
+    """Three scans. b is nine orders of magnitude brighter."""
     values = np.random.default_rng(0).normal(size=(9, 10, 5)) + 3
     return [saved(tmp_path / f"{name}.nii.gz", values * (1e9 if name == "b" else 1)) for name in "abc"]
 
 
 @pytest.fixture
 def model(write_checkpoint: Callable[..., Path]) -> LoadedModel:
-    """Reads the values of scans as they are."""
+    """A model without normalisation."""
     model = load_model(write_checkpoint())
     return replace(model, plan=replace(model.plan, normalisation=({"scheme": "none"},)))
 
@@ -88,7 +88,7 @@ def test_one_logit_that_is_not_finite_is_an_error_with_the_precision(value: floa
 
 
 def test_large_finite_logits_are_none(model: LoadedModel) -> None:
-    # Half precision: 60000 of each of 256 voxels add up to far more than float16 holds.
+    # In half precision, 256 voxels of 60000 add up to far more than float16 can hold.
     network = Edited(nn.Identity(), lambda x: (0 * bright(x) + 60000).half())
     result = predict_probabilities([network], torch.randn(1, *PATCH), PATCH)
     assert torch.equal(result, torch.full((2, *PATCH), 0.5))
@@ -105,7 +105,7 @@ def test_half_precision_is_told_of_wider_ones() -> None:
 def test_a_case_whose_output_is_not_finite_fails_and_leaves_no_file(
     broken: int, cases: list[Case], model: LoadedModel, tmp_path: Path
 ) -> None:
-    """Of an ensemble, whichever network it is."""
+    """Either network of the ensemble may give the output."""
     edited = Edited(model.network, lambda logits: logits)
 
     def overflow(x: Tensor) -> Tensor:
@@ -145,17 +145,17 @@ def test_what_is_forecast_is_held_at_once() -> None:
     plan = Plan(2, (3.0, 1.0, 1.0), (4, 8, 8), ((1, 2, 2),), 2, ({"scheme": "none"},) * 2, (5, 8, 8))
     raw, small = 16 * 16 * 20, 8 * 8 * 10
     scan: Any = {"whole": (20, 16, 16), "spacing": (1.5, 0.5, 0.5), "plan": plan, "channels": 2}
-    # 2 channels, the normalised copy of one, and both resampled: more than what follows.
+    # Preprocessing takes most: 2 channels, the normalised copy of one, and both resampled.
     assert forecast_memory(cropped=scan["whole"], classes=3, **scan) == 4 * (3 * raw + 2 * small)
     assert forecast_memory(cropped=(10, 8, 16), classes=3, **scan) == 4 * (2 * raw + raw // 4 + 2 * 5 * 4 * 8)
-    # With many classes the sums of four planes with the weights, and two planes of the scan.
+    # With many classes, prediction takes most: the sums of four planes with weights, and two planes of the scan.
     later = 2 * small + 4 * 65 * 8 * 8 + 2 * 64 * 16 * 16 + raw // 4
     assert forecast_memory(cropped=scan["whole"], classes=64, **scan) == 4 * later
 
 
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """What is free, and what is given back when asked for."""
+    """Bytes that are free, and bytes that the allocator returns on request."""
     memory = {"free": 0, "back": 0}
 
     def give_back() -> bool:
@@ -181,7 +181,7 @@ def test_the_forecast_asks_for_what_earlier_cases_left(
 
 
 def test_a_margin_of_zeros_needs_no_room(model: LoadedModel, memory: dict[str, int], tmp_path: Path) -> None:
-    """It is cropped before anything is resampled, here to 40 times as many voxels."""
+    """The margin is cropped before resampling, which here gives 40 times as many voxels."""
     values = np.zeros((36, 40, 20))
     values[4:13, 8:18, 3:8] = np.random.default_rng(0).normal(size=(9, 10, 5)) + 3
     within, full = saved(tmp_path / "a.nii.gz", values, 3.4), saved(tmp_path / "b.nii.gz", values + 1, 3.4)
@@ -207,7 +207,7 @@ def test_memory_is_emptied_after_an_error_and_prediction_goes_on(
     alive: list[bool] = []
 
     class Block:
-        """What a failed case held."""
+        """Memory of the failed case."""
 
     class Hungry(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -225,5 +225,5 @@ def test_memory_is_emptied_after_an_error_and_prediction_goes_on(
     hungry = replace(model, network=Hungry())
     failures = predict_cases([hungry], cases, tmp_path / "out", WindowSettings())
     assert failures == {"b": "OutOfMemoryError: CUDA out of memory."}
-    assert alive == [False]  # once, when nothing of the failed case was left
+    assert alive == [False]  # called once, after the failed case was released
     assert written(tmp_path / "out") == ["a.nii.gz", "c.nii.gz"]

@@ -1,4 +1,4 @@
-"""A finished case is kept by the next run where the same weights and settings made it of the same scan, else never."""
+"""A finished case is kept only if the same weights and settings made it from the same scan."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Predict = Callable[..., dict[str, str]]
 
 @pytest.fixture
 def scans(tmp_path: Path, scan: nib.Nifti1Image) -> Path:
-    """A folder with cases a and b."""
+    """Folder with the cases a and b."""
     folder = tmp_path / "scans"
     folder.mkdir()
     for name in "ab":
@@ -31,7 +31,7 @@ def scans(tmp_path: Path, scan: nib.Nifti1Image) -> Path:
 
 @pytest.fixture
 def predict(write_checkpoint, scans: Path, tmp_path: Path) -> Predict:
-    """Predicts the scans into out/, by the checkpoint of a seed."""
+    """Return a function that predicts the scans into out/ with the checkpoint of a seed."""
     checkpoints = {seed: write_checkpoint(f"{seed}.ckpt", seed=seed) for seed in (0, 1)}
 
     def run(seed: int = 0, **changes: Any) -> dict[str, str]:
@@ -47,7 +47,7 @@ def out(tmp_path: Path) -> Path:
 
 
 def times(out: Path) -> dict[str, int]:
-    """When each result was written."""
+    """Return when each result was written, in nanoseconds."""
     return {path.name: path.stat().st_mtime_ns for path in sorted(out.glob("*.*")) if not path.name.startswith(".")}
 
 
@@ -57,11 +57,11 @@ def test_only_what_is_missing_is_predicted(predict: Predict, out: Path, capsys: 
     assert list(before) == ["a.nii.gz", "b.nii.gz"]
     (out / "b.nii.gz").unlink()
     capsys.readouterr()
-    assert predict(batch_size=3) == {}  # speed is no setting of the result
+    assert predict(batch_size=3) == {}  # the batch size does not change results
     assert "1 of 2 cases are in" in capsys.readouterr().out
     after = times(out)
     assert after["a.nii.gz"] == before["a.nii.gz"] and after["b.nii.gz"] > before["b.nii.gz"]
-    assert predict(overlay=True) == {}  # what was not asked for then is missing now
+    assert predict(overlay=True) == {}  # the overlays are missing
     assert list(times(out)) == ["a.nii.gz", "a.png", "b.nii.gz", "b.png"]
     full = times(out)
     assert predict(overlay=True) == {} and predict() == {} and times(out) == full
@@ -86,14 +86,14 @@ def test_other_weights_and_settings_are_never_mixed(
     assert message in str(e.value) and "b.nii.gz" in str(e.value)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     assert predict(**changes, overwrite=True) == {}
-    assert predict(**changes) == {}  # finished now
+    assert predict(**changes) == {}  # the results are kept now
 
 
 def test_another_scan_of_the_same_name(predict: Predict, scans: Path, out: Path, scan: nib.Nifti1Image) -> None:
     assert predict() == {}
     before = times(out)
     (scans / "a.nii.gz").touch()
-    assert predict() == {} and times(out) == before  # a copy of the same scan has another date
+    assert predict() == {} and times(out) == before  # the date does not matter, as of a copy
     nib.save(nib.Nifti1Image(scan.get_fdata(dtype=np.float32) + 1, scan.affine), scans / "b.nii.gz")
     with pytest.raises(InputError, match=r"b\.nii\.gz: it was made of another scan of this name") as caught:
         predict()
@@ -119,7 +119,7 @@ def test_a_result_whose_run_was_stopped_is_made_anew(
     good = (out / "a.nii.gz").read_bytes()
 
     def killed(*args: Any, **more: Any) -> None:
-        raise KeyboardInterrupt  # as the process dies before anything of the new result is written
+        raise KeyboardInterrupt  # before any of the new result is written
 
     with monkeypatch.context() as patch:
         patch.setattr(predictor, "write_prediction", killed)
@@ -128,9 +128,9 @@ def test_a_result_whose_run_was_stopped_is_made_anew(
     assert (out / "a.nii.gz").read_bytes() == good
     assert json.loads((out / ".predicted" / "a.json").read_text())["finished"] is False
     with pytest.raises(InputError, match="by other checkpoints"):
-        predict()  # whose file it is, nobody knows for sure
+        predict()  # a.nii.gz may be of either run
     with pytest.raises(InputError, match=r"b\.nii\.gz: by other checkpoints") as caught:
-        predict(seed=1)  # a is made anew, b is still of the first run
+        predict(seed=1)  # a would be predicted again, b is of the first run
     assert "a.nii.gz" not in str(caught.value)
 
 
@@ -138,6 +138,6 @@ def test_probabilities_of_an_earlier_result_are_not_taken_for_this_ones(predict:
     assert predict(probabilities=True) == {}
     before = times(out)
     assert predict(seed=1, overwrite=True) == {}
-    assert times(out)["a.npz"] == before["a.npz"]  # not asked for, so left behind
+    assert times(out)["a.npz"] == before["a.npz"]  # not requested, so the old file stays
     assert predict(seed=1, probabilities=True) == {}
     assert times(out)["a.npz"] > before["a.npz"]

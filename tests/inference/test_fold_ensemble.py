@@ -1,4 +1,4 @@
-"""predict.py with a sweep folder: the average of its folds, and the postprocessing chosen on their own cases."""
+"""predict.py with a sweep folder: the average over folds, and the postprocessing chosen on validation cases."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ CASES = [f"scan_{index}" for index in range(5)]
 
 @pytest.fixture
 def sweep(tmp_path: Path, scan: nib.Nifti1Image, write_checkpoint: Callable[..., Path]) -> Path:
-    """Five runs of random weights with their validation predictions; each class 1 truly is its largest component.
+    """Five runs with random weights and their validation predictions.
 
-    So the choice is known: class 1 gains by postprocessing, class 2, whose references are as predicted, only loses.
+    The reference of class 1 is the largest component of its prediction, that of class 2 is the prediction itself.
+    So the choice is known: postprocessing improves class 1 and can only worsen class 2.
     """
     data, sweep = tmp_path / "data" / "Task99_Tiny", tmp_path / "sweep"
     random = np.random.default_rng(0)
@@ -70,7 +71,7 @@ def labels_in(folder: Path) -> dict[str, np.ndarray]:
 
 
 def test_a_sweep_is_predicted_by_the_average_of_its_folds(sweep: Path) -> None:
-    # The engine that `auto` takes may differ from torch in the last digit.
+    # `auto` may choose an engine that differs from torch in the last digit.
     config = settings(sweep, sweep, "out", probabilities=True, postprocessing="none", engine="dense")
     assert run_prediction(config) == {}
     (case,) = find_cases(config.input, 1, ".nii.gz")
@@ -110,7 +111,7 @@ def test_predicting_with_the_stored_choice_gives_the_postprocessed_out_of_fold_i
 def test_the_choice_is_taken_for_the_folds_of_a_sweep_unless_told_not_to(
     sweep: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # A fold whose prediction has small components is the only one left, so that the choice changes something.
+    # Only a fold whose prediction has small components is kept, so that postprocessing changes something.
     fold = next(fold for fold in range(5) if _loses_voxels(sweep / f"fold{fold}"))
     for other in set(range(5)) - {fold}:
         (sweep / f"fold{other}" / "summary.json").unlink()

@@ -1,4 +1,4 @@
-"""Which runs of a sweep make an ensemble: one configuration, every fold, finished; else a refusal that says why."""
+"""Runs of a sweep that form an ensemble: one configuration, every fold, finished. Otherwise an error says why."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Line = dict[str, Any]
 
 
 def line(row: str | None = None, fold: int | str = 0, seed: int = 0, *more: str, experiment: str | None = None) -> Line:
-    """A line of the manifest; jobs of the same settings share a key."""
+    """Return a line of the manifest. Jobs with the same settings share a key."""
     folder = f"{row or 'run'}-fold{fold}-seed{seed}{''.join(more)}"
     overrides = [f"fold={fold}", f"seed={seed}", *more, *([f"row={row}"] if row else [])]
     key = f"{row}{fold}{seed}{more}"
@@ -30,9 +30,9 @@ def line(row: str | None = None, fold: int | str = 0, seed: int = 0, *more: str,
 
 @pytest.fixture
 def write_sweep(tmp_path: Path) -> Write:
-    """A sweep folder of finished jobs, but for those whose state is given by folder.
+    """Return a function that writes a sweep folder of finished jobs; `states` gives other states by folder.
 
-    The config of a job is `config` with its overrides; `added` holds what the composed one of a folder has more.
+    The config of a job is `config` with its overrides, plus the override that `added` holds for its folder.
     """
 
     def write(
@@ -69,7 +69,7 @@ def names(folder: Path, choice: RunSelector | None = None, **options: bool) -> l
 
 
 def test_one_configuration_needs_no_choice(write_sweep: Write) -> None:
-    # In the order of folds, whatever order they were planned in.
+    # Runs come in the order of folds, whatever the order of the manifest.
     folder = write_sweep(five("s80")[::-1])
     assert names(folder) == [f"s80-fold{fold}-seed0" for fold in range(5)]
     assert find_folds(folder).configuration.folder_name == "s80-seed0"
@@ -104,7 +104,7 @@ def test_all_seeds_may_be_averaged(write_sweep: Write) -> None:
 def test_missing_and_unfinished_folds_are_named(write_sweep: Write) -> None:
     lines = five("s80")[:4]
     states = {"s80-fold1-seed0": "interrupted", "s80-fold2-seed0": "pending", "s80-fold3-seed0": "running"}
-    folder = write_sweep(lines, states)  # nobody holds fold 3's lock: it was killed
+    folder = write_sweep(lines, states)  # no process holds the lock of fold 3: it was killed
     with pytest.raises(InputError) as caught:
         find_folds(folder)
     message = str(caught.value)
@@ -146,7 +146,7 @@ def test_a_default_spelled_out_makes_no_other_configuration(write_sweep: Write) 
     found = find_folds(folder)
     assert [job.fold for job in found.jobs] == [0, 1, 2, 3, 4]
     assert (found.configuration.row, found.configuration.folder_name) == ("s80", "s80-seed0")
-    # Before all have begun, there are only the overrides to go by.
+    # A job that has not begun has no config, so only the overrides are compared.
     (folder / second[1]["folder"] / "config.yaml").unlink()
     with pytest.raises(InputError, match=r"2 configurations fit; (.|\n)*row='s80 \(data\.name=phantom\)' seed=0"):
         find_folds(folder)
@@ -197,7 +197,7 @@ def test_runs_without_a_sweep(tmp_path: Path) -> None:
 
 def test_repeated_runs_of_a_fold_count_once(tmp_path: Path) -> None:
     runs = [(fold, f"10-{fold}", True) for fold in range(5)]
-    # Fold 1 was broken off before; fold 2 was trained again, on a GPU; a third run of fold 3 is not finished.
+    # Fold 1 has an earlier interrupted run. Fold 2 was trained again on a GPU. The last run of fold 3 is not finished.
     runs += [(1, "09-1", False), (2, "11-2", True), (3, "11-3", False), (3, "09-3", True)]
     for fold, time, finished in runs:
         run = tmp_path / time

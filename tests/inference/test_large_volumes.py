@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[2]
-# 32 classes of 96 x 128 x 128 voxels are 201 MB; windows are 8 planes deep, which are 17 MB.
+# 32 classes of 96 x 128 x 128 voxels are 201 MB. Windows are 8 planes deep; these planes are 17 MB.
 PROGRAM = """
 import numpy as np
 import torch
@@ -37,5 +37,5 @@ print(peak_bytes() - before)
 def test_memory_stays_below_the_probabilities_of_the_whole_volume() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=PROJECT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    # The image, its labels and what malloc keeps; a volume of one class is 6 MB.
+    # The limit covers image, labels and memory that malloc keeps. A volume of one class is 6 MB.
     assert int(done.stdout) < 60e6

@@ -1,4 +1,4 @@
-"""The largest component of a class, and the file that says which classes are kept to it."""
+"""The largest component of a class, and the file that lists the classes reduced to it."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def test_small_components_become_background(dtype: type) -> None:
     kept = keep_largest(labels, [1])
     assert kept.dtype == dtype
     np.testing.assert_array_equal(kept, expected)
-    assert labels[5, 6, 7] == 1  # what was given stays
+    assert labels[5, 6, 7] == 1  # the argument is not changed
 
 
 def test_voxels_that_share_a_corner_are_one_component() -> None:
     labels = np.zeros((4, 4, 4), np.uint8)
     labels[0, 0, 0] = labels[1, 1, 1] = labels[2, 0, 2] = 1
     np.testing.assert_array_equal(keep_largest(labels, [1]), labels)
-    labels[0, 0, 2] = 1  # at a distance of two voxels of [0, 0, 0]; [1, 1, 1] joins them
+    labels[0, 0, 2] = 1  # two voxels from [0, 0, 0]; [1, 1, 1] joins them
     np.testing.assert_array_equal(keep_largest(labels, [1]), labels)
     labels[3, 3, 3] = 1  # two steps from [1, 1, 1] along each axis
     assert keep_largest(labels, [1])[3, 3, 3] == 0
@@ -100,7 +100,7 @@ def test_a_choice_is_found_by_the_runs_that_it_was_made_on(sweep: Path, write: W
 def test_choices_that_contradict_each_other(sweep: Path, write: Write) -> None:
     write()
     write("again")
-    assert find_postprocessing([sweep / "fold0"]) is not None  # twice the same
+    assert find_postprocessing([sweep / "fold0"]) is not None  # two equal choices
     write("again", keep_largest=[1])
     with pytest.raises(InputError, match=r"differ; expected one, or postprocessing=FILE"):
         find_postprocessing([sweep / "fold0"])

@@ -1,4 +1,4 @@
-"""Checkpoints: what is loaded, what is refused and how it is said, and which form an ensemble."""
+"""Checkpoints: loading, refusals with their messages, and which of them can form an ensemble."""
 
 from __future__ import annotations
 

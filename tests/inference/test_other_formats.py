@@ -1,4 +1,4 @@
-"""Scans of every format are predicted alike, and results are in the format of their scan unless asked otherwise."""
+"""Scans of every format are predicted alike. Results have their scan's format unless another is requested."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Predict = Callable[..., list[str]]
 
 @pytest.fixture
 def scans(tmp_path: Path, scan: nib.Nifti1Image) -> Path:
-    """One oblique scan, in every format but the one that keeps no directions: cases a, b, .."""
+    """One oblique scan as cases a, b, .. in every format except GIPL, which stores no directions."""
     folder = tmp_path / "scans"
     folder.mkdir()
     nib.save(scan, folder / "a.nii.gz")
@@ -40,7 +40,7 @@ def scans(tmp_path: Path, scan: nib.Nifti1Image) -> Path:
 
 @pytest.fixture
 def predict(write_checkpoint: Callable[..., Path], tmp_path: Path) -> Predict:
-    """Predicts a folder without failure; the visible files of the results."""
+    """Return a function that predicts a folder without failure and returns the visible files of the results."""
     checkpoint = write_checkpoint()
 
     def run(source: Path, output: Path = tmp_path / "out", **changes: Any) -> list[str]:
@@ -164,7 +164,7 @@ def test_a_folder_of_dicom_slices_is_a_case(predict: Predict, scans: Path, tmp_p
     np.testing.assert_allclose(found.affine, expected.affine, atol=1e-4)
     assert found.header.get_xyzt_units()[0] == "mm" and b"Doe" not in (tmp_path / "out" / "first.nii.gz").read_bytes()
     record = json.loads((tmp_path / "out" / ".predicted" / "first.json").read_text())
-    assert predict(tmp_path / "series" / "first", tmp_path / "out") == ["first.nii.gz", "second.nii.gz"]  # finished
+    assert predict(tmp_path / "series" / "first", tmp_path / "out") == ["first.nii.gz", "second.nii.gz"]  # kept
     assert len(record["scan"]) == 32
     (tmp_path / "series" / "first" / "3.dcm").unlink()
     with pytest.raises(InputError, match=r"first\.nii\.gz: it was made of another scan of this name"):

@@ -50,7 +50,7 @@ def test_shapes_that_differ_are_refused(tmp_path: Path) -> None:
 
 
 def _coloured(path: Path) -> int:
-    """Pixels that are not grey."""
+    """Return the pixels that are not grey."""
     rgb = imread(path)[..., :3]
     return int((rgb.max(axis=-1) - rgb.min(axis=-1) > 0.1).sum())
 

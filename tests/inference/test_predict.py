@@ -27,7 +27,7 @@ PROJECT = Path(__file__).parents[2]
 
 @pytest.fixture
 def scans(tmp_path: Path, scan: nib.Nifti1Image) -> Path:
-    """A folder with the oblique scan as case a."""
+    """Folder with the oblique scan as case a."""
     folder = tmp_path / "scans"
     folder.mkdir()
     nib.save(scan, folder / "a.nii.gz")
@@ -39,7 +39,7 @@ def settings(checkpoint: Path, scans: Path, **changes) -> PredictConfig:
 
 
 def visible(folder: Path) -> list[str]:
-    """Names of the files in a folder, without the hidden records of how they were made."""
+    """Return the names of the files in a folder, without the hidden records of prediction."""
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
 
@@ -78,7 +78,7 @@ def test_odd_headers_are_told(write_checkpoint, scans, scan, capsys) -> None:
     scan.set_qform(scan.affine @ np.diag([1, 1, 1.5, 1]), code=1)
     nib.save(scan, scans / "b.nii.gz")
     config = settings(write_checkpoint(), scans)
-    assert run_prediction(config).keys() <= {"b"}  # which may not fit the memory
+    assert run_prediction(config).keys() <= {"b"}  # b may not fit in memory
     said = capsys.readouterr().out
     assert f"warning: case b: {scans}/b.nii.gz: voxels of 0.0009 x 0.0011 x 0.0028 mm (its header counts in" in said
     assert f"warning: case b: {scans}/b.nii.gz: sform and qform lead to places up to " in said

@@ -1,4 +1,4 @@
-"""predict.py's config: what passes, and every mistake named at once."""
+"""predict.py's config: valid configs, and all mistakes reported at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""predict.py in two processes: each case is predicted once, and what came of all is told once."""
+"""predict.py in two processes: each case is predicted once, and the outcome of all is reported once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from e2enet.system.ranks import Launch, Team, is_rank_zero, launched
 
 @pytest.fixture
 def scans(tmp_path: Path, scan: nib.Nifti1Image) -> Path:
-    """Cases a, b, c and d, of which b cannot be read."""
+    """Folder with the cases a, b, c and d. b cannot be read."""
     folder = tmp_path / "scans"
     folder.mkdir()
     for case in "acd":
@@ -34,7 +34,7 @@ def test_cases_are_shared_and_reported_once(
     checkpoint = write_checkpoint()
     arguments = [f"checkpoint={checkpoint}", f"input={scans}", f"output={tmp_path}/two", "device=cpu"]
     result = launch(launcher, "predict.py", *arguments)
-    # b was the second process's, and is told by the first, which goes on to its own end: a and c.
+    # The second process had b, and the first one reports it after its own cases a and c.
     assert result.returncode == 1, result.stderr
     assert result.stdout.count("1 of 4 cases failed:") == 1 and result.stdout.count("  - b: ") == 1
     assert re.findall(r"^(\d)/(\d) (\w):", result.stdout, re.MULTILINE) == [("1", "2", "a"), ("2", "2", "c")]
@@ -53,7 +53,7 @@ def test_cases_are_shared_and_reported_once(
         ({"LOCAL_RANK": "1", "WORLD_SIZE": "2"}, Launch(1, 2, 1)),
         ({"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}, Launch(5, 8, 1, "srun")),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_NAME": "bash"}, Launch()),
-        # torchrun within an allocation, and Lightning's second process below an interactive shell's
+        # torchrun in a SLURM allocation; Lightning's second process, started from an interactive SLURM shell
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "RANK": "1", "WORLD_SIZE": "2"}, Launch(1, 2, 0, "torchrun")),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}, Launch(1, 2, 1)),
     ],

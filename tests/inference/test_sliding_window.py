@@ -1,4 +1,4 @@
-"""Sliding windows: constant in, constant out; mirroring and ensembles against averages made by hand."""
+"""Sliding windows: constant in, constant out; mirroring and ensembles against averages computed by hand."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Constant(nn.Module):
 
 
 class VoxelWise(nn.Module):
-    """Logits (x, -x): windows agree wherever they overlap, so tiling must not show."""
+    """Logits (x, -x): overlapping windows agree, so tiling must not change the result."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([x, -x], dim=1)
 
 
 def one_sided_network(seed: int) -> nn.Module:
-    """A network that no mirroring leaves alone: a random kernel over all three axes."""
+    """Return a network that changes under every mirroring: a random kernel over all three axes."""
     torch.manual_seed(seed)
     return nn.Conv3d(1, 3, 3, padding=1).eval()
 
@@ -82,7 +82,7 @@ def test_mirroring_is_the_average_of_the_flipped_predictions():
 def test_mirrored_image_gives_the_mirrored_result():
     network = one_sided_network(3)
     image = torch.randn(1, 9, 11, 8, generator=torch.Generator().manual_seed(3))
-    # Along W windows of 4 start at 0, 2 and 4 of 8 voxels, which mirroring maps onto themselves.
+    # Along W, windows of 4 start at voxels 0, 2 and 4 of 8. Mirroring maps this set of windows onto itself.
     result = predict_probabilities([network], image, (9, 11, 4), mirror_axes=(1, 2))
     flipped = predict_probabilities([network], image.flip(3), (9, 11, 4), mirror_axes=(1, 2))
     torch.testing.assert_close(flipped.flip(3), result, atol=1e-6, rtol=0)

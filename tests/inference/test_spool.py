@@ -1,4 +1,4 @@
-"""Probabilities gathered plane by plane are the file that NumPy would write, and leave nothing behind."""
+"""Probabilities spooled plane by plane give the file that NumPy would write, and no other file remains."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 from e2enet.data.formats.volume import Geometry, to_native
 from e2enet.inference.spool import spool_probabilities
 
-# 5 x 4 x 3 voxels; the file's axes run to the left, up and to the front, and its second one is depth.
+# 5 x 4 x 3 voxels. The file's axes point left, up and to the front; the second one is depth.
 AFFINE = np.array([[-1.0, 0, 0, 7], [0, 0, 1.5, 0], [0, 4.0, 0, 0], [0, 0, 0, 1]])
 GEOMETRY = Geometry((5, 4, 3), AFFINE, depth_axis=2)
 
 
 def spool(folder: Path) -> np.ndarray:
-    """Write random probabilities (K, D, H, W) through a spool into folder/a.npz; returns them."""
+    """Write random probabilities (K, D, H, W) through a spool into folder/a.npz, and return them."""
     probabilities = np.random.default_rng(0).random((3, *GEOMETRY.frame_shape), dtype=np.float32)
     with spool_probabilities(folder) as spooled:
         for plane in probabilities.transpose(1, 0, 2, 3):

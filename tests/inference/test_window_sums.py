@@ -1,4 +1,4 @@
-"""Planes that are handed on early are those of a whole volume's sums: against MONAI, for many shapes and steps."""
+"""Planes yielded early equal those of whole-volume sums: against MONAI, for many shapes and steps."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ EXAMPLES = settings(max_examples=40, deadline=None, derandomize=True)
 
 
 def network(seed: int, classes: int = 3) -> nn.Module:
-    """Logits that depend on the neighbours and on the side they are on, so that every window gives others."""
+    """Return a random 3x3x3 convolution: a voxel's logits depend on its neighbours, so windows disagree."""
     torch.manual_seed(seed)
     return nn.Conv3d(1, classes, 3, padding=1).eval()
 
 
 def whole_volume(networks: list[nn.Module], image: Tensor, patch, step: float, mirrored) -> Tensor:
-    """The same mean over windows, networks and mirrored copies, all classes of the whole image at once, by MONAI."""
+    """Compute the same mean over windows, networks and mirrored copies by MONAI, for the whole image at once."""
     subsets = [axes for size in range(len(mirrored) + 1) for axes in combinations(mirrored, size)]
 
     def average(windows: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ def test_blocks_and_strided_logits_change_nothing(block: int, monkeypatch: pytes
 
 
 class ChannelsLast(nn.Module):
-    """The same values in the memory order of `e2enet.network`."""
+    """Return the same values in channels-last memory order, as `e2enet.network` does."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.contiguous(memory_format=torch.channels_last_3d)
@@ -93,7 +93,7 @@ def test_planes_are_handed_on_when_no_window_to_come_touches_them() -> None:
     )
     for _ in planes:
         events.append("plane")
-    # Layers of two windows start at planes 0, 2, 4 and 6.
+    # Layers of two windows each start at planes 0, 2, 4 and 6.
     layer = ["window"] * 2
     assert events == [*layer, *["plane"] * 2, *layer, *["plane"] * 2, *layer, *["plane"] * 2, *layer, *["plane"] * 4]
 
@@ -111,7 +111,7 @@ def test_sums_lie_on_a_gpu_where_they_fit_beside_the_network(monkeypatch: pytest
     needed = 4 * 64 * 17 * 512 * 512
     for free, expected in ((needed + RESERVE_BYTES, cuda), (needed + RESERVE_BYTES - 1, cpu)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 2 * free))
-        # The first case: the allocator holds what the network took. A later one: the sums of the earlier case too.
+        # First case: the allocator holds the network's memory. Later case: it also holds the sums of the earlier case.
         for reserved, network in ((2 * 2**30, 2 * 2**30), (2 * 2**30 + needed, 2 * 2**30)):
             first = reserved == network
             monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device, held=reserved: held)

@@ -1,4 +1,4 @@
-"""Windows cover every voxel, lie and weigh as MONAI's do, and small volumes are padded on both sides."""
+"""Windows cover every voxel, have MONAI's positions and weights, and small volumes are padded on both sides."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_every_voxel_is_covered_and_no_window_leaves_the_volume(shape, patch, st
     assert grid.shape == tuple(map(max, zip(shape, patch, strict=True)))
     for starts, edge, size in zip(grid.starts, patch, grid.shape, strict=True):
         steps = [after - before for before, after in pairwise(starts)]
-        # From the first voxel to the last, each window beginning where the one before has not ended.
+        # Windows reach from the first voxel to the last, without gaps.
         assert starts[0] == 0 and starts[-1] + edge == size
         assert all(0 < distance <= max(edge * step, 1) + 1e-6 for distance in steps)
     corners = [corner for depth in grid.starts[0] for corner in grid.layer(depth)]
@@ -36,7 +36,7 @@ def test_every_voxel_is_covered_and_no_window_leaves_the_volume(shape, patch, st
 @given(SHAPES, PATCHES, STEPS)
 def test_windows_lie_where_monai_puts_them(shape, patch, step) -> None:
     grid = WindowGrid.over(shape, patch, step)
-    # What its sliding_window_inference makes of an overlap of 1 - step.
+    # The intervals of MONAI's sliding_window_inference for an overlap of 1 - step.
     intervals = [
         edge if edge == size else max(int(edge * (1 - (1 - step))), 1)
         for edge, size in zip(patch, grid.shape, strict=True)

@@ -1,4 +1,4 @@
-"""The five commands on one dataset, called as a user would type them but inside this process."""
+"""The five commands on one dataset, with the arguments a user would type but in this process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from e2enet.inference.config import read_config
 from e2enet.inference.run import run_prediction
 from e2enet.training.run import run_training
 
-# A network of four channels and two steps: what is tried is that everything fits together.
+# A network of four channels and two steps: the tests check that all commands fit together.
 QUICK = (
     "network.base_features=4",
     "network.max_features=8",
@@ -34,7 +34,7 @@ QUICK = (
     "trainer.accelerator=cpu",
     "data.num_workers=0",
     "final.mirror=false",
-    "training.engine=dense",  # the choice by timing may differ between train.py and predict.py, and with it roundings
+    "training.engine=dense",  # `auto` may choose differently in train.py and predict.py, which changes rounding
 )
 
 COMPARED = ("dice", "nsd", "hd95", "outcome")
@@ -43,7 +43,7 @@ Rows = dict[tuple[str, str], dict[str, str]]
 
 @dataclass(frozen=True)
 class Tour:
-    """What the five commands left behind: a run folder, prepared cases, predictions, and scores of both.
+    """Output of the five commands: a run folder, prepared cases, predictions and two sets of scores.
 
     `scores` are the rows of the evaluation by (case, class), `trained` those of train.py's own validation.
     """
@@ -56,9 +56,9 @@ class Tour:
     trained: Rows
 
     def assert_agreement(self, case_of: Callable[[str], str] = lambda case: case) -> None:
-        """Scan by scan, predict.py and the evaluation give the scores that train.py ended with.
+        """Assert that predict.py and the evaluation give train.py's final scores for each case.
 
-        `case_of` is the evaluation's name of a case of the dataset.
+        `case_of` maps a case of the dataset to its name in the evaluation.
         """
         assert self.trained
         for (case, label), row in self.trained.items():
@@ -66,7 +66,7 @@ class Tour:
             assert {name: row[name] for name in COMPARED} == {name: again[name] for name in COMPARED}
 
     def assert_grid(self, case: str, scan: Path) -> None:
-        """A prediction lies on its scan's own voxels, as whole numbers."""
+        """Assert that a prediction has its scan's grid and an integer type."""
         written, read = nib.load(self.predictions / f"{case}.nii.gz"), nib.load(scan)
         assert written.shape == read.shape[:3]
         np.testing.assert_allclose(written.affine, read.affine, atol=1e-3)
@@ -75,11 +75,11 @@ class Tour:
 
 @pytest.fixture
 def take_tour(tmp_path: Path) -> Callable[..., Tour]:
-    """Check, prepare, train, predict and evaluate.
+    """Return a function that checks, prepares, trains, predicts and evaluates.
 
-    `dataset` are the overrides that name it, `scans` what predict.py is given, `labels` the arguments of the
-    evaluation, the folder of references first.
-    `within` is the folder of all that is written, and `runs` holds the run in it.
+    `dataset` holds the overrides that name the dataset, `scans` is the input of predict.py. `labels` holds the
+    arguments of the evaluation, starting with the folder of references. All output goes to `within`, the run to
+    its subfolder `runs`.
     """
 
     def tour(

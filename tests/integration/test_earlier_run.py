@@ -1,7 +1,7 @@
-"""A run folder that commit 36721c4 (28 November 2026) wrote: what still reads it, and what says that it cannot.
+"""A run folder written by commit 36721c4 (28 November 2026): commands that still read it, and those that refuse it.
 
-It was made of the phantom by a network of two levels and two channels after two steps; test/ holds what that version
-predicted. Not all of its files are kept.
+A network of two levels and two channels was trained on the phantom for two steps. test/ holds that version's
+predictions. Not all files are kept.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ EARLIER = Path(__file__).parent / "earlier_run"
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A copy that may be written to."""
+    """A writable copy."""
     return shutil.copytree(EARLIER, tmp_path / "run")
 
 
@@ -40,7 +40,7 @@ def test_its_checkpoint_predicts_what_it_predicted(run: Path, tmp_path: Path) ->
     np.testing.assert_array_equal(now.affine, then.affine)
     labels = np.asanyarray(then.dataobj)
     assert len(np.unique(labels)) >= 2
-    # Another processor's roundings may decide a voxel on a border otherwise.
+    # On another processor, rounding may change a voxel on a border.
     assert np.mean(np.asanyarray(now.dataobj) != labels) < 0.001
 
 

@@ -22,7 +22,7 @@ REGIONS = ("--region=whole tumour=1,2,3", "--region=enhancing tumour=3")  # the 
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Callable[[str], Path]:
-    """Writes a look-alike and returns its folder."""
+    """Return a function that writes a look-alike and returns its folder."""
 
     def write(name: str) -> Path:
         writer, folder = LOOKALIKES[name]
@@ -35,7 +35,7 @@ def raw(tmp_path: Path) -> Callable[[str], Path]:
 def test_amos(modality: str, raw: Callable[[str], Path], take_tour: Callable[..., Any]) -> None:
     folder = raw("amos")
     dataset = [f"data=amos_{modality}", f"paths.data={folder.parent}"]
-    # Both modalities lie in one folder; the published validation cases are the ones to score.
+    # Both modalities are in one folder. The published validation cases are scored.
     tour = take_tour(dataset, folder / "imagesVa", [str(folder / "labelsVa")], "data.split=official")
     tour.assert_agreement()
     assert tour.summary["n_cases"] == 4 and len({case for case, _ in tour.trained}) == 2
@@ -65,7 +65,7 @@ def test_brats_of_the_decathlon(raw: Callable[[str], Path], take_tour: Callable[
 def test_brats_as_a_folder_per_case(raw: Callable[[str], Path], take_tour: Callable[..., Any]) -> None:
     folder = raw("brats_cases")
     labels = [str(folder), "--label-names=*/*_seg", "--label-map=4=3", *REGIONS, "--region=tumour core=1,3"]
-    tour = take_tour(["data=brats_2021", f"paths.data={folder.parent}"], folder, labels)  # predicted as it lies
+    tour = take_tour(["data=brats_2021", f"paths.data={folder.parent}"], folder, labels)  # predicted in its own layout
     assert tour.summary["n_cases"] == 5
     tour.assert_agreement()
     assert {"1+2+3", "1+3", "3"} <= {label for _, label in tour.trained}
@@ -84,7 +84,7 @@ def test_predicted_as_it_lies(
     name: str, labels: list[str], cases: int, raw: Callable[[str], Path], take_tour: Callable[..., Any]
 ) -> None:
     folder = raw(name)
-    if name == "acdc":  # the evaluation pairs files of one folder
+    if name == "acdc":  # the evaluation pairs files within one folder
         (folder / "labels").mkdir()
         for file in folder.glob("database/*/*/*_gt.nii.gz"):
             (folder / "labels" / file.name).symlink_to(file)
@@ -94,7 +94,7 @@ def test_predicted_as_it_lies(
 
 
 def test_nnunet(raw: Callable[[str], Path], take_tour: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
-    """Two channels in a file each; beside the scans one of another ending, which predict.py alone takes."""
+    """Each of two channels has its own file. A scan with another ending is read by predict.py alone."""
     folder = raw("nnunet")
     images = folder / "imagesTr"
     for channel in range(2):
@@ -108,7 +108,7 @@ def test_nnunet(raw: Callable[[str], Path], take_tour: Callable[..., Any], capsy
     lost = f"warning: {images}: not taken: ends in .nii, .nii.gz expected (2: spare_0000.nii, spare_0001.nii)"
     unscored = f"warning: {tour.predictions / 'spare.nii'}: has no reference and is not scored"
     shown = capsys.readouterr().out.splitlines()
-    assert shown.count(lost) == 2 and shown.count(unscored) == 1  # by check and prepare, by the evaluation
+    assert shown.count(lost) == 2 and shown.count(unscored) == 1  # check and prepare; the evaluation
 
 
 def test_what_the_check_finds_stops_the_others(raw: Callable[[str], Path], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Names, ids and paths that could be markup, mathematics or patterns are text to every command and in every file."""
+"""Names, ids and paths that look like markup, mathematics or patterns stay plain text in every command and file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHAPE = (20, 18, 10)
 
 
 def write_dataset(folder: Path) -> Path:
-    """A Decathlon folder of six cases with these names; noise, with a bright block per class."""
+    """Write a Decathlon folder of six cases with these names: noise with a bright block per class."""
     generator = np.random.default_rng(0)
     for name in IDS:
         label = np.zeros(SHAPE, np.uint8)
@@ -51,7 +51,7 @@ def test_names_in_brackets_through_every_command(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "250")  # tables are not cut
+    monkeypatch.setenv("COLUMNS", "250")  # wide enough for all tables
     place = tmp_path / "a [bold] b" / "$[/c]_?*"
     folder = write_dataset(place / "[red]")
     dataset = ["data=msd", f"data.name={quoted(folder.name)}", f"paths.data={quoted(str(place))}"]

@@ -1,4 +1,4 @@
-"""What the check lets pass can be prepared, trained, predicted and scored; what cannot, every command refuses alike."""
+"""Data that pass the check can be prepared, trained, predicted and scored; other data are refused by every command."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def save(path: Path, array: np.ndarray, affine: np.ndarray = AFFINE, dtype: Any 
     path.parent.mkdir(parents=True, exist_ok=True)
     image = nib.Nifti1Image(array, affine)
     if dtype is not None:
-        image.header.set_data_dtype(dtype)  # of float values: nibabel then writes a scale into the header
+        image.header.set_data_dtype(dtype)  # for float values nibabel then writes a scale into the header
     nib.save(image, path)
 
 
 def write(folder: Path, ids: list[str], channels: int = 1, labels: dict[str, Any] | None = None) -> Path:
-    """A Decathlon folder of these cases, or nnU-Net's of several channels; noise with a bright block per class."""
+    """Write these cases as Decathlon, or as nnU-Net with several channels: noise with a bright block per class."""
     generator = np.random.default_rng(0)
     for number, name in enumerate(ids):
         for channel in range(channels):
@@ -55,8 +55,7 @@ def write(folder: Path, ids: list[str], channels: int = 1, labels: dict[str, Any
 
 
 def test_odd_files_that_the_check_lets_pass(tmp_path: Path, take_tour: Callable[..., Any]) -> None:
-    """Ids from img_0000, labels with a scale in the header, with only a qform, on a grid turned by 45 degrees, and
-    one that is no .nii.gz, by a path of Windows."""
+    """Odd: ids from img_0000, a scale in label headers, qform only, a grid rotated by 45 degrees, .nii, Windows path."""
     folder = write(tmp_path / "raw" / "TaskOdd", [f"img_{number:04d}" for number in range(5)])
     images, labels = folder / "imagesTr", folder / "labelsTr"
     for number in range(3):
@@ -107,7 +106,7 @@ def third(folder: Path) -> None:
         save(path, array)
 
 
-def twins(folder: Path) -> None:  # of which fold 0 validates the second
+def twins(folder: Path) -> None:  # fold 0 validates the second
     for channel in range(2):
         save(
             folder / f"imagesTr/d_{channel:04d}.nii.gz",
@@ -121,7 +120,7 @@ def dead_link(folder: Path) -> None:
     scan.symlink_to(folder / "moved" / scan.name)
 
 
-# What is done to a sound dataset, its labels, whether the evaluation sees it, and the one reason of all.
+# Name -> change to a sound dataset, its labels, whether the evaluation notices, the reason that all commands give.
 REFUSED: dict[str, tuple[Callable[[Path], None], dict[str, Any], bool, str]] = {
     "zeros": (of_zeros, CLASSES, False, "b_0000.nii.gz: the image is zero everywhere, other values expected"),
     "outside": (outside, CLASSES, False, "b.nii.gz: all its 440 labelled voxels lie outside of the box"),
@@ -144,7 +143,7 @@ def test_what_no_command_takes(name: str, tmp_path: Path, capsys: pytest.Capture
     shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("error: ")]
     assert len(shown) == 1 and reason in shown[0]
     shared = [*dataset, f"paths.prepared={tmp_path / 'prepared'}"]
-    if name != "twins":  # cases are prepared for any split
+    if name != "twins":  # prepared cases do not depend on the split
         with pytest.raises(SystemExit):
             prepare(shared)
         assert reason in capsys.readouterr().err

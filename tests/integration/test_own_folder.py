@@ -1,4 +1,4 @@
-"""docs/extending.md, done: the files that it shows, in a folder of one's own, trained, resumed, swept and predicted."""
+"""docs/extending.md in practice: its example files in a user's folder, trained, resumed, swept and predicted."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ OWN = (
 
 @pytest.fixture(scope="module")
 def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that the page describes; blocks of one file follow one another."""
+    """The folder that the page describes. Several blocks of one file are joined in order."""
     root = tmp_path_factory.mktemp("own")
     blocks = re.findall(r"```(?:python|yaml)\n# (mine/\S+)\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
     for name, text in blocks:
@@ -57,14 +57,14 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as stream:
             stream.write(text)
-    (root / "mine/conf/local/default.yaml").unlink()  # its data lies elsewhere
+    (root / "mine/conf/local/default.yaml").unlink()  # it names another data folder
     assert len(blocks) == 18
     return root / "mine"
 
 
 @pytest.fixture(autouse=True)
 def chosen(mine: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As `PYTHONPATH=mine python train.py --config-dir mine/conf` looks for things."""
+    """Find configs and classes as `PYTHONPATH=mine python train.py --config-dir mine/conf` does."""
     monkeypatch.syspath_prepend(str(mine))
     choose_source(ConfigSource(added=mine / "conf"))
     yield
@@ -160,7 +160,7 @@ def test_trained_resumed_and_predicted(mine: Path, tmp_path: Path, monkeypatch: 
     ):
         last_logged(run, "val/dicee")
 
-    choose_source(ConfigSource())  # what goes on needs the classes alone
+    choose_source(ConfigSource())  # resuming needs the classes alone, not the configs
     given = [f"resume={run}", "training.epochs=2"]
     run_training(resumed_config(compose_config(given), given), run)
     stored = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
@@ -176,7 +176,7 @@ def test_trained_resumed_and_predicted(mine: Path, tmp_path: Path, monkeypatch: 
 
     image = next((tmp_path / "data").glob("*/imagesTs/*.nii.gz"))
     settings = {"checkpoint": str(run), "input": str(image), "output": str(tmp_path / "out"), "mirror": False}
-    monkeypatch.setattr(build, "_trusted", {*build.NAMES.values()})  # as in a process that has trained nothing
+    monkeypatch.setattr(build, "_trusted", {*build.NAMES.values()})  # as in a process that has not trained
     with pytest.raises(InputError, match=r"is no network of e2enet, .* trust=\[my_parts\.MyNetwork\]"):
         run_prediction(read_config(settings))
     assert run_prediction(read_config({**settings, "trust": ["my_parts.MyNetwork"]})) == {}
@@ -184,7 +184,7 @@ def test_trained_resumed_and_predicted(mine: Path, tmp_path: Path, monkeypatch: 
 
 
 def test_a_dataset_laid_out_ones_own_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Trained, and predicted as it lies: the checkpoint knows the layout."""
+    """The dataset is trained on, and predicted in its own layout, which the checkpoint stores."""
     phantom = write_phantom(tmp_path / "phantom", num_train=5, num_test=0, shape=(32, 32, 16))
     for number, image in enumerate(sorted((phantom / "imagesTr").iterdir())):
         folder = tmp_path / "data" / "visits" / f"p{number}"
@@ -208,8 +208,11 @@ def test_a_dataset_laid_out_ones_own_way(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_searched_from_the_command_line(mine: Path, tmp_path: Path) -> None:
-    """A sweep as a user types it: its job is a process of its own, which finds the parts by PYTHONPATH and tells Optuna
-    what the callback has logged."""
+    """A sweep from the command line.
+
+    Its job is a separate process, which finds the user's classes by PYTHONPATH and reports to Optuna the value that
+    the callback has logged.
+    """
     command = [sys.executable, str(ROOT / "train.py"), "-m", "--config-dir", str(mine / "conf"), *QUICK, *OWN]
     command += ["hparams_search=rates", "hydra.sweeper.n_trials=1", "optimized_metric=mine/steps"]
     command += ["network.width=6", *paths(tmp_path), "name=own"]

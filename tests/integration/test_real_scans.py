@@ -1,4 +1,4 @@
-"""Real scans through all five commands: the shared hippocampus dataset, and one CT as a user's first own dataset."""
+"""Real scans through all five commands: the shared hippocampus dataset, and one CT as a user's own dataset."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_hippocampus(shared_data: Path, tmp_path: Path, take_tour: Callable[...,
     dataset = ["data=msd", "data.name=Task04_Hippocampus", f"paths.data={shared_data}"]
     few = ["training=hippocampus", "data.limit_cases=4", "final.max_cases=3"]
     _, validation = five_fold([path.name.split(".")[0] for path in folder.glob("labelsTr/[!.]*.nii.gz")], 0)
-    for part in ("imagesTr", "labelsTr"):  # the three that train.py ends with
+    for part in ("imagesTr", "labelsTr"):  # the three cases that train.py scores at its end
         (tmp_path / part).mkdir()
         for case in validation[:3]:
             (tmp_path / part / f"{case}.nii.gz").symlink_to(folder / part / f"{case}.nii.gz")

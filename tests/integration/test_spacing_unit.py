@@ -1,4 +1,4 @@
-"""A dataset whose headers name a wrong unit, through every command, against the same one with the right headers."""
+"""A dataset with a wrong unit in its headers gives, in every command, the results of correct headers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHAPE = ("plan.patch_size=[8,16,16]", "plan.strides=[[1,2,2],[2,2,2]]", "final.m
 
 
 def in_metres(folder: Path) -> None:
-    """Let every header say that its lengths, which are in mm, count in metres."""
+    """Set the unit in every header to metres, although the lengths are in mm."""
     for path in folder.rglob("*.nii.gz"):
         image = nib.load(path)
         image.header.set_xyzt_units("meter", "sec")
@@ -42,12 +42,12 @@ def test_wrong_headers_change_nothing(take_tour: Callable[..., Any], tmp_path: P
     right, wrong = tours["mm"], tours["metres"]
     plans = [next(tour.prepared.rglob("plan.json")) for tour in (right, wrong)]
     assert json.loads(plans[0].read_text()) == json.loads(plans[1].read_text())
-    assert plans[1].parent.name == "Task99_Wrong_in_mm"  # apart from what was prepared by the headers
+    assert plans[1].parent.name == "Task99_Wrong_in_mm"  # apart from cases prepared with the headers' unit
     assert wrong.scores == right.scores and wrong.trained == right.trained and wrong.trained
     (first,), (second,) = (sorted(tour.predictions.glob("*.nii.gz")) for tour in (right, wrong))
     assert (nib.load(first).get_fdata() == nib.load(second).get_fdata()).all()
-    np.testing.assert_array_equal(open_image(first).affine, open_image(second).affine)  # its header is right
-    with pytest.raises(SystemExit):  # references by their own headers lie elsewhere
+    np.testing.assert_array_equal(open_image(first).affine, open_image(second).affine)  # its header is correct
+    with pytest.raises(SystemExit):  # by their own headers the references have another grid
         evaluate([str(wrong.predictions), str(folders["metres"] / "labelsTs")])
 
 

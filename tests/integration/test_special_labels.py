@@ -1,4 +1,4 @@
-"""Datasets with nnU-Net's ignore label and with regions, through all five commands; a resumed run; what is ignored."""
+"""Datasets with nnU-Net's ignore label and with regions, through all five commands, and resumed runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REGIONS |= {"Posterior": 2}
 
 
 def annotated_in_part(folder: Path) -> Path:
-    """Half of the planes of each case have a label of their own, as of sparse annotation."""
+    """Write cases with every second plane set to the ignore label, as in sparse annotation."""
     folder = write(folder, list("abcdef"), 2, IGNORE)
     for path in (folder / "labelsTr").iterdir():
         array = np.asarray(nib.load(path).dataobj).copy()
@@ -50,7 +50,7 @@ def stored(run: Path) -> dict[str, Any]:
 
 
 def assert_resumed_alike(run: Path) -> None:
-    """Going on from the first epoch gives the same checkpoint and validation as going through."""
+    """Assert that resuming after the first epoch gives the same checkpoint and metrics."""
     whole, scores = stored(run), numbers(run)
     given = [f"resume={run / 'checkpoints' / 'epoch_0001.ckpt'}", "final.predict=false"]
     run_training(resumed_config(compose_config(given), given), run)
