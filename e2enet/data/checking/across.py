@@ -1,4 +1,4 @@
-"""What only shows when cases are compared: duplicates, outliers, labels that nobody has."""
+"""Problems that only show when cases are compared: duplicates, outliers, labels without a voxel."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from e2enet.data.formats.labels import are_consecutive
 from e2enet.data.formats.problems import Problem, case_warning, dataset_error
 from e2enet.data.formats.remarks import header_warnings
 
-# A voxel size further than this factor from the median is rather a wrong header than another scanner.
+# A voxel size that differs from the median by more than this factor suggests a wrong header, not another scanner.
 SPACING_FACTOR = 3.0
-# Where more cases than this differ from the most frequent kind, the dataset is mixed and no case is the odd one.
+# If more than this fraction of cases differs from the most frequent kind, the dataset is mixed: no case is odd.
 MAX_ODD_ONES = 0.25
 
 
 def compare_cases(dataset: RawDataset, facts: Sequence[CaseFacts]) -> list[Problem]:
-    """Problems of the dataset as a whole, and of cases beside the others."""
+    """Return the problems of the dataset as a whole, and of cases that differ from the others."""
     if not facts:
         return []
     depth_axis = frame_depth_axis(facts)
@@ -38,19 +38,19 @@ def compare_cases(dataset: RawDataset, facts: Sequence[CaseFacts]) -> list[Probl
 
 
 def frame_depth_axis(facts: Sequence[CaseFacts]) -> int:
-    """The RAS axis that training will take as depth: chosen from the training cases, as the fingerprint does."""
+    """Return the RAS axis that training uses as depth, chosen from the training cases as the fingerprint does."""
     chosen = [case for case in facts if case.part == "training"] or list(facts)
-    # With axis 0 in front the frame's order is RAS.
+    # With depth axis 0 the frame's order is RAS.
     return choose_depth_axis([in_frame(case, 0).spacing for case in chosen])
 
 
 def in_frame(case: CaseFacts, depth_axis: int) -> Geometry:
-    """The case's geometry, whose `frame_shape` and `spacing` are depth first."""
+    """Return the case's geometry with its `frame_shape` and `spacing` depth first."""
     return replace(case.geometry, depth_axis=depth_axis)
 
 
 def _duplicates(facts: Sequence[CaseFacts]) -> Iterator[Problem]:
-    """The same values under several ids: a network may be validated on what it was trained on."""
+    """Report the same values under several ids: a network could be validated on its training data."""
     alike: dict[bytes, list[CaseFacts]] = defaultdict(list)
     for case in facts:
         if case.digest is not None:
@@ -102,7 +102,7 @@ def _single_slices(facts: Sequence[CaseFacts], depth_axis: int) -> Iterator[Prob
 def _missing_labels(dataset: RawDataset, facts: Sequence[CaseFacts]) -> Iterator[Problem]:
     counted = [case.voxels for case in facts if case.part == "training" and case.voxels is not None]
     if len(counted) < len(dataset.training) or len(dataset.labels) < 2 or not are_consecutive(dataset.labels):
-        return  # the cases that could not be read may hold them; of labels that could not be read nothing is known
+        return  # an unreadable case may hold the labels, or the labels themselves could not be read
     present = {value for voxels in counted for value in voxels}
     absent = [value for value in sorted(dataset.labels) if value > 0 and value not in present]
     if not present & set(dataset.labels) - {0}:
@@ -113,7 +113,7 @@ def _missing_labels(dataset: RawDataset, facts: Sequence[CaseFacts]) -> Iterator
 
 
 def _small_offsets(facts: Sequence[CaseFacts]) -> Iterator[Problem]:
-    """One line for all labels and channels whose affines are their image's but for more than rounding."""
+    """Give one warning for all labels and channels that are off by more than rounding, yet on their image's grid."""
     offsets = [(case.offset, case) for case in facts if case.offset is not None and case.offset.worth_telling]
     if offsets:
         largest, case = max(offsets, key=lambda one: one[0])
@@ -125,5 +125,5 @@ def _small_offsets(facts: Sequence[CaseFacts]) -> Iterator[Problem]:
 
 
 def in_mm(spacing: Sequence[float] | np.ndarray) -> str:
-    """Three sizes as text: `3 x 0.8 x 0.8 mm`."""
+    """Return three sizes as text: `3 x 0.8 x 0.8 mm`."""
     return f"{' x '.join(f'{size:.3g}' for size in spacing)} mm"

@@ -1,4 +1,4 @@
-"""One case checked: what it is like, and everything that is wrong with it."""
+"""Check one case: its properties and all its problems."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Part = Literal["training", "validation", "test"]
 
 @dataclass(frozen=True)
 class CaseTask:
-    """A case to check, and what its dataset expects of it; travels to a worker process."""
+    """A case to check, and what its dataset expects of it. It is sent to a worker process."""
 
     case: Case
     part: Part
@@ -37,21 +37,21 @@ class CaseTask:
 
 @dataclass(frozen=True, eq=False)
 class CaseFacts:
-    """What a case is like, of those of its files that can be read.
+    """Properties of a case, from its readable files.
 
     Attributes:
         case: Its id and files.
-        part: Of the dataset.
+        part: Part of the dataset.
         geometry: Shape, affine and orientation of its first image.
-        num_channels: Over all its files.
+        num_channels: Sum over all image files.
         dtypes: Of the image files, as stored.
         intensities: Smallest and largest finite value.
-        digest: Hash of all image values, see `StoredImage.digest`; None where an image cannot be read.
+        digest: Hash of all image values, see `StoredImage.digest`; None if an image cannot be read.
         label_dtype: As stored; None without a readable label.
-        voxels: Label -> voxels, after the dataset's label map; None without a readable label.
-        label_geometry: The label's own, where it is not on the image's grid; else None.
-        headers: Of every file that can be read.
-        offset: The largest of other channels and the label that are on the image's grid; None without any.
+        voxels: Label -> number of voxels, after the dataset's label map; None without a readable label.
+        label_geometry: The label's geometry if it is not on the image's grid, else None.
+        headers: Headers of all readable files.
+        offset: Largest offset of the other channels and the label that are on the image's grid; None without any.
     """
 
     case: Case
@@ -69,7 +69,7 @@ class CaseFacts:
 
     @property
     def orientation(self) -> str:
-        """Where the file's axes point: "LPS" for left, posterior, superior."""
+        """Directions of the file's axes: "LPS" for left, posterior, superior."""
         return "".join(nib.aff2axcodes(self.geometry.affine))
 
 
@@ -83,10 +83,10 @@ class _ImageFacts:
 
 
 def examine_case(task: CaseTask) -> tuple[CaseFacts | None, list[Problem]]:
-    """Read every file of a case once; what it is like (None where no image can be read), and what is wrong.
+    """Read every file of a case once. Return its properties (None if no image can be read) and its problems.
 
-    Missing files are passed over: they are known from the scan of the folder. Memory: the stored voxels of the
-    largest file, and some megabytes.
+    Missing files are skipped: the scan of the folder reports them. Memory: the stored voxels of the largest file, and
+    some megabytes.
     """
     case, problems = task.case, list[Problem]()
     images = [_examine_image(case, file, problems) for file in case.images if file.is_file()]
@@ -141,7 +141,7 @@ def _examine_image(case: Case, file: Path, problems: list[Problem]) -> _ImageFac
 
 
 def _flat_images(case: Case, images: Sequence[_ImageFacts]) -> list[Problem]:
-    """A warning of each image of one value; zeros in all of them are an error of their own."""
+    """Return a warning for each constant image. If all images are zero, another check reports an error instead."""
     flat = [image for image in images if image.low == image.high]
     if not any(image.low or image.high for image in images):
         return []
@@ -149,7 +149,7 @@ def _flat_images(case: Case, images: Sequence[_ImageFacts]) -> list[Problem]:
 
 
 def _nonzero_extent(case: Case, images: Sequence[_ImageFacts], problems: list[Problem]) -> Extent | None:
-    """Where any channel is not 0; None where that is nowhere, which is an error, or channels differ in shape."""
+    """Return where any channel is nonzero; None if all are zero, which is an error, or if their shapes differ."""
     if len({image.header.geometry.shape for image in images}) > 1:
         return None
     x, y, z = (np.any(axis, axis=0) for axis in zip(*(image.extent for image in images), strict=True))
@@ -162,9 +162,9 @@ def _nonzero_extent(case: Case, images: Sequence[_ImageFacts], problems: list[Pr
 def _examine_label(
     task: CaseTask, file: Path, reference: StoredHeader | None, extent: Extent | None, problems: list[Problem]
 ) -> tuple[StoredHeader | None, dict[int, int] | None, bool]:
-    """Header and counts of a label file, as far as they can be had, and whether it lies off its image's grid.
+    """Return header and voxel counts of a label file (None if unreadable), and whether it is off its image's grid.
 
-    `reference` is the image's header and `extent` where the image is not 0, as far as these are known.
+    `reference` is the image's header and `extent` its nonzero extent; None if unknown.
     """
     case = task.case
     stored = _read(case, file, problems)
@@ -208,14 +208,14 @@ def _count_label(
 
 
 def _foreground(task: CaseTask, voxels: Mapping[int, int]) -> int:
-    """Voxels that are neither background nor ignored."""
+    """Return the number of voxels that are neither background nor ignored."""
     return sum(count for value, count in voxels.items() if value > 0 and value != task.scheme.ignore)
 
 
 def _outside_problems(task: CaseTask, stored: StoredImage, extent: Extent, total: int) -> list[Problem]:
-    """Whether foreground of a label is cropped away with the zeros around its image."""
+    """Report foreground of a label that is cropped away with the zeros around its image."""
     if all(places[0] and places[-1] for places in extent):
-        return []  # nothing is cropped, as of every CT: no second pass over the label
+        return []  # nothing is cropped, as in every CT: no second pass over the label is needed
     x, y, z = (slice(int(places[0]), int(places[-1]) + 1) for places in map(np.flatnonzero, extent))
     path = stored.header.path
     pieces = (whole_labels(plane[y, x], path) for plane in islice(stored.planes(), z.start, z.stop))
@@ -250,7 +250,7 @@ def _off_grid(case: Case, reference: StoredHeader, header: StoredHeader, names: 
 
 
 def _largest_offset(headers: Sequence[StoredHeader]) -> Offset | None:
-    """Of the files that are on the grid of the first."""
+    """Return the largest offset from the first file among the files on its grid."""
     first = headers[0].geometry
     others = [header.geometry for header in headers[1:] if header.geometry.shape == first.shape]
     offsets = [grid_offset(first.affine, other.affine, first.shape) for other in others]
@@ -266,5 +266,5 @@ def _read(case: Case, file: Path, problems: list[Problem]) -> StoredImage | None
 
 
 def _without_path(error: InputError, file: Path) -> str:
-    """The message alone: a problem names its file elsewhere."""
+    """Return the message alone: a problem holds its file separately."""
     return str(error).removeprefix(f"{file}: ")

@@ -1,4 +1,4 @@
-"""The check at the first use of a dataset, remembered until a file or the label table changes."""
+"""The check at the first use of a dataset. Its result is stored until a file or the label table changes."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from e2enet.data.checking.run import Report
 
 RECORD = "checked.json"
-CHECK_VERSION = 4  # raise it when the check finds more, so that datasets are checked anew
+CHECK_VERSION = 4  # raise it when the check finds more, so that datasets are checked again
 
 
 def check_at_first_use(
     source: DataSource, prepared: Path, num_workers: int | None = None, choice: CaseChoice | None = None
 ) -> None:
-    """Let a dataset pass that training can use; it is checked at its first use, and after a change.
+    """Check a dataset at its first use and after a change; raise an error if training cannot use it.
 
-    A change is one of the files (by size and time), of the cases, or of channels, labels and their map. What the
-    dataset is like and warnings are printed; `prepared`/checked.json remembers what was found. Errors of cases that
-    the choice does not use are warnings: another choice is judged by what is remembered.
+    A change is one of the files (by size and time), the cases, the channels, the labels or the label map. The check
+    prints a summary and the warnings, and stores its findings in `prepared`/checked.json. Errors of cases that the
+    choice does not use become warnings. Another choice is judged by the stored findings.
 
     Args:
         source: Where the raw dataset comes from.
@@ -37,14 +37,14 @@ def check_at_first_use(
         choice: The cases that are used; None for all.
 
     Raises:
-        InputError: with every error of the dataset.
+        InputError: lists every error of the dataset.
     """
     key = _dataset_key(source)
-    if key is None:  # the check says why; nothing is remembered of what cannot be read
+    if key is None:  # the dataset cannot be read: the check reports why, and nothing is stored
         _look_through(source, num_workers, choice)
     elif not _is_sound(source, prepared, key, choice):
         with locked_folder(prepared, f"Checking {source.folder}"):
-            if not _is_sound(source, prepared, key, choice):  # by the run that held the lock before
+            if not _is_sound(source, prepared, key, choice):  # the run that held the lock may have checked it
                 report = _look_through(source, num_workers, choice)
                 found = [asdict(problem) for problem in report.raw]
                 warnings = [problem.to_dict() for problem in report.problems]
@@ -52,13 +52,13 @@ def check_at_first_use(
 
 
 def remembered_problems(source: DataSource, prepared: Path) -> tuple[Problem, ...]:
-    """What the check found in the dataset as it is now, as no choice weighs it; nothing where it was not checked."""
+    """Return the stored findings for the dataset's current state, for all cases; empty if it was not checked."""
     return _remembered(prepared, _dataset_key(source)) or ()
 
 
 def _look_through(source: DataSource, num_workers: int | None, choice: CaseChoice | None) -> Report:
-    """Check the dataset and print what was found; InputError where there are errors."""
-    # Imported here: a dataset that has been checked is opened without them.
+    """Check the dataset and print the report; raise InputError if there are errors."""
+    # Imported here, since a dataset that was checked before does not need them.
     from e2enet.data.checking.report import print_report, verdict
     from e2enet.data.checking.run import check_dataset
 
@@ -69,7 +69,7 @@ def _look_through(source: DataSource, num_workers: int | None, choice: CaseChoic
 
 
 def _is_sound(source: DataSource, prepared: Path, key: str, choice: CaseChoice | None) -> bool:
-    """Whether what is remembered lets the choice pass; where it does not, the dataset is checked anew."""
+    """Whether the choice is free of errors by the stored findings. If not, the dataset is checked again."""
     found = _remembered(prepared, key)
     if found is None or choice is None:
         return found is not None and not any(problem.severity == "error" for problem in found)
@@ -84,16 +84,16 @@ def _remembered(prepared: Path, key: str | None) -> tuple[Problem, ...] | None:
     try:
         return tuple(Problem(**(line | {"alike": tuple(line["alike"])})) for line in content["found"])
     except (KeyError, TypeError):
-        return None  # damaged by another hand: the dataset is checked anew
+        return None  # the file was damaged from outside: the dataset is checked again
 
 
 def _dataset_key(source: DataSource) -> str | None:
-    """What tells this state of the dataset from another; None where it cannot be read, which the check reports."""
+    """Return a key of the dataset's current state; None if it cannot be read, which the check reports."""
     problems: list[Problem] = []
     try:
         dataset = source.scan(problems)
         cases = [*dataset.training, *dataset.validation, *dataset.test]
-        # A case whose files are not there may be one that the split does not use.
+        # Missing files are skipped here: the split may not use their case.
         states = {case.id: file_states(file for file in case.all_files if file.is_file()) for case in cases}
     except (InputError, OSError):
         return None

@@ -1,4 +1,4 @@
-"""Ids that look like several scans of one patient, which folds by case would part."""
+"""Find ids that look like several scans of one patient, which folds by case would separate."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from e2enet.data.cases.split_file import NNUNET_FILE
 from e2enet.data.formats.dataset import RawDataset
 from e2enet.data.formats.problems import Problem
 
-# Words, in front of a number or at the end, that tell one scan of a patient from another.
+# Words before a number or at the end of an id that distinguish the scans of a patient.
 WORDS = (
     *("visit", "session", "ses", "scan", "timepoint", "time", "tp", "frame", "followup", "fu", "exam", "study"),
     *("baseline", "phase", "series", "run"),
 )
-# What sets scans apart without a word: x_1, x_12, x_ED, x-000.
+# Endings that distinguish scans without such a word: x_1, x_12, x_ED, x-000.
 SHORT = re.compile(r".*\d.*(?P<sign>[_-])([a-z]{0,2}\d{1,3}|[a-z]{1,2}|left|right|pre|post)", re.IGNORECASE)
-FEWEST_PATIENTS = 5  # with fewer there are no five folds of them, and it rather is a part of the dataset's name
-MAX_SCANS = 8  # of a patient, on average, without a word that says so
+FEWEST_PATIENTS = 5  # fewer cannot be split into five folds, and the match is probably part of the dataset's name
+MAX_SCANS = 8  # average per patient up to which ids without such a word are matched
 
 
 @dataclass(frozen=True)
 class PatientGuess:
-    """A pattern for `data.group` that fits all ids, how many patients it tells apart, and two ids of one."""
+    """A pattern for `data.group` that matches all ids, its number of patients, and two ids of one patient."""
 
     pattern: str
     patients: int
@@ -33,8 +33,7 @@ class PatientGuess:
 
 
 def remarks_on_split(dataset: RawDataset, choice: CaseChoice) -> list[Problem]:
-    """Warnings: folds by case where ids look like several scans of a patient; a split beside dataset.json that is not
-    used."""
+    """Warn if the five folds may separate scans of a patient, or if a split file beside dataset.json is not used."""
     if choice.rule != "five_fold":
         return []
     remarks = []
@@ -54,7 +53,7 @@ def remarks_on_split(dataset: RawDataset, choice: CaseChoice) -> list[Problem]:
 
 
 def guess_patients(case_ids: Sequence[str]) -> PatientGuess | None:
-    """The pattern by which ids look like several scans of one patient; None where they do not."""
+    """Return the pattern by which ids look like several scans of one patient; None if they do not."""
     for word in WORDS:
         marked = re.compile(rf"[_-]{word}(?=[_-]?\d|$)", re.IGNORECASE)
         signs = {match[0] for name in case_ids if (match := marked.search(name))}
@@ -74,7 +73,7 @@ def guess_patients(case_ids: Sequence[str]) -> PatientGuess | None:
 
 
 def _grouped(case_ids: Sequence[str], pattern: str) -> PatientGuess | None:
-    """The guess that a pattern is; None where it leaves no two ids together, or hardly any apart."""
+    """Return a pattern as a guess; None if it misses an id, groups no two ids, or makes too few groups."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name in sorted(case_ids):
         match = re.search(pattern, name)

@@ -1,4 +1,4 @@
-"""Corrected copies of label files whose affine is not their image's. Originals are never touched."""
+"""Corrected copies of label files whose affine differs from their image's. Originals are never changed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from e2enet.data.formats.listing import ITK_ENDINGS
 from e2enet.data.formats.nifti import without_history
 from e2enet.data.formats.opening import open_image
 
-# What of a NIfTI header says where the voxels lie; pixdim holds voxel sizes and the handedness of the qform.
+# Fields of a NIfTI header that place the voxels, besides pixdim (voxel sizes and the handedness of the qform).
 GEOMETRY_FIELDS = (
     "qform_code",
     "sform_code",
@@ -34,12 +34,12 @@ GEOMETRY_FIELDS = (
     "srow_z",
 )
 LENGTH_BITS = 7
-NO_EXTENSION = bytes(4)  # what follows a header without one
+NO_EXTENSION = bytes(4)  # follows a header without extensions
 
 
 @dataclass(frozen=True)
 class Repair:
-    """What became of one label: the corrected copy, or why there is none."""
+    """The result for one label: the corrected copy, or the reason why there is none."""
 
     case: str
     label: Path
@@ -48,7 +48,7 @@ class Repair:
 
 
 def require_repair_folder(target: Path, dataset: Path) -> None:
-    """InputError unless corrected copies can go to `target`: a new or empty folder outside of the dataset."""
+    """Raise InputError unless `target` is a new or empty folder outside of the dataset."""
     if target.resolve().is_relative_to(dataset.resolve()) or dataset.resolve().is_relative_to(target.resolve()):
         raise InputError(f"repair={target}: a folder apart from the dataset ({dataset}) expected")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -56,11 +56,11 @@ def require_repair_folder(target: Path, dataset: Path) -> None:
 
 
 def repair_labels(facts: Iterable[CaseFacts], dataset: Path, target: Path) -> list[Repair]:
-    """Copy each label that lies off its image's grid to `target`, with the image's affine; voxels stay byte for byte.
+    """Copy each label that is off its image's grid to `target`, with the image's affine and the same voxel bytes.
 
-    A copy has the path in `target` that its original has in the dataset's folder. There is none where shapes
-    differ, or where the two affines order or direct the axes differently: then the voxels themselves may be
-    stored in another order, which only a look at both can tell.
+    A copy has the same relative path in `target` as its original in the dataset's folder. A label is not copied if
+    the shapes differ, or if the two affines order or direct the axes differently. In the second case the voxels may
+    be stored in another order, which only looking at both can tell.
     """
     repairs = []
     for case in facts:
@@ -87,13 +87,15 @@ def _why_not(case: CaseFacts) -> str:
 
 
 def _relative(label: Path, dataset: Path) -> Path:
-    """The label's place in the dataset; its name alone where it lies elsewhere (nnU-Net's `dataset` section)."""
+    """Return the label's path in the dataset, or its name alone if it is elsewhere (nnU-Net's `dataset` section)."""
     return label.relative_to(dataset) if label.is_relative_to(dataset) else Path(label.name)
 
 
 def _write_copy(label: Path, image: Path, copy: Path) -> None:
-    """The label's voxels, byte for byte, with the image's place of them; extensions and texts of the header stay
-    behind (`without_history`). Of other formats than NIfTI, its values."""
+    """Write the label's voxels, byte for byte, with the image's geometry.
+
+    Extensions and texts of the header are left out (`without_history`). Other formats than NIfTI keep the values.
+    """
     if label.name.endswith(ITK_ENDINGS):
         write_itk(copy, open_image(label).read_unscaled(), open_image(image).affine)
         return
@@ -106,7 +108,7 @@ def _write_copy(label: Path, image: Path, copy: Path) -> None:
         for field in GEOMETRY_FIELDS:
             header[field] = reference[field]
         header["pixdim"][:4] = reference["pixdim"][:4]
-        # The low bits are the unit of length, which the image's numbers are in; the others are that of time.
+        # The low bits are the unit of length, taken from the image as its numbers are. The others are that of time.
         header["xyzt_units"] = (int(header["xyzt_units"]) & ~LENGTH_BITS) | (int(reference["xyzt_units"]) & LENGTH_BITS)
         header["vox_offset"] = len(header.binaryblock) + len(NO_EXTENSION)
         stream.write(header.binaryblock + NO_EXTENSION)
@@ -117,8 +119,10 @@ def _write_copy(label: Path, image: Path, copy: Path) -> None:
 
 
 def _stored_fields(path: Path) -> Any:
-    """The header as it stands in the file; that of a loaded image has lost offset and scaling. Of other formats, a
-    NIfTI header that says the same of the voxels' place."""
+    """Return the header as stored in the file: a loaded image's header has lost offset and scaling.
+
+    For other formats, return a NIfTI header with the same geometry.
+    """
     if path.name.endswith(ITK_ENDINGS):
         header: Any = nib.Nifti1Header()
         header.set_data_shape(open_image(path).shape[:3])

@@ -26,7 +26,7 @@ AXIS_NAMES = ("right-left", "anterior-posterior", "superior-inferior")
 
 
 def require_report_file(path: Path) -> None:
-    """InputError unless a report can be written to `path`; a dataset.json, say, must not be written over."""
+    """Raise InputError unless a report can be written to `path`. Files such as a dataset.json are not overwritten."""
     if path.suffix != ".json" or path.is_dir():
         raise InputError(f"report={path}: a file ending in .json expected")
     if path.exists() and not isinstance(read_json(path), list):
@@ -39,7 +39,7 @@ def write_report(path: str | Path, report: Report) -> None:
 
 
 def print_report(report: Report, verbose: bool = False) -> None:
-    """Print what the dataset is like, its problems in short, and the verdict last; `verbose` adds a row per case."""
+    """Print a summary of the dataset, its problems in short, and the verdict. `verbose` adds a row per case."""
     if report.dataset is not None:
         say(f"{report.dataset.name}: {_parts(report.dataset)} in {report.folder}")
         if report.facts:
@@ -51,14 +51,14 @@ def print_report(report: Report, verbose: bool = False) -> None:
     for note in report.notes:
         say(f"  {note}")
     for problem, line in in_short(report.problems):
-        # Matrices stand below the line that says what they are.
+        # Matrices are indented below the line that introduces them.
         text = line.replace("\n", "\n    ")
         console.print(Text(f"{problem.severity}: ", STYLES[problem.severity]), text, sep="", soft_wrap=True)
     say(verdict(report))
 
 
 def verdict(report: Report) -> str:
-    """One sentence: how many problems there are, and whether training would be wrong."""
+    """Return one sentence: how many problems there are, and whether training would be wrong."""
     errors, warnings = report.num_errors, len(report.problems) - report.num_errors
     counts = " and ".join(_counted(n, name) for n, name in ((errors, "error"), (warnings, "warning")) if n)
     if errors:
@@ -80,7 +80,7 @@ def print_repairs(repairs: Sequence[Repair], dataset: Path, target: Path) -> Non
 
 
 def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Aligned columns as wide as they must be: a rich table would fold or cut ids to fit the terminal."""
+    """Print aligned columns as wide as needed: a rich table would wrap or cut ids to fit the terminal."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     for line, style in ((header, "bold"), *((row, "") for row in rows)):
         cells = (f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True))
@@ -122,7 +122,7 @@ def _frequencies(values: Iterator[str]) -> str:
 
 
 def _label_rows(report: Report) -> list[list[str]]:
-    """A row per label of the dataset or of its files, over the training cases."""
+    """Return a row per label of the dataset or its files, counted over the training cases."""
     assert report.dataset is not None
     counted = [case.voxels for case in report.facts if case.part == "training" and case.voxels is not None]
     total = sum(sum(voxels.values()) for voxels in counted)

@@ -1,4 +1,4 @@
-"""A dataset's check: the folder scanned, every case checked in worker processes, the cases compared."""
+"""Check a dataset: scan its folder, check every case in worker processes, compare the cases."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from e2enet.system.memory import available_memory
 from e2enet.system.processes import run_in_processes
 from e2enet.system.workload import available_cores
 
-# Interpreter and libraries of a worker (40 MiB measured), and the pieces in which voxels are checked.
+# Memory of a worker for its interpreter and libraries (40 MiB measured), and for the pieces of voxels that it checks.
 WORKER_BYTES = 256 * 2**20
 SHARE_OF_MEMORY = 0.8
-SMALL_BYTES = 100 * 2**20  # of all voxels: looked through in this process before others have started
+SMALL_BYTES = 100 * 2**20  # of all voxels: checked in this process before workers would have started
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Report:
     """Everything that was found.
 
     Attributes:
-        folder: The dataset's.
-        dataset: None where the folder cannot be read at all.
-        facts: Of every case with a readable image, in the dataset's order.
-        problems: Errors first, then by case, as the chosen split weighs them.
-        raw: The same as no split weighs them: every case counts.
-        notes: What is told though nothing is wrong.
+        folder: The dataset's folder.
+        dataset: None if the folder cannot be read at all.
+        facts: Properties of every case with a readable image, in the dataset's order.
+        problems: Errors first, then by case, with their severity for the chosen split.
+        raw: The same without a chosen split: every case counts.
+        notes: Information that is no problem.
     """
 
     folder: Path
@@ -55,12 +55,11 @@ class Report:
 
 
 def check_dataset(source: DataSource, num_workers: int | None = None, choice: CaseChoice | None = None) -> Report:
-    """Look through a dataset; problems are collected, never raised, and nothing is written.
+    """Check a dataset. Problems are collected, not raised, and nothing is written.
 
-    With a `choice` of cases an error of a case that it does not use is a warning, and it is told where there is no such
-    split or where it parts patients.
-    `num_workers=None` starts as many processes as cores and free memory allow, none for a small dataset; 0 works in
-    this process. Raises InputError where there is no folder to look through.
+    With a `choice` of cases, errors of unused cases become warnings. A split that is impossible or separates scans of
+    a patient is reported too. `num_workers=None` starts as many processes as cores and free memory allow, and none for
+    a small dataset; 0 works in this process. Raise InputError if there is no such folder.
     """
     if reason := no_folder(source.folder):
         raise InputError(f"{source.folder}: {reason} ({source.layout.hint})")
@@ -82,7 +81,7 @@ def check_dataset(source: DataSource, num_workers: int | None = None, choice: Ca
         case = outcome.item.case
         if outcome.result is None:
             assert outcome.failure is not None
-            # With the traceback of what went wrong, which is a fault of the program, not of the case.
+            # With the traceback, since this is a fault of the program, not of the case.
             text = f"could not be looked through: {outcome.failure.message}\n{outcome.failure.traceback}".rstrip()
             problems.append(case_error(case.id, text, case.images[0]))
             continue
@@ -99,25 +98,25 @@ def check_dataset(source: DataSource, num_workers: int | None = None, choice: Ca
 
 
 def _of_folder(error: InputError, folder: Path) -> Problem:
-    """The problem that an error is, which may name a file of the folder itself."""
+    """Return an error as a problem. Its message may name a file in the folder."""
     file, _, text = str(error).partition(": ")
     named = bool(text) and Path(file).is_relative_to(folder)
     return Problem(None, "error", text, file) if named else Problem(None, "error", str(error), str(folder))
 
 
 def _judged(problems: Sequence[Problem], dataset: RawDataset, choice: CaseChoice) -> list[Problem]:
-    """The problems as the choice of cases weighs them, and what is wrong or odd about the choice itself."""
+    """Return the problems with their severity for the choice of cases, and the problems of the choice itself."""
     try:
         use = choice.use(dataset)
     except InputError as error:
-        # Where a case could not be listed, this may be the consequence.
+        # This may be the consequence of a case that could not be listed.
         broken = any(problem.severity == "error" and problem.case is not None for problem in problems)
         return [*problems, *([] if broken else [Problem(None, "error", str(error))])]
     return [*judge(problems, use)[0], *remarks_on_split(dataset, choice)]
 
 
 def affordable_workers(sizes: Sequence[int]) -> int:
-    """Processes that cores and free memory allow for cases whose largest files have these sizes in bytes."""
+    """Return how many processes cores and free memory allow. `sizes` are the bytes of each case's largest file."""
     needed = WORKER_BYTES + max(sizes, default=0)
     return max(1, min(len(sizes), available_cores(), int(SHARE_OF_MEMORY * available_memory()) // needed))
 
@@ -132,7 +131,7 @@ def _tasks(dataset: RawDataset) -> list[CaseTask]:
 
 
 def _largest_file(task: CaseTask) -> int:
-    """Bytes of the voxels of a case's largest file, 0 where no header can be read: the worker will say why."""
+    """Return the voxel bytes of a case's largest file, 0 if no header can be read: the worker reports why."""
     return max(map(_num_bytes, task.case.files))
 
 

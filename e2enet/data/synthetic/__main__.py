@@ -15,7 +15,7 @@ Write a small look-alike of a public dataset below FOLDER, in the layout, with t
 and orientations of the download, but with drawn scans. It shows what a folder must look like, and lets you try
 every command before you have the data.
 """
-# What the config of a look-alike is called, and what must be said beside it.
+# The overrides that train on each look-alike.
 CONFIGS = {
     "amos": "data=amos_ct",
     "btcv": "data=btcv",
@@ -31,7 +31,7 @@ CONFIGS = {
 
 @exit_on_input_error()
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write what the command line asks for, and say how to go on."""
+    """Write the look-alike that the command line names, and print the command that trains on it."""
     examples = "\n".join(f"  {name:12} python train.py {config} paths.data=FOLDER" for name, config in CONFIGS.items())
     parser = argparse.ArgumentParser(
         prog="python -m e2enet.data.synthetic",

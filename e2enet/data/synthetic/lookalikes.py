@@ -1,9 +1,9 @@
 """Small look-alikes of public datasets: their folders, names, label values, data types, spacings and orientations.
 
-They hold drawn scans of a few thousand voxels, so that everything that reads a download can be tried without
-one. `num_cases` labelled training cases (five folds need five) come with a few validation and test cases; every
-label value occurs in the first case. The same seed gives the same bytes. A folder appears only when complete.
-What is known of each layout, and where from, is in docs/datasets/.
+They hold drawn scans of 11,000 to 46,000 voxels, so that all code that reads a download can be tried without one.
+Each has `num_cases` labelled training cases (five folds need five) and a few validation or test cases. Every label
+value occurs in the first case. The same seed gives the same bytes. A folder appears only when complete.
+docs/datasets/ describes each layout and gives the sources.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from e2enet.common.files import atomic_path, write_json
 from e2enet.data.synthetic.scans import CT, MRI_BRIGHT, MRI_DARK, Scan, draw_organs, draw_tumour
 from e2enet.data.synthetic.stored import Encoding, Grid, save_image, save_label
 
-# Names and the spelling of dataset.json.
+# Names as dataset.json spells them.
 AMOS_LABELS = (
     *("background", "spleen", "right kidney", "left kidney", "gall bladder", "esophagus", "liver", "stomach", "arota"),
     *("postcava", "pancreas", "right adrenal gland", "left adrenal gland", "duodenum", "bladder", "prostate/uterus"),
@@ -39,7 +39,7 @@ class Storage:
     encoding: Encoding
 
 
-# Cases take turns. CT is often stored unsigned with an intercept of -1024, or as Hounsfield units at once.
+# Cases cycle through these. CT is often stored unsigned with an intercept of -1024, or directly in Hounsfield units.
 AMOS_CT = (
     Storage(Grid((0.68, 0.68, 5.0), "LPS", origin=(-150.0, -140.0, -700.0)), Encoding("int16", 1.0, -1024.0)),
     Storage(Grid((0.78, 0.78, 5.0), "RAS", origin=(-170.0, -160.0, 1200.0)), Encoding("int16")),
@@ -128,7 +128,7 @@ def write_brats_2023(folder: Path, num_cases: int = 5, seed: int = 0) -> Path:
 def write_kits(folder: Path, num_cases: int = 5, seed: int = 0) -> Path:
     """KiTS as of 2023: `num_cases` labelled cases of CT and a test case; single annotations beside the first.
 
-    The first axis of the arrays is the one across slices, as far as known of the download; int16.
+    As far as is known of the download, the first array axis is the one across slices; int16.
     """
     with _new_folder(folder, num_cases) as root:
         for index in range(num_cases + 1):
@@ -219,7 +219,7 @@ LOOKALIKES: dict[str, tuple[Callable[[Path, int, int], Path], str]] = {
 def _write_brats_cases(
     folder: Path, num_cases: int, seed: int, names: Sequence[str], values: dict[str, int], ends: Sequence[str]
 ) -> Path:
-    """A folder per case; `ends` are those of the files, in the order of the drawn channels, then of the label."""
+    """Write a folder per case. `ends` end the names of the drawn channels' files in order, then of the label's."""
     with _new_folder(folder, num_cases) as root:
         for index, case in enumerate(names):
             scan = draw_tumour(_rng(seed, index), BRAIN_SHAPE, values, _missing_tissue(index))
@@ -239,7 +239,7 @@ def _write_decathlon(
     num_cases: int,
     draw: Callable[[int], tuple[Scan, Storage]],
 ) -> None:
-    """Files and dataset.json of a Decathlon task; the first `num_cases` names are training cases."""
+    """Write files and dataset.json of a Decathlon task. The first `num_cases` names are training cases."""
     with _new_folder(folder, num_cases) as root:
         for index, case in enumerate(names):
             scan, storage = draw(index)
@@ -271,7 +271,7 @@ def _description(name: str, modality: dict[str, str], labels: Sequence[str], num
 
 
 def _missing_tissue(index: int) -> tuple[str, ...]:
-    """The second case is of low grade: nothing enhances."""
+    """The second case is of low grade: it has no enhancing tumour."""
     return ("enhancing",) if index == 1 else ()
 
 

@@ -1,8 +1,7 @@
-"""A small labelled phantom dataset, so that everything runs before there is any data.
+"""A small labelled phantom dataset, so that everything can run without real data.
 
 Files are written in the layout of the Medical Segmentation Decathlon, test labels (`labelsTs`) included.
-What the organs look like is in `phantom_anatomy`; here are the files, the numbering and the reuse of a
-finished folder.
+`phantom_anatomy` draws the organs. This file numbers the cases, writes the files and reuses a finished folder.
 """
 
 from __future__ import annotations
@@ -20,8 +19,7 @@ from e2enet.common.errors import InputError, raise_problems
 from e2enet.common.files import atomic_path, read_json, write_json
 from e2enet.data.synthetic.phantom_anatomy import MINIMUM_SHAPE, ORGANS, draw_case
 
-# Part of what a finished folder is compared by: raise it when the same parameters no longer give the same
-# voxels.
+# A finished folder of another version is not reused. Raise it when the same parameters no longer give the same voxels.
 GENERATOR_VERSION = 1
 
 
@@ -44,7 +42,7 @@ def write_phantom(
         num_test: Number of test cases; their labels go to `labelsTs`.
         shape: Mean image size in voxels, in file axes (x, y, z); single cases differ by a few voxels.
         spacing: Voxel size in mm, in file axes; z differs by up to 5 % between cases.
-        seed: Every voxel follows from it.
+        seed: Determines every voxel.
 
     Raises:
         InputError: an impossible parameter, or `folder` holds something else.
@@ -56,7 +54,7 @@ def write_phantom(
     try:
         with atomic_path(folder) as unfinished:
             _write_dataset(unfinished, settings)
-    except OSError:  # another process finished first: its folder is as good, if it holds the same phantom
+    except OSError:  # another process finished first: its folder is used if it holds the same phantom
         if not _holds_phantom(folder, settings):
             raise
     return folder
@@ -65,10 +63,10 @@ def write_phantom(
 def phantom_settings(
     *, num_train: int, num_test: int, shape: Sequence[int], spacing: Sequence[float], seed: int
 ) -> dict[str, Any]:
-    """Checked parameters as plain containers, as `dataset.json` records them under "phantom".
+    """Check the parameters and return them as plain values, as `dataset.json` stores them under "phantom".
 
     Raises:
-        InputError: naming every impossible parameter.
+        InputError: lists every impossible parameter.
     """
     problems = []
     if num_train < 1 or num_test < 0:
@@ -97,10 +95,7 @@ def phantom_folder_name(name: str, settings: dict[str, Any]) -> str:
 
 
 def _holds_phantom(folder: Path, settings: dict[str, Any]) -> bool:
-    """Whether `folder` is this phantom.
-
-    InputError where it is another dataset; False where there is none yet.
-    """
+    """Whether `folder` exists and is this phantom; raise InputError if it is another dataset."""
     if not folder.exists():
         return False
     description = folder / "dataset.json"

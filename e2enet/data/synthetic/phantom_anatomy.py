@@ -1,10 +1,10 @@
 """One phantom case: organs in a body, on a grid with thick slices.
 
-The intensities of neighbouring organs overlap (steps of 70 between means; noise of 30 and a bias field of
-6 % upon them), so intensity, shape and surroundings must be used together. The last two organs are cones
-along the slice axis, one growing upward and one downward. Both consist of the same discs at the same
-intensity: a single slice holds nothing that tells them apart, the slice above or below does, since the
-radius changes by one voxel per slice. A network without depth context cannot learn them.
+The intensities of neighbouring organs overlap (means are 70 apart, with noise of 30 and a bias field of 6 %), so
+intensity, shape and surroundings must be used together. The last two organs are cones along the slice axis, one
+growing upward and one downward. Both consist of the same discs at the same intensity, so a single slice cannot tell
+them apart. The slice above or below can, since the radius changes by one voxel per slice. A network without depth
+context cannot learn them.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def draw_case(
     """Draw one case around the mean shape (voxels) and spacing (mm), both in file axes.
 
     Returns the image, int16 (X, Y, Z), the label, uint8 (X, Y, Z) with 1 to 5 in the order of ORGANS, and the
-    affine (4, 4) in mm. InputError where the organs do not fit into the shape.
+    affine (4, 4) in mm. Raises InputError if the organs do not fit into the shape.
     """
     x, y, z = shape
     size = (x + int(rng.integers(-2, 3)), y + int(rng.integers(-2, 3)), z + int(rng.integers(-1, 2)))
     case_spacing = np.array(spacing) * (1.0, 1.0, rng.uniform(0.95, 1.05))
-    for _ in range(MAX_DRAWS):  # a draw whose organs found no free place is dropped as a whole
+    for _ in range(MAX_DRAWS):  # if an organ finds no free place, the whole draw is dropped
         label = _draw_organs(rng, size)
         if label is not None:
             return _draw_image(rng, label), label, _draw_affine(rng, size, case_spacing)
@@ -135,7 +135,7 @@ def _draw_image(rng: np.random.Generator, label: np.ndarray) -> np.ndarray:
     image = np.where(_body(size, grid, margin=0.0), BODY, AIR)
     for number, organ in enumerate(ORGANS, start=1):
         image[label == number] = means[organ]
-    # Across slices nothing is mixed: a blurred disc would otherwise show its neighbour's radius.
+    # No blur across slices: a disc would otherwise show its neighbour's radius.
     image = ndimage.gaussian_filter(image, sigma=(0.6, 0.6, 0))
     slope = rng.normal(size=3)
     slope *= BIAS / np.abs(slope).sum()  # the bias field stays within 1 +- BIAS

@@ -1,7 +1,7 @@
-"""Small scans for look-alike datasets: organs or a brain tumour that intensity and place give away.
+"""Small scans for look-alike datasets: organs or a brain tumour, recognisable by intensity and position.
 
 Arrays are in RAS index order: the first axis counts to the right, the second to the front, the third upward.
-What they look like is beside the point: they are to be read, prepared and learned in seconds.
+The scans need not look realistic. They must be read, prepared and learned in seconds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Scan:
 
 @dataclass(frozen=True)
 class Contrast:
-    """Intensities of one channel: outside the body, of the body, and the step from one label to the next."""
+    """Intensities of one channel: outside the body, of the body, the step per label, and the noise's deviation."""
 
     outside: float
     body: float
@@ -55,14 +55,14 @@ def draw_organs(
     contrasts: Sequence[Contrast],
     absent: Collection[int] = (),
 ) -> Scan:
-    """Ellipsoids labelled 1..num_labels in a body, each in its own cell of a lattice in the axial plane.
+    """Draw ellipsoids labelled 1..num_labels in a body, each in its own cell of a lattice in the axial plane.
 
-    A label among `absent` is left out, as an organ that was removed.
+    Labels in `absent` are left out, like an organ that was removed.
     """
     grid = np.stack(np.meshgrid(*(np.arange(size, dtype=np.float32) for size in shape), indexing="ij"))
     middle = (np.array(shape) - 1) / 2
     outline = ((grid[0] - middle[0]) / (0.5 * shape[0])) ** 2 + ((grid[1] - middle[1]) / (0.5 * shape[1])) ** 2
-    body = outline <= 1.4  # a body that the image cuts, as a field of view does
+    body = outline <= 1.4  # the image cuts the body, as a field of view does
     cells = math.ceil(math.sqrt(num_labels))
     cell = 0.76 * np.array(shape[:2]) / cells
     label = np.zeros(shape, np.uint8)
@@ -85,11 +85,11 @@ def draw_organs(
 def draw_tumour(
     rng: np.random.Generator, shape: Shape, values: Mapping[str, int], absent: Collection[str] = ()
 ) -> Scan:
-    """A brain in four modalities (order of TUMOUR_CONTRASTS) with a tumour: edema around an enhancing rim around a
-    core.
+    """Draw a brain with a tumour in four modalities, in the order of TUMOUR_CONTRASTS.
 
-    `values` numbers "edema", "core" and "enhancing"; a tissue among `absent` is that around it instead. Outside
-    the brain everything is 0, as in skull-stripped scans.
+    An enhancing rim surrounds the core, and edema surrounds the rim. `values` numbers "edema", "core" and
+    "enhancing". A tissue in `absent` is replaced by the one around it. Outside the brain everything is 0, as in
+    skull-stripped scans.
     """
     grid = np.stack(np.meshgrid(*(np.arange(size, dtype=np.float32) for size in shape), indexing="ij"))
     middle = (np.array(shape) - 1) / 2
@@ -113,6 +113,6 @@ def draw_tumour(
 
 
 def _ellipsoid(grid: np.ndarray, centre: np.ndarray, semi_axes: np.ndarray) -> np.ndarray:
-    """True inside an ellipsoid, of a grid (3, X, Y, Z); centre and semi-axes in voxels."""
+    """Return a mask of the inside of an ellipsoid on a grid (3, X, Y, Z); centre and semi-axes in voxels."""
     offsets = (grid - centre.reshape(3, 1, 1, 1)) / semi_axes.reshape(3, 1, 1, 1)
     return (offsets**2).sum(axis=0) <= 1

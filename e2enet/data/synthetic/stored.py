@@ -1,4 +1,4 @@
-"""How a look-alike's arrays lie in a NIfTI file: orientation, spacing, tilt, data type and scaling."""
+"""How a look-alike's arrays are stored in a NIfTI file: orientation, spacing, tilt, data type and scaling."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nibabel import orientations
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the voxels of an array in RAS index order lie, and in which order a file holds them.
+    """The position of an array in RAS index order, and the orientation in which a file stores it.
 
     Attributes:
         spacing: mm along right-left, anterior-posterior, superior-inferior.
@@ -28,7 +28,7 @@ class Grid:
     origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def affine(self) -> np.ndarray:
-        """Index of the array -> mm, (4, 4)."""
+        """Return the matrix (4, 4) from array index to mm."""
         cos, sin = np.cos(np.deg2rad(self.tilt)), np.sin(np.deg2rad(self.tilt))
         turn = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
         affine = np.eye(4)
@@ -55,7 +55,7 @@ def save_label(path: Path, label: np.ndarray, grid: Grid, encoding: Encoding = L
 
 
 def save_image(path: Path, channels: Sequence[np.ndarray] | np.ndarray, grid: Grid, encoding: Encoding) -> None:
-    """Write channels (C, X, Y, Z): as a 3D image where there is one, else as 4D with channels last."""
+    """Write channels (C, X, Y, Z): a single one as a 3D image, several as 4D with channels last."""
     stacked = np.stack(list(channels), axis=-1)
     _save(path, stacked[..., 0] if stacked.shape[-1] == 1 else stacked, grid, encoding)
 
