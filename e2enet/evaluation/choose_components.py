@@ -1,10 +1,10 @@
-"""For which classes keeping the largest component helps: chosen on cases that the model was not trained on.
+"""Choose the classes for which keeping the largest component helps, on cases that the model was not trained on.
 
-The rule: a class is kept to its largest component where that raises its mean Dice over the cases, be it by little.
-Removed voxels become background, so that no class changes another's Dice, and each is decided by itself. On the cases
-that decide, no class's mean is ever worse for it; that of a region (several classes united) can be. Regions that a
-network was trained by are each tried by themselves, and what one loses, those within and around it lose too. nnU-Net's
-idea (Isensee et al. 2021); its first step, one component for all classes together, is left out.
+The rule: a class keeps only its largest component if that raises its mean Dice over the cases, however little. Removed
+voxels become background, so no class changes another's Dice, and each class is decided separately. On these cases the
+rule never lowers the mean of a class; it can lower the mean of a region (several classes united). Trained regions are
+also tried one at a time. A voxel removed from one region is lost to the regions within and around it too. The idea is
+nnU-Net's (Isensee et al. 2021); its first step, one component for all classes together, is left out.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ RULE = (
 
 @dataclass(frozen=True)
 class ComponentDecision:
-    """What keeping the largest component does to one class.
+    """The effect of keeping the largest component of one class.
 
-    `dice_before` and `dice_after` are means over the `n` cases in which the class is predicted or referenced (NaN where
-    there is none), `n_changed` the cases that lose voxels.
+    `dice_before` and `dice_after` are means over the `n` cases in which the class is predicted or referenced (NaN if
+    there is none). `n_changed` counts the cases that lose voxels.
     """
 
     label: ClassLabels
@@ -59,12 +59,13 @@ class ComponentDecision:
 def choose_classes(
     pairs: Pairs, names: Mapping[int, str] | LabelScheme, *, label_map: Mapping[int, int] | None = None
 ) -> list[ComponentDecision]:
-    """Compare every class but background (0), or every trained region, with and without its smaller components, over
-    all cases. Ignored voxels take no part in the comparison, though components are those of the whole prediction.
+    """Compare each class but background (0), or each trained region, with and without its smaller components.
+
+    Components are those of the whole prediction, but ignored voxels do not count in the Dice.
 
     Args:
         pairs: {case: (prediction, reference)} on the same grid, as `score_files` checks them.
-        names: The classes {label: name}, or all that the labels are.
+        names: The classes {label: name}, or a `LabelScheme`.
         label_map: Value in the references -> label.
     """
     scheme = names if isinstance(names, LabelScheme) else LabelScheme(dict(names))
@@ -73,7 +74,7 @@ def choose_classes(
     for prediction_path, reference_path in track(pairs.values(), "Comparing components", total=len(pairs)):
         prediction = read_label_image(prediction_path).array
         reference = read_label_image(reference_path, label_map).array
-        # Regions overlap: what one loses, another may lose too, so that each is tried by itself.
+        # Regions overlap and may lose voxels of each other, so each is tried separately.
         alone = [[label] for label in classes] if scheme.regions else [list(classes)]
         rows.append(np.concatenate([_compare(prediction, reference, tried, scheme.ignore) for tried in alone], axis=1))
     before, after, changed = np.stack(rows, axis=1) if rows else np.empty((3, 0, len(classes)))
@@ -93,7 +94,7 @@ def choose_classes(
 def _compare(
     prediction: np.ndarray, reference: np.ndarray, classes: Sequence[ClassLabels], ignore: int | None
 ) -> np.ndarray:
-    """(3, classes): Dice as predicted, Dice of the largest components, and whether these are fewer voxels."""
+    """Return (3, classes): Dice as predicted, Dice of the largest components, and whether voxels were removed."""
     kept = keep_largest(prediction, classes)
     changed = _counts(prediction, classes) != _counts(kept, classes)
     if ignore is not None:
@@ -104,7 +105,7 @@ def _compare(
 
 
 def dice_of_classes(prediction: np.ndarray, reference: np.ndarray, classes: Sequence[ClassLabels]) -> np.ndarray:
-    """Dice of each label or region, 0 where only one image has it, NaN where none has: the policy of `scores.py`."""
+    """Return Dice of each label or region: 0 if only one image has it, NaN if neither has (see `scores.py`)."""
     sizes = _counts(prediction, classes) + _counts(reference, classes)
     overlap = _counts(prediction[prediction == reference], classes)
     for index, region in enumerate(classes):
@@ -115,7 +116,7 @@ def dice_of_classes(prediction: np.ndarray, reference: np.ndarray, classes: Sequ
 
 
 def write_postprocessed(source: Path, target: Path, classes: Sequence[ClassLabels]) -> None:
-    """Write a label image with the classes kept to their largest component; grid, units and type stay."""
+    """Write a label image with only the largest component of the classes; grid, units and type stay the same."""
     if source.name.endswith(ITK_ENDINGS):
         stored = open_image(source)
         write_itk(target, keep_largest(stored.read_values(), classes), stored.affine)
@@ -128,7 +129,7 @@ def write_postprocessed(source: Path, target: Path, classes: Sequence[ClassLabel
 
 
 def choice_content(choices: Sequence[ComponentDecision]) -> dict[str, Any]:
-    """The part of postprocessing.json that the choice decides, Dice before and after included."""
+    """Return the part of postprocessing.json that depends on the choice, with Dice before and after."""
     chosen = [choice for choice in choices if choice.keep_largest]
     final = [choice.dice_after if choice.keep_largest else choice.dice_before for choice in choices]
     return {
@@ -153,7 +154,7 @@ def choice_content(choices: Sequence[ComponentDecision]) -> dict[str, Any]:
 
 
 def choice_table(choices: Sequence[ComponentDecision]) -> Table:
-    """A row per class: Dice as predicted, with the largest component alone, and whether it is kept so."""
+    """Return a table with a row per class: Dice as predicted, Dice of the largest component alone, the choice."""
     table = Table(title="Largest component per class")
     table.add_column("class")
     for column in ("Dice", "largest only", "cases", "changed", "chosen"):
@@ -168,7 +169,7 @@ def choice_table(choices: Sequence[ComponentDecision]) -> Table:
 
 
 def _counts(array: np.ndarray, classes: Sequence[ClassLabels]) -> np.ndarray:
-    """Voxels of each label or region; predictions and references hold small whole numbers from 0."""
+    """Count the voxels of each label or region. Predictions and references hold small whole numbers from 0."""
     united = [[region] if isinstance(region, int) else list(region) for region in classes]
     counts = np.bincount(array.ravel(), minlength=max(map(max, united)) + 1)
     return np.array([counts[region].sum() for region in united])

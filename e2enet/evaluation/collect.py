@@ -1,4 +1,4 @@
-"""The validation predictions of all folds of a configuration, each case once, with its reference."""
+"""Collect the validation predictions of all folds of a configuration: each case once, with its reference."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ NAMED = 5  # cases that a message lists
 
 @dataclass(frozen=True)
 class OutOfFold:
-    """Predictions of networks that were not trained on the cases; the choice of their best epoch did see them.
+    """Predictions of cases by networks that did not train on them; the choice of the best epoch did see them.
 
     Attributes:
         pairs: {case: (prediction, reference)}, sorted by case.
         folds: {case: the fold that validates it}.
-        scheme: What the labels are.
+        scheme: The dataset's labels, regions and ignore label.
         scoring: Keyword arguments of `score_files`: nsd_tolerance, label_map, regions, unit.
-        origin: What postprocessing.json tells of these runs: experiment, row, seed, data, runs, n_cases.
+        origin: What postprocessing.json records about these runs: experiment, row, seed, data, runs, n_cases.
     """
 
     pairs: Pairs
@@ -47,11 +47,11 @@ def collect_cases(folds: FoldRuns, *, data_root: Path | None = None) -> OutOfFol
 
     Args:
         folds: Finished runs of one configuration and one seed, one per fold (`find_folds`).
-        data_root: Parent folder of the raw dataset; None for the one that the runs were trained from.
+        data_root: Parent folder of the raw dataset; None: the one in the runs' config.
 
     Raises:
-        InputError: a run of fold=all, whose cases it was trained on; the dataset is not there; cases without a
-            prediction, with several, or that the fold does not validate, by name.
+        InputError: a run has fold=all, which validates on its training cases; the dataset is missing; or cases have
+            no prediction, several, or one by a fold that does not validate them. The message names the cases.
     """
     if any(job.fold == "all" for job in folds.jobs):
         raise InputError(f"{folds.sweep}: fold=all validates on its training cases; expected runs of folds 0, 1, ..")
@@ -90,17 +90,17 @@ def collect_cases(folds: FoldRuns, *, data_root: Path | None = None) -> OutOfFol
 
 
 def _dataset(config: dict[str, Any], data_root: Path | None) -> RawDataset:
-    """The raw dataset of a run, of which no voxel is read."""
-    from e2enet.data.command import dataset_source  # with Lightning behind it: seconds
+    """Return the raw dataset of a run without reading voxels."""
+    from e2enet.data.command import dataset_source  # imports Lightning, which takes seconds
 
     settings = OmegaConf.create(config)
     if data_root is not None:
         settings.paths.data = str(data_root)
-    return dataset_source(settings).scan([])  # what is wrong with a case that was scored shows in scoring
+    return dataset_source(settings).scan([])  # problems of a scored case show up in scoring
 
 
 def _validated(job: SweepJob, dataset: RawDataset) -> Sequence[str]:
-    """Ids of the cases that a run validates: as it kept them, else by its config."""
+    """Return the ids of the cases that a run validates: from its stored split, else from its config."""
     stored = read_run_split(job.folder)
     if stored is not None:
         return stored.validation
@@ -110,7 +110,7 @@ def _validated(job: SweepJob, dataset: RawDataset) -> Sequence[str]:
 
 
 def _differences(job: SweepJob, found: dict[str, Path], references: dict[str, Path]) -> list[str]:
-    """What a run's predictions lack or have too much against the cases that its fold validates."""
+    """List the fold's validation cases without a prediction, and predictions of cases that it does not validate."""
     missing, extra = sorted(references.keys() - found.keys()), sorted(found.keys() - references.keys())
     problems = []
     if missing:

@@ -37,13 +37,13 @@ def score_folder(
     prediction_names: str = DEFAULT_NAMES,
     label_names: str = DEFAULT_NAMES,
 ) -> tuple[list[Score], dict[str, Any], list[str]]:
-    """Scores per case and class, their summary (as in summary.json), and warnings.
+    """Score a folder; return scores per case and class, their summary (as in summary.json), and warnings.
 
-    Files are paired by name, read as `pairing` says. `names` are the classes {label: name}, or all that the labels are;
-    without them they come from the dataset.json in or above `labels`, else from the values in the references, both
-    renumbered by `label_map`. `ignore` is the label of voxels that are left out of every score, where no dataset.json
-    says so. Lengths in the references' files count in `unit`; None: as each header says. A prediction without a
-    reference is a warning, a reference without a prediction an InputError; for the rest see `score_files`.
+    Files are paired by name (see `pairing`). `names` are the classes {label: name}, or a `LabelScheme`. Without `names`
+    the classes come from the dataset.json in or above `labels`, else from the values in the references, in both cases
+    renumbered by `label_map`. `ignore` is the label of voxels left out of every score, if no dataset.json names it.
+    `unit` is the length unit of the references' files; None: as each header says. A prediction without a reference is
+    a warning. A reference without a prediction raises InputError. For the rest see `score_files`.
     """
     predictions, labels = Path(predictions), Path(labels)
     heading = f"the predictions in {predictions} cannot be scored against {labels}:"
@@ -77,21 +77,20 @@ def score_files(
     regions: Regions | None = None,
     unit: Unit | None = None,
 ) -> tuple[list[Score], dict[str, Any]]:
-    """Scores per case and class of {case: (prediction, reference)}, and their summary (as in summary.json).
+    """Score {case: (prediction, reference)}; return scores per case and class, and their summary (summary.json).
 
     Args:
-        pairs: Files by case; a model's predictions are numbered as it was trained.
-        names: The classes {label: name}, of which 0 is left out; or all that the labels are: then voxels whose
-            reference is the ignore label are left out of every score, and trained regions stand in the place of the
-            classes.
+        pairs: Files by case; predictions use the label numbers of training.
+        names: The classes {label: name}; 0 is left out. Or a `LabelScheme`: then voxels with the ignore label in the
+            reference are left out of every score, and trained regions replace the classes.
         nsd_tolerance: In mm.
         label_map: Value in the references -> label; predictions are not renumbered.
         regions: {name: labels}, scored beside the classes.
-        unit: Of the lengths in the references' files: "m", "mm" or "um"; None: as each header says.
+        unit: Length unit of the references' files: "m", "mm" or "um"; None: as each header says.
 
     Raises:
-        InputError: listing every pair whose grids (shape, affine) differ, every unreadable file, every value that
-            is no class, and every region of labels that are none.
+        InputError: lists every pair whose grids (shape, affine) differ, every unreadable file, every value that is
+            not a class, and every region with a label that is not a class.
     """
     heading = "these predictions cannot be scored:"
     raise_problems(few_of_each(_grid_problems(pairs, unit)), heading)
@@ -100,9 +99,9 @@ def score_files(
 
 
 def write_scores(folder: str | Path, scores: Sequence[Score], summary: Mapping[str, Any]) -> tuple[Path, Path]:
-    """Write scores.csv (a row per case and class or region, undefined scores empty) and summary.json; their paths.
+    """Write scores.csv (a row per case and class or region, undefined scores empty) and summary.json; return paths.
 
-    A region's row has its labels as class, such as "1+2+3".
+    The class in a region's row is the region's labels, such as "1+2+3".
     """
     folder = Path(folder)
     named: dict[int | str, tuple[str, str]] = {
@@ -140,7 +139,7 @@ def _score_pairs(
             if strange:
                 expected = [0, *names]
                 problems.append(f"{path}: holds the values {strange}, which are no classes; expected {expected}")
-        # Once the result is lost, the other files are still checked, but nothing slow is computed.
+        # After the first problem the other files are still checked, but nothing slow is computed.
         if not problems:
             scores += score_case(
                 case,
@@ -160,7 +159,7 @@ def _score_pairs(
 def _read_pair(
     prediction_path: Path, reference_path: Path, label_map: Mapping[int, int], scheme: LabelScheme
 ) -> tuple[LabelImage, LabelImage]:
-    """Prediction and reference, what is ignored set to background in both: whatever a prediction holds there."""
+    """Read prediction and reference; ignored voxels become background in both, whatever was predicted there."""
     images = read_label_image(prediction_path), read_label_image(reference_path, label_map)
     if scheme.ignore not in images[1].values:
         return images
@@ -174,7 +173,7 @@ def _as_scheme(names: Mapping[int, str] | LabelScheme) -> LabelScheme:
 
 @dataclass(frozen=True)
 class _Options:
-    """What `score_files` takes beside files and names."""
+    """The options of `score_files` beside files and names."""
 
     nsd_tolerance: float
     label_map: Mapping[int, int]
@@ -193,7 +192,7 @@ def _grid_problems(pairs: Pairs, unit: Unit | None) -> list[str]:
 
 
 def _names_found(labels: Path, references: Sequence[Path], label_map: Mapping[int, int]) -> dict[int, str]:
-    """The labels other than 0 in all references, named by themselves."""
+    """Return the labels other than 0 in all references; each number is also the name."""
     problems: list[str] = []
     values: set[int] = set()
     for path in track(references, "Looking for classes in the references"):

@@ -1,4 +1,4 @@
-"""Label images: whether two share a grid, and their whole-number voxels."""
+"""Read label images (whole-number voxels) and check that two share a grid."""
 
 from __future__ import annotations
 
@@ -33,13 +33,15 @@ class LabelImage:
 
     @classmethod
     def of(cls, array: np.ndarray) -> LabelImage:
-        """Of whole numbers from 0."""
+        """Wrap an array of whole numbers from 0."""
         return cls(array, frozenset(count_labels([array])))
 
 
 def grid_problems(case: str, prediction: Path, reference: Path, unit: Unit | None = None) -> list[str]:
-    """What keeps two images from being compared: unreadable, other shape, another grid (`same_grid`). The reference's
-    lengths count in `unit`; None: as its header says."""
+    """List what keeps two images from being compared: unreadable, another shape, another grid (`same_grid`).
+
+    `unit` is the length unit of the reference; None: as its header says.
+    """
     try:
         images = [_open(reference, unit), _open(prediction)]
     except InputError as error:
@@ -61,10 +63,10 @@ def voxel_spacing(path: Path, unit: Unit | None = None) -> tuple[float, float, f
 
 
 def read_label_image(path: Path, label_map: Mapping[int, int] | None = None) -> LabelImage:
-    """The voxels of a label image, renumbered by `label_map` (value in the file -> label).
+    """Read a label image, renumbered by `label_map` (value in the file -> label).
 
-    InputError where the file is damaged or its values are no labels, by the rule of the check and of training
-    (`whole_labels`).
+    Raises InputError if the file is damaged or its values are not labels. Training and the dataset check use the same
+    rule (`whole_labels`).
     """
     image = _open(path)
     try:
@@ -76,7 +78,7 @@ def read_label_image(path: Path, label_map: Mapping[int, int] | None = None) -> 
 
 
 def _open(path: Path, unit: Unit | None = None) -> ImageFile:
-    """As for training and prediction, and what of other formats nibabel reads, whose values it scales."""
+    """Open an image as training and prediction do. nibabel reads other formats and scales their values."""
     if path.name.endswith(FILE_ENDINGS):
         return open_image(path, unit)
     try:
@@ -95,13 +97,13 @@ def _open(path: Path, unit: Unit | None = None) -> ImageFile:
 
 
 def _geometry(image: ImageFile) -> Geometry:
-    """The image's grid, of which the depth axis plays no part here."""
+    """Return the image's grid; its depth axis is not used here."""
     x, y, z = _shape(image)
     return Geometry((x, y, z), image.affine, 0)
 
 
 def _shape(image: ImageFile) -> tuple[int, ...]:
-    """Shape without trailing axes of length 1, which some writers add."""
+    """Return the shape without trailing axes of length 1, which some writers add."""
     shape = tuple(int(size) for size in image.shape)
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]

@@ -1,7 +1,7 @@
 """Dice, normalised surface Dice and the 95th-percentile Hausdorff distance of two binary masks.
 
-All three need both masks to be non-empty: what an empty mask counts is a decision, taken in `scores.py`.
-A surface is the mask's voxels with a background neighbour across a face; outside the image is background.
+Both masks must be non-empty; `scores.py` decides how an empty mask is scored. The surface of a mask is its voxels with
+a background neighbour across a face. Outside the image is background.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def dice(prediction: np.ndarray, reference: np.ndarray) -> float:
 def nsd(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float], tolerance: float = 1.0) -> float:
     """Normalised surface Dice: share of both surfaces that lies within `tolerance` mm of the other surface.
 
-    `spacing` is in mm per axis of the masks. Nikolov et al. 2018 (arXiv 1809.04430), with surface voxels
-    counted as in MONAI's `compute_surface_dice`, which computes it.
+    `spacing` is in mm per axis of the masks. Defined by Nikolov et al. 2018 (arXiv 1809.04430). MONAI's
+    `compute_surface_dice` computes it, with its way of counting surface voxels.
     """
     from monai.metrics import compute_surface_dice  # the import takes seconds
 
@@ -55,9 +55,9 @@ def hd95(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float]
 
 
 def crop_to_union(prediction: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both masks cut to the bounding box of their union.
+    """Crop both masks to the bounding box of their union.
 
-    The surfaces stay the same voxels: what is cut away is background, as is whatever lies outside an image.
+    The surface voxels stay the same: only background is cut away, and outside an image is background too.
     """
     union = prediction | reference
     box = []
@@ -79,7 +79,7 @@ def _as_batches(prediction: np.ndarray, reference: np.ndarray) -> tuple[torch.Te
 
 @contextmanager
 def _without_deprecation_notes() -> Iterator[None]:
-    """MONAI 1.6 warns its users of an argument that only MONAI itself passes (always_return_as_numpy)."""
+    """Silence MONAI 1.6's warning about an argument that only MONAI itself passes (always_return_as_numpy)."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)
         yield

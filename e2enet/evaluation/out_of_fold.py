@@ -46,7 +46,7 @@ POSTPROCESSED = "postprocessed"
 
 
 def score_out_of_fold(cases: OutOfFold, output: Path) -> dict[str, Any]:
-    """Score the collected predictions, write cases.csv, scores.csv and summary.json to `output`; the summary.
+    """Score the collected predictions, write cases.csv, scores.csv and summary.json to `output`; return the summary.
 
     Raises InputError for predictions that cannot be compared with their references.
     """
@@ -61,10 +61,10 @@ def score_out_of_fold(cases: OutOfFold, output: Path) -> dict[str, Any]:
 
 
 def choose_postprocessing(cases: OutOfFold, output: Path) -> tuple[list[ComponentDecision], dict[str, Any] | None]:
-    """Choose the classes whose largest component is kept; what each class gains, and the summary with it applied.
+    """Choose the classes whose largest component is kept; return the decision per class and the new summary.
 
-    Writes postprocessing.json to `output`, last of all, and, where a class is chosen, postprocessed/ with the cases and
-    their scores. Without a chosen class there is nothing to apply, and no summary.
+    If a class is chosen, postprocessed/ is written to `output` with the processed cases and their scores; otherwise
+    the summary is None. postprocessing.json is written last.
     """
     (output / POSTPROCESSING_FILE).unlink(missing_ok=True)
     shutil.rmtree(output / POSTPROCESSED, ignore_errors=True)
@@ -87,7 +87,7 @@ def choose_postprocessing(cases: OutOfFold, output: Path) -> tuple[list[Componen
 
 @exit_on_input_error()
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Score what the command line names and print the tables."""
+    """Score the sweep named on the command line and print the tables."""
     options = _parser().parse_args(arguments)
     choice = RunSelector(options.experiment, options.row, options.seed)
     folds = find_folds(options.folder, choice, allow_missing=options.allow_missing_folds)

@@ -1,7 +1,7 @@
-"""Which file of predictions belongs to which file of references, by the case in their names.
+"""Pair prediction files with reference files by the case in their names.
 
-Names are given without ending, with `*` for the case: `*` in one folder, `img*` with `label*` where a dataset
-calls its files so (BTCV), `*/*_seg` where each case has a folder (BraTS; both `*` are the same text).
+Names are given without ending, with `*` for the case. Examples: `*` for files in one folder; `img*` and `label*` for
+BTCV; `*/*_seg` for a folder per case (BraTS; both `*` stand for the same text).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DEFAULT_NAMES = "*"
 def pair_files(
     predictions: Path, labels: Path, *, prediction_names: str = DEFAULT_NAMES, label_names: str = DEFAULT_NAMES
 ) -> tuple[dict[str, tuple[Path, Path]], list[str], list[str]]:
-    """{case: (prediction, reference)} of all references, problems, and warnings.
+    """Return {case: (prediction, reference)}, problems, and warnings.
 
     A reference without a prediction is a problem, a prediction without a reference a warning.
     """
@@ -34,7 +34,7 @@ def pair_files(
         lost = {case: file for case, file in references.items() if case not in predicted}
         problems += [f"{case}: no prediction for {reference}" for case, reference in lost.items()]
     both = {case: (predicted[case], file) for case, file in references.items() if case in predicted}
-    pairs = {case: pair for case, pair in both.items() if not any(map(unreadable, pair))}  # which is a problem already
+    pairs = {case: pair for case, pair in both.items() if not any(map(unreadable, pair))}  # a problem already
     extra = sorted(predicted.keys() - references.keys())
     return pairs, problems, warnings + [f"{predicted[case]}: has no reference and is not scored" for case in extra]
 
@@ -42,11 +42,11 @@ def pair_files(
 def find_label_images(
     folder: Path, problems: list[str], names: str = DEFAULT_NAMES, warnings: list[str] | None = None
 ) -> dict[str, Path]:
-    """{case: path} of the images of a folder, sorted; the case is what `*` stands for in `names`.
+    """Return {case: path} of a folder's images, sorted by path; the case is the text that `*` matches in `names`.
 
-    Adds to `problems`: no such folder, two files of one case, and files that are not there to be read (links whose
-    target is gone); to `warnings` what looks like a scan and is not taken, with the reason (hidden, another ending).
-    InputError for names without `*`, or that leave the folder.
+    Appended to `problems`: a missing folder, two files of one case, unreadable files (links whose target is gone).
+    Appended to `warnings`: files that look like scans but are not taken, with the reason (hidden, another ending or
+    name). Raises InputError if `names` has no `*` or leaves the folder.
     """
     pattern = _pattern(names)
     if reason := no_folder(folder):
@@ -74,12 +74,12 @@ def find_label_images(
 
 
 def _shell_pattern(names: str) -> str:
-    """`img[1]*` so that `*` alone stands for something else than itself."""
+    """Escape a name such as `img[1]*`, so that only `*` is a wildcard."""
     return "*".join(escape(part) for part in f"{names}.*".split("*"))
 
 
 def _pattern(names: str) -> re.Pattern[str]:
-    """`*/*_seg` as a regular expression whose later `*` repeat the first."""
+    """Return a name such as `*/*_seg` as a regular expression in which every later `*` repeats the first."""
     first, *others = names.split("*")
     if not others or names.startswith("/") or ".." in names.split("/"):
         raise InputError(f"file names {names!r}: a name within the folder with * for the case expected, e.g. img*")

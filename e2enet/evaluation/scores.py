@@ -1,4 +1,4 @@
-"""Scores of one case per class and region, what a missing structure counts, and the summary over all cases.
+"""Score a case per class and region, with a policy for missing structures, and summarise all cases.
 
 A mean that drops undefined scores improves when a network misses organs. Hence this policy:
 
@@ -9,7 +9,7 @@ A mean that drops undefined scores improves when a network misses organs. Hence 
 | present    | empty     | 0    | 0   | image diagonal in mm | scored, and invented |
 | empty      | empty     | NaN  | NaN | NaN                  | absent: left out     |
 
-A region is several classes united, such as BraTS' whole tumour; it is scored like a class, beside them.
+A region is several classes united, such as BraTS' whole tumour. Regions are scored like classes, in addition to them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ METRICS = ("dice", "nsd", "hd95")
 
 @dataclass(frozen=True)
 class Score:
-    """Scores of a class in a case: Dice and NSD in [0, 1], HD95 in mm; all NaN where `outcome` is absent.
+    """Scores of a class in a case: Dice and NSD in [0, 1], HD95 in mm; all NaN if `outcome` is absent.
 
     `label` is the class's value, or the name of a region.
     """
@@ -55,7 +55,7 @@ def score_case(
     nsd_tolerance: float = 1.0,
     ignore: int | None = None,
 ) -> list[Score]:
-    """Scores of each class but background (0), then of each region, of two label maps (D, H, W) of one shape.
+    """Score each class but background (0), then each region, of two label maps (D, H, W) of one shape.
 
     `spacing` is in mm in the order of the arrays' axes, `nsd_tolerance` in mm; `regions` are {name: labels}. Voxels
     whose reference is `ignore` are background in both (`drop_ignored`).
@@ -77,10 +77,10 @@ def score_case(
 
 
 def drop_ignored(prediction: np.ndarray, reference: np.ndarray, ignore: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Both label maps with 0 wherever the reference is `ignore`; the arrays themselves where nothing is.
+    """Return both label maps with 0 wherever the reference is `ignore`; the same arrays if no voxel is.
 
-    So nothing that is predicted there counts, for or against. A structure that reaches into ignored voxels ends at
-    them in both maps: where both hold it, its cut is a surface that agrees.
+    Predictions in ignored voxels then count neither for nor against. A structure that reaches into them is cut off
+    there in both maps. If both maps hold it at the cut, their surfaces agree there.
     """
     ignored = reference == ignore if ignore is not None else np.zeros((), bool)
     if not ignored.any():
@@ -97,12 +97,11 @@ def summarise(
     *,
     trained: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, Any]:
-    """The content of summary.json: mean, standard deviation and counts per class and region; mean of the class
-    means.
+    """Return the content of summary.json: mean, standard deviation and counts per class and region, overall means.
 
-    `n` is the number of cases in which the class counts (scored, missed or invented). Undefined numbers are
-    None. The overall mean is over classes: regions repeat their voxels. Without regions there is no such key. Regions
-    that a network was trained by (`trained`) stand in the place of the classes, called by their labels, "1+2".
+    `n` is the number of cases in which the class counts (scored, missed or invented). Undefined numbers are None. The
+    overall mean is over classes only, since regions repeat their voxels. Without `regions` that key is absent.
+    Regions that a network was trained on (`trained`) replace the classes; their keys are their labels, "1+2".
     """
     classes = {str(label): {"name": name, **_statistics(scores, label)} for label, name in labels.items() if label != 0}
     if trained:
@@ -124,7 +123,7 @@ def summarise(
 
 
 def scores_table(summary: Mapping[str, Any], *, title: str = "Scores") -> Table:
-    """Rich table of a summary (the content of summary.json): a row per class, their mean, a row per region."""
+    """Return a rich table of a summary (as in summary.json): a row per class, their mean, a row per region."""
     classes = list(summary["classes"].values())
     table = Table(title=f"{title} ({summary['n_cases']} cases)")
     table.add_column("class")
