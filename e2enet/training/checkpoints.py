@@ -1,4 +1,4 @@
-"""Which states of a run are kept: that of the best validation, those asked for, and the last two to go on from."""
+"""Checkpoints of a run: the best validation, those requested, and the last two to resume from."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ BEST, LAST, PREVIOUS, COMPACT = "best.ckpt", "last.ckpt", "previous.ckpt", "comp
 
 
 def monitored(validate_full: int | None) -> str:
-    """The score that chooses best.ckpt: of whole cases where a run validates them at all, else of patches.
+    """Return the score that selects best.ckpt: of whole cases if the run validates any, else of patches.
 
-    It is the same for the whole of a run, so that scores of patches and of whole cases are never compared.
+    It is the same for the whole run, so scores of patches and of whole cases are never compared.
     """
     return SCORES[WHOLE_CASES if validate_full else PATCHES]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lets a checkpoint take its place only when it is complete and on the disk; the last one becomes the previous.
+    """Renames a checkpoint into place only when it is complete and on disk; last.ckpt becomes previous.ckpt.
 
-    Lightning writes to the system's temporary folder and moves the file from there, which copies it where that folder
-    is on another file system: a run killed meanwhile would be left with half of its only checkpoint.
+    Lightning writes to the system's temporary folder and moves the file from there. If that folder is on another file
+    system, the move is a copy: a run killed meanwhile would have half of its only checkpoint.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         path = Path(path)
         with atomic_path(path) as temporary:
-            with temporary.open("wb") as stream:  # given a path, torch writes its temporary name into the file
+            with temporary.open("wb") as stream:  # with a path, torch would store the temporary name in the file
                 _save(checkpoint, stream)
             sync_to_disk(temporary)
             if path.name == LAST and path.is_file():
@@ -57,19 +57,19 @@ def _save(checkpoint: Mapping[str, Any], stream: BinaryIO) -> None:
     try:
         torch.save(checkpoint, stream)
     except RuntimeError as error:
-        # torch's writer closes its archive after a write that failed, and stumbles over where it stands.
+        # After a failed write torch's writer still closes its archive, and raises an error of its own.
         if isinstance(error.__context__, OSError):
             raise error.__context__ from error
         raise
 
 
 def write_compact(checkpoint: Path) -> Path:
-    """Write compact.ckpt beside a checkpoint: what prediction reads of it, of fusion layers the active kernels alone.
+    """Write compact.ckpt beside a checkpoint: only what prediction needs, with only active kernels in fusion layers.
 
-    Neither optimizer nor counters are in it: no run can go on from it. Returns its path.
+    It has neither optimizer nor counters, so no run can resume from it. Return its path.
 
     Raises:
-        InputError: a checkpoint that cannot be read, or a disk that is full.
+        InputError: the checkpoint cannot be read, or the disk is full.
     """
     content = read_checkpoint(checkpoint, mmap=True)
     weights = {name: value for name, value in content["state_dict"].items() if name.startswith(NETWORK_PREFIX)}
@@ -80,14 +80,14 @@ def write_compact(checkpoint: Path) -> Path:
 
 
 class BestCheckpoint(Checkpoint):
-    """Writes a checkpoint in every epoch whose score is the largest so far.
+    """Writes a checkpoint after every epoch with the largest score so far.
 
-    Lightning's ModelCheckpoint expects its score in every epoch, or in every n-th; here it is measured in
-    every n-th and in the last. `latest` is the score of the latest validation, NaN before the first. It is written as
-    the next epoch begins, or training ends, where a run can go on from it exactly.
+    Lightning's ModelCheckpoint expects its score in every epoch or in every n-th. Here it is measured in every n-th and
+    in the last. The checkpoint is written when the next epoch begins or training ends: a run can resume exactly from
+    there. `latest` is the score of the latest validation, NaN before the first.
 
     Args:
-        path: the file, written over by a better one.
+        path: the file; a better checkpoint overwrites it.
         monitor: one of `SCORES`.
     """
 
@@ -99,7 +99,7 @@ class BestCheckpoint(Checkpoint):
         self._due = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A score whose checkpoint is gone is nobody's: that of a run that goes on from an earlier moment."""
+        """Reset a score without checkpoint: a run resumed from an earlier step has had its best.ckpt set aside."""
         if self.score > -math.inf and not trainer.strategy.broadcast(self.path.is_file()):
             self.score = -math.inf
 
@@ -112,7 +112,7 @@ class BestCheckpoint(Checkpoint):
         self._write_if_due(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Compare what this epoch's validation scored, if it did; NaN (no class in any case) is never best."""
+        """Compare this epoch's score, if it has one; NaN (no class in any case) is never best."""
         assert isinstance(pl_module, SegmentationModule)
         self.latest = pl_module.scores.get(self.monitor, self.latest)
         score = pl_module.scores.get(self.monitor, math.nan)
@@ -132,24 +132,24 @@ class BestCheckpoint(Checkpoint):
 
 
 class KeptCheckpoints(Checkpoint):
-    """Keeps the state after every so many epochs as epoch_0010.ckpt and so on, beside the others.
+    """Keeps a checkpoint of every `every`-th epoch (epoch_0010.ckpt, ..) beside the others.
 
-    Written as the next epoch begins, or training ends, like best.ckpt.
+    It is written when the next epoch begins or training ends, like best.ckpt.
     """
 
     def __init__(self, folder: Path, every: int) -> None:
         self.folder = folder
         self.every = every
-        self._kept = 0  # epochs behind the latest one
+        self._kept = 0  # finished epochs at the latest write
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """What a run goes on from is there."""
+        """Do not write the checkpoint that the run was resumed from again."""
         self._kept = trainer.current_epoch
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Keep the state of the epochs before."""
+        """Write before the first batch of an epoch."""
         if batch_idx == 0:
             self._keep(trainer)
 
@@ -164,16 +164,16 @@ class KeptCheckpoints(Checkpoint):
 
 
 class LastCheckpoint(Checkpoint):
-    """Writes last.ckpt every so many optimizer steps, at the end of training and when the run is told to stop.
+    """Writes last.ckpt at regular intervals, at the end of training and at a stop signal.
 
-    Always between two steps, where no gradient is under way: before a batch, or before the validation that follows an
-    epoch's last one. A run that goes on from there is the run that was never stopped.
+    It is always written between two steps, when no gradients are being accumulated: before a batch, or before the
+    validation after an epoch's last batch. A run resumed from there equals one that was never stopped.
 
     Args:
-        path: the file. The one written before it is kept beside it as previous.ckpt.
-        every: steps or epochs from one to the next: a run that is killed loses no more than that.
+        path: the file. The one before it is kept beside it as previous.ckpt.
+        every: steps or epochs between two writes: a killed run loses no more than that.
         unit: "steps" (optimizer steps) or "epochs".
-        identity: what may not change when the run goes on, by dotted key.
+        identity: dotted key -> value that may not change in a resumed run.
     """
 
     def __init__(self, path: Path, every: int, unit: str, identity: Mapping[str, Any]) -> None:
@@ -188,7 +188,7 @@ class LastCheckpoint(Checkpoint):
         self._before_validation: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Count an epoch's steps; note from now on what tells the run to stop."""
+        """Convert `every` to steps; listen for stop signals from now on."""
         steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         self._period = self.every * (steps if self.unit == "epochs" else 1)
         self.stop.listen()
@@ -196,26 +196,28 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Write where it is time, unless gradients of a step are being accumulated."""
+        """Write if it is time, unless gradients of a step are being accumulated."""
         self._restore_generators()
         self._before_validation = None
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._write_if_due(trainer, told=self.stop.received_by_any(trainer))
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The same, before the validation, which may take longer than all the steps before it."""
+        """Write if it is time: the validation may take longer than all the steps before it."""
         self._restore_generators()
         self._before_validation = generator_states()
         self._write_if_due(trainer, told=self.stop.received_by_any(trainer))
 
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Do not finish a validation when told to stop: it is begun anew. Processes that validate different numbers of
-        cases cannot ask each other here, and do finish it."""
+        """Stop within a validation after a stop signal: a resumed run starts the validation again.
+
+        Several processes finish it instead: they validate different numbers of cases and cannot communicate here.
+        """
         if trainer.world_size == 1:
             self._write_if_due(trainer, told=self.stop.received is not None)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the end, from which a longer run may go on."""
+        """Write the end of training, from which a prolonged run can resume."""
         self._before_validation = None
         self._write(trainer)
         self.stop.leave()
@@ -226,7 +228,7 @@ class LastCheckpoint(Checkpoint):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add what Lightning's checkpoint leaves out."""
+        """Add the state that Lightning's checkpoint lacks."""
         generators = self._before_validation if trainer.validating else None
         rows = metrics_file(trainer).rows
         state = RunState(trainer.global_step, rows, generators or generator_states(), self.identity)
@@ -239,7 +241,7 @@ class LastCheckpoint(Checkpoint):
         self._saved, self._restored = state.step, state.generators
 
     def _restore_generators(self) -> None:
-        # Where they were read, which the loaders' beginning, which draws from them, has come before.
+        # Restore only now: starting the loaders draws from the generators, and the states were saved after that.
         if self._restored is not None:
             set_generator_states(self._restored)
             self._restored = None
@@ -257,7 +259,7 @@ class LastCheckpoint(Checkpoint):
         self._saved = trainer.global_step
 
     def _end(self, trainer: pl.Trainer) -> None:
-        """Leave training by the exception that Lightning has for it, queued again where SLURM has announced its end."""
+        """Leave training by Lightning's own exception; requeue the job if SLURM announced its time limit."""
         announced = self.stop.received_by_any(trainer, signal.SIGUSR1)
         if trainer.is_global_zero:
             name = "SIGUSR1" if announced else "SIGTERM"

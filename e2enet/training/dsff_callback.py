@@ -1,4 +1,4 @@
-"""DSFF in Lightning: drives `network.DSFF`, which does the work, and logs its state."""
+"""DSFF in Lightning: calls `network.DSFF`, which does the work, and logs its state."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ from e2enet.network import DSFF, dsff
 
 
 class DSFFCallback(pl.Callback):
-    """Masks the fusion layers of a LightningModule through its training; checkpoints hold the callback's state.
+    """Masks the fusion layers of a LightningModule during training; checkpoints hold the callback's state.
 
-    It takes a `DSFF`, or the arguments of one. What that object knows (`step`, `num_updates`, `growth`, ..), it knows.
+    It takes a `DSFF`, or the arguments of one. Attributes of that object (`step`, `num_updates`, `growth`, ..) can be
+    read from the callback.
     """
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         self.dsff = args[0] if args and isinstance(args[0], DSFF) else DSFF(*args, **settings)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "dsff":  # a copy under way, which has no attributes yet
+        if name == "dsff":  # a copy in progress has no attributes yet
             raise AttributeError(name)
         return getattr(self.dsff, name)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Draw the masks before a checkpoint brings others and data-parallel training sends them around."""
+        """Draw the masks before a checkpoint restores others and before DDP broadcasts them."""
         if stage == "fit":
             self.dsff.draw(pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Hook into weights and optimizer, after a resumed checkpoint was restored."""
+        """Attach to weights and optimizer, after a resumed checkpoint was restored."""
         steps = int(trainer.estimated_stepping_batches)
         self.dsff.attach(pl_module, trainer.optimizers[0], total_steps=steps, epochs=max(1, trainer.max_epochs or 1))
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Ask for gradients of inactive kernels in the batches of a step that grows the largest of them."""
+        """Request gradients of inactive kernels in the batches of a step that grows by the largest gradient."""
         pl_module.needs_dense_gradients = self.dsff.wants_dense_gradients
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -60,9 +61,9 @@ class DSFFCallback(pl.Callback):
         self.dsff.load_state_dict(state_dict)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Leave weights and optimizer as they were: no teardown follows."""
+        """Detach from weights and optimizer: no teardown follows an exception."""
         self.dsff.remove()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Leave weights and optimizer as they were."""
+        """Detach from weights and optimizer."""
         self.dsff.remove()

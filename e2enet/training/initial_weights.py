@@ -1,4 +1,4 @@
-"""The weights and masks that a run starts with, where they are those of another run."""
+"""Initial weights and masks of a run, taken from another run."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from e2enet.network.build import head_weights
 
 
 def load_initial_weights(network: nn.Module, checkpoint: Path, masks: Mapping[str, Any]) -> None:
-    """Copy a checkpoint's weights and masks into a network of the same shape, but for its heads.
+    """Copy a checkpoint's weights and masks into a network of the same shape; only the heads may differ.
 
-    Heads of another shape, as of other classes, stay as the run's network begins, which is told.
+    Heads of another shape, as for other classes, keep the network's own initial weights. A message names them.
 
     Args:
         network: the run's, as built.
         checkpoint: a checkpoint file, or a run folder (its best.ckpt).
-        masks: the config group `dsff`. With masks, those of the checkpoint are kept and must have as many active
-            kernels in each layer as the group asks for, and be of its granularity; a checkpoint without any leaves
-            them to be drawn. Without masks, every kernel is active, and those that the checkpoint had pruned start at
-            zero.
+        masks: the config group `dsff`. If it is enabled, the masks of the checkpoint are kept. They must have the
+            group's granularity and its number of active kernels in each layer. If the checkpoint has no masks, they
+            are drawn later. If the group is not enabled, every kernel is active; kernels that the checkpoint had
+            pruned start at zero.
 
     Raises:
         InputError: no such checkpoint, other shapes, or masks of another granularity or density.
@@ -49,10 +49,12 @@ def load_initial_weights(network: nn.Module, checkpoint: Path, masks: Mapping[st
 
 
 def check_shapes(network: nn.Module, source: nn.Module, settings: Mapping[str, Any], heading: str) -> list[str]:
-    """Compare the weights of two networks; the names of those of heads that have another shape in each.
+    """Compare the weights of two networks; return the names of head weights whose shapes differ.
 
     `settings` are the hyper-parameters of the training module of `source`: "network", "dataset" and "plan".
-    InputError listing every other weight that one network has and the other lacks, or has in another shape.
+
+    Raises:
+        InputError: lists every other weight that only one network has, or that differs in shape.
     """
     dataset = settings["dataset"]
     heads = head_weights(

@@ -1,7 +1,7 @@
 """Soft Dice plus cross-entropy, of classes or of regions, and its deep-supervision wrapper (spec section 4).
 
-In data-parallel training the batch is that of all processes together: batch Dice is of sums over all of them. Means
-over voxels and samples need nothing of the kind, since every process has as many, unless some voxels are ignored.
+In data-parallel training the batch is that of all processes together, so the sums of batch Dice run over all of them.
+Means over voxels and samples need no such sums unless voxels are ignored: every process has the same number.
 """
 
 from __future__ import annotations
@@ -29,14 +29,13 @@ class DiceCrossEntropy(nn.Module):
     term is `1 - mean(dice)`, the same gradient with a best value of 0.
 
     Args:
-        smooth: added to numerator and denominator; a class absent from prediction and target counts as dice
-            1.
+        smooth: added to numerator and denominator; a class absent from prediction and target has Dice 1.
         dice_weight: factor of the Dice term.
         cross_entropy_weight: factor of the cross-entropy, averaged over voxels.
-        batch_dice: sum over the batch before dividing; False gives one Dice per sample, averaged.
-        include_background: let class 0 take part in the Dice mean.
-        ignore: target value of voxels that take part in nothing; the mean of the cross-entropy is over the others
-            (of all processes), and 0 where there is none.
+        batch_dice: sum over the batch before dividing; False averages one Dice per sample.
+        include_background: include class 0 in the Dice mean.
+        ignore: target value of voxels left out of both terms. The cross-entropy is averaged over the other voxels of
+            all processes, and 0 if there are none.
     """
 
     def __init__(
@@ -57,8 +56,8 @@ class DiceCrossEntropy(nn.Module):
         self.ignore = ignore
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Loss of logits (B, K, D, H, W) against class indices (B, D, H, W), int64."""
-        # Half precision cannot hold sums over a patch: float16 ends at 65504, a 64^3 patch has 262144 voxels.
+        """Return the loss of logits (B, K, D, H, W) against class indices (B, D, H, W), int64."""
+        # Half precision cannot hold sums over a patch: the largest float16 is 65504, a 64^3 patch has 262144 voxels.
         with torch.autocast(logits.device.type, enabled=False):
             logits = logits if logits.dtype == torch.float64 else logits.float()
             probabilities = logits.softmax(dim=1)
@@ -85,14 +84,14 @@ class DiceCrossEntropy(nn.Module):
 class DiceBCE(nn.Module):
     """Weighted sum of soft Dice loss and binary cross-entropy of overlapping regions, in float32 or wider.
 
-    nnU-Net's loss for training by regions: each output is a region of its own, by sigmoid, and the Dice term is that of
-    `DiceCrossEntropy` over all of them.
+    This is nnU-Net's loss for region-based training: each output is one region, with a sigmoid. The Dice term is that
+    of `DiceCrossEntropy`, over all regions.
 
     Args:
-        regions: the labels that each output unites, in the order of the outputs.
+        regions: the labels of each region, in the order of the outputs.
         smooth, dice_weight, batch_dice: as in `DiceCrossEntropy`.
         cross_entropy_weight: factor of the binary cross-entropy, averaged over voxels and regions.
-        ignore: as in `DiceCrossEntropy`. nnU-Net, with an ignore label, sums over regions; here the mean stays.
+        ignore: as in `DiceCrossEntropy`. With an ignore label nnU-Net sums over regions; here the mean is kept.
     """
 
     members: Tensor
@@ -119,7 +118,7 @@ class DiceBCE(nn.Module):
         self.ignore = ignore
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Loss of logits (B, K, D, H, W) of K regions against labels (B, D, H, W), int64."""
+        """Return the loss of logits (B, K, D, H, W) of K regions against labels (B, D, H, W), int64."""
         with torch.autocast(logits.device.type, enabled=False):
             logits = logits if logits.dtype == torch.float64 else logits.float()
             inside = self.members.to(logits.dtype)[:, target].transpose(0, 1)
@@ -138,13 +137,13 @@ class DiceBCE(nn.Module):
 
 
 def build_loss(config: Mapping[str, Any], scheme: LabelScheme) -> DeepSupervisionLoss:
-    """The loss of a `loss` section for a dataset's labels, over all heads.
+    """Build the loss of a `loss` section for a dataset's labels, over all heads.
 
-    A loss gets `ignore` and `regions` as keywords where the dataset has them. DiceCrossEntropy, the default, stands for
-    DiceBCE where the labels are regions, as nnU-Net chooses.
+    The loss gets the keywords `ignore` and `regions` if the dataset has them. If the labels are regions,
+    DiceCrossEntropy, the default, is replaced by DiceBCE, as in nnU-Net.
 
     Raises:
-        InputError: a loss that takes no such keyword, or a setting that it has not.
+        InputError: the loss does not accept such a keyword, or one of the settings.
     """
     settings, target = dict(config), str(config["_target_"])
     special: dict[str, Any] = {} if scheme.ignore is None else {"ignore": scheme.ignore}
@@ -166,7 +165,7 @@ def build_loss(config: Mapping[str, Any], scheme: LabelScheme) -> DeepSupervisio
 class DeepSupervisionLoss(nn.Module):
     """Weighted sum of one loss over all heads: weights 1, 1/2, 1/4, .. normalised to sum 1.
 
-    Targets are brought to each head's resolution by nearest sampling, so they stay labels, the ignored one among them.
+    Targets are brought to each head's resolution by nearest sampling, so they stay labels, ignored voxels included.
     """
 
     def __init__(self, loss: nn.Module) -> None:
@@ -174,7 +173,7 @@ class DeepSupervisionLoss(nn.Module):
         self.loss = loss
 
     def forward(self, heads: Sequence[Tensor], target: Tensor) -> Tensor:
-        """Loss of head logits (B, K, d, h, w), full resolution first, against the target (B, D, H, W)."""
+        """Return the loss of head logits (B, K, d, h, w), full resolution first, against the target (B, D, H, W)."""
         weights = head_weights(len(heads))
         terms = [
             weight * self.loss(logits, reduce_target(target, logits.shape[2:]))
@@ -190,10 +189,10 @@ def head_weights(num_heads: int) -> list[float]:
 
 
 def reduce_target(target: Tensor, size: Sequence[int]) -> Tensor:
-    """Class indices (B, D, H, W) at a coarser `size` (d, h, w): the first voxel of each cell (docs/results.md)."""
+    """Sample class indices (B, D, H, W) at a coarser `size` (d, h, w): each cell's first voxel (docs/results.md)."""
     if tuple(target.shape[1:]) == tuple(size):
         return target
-    # Class numbers stay below 2048, where float32 (and any half type's integers) are exact.
+    # Class values stay below 2048, which float32 (and float16) represents exactly.
     return F.interpolate(target[:, None].float(), size=tuple(size), mode="nearest")[:, 0].long()
 
 
@@ -206,9 +205,10 @@ def soft_dice(
     include_background: bool,
     known: Tensor | None = None,
 ) -> Tensor:
-    """Mean soft Dice of (B, K, D, H, W) against 0 and 1 of that shape, over classes (and samples one by one).
+    """Return the mean soft Dice over classes (and over samples, without `batch_dice`).
 
-    `known` (B, D, H, W) is where voxels take part; None: everywhere.
+    `probabilities` and the one-hot `target` are (B, K, D, H, W). `known` (B, D, H, W) marks the voxels that count;
+    None for all.
     """
     if known is not None:
         mask = known[:, None].to(probabilities.dtype)
@@ -223,18 +223,20 @@ def soft_dice(
 
 
 def mean_of_known(terms: Tensor, known: Tensor) -> Tensor:
-    """Mean of (B, D, H, W) over the known voxels of all processes, which have different numbers of them; 0 without
-    any."""
+    """Return the mean of (B, D, H, W) over the known voxels of all processes; 0 without any.
+
+    Processes have different numbers of known voxels, so sums and counts are added up first.
+    """
     total, count = sum_over_processes(torch.stack([(terms * known).sum(), known.sum().to(terms.dtype)]))
     return total / count.clamp(min=1.0)
 
 
 def sum_over_processes(sums: Tensor) -> Tensor:
-    """Sum a tensor over all processes of a data-parallel training; a process alone keeps it as it is.
+    """Sum a tensor over all processes of a data-parallel training; a single process returns it unchanged.
 
-    The gradient is that of the sum times the number of processes. A loss of this sum is the same number on each, but a
-    process's backward pass reaches its own samples only, and the gradients of all are then averaged: of two processes
-    each would give half of its part. Times two, the average is the gradient of the loss with respect to the weights.
+    The gradient is multiplied by the number of processes. The loss of this sum is the same on each process, but its
+    backward pass only reaches that process's own samples. DDP then averages the gradients: with two processes each
+    part would count half. Times two, the average is the gradient of the loss with respect to the weights.
     """
     if not in_process_group():
         return sums

@@ -1,7 +1,7 @@
-"""A step before training: the time and the memory that it takes and, on a GPU, the largest batch that fits.
+"""A trial step before training: its time and memory and, on a GPU, the largest batch that fits.
 
-What steps are copies of the network and the loss, with an optimizer of their own, on patches of noise. The generators
-go back to where they were, so that a run is the same with and without it.
+It trains copies of the network and the loss, with a separate optimizer, on patches of noise. The random generators are
+restored afterwards, so a run is the same with and without it.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from e2enet.system.workload import gigabytes
 from e2enet.training.module import SegmentationModule
 
 FILE = "probe.json"
-STEPS = 2  # the first makes the optimizer's state and loads what is compiled; the second is timed
-MAX_SHARE_OF_FREE = 0.9  # of the memory that is free: other programs take some meanwhile
+STEPS = 2  # the first creates the optimizer's state and loads compiled code; the second is timed
+MAX_SHARE_OF_FREE = 0.9  # of the free memory: other programs may take some meanwhile
 LARGEST_TRIED = 1024
 LONG_TRIAL = 3.0  # seconds of a step on a CPU after which no larger batch is tried
-# How libraries below torch say that they ran out of memory, in lower case.
+# Out-of-memory messages of libraries below torch, in lower case.
 OUT_OF_MEMORY = (
     *("out of memory", "allocate memory", "bad_alloc", "alloc_failed", "could not create a"),
     *("can't start new thread", "failed to map segment"),
@@ -42,15 +42,15 @@ OUT_OF_MEMORY = (
 
 @dataclass(frozen=True)
 class Probe:
-    """What a step of a batch takes.
+    """Time and memory of a training step.
 
     Attributes:
         device: "cpu", "cuda:0"
-        batch_size: Patches, of this process.
+        batch_size: Patches in this process.
         seconds: Of one batch: forward, backward and an optimizer step.
-        peak_bytes: On a GPU what torch has taken of it at the most, else what the process has held.
-        free_bytes: What was left to take before the step.
-        largest_batch: The largest batch whose step fits; None on a CPU, where it is not tried.
+        peak_bytes: On a GPU the most that torch has reserved on it, else the most that the process has held.
+        free_bytes: Free memory before the step.
+        largest_batch: The largest batch whose step fits; None on a CPU, where it is not searched.
     """
 
     device: str
@@ -62,10 +62,11 @@ class Probe:
 
 
 def probe_step(trainer: pl.Trainer, module: SegmentationModule) -> Probe:
-    """Try a step, print what it takes, and write it to probe.json in the run folder.
+    """Try a step, print its time and memory, and write them to probe.json in the run folder.
 
     Raises:
-        InputError: it does not fit into memory; says a batch that does (on a GPU the largest), or what to change.
+        InputError: the step does not fit into memory. The message names a batch that fits (on a GPU the largest), or
+            what to change.
     """
     device, batch_size = trainer.strategy.root_device, module.plan.batch_size
     with isolate_rng():
@@ -81,7 +82,7 @@ def probe_step(trainer: pl.Trainer, module: SegmentationModule) -> Probe:
 
 
 def _fitting(trainer: pl.Trainer, module: SegmentationModule) -> int:
-    """A smaller batch that fits, 0 where none does: on a GPU the largest, on a CPU one that is found soon."""
+    """Return a smaller batch that fits (0 if none does): on a GPU the largest, on a CPU one found quickly."""
     if trainer.strategy.root_device.type == "cuda":
         return largest_between(0, module.plan.batch_size, lambda size: _try_step(trainer, module, size) is not None)
     fitting = 0
@@ -96,7 +97,7 @@ def _fitting(trainer: pl.Trainer, module: SegmentationModule) -> int:
 
 
 def largest_from(size: int, fits: Callable[[int], bool]) -> int:
-    """The largest size that fits, where `size` does: doubled while it fits, then found in between."""
+    """Return the largest size that fits, given that `size` fits: double it while it fits, then bisect."""
     while size < LARGEST_TRIED:
         if not fits(2 * size):
             return largest_between(size, 2 * size, fits)
@@ -105,7 +106,7 @@ def largest_from(size: int, fits: Callable[[int], bool]) -> int:
 
 
 def largest_between(fitting: int, too_large: int, fits: Callable[[int], bool]) -> int:
-    """The largest size that fits, from one that does (or 0) to below one that does not."""
+    """Return the largest size that fits, by bisection from `fitting` (or 0) to below `too_large`."""
     while too_large - fitting > 1:
         middle = (fitting + too_large) // 2
         fitting, too_large = (middle, too_large) if fits(middle) else (fitting, middle)
@@ -120,7 +121,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def _try_step(trainer: pl.Trainer, module: SegmentationModule, batch_size: int) -> Probe | None:
-    """Measure a step of a batch; None where it does not fit."""
+    """Measure a step of a batch; None if it does not fit."""
     device = trainer.strategy.root_device
     on_gpu = device.type == "cuda"
     free = torch.cuda.mem_get_info(device)[0] if on_gpu else available_memory()
@@ -191,7 +192,7 @@ def _too_large(module: SegmentationModule, device: torch.device, fitting: int) -
     problem = f"plan.batch_size={batch_size}: memory of {device} runs out in a step of so many patches of {patch}; "
     if fitting:
         accumulate = math.ceil(batch_size / fitting)
-        if accumulate > module.training_config["steps_per_epoch"]:  # a step is of one epoch's batches
+        if accumulate > module.training_config["steps_per_epoch"]:  # a step cannot span epochs
             return f"{problem}expected a smaller one: plan.batch_size={fitting} fits"
         return problem + (
             f"expected a smaller one: plan.batch_size={fitting} fits (training.accumulate="

@@ -1,4 +1,4 @@
-"""Going on with a run: its own config, which keys may differ from it, and the checkpoint to go on from."""
+"""Resuming a run: its stored config, the keys that may change, and the checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from e2enet.training.stopping import is_restarted
 
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 PREVIOUS_CHECKPOINT = Path("checkpoints") / "previous.ckpt"
-# What a resumed run may change: its length, how often it is saved, what becomes of losses that are not finite, how a
-# step is computed, where it runs and logs, where files are, and what follows training.
+# What a resumed run may change: its length, how often it is saved, the handling of non-finite losses, how a step is
+# computed, where it runs and logs, where files are, and the prediction after training.
 CHANGEABLE = (
     "training.epochs",
     "training.checkpoint_every",
@@ -47,31 +47,31 @@ CHANGEABLE = (
     "data.prepare_workers",
     "data.augment_on",
 )
-# The sections of a config that decide what is trained; `plan` is compared as it came out of the data.
+# Config sections that decide what is trained. `plan` is compared as computed from the data.
 TRAINED = ("seed", "fold", "data", "augmentation", "dsff", "network", "training", "loss", "optimizer", "schedule")
-# Of a list that changed, so many of its items are named.
+# Items named in a message about a changed list.
 MAX_NAMED = 3
 
 
 @dataclass(frozen=True)
 class FoundCheckpoint:
-    """A checkpoint to go on from, and what it says of its run."""
+    """A checkpoint to resume from, with the state of its run."""
 
     path: Path
     state: RunState
 
 
 def resumed_config(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """The config to go on with: the run's own, with changeable overrides of this command line.
+    """Return the run's stored config with those overrides of this command line that may change.
 
-    The run may have been stopped before its first checkpoint: it then begins anew, with the same config.
+    If the run was stopped before its first checkpoint, it starts again with the same config.
 
     Args:
-        config: the composed config of this command line; its `resume` names the run folder, or one of its checkpoints.
+        config: the composed config of this command line; its `resume` is the run folder or one of its checkpoints.
         overrides: the command line's overrides, as typed.
 
     Raises:
-        InputError: the folder holds no run, or overrides ask for something else than the run's config.
+        InputError: the folder holds no run, or an override contradicts the run's config.
     """
     config = config.copy()
     make_paths_absolute(config)
@@ -113,7 +113,7 @@ def resumed_config(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     if _processes(stored) != processes:
         problems.append(f"trainer.devices and num_nodes: {_processes(stored)} processes, the run has {processes}")
     raise_problems(problems, f"resume={folder}: only {', '.join(CHANGEABLE)} may change, not the processes' number:")
-    # A job that a scheduler starts again has begun to go on from that checkpoint already.
+    # A job restarted by a scheduler has already resumed from that checkpoint: it continues from its last one.
     chosen = path.is_file() and not (is_restarted() and stored.get("resume") == str(path))
     if chosen:
         read_state(path)
@@ -123,11 +123,12 @@ def resumed_config(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
 
 def find_checkpoint(path: Path) -> FoundCheckpoint | None:
-    """The checkpoint itself, or the newest of a run folder that is whole, with a warning where that is not the last;
-    None without any.
+    """Return the checkpoint itself, or the newest intact one of a run folder; None if the folder has none.
+
+    Print a warning if the newest intact one is not last.ckpt.
 
     Raises:
-        InputError: there are checkpoints, and none can be used.
+        InputError: there are checkpoints, but none can be used.
     """
     if path.is_file():
         return FoundCheckpoint(path, read_state(path))
@@ -156,10 +157,13 @@ def _newest_checkpoint(run_folder: Path) -> FoundCheckpoint | None:
 
 
 def refuse_shorter(checkpoint: FoundCheckpoint, epochs: int) -> None:
-    """Refuse a length that the run is past: with the end of its last epoch comes the validation that it would lack.
+    """Refuse a training length that the run has already passed.
+
+    The last epoch of a run is always validated. A run shortened to epochs that it has finished would lack that
+    validation.
 
     Raises:
-        InputError: the run has begun a later epoch, or has gone through the last one as one of more.
+        InputError: the run is past these epochs, or has finished the last of them within a longer training.
     """
     content = read_checkpoint(checkpoint.path, mmap=True)
     done = content["loops"]["fit_loop"]["epoch_progress"]["current"]["completed"]
@@ -174,11 +178,11 @@ def refuse_shorter(checkpoint: FoundCheckpoint, epochs: int) -> None:
 
 
 def run_identity(config: Mapping[str, Any], data: SegmentationDataModule) -> dict[str, Any]:
-    """What may not change when a run goes on, by dotted key: all that decides its steps, the data's part included.
+    """Return dotted key -> value of everything that may not change in a resumed run: all that decides its steps.
 
     Args:
-        config: the run's, resolved.
-        data: set up.
+        config: the run's resolved config.
+        data: the data module, after its setup.
     """
     content = with_order(config)
     found = dict(_flat({section: content[section] for section in TRAINED}))
@@ -193,10 +197,10 @@ def run_identity(config: Mapping[str, Any], data: SegmentationDataModule) -> dic
 
 
 def refuse_changes(checkpoint: FoundCheckpoint, identity: Mapping[str, Any]) -> None:
-    """Compare a run as it is now with its checkpoint: config.yaml, plan.json or the dataset may have changed since.
+    """Compare a run with its checkpoint: config.yaml, plan.json or the dataset may have changed since.
 
     Raises:
-        InputError: with every difference.
+        InputError: lists every difference.
     """
     had = _decisive(checkpoint.state.identity)
     problems = [
@@ -208,12 +212,17 @@ def refuse_changes(checkpoint: FoundCheckpoint, identity: Mapping[str, Any]) -> 
 
 
 def read_state(path: Path) -> RunState:
-    """What a checkpoint says of its run; InputError where it is damaged or none of a run."""
+    """Read the state of a run from its checkpoint.
+
+    Raises:
+        FileNotFoundError: no such file.
+        InputError: the file is damaged, or not a checkpoint of a run.
+    """
     if not path.is_file():
         raise FileNotFoundError(path)
     try:
         with ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch does not look at the checksums that it writes
+            damaged = archive.testzip()  # torch writes checksums but does not verify them
     except BadZipFile as error:
         raise InputError(f"{path}: is damaged or cut off ({error})") from error
     if damaged is not None:
@@ -226,8 +235,11 @@ def read_state(path: Path) -> RunState:
 
 
 def _keys_of(override: Override) -> list[str]:
-    """The keys that an override decides: its own, or all those in which its file differs from other files of its group
-    (`debug=one_batch`, `training=paper`)."""
+    """Return the keys that an override sets.
+
+    The choice of a group (`debug=one_batch`, `training=paper`) sets all keys in which its file differs from the
+    group's other files.
+    """
     name = override.key_or_group
     if not chooses_group(override):
         return [name]
@@ -245,7 +257,7 @@ def _keys_of(override: Override) -> list[str]:
 
 
 def _decisive(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The values, by dotted key, that may not change: an earlier version may have written others too."""
+    """Keep only the values that may not change: earlier versions may have stored others too."""
     return {key: value for key, value in content.items() if not (_may_change(key) or _is_below(key, LOOKED_UP))}
 
 
@@ -258,12 +270,12 @@ def _is_below(key: str, sections: Sequence[str]) -> bool:
 
 
 def _processes(config: DictConfig) -> int:
-    """How many train together: the size of each step's batch, and which patches are in it, follow from it."""
+    """Return the number of training processes, which decides each step's batch size and patches."""
     return planned_processes(as_plain(config.trainer))
 
 
 def _told(content: Mapping[str, Any], key: str, other: Mapping[str, Any]) -> str:
-    """A value for a message; of a list, its length and what the other one has not."""
+    """Format a value for a message; for a long list, its length and the items that the other one lacks."""
     value, beside = content.get(key), other.get(key)
     if not isinstance(value, list) or not isinstance(beside, list) or len(value) <= MAX_NAMED:
         return str(value) if key in content else "none"

@@ -1,7 +1,7 @@
-"""Going on from an earlier checkpoint than the last: what came after it is set aside, as a run folder of its own.
+"""Resuming from an earlier checkpoint than the last: later results are set aside in a run folder of their own.
 
 RUN/set_aside/from_step_N holds config.yaml, metrics.csv, all checkpoints, predictions and scores as they were, and can
-itself be resumed. The run's own folder is then that of a run which has just come to the chosen checkpoint.
+itself be resumed. The run's own folder is then that of a run that has just reached the chosen checkpoint.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from e2enet.training.resume import LAST_CHECKPOINT, FoundCheckpoint, read_state
 from e2enet.training.run_folder import VERSIONS_FILE, make_free
 
 FOLDER = "set_aside"
-COPIED = (CONFIG_FILE, VERSIONS_FILE, METRICS_FILE, "cost.json")  # the run writes on, or writes them anew
+COPIED = (CONFIG_FILE, VERSIONS_FILE, METRICS_FILE, "cost.json")  # the run continues or rewrites them
 MOVED = (IDS_FILE, "connections.json", "scores.csv", "summary.json", "validation", "test")  # of its earlier end
 
 
 def later_checkpoints(run_folder: Path, chosen: FoundCheckpoint) -> list[Path]:
-    """The checkpoints of a run that come after the chosen one, those that cannot be read included."""
+    """Return the checkpoints of a run that are later than the chosen one, unreadable ones included."""
     others = sorted(path for path in (run_folder / LAST_CHECKPOINT).parent.glob("*.ckpt") if path != chosen.path)
     return [path for path in others if _is_later(path, chosen.state.step)]
 
 
 def set_aside(run_folder: Path, chosen: FoundCheckpoint, later: Sequence[Path]) -> None:
-    """Set aside what came after a checkpoint, and let it be the run's last one.
+    """Set aside what came after a checkpoint, and make it the run's last one.
 
-    Wherever this is killed, nothing is lost: the run's own files are touched when the others are complete.
+    Nothing is lost if this is killed: the run's own files change only after the copies are complete.
     """
     place = make_free(run_folder / FOLDER / f"from_step_{chosen.state.step}")
     for path in sorted((run_folder / LAST_CHECKPOINT).parent.glob("*.ckpt")):
@@ -58,11 +58,11 @@ def _is_later(path: Path, step: int) -> bool:
     try:
         return read_state(path).step > step
     except InputError:
-        return True  # damaged, or compact.ckpt, which is made of the best one at the end
+        return True  # damaged, or compact.ckpt, which is made from the best one at the end
 
 
 def _link(source: Path, target: Path) -> None:
-    """A second name of a file, which costs no space; a copy where the file system has none."""
+    """Hard-link a file, which takes no space; copy it if the file system has no hard links."""
     with atomic_path(target) as temporary:
         try:
             os.link(source, temporary)

@@ -1,8 +1,7 @@
 """Learning-rate schedules, chosen by `schedule._target_`.
 
-Each takes the optimizer and `total`, the length of the run in the schedule's own unit (epochs or optimizer
-steps, by `schedule.interval`), which the training module supplies. Torch's schedulers work in the
-same place.
+Each takes the optimizer and `total`, the length of the run in epochs or optimizer steps (`schedule.interval`). The
+training module supplies both. Torch's schedulers can be used in the same place.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ def poly(optimizer: Optimizer, total: int, exponent: float = 0.9) -> LambdaLR:
     """nnU-Net's decay: learning rate times (1 - t / total) ** exponent, t counted from 0.
 
     Args:
-        optimizer: its groups' `lr` is the start.
+        optimizer: its groups' `lr` is the initial value.
         total: length of the run, in epochs or steps; the learning rate is 0 from there on.
-        exponent: 1 decays linearly, less stays high for longer.
+        exponent: 1 decays linearly; a smaller one stays high for longer.
     """
     return LambdaLR(optimizer, lambda t: max(0.0, 1.0 - t / total) ** exponent)
 
@@ -48,7 +47,7 @@ def cosine(optimizer: Optimizer, total: int, warmup: float = 0.0, start: float =
 
 
 def constant(optimizer: Optimizer, total: int) -> LambdaLR:
-    """The learning rate never changes: for comparisons, and for the tests of one batch.
+    """A constant learning rate: for comparisons and for tests with one batch.
 
     Args:
         optimizer: its groups' `lr` is kept.
@@ -58,16 +57,16 @@ def constant(optimizer: Optimizer, total: int) -> LambdaLR:
 
 
 def schedule_after(make: Callable[[Optimizer], LRScheduler], optimizer: Optimizer, steps: int) -> LRScheduler:
-    """A new schedule that has taken `steps` steps; the optimizer's learning rates are those that it comes to.
+    """Build a new schedule, advance it by `steps` steps, and set the optimizer's learning rates accordingly.
 
-    What a checkpoint says of a schedule is true of the run's length at that time. Made anew and stepped forward, it is
-    that of a run which has had its present length from the beginning, to the last bit (250,000 steps: two seconds).
+    The schedule in a checkpoint belongs to the run's length at that time. A new schedule stepped forward equals, bit
+    for bit, that of a run with the present length from the beginning (250,000 steps take two seconds).
     """
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"]
     schedule = make(optimizer)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")  # the optimizer's steps came before
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")  # the optimizer has stepped already
         for _ in range(steps):
             schedule.step()
     return schedule

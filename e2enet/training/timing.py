@@ -1,4 +1,4 @@
-"""Where the time of training steps goes: work, or waiting for the loader's next batch."""
+"""Time of training steps: work, and waiting for the loader's next batch."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ FETCH = "[_TrainingEpochLoop].train_dataloader_next"  # Lightning's name of the 
 
 
 class LoaderWait(Profiler):
-    """Adds up the seconds that training has waited for its loader.
+    """Adds up the seconds that training waits for its loader.
 
-    A profiler, since Lightning's hooks for callbacks come after the batch went to the device: what is done to
-    it there, such as augmentation, is work and not waiting.
+    It is a profiler, since Lightning's callback hooks run after the batch is on the device. The processing there, such
+    as augmentation, is work and not waiting.
 
     Args:
-        profiler: that of `trainer.profiler`, which sees everything too.
+        profiler: that of `trainer.profiler`; all calls are passed on to it.
     """
 
     def __init__(self, profiler: Profiler | None = None) -> None:
@@ -30,7 +30,7 @@ class LoaderWait(Profiler):
 
     @property
     def _lightning_module(self) -> Any:
-        """What the trainer gives its profiler."""
+        """The module, which the trainer sets on its profiler."""
         return getattr(self.profiler, "_lightning_module", None)
 
     @_lightning_module.setter
@@ -38,13 +38,13 @@ class LoaderWait(Profiler):
         self.profiler._lightning_module = module  # type: ignore[attr-defined]
 
     def start(self, action_name: str) -> None:
-        """Note when a fetch begins."""
+        """Store when a fetch begins."""
         self.profiler.start(action_name)
         if action_name == FETCH:
             self._since = time.perf_counter()
 
     def stop(self, action_name: str) -> None:
-        """Add what it took."""
+        """Add the time of a fetch."""
         if action_name == FETCH:
             self.seconds += time.perf_counter() - self._since
         self.profiler.stop(action_name)
@@ -65,8 +65,8 @@ class LoaderWait(Profiler):
 class TimeKeeper(pl.Callback):
     """Logs seconds per training step, waiting included, and the share of them spent waiting for data.
 
-    `time/step` and `time/data_share` are an epoch's; `time/data_share_step`, in every row of steps that the
-    loggers write, is that of the steps since the row before. A resumed run adds to the epoch's seconds so far.
+    `time/step` and `time/data_share` are of an epoch. `time/data_share_step` is in every row of steps that the loggers
+    write, and covers the steps since the row before. A resumed run adds to the epoch's seconds so far.
 
     Args:
         wait: the trainer's profiler.
@@ -90,7 +90,7 @@ class TimeKeeper(pl.Callback):
         self._waited_before, self._last = self.wait.seconds, time.perf_counter()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """What passed since the last batch ended was this step."""
+        """Record this step: the time since the last batch ended."""
         now = time.perf_counter()
         step = (self.wait.seconds - self._waited_before, now - self._last)
         self._waited_before, self._last = self.wait.seconds, now
@@ -99,7 +99,7 @@ class TimeKeeper(pl.Callback):
         pl_module.log("time/data_share_step", share_waited(self._recent), on_step=True, on_epoch=False)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the epoch's mean and share."""
+        """Log the epoch's mean time per step and its share of waiting."""
         if self._epoch:
             seconds = sum(total for _, total in self._epoch)
             pl_module.log("time/step", seconds / len(self._epoch), rank_zero_only=True)
@@ -113,6 +113,6 @@ class TimeKeeper(pl.Callback):
 
 
 def share_waited(steps: deque[tuple[float, float]] | list[tuple[float, float]]) -> float:
-    """Share of the seconds of steps (waited, in all) that were waited; 0 of no time at all."""
+    """Return the share of time waited in steps given as (seconds waited, seconds in all); 0 if no time passed."""
     total = sum(seconds for _, seconds in steps)
     return sum(waited for waited, _ in steps) / total if total > 0 else 0.0
