@@ -55,7 +55,7 @@ def write(folder: Path, ids: list[str], channels: int = 1, labels: dict[str, Any
 
 
 def test_odd_files_that_the_check_lets_pass(tmp_path: Path, take_tour: Callable[..., Any]) -> None:
-    """Odd: ids from img_0000, a scale in label headers, qform only, a grid rotated by 45 degrees, .nii, Windows path."""
+    """Odd are: ids from img_0000, scaled labels, qform only, a grid rotated by 45 degrees, a .nii, a Windows path."""
     folder = write(tmp_path / "raw" / "TaskOdd", [f"img_{number:04d}" for number in range(5)])
     images, labels = folder / "imagesTr", folder / "labelsTr"
     for number in range(3):

@@ -1,4 +1,4 @@
-"""Other makers' networks behind E2ENet's interface: shapes, heads, kernels, gradients, what is missing is told."""
+"""Baseline networks behind E2ENet's interface: shapes, heads, kernels, gradients, errors for missing packages."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_trains_and_predicts_like_e2enet(name: str) -> None:
     DeepSupervisionLoss(DiceCrossEntropy())(heads, target).backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
     assert count_cost(network, (8, 16, 16)).params == sum(p.numel() for p in network.parameters())
-    network.eval()  # counting has left every weight in its place
+    network.eval()  # counting did not change the weights
     torch.testing.assert_close(network(x), heads[0], rtol=1e-4, atol=1e-5)
     assert network(x).shape == (1, 3, 8, 16, 16) and fusion_layers(network) == {}
 

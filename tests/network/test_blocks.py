@@ -1,4 +1,4 @@
-"""The block: what it is made of, and the same result when a compiler takes the plain path through it."""
+"""The block: its parts, and the same result on the plain path that a compiler takes."""
 
 from __future__ import annotations
 

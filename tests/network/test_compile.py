@@ -1,4 +1,4 @@
-"""torch.compile: one graph for a training step, which neither masks, zeroed weights nor further steps replace."""
+"""torch.compile: one graph for a training step; mask changes, zeroed weights and further steps keep it."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def make_network(**settings: Any) -> E2ENet:
 
 
 def compiled(network: nn.Module, backend: str) -> CompileCounterWithBackend:
-    """Compile a network in place, as training does; an error where one graph does not hold all of it."""
+    """Compile a network in place, as training does. Anything but a single graph is an error."""
     counter = CompileCounterWithBackend(backend)
     network.compile(backend=counter, fullgraph=True)
     return counter
 
 
 def backward(network: nn.Module, *, bfloat16: bool = False, seed: int = 1) -> list[Tensor]:
-    """Logits of every head after a backward pass from all of them."""
+    """Return the logits of every head after a backward pass from all of them."""
     image = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         output = network(image)
@@ -86,7 +86,7 @@ def test_one_graph_holds_the_network(settings: dict[str, Any], recomputed: bool)
 @pytest.mark.parametrize("recomputed", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("pays", [None, False, True], ids=["this machine", "without AMX", "with AMX"])
 def test_one_graph_under_autocast(pays: bool | None, recomputed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if pays is None:  # torch's own question, which the compiler cannot look into
+    if pays is None:  # ask torch here: the compiler cannot trace the query
         pays = half_precision_pays_on_cpu()
     else:
         monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: pays)
@@ -119,7 +119,7 @@ def test_masks_zeroed_weights_and_steps_need_no_other_graph(backend: str, recomp
         checkpoint_activations(network)
     counter = compiled(network, backend)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
-    # From the second step on, a pass that would be compiled anew is an error.
+    # From the second step on, recompilation is an error.
     backward(network)
     with dynamo.config.patch(error_on_recompile=True):
         for step in range(2, 6):
@@ -130,7 +130,7 @@ def test_masks_zeroed_weights_and_steps_need_no_other_graph(backend: str, recomp
             heads = backward(network, seed=step)
         apply_masks(network)
     assert counter.frame_count == 1
-    # The graph reads the weights of now, not those that it was compiled with.
+    # The graph reads the current weights, not those at compilation.
     plain.load_state_dict(network.state_dict())
     assert_close(network, plain, heads, backward(plain, seed=5))
 
@@ -159,7 +159,7 @@ def test_the_count_counts() -> None:
 
 
 def test_inductor_parts_what_is_recomputed() -> None:
-    """Its own passes over the graph, without the minutes of its C++ compiler."""
+    """Run inductor's graph passes without its C++ compiler, which takes minutes."""
 
     def keep(graph: Any, inputs: Any, **_: Any) -> Any:
         return make_boxed_func(graph)

@@ -1,4 +1,4 @@
-"""Active kernels per layer and flow, with the node of the grid that they lead to."""
+"""Active kernels per layer and flow, with the target node in the grid."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def tiny(**options) -> E2ENet:
 
 def test_every_flow_of_every_node_has_its_place() -> None:
     found = {(c.column, c.level, c.flow): c.kernels for c in connections(tiny())}
-    # Widths 2, 4, 8. A node at level i has f_i x (f_i forward, f_i up, f_(i-1) down), and f_(i+1) x f_i transposed.
+    # Widths f: 2, 4, 8. A node at level i has f_i x (f_i forward, f_i up, f_(i-1) down) and f_(i+1) x f_i transposed.
     assert found == {
         (1, 0, "transposed"): 4 * 2,
         (1, 0, "forward"): 2 * 2,

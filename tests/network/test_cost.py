@@ -1,4 +1,4 @@
-"""The published cost columns by counting (spec section 5), within 0.2 %."""
+"""Counted costs equal the published columns (spec section 5) within 0.2 %."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from e2enet.network.dsff import init_masks
 
 FIVE_STRIDES = [(2, 2, 2)] * 5
 
-# in, out, patch, density of layers with dim 0 = 48, of the others, params M, paper GFLOP, exact GFLOP
+# in, out, patch, density of layers with dim 0 = 48, density of the others, params M, paper GFLOP, exact GFLOP
 ROWS = {
     "AMOS-CT S=0.7": (1, 16, 128, 0.2, 0.3, 11.229, 968.54, 655.32),
     "AMOS-CT S=0.8": (1, 16, 128, 0.2, 0.2, 9.445, 777.84, 569.02),
@@ -37,7 +37,7 @@ def test_published_columns(row: str) -> None:
 
 
 class PlainUNet(nn.Module):
-    """nnU-Net's plain network of the table: 6 stages of two 3x3x3 blocks, 32..320, strides 2, a head per level."""
+    """nnU-Net's plain network as in the table: 6 stages of two 3x3x3 blocks, 32..320, strides 2, a head per level."""
 
     def __init__(self, in_channels: int = 1, classes: int = 16) -> None:
         super().__init__()

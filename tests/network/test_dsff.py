@@ -1,4 +1,4 @@
-"""DSFF: counts that never change, zero weights, hand-worked pruning, growth, starts and shares."""
+"""DSFF: constant counts, zero weights, and hand-worked pruning, growth, initial masks and densities."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_regrow_by_score_and_at_random() -> None:
     assert regrow_kernels(mask, 2, scores=scores).tolist() == [[True, False], [True, True]]
     grown = [regrow_kernels(mask, 1, generator=seeded(s)) for s in range(20)]
     assert all(int(g.sum()) == 2 and g[0, 0] for g in grown)
-    assert len({tuple(g.flatten().tolist()) for g in grown}) == 3  # every inactive kernel gets its turn
+    assert len({tuple(g.flatten().tolist()) for g in grown}) == 3  # every inactive kernel is drawn at some time
     with pytest.raises(ValueError, match="3 are inactive"):
         regrow_kernels(mask, 4)
 

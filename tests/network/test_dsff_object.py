@@ -1,6 +1,6 @@
-"""`DSFF` in plain training loops: the same bits as in Lightning, whole gradients to grow by, and hooks that go again.
+"""`DSFF` in plain training loops: the same bits as in Lightning, growth by whole gradients, and removable hooks.
 
-In two processes: tests/training/test_ddp.py.
+Two processes are tested in tests/training/test_ddp.py.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def train(
     clip: float | None = None,
     scaler: torch.amp.GradScaler | None = None,
 ) -> None:
-    """An epoch as anyone would write it, which knows nothing of masks; the last step may have fewer batches."""
+    """Run an epoch of an ordinary loop that knows nothing of masks. The last step may have fewer batches."""
     scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
     precision = torch.autocast("cpu", torch.float16) if scaler.is_enabled() else nullcontext()
     for index, image in enumerate(images):
@@ -75,7 +75,7 @@ def train_in_lightning(
 
 
 def assert_dead(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Inactive weights and moments are exactly zero, and others are not."""
+    """Assert that inactive weights and moments are exactly zero, and that active ones are not all zero."""
     for layer in dsff.fusion_layers(model).values():
         state = optimizer.state.get(layer.weight, {}).values()
         for tensor in (layer.weight, *(value for value in state if value.shape == layer.weight.shape)):
@@ -128,7 +128,7 @@ def test_gradients_are_zero_before_anyone_clips_them() -> None:
     plain = copy.deepcopy(model)  # without hooks
     DSFF(0.5, update_every=1, growth="gradient").attach(model, optimizer, total_steps=9)
     plain.load_state_dict(model.state_dict())
-    for image in images:  # accumulated, in a step that grows by gradient
+    for image in images:  # accumulated in a step with gradient growth
         for one in (model, plain):
             one.training_step([image], 0).backward()
         for name, layer in dsff.fusion_layers(plain).items():
@@ -150,7 +150,7 @@ def test_growth_is_by_the_whole_gradient_of_the_steps_own_batches(to_none: bool,
     train(model, optimizer, images[:1])
     assert masks.wants_dense_gradients and masks.step == 1
     expected = copy.deepcopy(model)
-    if given_up:  # as after infinite gradients: no optimizer step
+    if given_up:  # a batch without an optimizer step, as after infinite gradients
         (1e3 * model.training_step([images[1].flip(1)], 0)).backward()
         optimizer.zero_grad(set_to_none=to_none)
     for image in images[2:]:
@@ -169,7 +169,7 @@ def test_growth_is_by_the_whole_gradient_of_the_steps_own_batches(to_none: bool,
 def test_a_kernel_whose_gradient_is_not_a_number_does_not_grow() -> None:
     model = nn.Sequential(nn.Conv3d(3, 4, (1, 3, 3)))
     dsff.register_fusion_layer(model[0])
-    model[0].kernel_mask[:, 2] = False  # an input that nothing reads, and nothing is known of
+    model[0].kernel_mask[:, 2] = False  # nothing reads this input, and its gradient is NaN
     model[0].kernel_mask[0, 1] = False
     optimizer = SGD(model.parameters(), lr=0.1)
     model[0].weight.register_hook(lambda gradient: gradient.index_fill(1, torch.tensor([2]), float("nan")))
@@ -189,7 +189,7 @@ def test_a_step_that_a_scaler_skips_does_not_count(fused: bool) -> None:
     optimizer.register_step_post_hook(lambda *_: calls.append(1))
     masks = DSFF(0.5, update_every=2).attach(model, optimizer, total_steps=5)
     train(model, optimizer, images, scaler=torch.amp.GradScaler("cpu", init_scale=8.0))
-    assert len(calls) == (5 if fused else 4)  # a fused optimizer is called to skip the step by itself
+    assert len(calls) == (5 if fused else 4)  # a fused optimizer is called and skips the step itself
     assert masks.step == 4 and masks.num_updates == 2
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
     assert_dead(model, optimizer)
@@ -259,9 +259,9 @@ def test_what_is_removed_holds_nothing_any_more() -> None:
     optimizer.step()
     assert all(layer.weight[~layer.kernel_mask].any() for layer in dsff.fusion_layers(model).values())
     assert masks.step == 1 and not optimizer._optimizer_step_post_hooks
-    masks.remove()  # a second time is no harm
+    masks.remove()  # a second call does nothing
     optimizer.zero_grad()
-    masks.attach(model, optimizer, total_steps=9)  # on the masks that are there
+    masks.attach(model, optimizer, total_steps=9)  # keeps the current masks
     assert_dead(model, optimizer)
     train(model, optimizer, images[2:])
     assert masks.step == masks.num_updates == 2

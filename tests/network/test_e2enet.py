@@ -89,7 +89,7 @@ def test_one_voxel_at_the_bottleneck_gives_the_same_on_every_path(batch: int, mo
         return [*logits, network.eval()(x), *(p.grad for p in network.train().parameters() if p.grad is not None)]
 
     loops = step()
-    monkeypatch.setattr("e2enet.network.norm.use_compiled_loops", lambda x: False)  # what other devices run
+    monkeypatch.setattr("e2enet.network.norm.use_compiled_loops", lambda x: False)  # as on other devices
     others = step()
     assert len(loops) == len(others) > 40
     for one, other in zip(loops, others, strict=True):
@@ -151,7 +151,7 @@ def test_initial_weights() -> None:
 def test_only_the_grid_is_sparse() -> None:
     names = fusion_layers(E2ENet(1, 2, STRIDES, base_features=3))
     assert all(name.startswith("decoder.columns.") for name in names)
-    assert len(names) == 6 + 6 + 3  # six nodes: an up and a block each, one block more on the last diagonal
+    assert len(names) == 6 + 6 + 3  # six nodes with an up and a block each; three more blocks on the last diagonal
     assert fusion_layers(E2ENet(1, 2, STRIDES, base_features=3, fusion="unet")) == {}
 
 

@@ -1,6 +1,6 @@
 """Parity with the authors' released code: outputs, pruned masks and the decay of the prune fraction.
 
-The files in golden/ were produced by running that code once on CPU in float32 (spec section 7).
+The files in golden/ are the output of that code on CPU in float32 (spec section 7).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from e2enet.network.released import load_released_state_dict
 
 GOLDEN = Path(__file__).parent / "golden"
 
-# The `shift` file has shift_size 5 and `no_dsff_unet` 3, both with the input shifted; the others do not shift,
-# whatever their meta data says.
+# The `shift` file has shift_size 5 and `no_dsff_unet` 3, both with a shifted input. The others do not shift, whatever
+# their metadata say.
 VARIANTS = {
     "shift": {"shift_size": 5, "shift_input": True},
     "no_dsff_unet": {"shift_size": 3, "shift_input": True, "fusion": "unet"},

@@ -1,4 +1,4 @@
-"""Kernels or groups as units: hand-worked pruning and growth, what stays as it was, what later code may read."""
+"""Kernels or groups as units: hand-worked pruning and growth, the old results for kernels, and shared inputs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 def layer_of(
     norms: list[list[float]], mask: list[list[int]], group_size: int, *, transposed: bool = False
 ) -> nn.Module:
-    """A layer of 1 x 1 x 1 kernels, given by rows of output channels, whatever dim of the weight they are."""
+    """Return a layer of 1 x 1 x 1 kernels. Rows are output channels, whichever dim of the weight these are."""
     weight, active = torch.tensor(norms), torch.tensor(mask, dtype=torch.bool)
     outputs, inputs = weight.shape
     if transposed:
@@ -54,7 +54,7 @@ NORMS = [
     [2.5, 0.5, -0.75, 0.0],
     [0.0, 3.0, 3.0, 1.0],
 ]
-MASK = [[1, 1, 1, 0], [1, 1, 1, 0], [0, 1, 1, 1]]  # groups of two: {0, 1} and the smaller {2}
+MASK = [[1, 1, 1, 0], [1, 1, 1, 0], [0, 1, 1, 1]]  # groups of two: {0, 1} and a smaller one {2}
 GROWTH = [[0.0, 0.0, 9.0, 5.0], [0.0, 0.0, 0.0, 5.0], [4.0, 9.0, 0.0, 0.0]]
 
 
@@ -63,10 +63,10 @@ def test_an_update_of_groups_by_hand(transposed: bool) -> None:
     layer = layer_of(NORMS, MASK, 2, transposed=transposed)
     scores = torch.tensor(GROWTH)
     churn = update_masks(layer, 0.3, scores={"": scores.T if transposed else scores})
-    # n = ceil(0.3 * 6) = 2 of the layer. Mean norms of the first group: 2.5, 2.75, 2.25, of the second 3, 3, 1: input 3
-    # of the second goes and input 2 of the first, though its input 1 has the smallest kernel and its input 0 the
-    # smallest largest one. Growth of what is inactive then, of the first: 4.5 (input 2), 5 (input 3); of the second: 4
-    # (input 0), 0 (input 3).
+    # n = ceil(0.3 * 6) = 2 connections of the layer are pruned. Mean norms are 2.5, 2.75, 2.25 in the first group and
+    # 3, 3, 1 in the second, so input 3 of the second and input 2 of the first are pruned. (In the first group, input 1
+    # has the smallest single kernel, and input 0 the smallest maximum.) Growth scores of inactive inputs are then 4.5
+    # (input 2) and 5 (input 3) in the first group, 4 (input 0) and 0 (input 3) in the second.
     assert by_output(layer.kernel_mask, layer) == [[1, 1, 0, 1], [1, 1, 0, 1], [1, 1, 1, 0]]
     assert by_output(layer.weight, layer) == [[2.5, -5, 0, 0], [2.5, 0.5, 0, 0], [0, 3, 3, 0]]
     assert churn == {"": 3 / 9}  # two kernels in the first group, one in the second
@@ -81,7 +81,7 @@ def test_a_connection_just_pruned_may_grow_again_from_zero() -> None:
 def test_ties_fall_to_the_lower_input() -> None:
     layer = layer_of([[1.0, 2.0, 2.0, 0.0], [2.0, 1.0, 1.0, 0.0]], [[1, 1, 1, 0]] * 2, 2)
     update_masks(layer, 0.5, scores={"": torch.tensor([[0.0, 0.0, 0.0, 1.0]] * 2)})
-    # Every active input has norm 3: inputs 0 and 1 go; input 3 grows by its score, input 0 by its place.
+    # All active inputs have equal norms: inputs 0 and 1 are pruned. Input 3 grows by its score, input 0 by its index.
     assert by_output(layer.kernel_mask, layer) == [[1, 0, 1, 1]] * 2
     assert by_output(layer.weight, layer) == [[0, 0, 2, 0], [0, 0, 1, 0]]
 
@@ -90,7 +90,7 @@ def test_the_weakest_of_the_layer_go_and_every_group_keeps_its_number() -> None:
     norms = [[1.0, 2.0, 3.0, 0.0, 0.0]] * 2 + [[4.0, 5.0, 6.0, 0.0, 0.0]] * 2
     layer = layer_of(norms, [[1, 1, 1, 0, 0]] * 4, 2)
     update_masks(layer, 0.3, scores={"": torch.tensor([[0.0, 0.0, 0.0, 1.0, 2.0]] * 4)})
-    # ceil(0.3 * 6) = 2: inputs 0 and 1 of the first group; nothing of the second, whose kernels are all stronger.
+    # ceil(0.3 * 6) = 2: inputs 0 and 1 of the first group are pruned. All kernels of the second group are stronger.
     assert by_output(layer.kernel_mask, layer) == [[0, 0, 1, 1, 1]] * 2 + [[1, 1, 1, 0, 0]] * 2
 
 
@@ -103,11 +103,11 @@ def test_random_growth_reaches_every_inactive_input_of_the_group() -> None:
         assert {1, 2} < set(first) and {1, 2} < set(second)
         grown.add((*(set(first) - {1, 2}), *(set(second) - {1, 2})))
     assert {pair[0] for pair in grown} == {pair[1] for pair in grown} == {0, 3, 4}
-    assert any(one != other for one, other in grown)  # groups draw by themselves
+    assert any(one != other for one, other in grown)  # groups draw independently
 
 
 def reference_update(layer: nn.Module, fraction: float, scores: Tensor | None, generator: torch.Generator) -> None:
-    """Prune and regrow single kernels, of the whole layer, as it was written before there were groups."""
+    """Prune and regrow single kernels of the whole layer: the code from before groups existed."""
     mask, weight = layer.kernel_mask.flatten(), kernel_scores(layer.weight.detach()).flatten()
     active = torch.nonzero(mask).flatten()
     count = prune_count(len(active), fraction)
@@ -180,9 +180,9 @@ def test_shared_inputs_are_read_from_the_mask(transposed: bool) -> None:
     assert table is not None and table.dtype == torch.int64 and table.tolist() == [[0, 2], [1, 3]]
     one = layer.kernel_mask.T if transposed else layer.kernel_mask
     one[2, 0] = True
-    assert shared_inputs(layer) is None  # groups of two and of three inputs are no table
+    assert shared_inputs(layer) is None  # unequal numbers of inputs give no table
     one[2, 1] = False
-    assert shared_inputs(layer).tolist() == [[0, 2], [0, 3]]  # nothing is kept of the mask as it was
+    assert shared_inputs(layer).tolist() == [[0, 2], [0, 3]]  # the old mask is not cached
     one[1] = one[2]
     assert shared_inputs(layer) is None  # output channels 0 and 1 differ
     one.fill_(False)

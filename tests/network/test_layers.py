@@ -75,7 +75,7 @@ def test_line_products_are_matrix_products(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
-@pytest.mark.parametrize("size", [(4, 6, 8), (5, 7, 9)])  # of the second, the windows leave a rest
+@pytest.mark.parametrize("size", [(4, 6, 8), (5, 7, 9)])  # windows do not cover the second fully
 def test_max_pool_beside_its_input_equals_torch(layout, size) -> None:
     torch.manual_seed(0)
     x = torch.randint(0, 3, (2, 3, *size)).double().contiguous(memory_format=layout)  # few values: many ties
@@ -91,7 +91,7 @@ def test_windows_of_more_voxels_than_a_byte_can_number(stride) -> None:
 
 
 class _Beside(nn.Module):
-    """One tensor that the input and the pooled volume both enter, each with its own weight."""
+    """Combine the input and the pooled volume with different weights in one tensor."""
 
     def __init__(self, pool: nn.Module) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ def test_norm_act_equals_torch(block: int, batch: int, monkeypatch: pytest.Monke
 
 
 class _Then(nn.Module):
-    """torch's instance norm followed by LeakyReLU, with the parameter names of ours."""
+    """torch's instance norm followed by LeakyReLU, with the same parameter names as `InstanceNormAct`."""
 
     def __init__(self, inner: nn.InstanceNorm3d) -> None:
         super().__init__()
@@ -190,7 +190,7 @@ def test_the_norm_of_one_voxel_is_its_bias(path: str, monkeypatch: pytest.Monkey
 
 def test_moments_of_large_volumes_keep_their_digits() -> None:
     torch.manual_seed(0)
-    rows = torch.randn(400_000, 4) * 0.1 + 30  # mean 300 times the deviation
+    rows = torch.randn(400_000, 4) * 0.1 + 30  # the mean is 300 times the deviation
     mean, variance = map(torch.from_numpy, channel_moments(rows.numpy()))
     torch.testing.assert_close(mean, rows.double().mean(0), rtol=1e-7, atol=0)
     torch.testing.assert_close(variance, rows.double().var(0, unbiased=False), rtol=1e-5, atol=0)

@@ -1,4 +1,4 @@
-"""Compiled loops are found again on disk while the code is the same, and never those of other code."""
+"""Compiled loops are loaded from disk while the code is unchanged, and never for other code."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_constant_of_another_file_is_not_taken_from_a_warm_cache(tmp_path: Pat
     file = package / "network" / "engine" / "inner_loops.py"
     text, times = file.read_text(), file.stat()
     file.write_text(text.replace("ROWS, COLUMNS = 4, 4", "ROWS, COLUMNS = 2, 4"))
-    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # as old and as large as before
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # same date and size as before
     rows, columns, difference = convolve()
     assert (rows, columns) == (2, 4) and difference < 1e-5
     assert len(list(folder.parent.glob("loops-*"))) == 2
@@ -72,7 +72,7 @@ def test_the_key_follows_the_code_that_python_loads(tmp_path: Path, monkeypatch:
 
     first = key("ROWS = 4\n")
     assert len(first) == 16
-    assert key("ROWS = 8\n") == first  # as old and as large: Python goes on with what it compiled before
+    assert key("ROWS = 8\n") == first  # same date and size: Python keeps its old bytecode
     second = key("ROWS = 8\n", seconds=1_000_000_001)
     assert second != first
     assert key("# as before\nROWS = 8\n", seconds=1_000_000_002) == second
@@ -84,19 +84,19 @@ def test_the_key_follows_the_code_that_python_loads(tmp_path: Path, monkeypatch:
 
 @pytest.fixture
 def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stands for the folder of the code; the user's cache folder is beside it."""
+    """Stand-in for the code's folder. The user's cache folder is beside it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     monkeypatch.setattr(loop_cache, "ROOM", tmp_path / "room")
     monkeypatch.setattr(loop_cache, "code_key", lambda folder, package: "0123")
     monkeypatch.setattr(loop_cache, "_signature", lambda: loop_cache._IMPORTED)
     monkeypatch.setattr(numba.config, "CACHE_DIR", "")
-    monkeypatch.setattr(loop_cache, "cache_folder", loop_cache.cache_folder.__wrapped__)  # anew each time
+    monkeypatch.setattr(loop_cache, "cache_folder", loop_cache.cache_folder.__wrapped__)  # not cached
     (tmp_path / "room").mkdir()
     return tmp_path / "room"
 
 
 def doubled() -> list[str]:
-    """Compile a loop, run it; the names of the files that it is kept in."""
+    """Compile and run a loop; return the suffixes of its cache files."""
 
     @compiled
     def double(x):
@@ -111,7 +111,7 @@ def test_what_cannot_be_kept_beside_the_code_goes_to_the_users_folder(room: Path
     assert loop_cache.cache_folder() == room / "__pycache__" / "loops-0123"
     assert doubled() == [".nbc", ".nbi"] and list((room / "__pycache__").rglob("*.nbc"))
     shutil.rmtree(room / "__pycache__")
-    (room / "__pycache__").write_text("")  # nothing can be made there, whoever asks
+    (room / "__pycache__").write_text("")  # no folder can be made there, even by root
     assert loop_cache.cache_folder() == tmp_path / "user" / "e2enet" / "loops-0123"
     assert doubled() == [".nbc", ".nbi"]
     shutil.rmtree(tmp_path / "user")

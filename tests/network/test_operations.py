@@ -1,4 +1,4 @@
-"""The loops as operations of torch: sound by torch's own check, their gradients right or refused."""
+"""The loops as torch operations: they pass torch's own check, and their gradients are right or refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def draw(*size: int, dtype: torch.dtype = torch.float64, seed: int = 2) -> Tenso
 
 
 def last(*size: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """A channels-last draw."""
+    """Draw a channels-last tensor."""
     return draw(*size, dtype=dtype).contiguous(memory_format=torch.channels_last_3d)
 
 
@@ -89,7 +89,7 @@ LAYERS: dict[str, tuple[Callable[..., Any], list[Tensor]]] = {
 def test_gradients_of_gradients(name: str) -> None:
     layer, inputs = LAYERS[name]
     given = [value.clone().requires_grad_() for value in inputs]
-    # Nothing of it may be a leaf: an input that depends on another must not be counted twice.
+    # Inputs must not be leaves: an input that depends on another must not be counted twice.
     assert torch.autograd.gradcheck(lambda *values: layer(*(value.sin() for value in values)), given)
     assert torch.autograd.gradgradcheck(lambda *values: layer(*(value.sin() for value in values)), given)
 

@@ -1,4 +1,4 @@
-"""Packed state dicts: what is left of fusion layers, and that unpacking gives back every bit."""
+"""Packed state dicts: the weights kept of fusion layers, and unpacking that restores every bit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from e2enet.network.packed import MAX_VALUES, pack_kernels, packed_weights, pack
 
 STRIDES = ((1, 2, 2), (2, 2, 2))
 E2ENET = {"name": "e2enet", "base_features": 4, "max_features": 12}
-# Settings of a network, its granularity and its density; None draws no masks, so that every kernel is active.
+# Network settings, group size and density. With density None no masks are drawn, so every kernel is active.
 VARIANTS: dict[str, tuple[dict[str, Any], int, float | None]] = {
     "grid": (E2ENET, 1, 0.2),
     "grid with all kernels": (E2ENET, 1, None),
@@ -54,7 +54,7 @@ def test_unpacking_gives_back_every_bit(variant: str) -> None:
     layers = fusion_layers(network)
     assert set(packed_weights(packed, expected)) == {f"{name}.weight" for name in layers}
     pruned = sum(
-        int((~layer.kernel_mask).sum()) * layer.weight.shape[2:].numel()  # values that the packed dict has no more
+        int((~layer.kernel_mask).sum()) * layer.weight.shape[2:].numel()  # values that packing removes
         for layer in layers.values()
     )
     assert values(packed) == values(state) - pruned
@@ -68,7 +68,7 @@ def test_kernels_are_in_the_order_of_the_mask() -> None:
     packed = pack_kernels(state)
     assert torch.equal(packed["x.conv.weight"], torch.stack([weight[i, j] for i, j in mask.nonzero().tolist()]))
     assert packed["x.norm.weight"] is state["x.norm.weight"] and packed["x.conv.kernel_mask"] is mask
-    # What a mask has switched off is zero again, whatever stood there.
+    # Inactive weights are zero after unpacking, whatever they were.
     unpacked = unpack_kernels(packed, state)["x.conv.weight"]
     assert torch.equal(unpacked, weight * mask.view(2, 3, 1, 1, 1))
 
@@ -99,13 +99,13 @@ def test_problems_name_the_layer() -> None:
     assert packing_problems(packed | {"x.kernel_mask": torch.ones(2, 3)}, state) == [
         "x.kernel_mask is of torch.float32, bool expected"
     ]
-    # Said once, where weights are compared with a network.
+    # Reported elsewhere, where weights are compared with a network.
     assert packing_problems(packed | {"x.kernel_mask": torch.ones(2, 2, dtype=torch.bool)}, state) == []
     assert packing_problems({"x.weight": packed["x.weight"]}, state) == []
 
 
 def test_kernels_that_a_small_file_could_claim_stay_whole() -> None:
-    """Or a mask of no kernel and no weight at all would be a network of any size."""
+    """Otherwise an empty mask without weights could claim a network of any size."""
     mask = torch.zeros(2, 3, dtype=torch.bool)
     for depth in (MAX_VALUES, MAX_VALUES + 1):
         state = {"x.weight": torch.ones(2, 3, depth, 1, 1), "x.kernel_mask": mask}

@@ -1,4 +1,4 @@
-"""Recomputed activations: the same gradients to the last bit, in every variant of the network, from less memory."""
+"""Recomputed activations: identical gradients in every variant of the network, with less memory."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ VARIANTS: list[dict[str, Any]] = [
 
 
 def pair(**settings: Any) -> tuple[E2ENet, E2ENet]:
-    """A network that keeps its activations and the same one that recomputes them; a third of the kernels masked."""
+    """Return a network that keeps its activations, and a copy that recomputes them; a third of kernels is masked."""
     torch.manual_seed(0)
     kept = E2ENet(1, 3, STRIDES, base_features=4, max_features=12, **settings)
     if fusion_layers(kept):
@@ -47,7 +47,7 @@ def patch(batch: int = 2) -> Tensor:
 
 
 def gradients(network: nn.Module, dtype: torch.dtype | None = None) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Logits of every head, and the gradient of every parameter that asks for one."""
+    """Return the logits of every head, and the gradient of every parameter that requires one."""
     network.zero_grad()
     with torch.autocast("cpu", dtype, enabled=dtype is not None):
         output = network(patch())
@@ -92,7 +92,7 @@ def test_in_float64_and_for_the_gradient_of_the_image() -> None:
 
 
 def saved_bytes(network: nn.Module) -> int:
-    """Bytes that autograd keeps of a forward pass beside parameters, each piece of memory once."""
+    """Return the bytes that autograd saves in a forward pass, without parameters; each storage counts once."""
     parameters = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
     kept: dict[int, Tensor] = {}
 
@@ -117,7 +117,7 @@ def test_every_part_is_recomputed_and_only_where_gradients_are_wanted(recomputed
     kept(patch())
     assert recomputed_parts == []
     recomputed(patch())
-    # Four stages; six nodes, of which three have a second block.
+    # Four stages; six nodes, three of them with a second block.
     assert len(recomputed_parts) == 4 + 6 + 3
     with torch.inference_mode():
         recomputed(patch())
@@ -135,7 +135,7 @@ def test_one_more_forward_pass_and_no_more(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_wrapped_for_several_processes(tmp_path: Path) -> None:
-    """DDP waits for the gradient of every parameter: the second step fails where one was missed in the first."""
+    """DDP waits for the gradient of every parameter: if one is missing, the next step fails."""
     distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         for settings in ({}, {"deep_supervision": False}, {"fusion": "unet"}):

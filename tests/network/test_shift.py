@@ -1,4 +1,4 @@
-"""Depth-shift: group sizes, values, gradients, and equality with the plain pad-chunk-roll-cat description."""
+"""Depth shift: group sizes, values, gradients, and equality with the plain pad-chunk-roll-cat description."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torch's tools see what the network computes: its loops are operations of torch, right or refused under each tool."""
+"""The network's loops are torch operations, so each of torch's tools gives a right result or is refused."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def gradient(network: E2ENet, x: Tensor) -> Tensor:
 
 
 def of_parameters(network: E2ENet, x: Tensor) -> dict[str, Tensor]:
-    """The loss's gradients; parameters that it does not reach are left out."""
+    """Return the loss's gradients, without parameters that it does not reach."""
     network.zero_grad()
     loss(network, x).backward()
     return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
@@ -124,7 +124,7 @@ def test_samples_of_a_vmap(settings: dict[str, Any]) -> None:
 
 
 def test_a_tensor_of_a_class_of_its_own() -> None:
-    """As MONAI's transforms give them."""
+    """MONAI's transforms return such tensors."""
     network, x = make_network(), draw(*SIZE, dtype=torch.float32)
     assert torch.equal(network(MetaTensor(x)).as_tensor(), network(x))
     assert torch.equal(gradient(network, MetaTensor(x)).as_tensor(), gradient(network, x))
@@ -198,7 +198,7 @@ def test_products_are_counted() -> None:
 @pytest.fixture
 def counter() -> Iterator[CompileCounterWithBackend]:
     dynamo.reset()
-    dynamo.utils.counters.clear()  # of other tests' graph breaks
+    dynamo.utils.counters.clear()  # graph breaks of other tests
     yield CompileCounterWithBackend("eager")
     dynamo.reset()
 
@@ -217,7 +217,7 @@ def test_counting_the_cost_first_leaves_one_graph(counter: CompileCounterWithBac
 def test_the_compiler_does_not_look_into_loops(counter: CompileCounterWithBackend) -> None:
     network, x = make_network(), draw(*SIZE, dtype=torch.float32)
     expected = of_parameters(network, x)
-    # What torch's compiler meets under a dispatch mode it skips from then on, and goes into what that calls.
+    # torch's compiler skips a frame that it once met under a dispatch mode, and then traces the functions it calls.
     compiled = torch.compile(
         lambda x: OPERATIONS.norm_act(x, torch.ones(1), torch.zeros(1), 1e-5, 0.01)[0], backend=counter
     )

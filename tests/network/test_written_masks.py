@@ -1,4 +1,4 @@
-"""A mask that is written in place acts at once, and the same way in everything that runs or counts a network."""
+"""A mask written in place acts at once, in everything that runs or counts a network."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.network.engine.test_training import gradients, sample
 
 
 def write_masks(model: E2ENet, seed: int = 5) -> None:
-    """Half of the kernels of every mask switched to where they were not; weights stay what they are, none of them 0."""
+    """Set every mask to a random half of its kernels. Weights are shifted by 0.1, so that inactive ones are not 0."""
     draw = torch.Generator().manual_seed(seed)
     for layer in fusion_layers(model).values():
         layer.weight.data += 0.1
@@ -30,7 +30,7 @@ def write_masks(model: E2ENet, seed: int = 5) -> None:
 
 
 def with_zeros(model: E2ENet) -> E2ENet:
-    """A copy whose inactive weights are zero, which is what the masks mean."""
+    """Return a copy whose inactive weights are zero, as the masks demand."""
     zeroed = copy.deepcopy(model)
     apply_masks(zeroed)
     return zeroed
@@ -66,7 +66,7 @@ def test_what_a_kernel_holds_that_is_off_is_never_read(written: E2ENet, value: f
     torch.testing.assert_close(compact(written, choose=False)(x), expected, rtol=0, atol=1e-4)
     grads = [gradients(network, network, x)[1] for network in (written, zeroed)]
     torch.testing.assert_close(*grads, rtol=0, atol=0)
-    # So under torch's tools.
+    # The same holds under torch's tools.
     torch.testing.assert_close(make_fx(written)(x)(x).detach(), expected, rtol=0, atol=0)
     own = torch.func.grad(lambda x: written(x).square().mean())(x)
     torch.testing.assert_close(own, torch.func.grad(lambda x: zeroed(x).square().mean())(x))
@@ -97,7 +97,7 @@ def test_a_parametrized_weight_obeys_it(written: E2ENet, name: str, normed: Any)
 def test_training_obeys_it(written: E2ENet) -> None:
     written.train()
     engine: Any = TrainingEngine(written)
-    for seed in (5, 6):  # the second time between two steps
+    for seed in (5, 6):  # the second time masks change between steps
         write_masks(written, seed)
         zeroed = with_zeros(written)
         expected = gradients(zeroed, zeroed, sample())
@@ -113,7 +113,7 @@ def test_what_groups_run_obeys_it() -> None:
     for layer in fusion_layers(model).values():
         layer.weight.data += 0.1
     for layer in list(fusion_layers(model).values())[::2]:
-        layer.kernel_mask[0] = ~layer.kernel_mask[0]  # no table of groups any more: such a layer runs as it is
+        layer.kernel_mask[0] = ~layer.kernel_mask[0]  # no shared inputs any more: such a layer runs ungrouped
     zeroed = with_zeros(model)
     expected = gradients(zeroed, zeroed, sample())[0]
     torch.testing.assert_close(gradients(GroupedNetwork(model), model, sample())[0], expected, rtol=0, atol=1e-4)
@@ -153,7 +153,7 @@ def test_gradients_of_kernels_that_are_off_still_tell_where_to_grow(written: E2E
     x = sample(1)
     zeroed = with_zeros(written).train()
     for layer in fusion_layers(zeroed).values():
-        del layer.kernel_mask  # a plain convolution of the same weights
+        del layer.kernel_mask  # a plain convolution with the same weights
     grads: list[dict[str, Tensor]] = []
     for network in (written.train(), zeroed):
         sum(head.sum() for head in network(x)).backward()

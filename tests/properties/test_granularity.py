@@ -1,4 +1,4 @@
-"""For any layers, groups, densities and fractions: groups share their inputs, and their counts never change."""
+"""For any layers, groups, densities and fractions: groups share their inputs, and counts never change."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ sizes = st.sampled_from([2, 3, 8, 16, 32])
 
 
 def network(shapes: list[tuple[int, int, bool]]) -> nn.ModuleList:
-    """Layers of these (inputs, outputs, transposed)."""
+    """Return layers by their (inputs, outputs, transposed)."""
     torch.manual_seed(0)
     layers = [(nn.ConvTranspose3d if up else nn.Conv3d)(i, o, (1, 1, 2), bias=False) for i, o, up in shapes]
     for layer in layers:
@@ -33,7 +33,7 @@ def network(shapes: list[tuple[int, int, bool]]) -> nn.ModuleList:
 
 
 def groups(layer: nn.Module, tensor: Tensor, size: int) -> list[Tensor]:
-    """The parts of a (dim 0, dim 1, ..) tensor that belong to each group: (outputs, inputs, ..)."""
+    """Split a (dim 0, dim 1, ..) tensor into the parts (outputs, inputs, ..) of each group."""
     outputs_first = tensor.transpose(0, 1) if layer.transposed else tensor
     return [outputs_first[start : start + size] for start in range(0, layer.out_channels, size)]
 
@@ -75,7 +75,7 @@ def test_groups_share_and_keep_their_number_of_inputs(
             churn = update_masks(model, fraction, scores=scores if gradient else None, generator=generator)
             assert all(0 <= share <= 1 for share in churn.values())
         for (name, layer), (inputs, outputs, _) in zip(fusion_layers(model).items(), shapes, strict=True):
-            kept = max(1, round(density * inputs))  # the rule of a layer's kernels, for a group's inputs
+            kept = max(1, round(density * inputs))  # the rule for a layer's kernels, applied to a group's inputs
             check(layer, size, kept)
             assert int(layer.kernel_mask.sum()) == wanted[name] == kept * outputs
 
@@ -104,4 +104,4 @@ def test_what_stays_is_stronger_than_what_goes(
             going.append(norms[active[0] & ~stays])
         assert len(torch.cat(going)) == prune_count(len(torch.cat(staying)) + len(torch.cat(going)), 0.4)
         if len(torch.cat(staying)):
-            assert torch.cat(staying).min() >= torch.cat(going).max() * (1 - 1e-6)  # means are rounded
+            assert torch.cat(staying).min() >= torch.cat(going).max() * (1 - 1e-6)  # tolerates rounding of means

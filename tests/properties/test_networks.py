@@ -1,4 +1,4 @@
-"""For any strides, channels and sizes: the network's outputs lie on their grids, and masks keep their counts."""
+"""For any strides, channels and sizes: outputs have the expected grids, and masks keep their counts."""
 
 from __future__ import annotations
 

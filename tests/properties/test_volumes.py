@@ -1,4 +1,4 @@
-"""For any shape, patch, step and spacing: patches lie inside, windows cover every voxel, resampling leads back."""
+"""For any shape, patch, step and spacing: patches lie inside, windows cover every voxel, resampling is reversible."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Triple = tuple[int, int, int]
 
 
 def numbered_case(folder: Path, shape: Triple) -> PreparedCase:
-    """A case whose voxels hold their own number from 1; its last voxel is foreground."""
+    """Write a case whose voxels are numbered from 1. The last voxel is foreground."""
     image = np.arange(1, np.prod(shape) + 1, dtype=np.float32).reshape(1, *shape)
     label = np.zeros(shape, np.uint8)
     label[-1, -1, -1] = 1
@@ -67,9 +67,9 @@ def test_a_sample_is_a_box_of_its_case_and_follows_from_its_key_alone(
             assert image.shape == (1, *patch) and label.shape == patch
             assert torch.equal(image, again[index]["image"]) and torch.equal(label, again[index]["label"])
             inside = image[image > 0].numpy()
-            assert len(inside) == np.prod(np.minimum(shape, patch))  # as much of the case as fits, once
+            assert len(inside) == np.prod(np.minimum(shape, patch))  # as much of the case as fits, without repetition
             assert len(np.unique(inside)) == len(inside) and np.isin(inside, whole).all()
-            if share:  # centred on foreground, which is one voxel
+            if share:  # centred on the one foreground voxel
                 assert int(label.sum()) == 1 and float(image[0][label == 1]) == whole.max()
 
 
@@ -98,7 +98,7 @@ def test_ranks_share_an_epoch_without_overlap_or_gap(steps: int, batch: int, ran
 
 
 class VoxelWise(nn.Module):
-    """Logits (x, -x): the right answer for a voxel does not depend on the window that it lies in."""
+    """Logits (x, -x): the result for a voxel does not depend on its window."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([x, -x], dim=1)
@@ -122,7 +122,7 @@ def test_every_voxel_is_covered_and_a_constant_stays_one(
 
 
 def volume_of(shape: Triple, spacing: Sequence[float]) -> Volume:
-    """Noise without a zero, in RAS order with depth first."""
+    """Return noise without zeros, in RAS order with depth first."""
     depth, height, width = shape
     affine = np.diag([spacing[1], spacing[2], spacing[0], 1.0])
     values = np.random.default_rng(0).uniform(1, 2, (1, *shape)).astype(np.float32)
@@ -148,7 +148,7 @@ millimetres = st.floats(0.3, 6)
 def test_labels_come_back_exactly_from_a_grid_that_holds_their_own(
     shape: Triple, spacing: tuple[float, float, float], finer: Triple, seed: int
 ) -> None:
-    # Of three voxels in the place of one, the middle one has its centre: nothing is lost there and back.
+    # If three voxels replace one, the middle one keeps its centre, so resampling back loses nothing.
     prepared = preprocess(
         volume_of(shape, spacing), plan_at([old / many for old, many in zip(spacing, finer, strict=True)])
     )

@@ -1,4 +1,4 @@
-"""A compact network gives what its model does."""
+"""A compact network gives the outputs of its model."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_channels_that_nobody_reads_are_not_computed() -> None:
     node: Any = model.decoder.columns[0][0]  # type: ignore[union-attr]
     reader: Any = model.decoder.columns[1][0].blocks[0].conv  # type: ignore[union-attr]
     whole = CompactNetwork(model, choose=False)
-    # Channels 1 and 4 of the node reach the next one by its forward flow alone: level 0 has no other reader.
+    # Channels 1 and 4 of the node are read only through the forward flow of the next one: level 0 has no other reader.
     reader.kernel_mask[:, [1, 4]] = False
     reader.weight.data[:, [1, 4]] = 0
     compacted = CompactNetwork(model, choose=False)
@@ -163,13 +163,13 @@ def test_every_layer_runs_the_way_that_was_fastest(
     assert set(compacted.ways.values()) == {winner} and len(compacted.ways) == len(convolutions)
     assert all(set(step.made) == {winner} - {SPARSE} for step in convolutions) and measured
     count = len(measured)
-    # Another network of the same layers finds the file, measures nothing and makes what was chosen alone.
+    # Another network of the same layers finds the file, measures nothing and builds only the chosen ways.
     made.clear()
     again = CompactNetwork(model, choices=TimingCache(path))
     torch.testing.assert_close(outputs(model, again)[0], found, rtol=0, atol=0)
     assert len(measured) == count and again.ways == compacted.ways
     assert len(made) == (len(convolutions) if winner == DENSE else 0)
-    # Another shape is measured when it comes, and the first one's choices stay.
+    # A new shape is measured at its first use. Choices for the first shape remain.
     for size in ((4, 8, 12), SIZE):
         found, expected = outputs(model, again, size=size)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
@@ -199,7 +199,7 @@ def test_each_number_of_threads_is_measured_by_itself(tmp_path: Path, monkeypatc
     def seconds(way: Any, _: float) -> float:
         threads = torch.get_num_threads()
         measured.append((way(), threads))
-        return {"sparse": 1.0, "dense": 2.0 / threads}[way()]  # the dense way gains by threads
+        return {"sparse": 1.0, "dense": 2.0 / threads}[way()]  # only the dense way gains from threads
 
     monkeypatch.setattr(timing_cache, "_seconds", seconds)
     ways = {name: lambda name=name: lambda: name for name in ("sparse", "dense")}

@@ -29,7 +29,7 @@ COARSE = st.tuples(st.integers(1, 19), st.integers(1, 7), st.integers(1, 11))
 def assert_gradients(
     layer: Any, run: Any, module: nn.Module, sources: Sequence[Tensor], draw: torch.Generator, begun: Sequence[bool]
 ) -> None:
-    """Those of sources (C, D, H, W) and of parameters; `begun` says into which sources' something was given before."""
+    """Compare gradients of sources (C, D, H, W) and of parameters; those of `begun` sources already hold values."""
     signals = [signal(source) for source in sources]
     layer.refresh()
     output = layer.forward(signals)
@@ -88,7 +88,7 @@ def test_a_block_goes_backward_as_torch_does(
     draw = torch.Generator().manual_seed(seed)
     size = [edge * step for edge, step in zip(coarse, stride, strict=True)]
     if np.prod(coarse) < 8:
-        coarse = size = [2 * step for step in stride]  # of fewer voxels the norm's gradient is rounding
+        coarse = size = [2 * step for step in stride]  # with fewer voxels the norm's gradient is only rounding
     torch.manual_seed(seed)
     block = ConvBlock(
         sum(count for count, _ in channels), outputs, kernel_size=kernel, stride=stride,

@@ -1,4 +1,4 @@
-"""A network whose layers gather what their groups of output channels read gives what the masked network does."""
+"""Layers that gather the inputs of each group of output channels give the outputs of the masked network."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_every_layer_convolves_active_kernels_alone(monkeypatch: pytest.MonkeyPa
         outputs, channels = layer.kernel_mask.shape
         active = int(layer.kernel_mask.sum())
         assert active < outputs * channels / 2
-        assert active <= multiplied[id(layer)] < active + 8 * outputs  # a multiple of eight channels in each group
+        assert active <= multiplied[id(layer)] < active + 8 * outputs  # each group is padded to a multiple of 8
 
 
 def test_masks_are_read_anew_when_they_change() -> None:
@@ -96,7 +96,7 @@ def test_masks_are_read_anew_when_they_change() -> None:
         other = layer.kernel_mask.roll(1, dims=1)
         for _ in range(version - other._version):
             other.copy_(other.clone())
-        layer.kernel_mask = other  # another tensor of the same version
+        layer.kernel_mask = other  # another tensor with the same version number
         layer.weight.data.normal_().mul_(expand_mask(other, layer.weight))
     assert [layer.kernel_mask._version for layer in grouped_layers(model)] == versions
     assert_same(model, sample(), run)
@@ -107,7 +107,7 @@ def test_inference_mode_leaves_training_possible() -> None:
     run = GroupedNetwork(model)
     with torch.inference_mode():
         run(sample())
-        moved = copy.deepcopy(model)  # its masks have no versions
+        moved = copy.deepcopy(model)  # inference tensors have no version number
         torch.testing.assert_close(GroupedNetwork(moved)(sample()), model(sample()), rtol=0, atol=1e-4)
     assert_same(model, sample(), run)
 
@@ -160,7 +160,7 @@ def test_what_multiplies_groups_is_chosen_by_the_device() -> None:
     elsewhere.train()
     for select in (select_training, select_validation):
         assert isinstance(select(elsewhere, "sparse", amp_dtype=None), GroupedNetwork)
-        assert select(elsewhere, "auto", amp_dtype=None) is elsewhere  # not measured anywhere
+        assert select(elsewhere, "auto", amp_dtype=None) is elsewhere  # not timed on this device
         with pytest.raises(InputError, match=r"training\.engine=sparse: on meta, only groups of kernels"):
             select(copy.deepcopy(kernels).to("meta"), "sparse", amp_dtype=None)
     checkpoint_activations(elsewhere)

@@ -1,4 +1,4 @@
-"""What the engine does not know of a network it refuses, with a reason; what it computes it compares first."""
+"""The engine refuses parts that it does not know, with a reason, and compares its logits before its first use."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 
 class Doubled(E2ENet):
-    """A forward pass of its own."""
+    """A network with its own forward pass."""
 
     def forward(self, x: Tensor) -> Any:
         return super().forward(2 * x)
@@ -202,7 +202,7 @@ def test_auto_says_why_torch_runs_it_once(capsys: pytest.CaptureFixture[str]) ->
 def test_an_engine_that_is_off_is_not_taken(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As by a processor that runs its code wrongly, or by a class whose method was replaced."""
+    """As on a processor that runs the code wrongly, or after a method was replaced."""
     selection._say_once.cache_clear()
     right, model = Convolution.__call__, make_model(0.2, base=32)
 

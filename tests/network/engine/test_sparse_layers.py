@@ -29,7 +29,7 @@ few = settings(max_examples=60, deadline=None)
 
 
 def signal(x: Tensor, affine: Tensor | None = None) -> LazyVolumes:
-    """(C, D, H, W) as the engine holds it."""
+    """Return a volume (C, D, H, W) in the engine's form."""
     made = LazyVolumes.of(np.ascontiguousarray(x.permute(0, 2, 3, 1).numpy()))
     if affine is not None:
         made.affine[:] = affine.numpy()
@@ -37,7 +37,7 @@ def signal(x: Tensor, affine: Tensor | None = None) -> LazyVolumes:
 
 
 def values(found: LazyVolumes) -> Tensor:
-    """What readers of a signal see, (C, D, H, W)."""
+    """Return the values (C, D, H, W) that readers see: normalised and activated."""
     x = torch.from_numpy(found.stacked()).permute(0, 3, 1, 2)
     scale, offset, slope = torch.from_numpy(found.affine).T[:, :, None, None, None]
     x = x * scale + offset
@@ -100,7 +100,7 @@ def test_a_convolution_is_torchs(
         if dense
         else convolution(weights, active, shifts, stride, (padding[1], padding[2]), norm)
     )
-    autocast = torch.autocast("cpu", dtype=torch.bfloat16)  # a layer's precision is its own
+    autocast = torch.autocast("cpu", dtype=torch.bfloat16)  # the engine ignores autocast
     with patch("e2enet.network.engine.dense.LARGEST_PART", part), autocast:
         found = layer(signals)
     plain = torch.from_numpy(found.stacked()).permute(0, 3, 1, 2)
@@ -208,7 +208,7 @@ def test_threads_that_ask_for_code_at_the_same_time_get_the_same() -> None:
 
     @compiled_once
     def nothing(number: int) -> CompiledFunction:
-        time.sleep(0.05)  # long enough for all to have asked
+        time.sleep(0.05)  # long enough for all threads to call
         made.append(CompiledFunction(number, lambda at, *_: None))
         return made[-1]
 

@@ -1,4 +1,4 @@
-"""torch's tools that run on other tensors than numbers are refused by the engine, which reads numbers."""
+"""The engine reads numbers, so it refuses torch's tools that run it on tensors without plain numbers."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_an_export_is_refused(engine: tuple[str, Any]) -> None:
 
 
 class Watch(TorchDispatchMode):
-    """Sees every operation and lets it run."""
+    """See every operation and let it run."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return func(*args, **(kwargs or {}))

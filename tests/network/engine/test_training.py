@@ -22,7 +22,7 @@ from tests.network.engine.test_compact import SIZE, VARIANTS, make_model
 
 
 def gradients(run: Any, model: E2ENet, x: Tensor) -> tuple[list[Tensor], dict[str, Tensor | None]]:
-    """Logits, and gradients by parameter of a weighted sum of all of them; those of inactive kernels as zero."""
+    """Return logits, and gradients by parameter of a weighted sum of the logits; inactive kernels get zero."""
     model.zero_grad()
     found = run(x)
     heads = found if isinstance(found, list) else [found]
@@ -38,7 +38,7 @@ def gradients(run: Any, model: E2ENet, x: Tensor) -> tuple[list[Tensor], dict[st
 
 
 def assert_same(model: E2ENet, x: Tensor) -> None:
-    """The engine's logits and gradients are those of the masked network in float64, and inactive kernels get none."""
+    """Assert that logits and gradients equal the masked network's in float64; inactive kernels get no gradient."""
     logits, found = gradients(TrainingEngine(model), model, x)
     for layer in fusion_layers(model).values():
         assert not (layer.weight.grad * ~expand_mask(layer.kernel_mask, layer.weight)).any()
@@ -200,7 +200,7 @@ def test_a_backward_pass_is_that_of_its_own_masks(in_place: bool) -> None:
 
 
 def test_a_pass_amid_the_refresh_of_another_has_the_masks_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As from another thread."""
+    """The second pass stands for one of another thread."""
     model = make_model(0.3).train()
     engine, found, pack = TrainingEngine(model), [], ActiveKernels.of_convolution
     for layer in fusion_layers(model).values():
@@ -269,7 +269,7 @@ def test_auto_takes_the_engine_where_it_is_faster(monkeypatch: pytest.MonkeyPatc
     narrow, full = make_model(0.3, base=16).train(), make_model(1.0, base=32).train()
     assert chosen(narrow) is narrow and chosen(full) is full
     assert isinstance(chosen(narrow, "sparse"), TrainingEngine)
-    for pays in (False, True):  # bfloat16, with AMX
+    for pays in (False, True):  # whether bfloat16 is fast, as with AMX
         monkeypatch.setattr("e2enet.network.engine.select.half_precision_pays_on_cpu", lambda pays=pays: pays)
         assert isinstance(chosen(wide), TrainingEngine)
         assert isinstance(chosen(wide, amp_dtype=torch.bfloat16), E2ENet if pays else TrainingEngine)
