@@ -1,7 +1,7 @@
-"""Networks to compare with, from the packages that their makers keep, behind E2ENet's interface.
+"""Baseline networks from their authors' packages, behind E2ENet's interface.
 
-Each returns full-resolution logits in eval mode, and in training mode those of every head, full resolution first, where
-it has several. None has fusion layers: DSFF finds nothing to mask in them.
+In eval mode each returns full-resolution logits. In training mode a network with several heads returns the logits of
+all of them, full resolution first. None has fusion layers, so DSFF finds nothing to mask.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from torch import Tensor, nn
 from e2enet.common.errors import InputError
 
 PLAIN_UNET_PACKAGE = "dynamic_network_architectures"
-# Without its dependencies: they pull torchvision, and with it another torch; its U-Net needs neither.
+# Without its dependencies: they install torchvision and, with it, another torch. The U-Net needs neither.
 PLAIN_UNET_INSTALL = "python -m pip install --no-deps dynamic-network-architectures==0.4.4"
 
 
 def missing_package(target: str) -> str | None:
-    """How to get what a network's `_target_` needs and this environment lacks; None where nothing is missing."""
+    """Return how to install the package that a network's `_target_` lacks; None if none is missing."""
     if not target.endswith(f".{PlainUNet.__name__}") or importlib.util.find_spec(PLAIN_UNET_PACKAGE) is not None:
         return None
     return f"network=plain_unet: the package {PLAIN_UNET_PACKAGE} is not installed; {PLAIN_UNET_INSTALL}"
 
 
 class PlainUNet(nn.Module):
-    """nnU-Net's plain U-Net (Isensee et al. 2021), of the package dynamic-network-architectures.
+    """nnU-Net's plain U-Net (Isensee et al. 2021), from the package dynamic-network-architectures.
 
-    Two blocks of convolution, instance norm and LeakyReLU per stage, strided convolutions down, transposed ones up, a
-    head on every stage of the decoder. Stage i has min(base_features * 2**i, max_features) channels and the kernels of
-    `stage_kernels`.
+    Each stage has two blocks of convolution, instance norm and LeakyReLU. Strided convolutions lead down, transposed
+    ones up. Every decoder stage has a head. Stage i has min(base_features * 2**i, max_features) channels and the
+    kernels of `stage_kernels`.
 
     Raises:
         InputError: the package is not installed.
@@ -86,7 +86,7 @@ class PlainUNet(nn.Module):
 class DynUNet(nn.Module):
     """MONAI's DynUNet, its version of nnU-Net's U-Net, with the channels and kernels of `PlainUNet`.
 
-    Heads at the levels 0 to L-3, as E2ENet has them, all brought to full resolution. Needs three levels or more.
+    Its heads are at levels 0 to L-3, as in E2ENet, all upsampled to full resolution. It needs three levels or more.
     """
 
     def __init__(
@@ -124,9 +124,9 @@ class DynUNet(nn.Module):
 class SwinUNETR(nn.Module):
     """MONAI's SwinUNETR (Hatamizadeh et al. 2022): shifted-window attention and a convolutional decoder, one head.
 
-    It halves every axis five times, whatever the strides are. Inputs whose sizes are no multiples of 32 are padded with
-    zeros at the far ends, and the logits cropped. `base_features` is taken to the nearest multiple of 12, which its
-    attention heads need.
+    It halves every axis five times, whatever the strides are. Sizes that are not multiples of 32 are padded with zeros
+    at the far ends, and the logits are cropped. `base_features` is rounded to the nearest multiple of 12, which the
+    attention heads require.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class SwinUNETR(nn.Module):
         from monai.networks.nets import SwinUNETR as MonaiSwinUNETR
 
         self.in_channels = in_channels
-        with warnings.catch_warnings():  # MONAI's, of its own future arguments
+        with warnings.catch_warnings():  # MONAI warns about its own future arguments
             warnings.simplefilter("ignore", FutureWarning)
             self.inner: Any = MonaiSwinUNETR(
                 in_channels, num_classes, feature_size=12 * max(1, round(base_features / 12))
@@ -146,22 +146,22 @@ class SwinUNETR(nn.Module):
         size = x.shape[2:]
         padded = [-(-edge // 32) * 32 for edge in size]
         if max(padded) == 32:
-            padded[-1] = 64  # one voxel would be left at the bottom, of which an instance norm has no deviation
+            padded[-1] = 64  # instance norm cannot normalise a single voxel, which would be left at the bottom
         added = [end - edge for edge, end in zip(size, padded, strict=True)]
         out: Tensor = self.inner(F.pad(x, (0, added[2], 0, added[1], 0, added[0])))
         return out[:, :, : size[0], : size[1], : size[2]]
 
 
 def stage_features(strides: Sequence[Sequence[int]], base_features: int, max_features: int) -> list[int]:
-    """Channels of the stages: doubled from one to the next, at most `max_features`."""
+    """Return the channels of the stages: doubled from stage to stage, at most `max_features`."""
     return [min(base_features * 2**stage, max_features) for stage in range(len(strides) + 1)]
 
 
 def stage_kernels(strides: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Kernel sizes of the stages: 3 along axes that are, or are next, downsampled, 1 along those that wait; 3 at last.
+    """Return the stages' kernel sizes: 3 along axes that are downsampled so far or next, else 1; 3 at the last stage.
 
-    So nnU-Net plans them: a coarse depth axis is not convolved before the others have come near its spacing. The
-    strides (1, 2, 2), (2, 2, 2) give the kernels (1, 3, 3), (3, 3, 3), (3, 3, 3).
+    This is nnU-Net's rule: a coarse depth axis is not convolved before the others have come near its spacing. Strides
+    (1, 2, 2), (2, 2, 2) give the kernels (1, 3, 3), (3, 3, 3), (3, 3, 3).
     """
     kernels, seen = [], [False, False, False]
     for stride in [*strides, (2, 2, 2)]:

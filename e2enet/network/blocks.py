@@ -12,8 +12,8 @@ from e2enet.network.shift import check_shift_size, shift_concat
 class ConvBlock(nn.Module):
     """One block of E2ENet (spec section 1).
 
-    Input: one tensor (B, C_k, D, H, W) or several, whose channels are concatenated in the order given and sum to
-    `in_channels`. Output: (B, out_channels, D / stride, ..). Padding keeps the size where `stride` is 1.
+    Input: one tensor (B, C_k, D, H, W) or several. Their channels are concatenated in the order given and sum to
+    `in_channels`. Output: (B, out_channels, D / stride, ..). Padding keeps the size if `stride` is 1.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class ConvBlock(nn.Module):
 
 
 class BlockStack(nn.Sequential):
-    """Blocks one after the other, of which the first may take several sources."""
+    """Blocks in sequence. The first may take several sources."""
 
     def forward(self, *sources: Tensor) -> Tensor:
         first, *others = self
@@ -58,7 +58,7 @@ def stack_blocks(
     stride: Triple = (1, 1, 1),
     first_shift: int | None = None,
 ) -> BlockStack:
-    """Return `count` blocks, of which the first takes `in_channels`, the stride and (where given) its own shift."""
+    """Return `count` blocks. The first gets `in_channels`, the stride and, if given, `first_shift`."""
     blocks = [
         ConvBlock(
             in_channels if index == 0 else out_channels,

@@ -1,4 +1,4 @@
-"""Networks from the plain settings that a config or a checkpoint holds."""
+"""Build networks from the plain settings of a config or a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import nn
 
 from e2enet.common.errors import InputError, first_line
 
-# What the data and its plan say of a network, by the names under which networks ask for it.
+# Arguments that the data and its plan supply to networks that have them.
 SUPPLIED = frozenset({"in_channels", "num_classes", "out_channels", "spatial_dims"})
-# The same, where the settings say nothing else: some networks mean something of their own by these.
+# Supplied too, unless a setting has the name: some networks use these names in another sense.
 OFFERED = frozenset({"strides", "patch_size", "img_size"})
-# Settings in channels, which the setting `width` multiplies.
+# Settings that count channels. The setting `width` multiplies them.
 CHANNELS = ("base_features", "max_features")
-# The `name` that stood in the place of a `_target_` in checkpoints of earlier versions.
+# Checkpoints of earlier versions have a `name` instead of a `_target_`.
 NAMES = {
     "e2enet": "e2enet.network.e2enet.E2ENet",
     "plain_unet": "e2enet.network.baselines.PlainUNet",
@@ -31,10 +31,11 @@ _trusted = {*NAMES.values(), "e2enet.network.E2ENet"}
 
 
 def trust_network(target: str) -> None:
-    """Let networks of this class be built in this process: a config names it, which is code, or the user does.
+    """Allow networks of this class to be built in this process.
 
-    A checkpoint, which may be anybody's, names its network too. Importing it, and calling it with what the checkpoint
-    says, could run anything, so that the project's own networks alone are built unasked.
+    Call it for a class that the user or a config names; a config is code. A checkpoint names its network too, but may
+    come from anybody. Importing that class and calling it with the checkpoint's settings could run any code, so only
+    the project's own networks are built without this call.
     """
     _trusted.add(target)
 
@@ -49,15 +50,15 @@ def build_network(
 ) -> nn.Module:
     """Build the network `config["_target_"]` with the other keys of `config` as its settings.
 
-    What the data and its plan know is given where the signature asks for it: `in_channels`, `num_classes` or
-    `out_channels`, `spatial_dims` (3), and unless the settings have them, `strides` (a triple between two levels) and
+    Arguments known from the data and its plan are passed if the signature has them: `in_channels`, `num_classes` or
+    `out_channels`, `spatial_dims` (3) and, unless the settings have them, `strides` (a triple between two levels) and
     `patch_size` or `img_size` (D, H, W). The setting `width` is a factor that multiplies `base_features` and
     `max_features`, each rounded to a whole number and at least 1. Settings reach the network as plain values: nothing
     in them is built.
 
     Raises:
-        InputError: no network of that name, one that nobody trusts (`trust_network`), unknown settings, or values that
-            the network refuses.
+        InputError: the network does not exist or is not trusted (`trust_network`), a setting is unknown, or the network
+            refuses a value.
     """
     settings = dict(config)
     name = settings.pop("name", None)
@@ -87,15 +88,15 @@ def build_network(
         return maker(**{**supplied, **settings})
     except InputError:
         raise
-    except Exception as error:  # of a user's class, whatever it raises
+    except Exception as error:  # a user's class may raise anything
         raise InputError(f"network {target}: {first_line(error)}") from error
 
 
 def head_weights(
     config: Mapping[str, Any], *, in_channels: int, num_classes: int, strides: Sequence[Sequence[int]]
 ) -> set[str]:
-    """Names of the weights whose shape follows from the number of classes: those of the heads."""
-    # Not on the meta device, on which MONAI's SwinUNETR cannot be built.
+    """Return the names of the heads' weights: those whose shape depends on the number of classes."""
+    # Not on the meta device: MONAI's SwinUNETR cannot be built there.
     with torch.random.fork_rng(devices=[]):
         one, other = (
             build_network(config, in_channels=in_channels, num_classes=count, strides=strides).state_dict()
@@ -105,14 +106,14 @@ def head_weights(
 
 
 def network_class(target: str) -> type[nn.Module]:
-    """The class of `torch.nn.Module` that a network's `_target_` names.
+    """Return the class of `torch.nn.Module` that a network's `_target_` names.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: it cannot be imported, or is no such class.
     """
     try:
         found = pkgutil.resolve_name(target)
-    except Exception as error:  # whatever importing a user's module raises is the user's to see
+    except Exception as error:  # a user's module may raise anything; the message reports it
         message = f"network._target_={target}: cannot be imported ({first_line(error)}); expected a class on PYTHONPATH"
         raise InputError(message) from error
     if not (inspect.isclass(found) and issubclass(found, nn.Module)):
@@ -121,7 +122,7 @@ def network_class(target: str) -> type[nn.Module]:
 
 
 def is_e2enet(config: Mapping[str, Any]) -> bool:
-    """Whether settings are those of E2ENet itself, which the engine and recomputation of activations know."""
+    """Return whether settings name E2ENet itself: only it has an engine and recomputed activations."""
     from e2enet.network.e2enet import E2ENet
 
     target = str(config.get("_target_") or NAMES.get(str(config.get("name"))))

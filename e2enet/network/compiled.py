@@ -1,8 +1,7 @@
 """Loops over a tensor's voxels, compiled by numba and run by as many threads as torch uses.
 
-A chain of tensor operations reads and writes a whole volume from memory at each link; one compiled loop does all of
-them while a voxel is in registers. numba brings its own compiler, so users need no toolchain, and keeps what it has
-compiled on disk.
+A chain of tensor operations reads and writes the whole volume at every step. A compiled loop does all steps while a
+voxel is in registers. numba brings its own compiler, so users need no toolchain. It caches compiled code on disk.
 """
 
 from __future__ import annotations
@@ -20,45 +19,45 @@ from torch import Tensor
 
 from e2enet.network.loop_cache import compile_cached
 
-VALUES_PER_PART = 2**19  # of one part of the work: 2 MiB in float32, long against the microseconds of handing it out
+VALUES_PER_PART = 2**19  # 2 MiB in float32: a part takes much longer than the microseconds of handing it out
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a loop at its first call for the types it gets; it runs without holding Python's lock.
+    """Compile a loop at its first call, for the types it gets. It runs without holding Python's lock.
 
-    What was compiled is kept on disk, see `loop_cache`.
+    Compiled code is kept on disk, see `loop_cache`.
     """
-    import numba  # here: it takes longer to import than all else of the network, and only the CPU's path needs it
+    import numba  # here: importing it takes longer than the rest of the network, and only the CPU path needs it
 
-    # A product may go into a sum unrounded (one instruction); NaN, infinity and the order of sums stay what they are.
+    # Fused multiply-adds are allowed: the product is not rounded. NaN, infinity and the order of sums are kept.
     options: dict[str, Any] = {"nogil": True, "fastmath": {"contract"}}
     return compile_cached(partial(numba.njit, **options), function)
 
 
 def use_compiled_loops(x: Tensor) -> bool:
-    """Whether compiled loops work on a tensor: in float32 or float64 on a CPU."""
+    """Return whether compiled loops can run on a tensor: float32 or float64 on a CPU."""
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
 
 
 def parts(rows: int, columns: int) -> list[tuple[int, int]]:
     """Cut `rows` of `columns` values into (start, stop) of about VALUES_PER_PART values.
 
-    They depend on the size alone, so that sums over parts come out the same with any number of threads.
+    The cuts depend on the size alone, so sums over parts are the same with any number of threads.
     """
     size = max(1, VALUES_PER_PART // columns)
     return [(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
 def run_parts(work: Callable[[int, int, int], None], rows: int, columns: int) -> None:
-    """Call `work(index, start, stop)` for each part, in threads where there are several; return when all are done."""
+    """Call `work(index, start, stop)` for each part, in threads if there are several; return when all are done."""
     run_in_threads(work, [(index, start, stop) for index, (start, stop) in enumerate(parts(rows, columns))])
 
 
 def run_in_threads(work: Callable[..., Any], pieces: Sequence[tuple[int, ...]]) -> None:
     """Call `work(*piece)` for each piece, on as many threads as torch uses; return when all are done.
 
-    The calling thread works too, so that a short work need not wait for others to wake up. What is called within a
-    piece runs in its thread alone.
+    The calling thread works too, so short work need not wait for others to wake up. A call from within a piece runs in
+    that piece's thread only.
     """
     left = iter(pieces)  # shared: each thread takes the next piece when it is done with one
 
@@ -81,12 +80,12 @@ _thread = threading.local()
 
 
 def in_piece() -> bool:
-    """Whether this is called by a piece of `run_in_threads`, of which others run at the same time."""
+    """Return whether the caller runs within one of several simultaneous pieces of `run_in_threads`."""
     return getattr(_thread, "in_piece", False)
 
 
 def as_array(tensor: Tensor) -> np.ndarray:
-    """The tensor's memory as a NumPy array, outside autograd."""
+    """Return the tensor's memory as a NumPy array, outside autograd."""
     return tensor.detach().numpy()
 
 

@@ -1,7 +1,7 @@
-"""Which connections of the fusion grid a network has kept: active kernels per layer and flow, with their place.
+"""Count a network's active kernels per fusion layer and flow, with their place in the fusion grid.
 
-The paper's figure on learned connections draws these counts in the grid's own geometry: level down, column across, and
-the flows that meet in a node.
+The paper's figure on learned connections draws these counts on the grid: levels down, columns across, and the flows
+that meet in a node.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import nn
 from e2enet.network.decoders import FusionGrid
 from e2enet.network.dsff import fusion_layers
 
-# Beside the flows that a layer names (forward, up, down): the transposed convolution that brings the upward flow to
-# the node's resolution, and a node's second convolution, where the flows have met.
+# Besides the flows that a layer names (forward, up, down): a node's transposed convolution, which brings the upward
+# flow to the node's resolution, and its second convolution, which follows the concatenated flows.
 TRANSPOSED, INNER = "transposed", "inner"
 
 
@@ -26,8 +26,8 @@ class Connection:
 
     Attributes:
         layer: The layer's name in the network.
-        level: i of the node X[i, j], 0 being full resolution; None outside of a grid.
-        column: j of the node X[i, j], from 1; None outside of a grid.
+        level: i of the node X[i, j]; 0 is full resolution. None outside a grid.
+        column: j of the node X[i, j], from 1. None outside a grid.
         flow: "forward" (from the node to the left), "up" (from the level below), "down" (from the level above),
             "transposed" (the node's transposed convolution) or "inner" (its second convolution).
         active: Active kernels.
@@ -43,10 +43,11 @@ class Connection:
 
 
 def connections(network: nn.Module) -> list[Connection]:
-    """Connections of every fusion layer in the network's order; empty for a network without fusion layers.
+    """Return the connections of every fusion layer in the network's order; empty without fusion layers.
 
-    A flow that a layer does not have (down at level 0) is left out. Layers of other networks, registered by
-    `register_fusion_layer`, have no place; without flows of their own, theirs is "transposed" or "inner" by their kind.
+    A flow that a layer lacks (down at level 0) is left out. Layers that other networks register with
+    `register_fusion_layer` have no place. A layer without named flows has the flow "transposed" or "inner", by its
+    kind.
     """
     nodes = {name: place for grid, module in _grids(network) for name, place in _nodes(grid, module)}
     found = []
@@ -64,7 +65,7 @@ def _grids(network: nn.Module) -> Iterator[tuple[str, FusionGrid]]:
 
 
 def _nodes(prefix: str, grid: FusionGrid) -> Iterator[tuple[str, tuple[int, int]]]:
-    """(what the names of a node's layers start with, (level, column)) of every node."""
+    """Yield (prefix of its layers' names, (level, column)) of every node."""
     for index, nodes in enumerate(grid.columns):
         assert isinstance(nodes, nn.ModuleList)
         for level in range(len(nodes)):
@@ -73,7 +74,7 @@ def _nodes(prefix: str, grid: FusionGrid) -> Iterator[tuple[str, tuple[int, int]
 
 
 def _flows(layer: Any) -> Iterator[tuple[str, Any]]:
-    """(flow, the mask's part that belongs to it), parts without kernels left out."""
+    """Yield (flow, its part of the mask); parts without kernels are left out."""
     flows = layer.flows
     if flows is None:
         flows = {TRANSPOSED if getattr(layer, "transposed", False) else INNER: layer.kernel_mask.shape[1]}

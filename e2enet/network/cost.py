@@ -1,8 +1,8 @@
-"""Parameters and FLOPs of a network by counting: active kernels only, without computing anything of that size.
+"""Count a network's parameters and FLOPs: active kernels only, without allocating its tensors.
 
 The forward pass runs on torch's `meta` device, where tensors have shapes and no memory. FLOPs are 2 x multiply-adds of
-convolutions and of other products of matrices (linear layers, attention); norms and activations are not counted. The
-two conventions differ in transposed convolutions: `exact` counts each input voxel times the kernel; `paper` counts each
+convolutions and other matrix products (linear layers, attention). Norms and activations are not counted. The two
+conventions differ in transposed convolutions: `exact` counts each input voxel times the kernel; `paper` counts each
 output voxel times the kernel, as the published columns do (8 times as much for 2 x 2 x 2). Spec section 5.
 """
 
@@ -27,7 +27,7 @@ KINDS = CONVOLUTIONS + TRANSPOSED
 
 @dataclass(frozen=True)
 class Cost:
-    """What a network costs: `params` counts numbers that training can make non-zero, `flops` one sample's forward."""
+    """A network's cost: `params` counts values that training can make non-zero, `flops` one sample's forward pass."""
 
     params: int
     flops: int
@@ -39,12 +39,12 @@ def count_cost(model: nn.Module, input_size: Sequence[int], convention: str = "e
     Args:
         model: any network with convolutions that takes one (1, C, D, H, W) tensor; C is read from its `in_channels` or
             its first convolution. Layers with a `kernel_mask` count active kernels only. Every deep-supervision
-            head is counted, whatever the mode: attributes named `deep_supervision*` are switched on meanwhile.
+            head is counted in either mode: attributes named `deep_supervision*` are True during the count.
         input_size: (D, H, W) in voxels.
         convention: "exact" or "paper" (see above).
 
     Raises:
-        ValueError: for another convention, or a size that does not fit the network.
+        ValueError: the convention is another one, or the size does not fit the network.
     """
     if convention not in CONVENTIONS:
         raise ValueError(f"convention must be one of {CONVENTIONS}, got {convention!r}")
@@ -65,7 +65,7 @@ def count_cost(model: nn.Module, input_size: Sequence[int], convention: str = "e
         flops += 2 * kernels[module] * math.prod(module.weight.shape[2:]) * voxels
 
     with ExitStack() as stack, torch.no_grad():
-        # A network that is to be compiled: torch's compiler would give up on code that it meets here, and for good.
+        # For a network that is to be compiled: torch's compiler would give up, for good, on the code that runs here.
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(_every_head(model))
         for module in kernels:
@@ -73,7 +73,7 @@ def count_cost(model: nn.Module, input_size: Sequence[int], convention: str = "e
             stack.callback(module.register_forward_hook(count).remove)
         on_meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in _tensors(model).items()}
         sample = torch.empty((1, _in_channels(model), *input_size), device="meta", dtype=_dtype(model))
-        # Everything that multiplies, masks unknown to it: what happens outside of the convolutions is taken from here.
+        # Counts every product and knows no masks: only products outside the convolutions are taken from it.
         products = stack.enter_context(FlopCounterMode(display=False))
         functional_call(model, on_meta, (sample,), tie_weights=False)
         flops += products.get_total_flops() - inside
@@ -85,10 +85,10 @@ def count_cost(model: nn.Module, input_size: Sequence[int], convention: str = "e
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer, under one name of the module that holds it.
+    """Return every parameter and buffer, under one name of the module that holds it.
 
-    Other makers' networks register a module twice; were both names replaced, `functional_call` would not put the tensor
-    back.
+    Networks of other packages register a module twice. If both names were replaced, `functional_call` would not restore
+    the tensor.
     """
     return {
         ".".join(part for part in (prefix, name) if part): tensor.detach()
@@ -99,14 +99,14 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _active_kernels(module: Any) -> int:
-    """Kernels of a convolution that may be non-zero; dim 1 of a grouped convolution's weight is already per group."""
+    """Return how many kernels may be non-zero. Dim 1 of a grouped convolution's weight is already per group."""
     mask = module._buffers.get("kernel_mask")
     return math.prod(module.weight.shape[:2]) if mask is None else int(mask.sum())
 
 
 @contextmanager
 def _every_head(model: nn.Module) -> Iterator[None]:
-    """Evaluate with every deep-supervision head, and put modes and attributes back."""
+    """Switch to eval mode with every deep-supervision head; restore modes and attributes afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     flags = [
         (module, name, value)

@@ -1,4 +1,4 @@
-"""What keeps inactive kernels dead in training: zero weights, zero moments of the optimizer, zero gradients."""
+"""Keep inactive kernels dead in training: their weights, optimizer moments and gradients stay zero."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from e2enet.system.ranks import in_process_group
 def hold_masks(model: nn.Module, optimizer: Optimizer) -> None:
     """Zero inactive weights, and every optimizer moment of kernels whose weights are all zero.
 
-    The second set holds the inactive kernels and those just pruned and regrown, which start with zero moments
-    too. Any state tensor shaped like the weight is a moment: SGD's momentum, AdamW's two averages.
+    The second set holds the inactive kernels and those just regrown, which start with zero moments too. Any state
+    tensor shaped like the weight is a moment: SGD's momentum, AdamW's two averages.
     """
     dsff.apply_masks(model)
     for layer in dsff.fusion_layers(model).values():
@@ -38,12 +38,12 @@ def zero_kernels(tensor: Tensor, kernels: Tensor) -> None:
 class DeadGradients:
     """Hooks on the fusion weights that zero the gradients of inactive kernels as soon as they are accumulated.
 
-    So whatever looks at `.grad` finds zeros: clipping, a gradient scaler, the exchange between processes. In steps
-    that grow by gradient the whole gradients are summed up aside, as they come from each backward pass.
+    Everything that reads `.grad` then finds zeros: clipping, a gradient scaler, the exchange between processes. In
+    steps that grow by gradient, the full gradients of every backward pass are summed separately.
 
     Args:
         model: Its fusion layers' weights must require gradients.
-        sums_wanted: Whether the step that is under way grows by gradient.
+        sums_wanted: Returns whether the current step grows by gradient.
     """
 
     def __init__(self, model: nn.Module, sums_wanted: Callable[[], bool]) -> None:
@@ -53,14 +53,14 @@ class DeadGradients:
         self._handles = []
         for name, layer in self._layers.items():
             self._handles.append(layer.weight.register_hook(partial(self._add, name)))
-            # Data-parallel training takes gradients for its exchange after this hook, so it finds zeros on every rank.
+            # Data-parallel training reads gradients after this hook, so it exchanges zeros on every rank.
             self._handles.append(layer.weight.register_post_accumulate_grad_hook(partial(self._zero, layer)))
 
     def take_scores(self) -> dict[str, Tensor]:
-        """The `kernel_scores` of the summed gradients by layer, over all processes, which must call this together.
+        """Return each layer's `kernel_scores` of the summed gradients, and clear the sums.
 
-        The sums are forgotten. A layer that got no gradient has scores of zero, and so has a kernel whose gradient is
-        NaN: nothing speaks for it.
+        The sums run over all processes, which must call this together. A layer without a gradient scores zero, and so
+        does a kernel whose gradient is NaN.
         """
         scores = {}
         for name, layer in self._layers.items():
@@ -73,20 +73,20 @@ class DeadGradients:
         return scores
 
     def remove(self) -> None:
-        """Take the hooks off."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
 
     def _add(self, name: str, gradient: Tensor) -> None:
-        # Called before `gradient` is added to `.grad`, which so tells whether this is a step's first backward pass: a
-        # step may have been given up (by a gradient scaler, say), and its gradients zeroed.
+        # Called before `gradient` is added to `.grad`: a zero `.grad` means that this is a step's first backward pass.
+        # Older sums may be left: a gradient scaler, say, may have skipped a step, whose gradients were then zeroed.
         if not self._sums_wanted():
             return
         earlier = self._layers[name].weight.grad
         if name in self._sums and earlier is not None and bool(earlier.any()):
             self._sums[name] += gradient.detach()
         else:
-            self._sums[name] = gradient.detach().clone()  # `.grad` may become this very tensor, and is zeroed in part
+            self._sums[name] = gradient.detach().clone()  # `.grad` may become this very tensor, and `_zero` changes it
 
     @staticmethod
     def _zero(layer: Any, weight: Tensor) -> None:

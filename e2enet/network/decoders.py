@@ -1,6 +1,6 @@
 """The two decoders: the paper's fusion grid with sparse layers, and a plain U-Net of the same blocks.
 
-Both take the encoder's outputs, full resolution first, and return the tensors that the heads read, likewise.
+Both take the encoder's outputs and return the tensors that the heads read, full resolution first in both.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class FusionNode(nn.Module):
             register_fusion_layer(block.conv, flows=flows if index == 0 else None)
 
     def forward(self, same: Tensor, deeper: Tensor, *pooled: Tensor, run: Run = run_once) -> Tensor:
-        """X[i, j] of X[i, j-1], X[i+1, j-1] and, below level 0, what `self.down` made of X[i-1, j-1]."""
+        """Return X[i, j] from X[i, j-1], X[i+1, j-1] and, for i > 0, the output of `self.down` for X[i-1, j-1]."""
         x = run(self._fuse, same, deeper, *pooled)
         for block in list(self.blocks)[1:]:
             x = run(block, x)
@@ -59,8 +59,8 @@ class FusionNode(nn.Module):
 class FusionGrid(nn.Module):
     """The multi-stage fusion: columns j = 1 .. L-1 of nodes at levels i = 0 .. L-1-j (spec section 1).
 
-    `columns[j - 1][i]` is the node X[i, j]. Those on the last diagonal (i + j = L-1) have two blocks, feed heads and
-    convolve with `kernel_size`; the others have one block and convolve with `inner_kernel_size`.
+    `columns[j - 1][i]` is the node X[i, j]. Nodes on the last diagonal (i + j = L-1), which the heads read, have two
+    blocks with `kernel_size`. The others have one block with `inner_kernel_size`.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class FusionGrid(nn.Module):
 
 
 class UNetDecoder(nn.Module):
-    """A plain U-Net's decoder: at each level cat(up, skip), in that order, then two blocks. A head on every level."""
+    """A plain U-Net decoder: each level applies two blocks to cat(up, skip), in that order, and has a head."""
 
     def __init__(
         self, features: Sequence[int], strides: Sequence[Triple], *, kernel_size: Triple, shift_size: int

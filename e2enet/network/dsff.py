@@ -7,9 +7,9 @@ changes (arXiv 2312.04727, section on DSFF; spec section 3). `set_group_size` le
 inputs instead (network.granularity).
 
 Everything here is plain functions on tensors and modules. They serve any network: `register_fusion_layer` marks a
-convolution, `fusion_layers` finds the marked ones. Nothing keeps a copy of a mask, so it may be written in place:
-E2ENet's own layers, its engine and `count_cost` obey it at once (`layers.active_weight`). Other convolutions know of no
-mask and do when `apply_masks` has zeroed their weights.
+convolution, `fusion_layers` finds the marked ones. Nothing keeps a copy of a mask, so a mask may be written in place.
+E2ENet's own layers, its engine and `count_cost` obey it at once (`layers.active_weight`). Other convolutions do not
+read masks: they obey only after `apply_masks` has zeroed their weights.
 """
 
 from __future__ import annotations
@@ -48,12 +48,13 @@ def fusion_layers(model: nn.Module) -> dict[str, Any]:
 
 
 def set_group_size(model: nn.Module, group_size: int) -> None:
-    """Choose the granularity of every fusion layer's mask: groups of so many output channels; 1 is single kernels.
+    """Set the granularity of every fusion layer's mask: `group_size` output channels form a group; 1 is single kernels.
 
-    Called before masks are drawn; masks that are there already must have this structure.
+    Call it before masks are drawn. Existing masks must already have this structure.
 
     Raises:
-        ValueError: for no whole number >= 1, a convolution with `groups` of its own, or masks of another structure.
+        ValueError: `group_size` is no whole number >= 1, a convolution has `groups` of its own, or a mask has another
+            structure.
     """
     if not isinstance(group_size, int) or group_size < 1:
         raise ValueError(f"group_size must be a whole number >= 1, got {group_size!r}")
@@ -77,7 +78,7 @@ def kernel_scores(tensor: Tensor) -> Tensor:
 
 
 def prune_count(active: int, fraction: float) -> int:
-    """Return n = ceil(fraction * active), how many of so many active ones an update replaces.
+    """Return n = ceil(fraction * active), the number of active kernels that an update replaces.
 
     A product that floating point puts just above a whole number (0.07 * 100 = 7.000000000000001) counts as whole.
     """
@@ -142,8 +143,8 @@ def init_masks(
         generator: CPU generator of the draw.
         start: "uniform" gives each layer round(density * kernels), each group round(density * inputs); "erk"
             (Erdos-Renyi-kernel, Evci et al. 2020) gives small layers a larger share at the same total.
-        density_by_dim0: densities of layers whose weight has this dim 0, whatever `density` says. The released code
-            does so for {48: 0.2}.
+        density_by_dim0: dim 0 of a layer's weight -> its density, which overrides `density`. The released code uses
+            {48: 0.2}.
 
     Every layer keeps at least one kernel, every group one input.
     """
@@ -186,14 +187,14 @@ def update_masks(
 ) -> dict[str, float]:
     """Prune and regrow every fusion layer once and zero the inactive weights in place.
 
-    Kernels just pruned may regrow. Regrown weights are zero: a kernel that was dead holds zeros already, one that was
-    pruned and regrown in the same update loses its weights, as it would have one step later. Of groups, the
-    connections whose kernels have the smallest norms on average are pruned, over the whole layer; each group then
-    regrows as many as it lost, by the average of their kernels' scores.
+    Kernels just pruned may regrow. Regrown weights are zero: a dead kernel holds zeros already, and a kernel that is
+    pruned and regrown in the same update loses its weights, as it would one step later. With groups, the connections
+    with the smallest mean norm of their kernels are pruned over the whole layer. Each group then regrows as many as it
+    lost, by the mean score of their kernels.
 
     Args:
         fraction: share of each layer's active kernels, or of its groups' connections, to replace.
-        scores: by layer name, (dim0, dim1), to grow the largest (gradient growth); None grows at random.
+        scores: layer name -> (dim0, dim1); the largest grow (gradient growth). None grows at random.
         generator: CPU generator of random growth.
 
     Returns:
@@ -228,7 +229,7 @@ def expand_mask(mask: Tensor, weight: Tensor) -> Tensor:
 
 
 def density(model: nn.Module) -> float:
-    """Return active kernels / all kernels over the fusion layers (1.0 where there are none)."""
+    """Return active kernels / all kernels over the fusion layers (1.0 if there are none)."""
     masks = [layer.kernel_mask for layer in fusion_layers(model).values()]
     total = sum(mask.numel() for mask in masks)
     return sum(int(mask.sum()) for mask in masks) / total if total else 1.0
@@ -268,8 +269,8 @@ def iterate_flows(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
 def erdos_renyi_kernel(shapes: Mapping[str, tuple[int, ...]], density: float) -> dict[str, float]:
     """Return a density per layer proportional to (dim0 + dim1 + sum of kernel sizes) / (product of all sizes).
 
-    The factor is chosen so that active kernels over all layers are `density` of all kernels; layers that would pass 1
-    become dense and the rest share what remains (Evci et al. 2020, Appendix A).
+    The factor makes the active kernels of all layers `density` of all kernels. Layers that would exceed 1 become dense,
+    and the others share the remaining kernels (Evci et al. 2020, Appendix A).
     """
     kernels = {name: shape[0] * shape[1] for name, shape in shapes.items()}
     raw = {name: sum(shape) / math.prod(shape) for name, shape in shapes.items()}

@@ -1,4 +1,4 @@
-"""What the settings of DSFF may be."""
+"""Check the settings of `DSFF`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CHOICES = {
 
 
 def wrong_settings(given: Mapping[str, Any]) -> list[str]:
-    """Say of every setting of `DSFF`, by name, that is wrong what was expected."""
+    """Return a message for every wrong setting of `DSFF`, with the expected values."""
     wrong = [
         f"{name}={given[name]!r}: expected {' or '.join(choices)}"
         for name, choices in CHOICES.items()

@@ -19,7 +19,7 @@ from e2enet.network.mask_agreement import require_equal_masks
 
 
 class DSFF:
-    """Draws kernel masks, holds them through every optimizer step and updates them every so many steps.
+    """Draws kernel masks, holds them through every optimizer step and updates them periodically.
 
     `attach` draws the masks and hooks into parameters and optimizer; the training loop stays as it is:
 
@@ -28,9 +28,9 @@ class DSFF:
 
     Invariants after every optimizer step: inactive weights and their optimizer moments are exactly zero, and
     each layer's (each group's) active count is the one drawn at the start. Gradients of inactive kernels are zero after
-    every backward pass, so clipping does not count them. Steps that a gradient scaler skips count for nothing, and
-    backward passes are accumulated as the loop likes. In data-parallel training all processes have the same masks,
-    which is compared at the start and at every update.
+    every backward pass, so clipping does not count them. Steps that a gradient scaler skips are not counted. The loop
+    may accumulate backward passes. In data-parallel training all processes have the same masks; this is checked at the
+    start and at every update.
 
     Args:
         density: active kernels / all kernels per layer at the start.
@@ -48,7 +48,7 @@ class DSFF:
             "constant".
         fraction_initial: share of active kernels pruned at the first update.
         fraction_final: share at the end of the updates.
-        seed: random draws are a function of it and the update's number alone, so all ranks draw the same.
+        seed: random draws depend only on it and the update's number, so all ranks draw the same.
 
     Attributes:
         step: Optimizer steps so far, without those that a gradient scaler skipped.
@@ -57,7 +57,7 @@ class DSFF:
         ever_active: By layer, bool (dim0, dim1): the kernels active at any time so far.
 
     Raises:
-        InputError: for settings that are none of these.
+        InputError: a setting has another value than these.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class DSFF:
         self._step_hook: RemovableHandle | None = None
 
     def draw(self, model: nn.Module) -> None:
-        """Draw the masks, unless the model already has some (those of a checkpoint to go on from). `attach` does it.
+        """Draw the masks, unless the model already has masks from a checkpoint. `attach` calls this.
 
         Raises:
             InputError: the model has no fusion layers.
@@ -126,19 +126,19 @@ class DSFF:
             )
 
     def attach(self, model: nn.Module, optimizer: Optimizer, *, total_steps: int, epochs: float | None = None) -> DSFF:
-        """Draw the masks where there are none, and hook into the fusion layers' weights and the optimizer.
+        """Draw the masks if there are none, and hook into the fusion layers' weights and the optimizer.
 
-        To go on from a checkpoint, load model, optimizer and this object first. Returns the object itself, which is a
-        context that ends with `remove`.
+        To resume from a checkpoint, load model, optimizer and this object first. Returns the object itself, a context
+        manager that calls `remove` at its end.
 
         Args:
-            model: The network itself rather than its wrapper (DistributedDataParallel): states name layers as it does.
+            model: The network itself, not a wrapper (DistributedDataParallel): saved states use its layer names.
             optimizer: Holds the weights of all fusion layers.
             total_steps: Optimizer steps of the whole run, those before a checkpoint included.
             epochs: Epochs of the whole run, which `update_unit="epochs"` needs.
 
         Raises:
-            InputError: it is attached already, or model, optimizer or numbers are not as said above.
+            InputError: it is attached already, or an argument is not as described above.
         """
         if self._step_hook is not None:
             raise InputError("DSFF is attached already; expected remove() before another attach()")
@@ -167,7 +167,7 @@ class DSFF:
         return self
 
     def remove(self) -> None:
-        """Leave model and optimizer without hooks; masks and counters stay as they are."""
+        """Remove the hooks from model and optimizer. Masks and counters stay as they are."""
         if self._gradients is not None and self._step_hook is not None:
             self._gradients.remove()
             self._step_hook.remove()
@@ -181,9 +181,9 @@ class DSFF:
 
     @property
     def wants_dense_gradients(self) -> bool:
-        """Whether the step under way grows by gradient: backward passes must then reach inactive kernels too.
+        """Whether the current step grows by gradient: backward passes must then reach inactive kernels too.
 
-        Only who leaves these out on purpose (an engine that runs active kernels alone) needs to ask.
+        Only a loop that may leave these out (an engine that runs active kernels only) needs to check it.
         """
         return self.growth == "gradient" and self._update_due(self.step + 1)
 
@@ -233,7 +233,7 @@ class DSFF:
         hold_masks(model, optimizer)
 
     def _update_due(self, step: int) -> bool:
-        # Kernels regrown by an update after the very last step would never be trained: there is none.
+        # No update after the very last step: kernels that it regrows would never be trained.
         last = min(self.update_until * self._total, self._total - 1)
         return self.updates and step <= last and step % self._period == 0
 
@@ -251,15 +251,17 @@ class DSFF:
 
 
 def seeded_generator(seed: int, index: int) -> torch.Generator:
-    """CPU generator of the mask drawing number `index`, 0 being the start."""
+    """Return the CPU generator of mask drawing number `index`; 0 is the start."""
     # Seeds that differ by one give independent streams in the Mersenne twister; the factor keeps (seed,
     # index) pairs apart for any index below a million.
     return torch.Generator().manual_seed(seed * 1_000_003 + index)
 
 
 def _skipped(optimizer: Optimizer) -> bool:
-    """Whether a gradient scaler found infinite gradients: it calls a fused optimizer's step all the same, and tells it
-    by this attribute to leave the weights as they are."""
+    """Return whether a gradient scaler found infinite gradients.
+
+    It calls a fused optimizer's `step` nevertheless; the attribute `found_inf` tells the optimizer to keep the weights.
+    """
     found = getattr(optimizer, "found_inf", None)
     return found is not None and bool(found)
 

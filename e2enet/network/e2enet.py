@@ -29,19 +29,19 @@ class E2ENet(nn.Module):
         strides: L-1 triples (depth, height, width), the downsampling between level i-1 and i. L >= 2.
         base_features: channels at full resolution; level i has min(base_features * 2**i, max_features).
         max_features: upper bound of the channels.
-        shift_size: number of channel groups m of the depth-shift, odd; 1 is no shift. None: 3 where every kernel is
-            (1, 3, 3), else 1, since no other may be shifted.
+        shift_size: number of channel groups m of the depth-shift, odd. 1 means no shift. None means 3 if every
+            kernel is (1, 3, 3), else 1: other kernels may not be shifted.
         shift_input: shift the network's input too, as the authors' code does (`e2enet_released`).
         kernel_size: (1, 3, 3), (3, 1, 3), (3, 3, 1) or (3, 3, 3).
-        inner_kernel_size: of the fusion nodes that feed no head (all but the last diagonal); None: kernel_size. The
-            authors' code, asked for (3, 3, 3), keeps (1, 3, 3) there, without shift.
+        inner_kernel_size: kernel of the fusion nodes before the last diagonal. None means kernel_size. With
+            kernel_size (3, 3, 3) the authors' code keeps (1, 3, 3) in these nodes, without shift.
         fusion: "grid" (the paper's) or "unet" (a plain U-Net of the same blocks, without sparse layers).
         deep_supervision: return the logits of every head in training mode.
 
-    Input (B, in_channels, D, H, W), each size divisible by the product of the strides along its axis. Output in
-    training mode with deep supervision: list of logits (B, num_classes, ..), full resolution first, each at its
-    level's resolution; otherwise the full-resolution logits. `deep_supervision_in_eval = True` returns the list
-    in eval mode as well.
+    Input: (B, in_channels, D, H, W), each size divisible by the product of the strides along its axis. Output: the
+    logits (B, num_classes, D, H, W). In training mode with deep supervision it is a list of every head's logits, full
+    resolution first, each at its level's resolution. `deep_supervision_in_eval = True` returns the list in eval mode
+    too.
 
     Raises:
         ValueError: for arguments outside these bounds, and in `forward` for an input of the wrong shape.
@@ -99,7 +99,7 @@ class E2ENet(nn.Module):
             nn.Conv3d(self.features_per_level[level], num_classes, 1, bias=False)
             for level in range(self.decoder.num_heads)
         )
-        if not deep_supervision:  # unused heads must not wait for gradients that never come (DDP)
+        if not deep_supervision:  # else DDP waits for gradients that unused heads never get
             self.heads[1:].requires_grad_(False)
         self.apply(_initialise)
 
@@ -149,14 +149,14 @@ def _decoder(
     raise ValueError(f'fusion must be "grid" or "unet", got {fusion!r}')
 
 
-@torch.compiler.assume_constant_result  # torch.compile cannot look into it
+@torch.compiler.assume_constant_result  # torch.compile cannot trace it
 def half_precision_pays_on_cpu() -> bool:
-    """Whether autocast saves time: only with AMX, without which bfloat16 convolutions are slower than float32."""
+    """Return whether autocast saves time: only with AMX, else bfloat16 convolutions are slower than float32."""
     return torch.cpu._is_amx_tile_supported()
 
 
 def _check_strides(strides: Sequence[Sequence[int]]) -> list[Triple]:
-    """Return the strides as triples, or say what is wrong with them."""
+    """Return the strides as triples; raise ValueError if they are not."""
     triples = [tuple(int(s) for s in stride) for stride in strides]
     if not triples or any(len(triple) != 3 or min(triple) < 1 for triple in triples):
         raise ValueError(

@@ -1,14 +1,14 @@
-"""Granularity of a mask: which kernels are switched together, and among which the number of active ones is kept.
+"""Granularity of a mask: which kernels are switched together, and in which set their active number stays the same.
 
 DSFF prunes and regrows *units*. What a unit is follows from the layer's attribute `group_size`:
 
-- 1, kernel granularity: every kernel is a unit, and the layer keeps its number of active ones;
-- more, group granularity: that many consecutive output channels are a group (the last one is smaller where the number
-  does not divide) and read the same input channels. A unit is a group's connection with an input channel, which is one
-  kernel for each of its output channels, and every group keeps its number of active ones.
+- 1, kernel granularity: every kernel is a unit. The layer keeps its number of active units.
+- more, group granularity: that many consecutive output channels form a group and read the same input channels. The last
+  group is smaller if the number does not divide the channels. A unit connects a group with one input channel: it has
+  one kernel for each of the group's output channels. Every group keeps its number of active units.
 
-Either way a mask is a table of units whose rows keep their number of active ones: (1, kernels) or (groups, input
-channels). Pruning and regrowing know these tables alone. The mask itself is (dim 0, dim 1) of the weight; output
+Either way a mask is a table of units, (1, kernels) or (groups, input channels), and each row keeps its number of active
+units. Pruning and regrowing work on these tables alone. The mask itself is (dim 0, dim 1) of the weight; output
 channels are dim 0 of a convolution and dim 1 of a transposed one.
 """
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 
 def chosen_group_size(granularity: str, group_size: int) -> int:
-    """Return the `group_size` that layers get by the config's `granularity`, "kernel" or "group"."""
+    """Return the `group_size` of layers for the config's `granularity`, "kernel" or "group"."""
     sizes = {"kernel": 1, "group": group_size}
     if granularity not in sizes:
         raise ValueError(f'granularity must be "kernel" or "group", got {granularity!r}')
@@ -32,8 +32,8 @@ def chosen_group_size(granularity: str, group_size: int) -> int:
 def shared_inputs(layer: Any) -> Tensor | None:
     """Return which input channels each group of a fusion layer reads: int64 (groups, inputs kept), ascending.
 
-    Group i is the output channels from i * `layer.group_size` on. None where there is no such table: with kernel
-    granularity, and where a mask written by hand differs within a group or keeps other numbers in other groups.
+    Group i starts at output channel i * `layer.group_size`. Returns None with kernel granularity, and if a mask written
+    by hand differs within a group or keeps different numbers in different groups.
     """
     units = _units(layer)
     if layer.group_size == 1 or units is None:
@@ -54,10 +54,10 @@ def unit_shape(layer: Any) -> tuple[int, int]:
 
 
 def active_units(layer: Any) -> Tensor:
-    """Return which units a fusion layer's mask has active: bool (rows, units).
+    """Return the active units of a fusion layer's mask: bool (rows, units).
 
     Raises:
-        ValueError: where output channels of a group have different inputs.
+        ValueError: output channels of a group read different inputs.
     """
     units = _units(layer)
     if units is None:
@@ -66,9 +66,9 @@ def active_units(layer: Any) -> Tensor:
 
 
 def unit_scores(layer: Any, kernels: Tensor) -> Tensor:
-    """Return the means over every unit's kernels of scores (dim 0, dim 1): (rows, units).
+    """Return the mean score of every unit's kernels, (rows, units), from scores (dim 0, dim 1).
 
-    Means and not sums, so that the units of a last, smaller group compare with the others.
+    Means rather than sums, so that the units of a smaller last group compare with the others.
     """
     if kernels.shape != layer.kernel_mask.shape:
         raise ValueError(f"expected scores of shape {tuple(layer.kernel_mask.shape)}, got {tuple(kernels.shape)}")
@@ -76,7 +76,7 @@ def unit_scores(layer: Any, kernels: Tensor) -> Tensor:
 
 
 def unit_mask(layer: Any, units: Tensor) -> Tensor:
-    """Return the mask (dim 0, dim 1) that has these units active: the opposite of `active_units`."""
+    """Return the mask (dim 0, dim 1) in which these units are active: the inverse of `active_units`."""
     mask = torch.empty(layer.kernel_mask.shape, dtype=torch.bool, device=units.device)
     for row, active in zip(_rows(layer, mask), units, strict=True):
         row.copy_(active)  # through a view of the mask, to every kernel of the unit
@@ -90,7 +90,7 @@ def _units(layer: Any) -> Tensor | None:
 
 
 def _rows(layer: Any, kernels: Tensor) -> tuple[Tensor, ...]:
-    """A tensor (dim 0, dim 1) as (kernels of a unit, units) for every row: views of it where it is contiguous."""
+    """Return the rows of a tensor (dim 0, dim 1), each (kernels of a unit, units): views if it is contiguous."""
     if layer.group_size == 1:
         return (kernels.reshape(1, -1),)
     by_output = kernels.movedim(1 if getattr(layer, "transposed", False) else 0, 0)
@@ -101,7 +101,7 @@ def _rows(layer: Any, kernels: Tensor) -> tuple[Tensor, ...]:
 
 
 def prune_units(active: Tensor, count: int, scores: Tensor) -> Tensor:
-    """Return `active` (rows, units) with `count` fewer in all: without those of smallest score, whatever their row.
+    """Return `active` (rows, units) without the `count` active units of smallest score over all rows.
 
     Ties fall to the lower row and index. scores: (rows, units).
     """

@@ -21,11 +21,11 @@ Triple = tuple[int, int, int]
 
 
 class PlaneConv3d(nn.Conv3d):
-    """`nn.Conv3d`, run as a 2D convolution of slices where its kernel has depth 1 and no depth padding.
+    """`nn.Conv3d`, run as a 2D convolution of slices if its kernel has depth 1 and no depth padding.
 
-    With `normalised=True` an instance norm follows, which subtracts the bias again: the bias's gradient is zero. The
-    norm then gives it (`InstanceNormAct`), and no volume is summed for rounding errors, which AdamW would turn into a
-    random walk. Kernels that a mask (network.dsff) has switched off count as zeros, see `active_weight`.
+    With `normalised=True` an instance norm follows and subtracts the bias again: the bias's gradient is zero. The norm
+    then supplies this zero (`InstanceNormAct`). Summing a volume for it would give rounding errors, which AdamW would
+    turn into a random walk. Kernels that a mask (network.dsff) switches off count as zeros, see `active_weight`.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class PlaneConv3d(nn.Conv3d):
 
     @property
     def used_bias(self) -> Tensor:
-        """The bias (O), without a gradient where a norm gives it one."""
+        """The bias (O), detached if a norm supplies its gradient."""
         assert self.bias is not None
         return self.bias.detach() if self.normalised else self.bias
 
@@ -65,15 +65,15 @@ class PlaneConv3d(nn.Conv3d):
 
 
 def active_weight(conv: nn.Module) -> Tensor:
-    """A convolution's weight, with zeros in place of the kernels that its `kernel_mask` has switched off.
+    """Return a convolution's weight with zeros for the kernels that its `kernel_mask` switches off.
 
-    So a mask acts as soon as it is written, whatever the weight holds, NaN too. Gradients pass as if every kernel was
-    used: those of inactive ones tell where to grow.
+    A mask therefore acts as soon as it is written, even if the weight holds NaN. Gradients pass as if every kernel were
+    used: those of inactive kernels tell where to grow.
 
     Raises:
-        ValueError: a mask that is not bool, one value for each kernel.
+        ValueError: the mask is not bool with one value for each kernel.
     """
-    weight, mask = conv.weight, conv._buffers.get("kernel_mask")  # a parametrization gives the weight by its name
+    weight, mask = conv.weight, conv._buffers.get("kernel_mask")  # a parametrization replaces the attribute `weight`
     assert isinstance(weight, Tensor)
     if mask is None:
         return weight
@@ -83,16 +83,16 @@ def active_weight(conv: nn.Module) -> Tensor:
             f"kernel_mask is {mask.dtype} of shape {tuple(mask.shape)}, expected torch.bool of {tuple(shape)}"
         )
     inactive = ~mask.view(*shape, 1, 1, 1)
-    if plain_operations():  # the compiler makes one loop of it, and partitions no writing in place
+    if plain_operations():  # the compiler fuses this, and cannot partition writes in place
         finite = weight.nan_to_num(0, 0, 0)
         return torch.where(inactive, finite - finite.detach(), weight)
     active = weight.clone()
-    active.detach().masked_fill_(inactive, 0)  # values alone: the gradient is that of a copy
+    active.detach().masked_fill_(inactive, 0)  # values only: the gradient stays that of a copy
     return active
 
 
 def to_channels_last(x: Tensor) -> Tensor:
-    """`x` in channels-last memory; as it is under transforms of torch.func, whose vmap knows no memory formats."""
+    """Return `x` in channels-last memory; unchanged under torch.func, whose vmap has no memory formats."""
     if torch._C._are_functorch_transforms_active():
         return x
     return x.contiguous(memory_format=torch.channels_last_3d)
@@ -103,14 +103,14 @@ def to_planes(x: Tensor) -> Tensor:
     batch, channels, depth, height, width = x.shape
     planes = x.permute(0, 2, 3, 4, 1).reshape(batch * depth, height, width, channels)
     if channels == 1:
-        # A single channel's stride says nothing, and yet torch takes the layout from it: 1, as unsqueeze makes it, is
-        # channels-last, which keeps the convolution's output in that layout and is three times as fast.
+        # A single channel's stride has no meaning, but torch reads the layout from it. unsqueeze sets it to 1, which is
+        # channels-last: the convolution's output stays in that layout, and it is three times as fast.
         planes = planes.squeeze(-1).unsqueeze(-1)
     return planes.permute(0, 3, 1, 2)
 
 
 def from_planes(planes: Tensor, batch: int) -> Tensor:
-    """Return (B * D, C, H, W) as (B, C, D, H, W), the opposite of `to_planes`."""
+    """Return (B * D, C, H, W) as (B, C, D, H, W), the inverse of `to_planes`."""
     count, channels, height, width = planes.shape
     rows = planes.permute(0, 2, 3, 1).reshape(batch, count // batch, height, width, channels)
     return rows.permute(0, 4, 1, 2, 3)
@@ -119,11 +119,11 @@ def from_planes(planes: Tensor, batch: int) -> Tensor:
 class StrideUp3d(nn.ConvTranspose3d):
     """`nn.ConvTranspose3d` with kernel = stride and no padding, as matrix products.
 
-    Output voxel (s d + a, ..) takes input voxel d times weight[:, :, a, ..]: no two products meet in a voxel, so
-    (voxels, C_in) @ (C_in, C_out * volume) holds every output value once and only has to be laid out. One product is
-    taken for each (a, b) of depth and height, so that each holds whole lines of the output along its width and is laid
-    out in long copies. With `blocks=True` even that is left to whoever reads it: the output is a view
-    (B, C_out, D, sd, H, sh, W, sw) of the products, as `shift_concat` takes it.
+    Output voxel (s d + a, ..) is input voxel d times weight[:, :, a, ..]. No two products meet in a voxel, so
+    (voxels, C_in) @ (C_in, C_out * volume) holds every output value once; the values only have to be reordered. There
+    is one product for each (a, b) of depth and height. It holds whole lines of the output along the width, so
+    reordering makes long copies. With `blocks=True` reordering is left to the reader: the output is a view
+    (B, C_out, D, sd, H, sh, W, sw) of the products, which `shift_concat` accepts.
     """
 
     def __init__(
@@ -141,13 +141,16 @@ class StrideUp3d(nn.ConvTranspose3d):
         out = out.permute(2, 7, 3, 0, 4, 1, 5, 6)
         if self.blocks:
             return out
-        # Through (B, D, H, W, C), so that the copy that this takes is channels-last.
+        # Through (B, D, H, W, C), so that the copy made here is channels-last.
         out = out.permute(0, 2, 3, 4, 5, 6, 7, 1).reshape(batch, depth * sd, height * sh, width * sw, -1)
         return out.permute(0, 4, 1, 2, 3)
 
 
 def line_products(rows: Tensor, weights: Tensor) -> Tensor:
-    """Products (k, N, M) of rows (N, C) with each of the weights (k, C, M); elsewhere than on the CPU one product."""
+    """Return the products (k, N, M) of rows (N, C) with each of the weights (k, C, M).
+
+    Off the CPU, under autocast and in plain operations they are computed as one product.
+    """
     if rows.device.type != "cpu" or torch.is_autocast_enabled("cpu") or plain_operations():
         count, channels, columns = weights.shape
         product = rows @ weights.transpose(0, 1).reshape(channels, count * columns)
@@ -157,7 +160,10 @@ def line_products(rows: Tensor, weights: Tensor) -> Tensor:
 
 
 class _LineProducts(torch.autograd.Function):
-    """torch.matmul of rows (N, C) and weights (k, C, M), which would sum k gradients of the rows as tensors."""
+    """torch.matmul of rows (N, C) and weights (k, C, M).
+
+    matmul itself would keep k gradients of the rows as tensors and sum them; here they are added in place.
+    """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weights: Tensor) -> Tensor:
@@ -167,7 +173,7 @@ class _LineProducts(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # somebody differentiates this once more
+        if torch.is_grad_enabled():  # a second derivative is wanted
             return plain_gradients(torch.matmul, ctx.saved_tensors, grad)
         found: tuple[Tensor, Tensor] = BACKWARD(grad, *ctx.saved_tensors)
         return found

@@ -1,8 +1,8 @@
-"""Where compiled loops are kept on disk: in a folder of their own for every state of the package's code.
+"""The disk cache of compiled loops: one folder for every state of the package's code.
 
-numba keeps what it has compiled until the file that holds the function changes. Our loops take constants, other loops
-and the order of fields from further files; what was compiled with others would write past its volumes. So the code of
-all of the room is in the folder's name, together with the compiler's version; numba itself tells processors apart.
+numba keeps compiled code until the file that holds the function changes. The loops here also take constants, other
+loops and field orders from other files. Code compiled with old ones would write past its volumes. The folder's name is
+therefore a hash of all code of `e2enet.network` and of the compiler's version. numba itself tells processors apart.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from types import CodeType
 from typing import Any
 
 ROOM, NAME = Path(__file__).parent, "e2enet.network"
-PREFIX, KEPT = "loops-", 4  # folders of the last states stay, each of a few MB: branches are changed to and fro
+PREFIX, KEPT = "loops-", 4  # the last folders stay, a few MB each: users switch between branches
 _lock = threading.Lock()
 
 
 def compile_cached(compile_function: Callable[..., Any], function: Callable[..., Any]) -> Any:
-    """`compile_function(function, cache=True)`, kept in `cache_folder`; without `cache` where there is none.
+    """Return `compile_function(function, cache=True)`, kept in `cache_folder`.
 
-    Nor where files have changed since they were imported: what is compiled now is not what they say.
+    It compiles without `cache` if there is no folder, and if files have changed since they were imported: what is
+    compiled now would not match them.
     """
     import numba
 
@@ -36,7 +37,7 @@ def compile_cached(compile_function: Callable[..., Any], function: Callable[...,
     if folder is None:
         return compile_function(function)
     settings: Any = numba.config
-    with _lock:  # a function takes its folder from the settings now, and keeps it
+    with _lock:  # a function reads its folder from the settings here, once
         before, settings.CACHE_DIR = settings.CACHE_DIR, str(folder)
         try:
             return compile_function(function, cache=True)
@@ -46,9 +47,9 @@ def compile_cached(compile_function: Callable[..., Any], function: Callable[...,
 
 @cache
 def cache_folder() -> Path | None:
-    """The folder of this code: in NUMBA_CACHE_DIR where that is set, else beside the code, else in the user's cache.
+    """Return the folder of this code: in NUMBA_CACHE_DIR if set, else beside the code, else in the user's cache.
 
-    None where nothing may be written.
+    None if no folder is writable.
     """
     import numba
 
@@ -62,9 +63,10 @@ def cache_folder() -> Path | None:
 
 
 def code_key(folder: Path, package: str) -> str:
-    """A hash of the code of all modules of a package as Python loads it, and of the versions that compile it.
+    """Return a hash of the code of a package's modules as Python loads it, and of the versions that compile it.
 
-    As Python loads it: compiled files that are as old and large as their source are run, whatever it says now.
+    The loaded code may differ from the source: Python runs a .pyc file that records the source's time and size,
+    whatever the source contains.
     """
     import llvmlite
     import numba
@@ -85,7 +87,7 @@ def _modules(folder: Path, package: str) -> Iterator[tuple[str, CodeType]]:
 
 
 def _described(code: CodeType) -> tuple[Any, ...]:
-    """What code does: all of it but where its lines are; sets in an order that is always the same."""
+    """Return all that determines what code does: everything but line numbers, with sets in a fixed order."""
     constants = [
         _described(value)
         if isinstance(value, CodeType)
@@ -99,7 +101,7 @@ def _described(code: CodeType) -> tuple[Any, ...]:
 
 
 def _signature() -> list[tuple[str, int, int, int]]:
-    """What changes with a file, ctime even where its time was set back."""
+    """Return path, times and size of every file. ctime changes even if mtime was set back."""
     found = [(path, path.stat()) for path in sorted(ROOM.rglob("*.py"))]
     return [(str(path), stat.st_ctime_ns, stat.st_mtime_ns, stat.st_size) for path, stat in found]
 
@@ -108,7 +110,7 @@ _IMPORTED = _signature()
 
 
 def _is_open(folder: Path) -> bool:
-    """Whether files may be written there; it is made where it is not there, and of its siblings the last few stay."""
+    """Return whether files may be written there. Create the folder if missing, and delete its oldest siblings."""
     try:
         if not folder.is_dir():
             folder.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
-"""All processes of a training hold the same kernel masks, or it stops.
+"""Stop a training whose processes hold different kernel masks.
 
-Masks are no parameters: nothing that data-parallel training does keeps them equal but that every process computes the
-same. Weights, all-reduced gradients and the draw are the same everywhere, so the masks are; hardware that computes
-wrongly, or a change to the code, would break this without a word, and with it everything that the run says about
-density. Comparing is cheap: eight bytes per layer and update.
+Masks are no parameters: data-parallel training does not synchronise them. They are equal because every process computes
+them from the same weights, all-reduced gradients and random draws. Faulty hardware or a change to the code would break
+this silently, and every density that the run reports would be wrong. The check is cheap: eight bytes per layer and
+update.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from e2enet.system.ranks import in_process_group
 
 
 def require_equal_masks(model: nn.Module, moment: str) -> None:
-    """Compare the masks of all processes, which must call this together; a process alone has nothing to compare.
+    """Compare the masks of all processes, which must call this together. A single process compares nothing.
 
     Args:
         model: The network, or the module around it.
-        moment: When this is, for the message ("after update 3 at step 3600").
+        moment: Time of the check, for the message ("after update 3 at step 3600").
 
     Raises:
-        RuntimeError: on every process, naming the layers that differ and where.
+        RuntimeError: masks differ. Raised on every process; names the layers that differ and their ranks.
     """
     layers = dsff.fusion_layers(model)
     if not layers or not in_process_group():
@@ -47,6 +47,6 @@ def require_equal_masks(model: nn.Module, moment: str) -> None:
 
 
 def mask_digest(mask: Tensor) -> int:
-    """The first 8 bytes of a mask's SHA-256, as a signed number that int64 holds."""
+    """Return the first 8 bytes of a mask's SHA-256 as a signed integer that int64 holds."""
     bits = np.packbits(mask.detach().cpu().numpy())
     return int.from_bytes(hashlib.sha256(bits.tobytes()).digest()[:8], "big", signed=True)
