@@ -1,1 +1,1 @@
-"""What run and sweep folders hold, and what tells their jobs apart."""
+"""Read run and sweep folders, and tell their jobs apart."""

@@ -1,19 +1,19 @@
-"""What an experiment compares: rows of overrides, published numbers beside them, and the scale these are counted at.
+"""What an experiment compares: rows of overrides, their published numbers, and the scale at which costs are counted.
 
 The section `ablation` of a config, which the files in experiments/ set (docs/experiments.md):
 
     title: Sparsity level
-    published_on: AMOS-CT     # what the published numbers were measured on; null where there are none
+    published_on: AMOS-CT     # the dataset of the published numbers; null if there are none
     setting: {in_channels: 1, num_classes: 16, patch_size: [128, 128, 128], strides: [[2, 2, 2], ..]}
     reference: s80            # the row that others are tested against; null: the first
-    pretraining: [..]         # only where rows refer to it: overrides of the training that comes first
+    pretraining: [..]         # only if rows refer to it: overrides of the training that comes first
     rows:                     # in the paper's order; null: only a sweep, of folds or seeds
       s90:
         label: S = 0.9
         overrides: [dsff.density=0.1]
         published: {params: 7.64, gflops: 492.29, dice: 89.6}   # M, GFLOP by the paper's convention, %
-        published_on: BTCV    # and
-        setting: {..}         # where this row's differ from the table's
+        published_on: BTCV    # only if it differs from the table's
+        setting: {..}         # only if it differs from the table's
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ RULES = {
     "pretraining": list_of(text),
     "rows": optional(_mapping),
 }
-# What the section is as a whole; `ablation_problems` looks inside.
+# Checks the type of the section; `ablation_problems` checks its content.
 ABLATION_RULE = optional(_mapping)
 
 
 def ablation_problems(ablation: Mapping[str, Any], row: str | None = None) -> list[str]:
-    """What is wrong with the section, or with the choice of `row` in it, a line per problem."""
+    """List the problems of the section and of the choice of `row` in it, a line each."""
     problems = list(_section_problems("ablation", ablation, RULES, needed=("title",)))
     if problems:
         return problems
@@ -80,7 +80,7 @@ def ablation_problems(ablation: Mapping[str, Any], row: str | None = None) -> li
 
 
 def row_setting(ablation: Mapping[str, Any], row: str) -> dict[str, Any]:
-    """The scale that a row is counted at: the table's setting, with what the row has instead; {} where neither is."""
+    """Return the scale at which a row's cost is counted: the table's setting, updated by the row's; {} if neither."""
     return {**(ablation.get("setting") or {}), **(ablation["rows"][row].get("setting") or {})}
 
 

@@ -1,7 +1,7 @@
-"""What a sweep's folder says: which jobs there are and how each stands. For everything that reads runs.
+"""Read a sweep folder: its jobs and the state of each.
 
 A sweep folder holds sweep.json, the manifest of its jobs, and a folder per job: a run folder with job.json beside its
-config.yaml. Runs without a sweep are read as sweeps too. Who writes these files: `e2enet.sweeps`.
+config.yaml. Runs without a sweep are read as sweeps too. `e2enet.sweeps` writes these files.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MANIFEST_VERSION = 1
 JOB_FILE = "job.json"
 CONFIG_FILE = "config.yaml"
 SUMMARY_FILE = "summary.json"
-# Files that a run writes again and again: when it was last alive, if it was killed.
+# Files that a run writes again and again: their times say when a killed run was last alive.
 SIGNS_OF_LIFE = ("output.log", "metrics.csv", "checkpoints/last.ckpt", "checkpoints/best.ckpt", JOB_FILE, CONFIG_FILE)
 
 State = Literal["pending", "running", "finished", "crashed", "interrupted"]
@@ -39,15 +39,15 @@ class SweepJob:
     """A line of the manifest: one training run, as the row of one experiment.
 
     Attributes:
-        key: Of the config, without what leaves the result as it is. Two lines (of two experiments) may share one.
+        key: Key of the config without settings that do not change the result. Lines of two experiments may share one.
         folder: The run folder; it may not exist yet.
-        experiment: Name of the file in experiments/, None for a sweep without.
-        row: Name of the row in the experiment's `ablation.rows`, None where there are none.
+        experiment: Name of the file in experiments/, None for a sweep without one.
+        row: Name of the row in the experiment's `ablation.rows`, None without rows.
         fold: 0..4 or "all".
         seed: Of weights, patches, augmentation and masks.
         data: The dataset's name, e.g. Task04_Hippocampus.
-        overrides: What was given to train.py for this job, the row's own overrides left out.
-        training_key: The same for jobs that differ only in `final.*`: they share one training.
+        overrides: Overrides given to train.py for this job, without the row's own.
+        training_key: Equal for jobs that differ only in what follows training (`final.*`): they share one training.
     """
 
     key: str
@@ -66,7 +66,7 @@ class Sweep:
     """The jobs of a folder, in the order in which they were planned.
 
     Attributes:
-        folder: Where sweep.json lies; for runs without a sweep, what was asked for.
+        folder: The folder of sweep.json; for runs without a sweep, the folder that was given.
         name: The sweep's name.
         ablations: Name of an experiment -> its `ablation` section (title, published_on, setting, reference, rows).
         jobs: A line per (experiment, row, job).
@@ -80,7 +80,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class JobError:
-    """Why a job crashed: what was raised, in words, and its traceback."""
+    """Why a job crashed: the exception's message and traceback."""
 
     message: str
     traceback: str = ""
@@ -88,17 +88,16 @@ class JobError:
 
 @dataclass(frozen=True)
 class JobState:
-    """How a job stands.
+    """The state of a job.
 
     Attributes:
         state: "pending" (never started), "running" (a process holds its folder), "finished", "crashed" (raised an
             error) or "interrupted" (stopped or killed; a relaunch resumes it).
         started: When its latest attempt began.
-        ended: When that attempt ended; None while it runs, and where it was killed.
-        seconds: Spent on it over all attempts, up to now for a running job and up to its last sign of life for one
-            that was killed.
+        ended: When that attempt ended; None while it runs or if it was killed.
+        seconds: Total of all attempts: up to now for a running job, up to its last sign of life for a killed one.
         attempts: How often it was started.
-        score: Of a finished job, what a search gets: mean validation Dice, or its `optimized_metric`; None for none.
+        score: Of a finished job, the value for a search: mean validation Dice or its `optimized_metric`; None if none.
         error: Of a crashed job.
         host: Machine of the latest attempt.
         pid: Process of the latest attempt.
@@ -116,10 +115,10 @@ class JobState:
 
 
 def read_sweep(folder: str | Path) -> Sweep:
-    """Read the manifest of a sweep folder; else take the folder itself, or those in it, for runs of `train.py`.
+    """Read the manifest of a sweep folder. Without one, the folder or the folders in it are runs of `train.py`.
 
     Raises:
-        InputError: there is no such folder or nothing of this in it; a file is not what it should be.
+        InputError: the folder is missing or holds neither sweep nor run, or a file is malformed.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -133,13 +132,13 @@ def read_sweep(folder: str | Path) -> Sweep:
 
 
 def job_state(folder: str | Path, *, held: bool | None = None) -> JobState:
-    """How the job of a run folder stands, from its files and its lock (`held`, where the caller knows about that).
+    """Return the state of a run folder's job, from its files and its lock (`held`, if the caller knows it).
 
-    A run of plain `train.py` has no job.json: it is running where it is held, finished where it was scored, else
+    A run of plain `train.py` has no job.json. It is running if its folder is held, finished if it was scored, else
     interrupted.
 
     Raises:
-        InputError: job.json is not what it should be.
+        InputError: job.json is malformed.
     """
     folder = Path(folder)
     path = folder / JOB_FILE
@@ -150,7 +149,7 @@ def job_state(folder: str | Path, *, held: bool | None = None) -> JobState:
             return JobState("pending")
         return JobState("finished" if (folder / SUMMARY_FILE).is_file() else "interrupted", attempts=1)
     if held is None:
-        held = is_held(folder)  # before the file is read, or a job that ends in between would look killed
+        held = is_held(folder)  # checked before the file is read, or a job that ends in between would look killed
     content = read_json(path)
     try:
         return _state_of(content, folder, held)
@@ -159,9 +158,9 @@ def job_state(folder: str | Path, *, held: bool | None = None) -> JobState:
 
 
 def without_repeats(jobs: Sequence[SweepJob], place: Callable[[SweepJob], Hashable]) -> tuple[SweepJob, ...]:
-    """Of jobs with the same `place`, which are no independent runs, one: the newest finished, else the newest.
+    """Keep one of the jobs with the same `place`, which repeat each other: the newest finished, else the newest.
 
-    The others stay in their order. The newest is the last: plain runs are named by the time at which they began.
+    The order is kept. The newest is the last, since plain runs are named by the time at which they began.
     """
     chosen: dict[Hashable, SweepJob] = {}
     for job in jobs:
@@ -172,7 +171,7 @@ def without_repeats(jobs: Sequence[SweepJob], place: Callable[[SweepJob], Hashab
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The resolved config of a run folder, in plain containers; InputError naming the file where it is none."""
+    """Read the resolved config of a run folder into plain containers; InputError names a file that is not one."""
     path = folder / CONFIG_FILE
     try:
         config = OmegaConf.load(path)

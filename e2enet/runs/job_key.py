@@ -1,4 +1,4 @@
-"""What makes two jobs the same: a key of the config without what leaves the result as it is."""
+"""Keys that identify jobs: hashes of the config without the settings that do not change the result."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 from e2enet.common.files import content_key
 from e2enet.common.steps import with_order
 
-# Tables that other keys of a config are looked up in. What was found there stands in the key that asked. And what the
-# report calls the dataset.
+# Tables in which values for other keys are looked up; those keys hold what was found. And the report's name of the
+# dataset.
 LOOKED_UP = ("data.facts", "data.paper_patch", "data.published_as")
-# What a run is called, where its files are, where it runs and how, and what it tells about itself.
+# The name of a run, the place of its files, where and how it is computed, and what it logs.
 WITHOUT_EFFECT = (
     *LOOKED_UP,
     "ablation",
@@ -38,24 +38,24 @@ WITHOUT_EFFECT = (
     "trainer.probe",
     "trainer.log_every_n_steps",
     "trainer.profiler",
-    *("trainer.progress", "trainer.log_every"),  # as earlier versions called two of these
+    *("trainer.progress", "trainer.log_every"),  # earlier names of two of these
 )
 # What follows training: jobs that differ in nothing else train the same network.
 AFTER_TRAINING = ("final", "optimized_metric")
-SHORT = 8  # hexadecimal digits of a key in the name of a job's folder: 4e9 of them
+SHORT = 8  # hexadecimal digits of a key in the name of a job's folder: 4e9 different values
 
 
 def job_key(config: Mapping[str, Any]) -> str:
-    """The key of a resolved job config (plain containers): 64 hexadecimal digits.
+    """Return the key of a resolved job config (plain containers): 64 hexadecimal digits.
 
-    Keys that are null count as absent. A later version of the code with one key more, off by default, then still
-    finds the finished jobs of an earlier one.
+    Settings that are null count as absent. So a later version with one more setting, null by default, still finds the
+    finished jobs of an earlier version.
     """
     return content_key(_without(with_order(config), WITHOUT_EFFECT))
 
 
 def training_key(config: Mapping[str, Any]) -> str:
-    """The key of what is trained: equal for jobs that differ only in what follows training (`final.*`)."""
+    """Return the key of the training: equal for jobs that differ only in what follows it (`final.*`)."""
     return content_key(_without(with_order(config), (*WITHOUT_EFFECT, *AFTER_TRAINING)))
 
 

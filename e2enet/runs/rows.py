@@ -1,4 +1,4 @@
-"""A job's config: its overrides composed, with those of its row in the experiment on top."""
+"""Compose a job's config from its overrides, with those of its experiment's row on top."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class ComposedJob:
     """One combination of a sweep's values.
 
     Attributes:
-        overrides: What was given for it, without the row's own.
+        overrides: Overrides given for it, without the row's own.
         config: Composed, the row's overrides applied; without Hydra's section.
         experiment: The file in experiments/ that it belongs to, if any.
-        varied: Those of its overrides that differ between the jobs of the sweep, row, fold and seed left out.
+        varied: Its overrides that differ between the jobs of the sweep, without experiment, row, fold and seed.
     """
 
     overrides: tuple[str, ...]
@@ -37,7 +37,7 @@ class ComposedJob:
 
     @property
     def key(self) -> str:
-        """What the job is known by: see `runs.job_key`."""
+        """Identifies the job: see `runs.job_key`."""
         return job_key(self.content)
 
     @property
@@ -49,8 +49,8 @@ class ComposedJob:
 def compose_job(overrides: Sequence[str]) -> ComposedJob:
     """Compose a job's config from its overrides, as Hydra gives them to a job, and apply its row's.
 
-    The row's overrides (groups too: `dsff=dense`) come last, so that they win over the same key on the command line:
-    a row is what its experiment says it is. They are not checked here; errors are Hydra's and OmegaConf's.
+    The row's overrides (groups too: `dsff=dense`) come last. They win over the same key on the command line, because
+    the experiment defines its rows. They are not checked here; errors are Hydra's and OmegaConf's.
     """
     config = compose_config(overrides, with_hydra=True)
     more = row_overrides(config)
@@ -64,10 +64,10 @@ def compose_job(overrides: Sequence[str]) -> ComposedJob:
 
 
 def row_overrides(config: DictConfig) -> list[str]:
-    """Overrides of the config's row, [] without one or where the experiment has none of that name.
+    """Return the overrides of the config's row; [] without a row or if the experiment has none of that name.
 
-    Values are forced in (`++key=value`), as those of the command line are: whether the key exists is checked with all
-    others (`configuration.check`).
+    Values are forced in (`++key=value`), like those of the command line. `configuration.check` later checks that every
+    key exists.
     """
     row = config.get("row")
     content = OmegaConf.select(config, f"ablation.rows.{row}") if row is not None else None

@@ -1,4 +1,4 @@
-"""What tells the jobs of a sweep apart, beside experiment, row, fold and seed: the settings in which they differ."""
+"""Find the settings that tell a sweep's jobs apart, beside experiment, row, fold and seed."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from e2enet.common.steps import with_order
 from e2enet.runs.job_key import WITHOUT_EFFECT
 from e2enet.runs.folders import CONFIG_FILE, SweepJob, read_config
 
-# Jobs that differ in these repeat one configuration; experiment and row stand in the manifest by themselves.
+# Jobs that differ only in these repeat one configuration. The manifest lists experiment and row separately.
 REPETITION = ("fold", "seed")
 NAMED = ("experiments", "row")
-GROUPS_WITHOUT_EFFECT = ("trainer",)  # as choices; what they set that has an effect (devices) stands in the config
+GROUPS_WITHOUT_EFFECT = ("trainer",)  # choices of a group; their settings that matter (devices) are in the config
 
 
 def configuration_settings(jobs: Sequence[SweepJob]) -> list[dict[str, Any]]:
-    """Per job, the settings {dotted key: value} that name its configuration: equal for jobs of the same one.
+    """Return for each job the settings {dotted key: value} that name its configuration, equal for jobs of the same one.
 
-    Where every job of an experiment's row has a config.yaml, those of equal resolved configs are one configuration,
-    `fold`, `seed` and what leaves a result as it is left out; it is named by what all its jobs were given. So a default
-    spelled out in one launch makes no other configuration. Where some have not begun, what they were given decides.
+    If every job of an experiment's row has a config.yaml, jobs with equal resolved configs are one configuration.
+    `fold`, `seed` and settings that do not change the result are ignored. The settings that all its jobs were given
+    name the configuration. So a default spelled out in one launch makes no new one. If some jobs of the row have not
+    begun, the given settings decide.
     """
     settings = [_job_settings(job) for job in jobs]
     rows: dict[tuple[str | None, str | None], list[int]] = defaultdict(list)
@@ -38,13 +39,13 @@ def configuration_settings(jobs: Sequence[SweepJob]) -> list[dict[str, Any]]:
 
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Of each mapping, the keys and values that not all of them share, as `key=value, key=value`."""
+    """Return for each mapping the items that not all mappings share, as `key=value, key=value`."""
     varied = _varied(settings)
     return [", ".join(f"{key}={mapping[key]}" for key in varied if key in mapping) for mapping in settings]
 
 
 def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{dotted path: value} of a config; an empty mapping and a list are values."""
+    """Return {dotted path: value} of a config; lists and empty mappings are values."""
     found: dict[str, Any] = {}
     for key, value in section.items():
         path = f"{prefix}{key}"
@@ -53,7 +54,7 @@ def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _job_settings(job: SweepJob) -> dict[str, Any]:
-    """Settings {dotted key: value} that decide a job's result: its overrides, or of a plain run its whole config.
+    """Return the settings {dotted key: value} that decide a job's result: its overrides, or a plain run's whole config.
 
     `fold`, `seed`, `experiments` and `row` are left out.
     """
@@ -66,9 +67,9 @@ def _job_settings(job: SweepJob) -> dict[str, Any]:
 
 
 def _named(given: Sequence[Mapping[str, Any]], configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Per job of a row, what all jobs of the same config were given.
+    """Return for each job of a row the settings that all jobs of the same config were given.
 
-    Where this is the same for two configs, as after a default was changed, what varies between configs is added.
+    If these are the same for two configs, as after a default was changed, the settings that differ are added.
     """
     # As in job keys, null counts as absent.
     keys = [content_key({name: value for name, value in config.items() if value is not None}) for config in configs]
@@ -81,7 +82,7 @@ def _named(given: Sequence[Mapping[str, Any]], configs: Sequence[Mapping[str, An
 
 
 def _shared(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The keys of the first mapping that all of them have with the same value."""
+    """Return the items that all mappings have in common."""
     first, *others = settings
     return {key: value for key, value in first.items() if all(key in own and own[key] == value for own in others)}
 
@@ -92,7 +93,7 @@ def _varied(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings without those that leave a result as it is, repeat a configuration or only name it."""
+    """Drop the settings that do not change the result, repeat a configuration or only name it."""
     left_out = (*WITHOUT_EFFECT, *REPETITION, *NAMED, "hydra")
     return {
         key: value

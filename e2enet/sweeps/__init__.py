@@ -1,1 +1,1 @@
-"""Sweeps that survive: jobs known by their configuration, run once each, whatever is killed in between."""
+"""Sweeps that survive interruptions: a job is identified by its configuration and is run to its end once."""

@@ -1,4 +1,4 @@
-"""All jobs of a multirun's command line, in the order in which Hydra runs them, and the folder that they share."""
+"""Compose all jobs of a multirun's command line in Hydra's order, and find the folder that they share."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from e2enet.common.overrides import force_added, is_override, parse_override, qu
 from e2enet.configuration.check import HEADING, config_problems
 from e2enet.runs.rows import ComposedJob, compose_job
 
-# What a job's folder and its lines in tables name anyway.
+# The folder of a job and its lines in tables name these anyway.
 NAMED = ("row", "fold", "seed", EXPERIMENTS)
-MANY_JOBS = 20  # composing takes a fifth of a second each: from so many on, say so
+MANY_JOBS = 20  # composing takes 0.2 s per job: print a message from this many jobs on
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class PlannedSweep:
     Attributes:
         folder: Holds the manifest and the jobs' folders.
         name: The config's `name`.
-        jobs: In Hydra's order. Empty for a sweeper that chooses jobs as it goes: they register themselves.
-        arguments: The command line that makes Hydra run exactly these.
+        jobs: In Hydra's order. Empty if the sweeper chooses jobs as it goes; those register themselves.
+        arguments: The command line that makes Hydra run exactly these jobs.
     """
 
     folder: Path
@@ -44,14 +44,14 @@ def plan_sweep(arguments: Sequence[str]) -> PlannedSweep:
     """Compose and check every job of a multirun's command line.
 
     Raises:
-        InputError: a job that cannot run, with its row; jobs whose folders would not lie together.
+        InputError: a job cannot run (the message names its row), or the jobs would lie in different folders.
     """
     overrides = [text for text in arguments if not text.startswith("-") and is_override(text)]
     parsed = [parse_override(text) for text in overrides]
     once = [text for text, override in zip(overrides, parsed, strict=True) if not override.is_sweep_override()]
     master = compose_config(force_added(once), with_hydra=True)
     swept = {str(key): value for key, value in (OmegaConf.select(master, "hydra.sweeper.params") or {}).items()}
-    # An experiment's own parameters are replaced by those of the command line only where both are spelled alike.
+    # The command line replaces an experiment's own parameters only if both are spelled alike.
     forced = [text if text.partition("=")[0] in swept else force_added([text])[0] for text in overrides]
     jobs: tuple[ComposedJob, ...] = ()
     if str(master.hydra.sweeper._target_).endswith(f".{BasicSweeper.__name__}"):
@@ -63,7 +63,7 @@ def plan_sweep(arguments: Sequence[str]) -> PlannedSweep:
 
 
 def _compose_all(texts: Sequence[str]) -> tuple[ComposedJob, ...]:
-    """Every combination, composed and checked."""
+    """Compose and check every combination."""
     parsed = OverridesParser.create().parse_overrides(list(texts))
     combinations = [
         [text for text in combination if not _of_hydra(text)]
@@ -88,7 +88,7 @@ def _compose_all(texts: Sequence[str]) -> tuple[ComposedJob, ...]:
 
 
 def _name_and_folder(master: DictConfig, jobs: Sequence[ComposedJob], given: set[str]) -> tuple[str, Path]:
-    """The sweep's name, and its folder: `run_folder` or `hydra.sweep.dir` where given, else paths.runs/name."""
+    """Return the sweep's name and folder: `hydra.sweep.dir` or `run_folder` if given, else paths.runs/name."""
     make_paths_absolute(master)
     config = jobs[0].config if jobs else master
     if "hydra.sweep.dir" in given:

@@ -1,7 +1,7 @@
-"""What the processes of a job, and of a launcher that has several, do for the one that started them.
+"""Inside the processes of a job, or of a launcher such as joblib: report to the parent process, and end with it.
 
-A job's processes tell how it went through a file, and end with their launcher: their stdin is a pipe that ends when it
-does. Without a launcher (plain `python train.py`) all of this does nothing.
+The processes of a job report its outcome in a file. They end with their launcher: their stdin is a pipe that closes
+when it ends. Without a launcher (plain `python train.py`) only `run_held` has an effect.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from e2enet.common.files import write_json
 from e2enet.system.locks import claimed_folder
 from e2enet.system.ranks import is_rank_zero
 
-# Set for a job's processes: the file in which they tell how it went.
+# Set for a job's processes: the file in which they report its outcome.
 OUTCOME_VARIABLE = "E2ENET_JOB_OUTCOME"
-# Set for the processes of a launcher: the number of the one that the sweep was started as.
+# Set for the processes of a launcher: the id of the process in which the sweep was started.
 SWEEP_VARIABLE = "E2ENET_SWEEP_PROCESS"
 
 
 def is_job() -> bool:
-    """Whether this process is one of a sweep's job."""
+    """Whether this process belongs to a job of a sweep."""
     return OUTCOME_VARIABLE in os.environ
 
 
 def report_score(score: float) -> None:
-    """Leave the launcher the job's score (NaN: none); of several processes the first does. Without one, nothing."""
+    """Report the job's score (NaN: none) to the launcher, from rank 0 only; without a launcher do nothing."""
     if is_job() and is_rank_zero():
         write_json(os.environ[OUTCOME_VARIABLE], {"score": None if isnan(score) else score})
 
 
 @contextmanager
 def run_held(folder: Path) -> Iterator[None]:
-    """Hold the folder of a run for the block; that of a job, its launcher holds already.
+    """Hold the folder of a run for the block; the launcher already holds the folder of a job.
 
     Raises:
         InputError: another process is at work in it.
@@ -56,7 +56,7 @@ def run_held(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def reporting_errors() -> Iterator[None]:
-    """Leave the launcher the first error of the job's processes, then let it take its way; without one, nothing."""
+    """Report the first error of the job's processes to the launcher, if there is one; the error is raised again."""
     try:
         yield
     except Exception as error:
@@ -71,15 +71,15 @@ def reporting_errors() -> Iterator[None]:
 
 
 def exit_with_launcher() -> None:
-    """Let this process of a job, and those that it started, end when their launcher does, however that ends."""
+    """Make this process of a job, and those that it started, end when their launcher ends, however it ends."""
     if is_job():
         threading.Thread(target=_wait_for_launcher, daemon=True).start()
 
 
 def end_with_sweep() -> None:
-    """Let this process of a launcher (joblib's) end when the sweep was killed, and its job with it.
+    """Make this process of a launcher (joblib's), and its job, end when the sweep is killed.
 
-    A task of a scheduler, which the sweep did not start itself, is the scheduler's to end.
+    A scheduler's task, which the sweep did not start itself, is left to the scheduler.
     """
     parent = os.getppid()
     if os.environ.get(SWEEP_VARIABLE) == str(parent):
@@ -87,8 +87,8 @@ def end_with_sweep() -> None:
 
 
 def _wait_for_launcher() -> None:
-    # Nothing is ever written: a read returns when the launcher's end of the pipe is closed. Not through sys.stdin,
-    # whose lock a thread must not hold when the interpreter ends.
+    # Nothing is ever written, so the read returns when the launcher's end of the pipe closes. sys.stdin would not do:
+    # a thread must not hold its lock when the interpreter ends.
     os.read(0, 1)
     os.killpg(os.getpgrp(), signal.SIGKILL)  # the job's session, or, under torchrun, this rank's
 

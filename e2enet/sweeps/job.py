@@ -1,6 +1,6 @@
-"""One job of a sweep: skipped where it is finished or held by another launch, else started or resumed.
+"""Run one job of a sweep: skip it if it is finished or held by another launch, else start or resume it.
 
-Of jobs that differ only in what follows training the first that runs trains, the others take what it trained.
+If jobs differ only in what follows training, the first to run trains and the others copy its training.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from e2enet.system.locks import claimed_folder, locked_file
 from e2enet.training.loggers import is_wandb
 from e2enet.training.records import write_config
 
-# How a job ends that was told to: by SIGTERM, or by what it makes of it (training.run).
+# Exit codes of a job that was asked to stop: SIGTERM itself, or the code that training.run turns it into.
 STOPPED = (-signal.SIGTERM, ExitCode.TERMINATED)
 LOCKS = ".training"
-# What training leaves; figures, predictions and scores are made anew from it.
+# Files that training writes; figures, predictions and scores are made again from them.
 TRAINED = ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "cost.json", "metrics.csv")
 
 
 def run_job(overrides: Sequence[str], sweep: Path) -> float:
-    """Run the job of these overrides in its folder below the sweep's; the mean validation Dice, NaN without one.
+    """Run the job of these overrides in its folder below the sweep's; return its score, NaN without one.
 
-    Whatever is wrong with the job is recorded in its job.json, so that the sweep goes on with the others. What arrives
-    from outside (Ctrl-C, a scheduler's signal) leaves it interrupted and ends the sweep.
+    An error of the job is recorded in its job.json, and the sweep goes on with the others. An interruption from outside
+    (Ctrl-C, a scheduler's signal) marks the job as interrupted and ends the sweep.
     """
     end_with_sweep()
     job = compose_job(overrides)
     folder = register_jobs(sweep, str(job.config.name), [job])[job.key]
-    # A finished job is skipped without its lock, so that many launches may look at it at once.
+    # A finished job is skipped without taking its lock, so that many launches can check it at once.
     if job_state(folder).state == "finished":
         return _skip(folder, "finished already")
     with claimed_folder(folder) as held:
@@ -57,19 +57,20 @@ def run_job(overrides: Sequence[str], sweep: Path) -> float:
         try:
             with _one_training(sweep, folder) as trained:
                 return _train(job, sweep, folder, trained)
-        except Exception as error:  # recorded and listed: what is wrong with one job must not stop the others
+        except Exception as error:  # recorded and listed: an error of one job must not stop the others
             return _crashed(folder, JobError(f"{type(error).__name__}: {error}", traceback.format_exc()))
         except BaseException:
-            if job_state(folder, held=True).state == "running":  # not where it came just after the end
+            if job_state(folder, held=True).state == "running":  # not if it came just after the end
                 record_end(folder, "interrupted")
             raise
 
 
 @contextmanager
 def _one_training(sweep: Path, job_folder: Path) -> Iterator[Path | None]:
-    """Keep other jobs from training the same for the block; the folder of a finished one that has, None without one.
+    """Keep other jobs from training the same network during the block.
 
-    Waits, and says so, while another is at it.
+    Yields the folder of a finished job that has trained it, else None. While another job is training it, a message is
+    printed and this one waits.
     """
     key = next(job.training_key for job in read_sweep(sweep).jobs if job.folder == job_folder)
     waiting = f"{job_folder.name}: waiting for a job that trains the same network (only final.* differs)"
@@ -81,7 +82,7 @@ def _one_training(sweep: Path, job_folder: Path) -> Iterator[Path | None]:
 
 
 def _take_training(source: Path, folder: Path) -> None:
-    """Copy what the finished job `source` trained into a job's folder, file by file whole or not at all."""
+    """Copy the training files of the finished job `source` into a job's folder, each file atomically."""
     for name in TRAINED:
         if (source / name).is_file():
             with atomic_path(folder / name) as temporary:
@@ -104,7 +105,7 @@ def _train(job: ComposedJob, sweep: Path, folder: Path, trained: Path | None) ->
         record_end(folder, "finished", score=outcome["score"])
         _say(folder, "finished")
         return nan if outcome["score"] is None else float(outcome["score"])
-    if code in STOPPED:  # from outside, and this job alone
+    if code in STOPPED:  # stopped from outside, and only this job
         record_end(folder, "interrupted")
         _say(folder, "stopped")
         return nan
@@ -114,7 +115,7 @@ def _train(job: ComposedJob, sweep: Path, folder: Path, trained: Path | None) ->
 
 
 def _job_config(job: ComposedJob, sweep: Path, folder: Path) -> DictConfig:
-    """The job's config with what its place in the sweep decides: folder, and W&B's group and tags."""
+    """Return the job's config with the values that depend on the sweep: run folder, and W&B's group and tags."""
     config = job.config.copy()
     config.run_folder = str(folder)
     config.resume = None
@@ -127,7 +128,7 @@ def _job_config(job: ComposedJob, sweep: Path, folder: Path) -> DictConfig:
 
 
 def _tags(job: ComposedJob) -> list[str]:
-    """Row, fold, seed and the given overrides as W&B's tags, which have 1 to 64 characters."""
+    """Return row, fold, seed and the given overrides as W&B tags, which have 1 to 64 characters."""
     named = {name: job.config.get(name) for name in ("row", "fold", "seed")}
     tags = [f"{name}={value}" for name, value in named.items() if value is not None]
     tags += [text.lstrip("+") for text in job.overrides if not text.lstrip("+").startswith(("paths.", "logger"))]
@@ -159,5 +160,5 @@ def _say(folder: Path, what: str) -> None:
 
 
 def _show(folder: Path, line: str) -> None:
-    # Jobs of several processes (joblib) share a terminal: every line says whose it is.
+    # Jobs that run at once (joblib) share a terminal, so every line names its job.
     say(f"{folder.name} | {line}")

@@ -1,4 +1,4 @@
-"""A multirun from its command line to its listing: planned, registered, handed to Hydra's launcher, summed up."""
+"""Run a multirun: plan and register its jobs, hand them to Hydra's launcher, and list how they ended."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from e2enet.sweeps.manifest import register_jobs
 
 
 def launch_sweep(arguments: Sequence[str], run: Callable[[], object]) -> int:
-    """Run the sweep of a checked command line; the exit code: 1 where jobs crashed or were stopped.
+    """Run the sweep of a checked command line; return the exit code, 1 if jobs crashed or were stopped.
 
     Args:
         arguments: As given to train.py, with -m.
-        run: The Hydra app, which reads sys.argv and gives each job of it to `sweeps.job.run_job`.
+        run: The Hydra app, which reads sys.argv and passes each job to `sweeps.job.run_job`.
 
     Raises:
-        InputError: before anything runs, for jobs that cannot.
+        InputError: a job cannot run; raised before any job starts.
     """
     planned = plan_sweep(arguments)
     folders = list(register_jobs(planned.folder, planned.name, planned.jobs).values())
@@ -48,9 +48,9 @@ def launch_sweep(arguments: Sequence[str], run: Callable[[], object]) -> int:
 
 
 def list_jobs(sweep: Path, folders: Iterable[Path]) -> int:
-    """Print how the jobs of a launch stand, those that are not finished by name.
+    """Print the states of a launch's jobs, with the names of those that are not finished.
 
-    Returns how many crashed, were interrupted or never started: all but those that finished or run elsewhere.
+    Return how many crashed, were interrupted or never started: all but those that finished or run elsewhere.
     """
     states = {folder: job_state(folder) for folder in dict.fromkeys(folders)}
     counts = Counter(state.state for state in states.values())

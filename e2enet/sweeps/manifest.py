@@ -22,14 +22,14 @@ LONGEST_LABEL = 80  # characters of a folder's name before its key
 
 
 def register_jobs(folder: Path, name: str, jobs: Sequence[ComposedJob]) -> dict[str, Path]:
-    """Add to a sweep's manifest the jobs that it lacks; the folder of each, by its key.
+    """Add the jobs that a sweep's manifest lacks; return {key: folder} of all jobs given.
 
-    Several launches may do so at once, and several experiments share a folder: a job that is a row of two is listed
-    twice and has one folder.
+    Several launches may do so at once. Several experiments may share a folder: a job that is a row of two of them is
+    listed twice and has one folder.
 
     Raises:
-        InputError: a started job of the same experiment, row, fold, seed and data has another configuration. Their
-            results would end up in one line of a table. Or the folder is that of a run.
+        InputError: a started job of the same experiment, row, fold, seed and data has another configuration (the
+            results of both would end up in one line of a table), or `folder` is the folder of a run.
     """
     refuse_run(folder)
     with locked_file(folder / MANIFEST_LOCK, f"waiting for another launch that writes {folder / MANIFEST}"):
@@ -55,8 +55,10 @@ def register_jobs(folder: Path, name: str, jobs: Sequence[ComposedJob]) -> dict[
 
 
 def _known_anew(job: SweepJob, keys: Set[str]) -> SweepJob:
-    """A job under the key that its own config has now, where one of these jobs has it: an earlier version of the code
-    may have counted other settings among what makes a job."""
+    """Return a job under the key that its config has now, if that is one of `keys`; else return it unchanged.
+
+    An earlier version of the code may have computed the key from other settings.
+    """
     if job.key in keys or not (job.folder / CONFIG_FILE).is_file():
         return job
     config = read_config(job.folder)
@@ -67,9 +69,10 @@ def _known_anew(job: SweepJob, keys: Set[str]) -> SweepJob:
 def _superseded(
     known: Sequence[SweepJob], added: Sequence[ComposedJob], launched: Sequence[ComposedJob]
 ) -> set[tuple[str, str | None, str | None]]:
-    """Lines whose place in a table a new job takes, with other settings: forgotten where they never began to train.
+    """Return the lines of jobs that never began to train and that new jobs with other settings replace in a table.
 
-    Jobs outside of experiments have no such place; those of this launch stand beside each other on purpose.
+    A job that did begin to train raises InputError. Jobs outside of experiments have no place in a table. Jobs of this
+    launch may share a place: that is intended.
     """
     keys = {job.key for job in launched}
     places = {_place(job.experiment, job.content): job for job in added if job.experiment is not None}
@@ -101,14 +104,14 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
 
 
 def _folder_name(job: ComposedJob) -> str:
-    """E.g. s90-fold0-seed0-3fa9c2d1: for the eye; what identifies the job is its key's beginning at the end."""
+    """Return a readable name such as s90-fold0-seed0-3fa9c2d1; the start of the key, at its end, identifies the job."""
     parts = [job.content.get("row"), *(_spelled(text) for text in job.varied)]
     parts += [f"fold{job.content['fold']}", f"seed{job.content['seed']}"]
     return "-".join([*filter(None, parts)])[:LONGEST_LABEL] + f"-{job.key[:SHORT]}"
 
 
 def _spelled(override: str) -> str:
-    """dsff.density=0.1 as density_0.1: no character that a shell or Hydra would take for its own."""
+    """Spell dsff.density=0.1 as density_0.1, without characters that are special to a shell or to Hydra."""
     key, _, value = override.partition("=")
     return re.sub(r"[^\w.]+", "_", f"{key.rsplit('.', 1)[-1]}_{value}").strip("_")
 

@@ -1,4 +1,4 @@
-"""The processes of one job: a session of their own, which knows nothing of other jobs' and ends with its launcher."""
+"""Run the processes of one job in a session of their own, isolated from other jobs, which ends with its launcher."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from e2enet.sweeps.records import OUTCOME_FILE
 from e2enet.system.ranks import planned_processes
 
 OUTPUT_FILE = "output.log"
-OUTPUT_WIDTH = "110"  # characters of a table of scores: a pipe has no width to find out
-TAIL = 40  # lines of output that are kept for a job that dies without a word
-GRACE = 60.0  # seconds to end in, after SIGTERM: of a step and a checkpoint
-DRAIN = 5.0  # seconds for output that is still on its way when the last process has ended
-# Of other process groups, of a scheduler that started this process once for its own, and of a seed of another job.
+OUTPUT_WIDTH = "110"  # characters, enough for a table of scores: a pipe has no width of its own
+TAIL = 40  # last lines of output, kept for a job that dies without reporting an error
+GRACE = 60.0  # seconds to end after SIGTERM: enough for a step and a checkpoint
+DRAIN = 5.0  # seconds to wait for remaining output when the last process has ended
+# Variables of other process groups, of the scheduler that started this process, and of another job's seed.
 FOREIGN = (
     "RANK",
     "LOCAL_RANK",
@@ -48,7 +48,7 @@ FOREIGN_PREFIXES = ("TORCHELASTIC_", "ROLE_")
 
 
 def job_command(config: DictConfig, folder: Path) -> list[str]:
-    """The command line of a job's processes: this Python with train.py, under torchrun where there are several."""
+    """Return a job's command line: train.py in this Python, by torchrun unless one process with `auto` strategy."""
     program = [str(ROOT / "train.py"), f"resume={quoted(str(folder))}"]
     processes = planned_processes(as_plain(config.trainer))
     if processes == 1 and config.trainer.strategy == "auto":
@@ -58,21 +58,21 @@ def job_command(config: DictConfig, folder: Path) -> list[str]:
 
 
 def run_process_group(command: list[str], folder: Path, show: Callable[[str], None]) -> tuple[int, Sequence[str]]:
-    """Run a job's processes to their end; exit code (negative: the signal that ended it) and last lines of output.
+    """Run a job's processes to their end; return the exit code (negative: a signal's number) and last lines of output.
 
     Output goes to `show`, line by line, and is added to the job's output.log.
 
     Raises:
-        KeyboardInterrupt: on Ctrl-C, and for whatever else a signal's handler raises while this waits (a scheduler's
-            end of time); the processes have ended by then.
+        KeyboardInterrupt: on Ctrl-C, or if a signal handler raises an exception meanwhile (a scheduler's time limit).
+            The processes have ended by then.
     """
     with _ignoring_scheduler():
         process = subprocess.Popen(
             command,
-            stdin=subprocess.PIPE,  # ends with this process, whatever ends it: inside.exit_with_launcher
+            stdin=subprocess.PIPE,  # closes when this process ends: see inside.exit_with_launcher
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is the launcher's, which ends the session as a whole
+            start_new_session=True,  # Ctrl-C reaches only the launcher, which ends the whole session
             env=job_environment(os.environ) | {OUTCOME_VARIABLE: str((folder / OUTCOME_FILE).resolve())},
         )
     tail: deque[str] = deque(maxlen=TAIL)
@@ -89,9 +89,9 @@ def run_process_group(command: list[str], folder: Path, show: Callable[[str], No
 
 @contextmanager
 def _ignoring_scheduler() -> Iterator[None]:
-    """Let processes that are started in the block ignore SIGUSR1 and SIGUSR2, which would end them.
+    """Make processes that are started in the block ignore SIGUSR1 and SIGUSR2, which would end them.
 
-    SLURM announces the end of a job's time to all of its processes; the launcher is the one that acts on it.
+    SLURM announces a job's time limit to all of its processes; only the launcher acts on it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # handlers can be set in the main thread only
@@ -106,7 +106,7 @@ def _ignoring_scheduler() -> Iterator[None]:
 
 
 def job_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment without what would make a job think that it belongs to another group of processes."""
+    """Return a job's environment, without variables that would make it join another process group."""
     kept = {
         name: value
         for name, value in environment.items()
@@ -116,30 +116,32 @@ def job_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _forward(process: subprocess.Popen[bytes], log: Path, show: Callable[[str], None], tail: deque[str]) -> None:
-    """Pass on the processes' output; it is read to its end even where it can no longer be shown or kept, or they would
-    wait for ever to be read."""
+    """Pass the processes' output to `show` and the log.
+
+    It is read to its end even if it can no longer be shown or logged. Otherwise the processes would block on the pipe.
+    """
     assert process.stdout is not None
     for raw in process.stdout:
         line = raw.decode("utf-8", errors="replace").rstrip("\n")
         tail.append(line)
-        with suppress(OSError, ValueError, SystemExit):  # a closed terminal, which rich exits for, or one without UTF-8
+        with suppress(OSError, ValueError, SystemExit):  # a closed terminal (rich exits), or one without UTF-8
             show(line)
         with suppress(OSError), log.open("ab") as stream:  # a full disk
             stream.write(raw)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End what is left of the session: asked first, then killed; the closed pipe reaches sessions of torchrun's own."""
+    """End what is left of the session: SIGTERM first, then SIGKILL. The closed pipe ends torchrun's own sessions."""
     assert process.stdin is not None
     if process.poll() is None:
         _signal(process, signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             process.wait(GRACE)
     process.stdin.close()
-    _signal(process, signal.SIGKILL)  # helpers that outlived their leader too
+    _signal(process, signal.SIGKILL)  # also helpers that outlived their leader
     process.wait()
 
 
 def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    with suppress(ProcessLookupError, PermissionError):  # nobody is left; macOS: nobody but the dead
+    with suppress(ProcessLookupError, PermissionError):  # no process is left; macOS: only zombies
         os.killpg(process.pid, number)

@@ -1,4 +1,4 @@
-"""job.json: how a job stands, written by the process that launches it and holds its folder."""
+"""job.json: the state of a job, written by the process that launches it and holds its folder."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ OUTCOME_FILE = "outcome.json"  # written by the job's processes: see `inside`
 
 
 def record_start(folder: Path, key: str) -> None:
-    """Note a new attempt; what earlier ones took is kept. The caller holds the folder."""
-    before = job_state(folder, held=False)  # by nobody but the caller
+    """Record a new attempt; the seconds of earlier ones are kept. The caller holds the folder."""
+    before = job_state(folder, held=False)  # held by the caller only
     write_json(
         folder / JOB_FILE,
         {
@@ -35,7 +35,7 @@ def record_start(folder: Path, key: str) -> None:
 
 
 def record_end(folder: Path, state: State, *, score: float | None = None, error: JobError | None = None) -> None:
-    """Note how the attempt ended and add the seconds that it took."""
+    """Record how the attempt ended and add the seconds that it took."""
     content = read_json(folder / JOB_FILE)
     now = datetime.now(UTC)
     content |= {
@@ -49,7 +49,7 @@ def record_end(folder: Path, state: State, *, score: float | None = None, error:
 
 
 def read_outcome(folder: Path) -> dict[str, Any]:
-    """What the job's processes told, {} where they died before; the file is removed."""
+    """Read and remove the outcome that the job's processes reported; {} if they died before."""
     path = folder / OUTCOME_FILE
     if not path.is_file():
         return {}
