@@ -1,4 +1,4 @@
-"""The health of a raw dataset: python -m e2enet.data.check data=NAME paths.data=DIR [report=FILE.json]."""
+"""Command that checks a raw dataset: python -m e2enet.data.check data=NAME paths.data=DIR [report=FILE.json]."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ OPTIONS = {
 
 @exit_on_input_error()
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Check the dataset that the command line names; the exit code."""
+    """Check the dataset named on the command line and return the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     show_help(arguments, HELP, OPTIONS)
     command = compose_data(arguments, OPTIONS)
-    # Imported here, so that --help and worker processes do not wait for what they do not use.
+    # Imported late, since --help and worker processes do not need these modules.
     from e2enet.data.checking.repair import repair_labels, require_repair_folder
     from e2enet.data.checking.report import print_repairs, print_report, require_report_file, write_report
     from e2enet.data.checking.run import check_dataset

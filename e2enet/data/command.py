@@ -1,8 +1,7 @@
-"""Command lines of the data room: `data=NAME paths.data=DIR [key=value ..]`, composed as train.py composes them.
+"""Command lines of the data commands: `data=NAME paths.data=DIR [key=value ..]`, composed as in train.py.
 
-`python -m e2enet.data.check` and `python -m e2enet.data.prepare` are plain modules, not Hydra apps: nothing is written
-but what they say they write. They take the overrides of train.py, so that the line of a run can be used for its data,
-and keys of their own.
+`python -m e2enet.data.check` and `python -m e2enet.data.prepare` are plain modules, not Hydra apps, and write no
+Hydra files. They accept train.py's overrides and keys of their own. So a training command line also works for its data.
 """
 
 from __future__ import annotations
@@ -41,13 +40,13 @@ if TYPE_CHECKING:
     from e2enet.data.datamodule import SegmentationDataModule
 
 HEADING = "The command line cannot be used (--help shows the keys):"
-# What the commands read of a config; the other sections are train.py's to check.
+# The sections that the commands read and check. train.py checks the others.
 SECTIONS = ["paths", "seed", "fold", "data", "plan"]
 
 
 @dataclass(frozen=True)
 class Option:
-    """A key that a command has beside those of the config: its default, what it accepts and what it does."""
+    """A command's own key, which is not in the config: its default value, rule and help text."""
 
     default: Any
     rule: Rule
@@ -56,18 +55,18 @@ class Option:
 
 @dataclass(frozen=True)
 class DataCommand:
-    """A checked command line: the composed config, as train.py has it, and the command's own keys."""
+    """A checked command line: the composed config, as in train.py, and the values of the command's own keys."""
 
     config: DictConfig
     options: dict[str, Any]
 
 
 def compose_data(arguments: Sequence[str], options: Mapping[str, Option] | None = None) -> DataCommand:
-    """Compose conf/config.yaml for the arguments of a command that has the given keys of its own.
+    """Compose conf/config.yaml with a command's arguments; `options` are the command's own keys.
 
-    Checked here: that every key exists, and the values of `paths`, `seed`, `fold`, `data`, `plan` and the options.
-    Keys of the other sections (`training=hippocampus`, `network.base_features=8`) are let pass, since a choice there
-    may set a plan. Raises one InputError with all problems.
+    Sections and groups must exist. Keys and values are checked in `paths`, `seed`, `fold`, `data`, `plan` and the
+    options. The other sections (`training=hippocampus`, `network.base_features=8`) are accepted unchecked, since a
+    choice there may set a plan. Raises one InputError with all problems.
     """
     options = options or {}
     values = {name: option.default for name, option in options.items()}
@@ -107,16 +106,16 @@ def compose_data(arguments: Sequence[str], options: Mapping[str, Option] | None 
 
 
 def build_datamodule(config: DictConfig, **more: Any) -> SegmentationDataModule:
-    """The data module of `config.data`; the rest of the config gives paths, fold, seed and plan.
+    """Build the data module of `config.data`; the rest of the config gives paths, fold, seed and plan.
 
-    `more` are further parameters of the module that the config's section does not hold (`steps_per_epoch`).
+    `more` holds parameters of the module that are not in `config.data`, such as `steps_per_epoch`.
     """
     section = data_of_today(as_plain(config.data))
     for name in EXTRAS:
-        section.pop(name, None)  # facts that other keys are looked up in
-    if OmegaConf.select(config, "augmentation") is not None:  # a run of an earlier version has none
+        section.pop(name, None)  # read by other keys; no parameters of the module
+    if OmegaConf.select(config, "augmentation") is not None:  # runs of earlier versions have no such section
         more["augmentation"] = as_plain(config.augmentation)
-    # Called when it is made: Hydra would build the steps of the recipe among its arguments.
+    # Called after instantiate: Hydra would also instantiate the recipe's steps if it got them as arguments.
     module: SegmentationDataModule = instantiate({**section, "_partial_": True, "_convert_": "all"})(
         root=os.path.expanduser(config.paths.data),
         prepared_root=os.path.expanduser(config.paths.prepared),
@@ -130,14 +129,16 @@ def build_datamodule(config: DictConfig, **more: Any) -> SegmentationDataModule:
 
 
 def dataset_source(config: DictConfig) -> DataSource:
-    """Where a run's raw dataset lies, by its config, that of an earlier version too; what only training needs is not
-    built."""
+    """Return the raw data source of a run from its config, which may be of an earlier version.
+
+    Parts that only training needs, such as the sampler, are not built.
+    """
     data = {key: value for key, value in as_plain(config.data).items() if key not in ("sampler", *MOVED)}
     return build_datamodule(OmegaConf.create({**as_plain(config), "data": data})).source
 
 
 def show_help(arguments: Sequence[str], text: str, options: Mapping[str, Option]) -> None:
-    """Where --help or -h is among the arguments: print the text, the command's own keys and the datasets, and exit."""
+    """If the arguments contain --help or -h, print the text, the command's own keys and the datasets, and exit."""
     if not {"--help", "-h"} & set(arguments):
         return
     width = max(map(len, options), default=0)
@@ -148,7 +149,7 @@ def show_help(arguments: Sequence[str], text: str, options: Mapping[str, Option]
 
 
 def _compose(overrides: Sequence[str], problems: list[str], options: Mapping[str, Option]) -> DictConfig:
-    """The config; what is wrong with its keys and values is added to the problems."""
+    """Return the composed config; append problems of its keys and values to `problems`."""
     known = compose_config()
     try:
         config = compose_config(overrides)

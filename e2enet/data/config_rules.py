@@ -1,4 +1,4 @@
-"""What the config keys that concern data accept; configuration/rules.py holds the others."""
+"""Rules of the config keys that concern data; configuration/rules.py holds the others."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from e2enet.data.cases.splits import RULE_WORDS, fold_problem, is_group, rule_pr
 from e2enet.data.formats.labels import learned_region_problems
 from e2enet.data.layouts.layout import Layout
 
-LARGEST_SEED = 2**32 - 1  # NumPy's generators take no larger one
+LARGEST_SEED = 2**32 - 1  # NumPy's generators accept no larger seed
 FOLD_WORDS = "a whole number from 0 to 4, or all"
 RULES: dict[str, Rule] = {
     "paths.data": text,
@@ -44,12 +44,12 @@ RULES: dict[str, Rule] = {
     "plan.batch_size": optional(whole(1)),
     "plan.memory_gb": optional(positive),
 }
-# What the code gives a data module, beside what its section says.
+# Parameters of a data module that the code supplies, not the section `data`.
 SUPPLIED = frozenset(
     {"root", "prepared_root", "fold", "seed", "plan", "accumulate", "score_test", "steps_per_epoch", "augmentation"}
     | {"validation_patches", "validate_every", "validate_full"}
 )
-# Parameters of some layouts that stand beside the section of the layout, which takes them by `${data.KEY}`.
+# Parameters of some layouts. They stand in `data`, and `data.layout` refers to them by `${data.KEY}`.
 LAYOUT_KEYS = {
     "modality": choice("CT", "MRI", "both"),
     "num_train": whole(5),
@@ -85,7 +85,7 @@ SAMPLER = Part(
     },
     may_lack=True,
 )
-# Keys of earlier versions, as files of one's own may have them, and where they belong now.
+# Keys of earlier versions, which a user's own files may still have, and where they belong now.
 MOVED = {
     "foreground_share": "is data.sampler.foreground_share now",
     "augmentation": "is a group of its own now: augmentation=NAME, or `- override /augmentation: NAME` in a file",
@@ -97,7 +97,7 @@ PARTS = {"data": DATA, "data.layout": Part(base=Layout, may_lack=True), "data.sa
 
 
 def _layout(layout: Mapping[str, Any] | None, *beside: Any) -> str | None:
-    """Why the layout cannot be built, and which keys that stand beside it it does not take."""
+    """Return why the layout cannot be built, and which of the LAYOUT_KEYS beside it it does not accept."""
     if not layout:
         return None
     unused = [key for key, value in zip(LAYOUT_KEYS, beside, strict=True) if value is not None and key not in layout]
@@ -106,7 +106,7 @@ def _layout(layout: Mapping[str, Any] | None, *beside: Any) -> str | None:
         build_part(layout)
     except InputError as error:
         problems.append(f"data.layout: {error}")
-    except Exception as error:  # of a user's class, whatever it raises
+    except Exception as error:  # a user's class may raise anything
         problems.append(f"data.layout: {layout['_target_']} cannot be built of it ({first_line(error)})")
     return "\n  - ".join(problems) or None
 
@@ -117,7 +117,7 @@ def _regions(labels: Any, regions: Any, order: Any) -> str | None:
 
 
 def folder_conflict(key: str, *, writable: bool) -> Conflict:
-    """That the folder which a key names can be used: no file stands in its place or above it."""
+    """Return a check of the folder named by `key`: neither it nor a parent is a file, and it is writable if asked."""
 
     def find(path: str) -> str | None:
         problem = unusable_folder(Path(path).expanduser(), writable=writable)
@@ -135,7 +135,7 @@ CONFLICTS = (
     Conflict(("data.layout", *(f"data.{key}" for key in LAYOUT_KEYS)), _layout),
     Conflict(("data.labels", "data.regions", "data.regions_class_order"), _regions),
     folder_conflict("paths.data", writable=False),
-    folder_conflict("paths.prepared", writable=False),  # the check writes nothing
+    folder_conflict("paths.prepared", writable=False),  # the check command writes nothing there
     Conflict(("data.split", "fold"), _fold),
 )
 

@@ -35,51 +35,52 @@ from e2enet.data.preparation.store import PreparedCase
 
 
 class SegmentationDataModule(lightning.LightningDataModule):
-    """Patches for training and whole prepared cases for validation.
+    """Training patches, validation patches and whole validation cases of one dataset.
 
-    `prepare_data` (one process) creates the phantom where asked, plans and prepares cases; `setup` finds
-    all of it finished. After `setup` the attributes `dataset` (RawDataset), `plan` (Plan), `train_cases`,
-    `val_cases`, `test_cases` (raw Cases), `folds` (how many the split has) and `mirror_axes` are there. Training
-    batches, as `training_step` gets them: {"image": float32 (B, C, D, H, W), "label": int64 (B, D, H, W), "case": list
-    of ids}, drawn as `PatchDataset` describes; out of the loader itself they come as `on_after_batch_transfer` takes
-    them. Validation batches: the same for patches as `ValidationPatches` describes, and for one whole case at the
-    plan's spacing.
+    `prepare_data` runs in one process. It creates the phantom if asked, checks the dataset, plans and prepares the
+    cases. `setup` reads the results. It sets the attributes `dataset` (RawDataset), `plan` (Plan), `train_cases`,
+    `val_cases`, `test_cases` (raw Cases) and `folds` (number of folds of the split). `mirror_axes` is an attribute too.
 
-    In data-parallel training the plan's batch size is that of each process. All of them together draw the patches, of
-    the same cases, that one process with so many times the batch size would, and validate each patch and case once.
+    `training_step` gets batches {"image": float32 (B, C, D, H, W), "label": int64 (B, D, H, W), "case": list of ids},
+    drawn as `PatchDataset` describes. The loader itself yields the input of `on_after_batch_transfer`. Validation
+    batches have the same keys. They hold patches (`ValidationPatches`) or one whole case at the plan's spacing.
+
+    In data-parallel training each process uses the plan's batch size. N processes together draw the same patches as one
+    process with N times the batch size. Each validation patch and case is validated once.
 
     Args:
-        layout: How the dataset is read and, for the phantom, how it comes to be.
-        name: Of the dataset's folder in `root` (`layout.folder_name`).
+        layout: How the dataset is read and, for the phantom, generated.
+        name: Name of the dataset; `layout.folder_name` gives its folder in `root`.
         root: Parent folder of raw datasets.
-        prepared_root: Folder of all prepared datasets; this one takes the subfolder `source.prepared_name`.
-        labels: Label -> name, background included, numbered as after `label_map`; None: as the dataset's files say.
+        prepared_root: Folder of all prepared datasets; this one uses the subfolder `source.prepared_name`.
+        labels: Label (after `label_map`) -> name, background included; None: as the dataset's files say.
         label_map: Value in the label files -> label.
-        regions: Name -> labels united, scored beside the labels.
-        regions_class_order: The label that each region is written as, in their order: the regions are learned then.
-        spacing_unit: Of the lengths in all files: "m", "mm" or "um"; None: as each header says.
+        regions: Name -> labels of the region; regions are scored in addition to the labels.
+        regions_class_order: The label that each region is written as, in their order. If given, the network learns the
+            regions.
+        spacing_unit: Unit of the lengths in all files: "m", "mm" or "um"; None: as each header says.
         fold: 0..4 of nnU-Net's five-fold split, or "all": train and validate on every training case.
         split: "five_fold", "official", {"train": ids, "validation": ids} or a file; see `splits.split_dataset`.
-        group: A regular expression; ids of the same first group stand in the same of the five folds.
-        exclude: Ids of cases that are left out, with whatever is wrong with them.
-        score_test: Labelled test cases are scored after training: what is wrong with them is an error.
-        seed: Decides every sample together with its epoch and index.
+        group: A regular expression. Ids with the same match of its first group stay in the same one of the five folds.
+        exclude: Ids of cases that are left out; their problems are ignored.
+        score_test: Whether labelled test cases are scored after training. If so, their problems are errors.
+        seed: Determines every sample, together with its epoch and index.
         plan: Keywords of `plan_dataset`: kind, spacing, patch_size, strides, batch_size, memory_gb; those
             left out are planned.
-        mirror_axes: Axes (0 = D, 1 = H, 2 = W) along which a mirrored image is still one of this dataset.
-        augmentation: What is done to training patches: the section `augmentation` of a config in plain containers, or
-            the name of a file of that group, such as "nnunet".
-        augment_on: Where that takes place: in the "worker" that reads the patch, or on the training "device".
-        sampler: Draws which case a training patch is of and where it lies; None: as `PatchSampler` does by itself.
+        mirror_axes: Axes (0 = D, 1 = H, 2 = W) along which a mirrored image is still plausible for this dataset.
+        augmentation: Augmentation of training patches: the config section `augmentation` in plain containers, or the
+            name of a file of that group, such as "nnunet".
+        augment_on: Where patches are augmented: in the "worker" that reads the patch, or on the training "device".
+        sampler: Draws the case and the position of each training patch; None: a default `PatchSampler`.
         accumulate: Training batches per optimizer step.
         steps_per_epoch: Training batches per epoch and process.
-        validation_patches: Patches that validation reads; at least one per case, and whole batches.
+        validation_patches: Number of validation patches; raised to one per case and to whole batches.
         validate_every: Epochs from one validation of patches to the next; the last epoch has one too.
-        validate_full: The same of whole cases; None or 0 for never.
+        validate_full: The same for whole cases; None or 0: never.
         num_workers: Worker processes of the training loader.
         prepare_workers: Processes that check and prepare cases; None for as many as cores and free memory allow.
-        limit_cases: Keep only the first so many training cases (sorted by id) of the fold. The split itself
-            is made of all cases, so the validation cases stay those of the fold and scores stay comparable.
+        limit_cases: Number of training cases of the fold to keep, the first ones by id. The split itself is made of
+            all cases, so the validation cases stay those of the fold and scores stay comparable.
 
     Raises:
         InputError: from the constructor for impossible values, all at once; later for a dataset that cannot
@@ -126,7 +127,7 @@ class SegmentationDataModule(lightning.LightningDataModule):
         limit_cases: int | None = None,
     ) -> None:
         super().__init__()
-        self.allow_zero_length_dataloader_with_multiple_devices = True  # one case, two processes: one has none
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # with one case, one of two processes has none
         folder = Path(root) / layout.folder_name(name)
         table = LabelTable.of_config(labels, label_map, regions, regions_class_order)
         self.source = DataSource(folder, layout, table, tuple(exclude or ()), spacing_unit)
@@ -152,20 +153,19 @@ class SegmentationDataModule(lightning.LightningDataModule):
 
     @property
     def prepared_folder(self) -> Path:
-        """Fingerprint, plan.json and prepared cases of this dataset."""
+        """Folder of the fingerprint, plan.json and prepared cases of this dataset."""
         return self.prepared_root / self.source.prepared_name
 
     @property
     def run_split(self) -> RunSplit:
-        """The ids of the split, for a run to keep."""
+        """The case ids of the split, which a run stores."""
         parts = (self.train_cases, self.val_cases, self.test_cases)
         return RunSplit(self.folds, *(tuple(case.id for case in part) for part in parts))
 
     def prepare_data(self) -> None:
-        """Create the raw data where the source can and check it at its first use; then plan and prepare what is
-        not yet on disk."""
+        """Create the raw data if the source can, check it at first use, then plan and prepare cases not yet on disk."""
         self.source.create()
-        if self.sampler.has_weights:  # before every file is looked through
+        if self.sampler.has_weights:  # fails before the check reads every file
             self._bind_sampler(read_chosen(self.source, self.choice))
         check_at_first_use(self.source, self.prepared_folder, self.prepare_workers, self.choice)
         self._prepare()
@@ -176,8 +176,7 @@ class SegmentationDataModule(lightning.LightningDataModule):
             self._prepare()
 
     def train_dataloader(self) -> DataLoader:
-        """Batches of augmented patches, `steps_per_epoch` of them; InputError where shared memory has no room for
-        those that wait."""
+        """Return a loader of `steps_per_epoch` batches; InputError if waiting ones do not fit into shared memory."""
         rank, world_size = self._place()
         dataset = PatchDataset(
             self._prepared_cases()[0],
@@ -197,7 +196,7 @@ class SegmentationDataModule(lightning.LightningDataModule):
         return patch_loader(dataset, sampler, num_workers=self.num_workers)
 
     def state_dict(self) -> dict[str, Any]:
-        """The epoch and the batch in it that training takes next, for a checkpoint."""
+        """Return the epoch and the batch in it that training takes next, for a checkpoint."""
         if self.trainer is None:
             return {}
         loop: Any = self.trainer.fit_loop
@@ -206,13 +205,13 @@ class SegmentationDataModule(lightning.LightningDataModule):
         return {"epoch": loop.epoch_progress.current.processed, "batch": batch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Let `train_dataloader` begin where `state_dict` was."""
+        """Let `train_dataloader` start at the epoch and batch of `state_dict`."""
         self._start = (state_dict["epoch"], state_dict["batch"])
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """On the training device: augment training patches where that is asked for, and widen labels to int64.
+        """Augment training patches on the training device if `augment_on` says so, and widen labels to int64.
 
-        Until here labels have their stored type, an eighth of the bytes.
+        Until here labels keep their stored type: uint8 takes an eighth of the bytes.
         """
         draws = batch.pop("draw", None)
         if draws is not None:
@@ -222,8 +221,10 @@ class SegmentationDataModule(lightning.LightningDataModule):
         return batch
 
     def val_dataloader(self) -> list[DataLoader]:
-        """Loader 0: batches of patches; loader 1, with `validate_full`: whole cases, one per batch. Both read
-        from the memory map in this process, and are empty in epochs without such a validation."""
+        """Return loader 0, batches of patches, and with `validate_full` loader 1, whole cases, one per batch.
+
+        Both read memory-mapped files in this process. A loader is empty in epochs without its validation.
+        """
         cases, size = self._prepared_cases()[1], self.plan.batch_size
         epochs = self.trainer.max_epochs if self.trainer else None
         rank, world_size = self._place()
@@ -238,11 +239,11 @@ class SegmentationDataModule(lightning.LightningDataModule):
         return loaders
 
     def _place(self) -> tuple[int, int]:
-        """This process's number and how many train together."""
+        """Return the rank of this process and the world size."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _recipe(self) -> Augmentation:
-        if self._built is None:  # once: batches that are augmented on the device ask for each
+        if self._built is None:  # built once: with augmentation on the device every batch asks for it
             masked = self.plan.masked_channels
             self._built = build_augmentation(
                 self.plan.patch_size, self.mirror_axes, self.augmentation, masked_channels=masked

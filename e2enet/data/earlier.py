@@ -1,4 +1,4 @@
-"""The section `data` of runs of earlier versions, whose data modules had their layouts in code."""
+"""Converts the section `data` of runs of earlier versions, whose data modules had their layouts in code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from e2enet.common.configs import as_plain, compose_config
 
 MODULE = "e2enet.data.datasets."
-# What those modules read is a file of conf/data now.
+# Earlier data module -> its file of conf/data now.
 FILES = {
     "MSDDataModule": "msd",
     "NNUNetDataModule": "nnunet",
@@ -17,17 +17,17 @@ FILES = {
     "BraTSDataModule": "brats",
     "PhantomDataModule": "phantom",
 }
-CASES = "brats_2021"  # what data=brats data.layout=cases was
+CASES = "brats_2021"  # replaces data=brats data.layout=cases
 
 
 def data_of_today(section: Mapping[str, Any]) -> dict[str, Any]:
-    """The section by the keys of today; one of this version as it is."""
+    """Return the section with the keys of this version; a section of this version is returned unchanged."""
     if not is_of_earlier_version(section):
         return dict(section)
     name = CASES if section.get("layout") == "cases" else FILES[section["_target_"].removeprefix(MODULE)]
     config = compose_config([f"data={name}"])
     beside = {key: value for key, value in section.items() if key in config.data and key not in ("layout", "_target_")}
-    config.data.update(beside)  # some of which the layout takes
+    config.data.update(beside)  # the layout refers to some of them
     today = as_plain(config.data)
     return {**section, "_target_": today["_target_"], "layout": today["layout"]}
 

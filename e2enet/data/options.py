@@ -1,4 +1,4 @@
-"""Which values of a data module's options are impossible."""
+"""Checks the values of a data module's options."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ MIN_VALUES = {
 
 
 def option_problems(options: Mapping[str, Any]) -> list[str]:
-    """What keeps a data module from being built with these values: `plan` under the name `plan_options`, what chooses
-    cases as a `CaseChoice` under the name `choice`."""
+    """Return why a data module cannot be built with these options.
+
+    Keys are the module's attributes: `plan` is called `plan_options`, and `choice` is a `CaseChoice`.
+    """
     problems: list[str] = options["choice"].problems()
     mirror_axes, sampler = options["mirror_axes"], options["sampler"]
     augmentation, augment_on = options["augmentation"], options["augment_on"]

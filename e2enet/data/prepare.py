@@ -1,4 +1,4 @@
-"""Fingerprint, plan and prepared cases of a dataset: python -m e2enet.data.prepare data=NAME paths.data=DIR."""
+"""Command that plans and prepares a dataset: python -m e2enet.data.prepare data=NAME paths.data=DIR."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ that of training=paper, which leaves it to the rules.
 
 example: python -m e2enet.data.prepare data=msd data.name=Task04_Hippocampus paths.data=FOLDER plan.batch_size=4
 """
-# The preset of quick looks, train.py's default, fixes a small patch; the plan here is to follow from the data.
+# train.py's default, the preset for quick looks, fixes a small patch. Here the plan should follow from the data.
 PLANNED_BY_RULES = "training=paper"
 MAX_NAMES = 10
 
 
 @exit_on_input_error()
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prepare the dataset that the command line names, the cases of every fold."""
+    """Prepare the cases of every fold of the dataset named on the command line."""
     arguments = sys.argv[1:] if arguments is None else arguments
     show_help(arguments, HELP, {})
     if not any(argument.startswith("training=") for argument in arguments):
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def print_result(store: CaseStore) -> None:
-    """The plan in short, where everything is, and what is no longer used."""
+    """Print a short plan, the paths of plan and cases, and prepared cases that are no longer used."""
     plan = store.plan.to_dict()
     lines = [f"{name}: {plan[name]}" for name in ("spacing", "median_shape", "patch_size", "strides", "batch_size")]
     lines += [f"plan: {store.folder.parent / PLAN_FILE}", f"cases: {store.folder}", *find_leftovers(store)]
@@ -54,9 +54,9 @@ def print_result(store: CaseStore) -> None:
 
 
 def find_leftovers(store: CaseStore) -> list[str]:
-    """A line about prepared cases whose raw case is gone, and one about cases prepared for other plans.
+    """Return a line about prepared cases without a raw case, and a line about cases prepared for other plans.
 
-    Nothing is deleted, since another plan or a moved folder may use it.
+    Nothing is deleted, since another plan or a moved folder may still use them.
     """
     dataset = store.dataset
     known = {case.id for case in (*dataset.training, *dataset.validation, *dataset.test)}

@@ -1,1 +1,1 @@
-"""What happens to a training patch: rotation, scaling, intensities, mirroring."""
+"""Augmentation of training patches: rotation, scaling, intensities, mirroring."""

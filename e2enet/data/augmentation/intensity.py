@@ -1,8 +1,8 @@
-"""Changes of intensity, in place, on many channels at once: the same code in a worker and on the training device.
+"""Intensity changes, in place, on many channels at once: the same code in a worker and on the training device.
 
-Every function takes rows, float32 (N, D, H, W), each a channel of some patch, and the strength of each row. Nothing
-here waits for the device. The images are normalised (about zero mean, unit variance), so every function handles
-negative values. Ranges, order and probabilities are a recipe's: conf/augmentation/nnunet.yaml has those of nnU-Net
+Every function takes rows and the strength of each row. Rows are float32 (N, D, H, W), each a channel of some patch.
+Nothing here waits for the device. The images are normalised (about zero mean, unit variance), so every function handles
+negative values. A recipe sets ranges, order and probabilities: conf/augmentation/nnunet.yaml has those of nnU-Net
 (Isensee et al. 2021, supplement 4).
 """
 
@@ -17,12 +17,12 @@ from torch.nn import functional
 Change = Callable[[Tensor, Sequence[float]], None]
 
 SPATIAL_DIMS = (1, 2, 3)
-TRUNCATE = 4  # the Gaussian ends at so many standard deviations, as SciPy's does
+TRUNCATE = 4  # the Gaussian is cut off at this many standard deviations, as in SciPy
 SMALLEST_RANGE = 1e-6  # a channel that varies less counts as constant
 
 
 def multiply(rows: Tensor, factors: Sequence[float]) -> None:
-    """Brightness: every value times the row's factor."""
+    """Brightness: multiply every value by the row's factor."""
     rows.mul_(per_row(factors, rows))
 
 
@@ -34,14 +34,14 @@ def scale_contrast(rows: Tensor, factors: Sequence[float]) -> None:
 
 
 def blur(rows: Tensor, sigmas: Sequence[float]) -> None:
-    """Gaussian blur, sigma > 0 in voxels; beyond its border an image goes on as in a mirror."""
+    """Gaussian blur with sigma > 0 in voxels; images are mirrored at their borders."""
     _mix_along_axes(rows, sigmas, blur_matrix, SPATIAL_DIMS)
 
 
 def lower_resolution(rows: Tensor, zooms: Sequence[float]) -> None:
     """Simulate a coarser scan: nearest-neighbour sampling to `zoom` times the size, then back linearly.
 
-    nnU-Net goes back by cubic splines; linear is several times faster and the picture is as coarse.
+    nnU-Net goes back by cubic splines. Linear interpolation is several times faster and the result is as coarse.
     """
     _mix_along_axes(rows, zooms, coarsening_matrix, SPATIAL_DIMS)
 
@@ -57,7 +57,7 @@ def change_gamma(rows: Tensor, gammas: Sequence[float]) -> None:
     deviation = _deviation(rows, mean)
     rows.sub_(low).div_((high - low).clamp_min(SMALLEST_RANGE)).pow_(per_row(gammas, rows))
     rows.sub_(rows.mean(SPATIAL_DIMS, keepdim=True))
-    # A constant row is 0 here, and its deviation too: it becomes its mean again.
+    # A constant row is 0 here, and so is its deviation: adding the mean restores it.
     rows.mul_(deviation / _deviation(rows, 0).clamp_min(SMALLEST_RANGE)).add_(mean)
 
 
@@ -73,9 +73,9 @@ def per_row(values: Sequence[float], rows: Tensor) -> Tensor:
 
 
 def blur_matrix(size: int, sigma: float) -> Tensor:
-    """Gaussian blur of a line of voxels as a matrix (size, size): row o holds what each voxel gives to voxel o.
+    """Gaussian blur of a line of voxels as a matrix (size, size): row o holds the weights of all voxels for voxel o.
 
-    Beyond its ends the line goes on as in a mirror: a, b, c reads .. b a a b c c b ..
+    The line is mirrored at its ends: a, b, c is read as .. b a a b c c b ..
     """
     radius = int(TRUNCATE * sigma + 0.5)
     offsets = torch.arange(-radius, radius + 1)
@@ -86,7 +86,7 @@ def blur_matrix(size: int, sigma: float) -> Tensor:
 
 
 def coarsening_matrix(size: int, zoom: float) -> Tensor:
-    """Nearest-neighbour sampling of a line of voxels to `zoom` times its size and linearly back, as a matrix."""
+    """Matrix that samples a line of voxels to `zoom` times its size (nearest neighbour) and back (linear)."""
     coarse = max(1, round(size * zoom))
     each_voxel = torch.eye(size)[None]
     small = functional.interpolate(each_voxel, size=coarse, mode="nearest-exact")
@@ -98,7 +98,7 @@ def _mix_along_axes(
 ) -> None:
     """Multiply each row along each axis by its own `matrix(size, strength)`.
 
-    Dense products, mostly with zeros, are faster here than convolving, and take rows of different strength at once.
+    Dense products, mostly with zeros, are faster here than convolutions, and handle rows of different strength at once.
     """
     for axis in axes:
         size = rows.shape[axis]

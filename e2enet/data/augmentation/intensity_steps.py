@@ -1,6 +1,6 @@
-"""Changes of intensity as steps of a recipe: how often and how strongly each is drawn.
+"""Intensity changes as steps of a recipe: how often and how strongly each is applied.
 
-The defaults do nothing in particular; nnU-Net's numbers stand in conf/augmentation/nnunet.yaml.
+The defaults are neutral; nnU-Net's numbers are in conf/augmentation/nnunet.yaml.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ Strengths = list[float | None]
 
 
 class IntensityStep(AugmentationStep):
-    """A change of each channel by a number, drawn for a patch and then for its channels. Subclasses say which change.
+    """A change of each channel by a random strength. Subclasses define the change.
 
     Args:
         p: Probability that the step is drawn for a patch.
-        strength: Range [low, high] of each channel's number.
-        channel_p: Probability for each channel then.
+        strength: Range [low, high] of each channel's strength.
+        channel_p: Probability for each channel of such a patch.
         halves: Draw below and above 1 equally often, as nnU-Net does for factors whose range is not symmetric around 1.
     """
 
@@ -38,13 +38,13 @@ class IntensityStep(AugmentationStep):
         raise NotImplementedError
 
     def draw(self, channels: int) -> Strengths | None:
-        """Each channel's strength, None for one that is left alone; None where the step is not drawn."""
+        """Return each channel's strength, None for an unchanged channel; None if the step is not drawn."""
         if uniform() >= self.p:
             return None
         return [self._draw_strength() if uniform() < self.channel_p else None for _ in range(channels)]
 
     def apply(self, patch: Patch, drawn: Strengths) -> Patch:
-        """Change those channels that have a strength."""
+        """Change the channels that have a strength."""
         change_rows(patch.image, drawn, self)
         return patch
 
@@ -80,12 +80,12 @@ class Contrast(IntensityStep):
 
 
 class LowResolution(IntensityStep):
-    """A coarser scan: down to `strength` times the size, > 0, and back.
+    """A simulated coarser scan: resampled to `strength` (> 0) times the size and back.
 
     Args:
         p, strength, channel_p, halves: See `IntensityStep`.
         patch_size: Voxels (D, H, W).
-        anisotropy: A patch more than so many times as wide as deep keeps its resolution in depth (nnU-Net: 3).
+        anisotropy: A patch more than this many times as wide as deep keeps its resolution in depth (nnU-Net: 3).
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Gamma(IntensityStep):
 
     Args:
         p, strength, channel_p, halves: See `IntensityStep`.
-        inverted: Of the negative image, which bends the bright end instead of the dark one.
+        inverted: Change the negative image, which bends the bright end instead of the dark one.
     """
 
     def __init__(
@@ -132,19 +132,19 @@ class Gamma(IntensityStep):
 
 
 class NoiseDraw(NamedTuple):
-    """Standard deviation of the noise in every channel, and what it follows from."""
+    """Standard deviation of the noise in every channel, and the seed of its generator."""
 
     deviation: float
     seed: int
 
 
 class Noise(AugmentationStep):
-    """Gaussian noise of one deviation in all channels of a patch, each with noise of its own.
+    """Gaussian noise: one standard deviation per patch, independent noise in each channel.
 
     Args:
         p: Probability for a patch.
-        deviation: Range [low, high] of the standard deviation. (nnU-Net calls its range one of variances, but draws
-            the noise with it as standard deviation: so do we.)
+        deviation: Range [low, high] of the standard deviation. (nnU-Net calls its values variances, but uses them as
+            standard deviations, as here.)
     """
 
     def __init__(self, p: float, deviation: Sequence[float]) -> None:
@@ -152,13 +152,13 @@ class Noise(AugmentationStep):
         self.deviation = require_range("deviation", deviation)
 
     def draw(self, channels: int) -> NoiseDraw | None:
-        """The seed is drawn in any case: patches of earlier versions had it so."""
+        """Draw deviation and seed. The seed is always drawn, so that patches stay as in earlier versions."""
         deviation = uniform(*self.deviation) if uniform() < self.p else 0.0
         seed = int(torch.randint(2**62, (1,)))
         return NoiseDraw(deviation, seed) if deviation else None
 
     def apply(self, patch: Patch, drawn: NoiseDraw) -> Patch:
-        """Noise from a generator of the image's device, whose numbers differ from a CPU's on a GPU."""
+        """Add noise from a generator of the image's device. A GPU's numbers differ from a CPU's."""
         deviation, seed = drawn
         generator = torch.Generator(patch.image.device).manual_seed(seed)
         patch.image.add_(torch.empty_like(patch.image).normal_(0, deviation, generator=generator))
@@ -166,12 +166,12 @@ class Noise(AugmentationStep):
 
 
 def change_rows(rows: Tensor, strengths: Sequence[float | None], step: IntensityStep) -> None:
-    """Change those rows (N, D, H, W) that have a strength, all at once."""
+    """Change the rows (N, D, H, W) that have a strength, all at once."""
     chosen = [(number, value) for number, value in enumerate(strengths) if value is not None]
     if not chosen:
         return
     numbers, values = zip(*chosen, strict=True)
-    if numbers[-1] - numbers[0] + 1 == len(numbers):  # neighbours are changed where they lie
+    if numbers[-1] - numbers[0] + 1 == len(numbers):  # consecutive rows are changed in place
         step.change(rows[numbers[0] : numbers[-1] + 1], values)
         return
     index = torch.tensor(numbers).to(rows.device, non_blocking=True)

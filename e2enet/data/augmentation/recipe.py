@@ -1,8 +1,8 @@
-"""A recipe of augmentation: its steps, in order, what they draw for a patch, and how a batch of draws is carried out.
+"""An augmentation recipe: its steps in order, their draws for a patch, and their application to a batch.
 
-What happens to a patch is drawn where the patch is read, in a worker: a `Draw` of plain numbers, from which follows how
-large a box to read. It is carried out by `Augmentation.apply`, in the worker or, for a whole batch, on the training
-device: the same function, so that both give the same patches.
+The worker that reads a patch draws its augmentation first: a `Draw` of plain numbers. It determines how large a box is
+read. `Augmentation.apply` then applies the draw, in the worker or, for a whole batch, on the training device. Both use
+the same function and give the same patches, except for the values of noise on a GPU.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ GROUP = "augmentation"
 
 
 class Draw(NamedTuple):
-    """What happens to one patch. Plain numbers: they stay with the host wherever the voxels go.
+    """The augmentation drawn for one patch, in plain numbers that stay on the host.
 
     Attributes:
         drawn: Name of each step that is drawn -> what it drew.
-        affine: Voxels -> mm of the patch before any step, (4, 4), see `step.Patch`.
+        affine: Voxels -> mm (4, 4) of the patch before any step, see `step.Patch`.
     """
 
     drawn: dict[str, Any]
@@ -41,12 +41,12 @@ class Draw(NamedTuple):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What may happen to a training patch of `patch_size` voxels (D, H, W), in this order.
+    """The augmentation of training patches.
 
     Attributes:
         patch_size: Voxels (D, H, W).
-        steps: Name -> step.
-        masked_channels: Channels that are 0 outside of a patch's nonzero mask, afterwards again.
+        steps: Name -> step, in the order in which they run.
+        masked_channels: Channels that are 0 outside a patch's nonzero mask. They are set to 0 there again at the end.
     """
 
     patch_size: Triple
@@ -54,12 +54,12 @@ class Augmentation:
     masked_channels: tuple[int, ...] = ()
 
     def draw(self, channels: int) -> Draw:
-        """What happens to one patch, from torch's global generator."""
+        """Draw the augmentation of one patch of `channels` channels, from torch's global generator."""
         drawn = {name: step.draw(channels) for name, step in self.steps.items()}
         return Draw({name: found for name, found in drawn.items() if found is not None})
 
     def box_size(self, draw: Draw) -> Triple:
-        """Voxels (D, H, W) to read around the patch's centre."""
+        """Return the voxels (D, H, W) of the box to read around the patch's centre."""
         return self._sizes(draw)[0]
 
     @torch.no_grad()
@@ -70,21 +70,21 @@ class Augmentation:
         draws: Sequence[Draw],
         insides: Sequence[Tensor] = (),
     ) -> tuple[Tensor, Tensor]:
-        """Carry out the draws of a batch, on the device that it lies on, without waiting for the device.
+        """Apply the draws of a batch, on the batch's device, without waiting for the device.
 
         Args:
-            images: float32 (C, d, h, w) each, of the size that its draw asks for; may be changed.
-            labels: any integers (d, h, w) each.
-            draws: One for each.
-            insides: Nonzero masks uint8 (d, h, w), 1 inside, one for each or none at all: outside, where noise, blur
-                or a change of contrast or gamma leaves something, the masked channels are set to 0 (nnU-Net's
-                MaskImageTransform). A mask is turned and mirrored as a label is.
+            images: float32 (C, d, h, w) each, of the `box_size` of its draw; may be changed.
+            labels: Label maps (d, h, w) of any integer type, one per image.
+            draws: One per image.
+            insides: Nonzero masks uint8 (d, h, w), 1 inside, one per image, or no masks at all. A mask is rotated and
+                mirrored like a label. At the end the masked channels are set to 0 outside (nnU-Net's
+                MaskImageTransform), since noise, blur, contrast and gamma change the zeros there.
 
         Returns:
-            Images (B, C, D, H, W) and labels (B, D, H, W), in the types they had.
+            Images (B, C, D, H, W) and labels (B, D, H, W), in their original types.
 
         Raises:
-            InputError: a step gives another shape or type than it should.
+            InputError: a step returns a wrong shape or type.
         """
         names, moving = list(self.steps), self._last_moving()
         with torch.autocast(images[0].device.type, enabled=False):  # half precision would round places and intensities
@@ -103,7 +103,7 @@ class Augmentation:
         return image, label[:, 0]
 
     def _apply_to_batch(self, position: int, name: str, image: Tensor, label: Tensor, draws: Sequence[Draw]) -> None:
-        """One step on patches (B, C, D, H, W) with labels (B, M, D, H, W), in place."""
+        """Apply one step to patches (B, C, D, H, W) and labels (B, M, D, H, W), in place."""
         step = self.steps[name]
         if isinstance(step, IntensityStep):
             untouched = [None] * image.shape[1]
@@ -119,13 +119,13 @@ class Augmentation:
     def _applied(self, position: int, name: str, draw: Draw, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Image (C, d, h, w) and label (M, d, h, w) of one patch after a step."""
         size, affine = self._sizes(draw)[position + 1], np.array(draw.affine)
-        # Both sizes differ by an even number: of 10 voxels around 6 the first is two before the first of the six.
+        # The sizes differ by an even number: a box of 10 voxels around a patch of 6 starts 2 voxels before the patch.
         affine[:3, 3] -= affine[:3, :3] @ ((np.array(image.shape[1:]) - self.patch_size) // 2)
         try:
             given = self.steps[name].apply(Patch(image, label, size, affine), draw.drawn[name])
         except InputError as error:
             raise InputError(f"{GROUP}.{name}: {error}") from error
-        except Exception as error:  # of a step of the user's own, who knows it by this name
+        except Exception as error:  # a user's own step may raise anything; the user knows it by this name
             raise RuntimeError(f"{GROUP}.{name}: {type(error).__name__}: {first_line(error)}") from error
         for part, had, what in ((given.image, image, "image"), (given.label, label, "label")):
             expected = (had.shape[0], *size)
@@ -135,14 +135,14 @@ class Augmentation:
         return given.image, given.label
 
     def _sizes(self, draw: Draw) -> list[Triple]:
-        """Voxels (D, H, W) before each step, and after the last: the patch's."""
+        """Return the voxels (D, H, W) before each step and, at the end, the patch size."""
         sizes = [self.patch_size]
         for name, step in reversed(self.steps.items()):
             sizes.append(step.box_size(draw.drawn[name], sizes[-1]) if name in draw.drawn else sizes[-1])
         return sizes[::-1]
 
     def _last_moving(self) -> int:
-        """How many steps have run when every patch has its own size."""
+        """Return how many steps run until every patch has the patch size."""
         moves = [type(step).box_size is not AugmentationStep.box_size for step in self.steps.values()]
         return len(moves) - moves[::-1].index(True) if True in moves else 0
 
@@ -160,7 +160,7 @@ def build_augmentation(
         patch_size: Voxels (D, H, W).
         mirror_axes: Axes that may be mirrored: 0 = D, 1 = H, 2 = W.
         recipe: The section `augmentation` of a config in plain containers, or the name of a file of that group:
-            "nnunet" (the recipe of nnU-Net v1, as in the paper), "mirror", "none" or one of one's own.
+            "nnunet" (the recipe of nnU-Net v1, as in the paper), "mirror", "none" or a user's own.
         masked_channels: See `Augmentation`.
 
     Raises:
@@ -182,8 +182,10 @@ def build_augmentation(
 
 
 def build_step(section: Mapping[str, Any], patch_size: Triple, mirror_axes: Sequence[int]) -> AugmentationStep:
-    """What a section names: a step, or a transform of TorchIO's or MONAI's as one; InputError where it is neither, or
-    cannot be built."""
+    """Build the step that a section names; a transform of TorchIO or MONAI is wrapped as a step.
+
+    Raises InputError if it is neither or cannot be built.
+    """
     target = str(section["_target_"])
     try:
         is_step = issubclass(resolve_target(target), AugmentationStep)  # type: ignore[arg-type]
@@ -192,7 +194,7 @@ def build_step(section: Mapping[str, Any], patch_size: Triple, mirror_axes: Sequ
     known = {"patch_size": patch_size, "mirror_axes": tuple(mirror_axes)} if is_step else {}
     try:
         built = build_part(section, **known)
-    except Exception as error:  # whatever a constructor raises is the user's to see
+    except Exception as error:  # a constructor may raise anything, and the user should see it
         cause = error.__cause__ or error  # Hydra wraps it
         raise InputError(f"{target} cannot be built: {' '.join(str(cause).split())}") from error
     return built if isinstance(built, AugmentationStep) else as_step(built, target)
@@ -200,7 +202,7 @@ def build_step(section: Mapping[str, Any], patch_size: Triple, mirror_axes: Sequ
 
 @cache
 def read_recipe(name: str) -> Mapping[str, Any]:
-    """The section `augmentation` that a file of this group gives; InputError where there is no such file."""
+    """Return the section `augmentation` from a file of this group; InputError if there is no such file."""
     if name not in group_options(GROUP):
         raise InputError(f"augmentation={name!r} is unknown; choose one of {', '.join(group_options(GROUP))}")
     return as_plain(compose_config([f"{GROUP}={name}"])[GROUP])

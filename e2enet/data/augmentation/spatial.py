@@ -1,7 +1,7 @@
 """Rotation, scaling and mirroring of a patch, drawn before the patch is read, so that just enough is read for it.
 
-A patch turned within itself has empty corners. So a larger box around the same centre is read, of `box_size` voxels,
-from which `rotate_scale` samples the patch. Only samples that are rotated or scaled pay for the larger read.
+A patch rotated within itself has empty corners. So a larger box of `box_size` voxels around the same centre is read,
+and `rotate_scale` samples the patch from it. Only rotated or scaled patches need the larger read.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ Matrix = Sequence[Sequence[float]]
 def rotate_scale(image: Tensor, label: Tensor, matrix: Matrix, patch_size: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Sample a patch from a box around the same centre, through a linear map in voxels.
 
-    The anisotropy of the voxels is left out of account, as in nnU-Net. The image is interpolated linearly, the
-    label takes the nearest voxel; nnU-Net uses cubic splines, which take some twenty times as long here, and
-    interpolates each label by itself. Outside the box is 0.
+    The map ignores the anisotropy of the voxels, as in nnU-Net. The image is interpolated linearly, and the label takes
+    the nearest voxel. nnU-Net uses cubic splines, which take some twenty times as long here, and interpolates each
+    label separately. Outside the box values are 0.
 
     Args:
         image: float32 (C, d, h, w), the box.
-        label: any integers (d, h, w), or several maps (M, d, h, w).
+        label: One map (d, h, w) or several (M, d, h, w), of any integer type.
         matrix: See `Matrix`.
         patch_size: Output size in voxels (D, H, W).
 
     Returns:
-        Image (C, D, H, W) and label (D, H, W) or (M, D, H, W), in the types they had.
+        Image (C, D, H, W) and label (D, H, W) or (M, D, H, W), in their original types.
     """
     grid = _grid(matrix, patch_size, image.shape[1:], image.device)
     turned = functional.grid_sample(image[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)
@@ -48,11 +48,11 @@ def rotate_scale(image: Tensor, label: Tensor, matrix: Matrix, patch_size: Seque
 
 
 def box_size(matrix: Matrix | None, patch_size: Sequence[int]) -> Triple:
-    """Size of the box that holds every voxel a patch is sampled from; the patch's own where nothing is drawn.
+    """Size of the box that holds every voxel a patch is sampled from; the patch size if nothing is drawn.
 
     It is the patch size plus an even number, so that both have the same centre. The outermost output voxel is
-    (p - 1) / 2 from it, so at most |matrix| @ (p - 1) / 2 in the input: for 40 voxels scaled by 1.4 that is
-    27.3 to either side, 55.6 voxels, and by an even margin 56.
+    (p - 1) / 2 from the centre, which is at most |matrix| @ (p - 1) / 2 in the input. For 40 voxels scaled by 1.4 that
+    is 27.3 to either side: 55.6 voxels, or 56 with an even margin.
     """
     size = np.array(patch_size)
     half = np.abs(np.eye(3) if matrix is None else np.asarray(matrix)) @ ((size - 1) / 2)
@@ -66,12 +66,12 @@ class RotationScaling(AugmentationStep):
 
     Args:
         rotation_p: Probability of a rotation.
-        degrees: Largest rotation to either side, about each axis.
+        degrees: Largest rotation in degrees, to either side, about each axis.
         scale_p: Probability of a scaling, independent of the rotation.
         scale: Range of the scale; above 1 the patch covers more of the image. Drawn below and above 1 equally often.
-        degrees_in_plane: Largest rotation of a patch that is turned in plane.
-        anisotropy: A patch more than so many times as wide as deep is turned about the depth axis and scaled in H and W
-            only: turning slices into one another would interpolate across thick slices (nnU-Net's "dummy 2D", of 3).
+        degrees_in_plane: Largest rotation in degrees of a patch that is rotated in plane only.
+        anisotropy: A patch more than this many times as wide as deep is rotated about the depth axis and scaled in H
+            and W only. Other rotations would interpolate across thick slices (nnU-Net's "dummy 2D", above 3).
         patch_size: Voxels (D, H, W).
     """
 
@@ -92,7 +92,7 @@ class RotationScaling(AugmentationStep):
         self.scale_p = scale_p
 
     def draw(self, channels: int) -> Matrix | None:
-        """A matrix of random angles and scale; None where the sample is neither rotated nor scaled."""
+        """Return a matrix of random angles and scale; None if the patch is neither rotated nor scaled."""
         rotate, scale, side, *uniform = torch.rand(7).tolist()
         if rotate >= self.rotation_p and scale >= self.scale_p:
             return None
@@ -107,7 +107,7 @@ class RotationScaling(AugmentationStep):
         return tuple(tuple(row) for row in matrix.tolist())
 
     def box_size(self, drawn: Matrix, size: Triple) -> Triple:
-        """See the function of this name."""
+        """See the function `box_size`."""
         return box_size(drawn, size)
 
     def apply(self, patch: Patch, drawn: Matrix) -> Patch:
@@ -119,7 +119,7 @@ class RotationScaling(AugmentationStep):
 class Mirror(AugmentationStep):
     """Mirrors a patch along each of the dataset's `mirror_axes` (0 = D, 1 = H, 2 = W) with the probability `p`.
 
-    Which axes they are is the dataset's to say (`data.mirror_axes`), by which predictions are averaged too.
+    The axes are those of `data.mirror_axes`. Predictions are averaged over the same axes.
     """
 
     def __init__(self, p: float, mirror_axes: Sequence[int]) -> None:
@@ -127,7 +127,7 @@ class Mirror(AugmentationStep):
         self.axes = tuple(mirror_axes)
 
     def draw(self, channels: int) -> tuple[int, ...] | None:
-        """The axes that are mirrored."""
+        """Return the axes to mirror; None if there are none."""
         return tuple(axis for axis in self.axes if uniform() < self.p) or None
 
     def apply(self, patch: Patch, drawn: Sequence[int]) -> Patch:

@@ -1,6 +1,6 @@
-"""What a recipe of augmentation is made of: steps that are drawn where a patch is read and carried out where it lies.
+"""The interface of augmentation steps, which are drawn where a patch is read and applied on the patch's device.
 
-A class of one's own is a part of `conf/augmentation/NAME.yaml` as the project's are (docs/extending.md).
+A user's own class is used in `conf/augmentation/NAME.yaml` like the project's (docs/extending.md).
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ Triple = tuple[int, int, int]
 
 
 class Patch(NamedTuple):
-    """What a step gets and gives: `patch._replace(image=..)`, or the same with voxels changed in place.
+    """Input and output of a step. A step returns `patch._replace(image=..)`, or the patch changed in place.
 
     Attributes:
-        image: float32 (C, d, h, w), on whatever device.
-        label: integers (M, d, h, w): the label map and, where channels are normalised by it, the nonzero mask (1
-            inside). What moves voxels moves both, by their nearest voxels.
-        size: Voxels (D, H, W) that the step gives around the same centre: those of the image, unless its `box_size`
-            asked for more.
-        affine: Voxels (d, h, w) of the image -> mm to the right, to the front and upward, (4, 4), of the patch as it
+        image: float32 (C, d, h, w), on any device.
+        label: integers (M, d, h, w): the label map and, if channels are normalised by it, the nonzero mask (1 inside).
+            A step that moves voxels moves both, by nearest neighbour.
+        size: Voxels (D, H, W) of the step's output around the same centre. They are those of the image, unless its
+            `box_size` asked for more.
+        affine: Voxels (d, h, w) of the image -> mm to the right, to the front and upward, (4, 4), for the patch as it
             was read.
     """
 
@@ -36,34 +36,34 @@ class Patch(NamedTuple):
 
 
 class AugmentationStep:
-    """One step of a recipe. A class of one's own overrides `draw` and `apply`.
+    """One step of a recipe. A user's own class overrides `draw` and `apply`.
 
-    Its constructor takes plain values, which the config gives, and any of `patch_size` (D, H, W in voxels) and
-    `mirror_axes` (along which a mirrored case is one of the dataset still: 0, 1, 2), which the data give.
+    Its constructor takes plain values from the config. It may also take `patch_size` (D, H, W in voxels) and
+    `mirror_axes` (those of 0, 1, 2 along which a mirrored case is still plausible), which come from the data.
     """
 
     def draw(self, channels: int) -> Any:
-        """What happens to one patch of so many channels, in plain numbers and containers; None for nothing.
+        """Draw the change of one patch of `channels` channels, in plain numbers and containers; None for no change.
 
-        In the worker that reads the patch. Everything random is drawn here, from torch's global generator (`uniform`),
-        which is seeded for the patch: the device that carries the draw out may have other random numbers.
+        Runs in the worker that reads the patch. Everything random is drawn here, from torch's global generator
+        (`uniform`), which is seeded for the patch. The device that applies the draw may have other random numbers.
         """
         raise NotImplementedError
 
     def apply(self, patch: Patch, drawn: Any) -> Patch:
-        """Carry out a draw that is not None, the same in a worker and on the training device."""
+        """Apply a draw that is not None, in the same way in a worker and on the training device."""
         raise NotImplementedError
 
     def box_size(self, drawn: Any, size: Triple) -> Triple:
         """Voxels (D, H, W) that `apply` needs for a patch of `size` around the same centre: `size` plus even numbers.
 
-        Of steps that take voxels from elsewhere, such as a rotation. Steps before it get as many.
+        Override it in steps that move voxels, such as a rotation. The steps before it get the larger patch.
         """
         return size
 
 
 def uniform(low: float = 0.0, high: float = 1.0) -> float:
-    """A number between the two, from torch's global generator."""
+    """Return a uniform random number from `low` to `high`, from torch's global generator."""
     return low + (high - low) * float(torch.rand(1))
 
 
@@ -73,7 +73,7 @@ def is_anisotropic(patch_size: Triple, ratio: float) -> bool:
 
 
 def require_range(name: str, given: Any, *, around: float | None = None) -> tuple[float, float]:
-    """A list of two numbers as a range; InputError where it is none, or `around` lies outside of it."""
+    """Return a list of two numbers as a range; InputError if it is no range, or `around` lies outside."""
     low, high = given if len(given) == 2 else (0.0, -1.0)
     if not low <= high or (around is not None and not low <= around <= high):
         more = "" if around is None else f", {around:g} between them"

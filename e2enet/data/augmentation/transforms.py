@@ -1,7 +1,7 @@
 """Transforms of TorchIO and MONAI as steps of a recipe.
 
-What is drawn is a seed. The transform runs from it on a copy of the patch in the host's memory, wherever the patch
-lies, so that a worker and the training device give the same patches, and no generator of the process is touched.
+Such a step draws only a seed. The transform runs with this seed on a copy of the patch in host memory, wherever the
+patch lies. So a worker and the training device give the same patches, and the process's generators keep their states.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from torch import Tensor
 from e2enet.common.errors import InputError
 from e2enet.data.augmentation.step import AugmentationStep, Patch
 
-SEEDS = 2**32  # NumPy's generators take no larger one
+SEEDS = 2**32  # NumPy's generators accept no larger seed
 Run = Callable[[Any, Patch, int], tuple[Any, Any]]
 
 
 class TransformStep(AugmentationStep):
-    """A transform that draws from generators of its own.
+    """A transform, with its own random numbers, as a step.
 
     Args:
-        transform: of TorchIO or MONAI.
-        run: gives image and label of a patch after the transform, from a seed.
+        transform: A transform of TorchIO or MONAI.
+        run: Applies the transform to a patch with a seed; returns image and label.
     """
 
     def __init__(self, transform: Any, run: Run) -> None:
@@ -36,11 +36,11 @@ class TransformStep(AugmentationStep):
         self.run = run
 
     def draw(self, channels: int) -> int:
-        """A seed, whatever the transform makes of it: its own probability is its own."""
+        """Draw a seed, always: the transform applies its own probability."""
         return int(torch.randint(SEEDS, (1,)))
 
     def apply(self, patch: Patch, drawn: int) -> Patch:
-        """Image and label after the transform, in their types; InputError where the shape or the labels are others."""
+        """Apply the transform and keep the types; InputError if the shape changes or new labels appear."""
         own = patch._replace(image=patch.image.cpu(), label=patch.label.cpu().clone())
         with seeded(drawn):
             image, label = (_plain(part) for part in self.run(self.transform, own, drawn))
@@ -56,7 +56,7 @@ class TransformStep(AugmentationStep):
 
 
 def as_step(transform: Any, target: str) -> TransformStep:
-    """A transform as a step; InputError where `target` built something else."""
+    """Return a transform as a step; InputError if `target` built something else."""
     if isinstance(transform, tio.Transform):
         return TransformStep(transform, run_torchio)
     if not _is_of_monai(transform, "Transform"):
@@ -66,7 +66,7 @@ def as_step(transform: Any, target: str) -> TransformStep:
 
 
 def run_torchio(transform: tio.Transform, patch: Patch, seed: int) -> tuple[Tensor, Tensor]:
-    """As a subject of "image", "label" and, where there is one, "inside" (the nonzero mask)."""
+    """Run it on a subject of "image", "label" and, if there is a nonzero mask, "inside"."""
     images: dict[str, tio.Image] = {"image": tio.ScalarImage(tensor=patch.image, affine=patch.affine)}
     for name, part in zip(("label", "inside"), patch.label, strict=False):
         images[name] = tio.LabelMap(tensor=part[None], affine=patch.affine)
@@ -78,13 +78,13 @@ def run_torchio(transform: tio.Transform, patch: Patch, seed: int) -> tuple[Tens
 
 
 def run_monai(transform: Any, patch: Patch, seed: int) -> tuple[Any, Tensor]:
-    """The image alone, channels first."""
+    """Run it on the image alone, channels first."""
     _seed_monai(transform, seed)
     return transform(_with_affine(patch.image, patch.affine)), patch.label
 
 
 def run_monai_dictionary(transform: Any, patch: Patch, seed: int) -> tuple[Any, Any]:
-    """As a dictionary of "image" and "label", channels first; a nonzero mask is the label's second channel."""
+    """Run it on a dictionary of "image" and "label", channels first; a nonzero mask is the label's second channel."""
     _seed_monai(transform, seed)
     parts = {"image": patch.image, "label": patch.label}
     given = transform({name: _with_affine(part, patch.affine) for name, part in parts.items()})
@@ -95,12 +95,11 @@ def run_monai_dictionary(transform: Any, patch: Patch, seed: int) -> tuple[Any, 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Within the block the host's generators of torch, NumPy and Python draw from a seed; after it, as if it had not
-    been."""
+    """Seed the host's generators of torch, NumPy and Python within the block; restore their states after it."""
     states = np.random.get_state(), random.getstate()
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach for a GPU's generators too
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed a GPU's generators too
             np.random.seed(seed)
             random.seed(seed)
             yield
@@ -111,17 +110,17 @@ def seeded(seed: int) -> Iterator[None]:
 
 def _seed_monai(transform: Any, seed: int) -> None:
     if _is_of_monai(transform, "Randomizable"):
-        transform.set_random_state(seed=seed)  # which a Compose hands on to what it holds
+        transform.set_random_state(seed=seed)  # a Compose passes the seed on to its transforms
 
 
 def _with_affine(part: Tensor, affine: np.ndarray) -> Tensor:
-    from monai.data import MetaTensor  # seconds, and there already where a transform is MONAI's
+    from monai.data import MetaTensor  # takes seconds; already imported if a transform is MONAI's
 
     return MetaTensor(part, affine=torch.from_numpy(affine.copy()))
 
 
 def _is_of_monai(transform: Any, name: str) -> bool:
-    """Whether it is an instance of a class of monai.transforms, told without importing that for those that are not."""
+    """Whether it is an instance of the class `name` of monai.transforms, without importing MONAI for others."""
     return any(
         kind.__name__ == name and kind.__module__.startswith("monai.transforms") for kind in type(transform).__mro__
     )
@@ -141,7 +140,7 @@ def _plain(part: Any) -> Tensor:
 
 
 def _require_labels(had: Tensor, given: Tensor, name: str) -> None:
-    """InputError where a label map holds values that it did not hold, beside the background that is filled in."""
+    """Raise InputError if a label map holds new values other than background, which may be filled in."""
     if torch.equal(had, given):
         return
     for before, after in zip(had, given, strict=True):

@@ -1,5 +1,4 @@
-"""The steps of a recipe built before any data are prepared, and those that are not the project's tried on a patch: what
-they refuse is told at once."""
+"""Check a recipe before data are prepared: build its steps, and try those from outside the project on a patch."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ from e2enet.data.augmentation.recipe import GROUP, Augmentation, build_step
 from e2enet.data.augmentation.step import AugmentationStep, Triple
 from e2enet.data.augmentation.transforms import TransformStep, seeded
 
-# Of data that are not known yet: a step passes that can be used with one of these.
+# The data are not known yet: a step passes if it works for one combination of these.
 CHANNELS = (1, 2, 4)
 PATCHES: tuple[Triple, ...] = ((32, 64, 64), (96, 96, 96))
 TRIES = 3  # a step with a probability of its own may do nothing at first
@@ -28,11 +27,11 @@ TRIES = 3  # a step with a probability of its own may do nothing at first
 def recipe_problem(
     section: Mapping[str, Any], patch_size: Sequence[int] | None, mirror_axes: Sequence[int] | None
 ) -> str | None:
-    """What is wrong with the steps of the section `augmentation`, all of it, or None; its keys are checked."""
+    """Return all problems of the steps in the section `augmentation`, or None; its keys are checked already."""
     return _recipe_problem(json.dumps(section), tuple(patch_size or ()), tuple(mirror_axes or ()))
 
 
-@cache  # asked for every job of a sweep
+@cache  # called for every job of a sweep
 def _recipe_problem(section: str, patch_size: tuple[int, ...], mirror_axes: tuple[int, ...]) -> str | None:
     content = json.loads(section)
     d, h, w = patch_size or PATCHES[0]
@@ -50,7 +49,7 @@ def _recipe_problem(section: str, patch_size: tuple[int, ...], mirror_axes: tupl
 
 
 def _step_problem(name: str, step: AugmentationStep, patches: Sequence[Triple]) -> str | None:
-    """Why a step can change no patch; None where it can."""
+    """Return why a step works for none of the patches; None if it works for one."""
     problem = None
     for size, channels in product(patches, CHANNELS):
         try:
@@ -58,7 +57,7 @@ def _step_problem(name: str, step: AugmentationStep, patches: Sequence[Triple]) 
                 warnings.simplefilter("ignore")
                 for _ in range(TRIES):
                     _try_step(Augmentation(size, {name: step}), channels)
-        except Exception as error:  # whatever a step raises is the user's to see
+        except Exception as error:  # a step may raise anything, and the user should see it
             told = (
                 str(error) if str(error).startswith(f"{GROUP}.") else f"{GROUP}.{name}: {type(error).__name__}: {error}"
             )
@@ -72,5 +71,5 @@ def _try_step(augmentation: Augmentation, channels: int) -> None:
     draw = pickle.loads(pickle.dumps(augmentation.draw(channels)))  # as it comes out of a worker
     size = augmentation.box_size(draw)
     label = torch.zeros(size, dtype=torch.uint8)
-    label[size[0] // 4 :, size[1] // 4 :, size[2] // 4 :] = 3  # between which and 0 an interpolated label lies
+    label[size[0] // 4 :, size[1] // 4 :, size[2] // 4 :] = 3  # interpolated labels lie between 0 and 3
     augmentation.apply([torch.randn(channels, *size)], [label], [draw])
