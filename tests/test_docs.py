@@ -1,4 +1,4 @@
-"""The documentation holds: its Python runs, its commands compose, its links and pictures exist."""
+"""The documentation is correct: its Python runs, its commands compose, its links and pictures exist."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ INLINE_COMMAND = re.compile(r"`((?:python|torchrun) [^`]+)`")
 
 
 def blocks(document: Path, language: str) -> list[str]:
-    """The fenced code blocks of one language, in order."""
+    """Return the fenced code blocks of one language, in order."""
     return [code for found, code in FENCE.findall(document.read_text(encoding="utf-8")) if found == language]
 
 
 def commands(document: Path) -> list[list[str]]:
-    """Commands of a document, of bash blocks and of inline code, split into words."""
+    """Return the commands in a document's bash blocks and inline code, split into words."""
     text = FENCE.sub("", document.read_text(encoding="utf-8"))
     lines = [line for code in blocks(document, "bash") for line in code.replace("\\\n", " ").splitlines()]
     parts = [part for line in [*lines, *INLINE_COMMAND.findall(text)] for part in line.split("&&")]
@@ -45,14 +45,14 @@ def commands(document: Path) -> list[list[str]]:
 
 
 def arguments_of(script: str) -> list[list[str]]:
-    """Arguments of every documented call of a script, under torchrun too."""
+    """Return the arguments of every documented call of a script, including calls by torchrun."""
     calls = [words for document in DOCUMENTS for words in commands(document) if script in words]
     calls = [words for words in calls if "--config-dir" not in words]  # tests/integration/test_own_folder.py runs these
     return [words[words.index(script) + 1 :] for words in calls]
 
 
 def anchors(document: Path) -> set[str]:
-    """GitHub's anchors of a document's headings."""
+    """Return GitHub's anchors of a document's headings."""
     text = FENCE.sub("", document.read_text(encoding="utf-8"))
     titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
@@ -64,7 +64,7 @@ def test_python_runs(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     namespace: dict[str, object] = {"__name__": "docs"}
     with torch.random.fork_rng():
         for number, code in enumerate(blocks(document, "python"), start=1):
-            # One namespace for a document: a later block goes on from an earlier one.
+            # One namespace per document: a later block continues an earlier one.
             exec(compile(code, f"{document.name}, Python block {number}", "exec"), namespace)
 
 
@@ -85,13 +85,13 @@ def test_links_and_pictures_exist(document: Path) -> None:
 @pytest.mark.parametrize("arguments", arguments_of("train.py"), ids=" ".join)
 def test_train_commands_compose(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    # The check also refuses what this machine cannot do, which is no fault of the documentation.
+    # The check also refuses what this machine cannot run, which is no error of the documentation.
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("e2enet.network.baselines.PLAIN_UNET_PACKAGE", "torch")
     monkeypatch.setattr("e2enet.configuration.conflicts._login_problem", lambda: None)
     monkeypatch.setattr("e2enet.configuration.conflicts.trainer_problem", lambda _: None)
     for path in (Path(word.removeprefix("resume=")) for word in arguments if word.startswith("resume=")):
-        folder = path.parents[1] if path.suffix == ".ckpt" else path  # a run, or a checkpoint of one, to go on with
+        folder = path.parents[1] if path.suffix == ".ckpt" else path  # a run or one of its checkpoints
         write_config(folder / CONFIG_FILE, compose_config())
         for checkpoint in (folder / LAST_CHECKPOINT, *([path] if folder != path else [])):
             checkpoint.parent.mkdir(exist_ok=True)
@@ -99,7 +99,7 @@ def test_train_commands_compose(arguments: list[str], tmp_path: Path, monkeypatc
     for folder in (Path(word.partition("=")[2]) for word in arguments if word.startswith("initial_weights=")):
         (folder / "checkpoints").mkdir(parents=True)
         torch.save({"hyper_parameters": {}}, folder / "checkpoints" / "best.ckpt")
-    check_command_line([word for word in arguments if word != "SETTINGS"])  # which stand below the commands
+    check_command_line([word for word in arguments if word != "SETTINGS"])  # a placeholder
 
 
 def test_documented_mistakes_are_reported_like_that() -> None:

@@ -1,4 +1,4 @@
-"""The house: rooms import one way only, files stay readable, everything public says what it is."""
+"""Structure of the package: rooms (subpackages) import one way only, files stay short, public names are documented."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def room_of(path: Path) -> str | None:
-    """The room that a file of the package is in; None for files beside the rooms."""
+    """Return the room of a file; None for files outside of the rooms."""
     parts = path.relative_to(PACKAGE).parts
     return parts[0] if len(parts) > 1 else None
 
 
 def imported_rooms(source: str, package: str = "e2enet") -> set[str]:
-    """Rooms that a file's imports name, wherever in the file they stand; `package` is the file's own."""
+    """Return the rooms that a file imports anywhere in its code. `package` is the file's own package."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -44,8 +44,8 @@ def imported_rooms(source: str, package: str = "e2enet") -> set[str]:
 
 
 def problems_of_imports(room: str | None, source: str, package: str = "e2enet") -> set[str]:
-    """Rooms that a file of `room` imports and may not."""
-    # A file beside the rooms runs before every one of them, so it imports none.
+    """Return the rooms that a file of `room` imports but may not."""
+    # A file outside of the rooms runs before all of them, so it may import none.
     allowed = ROOMS[: ROOMS.index(room) + 1] if room else ()
     return imported_rooms(source, package) - set(allowed)
 
@@ -57,7 +57,7 @@ def public_definitions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.Async
 
 
 def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Lines of a function, its docstring left out: explaining must cost nothing."""
+    """Return the number of lines of a function without its docstring: explanations must not count."""
     docstring = ast.get_docstring(function, clean=False)
     assert function.end_lineno is not None
     return function.end_lineno - function.lineno + 1 - (len(docstring.splitlines()) if docstring else 0)

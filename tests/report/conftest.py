@@ -1,4 +1,4 @@
-"""A sweep folder as jobs leave it, written without training: every file of the true format, every state once."""
+"""A sweep folder as jobs leave it, written without training: all files in the real format, jobs in every state."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from e2enet.common.configs import compose_config
 
 CLASSES = {1: "anterior", 2: "posterior"}
 CASES = [f"hippocampus_{number:03d}" for number in range(1, 9)]
-DIAGONAL = 90.5  # mm, what HD95 counts for a structure in one of the two images only
+DIAGONAL = 90.5  # mm: the HD95 of a structure that only one of the two images has
 FLOWS = ("forward", "up", "down")
 ABLATION: dict[str, Any] = {
     "title": "Sparsity level",
@@ -53,7 +53,7 @@ ABLATION: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class FakeJob:
-    """A job to write: `dice` is what its cases score about; `overrides` are the command line's."""
+    """A job to write. Its cases score about `dice`; `overrides` are those of the command line."""
 
     row: str | None
     seed: int = 0
@@ -76,7 +76,8 @@ class FakeJob:
         return f"{self.row or 'job'}-fold{self.fold}-seed{self.seed}-{self.key[-8:]}"
 
 
-# Two seeds of three rows; one row crashed and was cut off, one has not begun, one runs (where its lock is held).
+# Two seeds of four rows: five jobs finished, one was interrupted (running, if its lock is held), one crashed, one is
+# pending.
 JOBS = (
     FakeJob("s90", 0, dice=0.80, density=0.1),
     FakeJob("s90", 1, dice=0.81, density=0.1),
@@ -91,7 +92,7 @@ JOBS = (
 
 @pytest.fixture(scope="session")
 def written_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sweep that `sweep_folder` copies; nobody may change it."""
+    """The sweep that `sweep_folder` copies. Tests must not change it."""
     return write_sweep(tmp_path_factory.mktemp("sweeps") / "sweep", JOBS, {"sparsity": ABLATION})
 
 
@@ -126,7 +127,7 @@ def write_sweep(folder: Path, jobs: tuple[FakeJob, ...], ablations: dict[str, An
 
 
 def write_job(folder: Path, job: FakeJob, *, with_state: bool = True) -> Path:
-    """Write a run folder as train.py does; without job.json it is that of a run outside of any sweep."""
+    """Write a run folder as train.py does. Without job.json it is a run outside of any sweep."""
     folder.mkdir(parents=True, exist_ok=True)
     own = ABLATION["rows"][job.row]["overrides"] if job.row else []
     given = [*job.overrides, f"seed={job.seed}", f"fold={job.fold}", f"training.epochs={job.epochs}"]
@@ -145,7 +146,7 @@ def write_job(folder: Path, job: FakeJob, *, with_state: bool = True) -> Path:
 
 
 def job_record(job: FakeJob) -> dict[str, Any]:
-    """What job.json holds."""
+    """Return the content of job.json."""
     ended = None if job.state in ("running", "interrupted") else "2026-01-01T10:05:00+00:00"
     error = None if job.error is None else {"message": job.error, "traceback": f"Traceback ..\n{job.error}"}
     return {
@@ -162,7 +163,7 @@ def job_record(job: FakeJob) -> dict[str, Any]:
 
 
 def write_metrics(path: Path, job: FakeJob) -> None:
-    """metrics.csv: per epoch a line of validation and a line of training; whole cases in the last epoch only."""
+    """Write metrics.csv: a validation and a training line per epoch; scores of whole cases in the last epoch only."""
     lines: list[dict[str, Any]] = []
     for epoch in range(job.epochs_done):
         step = 2 * epoch + 1
@@ -186,7 +187,7 @@ def write_metrics(path: Path, job: FakeJob) -> None:
 
 
 def case_scores(job: FakeJob) -> list[dict[str, Any]]:
-    """Lines of scores.csv. The first case's class 2 is missed by seed 0, the last case has no class 2."""
+    """Return the lines of scores.csv. Seed 0 misses class 2 of the first case; the last case has no class 2."""
     random = np.random.default_rng([job.seed, round(100 * job.density)])
     lines = []
     for case in CASES:
@@ -203,7 +204,7 @@ def case_scores(job: FakeJob) -> list[dict[str, Any]]:
 
 
 def write_scores(folder: Path, job: FakeJob) -> None:
-    """scores.csv and summary.json of `case_scores`."""
+    """Write scores.csv and summary.json from `case_scores`."""
     lines = case_scores(job)
     with (folder / "scores.csv").open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, list(lines[0]))

@@ -1,4 +1,4 @@
-"""Which cases are shown, in which slice and window; and the files that they are read from."""
+"""Case pictures: which cases, slices and windows are shown, and which files they are read from."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from e2enet.report.results.runs import Runs, load_runs
 from tests.report.conftest import FakeJob, write_job
 
 SHAPE = (10, 8, 4)  # x, y, z of the files: z is the depth axis
-# LPS, as most scanners write: the frame turns two axes around.
+# LPS, as most scanners write: the frame reverses two axes.
 AFFINE = np.diag([-1.0, -1.0, 3.0, 1.0])
 
 
 def row_of(label: str, jobs: list[tuple[str, int, float]], *, reference: bool = False) -> Row:
-    """A row of (key, seed, Dice) jobs, all finished."""
+    """Return a row of finished jobs given as (key, seed, Dice)."""
     lines = [{"key": key, "fold": 0, "seed": seed, "state": "finished", "dice": dice} for key, seed, dice in jobs]
     return Row(label, pd.DataFrame(lines), row_styles(1, None)[0], reference)
 
 
 def scores(values: dict[tuple[str, str], list[float]]) -> pd.DataFrame:
-    """Lines of `Runs.cases` of {(key, case): Dice per class}; the last class is a region, which must not count."""
+    """Return lines of `Runs.cases` from {(key, case): Dice per class}, plus a region, which must not count."""
     return pd.DataFrame(
         [
             {"key": key, "case": case, "class": str(label), "name": f"c{label}", "dice": dice, "region": label == 3}
@@ -101,7 +101,7 @@ def test_the_window_holds_every_label_and_is_square_in_millimetres() -> None:
     labels = np.zeros((200, 100), dtype=np.uint8)
     labels[50:90, 40:60] = 1
     rows, columns = labelled_window([labels], (1.0, 2.0))
-    # 40 mm high and 40 mm wide; with 20 % on each side 56 mm: 56 rows of 1 mm, 28 columns of 2 mm.
+    # 40 mm high and wide; with 20 % on each side 56 mm: 56 rows of 1 mm, 28 columns of 2 mm.
     assert (rows.start, rows.stop, columns.start, columns.stop) == (42, 98, 36, 64)
     rows, columns = labelled_window([np.zeros_like(labels), np.zeros_like(labels)], (1.0, 1.0))
     assert (rows, columns) == (slice(0, 200), slice(0, 100))
@@ -113,7 +113,7 @@ def test_the_window_holds_every_label_and_is_square_in_millimetres() -> None:
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Runs:
-    """A finished run with the raw data that it was trained on and predictions of two cases."""
+    """A finished run with its raw data and predictions of two cases."""
     raw = tmp_path / "data" / "Task99_Tiny"
     reference = np.zeros(SHAPE, dtype=np.uint8)
     reference[2:6, 2:6, 1:3], reference[6:8, 2:6, 2] = 1, 2
@@ -148,7 +148,7 @@ def test_scans_and_predictions_are_read_into_one_frame(runs: Runs) -> None:
     key, reader = runs.jobs["key"][0], ScanReader(runs)
     scan = reader.scan(key, "hippocampus_001")
     assert scan.image.shape == (4, 10, 8) and scan.geometry.spacing == (3, 1, 1)
-    assert scan.image[0, 9, 7] == 7  # LPS to RAS turns both axes of a slice around
+    assert scan.image[0, 9, 7] == 7  # LPS to RAS reverses both axes of a slice
     prediction = reader.prediction(key, scan)
     (wrong,) = np.argwhere(prediction != scan.reference)
     assert wrong.tolist() == [1, 7, 5]
@@ -162,10 +162,10 @@ def test_pictures_show_image_reference_and_predictions(runs: Runs) -> None:
     figure = draw_worst_and_best(reader, worst_and_best(row, cases))
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert [title.split(",")[0] for title in titles] == ["image", "reference", "prediction"] * 2
-    # The one wrong voxel is in slice 1, the second of four.
+    # The only wrong voxel is in slice 1, the second of four.
     assert titles[0] == "image, slice 2 of 4"
     images = [len(axes.images) for axes in figure.axes[:3]]
-    assert images == [1, 2, 2]  # the scan, and the fill of the labels on it
+    assert images == [1, 2, 2]  # the scan, then the scan with the fill of the labels
     pairs = telling_pairs(row, row, cases)
     figure = draw_side_by_side(reader, ("one", "other"), pairs)
     assert len(figure.axes) == 8 and figure.axes[2].get_title(loc="left").startswith("one\nDice ")

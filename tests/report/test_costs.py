@@ -1,4 +1,4 @@
-"""Rows of experiments are counted at the paper's scale and cost what is published, within 0.2 %."""
+"""Rows of experiments, counted at the paper's scale, have the published costs within 0.2 %."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ PUBLISHED = [
     for row, content in (ablation["rows"] or {}).items()
     if {"params", "gflops"} & content.get("published", {}).keys()
 ]
-# Parameters that whole channels cannot match nearer, and those of nnU-Net, whose published network is not known layer
-# by layer: 31.21 M against 30.76 M, at the same FLOPs.
+# Looser tolerances of parameter counts. `nnunet_minus`: whole channels come no closer. `nnunet`: the layers of the
+# published network are not known; 31.21 M against 30.76 M at the same FLOPs.
 LOOSER = {"nnunet_minus": 3e-3, "nnunet": 1.5e-2}
 
 
@@ -52,7 +52,7 @@ def test_the_cost_is_of_the_papers_width_and_moves_no_random_numbers() -> None:
 def test_groups_cost_what_kernels_do_but_for_rounding() -> None:
     setting = row_setting(ABLATIONS["granularity"], "kernel") | {"patch_size": [64, 64, 64]}
     rows = {name: count_row(row["overrides"], setting) for name, row in ABLATIONS["granularity"]["rows"].items()}
-    # A group keeps round(0.2 * inputs): 29 of 144, where the layer's kernels are 0.2 of all.
+    # A group keeps round(0.2 * inputs), e.g. 29 of 144. Single kernels keep 0.2 of the whole layer.
     assert rows["group8"] == rows["group16"] == rows["group32"] != rows["kernel"]
     assert rows["group8"]["params"] == pytest.approx(rows["kernel"]["params"], rel=5e-3)
     assert rows["group8"]["gflops_exact"] == pytest.approx(rows["kernel"]["gflops_exact"], rel=2e-2)

@@ -1,4 +1,4 @@
-"""What differs from full scale is read from the runs' own configs; only the same dataset is compared."""
+"""Differences from full scale are read from the runs' configs; scores are compared on the same dataset only."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ABLATION: dict[str, Any] = {"title": "Sparsity", "published_on": "AMOS-CT", "set
 
 
 def make(tmp_path: Path, *overrides: str) -> Runs:
-    """Two seeds of one row and one of another, at a small scale."""
+    """Write two seeds of one row and one seed of another, at a small scale."""
     given = ("experiments=sparsity", "training=small", *overrides)
     jobs = (FakeJob("s90", 0, overrides=given, density=0.1), FakeJob("s90", 1, overrides=given, density=0.1))
     ablation = {**ABLATION, "rows": ROWS}
@@ -56,7 +56,7 @@ def test_settings_that_differ_from_the_experiment(tmp_path: Path) -> None:
     assert found["batch size"] == ("2", "4")
     assert found["optimizer._target_"] == ("torch.optim.SGD", "torch.optim.AdamW")
     assert "folds" not in found and found["seeds"] == ("0", "0, 1")
-    # A row's own settings are the same on both sides, and where files are is no difference.
+    # A row's own settings are equal on both sides, and paths do not count.
     assert not [name for name in found if name.startswith(("dsff.density", "paths", "data."))]
     assert table.notes == ()
 
@@ -126,7 +126,7 @@ def test_a_row_that_is_gone_is_said(tmp_path: Path) -> None:
     runs.jobs["row"] = ["before", "before", "s80"]
     table = setting_differences(runs, "sparsity")
     assert table.notes == ("sparsity, before: the experiment has no such row any more; its full scale is not known",)
-    assert "epochs" in [entry["setting"] for entry in table.lines]  # of the other row
+    assert "epochs" in [entry["setting"] for entry in table.lines]  # the other row has differences
 
 
 @pytest.mark.parametrize(

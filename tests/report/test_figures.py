@@ -1,4 +1,4 @@
-"""Curves are read as they were written, and drawn only where there is something to draw."""
+"""Curves are read as they were written, and drawn only if there is data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page stands alone: no address to load from, every picture inside, and texts from outside as texts."""
+"""The page is self-contained: nothing is loaded, pictures are embedded, and text from runs is never markup."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PNG = base64.b64decode(
 
 
 class Reader(HTMLParser):
-    """Collects tags with their attributes, and the text outside of script and style."""
+    """Collect tags with their attributes, and the text outside of script and style."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ def test_texts_from_outside_stay_texts(tmp_path: Path) -> None:
         command=MARKUP,
     )
     page = Reader(render_page(Page(MARKUP, [(MARKUP, 1)], [MARKUP], [section], [])))
-    assert [tag for tag, _ in page.tags].count("script") == 1  # the page's own
+    assert [tag for tag, _ in page.tags].count("script") == 1  # the page's own script
     assert [attributes["src"] for tag, attributes in page.tags if tag == "img"] == [
         "data:image/png;base64," + base64.b64encode(PNG).decode()
     ]
@@ -114,7 +114,7 @@ def test_bold_is_the_best_and_the_reference_a_word(sweep_folder: Path) -> None:
     for key in ("dice", "nsd", "hd95"):
         expected[best[key]["label"].removeprefix("S = ")].append(f"{best[key][key]:.2f}")
     assert bold == expected
-    assert "S = 0.8 (reference)" in html and html.count("(reference)") == 2  # accuracy and cost
+    assert "S = 0.8 (reference)" in html and html.count("(reference)") == 2  # in accuracy and in cost
     assert "font-weight" not in next(line for line in html.splitlines() if line.startswith("tr.reference"))
 
 

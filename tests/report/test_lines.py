@@ -1,4 +1,4 @@
-"""The lines of an experiment: order, means, tests, counts; blank where nothing is known."""
+"""The lines of an experiment: order, means, tests, counts; unknown values are blank."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OPTIONS = Options(resamples=200, trade_off=True)
 
 
 def count(overrides: Sequence[str], setting: Mapping[str, Any]) -> Mapping[str, float]:
-    """A counter that tells what it was asked."""
+    """Stand-in for the cost counter whose result shows its arguments."""
     return {"params": float(len(overrides)), "gflops_paper": float(setting["patch_size"][0]), "gflops_exact": 1.0}
 
 
@@ -63,12 +63,12 @@ def test_dice_is_the_mean_of_run_means_with_their_deviation(lines: list[dict[str
     assert lines[0]["dice_sd"] == pytest.approx(abs(means[0] - means[1]) / math.sqrt(2))
     assert math.isnan(lines[2]["dice_sd"])  # one run has no deviation
     assert lines[0]["nsd"] == pytest.approx(100 * jobs["nsd"][:2].mean())
-    # Every run scored the same cases: the mean over pooled cases is that of the runs, inside its interval.
+    # Every run scored the same cases, so the mean lies inside the interval over pooled cases.
     assert all(line["dice_low"] < line["dice"] < line["dice_high"] for line in lines[:3])
 
 
 def test_missed_structures_are_counted_over_runs(lines: list[dict[str, Any]]) -> None:
-    # Seed 0 misses one; 8 cases x 2 classes less one absent structure per run.
+    # Seed 0 misses one structure. Each run has 8 cases x 2 classes, minus one absent structure.
     assert [(line["missed"], line["structures"], line["cases"]) for line in lines[:3]] == [
         (1, 30, 8),
         (1, 30, 8),
@@ -78,7 +78,7 @@ def test_missed_structures_are_counted_over_runs(lines: list[dict[str, Any]]) ->
 
 def test_tests_are_against_the_reference_with_holm(lines: list[dict[str, Any]]) -> None:
     assert [line["reference"] for line in lines] == [False, True, False, False, False]
-    # Every case of s90 is worse: 2 of 2^8 sign patterns.
+    # Every case of s90 is worse: p is 2 of 2^8 sign patterns.
     assert lines[0]["p"] == 2 / 2**8 and lines[0]["pairs"] == len(CASES)
     assert math.isnan(lines[1]["p"])
     np.testing.assert_allclose([line["p_holm"] for line in lines], holm([line["p"] for line in lines]))
@@ -124,7 +124,7 @@ def test_variants_are_compared_with_the_reference_s_same_variant(tmp_path: Path)
     found = {line["label"]: line for line in lines_of(make(tmp_path, jobs))}
     worse, better = found["S = 0.9 (dsff.growth=random)"], found["S = 0.9 (dsff.growth=gradient)"]
     assert worse["dice"] < 75 and better["dice"] > 85
-    # Both differ from their own partner in every case: 2 of 2^8.
+    # Both differ from their own partner in every case: p is 2 of 2^8.
     assert worse["p"] == better["p"] == 2 / 2**8
     assert found["S = 0.8 (dsff.growth=gradient)"]["reference"]
     (section,) = build_report(make(tmp_path / "again", jobs), OPTIONS, count=count).sections
@@ -137,13 +137,13 @@ def test_rows_of_other_data_are_not_paired(tmp_path: Path) -> None:
     runs.configs[runs.jobs["key"][0]]["data"]["name"] = "BTCV"  # type: ignore[index]
     found = lines_of(runs)
     assert math.isnan(found[0]["p"]) and found[0]["pairs"] == 0
-    # PT is relative to the best of a dataset, and each has one row only.
+    # PT is relative to the best row of a dataset, and each dataset has one row only.
     assert math.isnan(found[0]["pt"]) and math.isnan(found[1]["pt"])
 
 
 def test_trade_off_is_among_the_rows(lines: list[dict[str, Any]]) -> None:
     best = max(line["dice"] for line in lines[:3])
-    # s90 has the fewest parameters (1.1 M of 1.1 M) and FLOPs.
+    # s90 has the fewest parameters (1.1 M) and FLOPs.
     assert lines[0]["pt"] == pytest.approx(lines[0]["dice"] / best + 0.5 * 2)
     assert lines[1]["pt"] == pytest.approx(lines[1]["dice"] / best + 0.5 * (1.1 / 1.2 + 4.4 / 4.8))
 
@@ -179,7 +179,7 @@ def test_invented_structures_lower_the_mean_of_their_case(tmp_path: Path) -> Non
     runs.cases.loc[absent, ["dice", "outcome"]] = pd.array([0.0, "invented"], dtype=object)
     after = lines_of(runs)[0]
     assert (before["invented"], after["invented"]) == (0, 1)
-    assert after["structures"] == before["structures"]  # the reference holds no more than before
+    assert after["structures"] == before["structures"]  # the reference has no more structures than before
     assert after["dice_low"] < before["dice_low"] - 1
 
 
@@ -194,7 +194,7 @@ def test_runs_of_fold_all_are_a_line_apart(tmp_path: Path) -> None:
     assert apart["dice"] > 90 and apart["dice_sd"] > 0
     assert all(math.isnan(apart[name]) for name in ("dice_low", "dice_high", "p", "p_holm", "pt"))
     assert apart["published_dice"] is None
-    # The other lines are as they were without these runs.
+    # The other lines do not change with these runs.
     pd.testing.assert_frame_equal(pd.DataFrame(found), pd.DataFrame(before))
 
 
@@ -225,7 +225,7 @@ def test_a_job_without_row_beside_rows_keeps_its_line(tmp_path: Path) -> None:
 
 
 def test_the_interval_is_of_the_dice_beside_it(tmp_path: Path) -> None:
-    # Posterior is in one reference only. Seed 0 finds none elsewhere, seed 1 invents it everywhere.
+    # One reference only has Posterior. In the other cases seed 0 predicts none, and seed 1 invents it in each.
     runs = make(tmp_path, [FakeJob("s80", 0), FakeJob("s80", 1)])
     first, second = runs.jobs["key"]
     runs.cases["dice"] = 0.9
@@ -238,7 +238,7 @@ def test_the_interval_is_of_the_dice_beside_it(tmp_path: Path) -> None:
 
 
 def test_datasets_are_told_apart_by_what_the_paper_calls_them(tmp_path: Path) -> None:
-    # Both read the folder amos22; the cases of both are called the same here.
+    # Both datasets read the folder amos22, and here their cases have the same names.
     jobs = [
         FakeJob(row, 1, density=density, overrides=("training=small", f"data={data}"))
         for row, density, data in (("s90", 0.1, "amos_ct"), ("s80", 0.2, "amos_mri"))

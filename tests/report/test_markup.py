@@ -1,4 +1,4 @@
-"""Tables as text: what is unknown is blank, what comes from outside cannot break the format."""
+"""Tables as text: unknown values are blank, and text from outside cannot break the format."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COLUMNS = (
     Column("Dice (%)", number("dice", 1), "obtained"),
     Column("NSD", number("nsd", 1), "obtained", optional=True),
 )
-# The best is the largest Dice of a dataset's rows; a fold and a run of fold=all are no row, and B has one row alone.
+# The best is the largest Dice among a dataset's rows. Single folds and runs of fold=all are no rows; B has one row.
 RANKED = Table(
     "Ranked",
     (COLUMNS[0], Column("Dice (%)", number("dice", 1), best=Best("dice", largest=True))),
@@ -72,7 +72,7 @@ def test_latex() -> None:
 
 
 def test_the_best_of_a_column_is_bold() -> None:
-    # 90.02 and 89.96 both read 90.0.
+    # 90.02 and 89.96 are both shown as 90.0.
     assert RANKED.emphasised() == [*([False, best] for best in (False, True, True, False, False, False, False))]
     assert to_markdown(RANKED).splitlines()[4:8] == [
         "| a | 89.9 |",

@@ -1,4 +1,4 @@
-"""Measured cost: which networks of a sweep are measured, what is kept of it, and that the figures are real."""
+"""Measured cost: which networks of a sweep are measured, which results are kept, and that the figures are real."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Write = Callable[..., Path]
 
 @pytest.fixture
 def write_run(tmp_path: Path) -> Write:
-    """A finished run with a checkpoint; `FEATURES` wide, so that weights outweigh everything else."""
+    """Return a function that writes a finished run with a checkpoint, so wide that weights dominate its memory."""
 
     def write(
         name: str,
@@ -71,7 +71,7 @@ def write_run(tmp_path: Path) -> Write:
 
 
 class FakeProcesses:
-    """Stands in for `subprocess.run`: notes what is measured, answers with its number."""
+    """Stand-in for `subprocess.run`: record the measurements and answer with their number."""
 
     def __init__(self, fails: str = "") -> None:
         self.calls: list[tuple[str, str]] = []
@@ -96,7 +96,7 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> FakeProcesses:
 
 
 def by_run(folder: Path) -> dict[str, dict[str, Any]]:
-    """Entries by the name of the run."""
+    """Return the entries by run name."""
     keys = {job.folder.name: job.key for job in measure.read_sweep(folder).jobs}
     entries = read_measured(folder)
     return {name: entries[key] for name, key in keys.items() if key in entries}
@@ -123,7 +123,7 @@ def test_measured_once_is_enough_unless_asked_again(write_run: Write, processes:
     folder = write_run("a", features=2).parent
     first = measure_runs(folder, device="cpu")
     assert measure_runs(folder, device="cpu") == first and len(processes.calls) == 2
-    write_run("b", features=2, seed=1)  # a later job of a network that is known
+    write_run("b", features=2, seed=1)  # a later job with a measured network
     assert len(measure_runs(folder, device="cpu")) == 2 and len(processes.calls) == 2
     assert by_run(folder)["b"]["latency_s"] == 1.0
     measure_runs(folder, again=True, device="cpu")
@@ -140,13 +140,13 @@ def test_figures_of_another_machine_or_device_are_not_kept(
     gone = write_run("b", features=4)
     here = processes.place
     processes.place = here | place
-    measure_runs(folder, device="cpu")  # answered from elsewhere
+    measure_runs(folder, device="cpu")  # measured at another place
     processes.place = here
     write_run("c", features=6)
     (gone / "summary.json").unlink()
     measure_runs(folder, device="cpu")
     assert [run for run, figure in processes.calls if figure == "latency"] == ["a", "b", "a", "c"]
-    entries = by_run(folder)  # without b, which cannot be measured here: all of one place
+    entries = by_run(folder)  # all of one place; b cannot be measured again here
     assert set(entries) == {"a", "c"} and entries["a"]["latency_s"] == 5.0
     assert all({name: entry[name] for name in here} == here for entry in entries.values())
     assert measure_runs(folder, device="cpu") == read_measured(folder) and len(processes.calls) == 8
@@ -163,7 +163,7 @@ def test_a_network_that_cannot_be_measured_does_not_stop_the_others(
     assert "signal 9" in entries["a"]["error"] and "latency_s" not in entries["a"]
     assert entries["b"]["latency_s"] == 2.0 and "signal 9" in capsys.readouterr().out
     processes.fails = ""
-    measure_runs(folder, device="cpu")  # tries again
+    measure_runs(folder, device="cpu")  # measures a again
     assert "error" not in by_run(folder)["a"] and processes.calls[-2:] == [("a", "latency"), ("a", "memory")]
 
 
@@ -238,5 +238,5 @@ def test_figures_of_a_real_network(write_run: Write) -> None:
     (entry,) = measure_runs(run.parent, device="cpu", repeats=1).values()
     weights = 4 * sum(parameter.numel() for parameter in E2ENet(1, 2, STRIDES, base_features=FEATURES).parameters())
     assert entry["latency_s"] > 0 and entry["device"] == "cpu" and entry["machine"]["threads"] >= 1
-    # Weights, their gradients and momenta, all of one size; buffers of the libraries and two copies more at most.
+    # At least weights, gradients and momenta of equal size. At most two more copies, and buffers of the libraries.
     assert 3 * weights <= entry["peak_bytes"] <= 5 * weights + 64 * 2**20

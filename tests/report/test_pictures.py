@@ -1,4 +1,4 @@
-"""Plots show the numbers of the tables: means, ranges, intervals, shares; and nothing where there is nothing."""
+"""Plots show the numbers of the tables: means, ranges, intervals, shares; without data there is no plot."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_rows_stand_in_the_papers_order_with_their_jobs(sweep_folder: Path) -> N
     assert [row.is_reference for row in rows] == [False, True, False, False, False]
     assert [len(row.jobs) for row in rows] == [2, 2, 2, 2, 0]
     assert [len(row.finished) for row in rows] == [2, 2, 1, 0, 0]
-    # No finished run of S = 0: what its unfinished ones wrote is shown.
+    # S = 0 has no finished run, so its unfinished ones are shown.
     assert len(rows[3].with_curves) == 2 and len(rows[2].with_curves) == 1
 
 
@@ -92,15 +92,15 @@ def test_curves_are_mean_and_range_over_runs_by_epoch(sweep_folder: Path) -> Non
     band = figure.axes[1].collections[0].get_paths()[0].vertices
     assert band[:, 1].max() == pytest.approx(81) and band[:, 1].min() == pytest.approx(80 * 0.25)
     loss = curves.epoch_curves(runs, rows, curves.LEARNING)["S = 0.9", "train/loss"]
-    np.testing.assert_allclose(loss.mean(axis=1), [2 - share for share in (0.25, 0.5, 0.75, 1)])  # no percent
-    # S = 0.5 was not run: four rows, and a legend that names them.
+    np.testing.assert_allclose(loss.mean(axis=1), [2 - share for share in (0.25, 0.5, 0.75, 1)])  # not in percent
+    # S = 0.5 was not run: the legend names the four other rows.
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         *("S = 0.9", "S = 0.8", "S = 0.7", "S = 0 (unfinished)")
     ]
 
 
 def test_a_mean_ends_with_the_first_of_its_runs(tmp_path: Path) -> None:
-    # Both runs were stopped: their mean beyond the second epoch would be that of one.
+    # Both runs were stopped. After the second epoch the mean would be that of a single run.
     jobs = tuple(FakeJob("s80", seed, state="interrupted", epochs_done=done) for seed, done in ((0, 2), (1, 3)))
     runs, rows = rows_of(write_sweep(tmp_path / "sweep", jobs, {"sparsity": ABLATION}))
     table = curves.epoch_curves(runs, rows, curves.LEARNING)["S = 0.8", "train/loss"]
@@ -134,7 +134,7 @@ def test_points_are_the_tables_numbers(sweep_folder: Path) -> None:
     low, high = obtained[0].interval
     assert low < obtained[0].dice < high
     published = {point.label: point for point in tradeoff.published_points(rows)}
-    assert set(published) == {"S = 0.9", "S = 0.8", "S = 0.7"}  # of S = 0 the Dice is unknown
+    assert set(published) == {"S = 0.9", "S = 0.8", "S = 0.7"}  # the Dice of S = 0 is unknown
     assert published["S = 0.7"].interval == (90.1, 90.2) and published["S = 0.7"].dice == pytest.approx(90.15)
     assert all(point.hollow for point in published.values())
     figure = tradeoff.draw_tradeoff(rows)
@@ -173,7 +173,7 @@ def test_runs_of_fold_all_are_in_no_picture_of_accuracy(tmp_path: Path, monkeypa
     ]
     seen: dict[str, list[str]] = {}
     for name in ("draw_tradeoff", "draw_class_dice", "draw_learning_curves"):
-        # Curves are drawn from the runs, then rows; the others from rows first.
+        # `draw_learning_curves` takes runs before rows, the others take rows first.
         place = 1 if name == "draw_learning_curves" else 0
         monkeypatch.setattr(
             f"e2enet.report.pictures.gallery.{name}",
@@ -189,7 +189,7 @@ def test_runs_of_fold_all_are_in_no_picture_of_accuracy(tmp_path: Path, monkeypa
 
 def test_without_points_there_is_no_tradeoff() -> None:
     assert tradeoff.draw_tradeoff([]) is None
-    known = row_with(published_dice=90.0)  # no cost: it has no place
+    known = row_with(published_dice=90.0)  # without a cost there is no point
     assert tradeoff.published_points([known]) == []
 
 
@@ -209,7 +209,7 @@ def test_class_dice_counts_each_case_once_and_missed_ones_as_zero(sweep_folder: 
 
 
 def test_a_class_missed_everywhere_stands_at_its_true_mean() -> None:
-    # 1 of 100 cases has the spleen, and one of the two rows misses it: 0 is its mean, though hardly a case is there.
+    # 1 of 100 cases has the spleen, and one of the two rows misses it: that row's mean is 0, from a single case.
     lines = [(key, f"c{n}", "liver", 0.95) for key in "ab" for n in range(100)]
     lines += [("a", "c0", "spleen", 0.9), ("b", "c0", "spleen", 0.0)]
     cases = pd.DataFrame(lines, columns=["key", "case", "name", "dice"]).assign(region=False)
@@ -259,7 +259,7 @@ def test_connections_are_added_up_over_runs_and_stand_in_the_grids_geometry(swee
     figure = connections.draw_connections(runs, rows)
     assert figure is not None
     forward, _, down = (axes.images[0].get_array().filled(np.nan) for axes in figure.axes[:3])
-    own = (3 + 6 + 0 + 4) / 32  # active of all kernels, both runs
+    own = (3 + 6 + 0 + 4) / 32  # active share of all kernels in both runs
     np.testing.assert_allclose(forward, [[3 / 8 / own, 0], [np.nan, np.nan]])
     np.testing.assert_allclose(down, [[np.nan, np.nan], [0.5 / own, np.nan]])
     shown = {text.get_text() for text in figure.axes[0].texts}
@@ -268,7 +268,7 @@ def test_connections_are_added_up_over_runs_and_stand_in_the_grids_geometry(swee
 
 
 def test_connections_of_all_rows_have_one_scale(sweep_folder: Path) -> None:
-    # S = 0.8 has twice the kernels of S = 0.9, in the same places: the maps are alike.
+    # S = 0.8 has twice the kernels of S = 0.9 in the same places, so the maps are equal.
     sparse = [entry | {"kernels": 8} for entry in CONNECTIONS]
     for job, entries in zip(JOBS[:4], (sparse, sparse, CONNECTIONS, CONNECTIONS), strict=True):
         (sweep_folder / job.folder / "connections.json").write_text(json.dumps(entries))
@@ -277,7 +277,7 @@ def test_connections_of_all_rows_have_one_scale(sweep_folder: Path) -> None:
     maps = [axes.images[0] for axes in figure.axes[:6]]
     for first, second in zip(maps[:3], maps[3:], strict=True):
         np.testing.assert_allclose(first.get_array().filled(-1), second.get_array().filled(-1))
-    # 0 to 2: the least ratio is 0, the largest 0.75 over 6 / 16.
+    # The scale is 0 to 2: the smallest ratio is 0, the largest 0.75 over 6 / 16.
     assert {(image.norm.vmin, image.norm.vcenter, image.norm.vmax) for image in maps} == {(0.0, 1, 2.0)}
     assert [axes.get_ylabel().split("\n")[1] for axes in (figure.axes[0], figure.axes[3])] == [
         *("18.8% active", "37.5% active")

@@ -1,4 +1,4 @@
-"""The command: from a folder to files, and every wrong argument told before anything is written."""
+"""The report command: from a folder to files; wrong arguments are reported before anything is written."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_the_whole_report(sweep_folder: Path, capsys: pytest.CaptureFixture[str]
     table = pd.read_csv(output / "sparsity.csv")
     assert table["label"].tolist() == ["S = 0.9", "S = 0.8", "S = 0.7", "S = 0", "S = 0.5"]
     assert table["published_dice"].tolist()[:3] == ["89.6", "90.3", "90.1-90.2"]
-    # Counted by building each row's network: 0.1, 0.2, 0.3, dense and 0.5 of its kernels, in the rows' order.
+    # Counted by building each row's network: densities 0.1, 0.2, 0.3, 1 and 0.5 in the order of rows.
     assert table["counted_params"].rank().tolist() == [1, 2, 3, 5, 4]
     text = (output / "sparsity.md").read_text()
     headings = re.findall(r"^(?:# |\*\*)(.+?)\**$", text, re.MULTILINE)
@@ -45,7 +45,7 @@ def test_the_whole_report(sweep_folder: Path, capsys: pytest.CaptureFixture[str]
     assert (output / "sparsity.tex").read_text().count(r"\begin{table}") == 2
     jobs = pd.read_csv(output / "jobs.csv")
     assert jobs["state"].tolist().count("finished") == 5
-    # One unit everywhere.
+    # All tables use the same unit.
     assert jobs["dice"][:2].mean() == pytest.approx(table["dice"][0])
     assert jobs["nsd"][:2].mean() == pytest.approx(table["nsd"][0]) and jobs["best"].tolist()[:2] == [80.0, 81.0]
     printed = capsys.readouterr().out
@@ -53,7 +53,7 @@ def test_the_whole_report(sweep_folder: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_sections_follow_the_manifest_and_end_with_other_jobs(tmp_path: Path) -> None:
-    # Two experiments share a job; a job of none is there too.
+    # Two experiments share a job; another job belongs to no experiment.
     jobs = (FakeJob("s80", 1), FakeJob("s80", 1, experiment="again"), FakeJob(None, 1, experiment=None, density=0.4))
     folder = write_sweep(tmp_path / "sweep", jobs, {"sparsity": ABLATION, "again": {**ABLATION, "setting": None}})
     report = build_report(load_runs(folder), Options(resamples=200), count=lambda overrides, setting: {})
@@ -105,7 +105,7 @@ def test_the_smallest_possible_p_is_told_where_cases_are_few(tmp_path: Path) -> 
         report = build_report(runs, Options(resamples=200), count=lambda overrides, setting: {})
         return " ".join(report.sections[0].accuracy.notes)
 
-    # 2 of the 2^5 sign patterns are as far out as five better cases of five.
+    # 2 of the 2^5 sign patterns are as extreme as five better cases of five.
     told = "The smallest possible p with 5 cases, where each of them is better, is 0.0625"
     assert f"{told}." in notes("one", ("s90", "s80"), 5)
     assert f"{told}; corrected, 0.125." in notes("two", ("s90", "s80", "s70"), 5)
@@ -131,7 +131,7 @@ def test_watching_ends_with_the_report(
     for folder in sweep_folder.glob("s70-fold0-seed1*"):
         (folder / "job.json").write_text(json.dumps(job_record(FakeJob("s70", state="crashed", error="no memory"))))
     manifest = json.loads((sweep_folder / "sweep.json").read_text())
-    manifest["jobs"].pop()  # the pending one
+    manifest["jobs"].pop()  # the pending job
     (sweep_folder / "sweep.json").write_text(json.dumps(manifest))
     monkeypatch.setattr("e2enet.report.write.write_report", lambda folder, options, **others: [folder / "page"])
     main([str(sweep_folder), "--watch"])

@@ -1,4 +1,4 @@
-"""A sweep folder becomes tables: every state, every score, and only what the files say."""
+"""A sweep folder becomes tables: every state and score, and nothing that is not in the files."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_cases_are_of_finished_jobs_with_their_outcomes(sweep_folder: Path) -> N
 
 
 def test_scores_of_an_end_before_do_not_count(sweep_folder: Path) -> None:
-    # A finished job that was started again and killed: its scores are of other weights.
+    # A finished job was started again and killed: its scores belong to other weights.
     record = job_record(JOBS[0]) | {"state": "running", "ended": None}
     (sweep_folder / JOBS[0].folder / "job.json").write_text(json.dumps(record))
     runs = load_runs(sweep_folder)
@@ -92,7 +92,7 @@ def test_plain_runs_are_read_and_repeats_count_once(tmp_path: Path) -> None:
     ):
         write_job(tmp_path / name, job, with_state=False)
     jobs = load_runs(tmp_path).jobs
-    # 1, 2 and 3 are one configuration with one seed: the last that is finished stands for it.
+    # 1, 2 and 3 are one configuration with one seed: the last finished run represents them.
     assert [Path(folder).name for folder in jobs["folder"]] == ["2", "4", "5"]
     assert jobs["seconds"].isna().all() and jobs["experiment"].tolist() == [None] * 3
     assert "dsff.fraction_schedule=cosine" in jobs["label"][0] and jobs["label"][0] == jobs["label"][1]
@@ -130,10 +130,10 @@ def test_curves_are_the_metrics(sweep_folder: Path) -> None:
 
 def test_progress_while_the_logger_writes(tmp_path: Path) -> None:
     config = {"training": {"epochs": 9, "validate_full": 5}}
-    (tmp_path / "metrics.csv").touch()  # Lightning opens the file before it has a line
+    (tmp_path / "metrics.csv").touch()  # Lightning creates the file before its first line
     progress = read_progress(tmp_path, config)
     assert (progress.epoch, progress.epochs) == (0, 9) and math.isnan(progress.best)
-    # Steps of epoch 1 are being logged, its end is not there yet.
+    # Epoch 1 has logged steps but has not ended.
     lines = ["epoch,step,train/loss,val/dice,time/data_share_step", "0,1,,0.4,", "0,1,2.0,,", "1,3,,,0.1"]
     (tmp_path / "metrics.csv").write_text("\n".join(lines))
     progress = read_progress(tmp_path, config)

@@ -24,19 +24,19 @@ NAN = math.nan
 
 
 def scores(values: object, cases: list[str] | None = None) -> pd.DataFrame:
-    """Case and class means from rows of numbers, or of one class from a flat list."""
+    """Return a table (case, class) from rows of numbers, or of one class from a flat list."""
     array = np.array(values, dtype=float)
     array = array[:, None] if array.ndim == 1 else array
     return pd.DataFrame(array, index=cases or [f"case_{index:03d}" for index in range(len(array))])
 
 
 def one_run(values: object) -> np.ndarray:
-    """`run_scores` of one run, from `scores`."""
+    """Return `scores` as the `run_scores` of one run."""
     return scores(values).to_numpy()[None]
 
 
 def enumerated_p(differences: list[float]) -> float:
-    """Two-sided signed-rank p by giving every sign to every rank, from the definition."""
+    """Return the two-sided signed-rank p by definition: enumerate the signs of all ranks."""
     ranks = stats.rankdata(np.abs(differences))
     observed = abs(sum(np.sign(differences) * ranks))
     sums = [abs(np.dot(signs, ranks)) for signs in itertools.product((-1, 1), repeat=len(ranks))]
@@ -61,10 +61,10 @@ def test_case_scores_are_means_over_the_runs_that_have_them() -> None:
 
 
 def test_a_run_s_mean_is_the_summary_s() -> None:
-    # Class 1: mean of 0.5 and 0.7; class 2: of 0.9 alone, the other is absent; class 3 is nowhere.
+    # Class 1 is the mean of 0.5 and 0.7. Class 2 is 0.9, as it is absent in the other case. Class 3 is in no case.
     values = np.array([[0.5, 0.9, NAN], [0.7, NAN, NAN]])
     assert mean_over_runs(values[None]) == pytest.approx((0.6 + 0.9) / 2)
-    # A second run with class 1 alone: its own mean counts as much; a third without any score counts nowhere.
+    # A second run has class 1 alone, and its mean has the same weight. A third run without scores does not count.
     second = np.array([[0.1, NAN, NAN], [0.3, NAN, NAN]])
     assert mean_over_runs(np.stack([values, second, np.full((2, 3), NAN)])) == pytest.approx((0.75 + 0.2) / 2)
     assert math.isnan(mean_over_runs(np.full((1, 2, 2), NAN)))
@@ -86,19 +86,19 @@ def test_run_scores_stand_by_run_case_and_class() -> None:
 
 
 def test_interval_is_of_the_mean_over_runs() -> None:
-    # Class A is 0.9 everywhere, B in the reference of the first of 10 cases. Seed 0 gives it 0.8 there and finds none
-    # elsewhere; seed 1 invents it in the nine others: 85 % and 49 %. Pooled over seeds it would be 49 % for both.
+    # Class A scores 0.9 everywhere. Of 10 references only the first has class B, where both seeds score 0.8. In the
+    # others seed 0 predicts no B and seed 1 invents it: 85 % and 49 %. Pooled over seeds it would be 49 % for both.
     runs = np.full((2, 10, 2), 0.9)
     runs[0, :, 1] = [0.8] + 9 * [NAN]
     runs[1, :, 1] = [0.8] + 9 * [0.0]
     assert mean_over_runs(runs) == pytest.approx(0.67)
-    # The first case is drawn k times of 10. Nothing is lower than with k = 1, the data themselves: with k = 0 seed 0
-    # is 90 % and seed 1 45 %. k > 3 is rarer than 2.5 %; with k = 3 seed 0 is 85 % and seed 1 57 %.
+    # The first case is drawn k times of 10. k = 1, the data themselves, gives the lowest mean: with k = 0 seed 0 has
+    # 90 % and seed 1 45 %. k > 3 is rarer than 2.5 %; with k = 3 seed 0 has 85 % and seed 1 57 %.
     assert bootstrap_interval(runs) == pytest.approx((0.67, 0.71))
 
 
 def test_interval_of_folds_draws_from_the_cases_of_both() -> None:
-    # Two folds of one case each: a resample has the first twice, the second twice, or both.
+    # Two folds of one case each: a resample holds the first twice, the second twice, or both.
     folds = np.array([[[0.2], [NAN]], [[NAN], [0.8]]])
     assert mean_over_runs(folds) == pytest.approx(0.5)
     assert bootstrap_interval(folds, resamples=500) == pytest.approx((0.2, 0.8))
@@ -113,7 +113,7 @@ def test_interval_is_the_same_in_small_batches(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize(("count", "ones", "confidence"), [(20, 10, 0.95), (20, 16, 0.95), (30, 9, 0.8)])
 def test_interval_of_zeros_and_ones_is_binomial(count: int, ones: int, confidence: float) -> None:
-    # Resampling n cases of which a share p scores 1 draws Binomial(n, p) of them.
+    # If a share p of n cases scores 1, a resample holds Binomial(n, p) of them.
     table = one_run([1.0] * ones + [0.0] * (count - ones))
     low, high = bootstrap_interval(table, confidence=confidence, resamples=20_000, seed=1)
     tail = (1 - confidence) / 2
@@ -122,14 +122,14 @@ def test_interval_of_zeros_and_ones_is_binomial(count: int, ones: int, confidenc
 
 
 def test_interval_resamples_cases_with_all_their_classes() -> None:
-    # Per case the classes cancel: their mean never changes, whatever is drawn. Drawn apart, it would.
+    # In each case the classes average to 0.5, so the mean never changes. If classes were drawn separately, it would.
     values = np.random.default_rng(0).uniform(size=12)
     low, high = bootstrap_interval(one_run(np.stack([values, 1 - values], axis=1)))
     assert (low, high) == pytest.approx((0.5, 0.5))
 
 
 def test_interval_is_of_the_mean_over_classes() -> None:
-    # Class 2 is in one case only: each resample that holds the case has 0.9 for it, the others only class 1's 0.5.
+    # Class 2 is in one case only. Resamples with that case score 0.9 for it; the others have only class 1's 0.5.
     low, high = bootstrap_interval(one_run([[0.5, 0.9], [0.5, NAN], [0.5, NAN]]), resamples=1000)
     assert (low, high) == pytest.approx((0.5, 0.7))
 
@@ -148,7 +148,7 @@ def test_one_case_has_no_interval() -> None:
 @pytest.mark.parametrize(
     "differences",
     [
-        [0.01, 0.02, 0.03, 0.04, 0.05],  # all one way: 2 of 32 sign patterns
+        [0.01, 0.02, 0.03, 0.04, 0.05],  # all in one direction: 2 of 32 sign patterns
         [-0.01, 0.02, 0.03, 0.04, 0.05, 0.06],
         [0.06, -0.01, 0.05, -0.02, 0.03, 0.04, 0.08, -0.07],
     ],
@@ -168,7 +168,7 @@ def test_wilcoxon_of_five_better_cases() -> None:
 def test_wilcoxon_pairs_by_case_and_averages_classes() -> None:
     own = scores([[0.9, 0.7], [0.6, NAN], [0.2, 0.2]], ["a", "b", "other"])
     reference = scores([[0.6, 0.6], [0.8, 0.8], [0.5, 0.5]], ["b", "a", "c"])
-    # a: 0.8 against 0.8, b: 0.6 against 0.6, "other" and "c" have no partner.
+    # a: 0.8 against 0.8, b: 0.6 against 0.6; "other" and "c" have no partner.
     assert paired_wilcoxon(own, reference) == (1.0, 2)
 
 
@@ -178,8 +178,8 @@ def test_wilcoxon_drops_ties() -> None:
 
 
 def test_wilcoxon_takes_equal_means_as_ties_whatever_their_last_digit() -> None:
-    # The mean of 0.1, 0.2, 0.3 is 0.2 and 0.20000000000000004, by the order of the classes: an equal pair, no sixth
-    # one that is better.
+    # The mean of 0.1, 0.2, 0.3 is 0.2 or 0.20000000000000004, depending on the order of classes. This pair is a tie,
+    # not a sixth improvement.
     classes = np.array([0.1, 0.2, 0.3])
     own = scores(np.vstack([np.tile(classes + 0.5, (5, 1)), classes]))
     reference = scores(np.vstack([np.arange(5)[:, None] / 10 + np.tile(classes, (5, 1)), classes[::-1]]))
@@ -204,7 +204,7 @@ def test_wilcoxon_gives_differences_of_equal_size_one_rank(differences: list[flo
 
 
 def test_wilcoxon_of_many_ties_is_the_normal_one_with_their_correction() -> None:
-    # 20 differences of two sizes: ranks 5.5 and 15.5, of which 5.5 of three and 15.5 of two are negative.
+    # 20 differences of two sizes have ranks 5.5 and 15.5. Three of rank 5.5 and two of rank 15.5 are negative.
     differences = np.array([-0.1] * 3 + [0.1] * 7 + [-0.2] * 2 + [0.2] * 8)
     reference = np.linspace(0.3, 0.6, 20)
     p, _ = paired_wilcoxon(scores(reference + differences), scores(reference))
@@ -222,7 +222,7 @@ def test_wilcoxon_without_pairs_is_unknown() -> None:
     ("raw", "adjusted"),
     [
         ([0.01, 0.02, 0.03, 0.04, 0.05], [0.05, 0.08, 0.09, 0.09, 0.09]),
-        ([0.04, 0.01, 0.03], [0.06, 0.03, 0.06]),  # 0.01 x 3, 0.03 x 2, then 0.04 x 1 raised to the one before
+        ([0.04, 0.01, 0.03], [0.06, 0.03, 0.06]),  # 0.01 x 3, 0.03 x 2, then 0.04 x 1 raised to 0.06
         ([0.6, 0.7], [1.0, 1.0]),
         ([0.02, NAN, 0.01], [0.02, NAN, 0.02]),
         ([], []),

@@ -1,4 +1,4 @@
-"""Watching a sweep: what is said, when it ends, on a terminal and in a log file."""
+"""Watching a sweep: the output on a terminal and in a log file, and when it ends."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _print_to(monkeypatch: pytest.MonkeyPatch, console: PlainConsole) -> None:
 
 @pytest.fixture
 def printed(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """What is printed to a log file."""
+    """Output to a log file."""
     stream = io.StringIO()
     _print_to(monkeypatch, PlainConsole(file=stream, width=60))
     return stream
@@ -31,14 +31,14 @@ def printed(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """What is printed to a terminal of 12 lines."""
+    """Output to a terminal of 12 lines."""
     stream = io.StringIO()
     _print_to(monkeypatch, PlainConsole(file=stream, force_terminal=True, width=110, height=12, color_system=None))
     return stream
 
 
 class Jobs:
-    """Does to the sweep what running jobs would, one step per wait."""
+    """Change the sweep as running jobs would, one step per wait."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.waits = folder, 0
@@ -48,7 +48,7 @@ class Jobs:
         self.waits += 1
         if self.waits == 1:
             write_metrics(self.folder / INTERRUPTED.folder / "metrics.csv", replace(INTERRUPTED, epochs_done=3))
-        elif self.waits == 3:  # nothing happens before the second look
+        elif self.waits == 3:  # the second wait changes nothing
             write_job(self.folder / INTERRUPTED.folder, replace(INTERRUPTED, state="finished", epochs_done=4))
             write_job(self.folder / PENDING.folder, replace(PENDING, state="crashed", error="no\nmemory"))
 
@@ -84,7 +84,7 @@ FINISHED = [
 def test_a_terminal_gets_a_table_of_what_matters_most(sweep_folder: Path, terminal: io.StringIO) -> None:
     watch.watch_sweep(sweep_folder, 7, wait=Jobs(sweep_folder))
     first = terminal.getvalue().split("best Dice")[1]
-    # Four of the eight jobs fit into 12 lines: those that did not end well come before the finished ones.
+    # Four of the eight jobs fit into 12 lines. Jobs without a good end come before finished ones.
     shown = [line for line in first.splitlines() if line.startswith("│")]
     assert [next(state for state in watch.ORDER if state in line) for line in shown] == [
         "crashed",

@@ -69,7 +69,7 @@ def test_the_newest_finished_of_repeated_runs_counts(tmp_path: Path) -> None:
         if name in "12":
             (tmp_path / name / "summary.json").touch()
     kept = without_repeats(read_sweep(tmp_path).jobs, lambda job: job.key)
-    # Of seed 0 the last finished, of seed 2, where none is, the last.
+    # Seed 0: the last finished run. Seed 2 has no finished run: the last one.
     assert [job.folder.name for job in kept] == ["2", "4", "6"]
 
 

@@ -1,4 +1,4 @@
-"""What makes two jobs the same one, and what does not."""
+"""Which settings distinguish two jobs, and which do not."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def changed(section: str, **values: Any) -> dict[str, Any]:
         changed("data", num_workers=7, prepare_workers=3),
         changed("trainer", accelerator="cpu", strategy="auto", progress=False, probe=False, log_every=1),
         changed("training", checkpoint_activations=True, checkpoint_every=9),
-        {**CONFIG, "training": {"epochs": 20}},  # of a version before the key
+        {**CONFIG, "training": {"epochs": 20}},  # from a version without the keys
         changed("final", overlay=True, compact=True),
         {**CONFIG, "final": {"mirror": True}},
         {**CONFIG, "initial_weights": None, "pretraining": None},

@@ -1,4 +1,4 @@
-"""A sweep before it starts: rows, combinations, names, folders, and what is refused."""
+"""A sweep before it starts: rows, combinations, names, folders, and refusals."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from e2enet.sweeps.command_line import plan_sweep
 from e2enet.sweeps.manifest import register_jobs
 from e2enet.runs.rows import ComposedJob, compose_job
 
-# Rows given on the command line; the files in experiments/ have their own tests.
+# Rows from the command line. The files in experiments/ have their own tests.
 ROWS = (
     "ablation={title:T,rows:{"
     "thin:{label:L,overrides:['dsff.density=0.1','optimizer.betas=[0.8,0.9]']},"
@@ -37,8 +37,8 @@ def test_a_rows_overrides_win_over_the_command_lines() -> None:
     assert job.config.dsff.density == 0.1 and job.config.dsff.growth == "gradient"
     assert list(job.config.optimizer.betas) == [0.8, 0.9]  # a key that the config lacks
     assert job.config.row == "thin" and "hydra" not in job.config
-    assert compose_job(["dsff=rigl", ROWS, "row=dense"]).config.dsff.enabled is False  # a group too
-    assert compose_job(["dsff=rigl", ROWS]).config.dsff.density == 0.2  # no row, nothing applied
+    assert compose_job(["dsff=rigl", ROWS, "row=dense"]).config.dsff.enabled is False  # a row may choose a group too
+    assert compose_job(["dsff=rigl", ROWS]).config.dsff.density == 0.2  # without a row nothing is applied
 
 
 def test_a_row_is_the_job_that_its_overrides_make() -> None:
@@ -136,7 +136,7 @@ def test_the_manifest_lists_jobs_before_they_run(tmp_path: Path) -> None:
 def test_experiments_share_jobs_in_a_common_folder(tmp_path: Path) -> None:
     small = ["-m", "name=both", "training=small", "data=phantom", "seed=0"]
     first = plan_sweep([*small, "experiments=mechanisms", "row=dsff_shift"]).jobs
-    second = plan_sweep([*small, "experiments=sparsity", "row=s70"]).jobs  # the same network, in another table
+    second = plan_sweep([*small, "experiments=sparsity", "row=s70"]).jobs  # the same network in another table
     assert first[0].key == second[0].key
     register_jobs(tmp_path, "both", first)
     register_jobs(tmp_path, "both", second)
@@ -152,11 +152,11 @@ def test_other_settings_do_not_mix_with_started_jobs(tmp_path: Path) -> None:
 
     old, new = jobs(1), jobs(2)
     (folder,) = register_jobs(tmp_path, "m", old).values()
-    register_jobs(tmp_path, "m", new)  # the old one was never started: forgotten
+    register_jobs(tmp_path, "m", new)  # the old job was never started, so it is dropped
     assert [job.key for job in read_sweep(tmp_path).jobs] == [new[0].key]
     (folder,) = register_jobs(tmp_path, "m", old).values()
     write_config(folder / "config.yaml", old[0].config)  # as a launcher does before the job's process starts
-    register_jobs(tmp_path, "m", new)  # nor has one that was refused ever begun to train
+    register_jobs(tmp_path, "m", new)  # without a claim it has not begun to train
     assert [job.key for job in read_sweep(tmp_path).jobs] == [new[0].key]
     register_jobs(tmp_path, "m", old)
     write_claim(folder, old[0].config, RunSplit(5, (), (), ()))
@@ -177,7 +177,7 @@ def test_a_started_sweep_goes_on_when_only_what_has_no_effect_changes(tmp_path: 
     facts = "data.facts={Task01_BrainTumour:{mirror_axes:[2]}}"
     same = jobs(facts, "data.augment_on=device", "training.compile=true")
     assert list(register_jobs(tmp_path, "m", same).values()) == [folder]
-    # A manifest of a version that counted more among what makes a job: the started job's own config decides.
+    # The manifest's key is from a version that included more settings. The started job's own config decides.
     content = json.loads((tmp_path / "sweep.json").read_text())
     content["jobs"][0] |= {"key": "f" * 64, "training_key": "f" * 64}
     (tmp_path / "sweep.json").write_text(json.dumps(content))
@@ -185,4 +185,4 @@ def test_a_started_sweep_goes_on_when_only_what_has_no_effect_changes(tmp_path: 
     (job,) = read_sweep(tmp_path).jobs
     assert (job.key, job.training_key) == (old[0].key, old[0].training_key)
     facts = "data.facts={Task09_Spleen:{mirror_axes:[2]}}"
-    assert jobs(facts)[0].key != old[0].key  # those of this dataset decide its mirroring
+    assert jobs(facts)[0].key != old[0].key  # facts of this dataset decide its mirror axes

@@ -1,4 +1,4 @@
-"""Which jobs are of one configuration, and what it is called."""
+"""Grouping of jobs by configuration, and the configurations' names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Make = Callable[..., SweepJob]
 
 @pytest.fixture
 def make_job(tmp_path: Path) -> Make:
-    """A job of the given overrides, begun where it has a config."""
+    """Return a function that makes a job with overrides. A job with a config has begun."""
 
     def make(*overrides: str, config: str | None = None, row: str | None = "s80") -> SweepJob:
         number = len(list(tmp_path.iterdir()))

@@ -1,4 +1,4 @@
-"""One job from its folder's point of view: run, skipped, gone on with, crashed, shared. Stand-ins do the training."""
+"""One job and its folder: run, skipped, resumed, crashed, shared. Small programs stand in for training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from e2enet.sweeps.job import run_job
 from e2enet.sweeps.launch import list_jobs
 from e2enet.system.locks import claimed_folder
 
-# A training that counts itself, leaves a checkpoint, and tells its score through the file that it is given.
+# A stand-in for training: counts its runs, writes a checkpoint, and reports its score in the outcome file.
 TRAINS = """
 import json, os, pathlib
 pathlib.Path("checkpoints").mkdir(exist_ok=True)
@@ -37,7 +37,7 @@ GIVEN = ["data=phantom", "training=small", "name=sweep"]
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Let jobs run this program, in their folder, instead of a training."""
+    """Return a function that lets jobs run a program in their folder instead of training."""
 
     def use(program: str) -> None:
         def command(config: DictConfig, folder: Path) -> list[str]:
@@ -145,7 +145,7 @@ def test_a_killed_launch_is_gone_on_with_and_its_time_kept(
     write_json(folder / "job.json", read_json(folder / "job.json") | {"state": "running", "started": started})
     assert job_state(folder).state == "interrupted"
     for path in folder.rglob("*"):
-        os.utime(path, (1738324890, 1738324890))  # a minute and a half after that start
+        os.utime(path, (1738324890, 1738324890))  # 90 seconds after that start
     before = read_json(folder / "job.json")["seconds"]
     assert run_job(GIVEN, tmp_path) == 0.5
     state = job_state(folder)
@@ -200,7 +200,7 @@ def test_what_differs_after_training_only_is_trained_once(
     assert f"{second.name}: takes the training of {first.name}" in capsys.readouterr().out
     assert job_state(second).state == "finished" and (second / "checkpoints" / "last.ckpt").read_text() == "weights"
     run_job([*GIVEN, "final.mirror=false", "seed=1"], tmp_path)
-    assert job_state(read_sweep(tmp_path).jobs[2].folder).state == "crashed"  # nothing to take: another network
+    assert job_state(read_sweep(tmp_path).jobs[2].folder).state == "crashed"  # another seed, another training
 
 
 def test_wandb_knows_the_sweep_and_the_row(stand_in: Callable[[str], None], tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_wandb_knows_the_sweep_and_the_row(stand_in: Callable[[str], None], tmp_
 def test_a_score_that_is_none_is_none(stand_in: Callable[[str], None], tmp_path: Path) -> None:
     stand_in(
         "from e2enet.sweeps.inside import report_score\n"
-        "report_score(float('nan'))\nimport os\nos.environ['RANK'] = '1'\nreport_score(0.5)"  # not the second's to tell
+        "report_score(float('nan'))\nimport os\nos.environ['RANK'] = '1'\nreport_score(0.5)"  # rank 1 reports nothing
     )
     assert isnan(run_job(GIVEN, tmp_path))
     content: dict[str, Any] = json.loads((only_job(tmp_path) / "job.json").read_text())

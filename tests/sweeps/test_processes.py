@@ -1,4 +1,4 @@
-"""A job's processes: their own session, nobody else's environment, no life after their launcher's."""
+"""A job's processes: their own session and environment, and an end with their launcher."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ sys.stdout.buffer.write(b"bytes \\xff\\n")
 sys.stderr.write("and errors")
 raise SystemExit(5)
 """
-# A launcher with a job that, as train.py does, ends with it; the job prints its own and its helper's number.
+# A launcher whose job ends with it, as train.py does. The job prints the ids of itself and its helper.
 LAUNCHER = """
 import sys
 from pathlib import Path
@@ -42,7 +42,7 @@ run_process_group([sys.executable, "-c", JOB], Path(sys.argv[1]), lambda line: p
 
 
 def wait_until_gone(pid: int) -> bool:
-    """Whether a process that is none of ours ends; a zombie, which nobody waits for here, has ended."""
+    """Return whether a process that is no child of this one ends. A zombie counts as ended."""
     for _ in range(600):
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -80,7 +80,7 @@ def test_what_is_kept_and_what_is_not() -> None:
 
 
 class _Closed(io.StringIO):
-    """A terminal that is gone."""
+    """A closed terminal."""
 
     def write(self, text: str) -> int:
         raise BrokenPipeError(text)
@@ -88,7 +88,7 @@ class _Closed(io.StringIO):
 
 @pytest.mark.parametrize("terminal", [_Closed(), io.TextIOWrapper(io.BytesIO(), encoding="ascii")])
 def test_output_that_cannot_be_shown_does_not_stop_the_job(terminal: TextIO, tmp_path: Path) -> None:
-    # More than a pipe holds: the job would wait for ever if nobody read on.
+    # More than a pipe holds: the job would block for ever if the output were not read.
     program = "print('\\u2502' * 99 * 10000); print('end')"
     code, tail = run_process_group(
         [sys.executable, "-X", "utf8", "-c", program], tmp_path, Console(file=terminal).print
@@ -122,7 +122,7 @@ def test_a_job_ends_with_its_launcher_however_that_ends(tmp_path: Path) -> None:
 
 def test_what_a_signals_handler_raises_ends_the_job_first(tmp_path: Path) -> None:
     def out_of_time(*_: object) -> None:
-        raise RuntimeError("out of time")  # as submitit does where a job may not be queued again
+        raise RuntimeError("out of time")  # as submitit does if a job may not be requeued
 
     before = signal.signal(signal.SIGUSR2, out_of_time)
     try:

@@ -1,4 +1,4 @@
-"""The flags of `trainer.deterministic`: what the same bits need on a device, and no more."""
+"""The flags of `trainer.deterministic`: what a device needs for reproducible bits, and no more."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_flags_by_device(deterministic: Any, on_gpu: bool, expected: TorchFlags,
         assert torch.backends.cudnn.benchmark == expected.benchmark
         assert not torch.utils.deterministic.fill_uninitialized_memory
         assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == (on_gpu and bool(deterministic))
-    assert not set_torch_flags("warn", "cpu").deterministic  # a CPU's run beside a GPU
+    assert not set_torch_flags("warn", "cpu").deterministic  # a CPU run on a machine with a GPU
 
 
 @pytest.mark.parametrize(("trainer", "benchmark"), [("cpu", False), ("auto", False), ("gpu", True), ("ddp", True)])

@@ -1,4 +1,4 @@
-"""A folder that one process holds at a time, and that the system gives back when its holder dies."""
+"""A folder lock that one process holds at a time, and that the system releases when its holder dies."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_the_second_waits_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixt
     def said(*arguments: object, **options: object) -> None:
         unsaid.clear()
         assert holder.stdin is not None
-        holder.stdin.close()  # the holder goes on only now: without a word this would wait for ever
+        holder.stdin.close()  # the holder ends only now: without a message this would wait for ever
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("e2enet.common.console.console.print", said)
@@ -64,7 +64,7 @@ def test_a_folder_is_claimed_by_one_at_a_time(tmp_path: Path, monkeypatch: pytes
         (tmp_path / ".tmp-5678-case.npy").touch()
         with claimed_folder(tmp_path) as second:
             assert not second
-        assert (tmp_path / ".tmp-5678-case.npy").exists()  # the holder's own, who is writing it
+        assert (tmp_path / ".tmp-5678-case.npy").exists()  # the holder may still be writing it
     assert not is_held(tmp_path)
 
 
@@ -74,7 +74,7 @@ def test_a_forked_child_does_not_keep_the_folder_of_a_killed_parent(tmp_path: Pa
         .replace(', "test"', "")
         .replace(
             '    print("held", flush=True)',
-            # The child says so: by then it has let go of what it was forked with.
+            # The child prints this: by then it has released the inherited lock.
             '    if os.fork() == 0:\n        print("held", flush=True)\n        time.sleep(30)\n        os._exit(0)\n',
         )
     )

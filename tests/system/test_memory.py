@@ -1,4 +1,4 @@
-"""Freed memory stays with the process, and what may be taken is the smallest of all limits."""
+"""Freed memory stays with the process, and available memory is the smallest of all limits."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_available_memory_is_the_smallest_limit(tmp_path: Path) -> None:
     assert available_memory() > 0
     write(tmp_path, proc__meminfo="MemTotal: 64 kB\nMemFree: 10 kB\nMemAvailable:   48 kB\n")
     assert available_memory(tmp_path) == 48 * 1024
-    # Version 2: a limit on the parent (a SLURM job), none on the own place (a step of it).
+    # cgroup version 2: the parent (a SLURM job) has a limit, its own group (a step of the job) has none.
     own, parent = tmp_path / "sys/fs/cgroup/job/step", tmp_path / "sys/fs/cgroup/job"
     write(tmp_path, proc__self__cgroup="0::/job/step\n")
     for folder, limit, used in ((own, "max", "1000"), (parent, "9000", "5000")):
@@ -98,7 +98,7 @@ def test_beyond_the_limit_taking_memory_is_an_error() -> None:
             np.empty(2**32, np.uint8)
         with pytest.raises(RuntimeError, match="allocate memory"):
             torch.empty(2**32, dtype=torch.uint8)
-    assert np.empty(2**32, np.uint8).nbytes == 2**32  # asked for, never touched
+    assert np.empty(2**32, np.uint8).nbytes == 2**32  # reserved, never touched
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="read from /proc")

@@ -1,4 +1,4 @@
-"""Work in processes: every item has its outcome, whatever becomes of the others. Items are Python expressions."""
+"""Work in processes: every item has an outcome, whatever happens to the others. Items are Python expressions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Workers by memory and cores, with figures that are given."""
+"""Number of workers by memory and cores, with given figures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ GB = 10**9
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten cores, and 20 GB of which nine tenths may be taken."""
+    """Ten cores and 20 GB of memory, of which nine tenths may be used."""
     monkeypatch.setattr(workload, "available_memory", lambda: 20 * GB)
     monkeypatch.setattr(workload, "available_cores", lambda: 10)
 
@@ -21,15 +21,15 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_workers_are_as_many_as_the_largest_cases_leave_memory_for() -> None:
     needs = {"a": 8 * GB, "b": 7 * GB, "c": GB, "d": GB}
     load = fit_workers(needs)
-    # Three: 8 + 7 + 1 and three interpreters; a fourth would make it 18.7 of 18.
+    # Three: 8 + 7 + 1 GB and three interpreters fit. A fourth worker would need 18.7 of 18 GB.
     assert load.workers == 3 and load.memory == 16 * GB + 3 * PROCESS_BYTES and load.free_memory == 20 * GB
-    assert fit_workers({str(index): GB // 10 for index in range(100)}).workers == 10  # cores
-    assert fit_workers({"a": GB, "b": GB}).workers == 2  # cases
+    assert fit_workers({str(index): GB // 10 for index in range(100)}).workers == 10  # limited by cores
+    assert fit_workers({"a": GB, "b": GB}).workers == 2  # limited by cases
 
 
 def test_small_work_needs_no_process() -> None:
     assert fit_workers({"a": GB, "b": GB}, small=True).workers == 0
-    assert fit_workers({"a": GB, "b": GB}, 1, small=True).workers == 1  # unless one is asked for
+    assert fit_workers({"a": GB, "b": GB}, 1, small=True).workers == 1  # unless a worker is requested
     assert fit_workers({"a": GB, "b": GB}, 0).workers == 0
 
 

@@ -1,4 +1,4 @@
-"""A tiny sparse module, trained on random numbers; a tiny run, and in what two runs differ."""
+"""A tiny sparse module trained on random numbers, a tiny run, and the differences of two runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from e2enet.network.dsff import fusion_layers, register_fusion_layer
 
-# A run of seconds on generated data; what is missing are the folders.
+# A run of some seconds on generated data. Tests add the folders.
 SMALL_RUN = [
     "data.num_train=5",
     "data.shape=[40,40,16]",
@@ -32,7 +32,7 @@ SMALL_RUN = [
 
 
 def differences(found: Any, expected: Any, path: str = "") -> list[str]:
-    """Where two checkpoints differ, by key; tensors bit for bit, seconds aside."""
+    """Return the keys at which two checkpoints differ. Tensors are compared bit for bit, times are ignored."""
     if isinstance(expected, Mapping):
         keys = [key for key in {**expected, **found} if key != "TimeKeeper"]
         missing = [f"{path}.{key}" for key in keys if (key in found) != (key in expected)]
@@ -46,7 +46,7 @@ def differences(found: Any, expected: Any, path: str = "") -> list[str]:
 
 
 def numbers(folder: Path) -> list[dict[str, str]]:
-    """metrics.csv without its columns of seconds."""
+    """Return the rows of metrics.csv without the columns of times."""
     with (folder / "metrics.csv").open() as stream:
         return [
             {name: cell for name, cell in row.items() if not name.startswith("time/")} for row in csv.DictReader(stream)
@@ -54,7 +54,7 @@ def numbers(folder: Path) -> list[dict[str, str]]:
 
 
 class TinySparse(pl.LightningModule):
-    """Two fusion convs (6, 4) and (5, 6) of (1, 3, 3) kernels, and a dense head outside of them."""
+    """Two fusion convs (6, 4) and (5, 6) with (1, 3, 3) kernels, and a dense head."""
 
     def __init__(self, make_optimizer: Callable[[Any], torch.optim.Optimizer]) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class TinySparse(pl.LightningModule):
 
 
 def first_gradients(module: nn.Module) -> dict[str, Tensor]:
-    """Filled in training: the gradients of the fusion weights by the first backward pass, inactive kernels included."""
+    """Return a dict that the first backward pass fills with the fusion weights' gradients, of inactive kernels too."""
     found: dict[str, Tensor] = {}
 
     def keep(name: str, gradient: Tensor) -> None:
@@ -95,7 +95,7 @@ def tiny_sparse() -> type[TinySparse]:
 
 
 def quiet_trainer(folder: Path, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:
-    """One epoch on the CPU, of which nothing is logged, kept or drawn; `options` come before these."""
+    """Return a trainer of one epoch on the CPU without logs, checkpoints and pictures. `options` override this."""
     quiet: dict[str, Any] = {
         "max_epochs": 1,
         "accelerator": "cpu",
@@ -111,7 +111,7 @@ def quiet_trainer(folder: Path, *callbacks: pl.Callback, **options: Any) -> pl.T
 
 @pytest.fixture
 def fit_tiny(tmp_path: Any) -> Callable[..., pl.Trainer]:
-    """Fit a module for some batches of random patches (2, 4, 2, 5, 5), with callbacks, on the CPU."""
+    """Return a function that fits a module on batches of random patches (2, 4, 2, 5, 5) on the CPU."""
 
     def fit(module: pl.LightningModule, *callbacks: pl.Callback, batches: int = 6, **options: Any) -> pl.Trainer:
         images = torch.randn(2 * batches, 4, 2, 5, 5, generator=torch.Generator().manual_seed(1))

@@ -1,4 +1,4 @@
-"""best.ckpt follows one score, measured in some epochs and never compared with another; when last.ckpt is written."""
+"""best.ckpt follows a single score, which some epochs lack; last.ckpt is written at its period."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class FakeTrainer:
 
 
 def saves(callback: BestCheckpoint, epochs: list[dict[str, float]]) -> list[bool]:
-    """Whether each epoch, given its scores, writes the checkpoint."""
+    """Return for each epoch, given its scores, whether it writes the checkpoint."""
     module = SegmentationModule.__new__(SegmentationModule)
     found = []
     for scores in epochs:
@@ -47,7 +47,7 @@ def test_whole_cases_choose_where_they_are_validated(validate_full: int | None, 
 def test_only_the_largest_score_of_its_own_kind_counts() -> None:
     callback = BestCheckpoint(Path("best.ckpt"), "val_full/dice")
     epochs = [
-        {"val/dice": 0.9},  # of patches: not looked at
+        {"val/dice": 0.9},  # scores of patches are ignored
         {"val/dice": 0.9, "val_full/dice": 0.5},
         {"val_full/dice": 0.4},
         {},
@@ -85,7 +85,7 @@ def test_a_checkpoint_that_is_not_written_to_its_end_leaves_those_before(
 
 
 class FakeLoop:
-    """A trainer that counts its batches and the steps after which it writes."""
+    """A trainer that counts batches and records the steps after which it writes."""
 
     def __init__(self, batches: int, accumulate: int) -> None:
         self.num_training_batches = batches
@@ -115,9 +115,9 @@ class FakeLoop:
     ("every", "unit", "accumulate", "written"),
     [
         (4, "steps", 1, [4, 8, 12, 16, 18]),
-        (6, "steps", 1, [6, 12, 18, 18]),  # once each, before the validation
+        (6, "steps", 1, [6, 12, 18, 18]),  # once per epoch, before validation
         (2, "epochs", 1, [12, 18]),
-        (2, "steps", 3, [2, 4, 6, 6]),  # steps of the optimizer, never between two batches of one
+        (2, "steps", 3, [2, 4, 6, 6]),  # optimizer steps, never within an accumulation
         (1, "epochs", 3, [2, 4, 6, 6]),
         (99, "steps", 1, [18]),
     ],

@@ -1,4 +1,4 @@
-"""Runs that end with compact.ckpt: it is there where asked, of the weights that are scored, and predicts the same."""
+"""compact.ckpt at the end of a run: written on request, with the scored weights and the same predictions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.training.conftest import SMALL_RUN
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that has trained, without a compact checkpoint."""
+    """A finished run without a compact checkpoint."""
     root = tmp_path_factory.mktemp("compact")
     given = [
         *SMALL_RUN,
@@ -50,7 +50,7 @@ def test_a_run_writes_it_where_asked(run: Path) -> None:
     best, compact = run / "checkpoints" / "best.ckpt", run / "checkpoints" / "compact.ckpt"
     assert best.is_file() and not compact.exists()
     before = best.read_bytes()
-    given = [f"resume={run}", "final.compact=true"]  # of a run that is over: what follows training is made up for
+    given = [f"resume={run}", "final.compact=true"]  # of a finished run: steps after training are made up for
     run_training(resumed_config(compose_config(given), given), run)
     assert best.read_bytes() == before
     models = load_model(best), load_model(compact)
@@ -84,14 +84,14 @@ def test_the_final_prediction_runs_as_the_engine_says(
     config = compose_config([*SMALL_RUN, f"training.engine={engine}"])
     score_run(
         read_parts(config), run, run / "checkpoints" / "best.ckpt", [], [], Team(rank=1)
-    )  # the first would score as well
+    )  # rank 0 would also score
     assert [type(model.network) for model in predicted] == [expected]
 
 
 def test_without_a_best_checkpoint_the_last_is_packed(run: Path) -> None:
     checkpoints = run / "checkpoints"
     kept = (checkpoints / "best.ckpt").rename(run / "kept.ckpt")
-    given = [f"resume={run}", "final.compact=true"]  # nothing more is trained, so no best checkpoint is written
+    given = [f"resume={run}", "final.compact=true"]  # no training, so no best checkpoint is written
     try:
         run_training(resumed_config(compose_config(given), given), run)
         states = [load_model(checkpoints / name).network.state_dict() for name in ("compact.ckpt", "last.ckpt")]

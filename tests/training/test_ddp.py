@@ -1,6 +1,6 @@
 """Data-parallel training on two processes against one process with twice the batch, on the same samples.
 
-This file is also the program of the two processes: torchrun runs it once, for all the tests.
+This file is also the program of the two processes. torchrun runs it once for all tests.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ TINY = [
     "dsff.density=0.5",
     "trainer.accelerator=cpu",
 ]
-# 10 optimizer steps of two batches each, and an update of the masks after every second.
+# 10 optimizer steps of two batches each, with a mask update after every second step.
 LONG = ["training.steps_per_epoch=20", "training.accumulate=2", "dsff.update_every=2"]
 SGD = ["optimizer._target_=torch.optim.SGD", "optimizer.lr=0.01"]  # small differences stay small
 WIDER = "network.base_features=12"  # two and three groups of 8 output channels
-# Nothing is learnt, so that scores are those of equal weights to the last bit.
+# Nothing is learnt, so that scores come from identical weights.
 SCORED = ["training.steps_per_epoch=2", "training.validate_full=1", "optimizer.lr=0.0", "dsff=static"]
-SCORED += ["plan.patch_size=[12,32,32]"]  # a whole case in a few windows
+SCORED += ["plan.patch_size=[12,32,32]"]  # a whole case takes a few windows
 SCENARIOS: dict[str, tuple[list[str], Any]] = {
     "random": ([*LONG, "dsff.growth=random"], "64-true"),
     "gradient": ([*LONG, "dsff.growth=gradient"], "64-true"),
@@ -67,7 +67,7 @@ SCENARIOS: dict[str, tuple[list[str], Any]] = {
 
 
 class Watch(pl.Callback):
-    """Records what a process trains and validates on, and the masks after every batch."""
+    """Record the training and validation cases of a process, and its masks after every batch."""
 
     def __init__(self) -> None:
         self.seen: Record = {"train": [], "loss": [], "masks": [], "validated": []}
@@ -84,7 +84,7 @@ class Watch(pl.Callback):
 
 
 class Spoil(pl.Callback):
-    """Exchanges an active and an inactive kernel of one layer on the second process, as faulty hardware might."""
+    """Flip one layer's mask along dim 0 on the second process, as faulty hardware might."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         if trainer.global_rank == 1 and trainer.global_step == 3:
@@ -93,7 +93,7 @@ class Spoil(pl.Callback):
 
 
 def train(name: str, root: Path, batch_size: int) -> Record:
-    """Fit one scenario in this process, one of several or alone; what it saw and came to."""
+    """Fit one scenario in this process, alone or as one of several; return its record, weights and scores."""
     overrides, precision = SCENARIOS[name]
     folders = [f"paths.data={root}/data", f"paths.prepared={root}/prepared", f"run_folder={root}/{name}"]
     processes = [f"trainer.devices={launched().world_size}", f"plan.batch_size={batch_size}"]
@@ -115,8 +115,11 @@ def train(name: str, root: Path, batch_size: int) -> Record:
 
 
 def train_without_lightning(rank: int | None, bucket_view: bool = False) -> Record:
-    """A plain loop of eight steps of two backward passes each, of which the last exchanges gradients; every second step
-    is an update that grows by gradient. `rank` None: one process with the samples of both."""
+    """Run a plain loop of eight steps; every second step updates the masks with gradient growth.
+
+    A step has two backward passes, and the last one exchanges gradients. With `rank` None one process takes the
+    samples of both.
+    """
 
     def sgd(parameters: Any) -> torch.optim.Optimizer:
         return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
@@ -147,7 +150,7 @@ def train_without_lightning(rank: int | None, bucket_view: bool = False) -> Reco
 
 
 def main(root: Path) -> None:
-    """One of the two processes: every scenario in turn, the one that stops with an error last."""
+    """Run one of the two processes: all scenarios in order. The scenario that stops with an error is last."""
     torch.set_num_threads(1)
     records: Record = {}
     for name in SCENARIOS:
@@ -156,7 +159,7 @@ def main(root: Path) -> None:
         except RuntimeError as error:
             records[name] = str(error)
     team = current_team()
-    # The second already sees a result of the first's where the first saw none: the first one's list counts.
+    # The second process already sees a result that the first did not see. The list of the first one counts.
     part = team.scatter(["a", "b", "c"] if is_rank_zero() else ["b", "c"])
     records["plain"] = [train_without_lightning(launched().rank, bucket_view) for bucket_view in (False, True)]
     records["team"] = {"part": part, "gathered": team.gather({"rank": team.rank})}
@@ -165,7 +168,7 @@ def main(root: Path) -> None:
 
 
 def remembered_score(root: Path, holder: int) -> float:
-    """Of a run that goes on, where one process alone sees its best.ckpt: a disk that is not shared, or lags behind."""
+    """Return the best score after resuming if only process `holder` sees best.ckpt, as on a disk that is not shared."""
     best = BestCheckpoint(root / ("team.ckpt" if launched().rank == holder else "nowhere.ckpt"), "val/dice")
     if launched().rank == holder:
         best.path.touch()
@@ -181,7 +184,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ranks(root: Path, launch: Callable[..., Any]) -> list[Record]:
-    """What the two processes recorded."""
+    """The records of the two processes."""
     result = launch("torchrun", "tests/training/test_ddp.py", str(root))
     assert result.returncode == 0, result.stderr
     return [torch.load(root / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
@@ -203,7 +206,7 @@ def test_two_processes_train_what_one_does_with_twice_the_batch(name: str, ranks
     assert losses == pytest.approx(alone["loss"], rel=1e-9)
     assert both[0]["metrics"]["train/loss"] == pytest.approx(alone["metrics"]["train/loss"], rel=1e-6)
     assert both[0]["masks"] == both[1]["masks"] == alone["masks"]
-    # Four updates in 10 steps: none after the last.
+    # Four updates in 10 steps: the last step has none.
     assert len({tuple(masks.values()) for masks in alone["masks"]}) == 5
 
 
@@ -232,7 +235,7 @@ def test_samples_are_disjoint_equally_many_and_those_of_one_process(ranks: list[
     for batch, expected in zip(shared, amp_alone["train"], strict=True):
         assert [case for case, _ in batch] == [case for case, _ in expected]
         assert [total for _, total in batch] == pytest.approx([total for _, total in expected], rel=1e-9)
-    assert len({total for batch in shared for _, total in batch}) == 12  # none twice
+    assert len({total for batch in shared for _, total in batch}) == 12  # no patch twice
 
 
 def test_mixed_precision_keeps_masks_equal_and_the_loss_near(ranks: list[Record], amp_alone: Record) -> None:
@@ -249,7 +252,7 @@ def test_each_case_is_validated_once_and_scored_as_by_one_process(
     alone = train(name, root, batch_size=2)
     both = [record[name] for record in ranks]
     assert all(torch.equal(both[0]["weights"][layer], value) for layer, value in alone["weights"].items())
-    # Three patches each, then whole cases.
+    # Three patches per process, then whole cases.
     assert [len(record["validated"]) for record in both] == [3 + number for number in cases]
     whole = [case for record in both for case in record["validated"][3:]]
     assert sorted(whole) == sorted(alone["validated"][6:]) and len(set(whole)) == len(whole) == sum(cases)

@@ -1,4 +1,4 @@
-"""train.py in two processes, whoever starts them: one run folder, written once, and the same numbers."""
+"""train.py in two processes with every launcher: one run folder, written once, and the same numbers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def train(root: Path, launch: Callable[..., Any]) -> Callable[[str], tuple[Path, str]]:
-    """Train with a launcher once; the run folder and what was printed."""
+    """Return a function that trains once per launcher and returns the run folder and the output."""
     done: dict[str, tuple[Path, str]] = {}
 
     def run(launcher: str) -> tuple[Path, str]:
@@ -58,7 +58,7 @@ def train(root: Path, launch: Callable[..., Any]) -> Callable[[str], tuple[Path,
 
 
 def measured(folder: Path) -> list[dict[str, str]]:
-    """The rows of metrics.csv without what a clock said."""
+    """Return the rows of metrics.csv without times."""
     with (folder / "metrics.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     return [{name: cell for name, cell in row.items() if not name.startswith("time/")} for row in rows]
@@ -90,7 +90,7 @@ def test_one_run_is_written_once(launcher: str, train: Callable[[str], tuple[Pat
     assert len(list((folder / "test").glob("*.nii.gz"))) == 3
     for line in ("epoch 1/2:", "epoch 2/2:", f"run folder: {folder}", "Test cases"):
         assert printed.count(line) == 1
-    # Of three test cases the first process predicts two.
+    # The first process predicts two of three test cases.
     assert "1/2 phantom_006" in printed and "2/2 phantom_008" in printed and "phantom_007:" not in printed
 
 
@@ -113,11 +113,11 @@ def test_whoever_starts_the_processes(launcher: str, train: Callable[[str], tupl
         ),
         ({"RANK": "0", "WORLD_SIZE": "2"}, ["run_folder=r"], "1 process(es), but torchrun started 2"),
         ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, ["run_folder=r"], "1 process(es), but srun started 2"),
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, ["run_folder=r"], None),  # of a batch script, without srun
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, ["run_folder=r"], None),  # in a batch script without srun
         ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_JOB_NAME": "bash"}, [], None),
         ({"RANK": "0", "WORLD_SIZE": "2"}, ["trainer=ddp"], "run_folder: each process would name it by its own clock"),
         ({"RANK": "0", "WORLD_SIZE": "2"}, ["trainer=ddp", "run_folder=r"], None),
-        ({"LOCAL_RANK": "1", "WORLD_SIZE": "2"}, ["trainer=ddp"], None),  # Lightning's second, which is told the folder
+        ({"LOCAL_RANK": "1", "WORLD_SIZE": "2"}, ["trainer=ddp"], None),  # Lightning's second, which gets the folder
     ],
 )
 def test_processes_that_do_not_fit_the_config_are_refused(

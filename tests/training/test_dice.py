@@ -19,7 +19,7 @@ def images() -> tuple[torch.Tensor, torch.Tensor]:
 def test_agrees_with_torchmetrics_over_all_voxels(images: tuple[torch.Tensor, torch.Tensor]) -> None:
     predicted, true = images
     counts = DiceCounts(5)
-    for segmentation, label in zip(predicted, true, strict=True):  # case by case: counts are added up
+    for segmentation, label in zip(predicted, true, strict=True):  # counts add up over cases
         counts.update(segmentation, label)
     found = counts.compute()
     expected = dice_score(predicted, true, 5, average=None, aggregation_level="global", input_format="index")

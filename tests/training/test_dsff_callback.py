@@ -1,4 +1,4 @@
-"""What holds after every optimizer step of a sparse run, however the steps come about."""
+"""Invariants after every optimizer step of a sparse run, for all ways to make steps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
 
 
 class Watch(pl.Callback):
-    """Records masks after every batch and checks that everything inactive is exactly zero."""
+    """Record masks after every batch, and check that everything inactive is exactly zero."""
 
     def __init__(self) -> None:
         self.masks: list[dict[str, Tensor]] = []
@@ -75,8 +75,8 @@ def test_regrown_kernels_start_with_zero_weights_and_moments(tiny_sparse, fit_ti
                         assert torch.all(value[zero] == 0) and torch.all(value[~zero].flatten(1).abs().sum(1) > 0)
 
     module = tiny_sparse(OPTIMIZERS[optimizer])
-    # Density 1: every pruned kernel is regrown at once, so only the weights tell. The update is the second of
-    # 3 steps.
+    # With density 1 every pruned kernel is regrown at once, so only the weights show it. The update is in the second
+    # of 3 steps.
     callback = DSFFCallback(1.0, update_every=2, fraction_schedule="constant", fraction_initial=0.5)
     fit_tiny(module, callback, Check(), batches=3)
     assert callback.num_updates == 1
@@ -103,8 +103,7 @@ def test_a_step_skipped_by_the_gradient_scaler_does_not_count(tiny_sparse, fit_t
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     trainer = fit_tiny(module, callback, watch, batches=5, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
     assert trainer.global_step == 5 and callback.step == 4
-    # Steps taken at batches 0, 2, 3, 4: the update after the second of them, at batch 2, and none after the
-    # last.
+    # Steps are taken at batches 0, 2, 3, 4. An update follows the second step, at batch 2, but not the last one.
     assert callback.num_updates == 2
     assert [differ(watch.masks[0], masks) for masks in watch.masks] == [False, False, True, True, True]
     assert all(torch.isfinite(parameter).all() for parameter in module.parameters())
@@ -123,7 +122,7 @@ def test_dead_gradients_stay_out_of_the_clip_norm(tiny_sparse, fit_tiny) -> None
     fit_tiny(module, DSFFCallback(0.5, updates=False), Norms(), batches=1, gradient_clip_val=0.01)
     assert norms[0] > 0.01
     assert all(gradients[name][~layer.kernel_mask].any() for name, layer in dsff.fusion_layers(module).items())
-    # Plain SGD with rate 1: the weights moved by the clipped gradient, whose norm is that of the live ones alone.
+    # Plain SGD with rate 1 moves the weights by the clipped gradient; its norm counts active kernels only.
     moved = torch.stack([(p.detach() - before[n]).norm() for n, p in module.named_parameters()]).norm()
     torch.testing.assert_close(moved, torch.tensor(0.01))
 
@@ -160,7 +159,7 @@ def test_resume_restores_counter_masks_and_history(tiny_sparse, fit_tiny, tmp_pa
         torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0)
     for name, mask in whole_callback.ever_active.items():
         assert torch.equal(callback.ever_active[name], mask)
-    # Masks come with the weights: a plain load needs no callback.
+    # Masks are stored with the weights, so loading needs no callback.
     plain = tiny_sparse(OPTIMIZERS["adamw"])
     plain.load_state_dict(torch.load(tmp_path / "half.ckpt", weights_only=True)["state_dict"], strict=True)
     assert dsff.density(plain) == pytest.approx(0.5)

@@ -1,4 +1,4 @@
-"""Runs whose masks are of groups: what holds after every step, on what they go on, and what their checkpoints say."""
+"""Runs with masks of groups: invariants after every step, resuming, and the contents of checkpoints."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def adamw(parameters: Any) -> torch.optim.Optimizer:
 
 
 class Watch(pl.Callback):
-    """Records which inputs every group reads and checks that everything else is exactly zero, after every batch."""
+    """Record after every batch which inputs each group reads, and check that all other weights are exactly zero."""
 
     def __init__(self) -> None:
         self.tables: list[dict[str, list[list[int]]]] = []
@@ -56,9 +56,9 @@ def test_groups_hold_through_steps_and_change_together(tiny_sparse, fit_tiny, gr
     trainer = fit_tiny(module, callback, watch, batches=7)
     assert callback.num_updates == 3
     changed = [one != other for one, other in zip(watch.tables, watch.tables[1:], strict=False)]
-    # After every second step, if at all: what was pruned may grow again at once.
+    # Masks change after every second step only, and not always: pruned inputs may grow again at once.
     assert any(changed[::2]) and not any(changed[1::2])
-    # (6, 4) and (5, 6): two groups each, of 4 and 2 and of 4 and 1 output channels
+    # (6, 4) and (5, 6) have two groups each: 4 + 2 and 4 + 1 output channels.
     shapes = {tuple(torch.tensor(tables["first"]).shape) for tables in watch.tables}
     assert len(shapes) == 1 and shapes.pop()[0] == len(watch.tables[0]["second"]) == 2
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -89,10 +89,10 @@ def test_gradients_of_a_group_are_added_up(tiny_sparse, fit_tiny) -> None:
     fit_tiny(module, masks, Record(), watch, batches=2)
     assert set(gradients) == {"first", "second"}
     for name, gradient in gradients.items():
-        score = gradient.abs().sum((0, 2, 3, 4))  # over all output channels
+        score = gradient.abs().sum((0, 2, 3, 4))  # summed over all output channels
         inactive = torch.ones(len(score), dtype=torch.bool)
         inactive[watch.tables[0][name][0]] = False
-        assert int(regrown[name].sum()) == {"first": 1, "second": 2}[name]  # ceil of half of two and of three
+        assert int(regrown[name].sum()) == {"first": 1, "second": 2}[name]  # ceil(0.5 * 2) and ceil(0.5 * 3)
         assert score[regrown[name]].min() >= score[inactive].max() > 0
 
 
@@ -106,12 +106,12 @@ def test_masks_of_another_structure_are_not_gone_on_with(tiny_sparse, fit_tiny, 
 
 @pytest.fixture(scope="module")
 def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """A run on the phantom whose layers have 12 and 24 output channels: groups of 8 and 4, and of 8."""
+    """Overrides of a run on the phantom. Its layers have 12 and 24 output channels: groups of 8 + 4, and of 8."""
     root = tmp_path_factory.mktemp("granularity")
     own = ["network.base_features=12", "data.num_test=0", "data.num_workers=0", "training.validate_full=0"]
     steps = ["training.epochs=2", "training.steps_per_epoch=5", "dsff.update_every=2", "trainer.probe=false"]
     paths = [f"paths.data={root}/data", f"paths.prepared={root}/prepared"]
-    # A schedule that does not look ahead: the first half must not know the length of the whole.
+    # The schedule must not depend on the length of the run, which the first half does not know.
     fixed = ["schedule._target_=e2enet.training.schedules.constant", "~schedule.warmup"]
     return [*SMALL_RUN, *own, *steps, *paths, *fixed, "dsff.fraction_schedule=constant"]
 
@@ -124,7 +124,7 @@ def train(given: list[str], folder: Path, *, resume: bool = False) -> dict[str, 
 
 @pytest.fixture(scope="module")
 def whole(overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of groups of 8 that grow by gradient."""
+    """A finished run with groups of 8 and gradient growth."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     train([*overrides, *GROUP, "dsff.growth=gradient"], folder)
     return folder
@@ -150,7 +150,7 @@ def test_a_run_on_the_phantom_says_what_its_masks_share(whole: Path) -> None:
 
 
 def test_a_resumed_run_ends_as_the_whole_one(whole: Path, overrides: list[str], tmp_path: Path) -> None:
-    # The fifth step is the first half's last, after which no update comes, and none is due.
+    # The first half ends with step 5. Its last step has no update, and none is due then.
     train([*overrides, *GROUP, "dsff.growth=gradient", "training.epochs=1"], tmp_path / "halves")
     resumed = train(["training.epochs=2"], tmp_path / "halves", resume=True)
     expected = torch.load(whole / "checkpoints" / "last.ckpt", weights_only=True)

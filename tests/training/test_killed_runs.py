@@ -1,4 +1,4 @@
-"""Runs that are killed at any moment and gone on with end as the run that never was, bit for bit."""
+"""Runs that are killed at any moment and resumed end like an uninterrupted run, bit for bit."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from e2enet.common.configs import ROOT
 from tests.training.conftest import SMALL_RUN, differences, numbers
 
 STEPS, ACCUMULATE, EVERY = 6, 2, 2
-# train.py that kills itself at the n-th call of a function, of Python or C, since training began: a moment like any
-# other, which does not depend on how fast the machine is. It leaves a line per batch that it trained on, and its losses
-# depend on what dropout would draw from.
+# train.py that kills itself at the n-th call of a Python or C function since training began: an arbitrary moment that
+# does not depend on the machine's speed. It writes a line per training batch, and its losses depend on the generators
+# from which dropout would draw.
 PROGRAM = """
 import os, random, runpy, signal, sys
 import numpy as np
@@ -58,7 +58,7 @@ print("calls:", calls)
 
 
 class Reference(NamedTuple):
-    """The uninterrupted run: what it was started with, its folder, and the calls from its first step to its last."""
+    """The uninterrupted run: its overrides, its folder, and the number of calls during training."""
 
     overrides: list[str]
     folder: Path
@@ -114,7 +114,7 @@ def check_equal(folder: Path, reference: Reference) -> None:
         assert {"state_dict", "optimizer_states", "lr_schedulers", "callbacks", "loops", "e2enet"} <= set(found)
         assert differences(found, expected) == []
     assert numbers(folder) == numbers(reference.folder)
-    # Each batch, whenever it was trained on, was the same; and no kill cost more than EVERY steps.
+    # Each batch is the same whenever it is trained on, and no kill costs more than EVERY steps.
     batches = {(epoch, index): sample for epoch, index, *sample in seen(reference.folder)}
     assert all(batches[epoch, index] == sample for epoch, index, *sample in seen(folder))
     positions = [int(epoch) * STEPS + int(index) for epoch, index, *_ in seen(folder)]

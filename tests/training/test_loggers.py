@@ -1,4 +1,4 @@
-"""metrics.csv: rows are there when they are written, and cut back where a run goes on from an earlier one; W&B's id."""
+"""metrics.csv: rows are on disk at once, and are cut back if a run resumes from an earlier step. W&B's id."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_later_rows_and_half_a_row_are_cut_off(tmp_path: Path) -> None:
         stream.write(",0.5,1")
     damaged = (tmp_path / "metrics.csv").read_bytes()
     logger = MetricsFile(tmp_path)
-    assert (tmp_path / "metrics.csv").read_bytes() == damaged  # until the run goes on
+    assert (tmp_path / "metrics.csv").read_bytes() == damaged  # unchanged until the run resumes
     logger.keep(3)
     assert (tmp_path / "metrics.csv").read_bytes() == whole and logger.rows == 3
     logger = MetricsFile(tmp_path)
@@ -75,15 +75,15 @@ def test_the_id_at_wandb_is_the_runs_and_not_its_places(tmp_path: Path) -> None:
     write_json(folder / IDS_FILE, {"wandb": first})
     folder.rename(moved)
     assert wandb_id(moved, "wandb", goes_on=True) == first
-    assert wandb_id(moved, "wandb", goes_on=False) != first  # a new run in the place of one that is gone
-    (moved / IDS_FILE).unlink()  # a run of an earlier version has W&B's folders alone
+    assert wandb_id(moved, "wandb", goes_on=False) != first  # a new run in the folder of an old one
+    (moved / IDS_FILE).unlink()  # a run of an earlier version has only W&B's folders
     for name in ("offline-run-20250131_120000-0123456789ab", "run-20250201_120000-abcdef012345"):
         (moved / "wandb" / name).mkdir(parents=True)
     assert wandb_id(moved, "wandb", goes_on=True) == "abcdef012345"
 
 
 class Greedy(Logger):
-    """A logger that asks for whatever a run gives."""
+    """A logger with all the arguments that a run supplies."""
 
     def __init__(self, save_dir: Any, name: Any, version: Any, run_name: Any, run_id: Any = "") -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class Greedy(Logger):
 
 
 def test_what_the_check_takes_for_given_is_given(tmp_path: Path) -> None:
-    """W&B alone has the others: id, resume and config."""
+    """Only W&B gets the others: id, resume and config."""
     write_json(tmp_path / IDS_FILE, {"mine": "abc"})
     section = {"_target_": f"{__name__}.Greedy"}
     logger = build_loggers({"mine": section, "none": None}, tmp_path, goes_on=True, config={})[1]

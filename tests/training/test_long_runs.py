@@ -1,4 +1,4 @@
-"""What a long run meets on the way: a worker that dies, too little shared memory, a loss that is not finite, a leak."""
+"""Faults of long runs: a worker that dies, too little shared memory, a loss that is not finite, a leak."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def test_a_killed_worker_ends_the_run_with_its_case(
     overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sample = PatchDataset._sample
-    drawn: list[int] = []  # the worker's own
+    drawn: list[int] = []  # one list per worker
 
     def die(self: PatchDataset, case: Any, *rest: Any) -> Any:
         drawn.append(1)
-        # Not at once: torch raises wherever training is, and a library that is being imported would stay half done.
+        # Not at once: torch raises at any point of training, which might interrupt an import.
         if get_worker_info() is not None and len(drawn) > 20 and case.id == "phantom_003":
-            time.sleep(2)  # until what was read before has been taken: its loss would be noticed in another way
+            time.sleep(2)  # until earlier batches are taken: losing them gives another error
             os.kill(os.getpid(), signal.SIGKILL)
         return sample(self, case, *rest)
 
@@ -65,7 +65,7 @@ def test_a_killed_worker_ends_the_run_with_its_case(
     given = [*overrides, "data.num_workers=1", "training.steps_per_epoch=20", f"run_folder={tmp_path}"]
     with pytest.raises(RuntimeError, match=r"^loader worker \d+ ended while reading case phantom_003 ") as caught:
         run_training(compose_config(given), tmp_path)
-    # Torch tells the signal, or that the worker exited unexpectedly, as its handler or its loader is the first to look.
+    # Torch names the signal if its handler finds the death first, otherwise its loader says "exited unexpectedly".
     assert re.search(r"\(DataLoader worker .*(killed by signal: Killed|exited unexpectedly)", str(caught.value))
     assert "fewer data.num_workers" in str(caught.value)
 
@@ -76,7 +76,7 @@ def test_too_little_shared_memory_is_told_before_a_worker_starts(
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=10_000))
     started: list[int] = []
     monkeypatch.setattr("e2enet.data.loaders.loading.start_worker", started.append)
-    # Five batches of two patches of 256 voxels, of a float32 channel and a uint8 label: 12 800 bytes.
+    # Five batches of two patches of 256 voxels, with a float32 channel and a uint8 label: 12 800 bytes.
     given = [*overrides, "data.num_workers=2", f"run_folder={tmp_path}"]
     with pytest.raises(InputError, match=r"data\.num_workers=2: 5 batches of 0\.0 MB .*data\.num_workers=1"):
         run_training(compose_config(given), tmp_path)
@@ -102,7 +102,7 @@ def test_a_run_that_stopped_at_a_bad_batch_goes_on_without_it(
     (path,) = (tmp_path / "nonfinite").iterdir()
     record = json.loads(path.read_text())
     assert record["step"] == 4 and [case["channels"][0]["nonfinite_voxels"] for case in record["cases"]] == [256, 256]
-    del drawn[6:]  # the second epoch again
+    del drawn[6:]  # repeat the second epoch
     given = [f"resume={tmp_path}", "training.skip_nonfinite=1"]
     run_training(resumed_config(compose_config(given), given), tmp_path)
     checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
@@ -115,7 +115,7 @@ def test_a_run_that_stopped_at_a_bad_batch_goes_on_without_it(
 def test_a_leak_is_told_from_noise(capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(0)
     steps = list(range(0, 2000, 5))
-    noise = rng.normal(0, 3, len(steps)) + np.where(rng.random(len(steps)) < 0.05, 200, 0)  # peaks, as of validation
+    noise = rng.normal(0, 3, len(steps)) + np.where(rng.random(len(steps)) < 0.05, 200, 0)  # peaks, as in validation
     flat = Readings(steps, [500 + 300 * min(step / 400, 1) + float(noise[step // 5]) for step in steps])
     leak = Readings(steps, [size + 0.02 * step for size, step in zip(flat.sizes, steps, strict=True)])
     median, _, slope = judged(flat, 2000)

@@ -37,7 +37,7 @@ def test_agrees_with_monai(batch: tuple[Tensor, Tensor], batch_dice: bool, inclu
 
 
 def test_uniform_prediction_by_hand() -> None:
-    # Two classes, 4 voxels of which 1 is foreground, p = 1/2 everywhere: dice = 2 * 0.5 / (2 + 1), CE = ln 2.
+    # Two classes, 4 voxels, 1 of them foreground, p = 1/2 everywhere: dice = 2 * 0.5 / (2 + 1), CE = ln 2.
     target = torch.tensor([1, 0, 0, 0]).view(1, 1, 2, 2)
     loss = DiceCrossEntropy(smooth=0.0, dice_weight=3.0, cross_entropy_weight=2.0)(torch.zeros(1, 2, 1, 2, 2), target)
     assert loss.item() == pytest.approx(3.0 * (1 - 1 / 3) + 2.0 * math.log(2))
@@ -71,7 +71,7 @@ def test_targets_are_reduced_by_nearest_sampling() -> None:
 
 
 def test_coarser_heads_look_around_the_first_voxel_of_their_cells() -> None:
-    """Why that voxel is the target: kernels of three that step by two lie around voxel 0, 2, 4 .. of their input."""
+    """This voxel is the target, as kernels of size 3 and stride 2 are centred on voxels 0, 2, 4 .. of their input."""
     size, offsets = 32, dict[int, list[float]]()
     for seed in range(3):
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""The Lightning module: what it stores, what it scores, how it builds its optimizer."""
+"""The Lightning module: its checkpoint, its scores, its optimizer."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_a_whole_case_whose_output_is_not_finite_is_told_and_counts_as_empty(
     assert "warning: validation case case_0: the network's output is NaN or infinite in precision torch.float32" in told
     module.on_validation_start()
     dice, _ = module.case_counts.compute_and_reset()
-    assert dice[1] == dice[2] == 0  # both classes are missed: no number that looks like success
+    assert dice[1] == dice[2] == 0  # both classes are missed: the score must not look like success
 
 
 def test_scores_are_forgotten_where_nothing_is_validated(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_an_incomplete_accumulation_takes_the_whole_step_of_the_batches_that_the
     torch.manual_seed(0)
     module = make_module(*options)
     expected = copy.deepcopy(module)
-    # Five batches of one: a step of `accumulate`, then those that are left, as one batch of so many would make them.
+    # Five batches of one sample. Steps of `accumulate` batches, the last with the rest, equal steps of larger batches.
     trainer = quiet_trainer(tmp_path, TrainLossLogger(), accumulate_grad_batches=accumulate)
     trainer.fit(module, loader((2, 8, 8), 5, 1))
     losses = []

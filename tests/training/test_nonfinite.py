@@ -1,6 +1,6 @@
-"""Losses and gradients that are NaN or infinite: the batch is described, and the run stops or leaves it out.
+"""Losses and gradients that are NaN or infinite: the batch is described, and the run stops or skips it.
 
-This file is also the program of two processes, for the last test.
+This file is also the program of the two processes in the last test.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ DATASET: dict[str, Any] = {
     "mirror_axes": [],
     "file_ending": ".nii.gz",
 }
-# No schedule and no clipping, so that a step left out changes nothing for those after it.
+# No schedule and no clipping, so that a skipped step does not change later ones.
 PLAIN = ["~schedule.warmup", "schedule._target_=e2enet.training.schedules.constant"]
 MOMENTUM = ["optimizer._target_=torch.optim.SGD", "++optimizer.momentum=0.9"]
 
@@ -59,7 +59,7 @@ def make_module(*overrides: str) -> SegmentationModule:
 
 
 def samples(numbers: Sequence[int], bad: Sequence[int] = ()) -> list[dict[str, Any]]:
-    """A sample per number, the same whatever stands beside it; those of `bad` hold an infinite voxel."""
+    """Return a sample per number, which depends on the number alone. Those of `bad` hold an infinite voxel."""
     made = []
     for number in numbers:
         generator = torch.Generator().manual_seed(number)
@@ -74,7 +74,7 @@ def samples(numbers: Sequence[int], bad: Sequence[int] = ()) -> list[dict[str, A
 def fit(
     module: SegmentationModule, folder: Path, data: list[dict[str, Any]], *callbacks: pl.Callback, **options: Any
 ) -> pl.Trainer:
-    """One epoch in batches of two."""
+    """Train one epoch in batches of two."""
     trainer = quiet_trainer(folder, TrainLossLogger(), *callbacks, **options)
     trainer.fit(module, DataLoader(data, batch_size=2))  # type: ignore[arg-type]
     return trainer
@@ -109,7 +109,7 @@ def test_the_run_stops_and_names_the_file(tmp_path: Path) -> None:
     assert good["channels"][0]["nonfinite_voxels"] == 0 and bad["channels"][0]["nonfinite_voxels"] == 1
     other = make_module()
     fit(other, tmp_path, samples(range(4)))
-    assert_equal(weights(module), weights(other))  # those before the bad batch
+    assert_equal(weights(module), weights(other))  # the weights from before the bad batch
 
 
 def test_statistics_are_of_the_finite_voxels() -> None:
@@ -132,7 +132,7 @@ def test_a_batch_that_is_left_out_changes_nothing(growth: str, optimizer: list[s
         trainer = fit(module, tmp_path, samples(numbers, bad), masks, gradient_clip_val=1.0)
         return module, masks, trainer
 
-    # Batch 1 would have been the step that updates the masks; without it the third batch is.
+    # Batch 1 would have been the step with the mask update. Without it the third batch is.
     module, masks, trainer = train([3], [*range(12)])
     other, other_masks, other_trainer = train([], [0, 1, *range(4, 12)])
     assert trainer.global_step == 6 and masks.step == other_masks.step == 5
@@ -154,11 +154,11 @@ def test_accumulation_keeps_the_other_batches_of_a_step(tmp_path: Path) -> None:
     sgd = ["optimizer._target_=torch.optim.SGD", "optimizer.lr=0.1", "training.skip_nonfinite=3"]
     module = make_module(*sgd, "optimizer.weight_decay=0.1")
     start = weights(module)
-    # Steps of two batches: the first has a bad one, the second nothing else.
+    # Steps of two batches: one batch of the first step is bad, both of the second are.
     fit(module, tmp_path, samples(range(8), bad=[2, 4, 7]), accumulate_grad_batches=2)
     expected = make_module()
     images, labels = (torch.stack([sample[key] for sample in samples([0, 1])]) for key in ("image", "label"))
-    expected.loss(expected.network.train()(images), labels).backward()  # the mean of the one that is left
+    expected.loss(expected.network.train()(images), labels).backward()  # only one batch is left
     for name, parameter in expected.named_parameters():
         if parameter.grad is not None:
             step = 0.1 * (parameter.grad + 0.1 * start[name])
@@ -167,7 +167,7 @@ def test_accumulation_keeps_the_other_batches_of_a_step(tmp_path: Path) -> None:
 
 
 def test_accumulated_batches_do_not_stay_in_memory(tmp_path: Path) -> None:
-    module, held = make_module(), []  # it stops at the first
+    module, held = make_module(), []  # stops at the first bad batch
     check_loss = module.guard.check_loss
 
     def watched(*given: Any) -> bool:
@@ -180,7 +180,7 @@ def test_accumulated_batches_do_not_stay_in_memory(tmp_path: Path) -> None:
     weight.register_hook(lambda gradient: gradient * float("nan"))
     with pytest.raises(InputError, match="gradient norm is nan"):
         fit(module, tmp_path, samples(range(6)), accumulate_grad_batches=3)
-    assert held == [1, 1, 1]  # batches of two cases, of which the last is at hand
+    assert held == [1, 1, 1]  # only the last batch of two cases is kept
     (record,) = records(tmp_path)
     assert [case["case"] for case in record["cases"]] == [f"case_{index}" for index in range(6)]
     assert [("channels" in case) for case in record["cases"]] == [False] * 4 + [True] * 2
@@ -190,7 +190,7 @@ def test_only_so_many_in_a_row_are_left_out(tmp_path: Path) -> None:
     data = samples(range(12), bad=[0, 2, 6, 8, 10])
     with pytest.raises(InputError, match=r"batch 5, .*training\.skip_nonfinite=2 batches were left out before it"):
         fit(make_module("training.skip_nonfinite=2"), tmp_path, data)
-    assert len(records(tmp_path)) == 5  # two in a row, a good one, and one too many
+    assert len(records(tmp_path)) == 5  # two in a row, a good batch, then three in a row
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
@@ -214,7 +214,7 @@ def test_an_epoch_without_a_good_batch_ends_the_run(what: str, tmp_path: Path) -
 
 
 class SpoilSecondEpoch(pl.Callback):
-    """Makes an infinity of every image."""
+    """Make every image of the second epoch infinite."""
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if trainer.current_epoch == 1:
@@ -254,7 +254,7 @@ def test_a_gradient_scaler_judges_gradients_and_not_losses(tmp_path: Path) -> No
         return module, scaler.get_scale()
 
     _, scale = train(spoilt=2, bad=[])
-    assert scale == 4.0 and records(tmp_path) == []  # the scaler's own business
+    assert scale == 4.0 and records(tmp_path) == []  # the scaler handles this
     module, scale = train(spoilt=None, bad=[3])
     (record,) = records(tmp_path)
     assert scale == 8.0 and record["grad_scale"] == 8.0 and record["precision"] == "16-mixed"
@@ -271,7 +271,7 @@ def test_a_loss_without_gradient_reaches_every_parameter() -> None:
 
 
 def main(folder: Path) -> None:
-    """One of two processes, of which the second gets a bad batch: left out first, then a reason to stop."""
+    """Run one of two processes. The second gets a bad batch, which is skipped at first and then stops training."""
     rank = int(os.environ["RANK"])
     torch.set_num_threads(1)
     data = samples(range(8 * rank, 8 * rank + 8), bad=[10])
@@ -300,7 +300,7 @@ def test_two_processes_decide_alike(tmp_path: Path) -> None:
     assert_equal(first["weights"], second["weights"])
     assert all(value.isfinite().all() for value in first["weights"].values())
     for folder in ("skip", "stop"):
-        (record,) = records(tmp_path / folder)  # by the second alone
+        (record,) = records(tmp_path / folder)  # written by the second process alone
         assert record["rank"] == 1 and [case["case"] for case in record["cases"]] == ["case_10", "case_11"]
     assert f"in another process: see {tmp_path}/stop/nonfinite" in first["error"]
     assert f"cases case_10, case_11: statistics of the batch in {tmp_path}/stop/nonfinite/" in second["error"]

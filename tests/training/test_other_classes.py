@@ -1,4 +1,4 @@
-"""Weights of a network of other classes: all but the heads are taken, and that is said."""
+"""Weights of a network with other classes: all but the heads are loaded, with a message."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def network_of(classes: int, **changes: Any) -> torch.nn.Module:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """Of four classes."""
+    """A checkpoint with four classes."""
     labels = {number: f"class {number}" for number in range(4)}
     dataset = {"labels": labels, "channels": ["CT"], "mirror_axes": [], "file_ending": ".nii.gz"}
     content = {
@@ -52,7 +52,7 @@ def checkpoint(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", ["e2enet", "dynunet", "swin_unetr"])
 def test_heads_are_what_the_number_of_classes_shapes(name: str) -> None:
     settings = {**NETWORK, "name": name} if name == "e2enet" else {"name": name, "base_features": 12}
-    # Three strides, as DynUNet wants them; as many features as classes, so that their number alone tells no head.
+    # DynUNet needs three strides. There are as many features as classes, so that the size does not identify a head.
     found = head_weights(settings, in_channels=1, num_classes=4, strides=[*STRIDES, [2, 2, 2]])
     words = {"e2enet": ["heads."], "dynunet": ["output_block.", "heads.", "super_head."], "swin_unetr": ["inner.out."]}
     assert all(any(word in weight for weight in found) for word in words[name])

@@ -1,4 +1,4 @@
-"""Weights and masks of one training start another: by hand, and by a pretraining of its own that survives stops."""
+"""Weights and masks of one training start another: given by hand, or by a pretraining that can be resumed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SOURCE = "pretraining=['data.name=source','data.phantom_seed=1','seed=3']"
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Overrides of a run of two steps on a phantom; another phantom is one key away."""
+    """Overrides of a run of two steps on a phantom. One more key gives another phantom."""
     root = tmp_path_factory.mktemp("transfer_data")
     return [
         "data.num_train=5",
@@ -48,7 +48,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def source(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run to take weights from, with masks of density 0.2."""
+    """A finished run with masks of density 0.2, from which weights are taken."""
     return train([*tiny, "seed=3"], tmp_path_factory.mktemp("source") / "run")
 
 
@@ -70,7 +70,7 @@ def masks(state: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def still(folder: Path) -> list[str]:
-    """Overrides of a run that keeps the weights of another as they are."""
+    """Return overrides of a run that keeps the weights of another unchanged."""
     frozen = ["optimizer.lr=1e-30", "optimizer.weight_decay=0", "dsff=static"]
     return [*frozen, f"initial_weights={folder}"]
 
@@ -140,7 +140,7 @@ def test_the_pretraining_is_the_run_with_what_differs() -> None:
     given += ["final.compact=true"]
     config = compose_config([*given, "pretraining=['data=amos_ct','training.epochs=11']"])
     first = pretraining_config(config)
-    assert first.data.modality == "CT" and first.data.num_workers == 2  # the file's, not the run's
+    assert first.data.modality == "CT" and first.data.num_workers == 2  # from the config file, not from the run
     assert first.training.epochs == 11 and first.dsff.density == 0.3
     assert first.pretraining is None and first.row is None
     assert first.final.predict is False and first.final.compact is False
@@ -149,8 +149,8 @@ def test_the_pretraining_is_the_run_with_what_differs() -> None:
 
 def test_a_resumed_run_and_a_job_have_the_same_pretraining() -> None:
     data = ["data=msd", "data.name=Task04_Hippocampus", "pretraining=['data.name=Task07_Pancreas']"]
-    config = compose_config([*data, "run_folder=here"])  # else it holds the time, and the second may change
-    stored = OmegaConf.create(as_plain(config))  # as config.yaml gives it back
+    config = compose_config([*data, "run_folder=here"])  # otherwise the folder's name holds the time
+    stored = OmegaConf.create(as_plain(config))  # as read from config.yaml
     assert pretraining_config(config) == pretraining_config(stored)
     assert pretraining_config(config).data.name == "Task07_Pancreas"
 
@@ -161,7 +161,7 @@ def test_pretrained_on_one_phantom_and_trained_on_another(tiny: list[str], tmp_p
     assert first.data.name == "source" and first.seed == 3 and first.run_folder == str(run / "pretraining")
     assert first.plan.strides == [[1, 2, 2], [2, 2, 2]] and first.plan.patch_size == [8, 16, 16]
     assert json.loads((run / "pretraining" / "finished.json").read_text())["dice"] >= 0
-    # Static masks: those that the run ends with are those that the first training drew.
+    # With static masks, the run ends with the masks of the first training.
     begun, ended = masks(weights(run / "pretraining", "best")), masks(weights(run))
     assert all(torch.equal(ended[name], mask) for name, mask in begun.items())
     drawn = masks(weights(train([*tiny, "dsff=static"], tmp_path / "alone")))
@@ -209,9 +209,9 @@ def test_shapes_are_compared_before_the_first_training(tiny: list[str], tmp_path
 
 def test_two_datasets_planned_apart_share_strides_and_patch(tiny: list[str], tmp_path: Path) -> None:
     planned = [text for text in tiny if not text.startswith("plan.strides")]
-    # Slices of 1 mm where the run's are 3 mm apart: by itself, the first network would also halve the depth at once.
+    # Slices are 1 mm apart, those of the run 3 mm: planned alone, the first network would halve the depth at once.
     source = "pretraining=['data.name=thin','data.spacing=[1,1,1]','plan.patch_size=[16,16,16]']"
     run = train([*planned, source], tmp_path / "run")
     strides = [stored_plan(folder)["strides"] for folder in (run, run / "pretraining")]
     assert strides[0] == strides[1] and strides[0][0] == [1, 2, 2]
-    assert OmegaConf.load(run / "pretraining" / "config.yaml").plan.patch_size == [16, 16, 16]  # as its overrides say
+    assert OmegaConf.load(run / "pretraining" / "config.yaml").plan.patch_size == [16, 16, 16]  # from its overrides

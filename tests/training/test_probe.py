@@ -1,4 +1,4 @@
-"""The step before training: what it reports, what it says of too little memory, and that it changes nothing."""
+"""The probe step before training: its report, its error for too little memory, and that it changes nothing."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def generators() -> list[Any]:
 
 
 def refuse_above(size: int, monkeypatch: pytest.MonkeyPatch, error: Exception) -> list[int]:
-    """Let steps of larger batches fail; the sizes that were tried."""
+    """Let steps of larger batches fail; return the list of batch sizes that are tried."""
     tried: list[int] = []
 
     def step(trainer: Any, module: Any, batch_size: int) -> float:
@@ -112,7 +112,7 @@ def test_it_leaves_weights_gradients_and_generators_alone(module: SegmentationMo
     def draw(*_: Any) -> None:
         torch.rand(1), np.random.rand(), random.random()
 
-    next(module.network.children()).register_forward_hook(draw)  # copied with the network
+    next(module.network.children()).register_forward_hook(draw)  # the hook is copied with the network
     module.eval()
     before, drawn = {name: value.clone() for name, value in module.state_dict().items()}, generators()
     probe_step(trainer, module)
@@ -184,7 +184,7 @@ def test_too_large_a_batch_names_the_one_that_fits(
 
 
 def test_memory_that_runs_out_is_an_error_and_no_death(tmp_path: Path) -> None:
-    """In a process of its own: oneDNN may not recover from memory that it did not get."""
+    """Run in a separate process, as oneDNN may not recover from a failed allocation."""
     done = subprocess.run(
         [sys.executable, "-c", OUT_OF_MEMORY, str(tmp_path)],
         cwd=ROOT,

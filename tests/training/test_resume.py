@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and what may not have changed since."""
+"""Which checkpoint a run resumes from, and which settings must not change."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.training.conftest import SMALL_RUN
 
 
 def write(folder: Path, *steps: int) -> None:
-    """Checkpoints of a run after so many steps, one after the other."""
+    """Write last.ckpt after each of these numbers of steps."""
     for step in steps:
         state = {"step": step, "rows": 2 * step, "generators": {}, "identity": {}}
         content = {KEY: state, "state_dict": {"weight": torch.arange(5000.0) + step}}
@@ -37,7 +37,7 @@ def truncate(path: Path) -> None:
 
 def flip_a_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1  # of a weight: torch would read it
+    content[len(content) // 2] ^= 1  # in a weight, so that torch still reads the file
     path.write_bytes(content)
     torch.load(path, weights_only=True)
 
@@ -110,12 +110,12 @@ def test_only_runs_are_continued(tmp_path: Path, stored: DictConfig) -> None:
     given = f"resume={compact}"
     expected = r"it is a file that is no run's; expected the folder of a run, .*last\.ckpt, or a checkpoint in it"
     with pytest.raises(InputError, match=expected) as told:
-        check_command_line([given])  # before Hydra makes a folder of that name
+        check_command_line([given])  # before Hydra creates a folder of this name
     assert given in str(told.value)
     write_config(tmp_path / "config.yaml", stored)
     with pytest.raises(InputError, match=r"compact\.ckpt: is no checkpoint that a run of this version can go on from"):
         check_command_line([given])
-    # Nor where it stands in for the file that runs go on from.
+    # It is refused in the place of last.ckpt, too.
     compact.replace(tmp_path / "checkpoints" / "last.ckpt")
     with pytest.raises(InputError, match=r"last\.ckpt: is no checkpoint that a run of this version can go on from"):
         find_checkpoint(tmp_path)
@@ -140,7 +140,7 @@ def test_a_job_that_is_started_again_goes_on_from_where_it_came_to(
     assert found is not None and (found.path, found.state.step) == (chosen, 2)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert resumed().resume == str(chosen)  # stopped before its first step
-    write_config(tmp_path / "config.yaml", config)  # it has begun
+    write_config(tmp_path / "config.yaml", config)  # now it has begun
     assert resumed().resume == str(tmp_path)
 
 
@@ -199,7 +199,7 @@ def test_the_number_of_processes_stays_however_they_are_spread(stored: DictConfi
 
 def test_generators_go_on_where_they_were() -> None:
     def draw() -> list[float]:
-        normal = np.random.normal()  # one of two, of which NumPy keeps the second
+        normal = np.random.normal()  # NumPy draws two and keeps the second
         return [torch.rand(()).item(), normal, random.gauss(0, 1), random.random()]
 
     kept = generator_states()

@@ -1,4 +1,4 @@
-"""A run goes on from any of its checkpoints, exactly; what came after it is a run folder of its own."""
+"""A run resumes exactly from any of its checkpoints. Later results are moved to their own run folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.training.conftest import SMALL_RUN, differences, numbers
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of four epochs of two steps, the best of which is not the last, that keeps every second one."""
+    """A run of four epochs of two steps. It keeps every second epoch, and the best epoch is not the last."""
     root = tmp_path_factory.mktemp("rewind")
     own = ["data.num_test=0", "data.num_workers=0", "training.epochs=4", "training.steps_per_epoch=2"]
     own += ["training.validate_full=0", "training.keep_every=2", "trainer.probe=false", "trainer.log_every_n_steps=1"]
@@ -41,7 +41,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dropped(
     module: SegmentationModule, batch: Any, index: int, loss_of: Any = SegmentationModule.training_step
 ) -> torch.Tensor:
-    """A loss that depends on what dropout would draw from."""
+    """Return a loss that depends on the generator from which dropout would draw."""
     loss: torch.Tensor = loss_of(module, batch, index) * (1 + torch.rand(()))
     return loss
 
@@ -77,8 +77,8 @@ def test_a_run_goes_on_exactly_from_an_earlier_checkpoint(
     assert differences(checkpoint(folder)["optimizer_states"], checkpoint(whole)["optimizer_states"]) == []
     for column in ("epoch", "step", "train/loss", "train/lr", "dsff/churn"):
         assert [row[column] for row in numbers(folder)] == [row[column] for row in numbers(whole)]
-    assert not (folder / "summary.json").exists()  # of the earlier end
-    # What was there can be gone on with, too.
+    assert not (folder / "summary.json").exists()  # that of the earlier end is gone
+    # The run that was moved aside can be resumed, too.
     assert {path.name for path in aside.iterdir()} >= {"config.yaml", "metrics.csv", "summary.json", "versions.json"}
     assert numbers(aside) == numbers(whole) and differences(checkpoint(aside), checkpoint(whole)) == []
     resume(aside, "training.epochs=5")

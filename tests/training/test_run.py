@@ -1,4 +1,4 @@
-"""One tiny run from data to scores: what lies in its folder, resuming it, and W&B offline."""
+"""One tiny run from data to scores: the files in its folder, resuming, and W&B offline."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_the_run_folder_is_complete(overrides: list[str], tmp_path: Path) -> Non
         "time/step",
         "time/data_share",
     } <= logged
-    # Six steps, a row for every second; patches are scored in both epochs, whole cases in the second.
+    # Six steps with a row for every second. Patches are scored in both epochs, whole cases in the second.
     shares = [float(row["time/data_share_step"]) for row in rows(folder) if row["time/data_share_step"]]
     assert len(shares) == 3 and all(0 <= share <= 1 for share in shares)
     assert [row["epoch"] for row in rows(folder) if row["val/dice"]] == ["0", "1"]
@@ -103,10 +103,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(overrides: list[str], tmp_pat
         run_training(resumed_config(config, given) if resume else config, folder)
         return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
 
-    # A schedule that does not look ahead: the first half must not know the length of the whole.
+    # The schedule must not depend on the length of the run, which the first half does not know.
     fixed = ["schedule._target_=e2enet.training.schedules.constant", "~schedule.warmup"]
-    # The update at step 4 is the last step of neither; one at step 6 would be the shorter run's last, and
-    # left out.
+    # Step 4 is the last step of neither run. An update at step 6, the shorter run's last, would be skipped.
     fixed += ["dsff.fraction_schedule=constant", "dsff.update_every=4"]
     whole = train(tmp_path / "whole", *fixed, "training.epochs=3")
     train(tmp_path / "halves", *fixed, "training.epochs=2")
@@ -129,7 +128,7 @@ def test_without_whole_cases_patches_choose_and_are_drawn(overrides: list[str], 
     scores = {int(row["epoch"]): float(row["val/dice"]) for row in rows(folder) if row["val/dice"]}
     assert "val_full/dice" not in rows(folder)[0] and result.dice == pytest.approx(scores[1])
     best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
-    assert best["epoch"] == max(scores, key=scores.__getitem__) + 1  # epochs behind it
+    assert best["epoch"] == max(scores, key=scores.__getitem__) + 1  # number of finished epochs
     assert len(list((folder / "figures").glob("validation_*.png"))) == 1
 
 
@@ -153,7 +152,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(
     assert "9.0" not in {row["train/loss"] for row in found} and [row["epoch"] for row in found if row["val/dice"]] == [
         "0"
     ]
-    # Killed after training: nothing is trained again, and no number is lost, not even with half a row at the end.
+    # Killed after training: nothing is trained again and no number is lost, even with half a row at the end.
     before = (tmp_path / "metrics.csv").read_text()
     (tmp_path / "metrics.csv").write_text(before + "0.1,0.2")
     run_training(resumed_config(compose_config(given), given), tmp_path)
@@ -213,7 +212,7 @@ def test_wandb_offline_one_run_with_config_and_pictures(
         assert wandb.run is None
         folders = list((tmp_path / name / "wandb").glob("offline-run-*"))
         assert len(folders) == 1
-        assert len(list(folders[0].rglob("*.png"))) == 1  # of the whole case
+        assert len(list(folders[0].rglob("*.png"))) == 1  # a picture of the whole case
         content = b"".join(path.read_bytes() for path in folders[0].glob("*.wandb"))
         assert b"density_by_dim0" in content and b"dsff/ever_active" in content
         assert folders[0].name.endswith(f"-{json.loads((tmp_path / name / 'loggers.json').read_text())['wandb']}")

@@ -1,4 +1,4 @@
-"""A folder becomes a run's with its first step, and nothing of it changes before new settings are known to work."""
+"""A folder becomes a run's at its first step. Resuming changes nothing in it until new settings are known to work."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def finished(overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two epochs that is over."""
+    """A finished run of two epochs."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     start(overrides, folder)
     return folder
@@ -59,7 +59,7 @@ def resume(folder: Path, *more: str) -> None:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder, locks aside."""
+    """Return the bytes of every file of a folder, without locks."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
@@ -108,7 +108,7 @@ def test_a_refused_pretraining_leaves_both_folders_free(
     with monkeypatch.context() as patch, pytest.raises(InputError, match="its first step"):
         patch.setattr(SegmentationModule, "training_step", fail)
         start(transfer, tmp_path)
-    # It has begun: both are runs, of which the outer one goes on with the other first.
+    # Both runs have begun. Resuming the outer one resumes its pretraining first.
     assert {"config.yaml", "pretraining/config.yaml", "pretraining/versions.json"} <= set(content(tmp_path))
     resume(tmp_path)
     assert (tmp_path / "pretraining" / "finished.json").is_file() and checkpoint(tmp_path)["global_step"] == 3
@@ -145,7 +145,7 @@ def test_fewer_epochs_than_are_done_are_refused_before_anything_changes(finished
         "more"
     )
     assert content(folder) == before
-    resume(folder, "training.epochs=2")  # the length that it has: nothing is left to train
+    resume(folder, "training.epochs=2")  # its own length: nothing is left to train
     assert differences(checkpoint(folder), checkpoint(finished)) == [] and numbers(folder) == numbers(finished)
     resume(folder, "training.epochs=3")
     assert checkpoint(folder)["global_step"] == 9 and [row["epoch"] for row in numbers(folder) if row["val/dice"]] == [
@@ -172,7 +172,7 @@ def test_a_run_that_is_past_an_epoch_cannot_end_with_it(
     before = content(folder)
     with pytest.raises(InputError, match=r"has 1 epochs of 3 behind it and goes on from there; expected 2 or more"):
         resume(folder, "training.epochs=1")
-    assert content(folder) == before and "checkpoints/best.ckpt" not in before  # whole cases come in the last epoch
+    assert content(folder) == before and "checkpoints/best.ckpt" not in before  # whole cases: in the last epoch
     resume(folder, "training.epochs=2")
     assert checkpoint(folder)["global_step"] == 6 and (folder / "checkpoints" / "best.ckpt").is_file()
 
@@ -183,7 +183,7 @@ def test_settings_that_fail_late_change_nothing(
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     with (folder / "metrics.csv").open("a") as stream:
-        stream.write("1,2")  # half a row, which a run that goes on cuts off
+        stream.write("1,2")  # half a row, which resuming cuts off
     before = content(folder)
     for place in ("e2enet.training.run.probe_step", "lightning.pytorch.Trainer.fit"):
         with monkeypatch.context() as patch, pytest.raises(InputError, match="does not fit"):
@@ -206,7 +206,7 @@ def test_runs_that_begin_in_the_same_second_have_folders_of_their_own(
     assert all(folder.is_dir() and line[0] == "seed=1" for folder, line in zip(folders, lines, strict=True))
     for named in ([f"run_folder={default}"], ["resume=there"], [f"hydra.run.dir={default}"]):
         assert with_own_folder(named) == named
-    monkeypatch.setenv("LOCAL_RANK", "1")  # a process that the first one started, with its command line
+    monkeypatch.setenv("LOCAL_RANK", "1")  # a process started by the first one with the same command line
     assert with_own_folder(["seed=1"]) == ["seed=1"] and len(list(tmp_path.iterdir())) == 8
 
 

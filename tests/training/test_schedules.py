@@ -1,4 +1,4 @@
-"""Learning rates by formula, step by step, and those of a run whose length has changed."""
+"""Learning rates by formula, step by step, and the rates of runs whose length changes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_poly() -> None:
 
 def test_cosine_with_warm_up() -> None:
     found = rates(lambda optimizer: cosine(optimizer, 8, warmup=0.5, start=0.2, final=0.1), 9)
-    # Rises from 0.2 to 1 over 4 steps, then falls to 0.1 over 4: 0.55 half-way.
+    # The factor rises from 0.2 to 1 over 4 steps, then falls to 0.1 over 4, with 0.55 half-way.
     assert found[:5] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0])
     assert found[6] == pytest.approx(1.1) and found[8] == pytest.approx(0.2)
 
@@ -46,17 +46,17 @@ def test_constant() -> None:
 
 
 def annealed(optimizer: Optimizer, total: int) -> CosineAnnealingLR:
-    """A schedule that keeps its length, and computes each rate from the one before."""
+    """Return a schedule that stores its length and computes each rate from the previous one."""
     return CosineAnnealingLR(optimizer, total)
 
 
 def one_cycle(optimizer: Optimizer, total: int) -> OneCycleLR:
-    """It also keeps what the rates lie between, and moves the optimizer's betas."""
+    """Return a schedule that also stores the limits of the rates and changes the optimizer's betas."""
     return OneCycleLR(optimizer, max_lr=0.01, total_steps=total + 1)
 
 
 class Rates(pl.Callback):
-    """Notes with what each batch is trained; keeps a checkpoint in the middle of the second epoch."""
+    """Record rate and betas of each batch; save a checkpoint in the middle of the second epoch."""
 
     def __init__(self, path: Path) -> None:
         self.found: dict[tuple[int, int], tuple[float, Any]] = {}

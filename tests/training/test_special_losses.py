@@ -1,4 +1,4 @@
-"""Losses with voxels that are ignored and with regions that overlap, against losses of the annotated voxels alone."""
+"""Losses with ignored voxels and with overlapping regions, against losses of the annotated voxels alone."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_heads_of_deep_supervision_ignore_too(kind: str, batch: tuple[Tensor, Te
     logits, target = batch
     coarse = torch.randn(2, 3, 2, 3, 4, requires_grad=True)
     DeepSupervisionLoss(make(kind, ignore=IGNORE))([logits, coarse], target).backward()
-    first = target[:, ::2, ::2, ::2]  # of each cell
+    first = target[:, ::2, ::2, ::2]  # the first voxel of each cell
     assert coarse.grad is not None
     assert torch.equal((coarse.grad != 0).any(dim=1), first != IGNORE)
 
@@ -80,14 +80,14 @@ def test_heads_of_deep_supervision_ignore_too(kind: str, batch: tuple[Tensor, Te
 def test_processes_share_the_mean_over_annotated_voxels(
     kind: str, batch: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two processes of which one has fewer of them: their mean gradient is that of both samples in one process."""
+    """Two processes have unequal numbers of them. Their mean gradient equals that of both samples in one process."""
     logits, target = batch
     target[1, :3] = IGNORE
     loss, weight = make(kind, ignore=IGNORE), torch.ones((), requires_grad=True)
     expected = loss(weight * logits, target)
     (gradient,) = torch.autograd.grad(expected, weight)
     parts = list(zip(logits.split(1), target.split(1), strict=True))
-    alone = [on_a_process(loss, *part, [], monkeypatch) for part in parts]  # tells what each sends
+    alone = [on_a_process(loss, *part, [], monkeypatch) for part in parts]  # records what each process sends
     together = [on_a_process(loss, *parts[rank], alone[1 - rank][2], monkeypatch) for rank in range(2)]
     for value, _, _ in together:
         torch.testing.assert_close(value, expected.detach())
@@ -97,7 +97,10 @@ def test_processes_share_the_mean_over_annotated_voxels(
 def on_a_process(
     loss: torch.nn.Module, logits: Tensor, target: Tensor, others: list[Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """The loss, its gradient by a factor of the logits, and what one of two processes sends, where it receives this."""
+    """Return loss, its gradient by a factor of the logits, and the tensors that one of two processes sends.
+
+    `others` are the tensors that it receives.
+    """
     sent, waiting = list[Tensor](), iter(others)
 
     def all_reduce(total: Tensor) -> None:
@@ -141,7 +144,7 @@ def test_the_dataset_chooses_what_is_learnt() -> None:
     found = build_loss(config, regions).loss
     assert isinstance(found, DiceBCE) and found.ignore == 3 and found.smooth == 0.5 and found.dice_weight == 2.0
     assert found.members.tolist() == [[0, 1, 1, 0], [0, 0, 1, 0]]
-    assert not build_loss(config, regions).state_dict()  # checkpoints hold the network alone
+    assert not build_loss(config, regions).state_dict()  # checkpoints store only the network
     for wrong, reason in (
         (
             {"_target_": "monai.losses.DiceCELoss"},

@@ -1,4 +1,4 @@
-"""How a training step is run, recomputed or compiled: what it comes to, and what a run makes of either key."""
+"""Training steps by engine, recomputed or compiled: equal results, and the effect of these keys on a run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PARTS = 2 + 1 + 1  # of the network of `make_module`: two stages, one node, its 
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounterWithBackend]:
-    """Let torch.compile take graphs as they are, which needs no compiler, and count them."""
+    """Let torch.compile run graphs eagerly, which needs no compiler, and count them."""
     dynamo.reset()
     counter = CompileCounterWithBackend("eager")
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter, fullgraph=True))
@@ -46,7 +46,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounterWithBacken
 
 
 class Watch(pl.Callback):
-    """Notes the number of graphs after every batch."""
+    """Record the number of graphs after every batch."""
 
     def __init__(self, graphs: CompileCounterWithBackend) -> None:
         self.graphs, self.trained, self.validated = graphs, list[int](), list[int]()
@@ -59,7 +59,7 @@ class Watch(pl.Callback):
 
 
 def fit(folder: Path, *overrides: str, growth: str = "gradient", **options: Any) -> tuple[SegmentationModule, Any]:
-    """Two epochs of four steps with masks that change after every second; patches and whole cases are validated."""
+    """Train two epochs of four steps; masks change after every second step. Patches and whole cases are validated."""
     pl.seed_everything(0, verbose=False)
     module = make_module(*overrides)
     watched, group_size = options.pop("watched", []), options.pop("group_size", 1)
@@ -77,10 +77,10 @@ def test_training_with_active_kernels_only_is_that_of_the_masked_network(growth:
     sparse, trainer = fit(tmp_path, "training.engine=sparse", growth=growth)
     assert next(c for c in trainer.callbacks if isinstance(c, DSFFCallback)).num_updates == 3
     found, expected = sparse.state_dict(), masked.state_dict()
-    for name in expected:  # gradient growth needs the gradients of inactive kernels, which the engine does not give
+    for name in expected:  # gradient growth needs gradients of inactive kernels, which the engine does not compute
         if name.endswith("kernel_mask"):
             assert torch.equal(found[name], expected[name]), name
-    # The trajectories part where a step is small and its sign chance (AdamW); the losses do not.
+    # With AdamW, weights may differ where a gradient is near zero and its sign is chance. Losses do not differ.
     torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-3)
     assert differences(found, expected), "both ran the same way"
 
@@ -108,7 +108,7 @@ def test_groups_as_a_gpu_runs_them_train_what_the_masked_network_does(
         if name.endswith("kernel_mask"):
             assert torch.equal(found[name], expected[name]), name
     torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-3)
-    # Steps whose growth asks for gradients of inactive kernels run the network itself.
+    # Steps that need gradients of inactive kernels for growth run the network itself.
     assert passes.count(used[0]) == (8 if growth == "random" else 5)
     assert all(validated in passes for validated in used[1:])
     assert grouped.scores == pytest.approx(masked.scores, abs=0.02)
@@ -170,7 +170,7 @@ def test_a_step_that_does_not_fit_is_advised_to_recompute(tmp_path: Path, monkey
     advice = r"network\.base_features, training\.checkpoint_activations=true$"
     with pytest.raises(InputError, match=advice):
         probe_step(trainer, make_module())
-    for overrides in ([RECOMPUTED], ["network=swin_unetr"]):  # on already, and not to be had
+    for overrides in ([RECOMPUTED], ["network=swin_unetr"]):  # already on; not supported
         with pytest.raises(InputError, match=r"network\.base_features$"):
             probe_step(trainer, make_module(*overrides))
 
@@ -202,7 +202,7 @@ def test_a_resumed_run_may_change_it_and_ends_in_the_same_bits(recomputed_parts:
     for part in ("state_dict", "optimizer_states", "lr_schedulers"):
         assert differences(recomputed[part], kept[part]) == []
     assert numbers(folders["recomputed"]) == numbers(folders["kept"])
-    # Prediction takes the checkpoint's network as it is.
+    # Prediction does not recompute.
     loaded = load_model(folders["recomputed"] / "checkpoints" / "last.ckpt")
     assert loaded.network.run_part is run_once
 
@@ -222,7 +222,7 @@ def test_a_run_compiles_one_graph(
 
 @pytest.mark.parametrize("probe", ["false", "true"])
 def test_a_whole_run_compiles_one_graph(probe: str, graphs: CompileCounterWithBackend, tmp_path: Path) -> None:
-    """Its cost is counted before its first step, which the compiler must not take for that."""
+    """The run counts its cost before the first step. This pass must not be compiled."""
     overrides = [
         *SMALL_RUN,
         *("data.num_test=0", "data.num_workers=0", "training.epochs=1", "training.steps_per_epoch=2"),
@@ -234,7 +234,7 @@ def test_a_whole_run_compiles_one_graph(probe: str, graphs: CompileCounterWithBa
 
 
 def test_compiled_training_learns_the_same(graphs: CompileCounterWithBackend, tmp_path: Path) -> None:
-    sgd = "optimizer._target_=torch.optim.SGD"  # AdamW turns roundings of zero gradients into whole steps
+    sgd = "optimizer._target_=torch.optim.SGD"  # AdamW turns rounding of zero gradients into whole steps
     plain, _ = fit(tmp_path / "plain", sgd, growth="random")
     assert graphs.frame_count == 0
     compiled, _ = fit(tmp_path / "compiled", sgd, "training.compile=true", growth="random")

@@ -1,4 +1,4 @@
-"""Runs that are told to stop write a checkpoint first, wherever they are, and end as the one that was not."""
+"""Runs that get a stop signal write a checkpoint first, at any point, and end like an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def epoch(module: SegmentationModule) -> None:
 @pytest.mark.parametrize(
     ("hook", "stop", "steps"),
     [
-        ("on_train_batch_start", train_batch, 5),  # it finishes the step that it is in
+        ("on_train_batch_start", train_batch, 5),  # it finishes the current step
         ("on_validation_batch_start", validation_batch, 6),
         ("on_train_epoch_start", epoch, 3),  # an epoch that has not begun
     ],
@@ -89,7 +89,7 @@ def test_a_run_stopped_anywhere_ends_as_the_one_that_was_not(
     given = [f"resume={folder}"]
     result = run_training(resumed_config(compose_config(given), given), folder)
     assert differences(checkpoint(folder), checkpoint(whole)) == [] and numbers(folder) == numbers(whole)
-    # Once more, with nothing left to train: the score is known all the same.
+    # Resumed again with nothing left to train, the run still knows its score.
     again = run_training(resumed_config(compose_config(given), given), folder)
     assert again.dice == result.dice == float(numbers(whole)[-2]["val_full/dice"])
 
@@ -109,7 +109,7 @@ def test_slurm_announces_the_end_and_the_job_goes_on_in_its_next_one(
     assert job.stdout is not None
     for line in job.stdout:
         if line.startswith("epoch 1/2"):
-            os.killpg(job.pid, signal.SIGUSR1)  # SLURM tells all processes of a job, those of the loader too
+            os.killpg(job.pid, signal.SIGUSR1)  # SLURM signals all processes of a job, loader workers too
             break
     output = job.stdout.read()
     job.stdout.close()

@@ -1,4 +1,4 @@
-"""The share of waiting for data, with a loader that is made slow, and a clock that the test moves."""
+"""The share of time spent waiting for data, with a slow loader and a clock that the test advances."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.training.conftest import quiet_trainer
 
 
 class Clock:
-    """Stands in for the module `time`: it moves only when told to."""
+    """Stand-in for the module `time` that only tests advance."""
 
     now = 0.0
 
@@ -30,7 +30,7 @@ class Clock:
 
 
 class SlowLoader(IterableDataset):
-    """Six batches; each takes as many seconds of the clock as its own number says."""
+    """One batch per number, which takes so many seconds of the clock."""
 
     def __init__(self, clock: Clock, seconds: list[float]) -> None:
         self.clock, self.seconds = clock, seconds
@@ -45,7 +45,7 @@ class SlowLoader(IterableDataset):
 
 
 class Worker(pl.LightningModule):
-    """Two seconds of work per batch, and one of moving it to the device, which is no waiting."""
+    """Two seconds of work per batch, and one second of transfer to the device, which is no waiting."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ def column(rows: list[dict[str, str]], name: str) -> list[float]:
 
 def test_each_row_of_steps_tells_the_share_since_the_row_before(fit: Callable[..., list[dict[str, str]]]) -> None:
     rows = fit([1.0, 5.0, 0.0, 0.0, 3.0, 0.0], log_every=2)
-    # Six seconds waited of twelve (three are work in each step); none of six; three of nine.
+    # Waited 6 s of 12 s (each step works for 3 s), then 0 of 6, then 3 of 9.
     assert column(rows, "time/data_share_step") == pytest.approx([1 / 2, 0, 1 / 3])
     assert column(rows, "time/data_share") == pytest.approx([9 / 27])
     assert column(rows, "time/step") == pytest.approx([27 / 6])

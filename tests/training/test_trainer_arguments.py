@@ -1,4 +1,4 @@
-"""Arguments of Lightning's Trainer, callbacks and schedules that a config may name, in runs of a few steps."""
+"""Arguments of Lightning's Trainer, callbacks and schedules from a config, in runs of a few steps."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_they_reach_the_trainer_and_its_steps(places: list[str], tmp_path: Path)
     weights = [value for name, value in stored["state_dict"].items() if name.endswith("weight")]
     assert weights and {value.dtype for value in weights} == {torch.float64}
     assert "run_training_batch" in (tmp_path / "run" / "fit-profile.txt").read_text()
-    assert last_logged(tmp_path / "run", "time/data_share") >= 0  # ours goes on counting
+    assert last_logged(tmp_path / "run", "time/data_share") >= 0  # the package's own timing still works
 
 
 def test_one_batch_of_everything(places: list[str], tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_schedule_that_follows_a_score(places: list[str], tmp_path: Path) -> N
         "schedule.mode=min",
         "schedule.monitor=val/dice",
     ]
-    # Dice cannot fall below a threshold that no run reaches: every epoch but the first halves the rate.
+    # No change of Dice reaches the threshold, so every epoch but the first halves the rate.
     given += ["schedule.threshold=1.0", "schedule.threshold_mode=abs", "optimizer.lr=0.01"]
     whole = train(tmp_path / "whole", places, *given, "training.epochs=3")
     assert [group["lr"] for group in whole["optimizer_states"][0]["param_groups"]] == [0.0025]
@@ -90,7 +90,7 @@ def test_a_schedule_that_follows_a_score(places: list[str], tmp_path: Path) -> N
 def test_early_stopping_ends_a_run_with_its_scores(places: list[str], tmp_path: Path) -> None:
     given = ["callbacks=early_stopping", "callbacks.early_stopping.patience=1", "optimizer.lr=1e-30", "dsff=static"]
     stored = train(tmp_path, places, *given, "training.epochs=9")
-    assert stored["global_step"] == 8  # of the second epoch, whose score was no better
+    assert stored["global_step"] == 8  # after the second epoch, whose score was not better
     assert (tmp_path / "checkpoints" / "best.ckpt").is_file()
 
 
@@ -107,7 +107,7 @@ def test_an_average_of_weights_keeps_the_masks(places: list[str], tmp_path: Path
         assert not weight[~mask].any() and weight[mask].any(), name
         assert 0 < float(mask.float().mean()) < 0.5
     plain = train(tmp_path / "plain", places, *given[2:])
-    assert differences(plain["state_dict"], whole["state_dict"]) != []  # it is an average that is saved
+    assert differences(plain["state_dict"], whole["state_dict"]) != []  # an average is saved
 
     train(tmp_path / "parts", places, *given, "training.epochs=1")
     parts = resume(tmp_path / "parts", "training.epochs=2")
@@ -126,7 +126,7 @@ def test_lightnings_own_average_is_refused_beside_masks() -> None:
 
 
 class Greedy(pl.Callback):
-    """A callback that asks for whatever a run gives."""
+    """A callback with all the arguments that a run supplies."""
 
     def __init__(self, run_folder: Any, labels: Any, scheme: Any, plan: Any, loader: Any) -> None:
         self.given = {"run_folder": run_folder, "labels": labels, "scheme": scheme, "plan": plan, "loader": loader}

@@ -1,4 +1,4 @@
-"""Every value of a config arrives where it acts: in trainer, callbacks, data module, module, network or optimizer."""
+"""Every config value reaches the place where it acts: trainer, callbacks, data module, module, network, optimizer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from e2enet.training.timing import TimeKeeper
 
 @dataclass
 class Parts:
-    """What a run would train with."""
+    """The objects with which a run would train."""
 
     trainer: pl.Trainer
     module: SegmentationModule
@@ -56,7 +56,7 @@ class Parts:
         return self.module.configure_optimizers()
 
 
-# A value that is not the default's, and where it is found. A section with a `_target_` is looked at as what it builds.
+# Key, a value other than the default, and where it is found. Sections with a `_target_` are checked after building.
 Line = tuple[str, Any, Callable[[Parts], Any]]
 DATA: list[Line] = [
     ("data.name", "wired", lambda parts: parts.data.source.folder.name.rpartition("_")[0]),
@@ -131,7 +131,7 @@ TRAINING: list[Line] = [
     ("optimizer.lr", 0.25, lambda parts: parts.optimizer.defaults["lr"]),
     ("optimizer.weight_decay", 0.125, lambda parts: parts.optimizer.defaults["weight_decay"]),
     ("schedule.interval", "epoch", lambda parts: parts.optimizers["lr_scheduler"]["interval"]),
-    # Half of three epochs: the first is the start of the warm-up, the next two thirds of the way to its end.
+    # The warm-up takes half of three epochs. Epoch 0 is its start, epoch 1 is two thirds of the way.
     ("schedule.warmup", 0.5, lambda parts: round(0.5 * (parts.schedule.lr_lambdas[0](1) - 0.01) / 0.66, 9)),
 ]
 TRAINER: list[Line] = [
@@ -153,7 +153,7 @@ FINAL = {
     "final.max_cases": 1,
     "final.nsd_tolerance": 2.5,
 }
-# What another value of would leave nothing of the rest to look at, and where it is tested.
+# Keys whose other values would make the remaining checks impossible, and where they are tested instead.
 ELSEWHERE = {
     "data._target_": "tests/data/test_command.py",
     "data.layout._target_": "tests/integration/test_own_folder.py",
@@ -189,7 +189,7 @@ ELSEWHERE = {
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
-    """Of a run with all these values, which ends where it would begin to train."""
+    """The parts of a run with all these values, which ends before training."""
     root = tmp_path_factory.mktemp("wiring")
     config = compose_config([f"paths.data={root}/data", f"paths.prepared={root}/prepared", f"run_folder={root}/run"])
     for key, value, _ in LINES:
@@ -226,7 +226,7 @@ def test_every_value_arrives(key: str, value: Any, arrived: Callable[[Parts], An
     assert default[key] != value, "the test would not see the default in its place"
     assert arrived(parts) == value
     if key in parts.identity and not key.startswith("plan."):
-        assert parts.identity[key] == value  # what a run that goes on is compared with
+        assert parts.identity[key] == value  # compared when a run resumes
 
 
 def test_no_key_is_forgotten() -> None:
@@ -271,7 +271,7 @@ def test_what_follows_training_is_the_configs(monkeypatch: pytest.MonkeyPatch, t
 
 
 def leaves(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys of a config and their values."""
+    """Return the dotted keys of a config and their values."""
     for key, value in section.items():
         if isinstance(value, Mapping) and value:
             yield from leaves(value, f"{prefix}{key}.")
