@@ -1,1 +1,1 @@
-"""What several rooms share: errors, files, the console, overlay pictures."""
+"""Shared by several packages: errors, files, the console, config checks."""

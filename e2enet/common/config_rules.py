@@ -1,4 +1,4 @@
-"""What a config value may be: small rules, each a test of one value and what it accepts in words."""
+"""Rules for config values: each tests one value and says in words what it accepts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Rule:
-    """A test of one value, and what it accepts in words."""
+    """A test of one value, and a description of the accepted values."""
 
     accepts: Callable[[Any], bool]
     expected: str
@@ -32,13 +32,13 @@ def number(low: float, high: float = math.inf, *, above: bool = False) -> Rule:
 
 
 def choice(*values: Any) -> Rule:
-    """One of the given values; true and 1 are not the same."""
+    """One of the given values; true and 1 are different values."""
     words = " | ".join(_spell(value) for value in values)
     return Rule(lambda v: any(v == value and type(v) is type(value) for value in values), words)
 
 
 def optional(rule: Rule) -> Rule:
-    """Null or what `rule` accepts."""
+    """Null, or a value that `rule` accepts."""
     return Rule(lambda v: v is None or rule.accepts(v), f"null or {rule.expected}")
 
 
@@ -60,13 +60,13 @@ def table_of(key: Rule, value: Rule) -> Rule:
 
 
 def is_whole(value: Any) -> bool:
-    """Whether a value is a whole number; true is none."""
+    """Whether a value is a whole number; a boolean is not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number; true is none."""
-    # Compared, since math.isfinite raises for whole numbers beyond every float.
+    """Whether a value is a finite number; a boolean is not."""
+    # Compare, since math.isfinite raises for whole numbers too large for a float.
     return isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
 
 

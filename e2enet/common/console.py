@@ -1,7 +1,7 @@
 """One console for the whole program: tables, messages and progress go through it.
 
-Names of classes, ids, paths and errors come from outside. Here, and only here, they are kept from being anything but
-text: brackets are no markup, colons no emoji, and signs that would steer a terminal are spelled out.
+Class names, ids, paths and errors come from outside. This module alone makes sure that they are printed as plain text:
+brackets are not markup, colons not emoji, and control characters are escaped.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ Item = TypeVar("Item")
 
 
 class PlainConsole(Console):
-    """A console that shows every string as it stands, those of tables and their titles too."""
+    """A console that prints every string literally, also in tables and their titles."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, highlight=False, emoji=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """rich's way from any string to what is shown: signs that this terminal or file cannot take are spelled out."""
+        """Escape characters that this terminal or file cannot show; rich calls this for every string."""
         return super().render_str(printable(text, self.encoding), **options)
 
 
@@ -43,26 +43,25 @@ console = PlainConsole()
 
 
 def say(text: str, style: str | None = None) -> None:
-    """Print a line as it stands: it is not broken where the terminal ends."""
+    """Print a line without wrapping it at the terminal's width."""
     console.print(text, style=style, soft_wrap=True)
 
 
 def flush_every_line() -> None:
-    """Let a log file of this process be read while the process runs: Python keeps back kilobytes otherwise."""
+    """Flush every line, so that a log file can be followed: Python otherwise buffers kilobytes."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
 
 
 def track(iterable: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
-    """Yield the items with a progress bar on a terminal; in a log file, one line when it starts and one when
-    done.
+    """Yield the items with a progress bar on a terminal; in a log file, print one line at the start and one at the end.
 
-    `total` is the number of items, taken from `len` where the iterable has one.
+    `total` is the number of items; by default `len` of the iterable, if it has one.
     """
     if total is None and isinstance(iterable, Sized):
         total = len(iterable)
     if not console.is_terminal:
-        # A bar redrawn into a file is noise: a cluster log gets two lines.
+        # A progress bar redrawn in a log file is noise.
         say(f"{description}{'' if total is None else f' ({total})'} ...")
         yield from iterable
         say(f"{description}: done")
@@ -73,5 +72,5 @@ def track(iterable: Iterable[Item], description: str, total: int | None = None) 
 
 
 def description_column() -> ProgressColumn:
-    """What is done or whose turn it is, beside a progress bar; rich would read markup in it."""
+    """Return the description column of a progress bar, without rich's markup."""
     return TextColumn("{task.description}", markup=False)

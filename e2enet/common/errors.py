@@ -1,5 +1,4 @@
-"""Errors that a user can mend: one type, raised once with every problem in it, printed without a traceback; and what
-the commands' exit codes mean."""
+"""Errors that a user can correct, printed without a traceback, and the commands' exit codes."""
 
 from __future__ import annotations
 
@@ -12,26 +11,25 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """How a command ended, for scripts and schedulers; 0 is as usual, any other crash is Python's 1.
+    """Exit codes for scripts and schedulers; 0 is success, and Python exits with 1 after any other exception.
 
-    The last two are what shells count for a process that a signal ended (128 and its number).
+    The last two are 128 plus the number of the signal, as in shells.
     """
 
-    UNFINISHED = 1  # it ran to its end, and some case or job failed, or a check found something
-    INPUT_ERROR = 2  # nothing was begun, or no further: what was given is wrong
+    UNFINISHED = 1  # the command ran to its end, but some case or job failed, or a check found problems
+    INPUT_ERROR = 2  # the input is wrong; the command did not start or stopped there
     INTERRUPTED = 130  # by Ctrl-C (SIGINT)
     TERMINATED = 143  # by SIGTERM, as schedulers send it
 
 
 class InputError(ValueError):
-    """Something that the user gave (a file, a config value, a folder) is wrong; the message says what was
-    expected."""
+    """A user's input (a file, a config value, a folder) is wrong; the message says what was expected."""
 
 
 def raise_problems(problems: Sequence[str], heading: str) -> None:
-    """Raise one InputError that lists every problem under the heading; return quietly where there is none.
+    """Raise one InputError that lists every problem under the heading; do nothing if there is none.
 
-    Collecting first and raising once spares the user a run per mistake.
+    Collecting first and raising once spares the user one run per mistake.
     """
     if problems:
         lines = "\n".join(f"  - {problem}" for problem in problems)
@@ -39,15 +37,15 @@ def raise_problems(problems: Sequence[str], heading: str) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """An error's message without what libraries append below it; its type where it says nothing."""
+    """Return the first line of an error's message, or its type if the message is empty."""
     return str(error).strip().split("\n", 1)[0] or type(error).__name__
 
 
 def printable(text: str, encoding: str | None = None) -> str:
-    """The text with signs that would steer a terminal, or that the encoding lacks, spelled as Python spells them.
+    """Escape, in Python's spelling, characters that would control a terminal or that the encoding lacks.
 
-    Names of files and classes may hold them: an escape sequence would colour or clear the screen, and half a surrogate
-    pair, which stands for a byte that is no UTF-8, cannot be written anywhere.
+    Names of files and classes may hold them. An escape sequence would colour or clear the screen. Half a surrogate
+    pair, which stands for a byte that is not UTF-8, cannot be encoded at all.
     """
     encoding = encoding or "utf-8"
     if not text.isprintable():
@@ -59,11 +57,11 @@ def printable(text: str, encoding: str | None = None) -> str:
 def exit_on_input_error(advice: str = "stopped; the same command goes on with what is not done yet") -> Iterator[None]:
     """Turn an InputError into its message on stderr and exit code 2, and Ctrl-C into one line of advice and 130.
 
-    Works as a context (`with exit_on_input_error():`) and as a decorator (`@exit_on_input_error()`) of a
-    main. Any other exception keeps its traceback: it is our fault, not the user's.
+    Works as a context manager (`with exit_on_input_error():`) and as a decorator (`@exit_on_input_error()`) of a
+    main function. Any other exception keeps its traceback: it is a bug of the program, not the user's mistake.
 
     Args:
-        advice: what to do after Ctrl-C, where the KeyboardInterrupt does not say it itself.
+        advice: what to do after Ctrl-C, if the KeyboardInterrupt itself has no message.
     """
     try:
         yield
@@ -72,6 +70,6 @@ def exit_on_input_error(advice: str = "stopped; the same command goes on with wh
         sys.exit(ExitCode.INPUT_ERROR)
     except KeyboardInterrupt as stop:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would break off the interpreter's own end
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would interrupt the interpreter's shutdown
         print(printable(str(stop) or advice, sys.stderr.encoding), file=sys.stderr)
         sys.exit(ExitCode.INTERRUPTED)

@@ -1,4 +1,4 @@
-"""Files that are either complete or absent: written beside their place under another name, then renamed."""
+"""Files that are either complete or absent: written under a temporary name beside their place, then renamed."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ from typing import Any
 from e2enet.common.errors import InputError
 
 TEMPORARY = ".tmp-"
-# What the system says where a disk is full, a file system read-only, a permission lacking, a file in the place of a
-# folder or the reverse, or a name too long: for the user to mend.
+# System errors that the user can correct: a full disk, a read-only file system, a missing permission, a file in place
+# of a folder or the reverse, a name too long.
 NOT_WRITABLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
 )
-MAX_LEVELS = 50  # of lists and objects within one another in a JSON file; ours have six
+MAX_LEVELS = 50  # of nested lists and objects in a JSON file; those of e2enet have six
 
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary sibling of `path` to write to (a file or a folder); it takes its place when the block
-    ends well.
+    """Yield a temporary sibling of `path` to write to (a file or a folder); rename it to `path` when the block ends.
 
-    The sibling keeps the whole suffix (`.nii.gz`), since writers choose the format by it, and starts with a
-    dot, so that a crash leaves nothing that a later listing would take for data. Parents are created. When
-    the block raises, the sibling is removed and whatever stood at `path` before stays. A folder can only take
-    a free place. Raises InputError naming `path` where the disk is full or may not be written to.
+    The sibling keeps the whole suffix (`.nii.gz`), since writers choose the format by it. Its name starts with a dot,
+    so that listings do not take a file left by a crash for data. Parents are created. If the block raises, the sibling
+    is removed and an earlier `path` stays. A folder cannot replace an existing path.
+
+    Raises:
+        InputError: names `path`; the disk is full or not writable.
     """
     path = Path(path)
     temporary = path.parent / f"{TEMPORARY}{uuid.uuid4().hex[:8]}-{path.name}"
@@ -52,7 +53,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def unusable_folder(folder: str | Path, *, writable: bool = True) -> str | None:
-    """Why a folder cannot be used, or made where it is not there yet; None where it can. Nothing is written.
+    """Return why a folder cannot be used, or created if it is missing; None if it can. Nothing is written.
 
     Args:
         folder: its path.
@@ -71,31 +72,33 @@ def unusable_folder(folder: str | Path, *, writable: bool = True) -> str | None:
 
 
 def require_writable(folder: str | Path) -> None:
-    """Make a folder and try a file in it, which is removed again; InputError naming the folder where that fails.
+    """Create a folder and a test file in it, which is removed again; InputError naming the folder if that fails.
 
-    Called before long work, which would otherwise end at its first result.
+    Call it before long work, which would otherwise fail at its first result.
     """
     folder = Path(folder)
     probe = folder / f"{TEMPORARY}{uuid.uuid4().hex[:8]}"
     with _named_where_not_writable(folder, probe):
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            probe.write_bytes(bytes(4096))  # a full disk takes empty files
+            probe.write_bytes(bytes(4096))  # a full disk still accepts empty files
         finally:
             probe.unlink(missing_ok=True)
 
 
 @contextmanager
 def naming_unwritable(path: str | Path) -> Iterator[None]:
-    """Turn what the system says of `path`, or of a folder above it, not being writable into an InputError."""
+    """Turn a system error about writing `path`, or a folder above it, into an InputError."""
     with _named_where_not_writable(Path(path), Path(path)):
         yield
 
 
 @contextmanager
 def naming_unreadable(path: str | Path) -> Iterator[None]:
-    """Turn what the system says of files that cannot be read (permissions, names too long, failing disks) into an
-    InputError; `path` is named where the system names none."""
+    """Turn a system error about reading (permissions, names too long, failing disks) into an InputError.
+
+    It names `path` if the system names no file.
+    """
     try:
         yield
     except OSError as error:
@@ -108,7 +111,7 @@ def _named_where_not_writable(path: Path, temporary: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # The block may also read: what the system says of any other file is not about `path`.
+        # The block may also read other files: their errors are not about `path`.
         ours = error.filename is None or temporary.is_relative_to(error.filename)
         if error.errno not in NOT_WRITABLE or not ours:
             raise
@@ -121,7 +124,7 @@ def _reason(error: OSError) -> str:
 
 
 def sync_to_disk(path: str | Path) -> None:
-    """Return when a file's content, or the names in a folder, will survive even a loss of power."""
+    """Write a file's content, or the names in a folder, to disk, so that they survive a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -130,7 +133,7 @@ def sync_to_disk(path: str | Path) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what writes that were killed left in a folder and below; only where nobody else writes."""
+    """Remove the remains of killed writes in a folder and below; call it only if no other process writes there."""
     for path in [*folder.rglob(f"{TEMPORARY}*")]:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -139,19 +142,18 @@ def remove_temporaries(folder: Path) -> None:
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Write plain containers as indented JSON, atomically. NumPy scalars and arrays become numbers and
-    lists."""
+    """Write plain containers as indented JSON, atomically; NumPy scalars and arrays become numbers and lists."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, default=_plain) + "\n", encoding="utf-8")
 
 
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file; InputError naming the file where it is missing or is not JSON.
+    """Read a JSON file; InputError naming the file if it is missing or not valid JSON.
 
-    UTF-8 and UTF-16, with or without the byte order mark that editors on Windows put in front.
+    The encoding is UTF-8 or UTF-16, with or without the byte order mark of editors on Windows.
 
-    Refused too is what Python would read and later stumble over: an object with a key twice (the first would be
-    lost), text that no file can hold (half a surrogate pair), lists within lists without end.
+    Some content that Python would accept is refused too: a key twice in one object (the first would be lost), text that
+    cannot be encoded (half a surrogate pair), and nesting deeper than MAX_LEVELS.
     """
     path = Path(path)
     try:
@@ -169,7 +171,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def read_remembered(path: str | Path) -> dict[str, Any] | None:
-    """The JSON object of a file that can be made anew; None where it is missing, or damaged by another hand."""
+    """Read the JSON object of a file that can be rebuilt; None if the file is missing or damaged."""
     try:
         content = read_json(path)
     except InputError:
@@ -180,9 +182,8 @@ def read_remembered(path: str | Path) -> dict[str, Any] | None:
 def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
     """Write rows as CSV with a header, atomically.
 
-    `columns` fixes names and order; without it they are the rows' keys in order of first appearance. A key
-    that a row lacks is left empty; a key that is not among `columns` is an error (ValueError), not silently
-    lost.
+    `columns` sets names and order; by default they are the rows' keys in order of first appearance. A key that a row
+    lacks is left empty. A key that is not among `columns` raises ValueError.
     """
     names = list(columns) if columns is not None else list(dict.fromkeys(key for row in rows for key in row))
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
@@ -200,7 +201,7 @@ def _without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _is_flat(content: Any) -> bool:
-    """Whether everything lies within MAX_LEVELS: level by level, since a walk that calls itself could not tell."""
+    """Whether nesting is within MAX_LEVELS; checked level by level, since a recursive walk could overflow."""
     level = [content] if isinstance(content, dict | list) else []
     for _ in range(MAX_LEVELS):
         inside = [value.values() if isinstance(value, dict) else value for value in level]
@@ -211,8 +212,7 @@ def _is_flat(content: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """NumPy values (anything with `tolist`) and paths as JSON can hold them; NaN stays NaN, which Python
-    reads back."""
+    """Convert NumPy values (anything with `tolist`) and paths for JSON; NaN stays NaN, which Python reads back."""
     if hasattr(value, "tolist"):
         return value.tolist()
     if isinstance(value, Path):
@@ -221,14 +221,13 @@ def _plain(value: Any) -> Any:
 
 
 def content_key(content: Any) -> str:
-    """SHA-256 of plain containers, independent of the order of their keys."""
+    """Return the SHA-256 of plain containers, independent of the order of their keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def file_states(files: Iterable[Path]) -> list[Any]:
-    """Name, size in bytes and modification time of each file: what tells a changed raw file from the one
-    used.
+    """Return name, size in bytes and modification time (ns) of each file, to detect changed raw files.
 
-    Contents are not read: hashing a terabyte of scans at every start would cost more than it saves.
+    Contents are not read: hashing a terabyte of scans at every start would take too long.
     """
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]

@@ -1,4 +1,4 @@
-"""What a class or function takes: its parameters by name, and what their annotations say of values in a config."""
+"""Parameters of a class or function, and the config values that their annotations allow."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Signature:
     """The keyword parameters of a callable.
 
     Attributes:
-        rules: What each parameter accepts, as far as its annotation tells.
-        needed: Those without a default.
-        takes_any: Whether any other name is taken too (`**options`).
+        rules: Parameter -> accepted values, as far as its annotation tells.
+        needed: Parameters without a default.
+        takes_any: Whether any other name is accepted too (`**options`).
     """
 
     rules: Mapping[str, Rule]
@@ -39,9 +39,10 @@ class Signature:
 
 
 def resolve_target(name: str) -> Callable[..., Any]:
-    """What `_target_` names: a class or function, `package.module.Name`.
+    """Import the class or function that `_target_` names, `package.module.Name`.
 
     Raises:
+        TypeError: the name is neither a class nor a function.
         Exception: whatever importing it raises.
     """
     found = pkgutil.resolve_name(name)
@@ -51,15 +52,15 @@ def resolve_target(name: str) -> Callable[..., Any]:
 
 
 def signature_of(target: Callable[..., Any]) -> Signature:
-    """What a class or function takes; `**options: Unpack[SomeTypedDict]` counts as the TypedDict's keys."""
+    """Return the signature of a class or function; `**options: Unpack[SomeTypedDict]` gives the TypedDict's keys."""
     try:
         parameters = inspect.signature(target).parameters
-    except ValueError:  # of a builtin, which tells nothing
+    except ValueError:  # a builtin without a signature
         return Signature({}, [], True)
     function = target.__init__ if inspect.isclass(target) else target
     try:
         hints = typing.get_type_hints(function)
-    except Exception:  # an annotation that names what is imported for type checkers alone
+    except Exception:  # an annotation names something imported only for type checkers
         hints = {}
     rules: dict[str, Rule] = {}
     needed, takes_any = [], False
@@ -70,7 +71,7 @@ def signature_of(target: Callable[..., Any]) -> Signature:
                 rules |= {key: annotation_rule(hint) for key, hint in typing.get_type_hints(option).items()}
             takes_any = not options
         elif parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            # `x: int = None` is how older code writes an optional one.
+            # Older code writes optional parameters as `x: int = None`.
             none = [type(None)] if parameter.default is None else []
             rules[name] = annotation_rule(hints.get(name, Any), *none)
             if parameter.default is parameter.empty:
@@ -79,30 +80,31 @@ def signature_of(target: Callable[..., Any]) -> Signature:
 
 
 def build_part(section: Mapping[str, Any], **known: Any) -> Any:
-    """Build what a section's `_target_` names from its other keys, in plain containers.
+    """Build the `_target_` of a section with its other keys as arguments, in plain containers.
 
     Args:
         section: checked.
-        known: what the program can give; the target gets what its signature asks for and the section leaves open.
+        known: arguments that the program can supply. The target gets those that its signature has and the section does
+            not set.
     """
     parameters = inspect.signature(resolve_target(str(section["_target_"]))).parameters
     supplied = {key: value for key, value in known.items() if key in parameters and section.get(key) is None}
-    # Made first and called then: what is known may be objects that no config can hold.
+    # Build a partial first, then call it: `known` may contain objects that no config can hold.
     return instantiate({"_convert_": "all", **section, "_partial_": True})(**supplied)
 
 
 def build_nested(value: Any) -> Any:
-    """A value of a part with the sections in it that have a `_target_` built."""
+    """Return the value with every section in it that has a `_target_` built."""
     if isinstance(value, Mapping):
         return instantiate(value, _convert_="all") if "_target_" in value else value
     return [build_nested(item) for item in value] if isinstance(value, list) else value
 
 
 def annotation_rule(hint: Any, *also: Any) -> Rule:
-    """What an annotation says of a value in a config, of bool, int, float, str, None, Literal, lists and their unions.
+    """Return the rule of an annotation of bool, int, float, str, None, Literal, lists and their unions.
 
-    Anything is accepted where it names something else, which a config gives as a section with a `_target_`, or as
-    whatever the target makes of it.
+    With any other annotation, every value is accepted: a config gives it as a section with a `_target_`, or as a value
+    that the target converts.
     """
     members = [*_members(hint), *also]
     rules = [_simple_rule(member) for member in members]
@@ -111,7 +113,7 @@ def annotation_rule(hint: Any, *also: Any) -> Rule:
         return anything
     if len(known) == 1:
         return known[0]
-    # In an order of our own: of two equal unions Python may give the members of the first that it has met.
+    # Sorted, since Python caches equal unions and may return their members in another order.
     words = sorted({rule.expected for rule in known}, key=lambda text: (text == "null", text))
     if SIMPLE[float] in known and SIMPLE[int] in known:
         words.remove(SIMPLE[int].expected)

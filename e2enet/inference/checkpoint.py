@@ -1,4 +1,4 @@
-"""A trained model as its checkpoint file describes it, and whether several of them can form an ensemble."""
+"""Load trained models from checkpoint files, and check that several of them can form an ensemble."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from e2enet.network.build import build_network
 from e2enet.network.dsff import set_group_size
 from e2enet.network.packed import MASK, packed_weights, packing_problems, unpack_kernels
 
-# Where the network sits in the training module; torch.compile adds the second prefix.
+# Prefix of the network's weights in the training module; torch.compile adds the second one.
 NETWORK_PREFIX = "network."
 COMPILED_PREFIX = "_orig_mod."
 MAX_LINES = 8
@@ -29,12 +29,14 @@ MAX_LINES = 8
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A network in eval mode and all that prediction and scoring need to know of its training.
+    """A network in eval mode, with the facts of its training that prediction and scoring need.
 
-    `label_map` renumbers the dataset's label files (value -> label), `regions` unites labels to be scored beside those
-    of the `scheme` (name -> labels), `numbered_ids` says how its files are called (`naming.has_numbered_ids`), `layout`
-    how the dataset lay in its folder, as the file has it: None in those of earlier versions. `spacing_unit` is that of
-    lengths in the dataset's files; None: as their headers say.
+    Attributes:
+        label_map: Value in the dataset's label files -> label.
+        regions: Name -> labels of further regions to score, beside those of the `scheme`.
+        numbered_ids: How the dataset's files are named (`naming.has_numbered_ids`).
+        layout: How the dataset's folder was organised; None in checkpoints of earlier versions.
+        spacing_unit: Unit of lengths in the dataset's files; None for that of their headers.
     """
 
     path: Path
@@ -52,17 +54,20 @@ class LoadedModel:
 
     @property
     def labels(self) -> dict[int, str]:
-        """Label -> name of what is predicted, background included."""
+        """Label -> name of the predicted classes, background included."""
         return self.scheme.names
 
 
 def load_model(path: str | Path) -> LoadedModel:
     """Load a checkpoint file, or checkpoints/best.ckpt of a run folder, onto the CPU.
 
-    Masks of sparse layers are buffers of the network and come with it, as does their `group_size`. A file of packed
-    weights (compact.ckpt) gives the network that the file it was made of gives. Only tensors and plain containers are
-    read (`weights_only`): a file that holds any other pickled object is refused. Raises InputError naming the file
-    where it is missing, damaged, not one of train.py's, or does not fit the network that it describes.
+    Masks of sparse layers are buffers of the network and are loaded with it, as is their `group_size`. A file of packed
+    weights (compact.ckpt) gives the same network as the file from which it was made. Only tensors and plain containers
+    are read (`weights_only`).
+
+    Raises:
+        InputError: names the file. It is missing, damaged or not from train.py, holds other pickled objects, or does
+            not fit the network that it describes.
     """
     path = checkpoint_file(Path(path))
     content = read_checkpoint(path)
@@ -91,7 +96,7 @@ def load_model(path: str | Path) -> LoadedModel:
         expected = _expected_weights(build)
     except KeyError as error:
         raise InputError(f"{path}: its hyper_parameters lack {error}, so it cannot be used") from error
-    except Exception as error:  # anybody may have written them: what they make Python or torch raise is their fault
+    except Exception as error:  # their content is arbitrary, so Python or torch may raise anything
         raise InputError(f"{path}: its hyper_parameters describe no usable network: {error}") from error
     raise_problems(
         _dataset_problems(scheme, channels, mirror_axes, file_ending, plan), f"{path}: its dataset cannot be used:"
@@ -123,7 +128,7 @@ def load_model(path: str | Path) -> LoadedModel:
 
 
 def load_ensemble(paths: Sequence[str | Path]) -> list[LoadedModel]:
-    """Load checkpoints of one task; InputError names every difference in plan, labels, channels, axes."""
+    """Load checkpoints of one task; InputError lists every difference in plan, labels, channels, axes or ending."""
     if not paths:
         raise InputError("expected at least one checkpoint")
     problems = []
@@ -142,7 +147,7 @@ def load_ensemble(paths: Sequence[str | Path]) -> list[LoadedModel]:
 
 
 def read_hyper_parameters(path: str | Path) -> dict[str, Any]:
-    """What a checkpoint says of its network, plan, dataset and training, as plain containers; weights stay unread.
+    """Read a checkpoint's network, plan, dataset and training sections as plain containers, but not its weights.
 
     Raises InputError as `load_model` does.
     """
@@ -154,7 +159,7 @@ def read_hyper_parameters(path: str | Path) -> dict[str, Any]:
 
 
 def checkpoint_file(path: Path) -> Path:
-    """The path itself, or the best checkpoint of the run folder that it names."""
+    """Return the path itself, or the best checkpoint if it is a run folder."""
     if path.is_dir():
         best = path / "checkpoints" / "best.ckpt"
         if not best.is_file():
@@ -166,10 +171,10 @@ def checkpoint_file(path: Path) -> Path:
 
 
 def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
-    """All of a checkpoint, on the CPU; with `mmap`, tensors stay in the file until they are looked at.
+    """Read a whole checkpoint onto the CPU; with `mmap`, tensors stay in the file until they are used.
 
     Raises:
-        InputError: what cannot be read, or holds anything but tensors and plain containers.
+        InputError: the file cannot be read, or holds anything but tensors and plain containers.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
@@ -178,7 +183,7 @@ def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
             f"{path}: is no checkpoint, or holds pickled objects, which could run code when loaded and are "
             f"refused; expected tensors and plain containers ({first_line(error)})"
         ) from error
-    except Exception as error:  # a damaged file makes the unpickler raise anything, and it is always the file's fault
+    except Exception as error:  # a damaged file can make the unpickler raise anything
         raise InputError(f"{path}: cannot be read as a checkpoint of train.py ({first_line(error)})") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}, expected the dictionary that train.py saves")
@@ -186,19 +191,19 @@ def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
 
 
 def _expected_weights(build: Callable[[], nn.Module]) -> dict[str, Tensor]:
-    """Names and shapes of a network's weights."""
+    """Return name -> tensor of a network's weights, of which only the shapes are used."""
     try:
-        # Without memory: a network that a file only claims to hold is never allocated.
+        # On the meta device: a network that a file only claims to hold is never allocated.
         with torch.device("meta"):
             return build().state_dict()
     except InputError as error:
         if "meta tensors" not in str(error):
             raise
-    return build().state_dict()  # it looks at a value while it is made, as MONAI's SwinUNETR does
+    return build().state_dict()  # its constructor reads tensor values, as that of MONAI's SwinUNETR
 
 
 def _weights(state: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
-    """The network's tensors by its own names; InputError where they are none, or hold what is no finite number."""
+    """Return the network's tensors by its own names; InputError for anything but plain tensors of finite values."""
     weights = {
         name.removeprefix(NETWORK_PREFIX).removeprefix(COMPILED_PREFIX): value
         for name, value in state.items()
@@ -219,7 +224,7 @@ def _weights(state: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
 def _dataset_problems(
     scheme: LabelScheme, channels: Sequence[str], mirror_axes: Sequence[int], file_ending: str, plan: Plan
 ) -> list[str]:
-    """What is wrong with what a checkpoint says of its dataset; results are named by the ending, so it is no path."""
+    """Return the problems of a checkpoint's dataset section; the ending is checked since it is part of file names."""
     labels, problems = scheme.names, scheme_problems(scheme)
     if sorted(labels) != list(range(len(labels))) or len(labels) < 2:
         problems.append(f"labels are {sorted(labels)}: 0, 1, .. expected, background and at least one other")
@@ -233,7 +238,7 @@ def _dataset_problems(
 
 
 def weight_problems(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
-    """Every name and shape in which weights differ from a network's, at most nine lines; [] where they fit.
+    """Return every name and shape in which weights differ from a network's, at most nine lines; [] if they fit.
 
     Weights of fusion layers may be packed (network.packed).
     """
@@ -255,7 +260,7 @@ def weight_problems(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor
 
 
 def _differences(first: LoadedModel, other: LoadedModel) -> list[str]:
-    """What keeps two models from being averaged, as `key: theirs, expected ours`."""
+    """Return the differences that prevent averaging two models, as `key is theirs, expected ours`."""
     ours, theirs = _comparable(first), _comparable(other)
     return [
         f"{key} is {theirs.get(key)}, expected {ours.get(key)}"

@@ -1,4 +1,4 @@
-"""The config of predict.py: every unknown key and impossible value is found before anything is loaded."""
+"""The config of predict.py: all unknown keys and invalid values are reported before anything is loaded."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PRECISIONS = ("32", "bf16", "16")
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Checked settings of one prediction run; see conf/predict.yaml for what each means."""
+    """Checked settings of a prediction run; conf/predict.yaml explains each."""
 
     checkpoint: tuple[Path, ...]
     input: Path
@@ -51,12 +51,12 @@ class PredictConfig:
 
     @property
     def choice(self) -> RunSelector:
-        """Which configuration of a sweep folder is meant."""
+        """The selected configuration of a sweep folder."""
         return RunSelector(self.experiment, self.row, self.seed)
 
 
 def read_config(config: DictConfig | Mapping[str, Any]) -> PredictConfig:
-    """Settings from a composed config; one InputError lists missing keys, unknown keys and wrong values."""
+    """Read settings from a composed config; one InputError lists missing keys, unknown keys and wrong values."""
     values = _resolved(config) if isinstance(config, DictConfig) else dict(config)
     raise_problems(_value_problems(values), HEADING)
     paths = values["checkpoint"] if isinstance(values["checkpoint"], list) else [values["checkpoint"]]
@@ -73,15 +73,15 @@ def read_config(config: DictConfig | Mapping[str, Any]) -> PredictConfig:
 
 
 def read_arguments(arguments: Sequence[str]) -> list[str]:
-    """A command line with quotes around texts that Hydra would take for numbers."""
+    """Return the command line with quotes around texts that Hydra would parse as numbers."""
     return [as_text(text, lambda key: CHECKS[key][0] if key in CHECKS else None) for text in arguments]
 
 
 def check_arguments(arguments: Sequence[str], config_folder: str) -> None:
     """Raise one InputError for all unknown keys and wrong values on the command line.
 
-    Hydra itself stops at the first unknown key. Where there is one, the other overrides are composed without
-    it and checked too. Flags (--help) and sweeps (-m a=1,2) are left to Hydra.
+    Hydra itself stops at the first unknown key. Here the other overrides are composed without it and checked too.
+    Flags (--help) and sweeps (-m a=1,2) are left to Hydra.
     """
     overrides = overrides_of(arguments)
     known, problems = [], []

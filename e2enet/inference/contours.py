@@ -1,4 +1,4 @@
-"""Labels on a slice of an image: a light fill, a firm outline, and colours that colour-blind readers tell apart."""
+"""Draw labels on a slice of an image: light fill, solid outline, colours that colour-blind readers can distinguish."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-# Okabe and Ito's colours (Color Universal Design, 2008) but black, which is lost on a dark scan.
+# Okabe and Ito's colours (Color Universal Design, 2008) without black, which is invisible on a dark scan.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
-# Past the seventh class colours come again, with dashed and then dotted outlines.
+# After the seventh class the colours repeat, with dashed and then dotted outlines.
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)))
 FILL_OPACITY = 0.35
 
@@ -25,7 +25,7 @@ class LabelStyle:
 
 
 def label_styles(labels: Mapping[int, str]) -> dict[int, LabelStyle]:
-    """A style for each label but background (0), in the order of their values."""
+    """Return a style for each label except background (0), in the order of their values."""
     values = [value for value in sorted(labels) if value != 0]
     return {
         value: LabelStyle(labels[value], COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)])
@@ -34,23 +34,23 @@ def label_styles(labels: Mapping[int, str]) -> dict[int, LabelStyle]:
 
 
 def intensity_window(image: np.ndarray) -> tuple[float, float]:
-    """The intensities to draw black and white: the image's 0.5 and 99.5 percentiles, never equal."""
+    """Return the intensities drawn black and white: the image's 0.5 and 99.5 percentiles, never equal."""
     low, high = np.percentile(image, (0.5, 99.5))
     return float(low), float(max(high, low + 1e-6))
 
 
 @dataclass(frozen=True)
 class SliceView:
-    """How a slice of a volume is looked at: as radiologists do, the patient's right on the left and the front up.
+    """Orientation of a displayed slice, in the radiological convention.
 
-    Across the body (axial) and along it (coronal) the patient's right is on the left of the picture, across the middle
-    (sagittal) the front; up is the head, or the front of an axial slice.
+    In axial and coronal slices the patient's right is on the left of the picture, in sagittal slices the front. The
+    head is up; in axial slices the front is up.
 
     Attributes:
         name: axial, coronal or sagittal.
-        left: What is on the left of the picture, R(ight) or A(nterior).
-        aspect: Height of a voxel over its width.
-        transposed: Whether the slice's first axis goes from left to right.
+        left: The direction on the left of the picture, R(ight) or A(nterior).
+        aspect: Height of a voxel divided by its width.
+        transposed: Whether the slice's first axis is the horizontal one.
     """
 
     name: str
@@ -59,21 +59,21 @@ class SliceView:
     transposed: bool
 
     def turn(self, part: np.ndarray) -> np.ndarray:
-        """A slice of the frame as rows from top to bottom of columns from left to right.
+        """Turn a slice of the frame for display: rows from top to bottom, columns from left to right.
 
-        In RAS all axes of the frame run away from what belongs on the left and on top.
+        Both axes are reversed: RAS axes end at the right, the front and the head, which belong on the left or on top.
         """
         return (part.T if self.transposed else part)[::-1, ::-1]
 
 
 def slice_view(spacing: Sequence[float], axis: int, depth_axis: int) -> SliceView:
-    """The view of a slice across `axis` of a (D, H, W) volume of the frame, whose D is the RAS axis `depth_axis`.
+    """Return the view of a slice across `axis` of a (D, H, W) volume, whose D is the RAS axis `depth_axis`.
 
     `spacing` is in mm along (D, H, W).
     """
     ras = [depth_axis, *(other for other in range(3) if other != depth_axis)]
     first, second = (other for other in range(3) if other != axis)
-    # Of two RAS axes the later one is drawn upright: S beside R or A, and A beside R.
+    # The later of the two RAS axes is vertical: S beside R or A, and A beside R.
     transposed = ras[first] < ras[second]
     down, across = (second, first) if transposed else (first, second)
     name = ("sagittal", "coronal", "axial")[ras[axis]]
@@ -81,10 +81,10 @@ def slice_view(spacing: Sequence[float], axis: int, depth_axis: int) -> SliceVie
 
 
 def show_slice(panel: Any, part: np.ndarray, view: SliceView, window: tuple[float, float]) -> None:
-    """Draw a slice of an image in grey between the intensities of `window`, and a letter for what is on its left."""
+    """Draw a slice of an image in grey between the intensities of `window`, with a letter for its left side."""
     low, high = window
     panel.imshow(view.turn(part), cmap="gray", vmin=low, vmax=high, **_placement(view))
-    # White on the black rim of most scans, and with a dark rim of its own on others.
+    # White on the black border of most scans; the dark rim keeps it readable on others.
     text = panel.text(0.02, 0.5, view.left, transform=panel.transAxes, color="white", fontsize=8, va="center")
     text.set_path_effects(_dark_rim(1.5))
 
@@ -101,7 +101,7 @@ def paint_labels(
 ) -> None:
     """Fill every label of a slice of the frame with opacity `fill`, so that the image stays visible, and outline it.
 
-    `outline` is one colour for all outlines, which get a dark rim; None: each in its own.
+    `outline` is one colour for all outlines, which then get a dark rim. None draws each in its label's colour.
     """
     from matplotlib.colors import to_rgb
 
@@ -111,7 +111,7 @@ def paint_labels(
         inside = labels == value
         colours[inside] = (*to_rgb(style.colour), fill)
         if inside.any() and not inside.all() and min(labels.shape) >= 2:
-            # No `origin` here: with one, contour takes voxel centres at halves, where imshow has whole numbers.
+            # No `origin` here: with one, contour places voxel centres at half numbers, but imshow at whole numbers.
             lines = panel.contour(
                 inside.astype(float),
                 levels=[0.5],
@@ -120,14 +120,14 @@ def paint_labels(
                 linestyles=[style.dashes],
             )
             if outline is not None:
-                # One colour for all would be lost where the image has it too.
+                # Without a rim, one colour for all would be invisible where the image has the same colour.
                 lines.set(path_effects=_dark_rim(width + 1.2))
     if fill > 0:
         panel.imshow(colours, **_placement(view))
 
 
 def label_handles(styles: Mapping[int, LabelStyle]) -> list[Any]:
-    """A legend entry per class: fill and outline as in the picture."""
+    """Return a legend entry per class, with fill and outline as in the picture."""
     from matplotlib.patches import Patch
 
     return [

@@ -1,8 +1,8 @@
-"""Which results in an output folder may stay: those that the same weights and settings made of the same scan.
+"""Finished results in an output folder: those that the same weights and settings made from the same scan are kept.
 
-Beside its results a folder keeps `.predicted/<case>.json`: what a result was made of, and whether it is complete. The
-record is written before the result's first file, and again after its last, so that it is known of every file, whatever
-stopped the run, which run it belongs to.
+A record `.predicted/<case>.json` beside the results says what a result was made from and whether it is complete. It is
+written before the result's first file and again after its last. So the origin of every file is known, also after a run
+was interrupted.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from e2enet.data.formats.opening import files_of
 
 FOLDER = ".predicted"
 MAX_LINES = 8  # of a message that lists results
-VERSION = 2  # raise it when the same weights and settings come to give other results
+VERSION = 2  # increase it when the same weights and settings give other results than before
 
 
 @dataclass(frozen=True)
 class ResultLedger:
-    """The results of one way to predict, in `folder`.
+    """The results in `folder` that certain weights and settings give.
 
     Attributes:
-        folder: Where the results lie.
-        file_ending: Of the label images; None: each that of its scan (`naming.result_ending`).
-        recipe: What decides a result beside the scan, as plain containers: the weights (`file_digest` of each
-            checkpoint) and settings. What only decides speed (device, windows at once) is none of it.
+        folder: Where the results are.
+        file_ending: Of the label images; None for that of each scan (`naming.result_ending`).
+        recipe: What decides a result beside the scan, in plain containers: the weights (`file_digest` of each
+            checkpoint) and settings, but not those that only affect speed (device, batch of windows).
     """
 
     folder: Path
@@ -42,11 +42,11 @@ class ResultLedger:
     recipe: Mapping[str, Any]
 
     def path(self, case: Case) -> Path:
-        """Where the label image of a case is, or is to be."""
+        """Return the path of a case's label image, which may not exist yet."""
         return self.folder / f"{case.id}{result_ending(case, self.file_ending)}"
 
     def require_one_ending(self, cases: Sequence[Case]) -> None:
-        """InputError where a case has a file of another ending in the folder: it would have two results then."""
+        """Raise InputError if the folder has a file of a case with another ending: the case would have two results."""
         own = set(map(self.path, cases))
         places = [self.folder / f"{case.id}{ending}" for case in cases for ending in FILE_ENDINGS]
         others = [place for place in places if place not in own and place.is_file()]
@@ -59,11 +59,11 @@ class ResultLedger:
             )
 
     def unfinished(self, cases: Sequence[Case], more: Sequence[str]) -> list[Case]:
-        """The cases that are still to be predicted, those with a complete result left out.
+        """Return the cases still to be predicted: those without a complete result.
 
-        `more` are endings of the files that belong to a result beside the label image. InputError listing every result
-        that stands in a case's place and was made otherwise, or of which that is not known: it is never replaced
-        unasked, and never taken for this run's.
+        `more` are endings of the files that belong to a result beside the label image. Raise InputError listing every
+        existing result that was made otherwise, or has no record. Such results are never replaced without
+        `overwrite`, and never taken for this run's.
         """
         left, strange = [], []
         for case in cases:
@@ -77,7 +77,7 @@ class ResultLedger:
             elif not record["finished"] or not all((self.folder / f"{case.id}{ending}").is_file() for ending in more):
                 left.append(case)
             elif not set(more) <= set(record["more"]):
-                left.append(case)  # the file is that of an earlier result
+                left.append(case)  # the extra file belongs to an earlier result
         raise_problems(
             strange[:MAX_LINES] + [f"and {len(strange) - MAX_LINES} more"] * (len(strange) > MAX_LINES),
             f"output={self.folder}: holds results that were made otherwise than this run would make them; expected "
@@ -87,7 +87,7 @@ class ResultLedger:
 
     @contextmanager
     def recording(self, case: Case, scan: str, more: Sequence[str]) -> Iterator[None]:
-        """The block writes the files of a result; `scan` is the `scan_digest` from before the scan was read."""
+        """Record the result whose files the block writes; `scan` is the `scan_digest` from before reading the scan."""
         record = {"finished": False, "more": list(more), "scan": scan, "recipe": dict(self.recipe)}
         write_json(self._record(case), record)
         yield
@@ -107,7 +107,7 @@ class ResultLedger:
         return path.is_file() and (path.suffix not in WITHOUT_VOXELS or len(files_of(path)) > 1)
 
     def _read(self, case: Case) -> Any:
-        """The record of a case; None where there is none that can be read."""
+        """Return the record of a case; None if it is missing or unreadable."""
         record = read_remembered(self._record(case))
         if record is None or not record.keys() >= {"recipe", "scan", "more", "finished"}:
             return None
@@ -118,13 +118,13 @@ class ResultLedger:
 
 
 def file_digest(path: Path) -> str:
-    """Hash of a file's bytes: equal for copies, whatever their names and dates. InputError where it cannot be read."""
+    """Return a hash of a file's bytes: equal for copies, whatever their names and dates; InputError if unreadable."""
     with naming_unreadable(path), path.open("rb") as stream:
         return hashlib.file_digest(stream, "blake2b").hexdigest()[:32]
 
 
 def scan_digest(case: Case) -> str:
-    """Hash of a case's image files, in the order of its channels."""
+    """Return the hashes of a case's image files, in the order of its channels."""
     return " ".join(map(_image_digest, case.images))
 
 
@@ -134,5 +134,5 @@ def _image_digest(path: Path) -> str:
 
 
 def _spell(name: str, found: Any, wanted: Any) -> str:
-    """A difference in words; digests tell nobody anything."""
+    """Describe a difference in words; digests are not shown, since they mean nothing to a reader."""
     return "by other checkpoints" if name == "checkpoints" else f"{name} {found} -> {wanted}"

@@ -1,7 +1,7 @@
-"""The runs of a sweep that belong together: one configuration, trained on every fold.
+"""Find the runs of one configuration of a sweep, trained on every fold.
 
-A configuration is what jobs share that differ in fold alone (or in fold and seed, for `seed=all`). A sweep of several
-rows or seeds holds several, and one must be named.
+Jobs of one configuration differ only in fold (or in fold and seed, for `seed=all`). A sweep of several rows or seeds
+has several configurations, of which one must be selected.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ Seed = int | Literal["all"]
 
 @dataclass(frozen=True)
 class RunSelector:
-    """Which configuration of a sweep is meant; None leaves it open.
+    """Keys that select a configuration of a sweep; None matches any.
 
-    `row` is a row's name or, where jobs differ in settings without being rows, those settings as the refusal of an
-    ambiguous choice lists them (`dsff.density=0.1`).
+    `row` is a row's name. For jobs that differ in settings but are no rows, it is those settings as listed in the error
+    about an ambiguous selection (`dsff.density=0.1`).
     """
 
     experiment: str | None = None
@@ -49,7 +49,7 @@ class RunSelector:
 
 @dataclass(frozen=True)
 class Configuration:
-    """Jobs of a sweep that differ in fold alone, one per fold; `seed` is None where they also differ in seed."""
+    """Jobs of a sweep that differ only in fold, one per fold; `seed` is None if they also differ in seed."""
 
     experiment: str | None
     row: str | None
@@ -57,26 +57,26 @@ class Configuration:
     jobs: tuple[SweepJob, ...]
 
     def describe(self) -> str:
-        """The keys that choose it."""
+        """Return the keys that select it."""
         given = {"experiment": self.experiment, "row": self.row, "seed": self.seed if self.seed is not None else "all"}
         return " ".join(f"{key}={_quoted(value)}" for key, value in given.items() if value is not None)
 
     @property
     def folder_name(self) -> str:
-        """The same in a form that names a folder, such as sparsity-s80-seed0."""
+        """A folder name from these keys, such as sparsity-s80-seed0."""
         parts = (self.experiment, self.row, "all_seeds" if self.seed is None else f"seed{self.seed}")
         return re.sub(r"[^\w.=+-]+", "_", "-".join(part for part in parts if part))
 
 
 @dataclass(frozen=True)
 class FoldRuns:
-    """The finished runs of one configuration: what an ensemble averages.
+    """The finished runs of one configuration, which an ensemble averages.
 
     Attributes:
         sweep: The sweep folder.
-        configuration: Whose runs they are.
-        jobs: The finished ones, by fold (and seed).
-        left_out: What is missing, a line per fold; empty unless missing folds were allowed.
+        configuration: The configuration of the runs.
+        jobs: The finished jobs, in the order of fold and seed.
+        left_out: A line per missing fold; empty unless missing folds were allowed.
     """
 
     sweep: Path
@@ -96,13 +96,13 @@ def is_sweep(folder: Path) -> bool:
 
 
 def find_folds(folder: str | Path, choice: RunSelector | None = None, *, allow_missing: bool = False) -> FoldRuns:
-    """The finished runs of one configuration of a sweep, every fold among them.
+    """Return the finished runs of one configuration of a sweep, with every fold.
 
-    A sweep of several configurations needs a `choice` that leaves one. `allow_missing` takes the folds that there are;
-    otherwise every fold of the split must be finished, with every seed where `choice.seed` is "all".
+    In a sweep of several configurations, `choice` must match exactly one. Every fold of the split must be finished, for
+    every seed if `choice.seed` is "all". With `allow_missing`, the finished folds are enough.
 
     Raises:
-        InputError: no such configuration, several of them, missing folds (each with its state), or no fold at all.
+        InputError: no matching configuration, several of them, missing folds (each with its state), or no fold at all.
     """
     sweep = read_sweep(folder)
     chosen = _choose(sweep, choice or RunSelector())
@@ -114,16 +114,16 @@ def find_folds(folder: str | Path, choice: RunSelector | None = None, *, allow_m
 
 
 def configurations(sweep: Sweep, *, join_seeds: bool = False) -> list[Configuration]:
-    """The configurations of a sweep, in the order of its jobs; what stands in two experiments comes twice.
+    """Return the configurations of a sweep, in the order of its jobs; one in two experiments is listed twice.
 
-    Of runs that repeat a fold and seed of one, the newest finished counts (`without_repeats`).
+    If several runs of a configuration have the same fold and seed, the newest finished one counts (`without_repeats`).
     """
     groups: dict[tuple[Any, ...], list[SweepJob]] = {}
     found = configuration_settings(sweep.jobs)
     settings = {id(job): own for job, own in zip(sweep.jobs, found, strict=True)}
     for job in sweep.jobs:
         text = str(sorted(settings[id(job)].items(), key=str))
-        # fold=all trains on every case and is no fold of the others.
+        # fold=all trains on every case: it forms no ensemble with single folds.
         group = (job.experiment, job.row, job.data, text, job.fold == "all", None if join_seeds else job.seed)
         groups.setdefault(group, []).append(job)
     names = _names(groups.values(), settings)
@@ -136,7 +136,7 @@ def configurations(sweep: Sweep, *, join_seeds: bool = False) -> list[Configurat
 def _choose(sweep: Sweep, choice: RunSelector) -> Configuration:
     known = configurations(sweep, join_seeds=choice.seed == ALL_SEEDS)
     wanted = [configuration for configuration in known if _fits(configuration, choice)]
-    # The same jobs may stand in two experiments, as rows of both.
+    # The same jobs may be rows of two experiments.
     if len({frozenset(job.key for job in configuration.jobs) for configuration in wanted}) == 1:
         return wanted[0]
     what = "no configuration fits" if not wanted else f"{len(wanted)} configurations fit"
@@ -159,7 +159,10 @@ def _fits(configuration: Configuration, choice: RunSelector) -> bool:
 
 
 def _names(groups: Iterable[Sequence[SweepJob]], settings: dict[int, dict[str, Any]]) -> list[str | None]:
-    """A name per group: the row, and in brackets (alone, without rows) the settings that tell groups of it apart."""
+    """Return a name per group: its row, then in brackets the settings that distinguish groups of the same row.
+
+    Without a row, the name is these settings.
+    """
     groups = list(groups)
     names: list[str | None] = []
     for jobs in groups:
@@ -176,7 +179,7 @@ def _told(job: SweepJob, settings: dict[int, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _by_state(configuration: Configuration) -> tuple[list[SweepJob], list[str]]:
-    """Finished jobs by fold and seed, and a line for every fold (and seed) that has none."""
+    """Return the finished jobs by fold and seed, and a line for every fold (and seed) without one."""
     finished, missing = [], []
     jobs = sorted(configuration.jobs, key=lambda job: (str(job.fold), job.seed))
     for job in jobs:
@@ -192,8 +195,11 @@ def _by_state(configuration: Configuration) -> tuple[list[SweepJob], list[str]]:
 
 
 def _expected(jobs: Sequence[SweepJob]) -> list[int | str]:
-    """Folds that a whole set has: as a run kept it, else 0..4 of a five-fold split, the one fold of any other; all for
-    fold=all."""
+    """Return all folds that a configuration should have.
+
+    They are "all" for fold=all, else those of a run's stored split. Without one, they are 0..4 for a five-fold split
+    and 0 for any other.
+    """
     if jobs[0].fold == "all":
         return ["all"]
     stored = next((split for job in jobs if (split := read_run_split(job.folder)) is not None), None)

@@ -1,7 +1,7 @@
-"""What predicting a case will take of the memory, told before each step that takes it; what cannot fit is refused.
+"""Forecast the memory of predicting a case, and refuse a case that cannot fit.
 
-A spacing that nobody measured (a header in other units than it says) makes a scan of no voxel or of a hundred thousand
-along an edge at the model's spacing. The first would be an empty result, the second the end of the process.
+A wrong spacing (a header in other units than it says) gives a scan with no voxel, or a hundred thousand, along an edge
+at the model's spacing. The first would give an empty result, the second would end the process.
 """
 
 from __future__ import annotations
@@ -21,8 +21,12 @@ FLOAT_BYTES = 4
 
 
 def require_room_to_read(case: Case, model: LoadedModel) -> None:
-    """InputError, with file, spacing and size, where a case has no voxel left along an axis at the model's spacing, or
-    its voxels alone need more memory than there is. It reads headers alone."""
+    """Check from its header that a case can be read; voxels are not loaded.
+
+    Raises:
+        InputError: with file, spacing and size. The case has no voxel left along an axis at the model's spacing, or its
+            voxels alone need more memory than is free.
+    """
     plan = model.plan
     geometry = read_geometry(case.images[0], plan.depth_axis, case.unit)
     place = f"{', '.join(map(str, case.images))}: {_spell_scan(geometry)}"
@@ -40,9 +44,12 @@ def require_room_to_read(case: Case, model: LoadedModel) -> None:
 
 
 def require_room_to_predict(volume: Volume, model: LoadedModel) -> None:
-    """InputError, with spacing and size, where predicting a scan that was read needs more memory than there is.
+    """Check that there is enough memory to predict a scan that was read.
 
-    Its margin of zeros, which preprocessing crops, is looked for only where the whole of it would not fit.
+    Its margin of zeros, which preprocessing crops, is only searched if the whole scan would not fit.
+
+    Raises:
+        InputError: with spacing and size, if predicting needs more memory than is free.
     """
     plan, geometry, held = model.plan, volume.geometry, volume.array.nbytes
     whole = geometry.frame_shape
@@ -67,11 +74,11 @@ def require_room_to_predict(volume: Volume, model: LoadedModel) -> None:
 def forecast_memory(
     whole: Sequence[int], cropped: Sequence[int], spacing: Sequence[float], plan: Plan, channels: int, classes: int
 ) -> int:
-    """Bytes that predicting takes at least, beside the networks: what is certain to be held at once.
+    """Return the bytes that predicting takes at least, without the networks: what is certainly held at once.
 
-    First the whole scan (D, H, W) in float32, the normalised copy of a cropped channel and the resampled channels;
-    later these, the sums of the classes for as many planes as a window is deep (on the CPU, where a GPU has no room),
-    two planes of classes at the scan's own size, and its labels.
+    While preparing, this is the whole scan (D, H, W) in float32, the normalised copy of a cropped channel and the
+    resampled channels. While predicting, it is the resampled channels, the sums of the classes for as many planes as a
+    window is deep (on the CPU if a GPU has no room), two planes of classes at the scan's own size, and its labels.
     """
     shape = resampled_shape(cropped, spacing, plan.spacing)
     padded = [max(edge, patch) for edge, patch in zip(shape, plan.patch_size, strict=True)]
@@ -84,7 +91,7 @@ def forecast_memory(
 
 
 def _free_memory(needed: int) -> int:
-    """Free bytes; where they are fewer than `needed`, after earlier cases' are given back."""
+    """Return the free bytes; if they are fewer than `needed`, first release the memory of earlier cases."""
     free = available_memory()
     if needed > free:
         give_back_freed_memory()

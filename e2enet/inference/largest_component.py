@@ -1,8 +1,8 @@
-"""Keeping the largest component of a class, and the file that says for which classes that is done.
+"""Keep the largest component of a class, and read the file that lists the classes to treat so.
 
 A component is a set of voxels of one class joined across faces, edges or corners (26-connected). The file is written by
-`python -m e2enet.evaluation.out_of_fold SWEEP_FOLDER --postprocessing`, which chooses the classes, and found again by
-the runs that it was chosen on.
+`python -m e2enet.evaluation.out_of_fold SWEEP_FOLDER --postprocessing`, which chooses the classes. It is found by the
+folders of the runs that decided.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from e2enet.common.files import read_json
 from e2enet.data.formats.scheme import LabelScheme, class_key
 
 POSTPROCESSING_FILE = "postprocessing.json"
-# Below a sweep or run folder: a folder per configuration, with the file above.
+# Subfolder of a sweep or run folder: it has a folder per configuration, each with the file above.
 OUT_OF_FOLD = "out_of_fold"
 CONNECTIVITY = 26
 NEIGHBOURHOOD = np.ones((3, 3, 3), dtype=bool)
-# A class by its label, or a region by the labels that it unites.
+# A label, or the labels of a region.
 ClassLabels = int | tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Postprocessing:
-    """A stored choice.
+    """A stored choice of classes.
 
     Attributes:
         path: The file.
-        classes: Labels, or regions by the labels that they unite, whose largest component is kept; empty where that
-            helped none.
-        labels: What there was to choose from, label or region -> name.
+        classes: Labels, or tuples of a region's labels, of which only the largest component is kept; empty if that
+            improves no class.
+        labels: Label or region -> name of all classes that could be chosen.
         runs: Folders of the runs whose validation cases decided, relative to `path`'s sweep folder.
     """
 
@@ -46,21 +46,21 @@ class Postprocessing:
 
     @property
     def run_folders(self) -> set[Path]:
-        """The runs, resolved; they lie in the folder above out_of_fold/."""
+        """The resolved run folders; they are in the folder above out_of_fold/."""
         sweep = self.path.resolve().parent.parent.parent
         return {(sweep / run).resolve() for run in self.runs}
 
     def describe(self) -> str:
-        """What is done, for people."""
+        """Describe the postprocessing in words."""
         names = ", ".join(f"{as_stored(label)} {self.labels[label]}" for label in self.classes)
         return f"largest component of {names}" if names else "none, no class gained by it"
 
 
 def keep_largest(labels: np.ndarray, classes: Iterable[ClassLabels]) -> np.ndarray:
-    """A copy of a label map (D, H, W) in which each of the classes has only its largest component; the rest becomes 0.
+    """Return a copy of a label map (D, H, W) with only the largest component of each of the classes; the rest is 0.
 
-    A region is one class, whatever labels it unites; where regions overlap, each is judged as it was at first.
-    Where several components are the largest, all of them stay: the result does not depend on how the axes lie.
+    A region counts as one class. Overlapping regions are each evaluated on the original label map. If several
+    components are equally large, all of them stay, so the result does not depend on the order of the axes.
     """
     united = [(label,) if isinstance(label, int) else label for label in classes]
     if any(label < 1 for region in united for label in region):
@@ -68,7 +68,7 @@ def keep_largest(labels: np.ndarray, classes: Iterable[ClassLabels]) -> np.ndarr
     result = labels.copy()
     if not united:
         return result  # find_objects would look for every label
-    # Work on bounding boxes: the numbered components of a whole CT would take four bytes a voxel.
+    # Work on bounding boxes: component numbers of a whole CT would take four bytes per voxel.
     boxes = ndimage.find_objects(labels, max_label=max(map(max, united)))
     for region in united:
         parts = [boxes[label - 1] for label in region if boxes[label - 1] is not None]
@@ -89,7 +89,7 @@ def keep_largest(labels: np.ndarray, classes: Iterable[ClassLabels]) -> np.ndarr
 
 
 def read_postprocessing(path: str | Path) -> Postprocessing:
-    """Read a stored choice; InputError naming the file where it is none."""
+    """Read a stored choice; InputError naming the file if it holds none."""
     path = Path(path)
     content = read_json(path)
     try:
@@ -111,10 +111,10 @@ def read_postprocessing(path: str | Path) -> Postprocessing:
 
 
 def find_postprocessing(runs: Sequence[Path]) -> Postprocessing | None:
-    """The choice stored beside these run folders, made on all of them (and perhaps further folds); None without one.
+    """Return the choice stored beside these run folders that all of them (perhaps with other folds) decided, or None.
 
     Raises:
-        InputError: there are several that differ, or one that cannot be read.
+        InputError: there are several different choices, or one cannot be read.
     """
     wanted = {run.resolve() for run in runs}
     folders = {folder for run in wanted for folder in (run, run.parent)}
@@ -127,27 +127,26 @@ def find_postprocessing(runs: Sequence[Path]) -> Postprocessing | None:
 
 
 def as_stored(label: ClassLabels) -> int | str:
-    """A class as files spell it: 1, or "1+2" of a region."""
+    """Return a class as stored in files: 1, or "1+2" for a region."""
     return label if isinstance(label, int) else class_key(label)
 
 
 def read_class(text: int | str) -> ClassLabels:
-    """Inverse of `as_stored`, of keys too; ValueError for anything else."""
+    """Invert `as_stored`; also for JSON keys ("1"). ValueError for anything else."""
     if isinstance(text, int) or "+" not in text:
         return int(text)
     return tuple(int(label) for label in text.split("+"))
 
 
 def classes_of(scheme: LabelScheme) -> dict[ClassLabels, str]:
-    """The classes that are scored and may be kept to their largest component, and their names; a region of one label
-    is that label."""
+    """Return class -> name for all classes that are scored and can be chosen; a region of one label is that label."""
     if not scheme.regions:
         return {label: name for label, name in scheme.names.items() if label != 0}
     return {united if len(united) > 1 else united[0]: name for name, united in scheme.regions.items()}
 
 
 def require_labels(choice: Postprocessing, scheme: LabelScheme) -> None:
-    """InputError where a choice was made for other classes than a model's."""
+    """Raise InputError if a choice was made for other classes than a model's."""
     expected = classes_of(scheme)
     if choice.labels != expected:
         raise InputError(f"{choice.path}: chosen for the classes {choice.labels}, the model has {expected}")

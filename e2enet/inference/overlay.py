@@ -1,5 +1,4 @@
-"""A picture of a segmentation on its image: three orthogonal slices in their true proportions, prediction and
-reference."""
+"""A picture of prediction and reference on an image: three orthogonal slices in true proportions."""
 
 from __future__ import annotations
 
@@ -36,7 +35,9 @@ def save_overlay(
     depth_axis: int,
     reference: np.ndarray | None = None,
 ) -> None:
-    """Write a PNG with one row for the prediction and, where given, one for the reference.
+    """Write a PNG with one row for the prediction and, if given, one for the reference.
+
+    Each view shows the slice with the most foreground (of the reference if there is one).
 
     Args:
         path: the PNG file; written atomically.
@@ -44,11 +45,11 @@ def save_overlay(
         segmentation: (D, H, W) labels, 0 background.
         labels: label value -> name, for the legend; background is skipped.
         spacing: mm per voxel along (D, H, W), for the aspect of each view.
-        depth_axis: the RAS axis that D is, see `SliceView`.
+        depth_axis: the RAS axis of D, see `slice_view`.
         reference: (D, H, W) labels to compare with, drawn in the same slices and colours.
 
-    Each view shows the slice with most foreground (of the reference where there is one).
-    Raises ValueError where the shapes differ.
+    Raises:
+        ValueError: the shapes differ.
     """
     maps = {"prediction": segmentation} | ({} if reference is None else {"reference": reference})
     for name, labelling in maps.items():
@@ -57,14 +58,13 @@ def save_overlay(
     from matplotlib import rc_context
 
     views = [slice_view(spacing, axis, depth_axis) for axis in range(3)]
-    # Labels come from outside: a dollar sign in one is a dollar sign, and no mathematics.
+    # Label names come from the user: a dollar sign in them is text, not mathematics.
     with rc_context({"text.parse_math": False}), atomic_path(path) as temporary:
         _draw(image, maps, labels, views).savefig(temporary, format="png", dpi=120, facecolor="white")
 
 
 def fullest_slices(labelling: np.ndarray) -> tuple[int, int, int]:
-    """Index along each axis of the slice with most foreground voxels; the middle one where there is no
-    foreground."""
+    """Return the index of the slice with the most foreground voxels along each axis; the middle one without any."""
     foreground = labelling > 0
     middle = tuple(size // 2 for size in labelling.shape)
     if not foreground.any():

@@ -33,7 +33,7 @@ from e2enet.system.ranks import SINGLE_PROCESS, Team
 
 @dataclass(frozen=True)
 class WindowSettings:
-    """How the network is run over a scan; see `predict_planes`."""
+    """Settings of the sliding window; see `predict_planes`."""
 
     mirror: bool = True
     step: float = 0.5
@@ -46,7 +46,7 @@ class WindowSettings:
 class Prediction:
     """Result of one case on the scan's own voxels, in the frame (D, H, W) of `geometry`.
 
-    `labels` (D, H, W) are class values; `image` (D, H, W) is the scan's first channel, None where not asked for.
+    `labels` (D, H, W) are class values; `image` (D, H, W) is the scan's first channel, None if not requested.
     """
 
     labels: np.ndarray
@@ -64,11 +64,14 @@ def predict_case(
     on_plane: OnPlane | None = None,
     progress: CaseProgress | None = None,
 ) -> Prediction:
-    """Predict one case with all models (of one plan, networks on `settings.device`), averaging probabilities.
+    """Predict one case with all models (of one plan, networks on `settings.device`), averaging their probabilities.
 
-    These are never held as a whole; `on_plane` is called with each plane (K, H, W) of them on the scan's grid, in order
-    along D. Raises InputError naming the file where the scan cannot be read or has another number of channels, where it
-    does not fit in memory (`forecast`) or the networks' output is not finite.
+    The probabilities of the whole scan are never in memory. `on_plane` is called with each of their planes (K, H, W) on
+    the scan's grid, in order along D.
+
+    Raises:
+        InputError: names the file. The scan cannot be read, has another number of channels or does not fit in memory
+            (`forecast`), or the networks' output is not finite.
     """
     first = models[0]
     files = ", ".join(map(str, case.images))
@@ -77,7 +80,7 @@ def predict_case(
     prepared = _preprocess(volume, first, files)
     geometry, header = volume.geometry, volume.header
     image = volume.array[0].copy() if keep_image else None
-    del volume  # as large as what the windows are cut from
+    del volume  # may be as large as the prepared image
     windows = count_windows(prepared.image.shape[1:], first.plan.patch_size, settings.step)
     planes = predict_planes(
         [model.network for model in models],
@@ -111,15 +114,18 @@ def predict_cases(
     file_ending: str | None = None,
     team: Team = SINGLE_PROCESS,
 ) -> dict[str, str]:
-    """Predict cases into a folder; returns {case: reason} of those that failed, which do not stop the others.
+    """Predict cases into a folder; return {case: reason} of the failed cases, which do not stop the others.
 
-    Writes `<case><file_ending>` (None: the ending of its scan) and, on request, `<case>.png` (overlay) and
-    `<case>.npz` (float16 probabilities (K, x, y, z) of the native grid). Every file is complete or absent, the label
-    image being written last; a case that the same weights and settings have finished is skipped unless `overwrite` (see
-    `finished`). Classes of `keep_largest_of` keep only their largest component (`postprocess.keep_largest`);
-    probabilities stay as they are. The processes of a `team` share the cases; each returns the failures of all, when
-    all are done. Raises InputError, before anything is predicted, where a result would take the place of an input or of
-    a result that was made otherwise, or where the folder cannot be written to.
+    Write `<case><file_ending>` (None: the ending of its scan) and, on request, `<case>.png` (overlay) and
+    `<case>.npz` (float16 probabilities (K, x, y, z) on the native grid). Every file is complete or absent, and the
+    label image is written last. A case that the same weights and settings have finished is skipped unless `overwrite`
+    (see `finished`). Classes of `keep_largest_of` keep only their largest component
+    (`largest_component.keep_largest`); probabilities are not changed. The processes of a `team` share the cases. Each
+    returns the failures of all, when all are done.
+
+    Raises:
+        InputError: before any prediction. A result would replace an input or a result that was made otherwise, or the
+            folder is not writable.
     """
     output = Path(output)
     more = [".png"] * overlay + [".npz"] * probabilities
@@ -157,9 +163,9 @@ def predict_cases(
                             spool.write(output / f"{case.id}.npz", prediction.geometry)
                         write_prediction(prediction, case, models[0], results.path(case))
             except (InputError, OSError, RuntimeError, MemoryError, ValueError) as error:
-                # RuntimeError is also how torch says that a device is out of memory.
+                # torch also raises RuntimeError if a device is out of memory.
                 reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-            if reason is not None:  # the error, which holds all that the case held, is gone by now
+            if reason is not None:  # outside the except block: the error, which keeps the case's memory, is gone
                 failures[case.id] = reason
                 progress.failed(case.id, reason)
                 empty_caches()
@@ -168,7 +174,7 @@ def predict_cases(
 
 
 def _preprocess(volume: Volume, model: LoadedModel, files: str) -> Preprocessed:
-    """The network's input; InputError opening with `files` where the scan cannot be one."""
+    """Return the network's input; InputError that starts with `files` if the scan cannot be used."""
     found, expected = len(volume.array), len(model.channels)
     if found != expected:
         raise InputError(
@@ -182,7 +188,7 @@ def _preprocess(volume: Volume, model: LoadedModel, files: str) -> Preprocessed:
 
 
 def write_prediction(prediction: Prediction, case: Case, model: LoadedModel, path: Path) -> None:
-    """Write the overlay, where the prediction has its image, and then the label image: it is there only when all is."""
+    """Write the overlay, if the prediction has an image, and last the label image: it marks a complete result."""
     if prediction.image is not None:
         reference = None
         if case.label:
@@ -203,7 +209,7 @@ def write_prediction(prediction: Prediction, case: Case, model: LoadedModel, pat
 def _recipe(
     models: Sequence[LoadedModel], settings: WindowSettings, keep_largest_of: Sequence[ClassLabels]
 ) -> dict[str, Any]:
-    """What decides results beside the scans: the order of checkpoints, the device and windows at once do not."""
+    """Return what decides results beside the scans; checkpoint order, device and batch size do not."""
     return {
         "version": VERSION,
         "checkpoints": sorted(file_digest(model.path) for model in models),

@@ -15,7 +15,7 @@ OnWindow = Callable[[int], None]
 
 
 class CaseProgress:
-    """Shows which case is predicted and how many of its windows are done; use within `show_progress`."""
+    """Shows the current case and the number of its windows done; created by `show_progress`."""
 
     def __init__(self, num_cases: int, bars: Progress | None) -> None:
         self._num_cases, self._done, self._bars = num_cases, 0, bars
@@ -25,7 +25,7 @@ class CaseProgress:
 
     @contextmanager
     def case(self, name: str) -> Iterator[None]:
-        """Mark one case as being predicted; say afterwards how long it took, unless it failed."""
+        """Mark one case as in progress; print its duration afterwards, unless it failed."""
         start = time.perf_counter()
         if self._bars is not None:
             self._bars.update(self._cases, description=printable(name))
@@ -40,7 +40,7 @@ class CaseProgress:
                 self._bars.update(self._cases, completed=self._done)
 
     def windows(self, total: int) -> OnWindow:
-        """A function that takes the number of windows just done."""
+        """Return a function to call with the number of windows just done."""
         bars = self._bars
         if bars is None:
             return lambda done: None
@@ -57,7 +57,7 @@ class CaseProgress:
 
 @contextmanager
 def show_progress(num_cases: int) -> Iterator[CaseProgress]:
-    """Progress of `num_cases` cases; bars only where a terminal can redraw them."""
+    """Show the progress of `num_cases` cases; with bars only on a terminal, which can redraw them."""
     if not console.is_terminal:
         yield CaseProgress(num_cases, None)
         return

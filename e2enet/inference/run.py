@@ -1,4 +1,4 @@
-"""From the settings of predict.py to files: load the checkpoints, find the cases, predict them, report."""
+"""Run predict.py: load the checkpoints, find the cases, predict them, report."""
 
 from __future__ import annotations
 
@@ -33,11 +33,12 @@ AMP_TYPES = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
 
 
 def run_prediction(config: PredictConfig) -> dict[str, str]:
-    """Predict as configured; returns {case: reason} of the cases that failed.
+    """Predict as configured; return {case: reason} of the failed cases.
 
     Under torchrun or srun every process calls this and predicts its share; each returns the failures of all.
 
-    Raises InputError before the first prediction where the device, the checkpoints or the input are unusable.
+    Raises:
+        InputError: before the first prediction, if the device, the checkpoints or the input are unusable.
     """
     device = resolve_device(config.device)
     if config.precision == "16" and device.type == "cpu":
@@ -69,8 +70,8 @@ def run_prediction(config: PredictConfig) -> dict[str, str]:
         device=device,
         amp_dtype=AMP_TYPES[config.precision],
     )
-    models = [with_engine(config.engine, model, settings) for model in models]  # `auto` may measure for seconds: last
-    gc.collect()  # networks whose place an engine has taken: their traces hold them in cycles
+    models = [with_engine(config.engine, model, settings) for model in models]  # last: `auto` may measure for seconds
+    gc.collect()  # frees networks replaced by an engine, which reference cycles keep alive
     give_back_freed_memory()
     with joined_team() as team:
         failures = unusable | predict_cases(
@@ -104,7 +105,7 @@ def _find_cases(config: PredictConfig, models: list[LoadedModel], problems: list
 
 
 def find_layouts(models: Sequence[LoadedModel], trusted: Sequence[str]) -> list[Layout]:
-    """The layouts of the models' training data, each once; what cannot be used is told."""
+    """Return the distinct layouts of the models' training data; print a note about each unusable one."""
     sections = {json.dumps(model.layout, sort_keys=True, default=str): model for model in reversed(models)}
     layouts = []
     for model in reversed(sections.values()):
@@ -116,7 +117,7 @@ def find_layouts(models: Sequence[LoadedModel], trusted: Sequence[str]) -> list[
 
 
 def with_engine(engine: str, model: LoadedModel, settings: WindowSettings) -> LoadedModel:
-    """The model with its network as `engine=auto|dense|sparse` runs it, see `select_engine`."""
+    """Return the model with its network run by `engine=auto|dense|sparse`, see `select_engine`."""
     network = select_engine(
         model.network,
         engine,
@@ -128,9 +129,10 @@ def with_engine(engine: str, model: LoadedModel, settings: WindowSettings) -> Lo
 
 
 def find_checkpoints(config: PredictConfig) -> list[Path]:
-    """Checkpoints and run folders as given, and in the place of a sweep folder the runs of the configuration's folds.
+    """Return the given checkpoints and run folders; replace a sweep folder by the runs of the selected configuration.
 
-    Raises InputError where the configuration is not one or lacks folds, and where one is chosen but no sweep is given.
+    Raises:
+        InputError: no single configuration is selected, it lacks folds, or one is selected but no sweep is given.
     """
     found: list[Path] = []
     for path in config.checkpoint:
@@ -148,9 +150,10 @@ def find_checkpoints(config: PredictConfig) -> list[Path]:
 
 
 def resolve_postprocessing(given: str, models: list[LoadedModel]) -> Postprocessing | None:
-    """What `postprocessing=auto|none|FILE` means for these models; None: nothing is done.
+    """Return the postprocessing that `postprocessing=auto|none|FILE` means for these models; None for none.
 
-    Raises InputError for a file that is no choice of postprocessing, or one of other classes.
+    Raises:
+        InputError: the file holds no choice of postprocessing, or one for other classes.
     """
     if given == "none":
         return None
@@ -165,10 +168,10 @@ def resolve_postprocessing(given: str, models: list[LoadedModel]) -> Postprocess
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of a config value; `auto` is a GPU where there is one. InputError where it is not there.
+    """Return the device of a config value; `auto` is a GPU if there is one. InputError if the device does not exist.
 
-    Processes that were started together take turns with the GPUs that each sees: one each where there are enough, also
-    where a scheduler shows every process a single one.
+    Processes that were started together are spread over the visible GPUs by their local rank: one each if there are
+    enough. If a scheduler shows every process a single GPU, each takes that one.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

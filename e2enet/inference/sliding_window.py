@@ -1,7 +1,7 @@
 """Class probabilities of a whole image from overlapping windows, mirrored copies and several networks.
 
-They come plane by plane: 16 classes of 512 x 512 x 400 voxels are 6.7 GB, of which no more is held than the planes
-that windows still to come will touch (`window_sums.WindowSums`).
+They are computed plane by plane. 16 classes of 512 x 512 x 400 voxels would take 6.7 GB; only the planes that later
+windows still reach are held (`window_sums.WindowSums`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HALF = "; numbers above 65504 are infinite in float16, precision=bf16 and precis
 
 
 class NotFiniteError(InputError):
-    """Logits of a network are NaN or infinite: their classes would be as good as drawn by lot."""
+    """A network's logits are NaN or infinite: their classes would be meaningless."""
 
 
 @torch.inference_mode()
@@ -39,24 +39,25 @@ def predict_planes(
     on_window: Callable[[int], None] | None = None,
     sigmoid: bool = False,
 ) -> Iterator[Tensor]:
-    """Softmax probabilities of a preprocessed image (C, D, H, W): D planes (K, H, W), float32, in order.
+    """Yield the softmax probabilities of a preprocessed image (C, D, H, W): D planes (K, H, W), float32, in order.
+
+    Windows overlap with Gaussian weights (sigma = patch / 8).
 
     Args:
         networks: in eval mode on `device`, each returning logits (B, K, *patch_size); their probabilities
             are averaged.
-        patch_size: voxels; an image smaller than it is padded with zeros on both sides.
+        patch_size: in voxels; a smaller image is padded with zeros on both sides.
         step: distance of neighbouring windows as a share of the patch, in (0, 1].
-        mirror_axes: of (0, 1, 2) = (D, H, W); the mean is over all subsets of them, flipped and flipped back.
+        mirror_axes: among (0, 1, 2) = (D, H, W); the mean is over all subsets of them, flipped and flipped back.
         batch_size: windows predicted at once.
-        device: of the networks. A GPU also adds up the windows, where there is memory for it, and planes lie there.
-        amp_dtype: None for float32, else the type of autocast; probabilities are added up in float32.
+        device: of the networks. If a GPU has enough memory, it also sums the windows, and the planes are on it.
+        amp_dtype: the dtype of autocast, None for float32; probabilities are summed in float32.
         on_window: called with the number of windows just done.
-        sigmoid: the outputs are regions that may overlap: each has a probability of its own.
-
-    Windows overlap with Gaussian weights (sigma = patch / 8).
+        sigmoid: the outputs are regions that may overlap, each with a probability of its own.
 
     Raises:
-        NotFiniteError: a network's logits are not finite, with the precision, before a plane that they reach is given.
+        NotFiniteError: a network's logits are not finite. It names the precision, and is raised before any plane that
+            they reach is yielded.
     """
     if not networks:
         raise ValueError("expected at least one network")
@@ -86,7 +87,7 @@ def predict_planes(
             if on_window is not None:
                 on_window(len(corners))
         assert sums is not None
-        if not bool(torch.stack(totals).isfinite().all()):  # read once per layer: a GPU goes on meanwhile
+        if not bool(torch.stack(totals).isfinite().all()):  # read once per layer, so that a GPU rarely waits
             raise NotFiniteError(
                 f"the network's output is NaN or infinite in precision {amp_dtype or torch.float32}; finite numbers "
                 "expected: of the scan and of the weights too" + HALF * (amp_dtype == torch.float16)
@@ -99,16 +100,18 @@ def predict_planes(
 def predict_probabilities(
     networks: Sequence[nn.Module], image: Tensor | np.ndarray, patch_size: Sequence[int], **options: Any
 ) -> Tensor:
-    """All planes of `predict_planes`, which says what the options are, as one (K, D, H, W) on the CPU: for small
-    images."""
+    """Return all planes of `predict_planes` as one tensor (K, D, H, W) on the CPU, for small images.
+
+    The options are those of `predict_planes`.
+    """
     return torch.stack([plane.cpu() for plane in predict_planes(networks, image, patch_size, **options)], dim=1)
 
 
 def _total(logits: Tensor) -> Tensor:
-    """A number that is finite where all of them are: their sum, a fortieth of the time that their softmax takes."""
+    """Return the sum of logits, finite only if all of them are; it takes a fortieth of the time of a softmax."""
     return logits.sum(dtype=torch.float32 if logits.dtype == torch.float16 else None).float()
 
 
 def count_windows(shape: Sequence[int], patch_size: Sequence[int], step: float) -> int:
-    """Number of windows over an image (D, H, W)."""
+    """Return the number of windows over an image (D, H, W)."""
     return len(WindowGrid.over(shape, patch_size, step))

@@ -1,7 +1,7 @@
-"""Probabilities of a whole scan on their way into an .npz: gathered in a file, since they would fill the memory.
+"""Spool the probabilities of a whole scan to a temporary file for its .npz, since they would fill the memory.
 
-The frame's planes come in order; the file wants the scan's own axes, class after class. A spool takes the planes as
-they come, as float16 in a file beside the result, and one class at a time is then turned and compressed.
+The planes come in the order of the frame. The .npz needs the scan's own axes, class after class. The spool stores the
+planes as float16 in a file beside the result. Then one class at a time is turned to the native grid and compressed.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ KEY = "probabilities"
 
 @contextmanager
 def spool_probabilities(folder: Path) -> Iterator[ProbabilitySpool]:
-    """A spool whose file lies in `folder`, which is made where it is missing, and is gone when the block ends."""
+    """Yield a spool with a file in `folder` (created if missing); the file is removed when the block ends."""
     folder.mkdir(parents=True, exist_ok=True)
-    # On most systems it has no name: nothing is left of it when the process is killed.
+    # On most systems the file has no name, so nothing remains if the process is killed.
     with tempfile.TemporaryFile(dir=folder, prefix=TEMPORARY) as file:
         yield ProbabilitySpool(file)
 
 
 class ProbabilitySpool:
-    """Planes (K, H, W) of the frame, in order along D, in a file that is open to write and read."""
+    """Planes (K, H, W) of the frame, in order along D, in a file opened for writing and reading."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -46,8 +46,10 @@ class ProbabilitySpool:
         self._planes += 1
 
     def write(self, path: Path, geometry: Geometry) -> None:
-        """Write key "probabilities", float16 (K, X, Y, Z) on the native grid, as `numpy.savez_compressed` would;
-        whole or not at all."""
+        """Write an .npz with key "probabilities", float16 (K, X, Y, Z) on the native grid; complete or not at all.
+
+        The format is that of `numpy.savez_compressed`.
+        """
         shape = (self._shape[0], *geometry.shape)
         header = {"descr": np.dtype(np.float16).str, "fortran_order": False, "shape": shape}
         with (
@@ -60,7 +62,7 @@ class ProbabilitySpool:
                 member.write(to_native(self._read_class(value), geometry).data)
 
     def _read_class(self, value: int) -> np.ndarray:
-        """(D, H, W) of one class."""
+        """Read the planes (D, H, W) of one class."""
         classes, height, width = self._shape
         result = np.empty((self._planes, height, width), dtype=np.float16)
         for depth, plane in enumerate(result):

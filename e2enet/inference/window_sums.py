@@ -1,8 +1,8 @@
-"""The weighted mean of overlapping windows, held only for the planes that windows still to come will touch.
+"""The weighted mean of overlapping windows, with memory only for planes that later windows still reach.
 
-Windows come layer by layer along the depth. A layer is as deep as a window, so the sums of that many planes are all
-that is ever held, whatever the depth of the volume: a plane that the next layer does not reach is final, is handed on,
-and its memory takes the sums of a plane further on (plane z lies in slot z modulo the window's depth).
+Windows come layer by layer along the depth. A layer is as deep as a window, so only the sums of that many planes are
+held, whatever the depth of the volume. A plane that the next layer does not reach is final and is returned. Its memory
+is reused for a later plane (plane z is in slot z modulo the window's depth).
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from torch import Tensor
 
 from e2enet.inference.windows import Corner, WindowGrid, gaussian_weights
 
-# Of a window at a time on a CPU: a block of probabilities (2 MiB) stays in the cache until it is added.
+# Block size on a CPU: a block of probabilities (2 MiB) stays in the cache until it is added.
 BLOCK_VALUES = 2**19
-# Left free on a GPU beside the sums: finished planes on their way to the native grid, and whatever else runs there.
+# Left free on a GPU beside the sums, for finished planes on their way to the native grid and for other programs.
 RESERVE_BYTES = 2**30
 
 
 class WindowSums:
-    """Sums of the windows' softmax probabilities (or `sigmoid`, of regions), float32, K classes a voxel, on `device`.
+    """Sums of the windows' softmax probabilities (`sigmoid` for regions) on `device`: float32, K classes per voxel.
 
     Each window is added `passes` times, once for every network and mirrored copy.
     """
@@ -33,7 +33,7 @@ class WindowSums:
         self.device = device
         self._sigmoid = sigmoid
         self._grid, self._depth, self._passes = grid, depth, passes
-        # Planes first: a finished plane is one piece of memory.
+        # Planes are the first axis, so that a finished plane is contiguous.
         self._sums = torch.zeros(depth, num_classes, *grid.shape[1:], device=device)
         self._weights = gaussian_weights(grid.patch).to(device)
         self._layer_weights = torch.zeros(depth, *grid.shape[1:], device=device)
@@ -42,7 +42,7 @@ class WindowSums:
         self._block = depth if device.type != "cpu" else max(1, BLOCK_VALUES // (num_classes * height * width))
 
     def add(self, logits: Tensor, corner: Corner, mirrored: Sequence[int] = ()) -> None:
-        """Add the window at `corner`, given as logits (K, *patch) of the window mirrored along these axes."""
+        """Add the window at `corner`: its logits (K, *patch), computed with the window mirrored along these axes."""
         _, rows, columns = self._grid.box(corner)
         axes = [axis + 1 for axis in mirrored]
         for first, last in self._blocks(corner[0]):
@@ -56,10 +56,10 @@ class WindowSums:
             sums.addcmul_(probabilities, self._weights[first:last])
 
     def take(self, start: int, stop: int) -> Iterator[Tensor]:
-        """The mean probabilities (K, H, W) of planes that are final, in order; their memory is free afterwards."""
+        """Yield the mean probabilities (K, H, W) of the final planes `start` to `stop`; reset their memory."""
         for plane in range(start, stop):
             sums = self._sums[plane % self._depth]
-            # Of the layers that reach the plane; each weighs as much as the first one at its own depth.
+            # Sum over the layers that reach the plane; all layers have the weights of the first.
             weights = sum(
                 self._layer_weights[plane - first] for first in self._grid.starts[0] if 0 <= plane - first < self._depth
             )
@@ -68,7 +68,7 @@ class WindowSums:
             yield mean
 
     def _blocks(self, start: int) -> Iterator[tuple[int, int]]:
-        """Cut a window's planes 0..depth into (first, last) that lie in slots one after the other."""
+        """Cut a window's planes 0..depth into ranges (first, last) in consecutive slots."""
         first = 0
         while first < self._depth:
             to_the_end = self._depth - (start + first) % self._depth
@@ -78,16 +78,16 @@ class WindowSums:
 
 
 def forget_earlier(device: torch.device) -> None:
-    """Let the most that is allocated on a GPU be that of the case that follows, for `device_of_sums`."""
+    """Reset the GPU's peak memory, so that `device_of_sums` reads that of the next case."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def device_of_sums(grid: WindowGrid, num_classes: int, device: torch.device) -> torch.device:
-    """The network's device where the sums fit beside the network, which must have run once since `forget_earlier`; else
-    the CPU.
+    """Return the network's device if the sums fit beside the network, else the CPU.
 
-    What torch's allocator holds of earlier cases is free too, but for what the network itself took at most.
+    The network must have run once since `forget_earlier`. Memory that torch's allocator holds from earlier cases counts
+    as free, except for the network's own peak.
     """
     if device.type == "cpu":
         return device
