@@ -1,10 +1,10 @@
 """Instance norm and LeakyReLU in one, for channels-last memory.
 
-torch's instance norm leaves the channels-last layout, and its channels-last batch norm adds up a whole volume in
-float32, voxel after voxel, which loses digits on large patches (errors of 2e-3 in the golden outputs, where 1e-4 is
-allowed). On the CPU compiled loops do both passes here: x is read twice and y written once, where a chain of tensor
-operations takes four times as long. On other devices, and in half precision, whose inputs carry three digits, torch's
-batch norm of each sample serves. Compilers and differentiating transforms get plain operations (`plain_norm_act`).
+torch's instance norm leaves the channels-last layout. Its channels-last batch norm sums a whole volume in float32,
+voxel by voxel, and loses digits on large patches (errors of 2e-3 in the golden outputs, where 1e-4 is allowed). On the
+CPU, compiled loops do both passes here: they read x twice and write y once. A chain of tensor operations takes four
+times as long. Other devices use torch's batch norm of each sample, and so does half precision, whose inputs carry three
+digits. Compilers and differentiating transforms get plain operations (`plain_norm_act`).
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class InstanceNormAct(nn.Module):
         self.eps, self.slope = eps, slope
 
     def forward(self, x: Tensor, subtracted: Tensor | None = None) -> Tensor:
-        """The norm of x. `subtracted` (C,) was added to x, and the norm subtracts it again: its gradient is zero."""
-        # Not 0 times it, which inductor folds to a constant, and then cannot tell what is recomputed for its gradient.
+        """Return the norm of x, activated. `subtracted` (C,) was added to x; the norm cancels it: its gradient is 0."""
+        # Not 0 * subtracted: inductor folds that to a constant and then cannot tell what its gradient recomputes.
         weight = self.weight if subtracted is None else self.weight + (subtracted - subtracted)
         if plain_operations():
             return plain_norm_act(x, weight, self.bias, self.eps, self.slope)
@@ -53,7 +53,7 @@ def plain_norm_act(x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: f
 def batch_norm_act(x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float) -> Tensor:
     """Instance norm as the batch norm of each sample, then LeakyReLU.
 
-    A single voxel is its own mean, which leaves the bias; torch's batch norm refuses it.
+    A single voxel is its own mean, so only the bias remains; torch's batch norm refuses such a volume.
     """
     if x.shape[2:].numel() == 1:
         channels = (1, -1, 1, 1, 1)
@@ -76,7 +76,7 @@ class _NormAct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         x, weight, bias, mean, rstd = ctx.saved_tensors
-        if torch.is_grad_enabled():  # somebody differentiates this once more
+        if torch.is_grad_enabled():  # a second derivative is wanted
             plain = partial(plain_norm_act, eps=ctx.eps, slope=ctx.slope)
             return *plain_gradients(plain, (x, weight, bias), grad), None, None
         return *BACKWARD(grad, x, weight, bias, mean, rstd, ctx.slope), None, None
@@ -94,7 +94,7 @@ def _norm_act(x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float)
 
 
 def _empty_norm_act(x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The output beside mean and 1 / standard deviation of each channel, float64 (B, C)."""
+    """Return the output, and mean and 1 / standard deviation of each channel, float64 (B, C), all uninitialised."""
     mean, rstd = (x.new_empty(x.shape[:2], dtype=torch.float64) for _ in range(2))
     return empty_channels_last(x, x.shape), mean, rstd
 
@@ -121,7 +121,7 @@ def _empty_norm_act_backward(
 def _constants(
     x: np.ndarray, weight: Tensor, bias: Tensor, mean: np.ndarray, rstd: np.ndarray, slope: float
 ) -> tuple[np.ndarray, ...]:
-    """What a sample's loops take, in the sample's own type: mean, scale, bias and slope."""
+    """Return a sample's constants for the loops, in the sample's dtype: mean, scale, bias and slope."""
     values = mean, as_array(weight) * rstd, as_array(bias), np.float64(slope)
     return tuple(value.astype(x.dtype) for value in values)
 
@@ -171,7 +171,7 @@ def _backward_sample(
 def channel_moments(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and (biased) variance of each channel of rows (voxels, C), in float64.
 
-    From every value an estimate of the mean is subtracted before it is squared, so that a large mean costs no digits.
+    An estimate of the mean is subtracted from every value before squaring, so a large mean costs no digits.
     """
     from e2enet.network import norm_pool_loops
 

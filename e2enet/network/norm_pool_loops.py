@@ -1,13 +1,13 @@
 """The compiled loops over channels-last memory: instance norm with LeakyReLU, and max pooling with kernel = stride.
 
-Those of the norm work on the rows start..stop of (voxels, C), those of the pooling on the planes start..stop of the
-coarse volume (D, H, W, C); the inner loops run over the channels and become vector instructions.
+The norm's loops work on the rows start..stop of (voxels, C), the pooling's on the planes start..stop of the coarse
+volume (D, H, W, C). The inner loops run over the channels and become vector instructions.
 
-Norm: sums are float64 over blocks of 512 voxels that were added up in the rows' own type: neither a large mean (it is
-subtracted first) nor a large number of voxels costs digits. The gradient looks at the sign of what the activation saw,
-computed anew from x, so that the output need not be kept.
+Norm: blocks of 512 voxels are summed in the rows' own dtype, and the blocks in float64. Neither a large mean
+(subtracted first) nor a large number of voxels costs digits. The gradient needs the sign of the activation's input and
+computes it again from x, so the output need not be kept.
 
-Pooling: voxels of a window are numbered in the order of depth, height, width.
+Pooling: the voxels of a window are numbered in the order depth, height, width.
 """
 
 from __future__ import annotations
@@ -77,7 +77,10 @@ def input_gradient(grad, x, mean, scale, bias, slope, constant, by_x, start, sto
 
 @compiled
 def pool(x, sd, sh, sw, y, largest, start, stop):
-    """y = the largest value of each window of x, `largest` the number of its voxel: the first of several, any NaN."""
+    """Set y to the largest value of each window of x, and `largest` to the number of its voxel.
+
+    Ties go to the first voxel. NaN counts as the largest.
+    """
     _, height, width, channels = y.shape
     for d in range(start, stop):
         for h in range(height):
@@ -97,7 +100,7 @@ def pool(x, sd, sh, sw, y, largest, start, stop):
 
 @compiled
 def unpool(x, sd, sh, sw, y, largest, start, stop):
-    """x = y at each window's largest voxel, else 0: the opposite of `pool`."""
+    """x = y at each window's largest voxel, else 0: the inverse of `pool`."""
     _, height, width, channels = y.shape
     for d in range(start, stop):
         for h in range(height):

@@ -1,9 +1,9 @@
-"""Loops as operations of torch, so that torch's tools see one operation each and not what NumPy does inside.
+"""Register loops as operations of torch, so that torch's tools see one operation and not the NumPy code inside.
 
-Tools that run a network on other tensors than numbers (make_fx, FakeTensor, torch.jit.trace) record or size an
-operation by what is registered here. A derivative of a derivative is taken by plain operations of torch
-(`plain_gradients`). Transforms of torch.func and forward-mode derivatives of the operations themselves are refused by
-torch; the layers take plain operations under them (`plain_operations`), as under torch's own compiler.
+Tools that trace a network or run it without values (make_fx, FakeTensor, torch.jit.trace) record or size an operation
+by its registration. Second derivatives use plain operations of torch (`plain_gradients`). torch refuses torch.func
+transforms and forward-mode derivatives of the operations themselves. The layers use plain operations under them
+(`plain_operations`), as they do under torch's compiler.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ def register(
     autograd: Callable[..., Any] | None = None,
     device: str = "CPU",
 ) -> Any:
-    """Make `kernel` the operation `torch.ops.e2enet.<name>` of a schema "name(..) -> ..", and return that.
+    """Register `kernel` as the operation `torch.ops.e2enet.<name>` of a schema "name(..) -> ..", and return it.
 
     Args:
-        kernel: what it does, outside autograd; it neither changes its inputs nor returns views of them.
-        fake: the same with empty outputs: their shapes, strides and dtypes.
-        autograd: what torch calls instead, the apply of an autograd function whose forward calls `below_autograd`.
-            None: the operation has no gradient, and who asks for one is told so.
+        kernel: the computation, outside autograd; it neither changes its inputs nor returns views of them.
+        fake: returns uninitialised outputs with the same shapes, strides and dtypes.
+        autograd: what torch calls under autograd: the `apply` of an autograd function whose forward calls
+            `below_autograd`. None: the operation has no gradient, and a backward pass raises NotImplementedError.
         device: the dispatch key of the kernel.
     """
     name = schema.partition("(")[0]
     LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
     operation = getattr(torch.ops.e2enet, name)
-    LIBRARY.impl(name, torch.compiler.disable(kernel), device)  # not for a compiler of Python to look into
+    LIBRARY.impl(name, torch.compiler.disable(kernel), device)  # torch's compiler must not trace it
     torch.library.register_fake(f"e2enet::{name}", fake, lib=LIBRARY)
     LIBRARY.impl(name, autograd or partial(_WithoutGradient.apply, operation), "Autograd")
     return operation
@@ -53,7 +53,7 @@ def below_autograd(operation: Any, *arguments: Any) -> Any:
 
 
 class _WithoutGradient(torch.autograd.Function):
-    """Calls an operation; going backward or forward-mode derivatives are errors."""
+    """Calls an operation; backward passes and forward-mode derivatives are errors."""
 
     @staticmethod
     def forward(ctx: Any, operation: Any, *arguments: Any) -> Any:
@@ -66,17 +66,19 @@ class _WithoutGradient(torch.autograd.Function):
 
 
 def plain_operations() -> bool:
-    """Whether layers take plain operations of torch: its compiler fuses and exports them by itself, and torch.func and
-    forward-mode derivatives know what to make of them."""
+    """Return whether layers must use plain operations of torch.
+
+    torch's compiler fuses and exports these by itself; torch.func and forward-mode derivatives know no others.
+    """
     return (
         torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     )
 
 
 def refuse_tools(runs: str) -> None:
-    """Raise where one of torch's tools looks on that would take numbers which loops read for constants.
+    """Raise RuntimeError under a torch tool that would record the values that loops read as constants.
 
-    `runs`: what reads them, without an operation of its own.
+    `runs` names, for the message, what reads them without a registered operation.
     """
     modes = torch._C._TorchDispatchModeKey
     tools = {
@@ -93,7 +95,7 @@ def refuse_tools(runs: str) -> None:
 
 
 def plain_gradients(plain: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor) -> tuple[Tensor | None, ...]:
-    """The gradients of `inputs` by a function of them in plain operations, which can be differentiated again.
+    """Return the gradients of `inputs` through `plain`, whose plain operations can be differentiated again.
 
     None for inputs that need none.
     """
@@ -105,6 +107,6 @@ def plain_gradients(plain: Callable[..., Tensor], inputs: Sequence[Tensor], grad
 
 
 def empty_channels_last(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """Uninitialised memory (B, C, D, H, W) of x's type, in the order of (B, D, H, W, C)."""
+    """Return uninitialised memory (B, C, D, H, W) of x's dtype, stored in the order (B, D, H, W, C)."""
     batch, channels, *size = shape
     return x.new_empty((batch, *size, channels)).permute(0, 4, 1, 2, 3)

@@ -1,9 +1,9 @@
-"""Packed weights: of a fusion layer its active kernels alone, for files that hold a trained network and nothing else.
+"""Packed weights: only the active kernels of fusion layers, for files that hold a trained network and nothing else.
 
-A state dict has a fusion layer's weight (dim 0, dim 1, k_d, k_h, k_w) as `<name>.weight` beside its mask (dim 0,
-dim 1), bool, as `<name>.kernel_mask`. Packed, the weight is (active, k_d, k_h, k_w): the kernels that the mask has
-active, in the order of `mask.nonzero()`; the others are zero. It has one dimension less than the network's, which is
-how the two are told apart. Masks and all other tensors stay as they are.
+A state dict holds a fusion layer's weight (dim 0, dim 1, k_d, k_h, k_w) as `<name>.weight` and its bool mask
+(dim 0, dim 1) as `<name>.kernel_mask`. The packed weight is (active, k_d, k_h, k_w): the active kernels in the order of
+`mask.nonzero()`. All others are zero. A packed weight has one dimension less than the network's, which tells the two
+apart. Masks and all other tensors stay as they are.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 WEIGHT, MASK = ".weight", ".kernel_mask"
-# Larger kernels are not packed. A network of zeros then takes at most 2 KiB of float32 for each byte of a mask, which
-# a file does hold: it cannot ask for much more memory than its own size.
+# Larger kernels are not packed. A file holds every byte of its masks, and each byte unpacks to at most 2 KiB of
+# float32: the file's own size bounds the memory that it can ask for.
 MAX_VALUES = 512
 
 
 def pack_kernels(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state dict with the weights of its fusion layers packed, whatever prefix its names have.
+    """Return a state dict with the weights of its fusion layers packed. Its names may have any prefix.
 
     Other tensors are those of `state`, not copies.
     """
@@ -37,7 +37,7 @@ def packed_weights(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
 
     Args:
         state: tensors, packed or not.
-        expected: the network's own state dict, of which shapes alone are read; it may be on the device `meta`.
+        expected: the network's own state dict. Only shapes are read, so it may be on the `meta` device.
     """
     pairs = {name.removesuffix(MASK) + WEIGHT: name for name in expected if name.endswith(MASK)}
     return {
@@ -48,10 +48,10 @@ def packed_weights(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
 
 
 def packing_problems(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    """Return what keeps packed weights from being unpacked, a line for each layer; nothing is allocated.
+    """Return why packed weights cannot be unpacked, a line for each layer; nothing is allocated.
 
-    A mask that is missing, or has another shape than the network's, is named for itself wherever weights are compared
-    with a network; here it is left out.
+    Masks that are missing or have another shape than the network's are skipped: every comparison of weights with a
+    network reports them.
     """
     problems = []
     for name, mask_name in packed_weights(state, expected).items():
@@ -69,10 +69,10 @@ def packing_problems(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 
 
 def unpack_kernels(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state dict with its packed weights as the network has them: zero where the mask has no kernel.
+    """Return a state dict with its packed weights in the network's shapes; inactive kernels are zero.
 
-    The opposite of `pack_kernels`, for one without `packing_problems` and with the network's masks. Weights get the
-    dtype that `expected` says, so that they take no more memory than the network's.
+    The inverse of `pack_kernels`. `state` must have no `packing_problems` and must hold the network's masks. Weights
+    get the dtypes of `expected`, so they take no more memory than the network's.
     """
     unpacked = dict(state)
     for name, mask in packed_weights(state, expected).items():

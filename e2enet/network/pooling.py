@@ -1,7 +1,7 @@
-"""The downward flow: max pooling with kernel = stride beside its input, for channels-last memory.
+"""The downward flow: max pooling with kernel = stride, returned together with its input, for channels-last memory.
 
-A node's output goes on along its level and, pooled, down to the next. Which voxel of a window was largest takes a byte
-here, where torch keeps eight.
+A node's output goes on along its level and, pooled, down to the next. The number of a window's largest voxel takes one
+byte here; torch keeps eight.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from e2enet.network.operations import below_autograd, empty_channels_last, plain
 
 
 class StrideMaxPool3d(nn.Module):
-    """Max pooling with kernel = stride, beside its input.
+    """Max pooling with kernel = stride, returned after its input.
 
-    (B, C, D, H, W) to itself and (B, C, D / sd, H / sh, W / sw).
+    Input: (B, C, D, H, W). Output: the input itself and (B, C, D / sd, H / sh, W / sw).
     """
 
     def __init__(self, stride: Triple) -> None:
@@ -34,7 +34,7 @@ class StrideMaxPool3d(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         divides = not any(size % step for size, step in zip(x.shape[2:], self.stride, strict=True))
-        bytes_tell = math.prod(self.stride) < 256  # the number of a window's voxel takes a byte
+        bytes_tell = math.prod(self.stride) < 256  # the number of a window's voxel must fit in a byte
         if divides and bytes_tell and use_compiled_loops(x) and not plain_operations():
             pooled, _ = OPERATION(x, self.stride)
             return x, pooled
@@ -58,7 +58,7 @@ class _MaxPool(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None]:
         (largest,) = ctx.saved_tensors
-        unpool = plain_unpool if torch.is_grad_enabled() else BACKWARD  # if somebody differentiates this once more
+        unpool = plain_unpool if torch.is_grad_enabled() else BACKWARD  # plain for a second derivative
         return unpool(grad, largest, ctx.stride), None
 
 

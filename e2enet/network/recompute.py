@@ -1,9 +1,9 @@
 """Activation checkpointing: forget what a part of a network computed, and compute it again in the backward pass.
 
-Autograd keeps every convolution's input and every norm's until the backward pass has used them: most of the memory of
-a training step. A part that is run by `recompute` keeps its inputs alone; when gradients reach it, it is run a second
-time, by the same operations on the same values, so that gradients are the same to the last bit (where the device's
-operations are). The price is that second forward pass. docs/performance.md measures both.
+Autograd keeps the input of every convolution and norm until the backward pass has used it: most of the memory of a
+training step. A part that is run by `recompute` keeps only its inputs. When gradients reach it, it runs a second time,
+with the same operations on the same values. Gradients are the same to the last bit if the device's operations are
+deterministic. The price is this second forward pass. docs/performance.md measures both.
 
 A network hands its parts a `Run`, by default `run_once`:
 
@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from e2enet.common.errors import InputError
 
-# Takes a part of a network, a function of tensors, and its inputs; gives what it makes of them.
+# Takes a part of a network, which is a function of tensors, and the part's inputs; returns the part's output.
 Run = Callable[..., Tensor]
 
 
@@ -47,11 +47,11 @@ def recompute(part: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 def checkpoint_activations(network: Any) -> None:
     """Let an `E2ENet` recompute its activations from now on, in every pass with gradients.
 
-    Parts are an encoder's stage, a fusion node with its upward flow (its second block by itself) and a level of the
-    U-Net decoder. It is a setting of the object: neither its arguments nor its state_dict know of it.
+    The parts are encoder stages, fusion nodes with their upward flow (a second block is a part of its own) and levels
+    of the U-Net decoder. The setting belongs to the object: neither its arguments nor its state_dict hold it.
 
     Raises:
-        InputError: another network, which runs its parts by itself.
+        InputError: the network is another one, which runs its parts by itself.
     """
     if not hasattr(network, "run_part"):
         raise InputError(

@@ -29,7 +29,7 @@ from e2enet.network.operations import (
 
 
 class Slab(NamedTuple):
-    """Channels start..stop of source number `source`, which go to `target`.. and move by `shift` slices."""
+    """Channels start..stop of source number `source`. They go to channels `target`.. and move by `shift` slices."""
 
     source: int
     start: int
@@ -52,7 +52,7 @@ def group_shifts(channels: int, shift_size: int) -> list[tuple[int, int, int]]:
 
 
 def channel_shifts(channels: int, shift_size: int) -> list[int]:
-    """Return each channel's shift; all are 0 where `shift_size` is 1."""
+    """Return each channel's shift; all are 0 if `shift_size` is 1."""
     return [shift for start, stop, shift in group_shifts(channels, shift_size) for _ in range(start, stop)]
 
 
@@ -93,7 +93,7 @@ class _ShiftConcat(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        part = plain_part if torch.is_grad_enabled() else BACKWARD  # if somebody differentiates this once more
+        part = plain_part if torch.is_grad_enabled() else BACKWARD  # plain for a second derivative
         parts = ctx.starts, ctx.counts, ctx.steps, ctx.needs_input_grad[1:]
         grads = [
             part(grad, start, count, steps, ctx.shift_size) if needed else None
@@ -116,7 +116,7 @@ def _empty_shift_concat(sources: Sequence[Tensor], shift_size: int) -> Tensor:
 
 
 def _shift_concat_backward(grad: Tensor, start: int, count: int, steps: Sequence[int], shift_size: int) -> Tensor:
-    """Of a concatenation's gradient that of one source: `count` channels from `start` on, in blocks of `steps`."""
+    """Return one source's part of a concatenation's gradient: `count` channels from `start`, in blocks of `steps`."""
     out = _empty_shift_concat_backward(grad, start, count, steps, shift_size)
     for slab in _part(grad, start, count, shift_size):
         given = grad[:, slab.target : slab.target + slab.stop - slab.start]
@@ -142,7 +142,7 @@ def plain_part(grad: Tensor, start: int, count: int, steps: Sequence[int], shift
 
 
 def _part(grad: Tensor, start: int, count: int, shift_size: int) -> list[Slab]:
-    """Slabs of the source that `count` channels from `start` on come from."""
+    """Return the slabs of the source that holds `count` channels from `start` on."""
     counts = start, count, grad.shape[1] - start - count
     return [slab for slab in plan_slabs(counts, shift_size) if slab.source == 1]
 
@@ -163,9 +163,9 @@ BACKWARD = register(
 
 
 def _move(source: Tensor, whole: Tensor, shift: int, *, back: bool) -> None:
-    """Write `source` moved by `shift` slices into `whole` (B, c, D, H, W), or, with `back`, the opposite.
+    """Write `source`, moved by `shift` slices, into `whole` (B, c, D, H, W); with `back`, move `whole` back into it.
 
-    What is written is zero where nothing arrives. A source of blocks, (B, c, D / sd, sd, H / sh, sh, W / sw, sw), is
+    Slices that receive nothing are set to zero. A source of blocks, (B, c, D / sd, sd, H / sh, sh, W / sw, sw), is
     moved one slice of its blocks at a time: slice a of block d lies at depth d sd + a, and a + shift = q sd + r puts
     it into slice r of block d + q.
     """
@@ -193,7 +193,7 @@ def as_blocks(x: Tensor, stride: Sequence[int]) -> Tensor:
 
 
 def whole_size(source: Tensor) -> tuple[int, int, int]:
-    """(D, H, W) of a tensor (B, C, D, H, W) or of its blocks (`as_blocks`)."""
+    """Return (D, H, W) of a tensor (B, C, D, H, W) or of its blocks (`as_blocks`)."""
     if source.ndim == 5:
         return source.shape[2], source.shape[3], source.shape[4]
     _, _, depth, sd, height, sh, width, sw = source.shape
@@ -204,8 +204,8 @@ def shift_concat(sources: Sequence[Tensor], shift_size: int = 3) -> Tensor:
     """Concatenate (B, C_k, D, H, W) tensors along the channels and shift the result along depth.
 
     Equal to `shift(torch.cat(sources, dim=1))`; the groups are those of the concatenated channels. The result is
-    channels-last. One source and `shift_size` 1 is returned as it is. Sources of different dtype (autocast) are
-    brought to the lowest floating precision among them. A source may come in blocks, as `StrideUp3d` can give it:
+    channels-last. A single source with `shift_size` 1 is returned as it is. Sources of different dtypes (autocast) are
+    cast to the lowest floating precision among them. A source may come in blocks, as `StrideUp3d` can return it:
     (B, C_k, D / sd, sd, H / sh, sh, W / sw, sw).
     """
     check_shift_size(shift_size)

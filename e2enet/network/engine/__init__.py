@@ -1,4 +1,4 @@
-"""E2ENet by its active kernels alone, in inference and in training."""
+"""The engine: it runs only the active kernels of an E2ENet, in inference and in training."""
 
 from e2enet.network.engine.select import ENGINES, compact, select_engine, select_training, select_validation
 

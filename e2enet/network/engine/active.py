@@ -1,4 +1,4 @@
-"""Active kernels of a layer as lists, by the channel that they add to: for loops over active kernels alone."""
+"""Lists of a layer's active kernels by output channel, for loops over active kernels only."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ class ActiveKernels:
     """Lists of active kernels: those of output o are entries starts[o] .. starts[o + 1] - 1.
 
     Args:
-        outputs, channels, slices: int64 (K,), an entry adds to a channel what it makes of another one, so many slices
-            further along the depth. A kernel that is deep is an entry for each of its slices.
-        rows: int64 (K,), where the entry's weights lie in the layer's weight as (rows, taps).
-        taps: weights of such a row, the kernel's height * width.
+        outputs, channels, slices: int64 (K,). An entry adds to channel `outputs` what it computes from channel
+            `channels`, `slices` slices further along the depth. A kernel of several slices has one entry for each.
+        rows: int64 (K,), the row of an entry's weights in the layer's weight, seen as (rows, taps).
+        taps: weights of such a row: height * width of a convolution's kernel, all values of an expansion's.
         num_outputs: number of output channels.
         plane: rows and columns of pixels that an output reads.
-        columns: which taps an entry has, and in which order: (n,) or, entry by entry, (K, n); the number `taps` stands
-            for a zero. None: all as they are.
-        pixels: (K, 2), row and column of the first pixel that an entry reads among those of the plane. None: 0, 0.
+        columns: the taps of an entry in their order: (n,) for all entries, or (K, n) with a row per entry, in which the
+            number `taps` stands for a zero. None: all taps as they are.
+        pixels: (K, 2), row and column, within the plane, of the first pixel that an entry reads. None: 0, 0.
         halo: rows and columns of the plane that lie before the pixel of the output.
 
     Attributes:
-        nonzero_outputs: bool (O,); the other outputs are zero everywhere and not counted in `starts`.
-        reads: (reads, 2), the different pairs of channel and slices further. numbers: (K,), each entry's pair.
+        nonzero_outputs: bool (O,), the outputs with entries. The others are zero everywhere and are not counted in
+            `starts`.
+        reads: (reads, 2), the different pairs of channel and slices. numbers: (K,), each entry's pair.
     """
 
     def __init__(
@@ -57,9 +58,9 @@ class ActiveKernels:
 
     @classmethod
     def of_convolution(cls, mask: np.ndarray, shifts: np.ndarray, kernel: Triple) -> ActiveKernels:
-        """Of a weight (O, C, depth, height, width) after a depth-shift.
+        """List the kernels of a weight (O, C, depth, height, width) that is applied after a depth-shift.
 
-        mask: (O, C) bool; shifts: (C,), +1 meaning out[d] = in[d - 1].
+        mask: (O, C) bool. shifts: (C,), +1 meaning out[d] = in[d - 1].
         """
         _, height, width = kernel
         outputs, channels, slices, rows = _entries(mask, shifts, kernel)
@@ -68,9 +69,9 @@ class ActiveKernels:
 
     @classmethod
     def of_expansion(cls, mask: np.ndarray, stride: Triple) -> ActiveKernels:
-        """Of the weight (C, O, ..) of a transposed convolution whose kernel equals its stride; mask: (C, O) bool.
+        """List the kernels of a transposed convolution with kernel = stride, weight (C, O, ..); mask: (C, O) bool.
 
-        A kernel is one entry here: all places of a block are taps, the slices of a pixel side by side.
+        A kernel is a single entry. All places of a block are its taps, with the slices of a pixel side by side.
         """
         channels, outputs = np.nonzero(mask)
         rows = channels * mask.shape[1] + outputs
@@ -82,7 +83,7 @@ class ActiveKernels:
 
     @classmethod
     def of_expansion_gradient(cls, mask: np.ndarray, stride: Triple) -> ActiveKernels:
-        """Of the opposite of an expansion: a convolution by its stride, whose kernel equals it."""
+        """List the kernels of an expansion's gradient: a convolution whose kernel and stride are `stride`."""
         depth, height, width = stride
         outputs, channels, slices = np.nonzero(np.repeat(mask[:, :, None], depth, axis=2))
         rows = (outputs * mask.shape[1] + channels) * depth + slices
@@ -94,10 +95,10 @@ class ActiveKernels:
     def of_strided_gradient(
         cls, mask: np.ndarray, shifts: np.ndarray, kernel: Triple, stride: Triple, padding: tuple[int, int]
     ) -> ActiveKernels:
-        """Of the opposite of a convolution with a stride: an expansion, whose blocks neighbouring pixels add to.
+        """List the kernels of a strided convolution's gradient: an expansion in which neighbouring pixels add to a block.
 
-        Place b of pixel x's block gets tap k of pixel x + n where stride * n = b + padding - k; along the depth, slice
-        stride * z + m, which the convolution read for slice z, is place m % stride of another slice's block.
+        Place b of pixel x's block gets tap k of pixel x + n if stride * n = b + padding - k. Along the depth, the
+        convolution read slice stride * z + m for slice z. That slice is place m % stride of another slice's block.
         """
         _, height, width = kernel
         outputs, channels, slices, rows = _entries(mask, shifts, kernel)
@@ -122,7 +123,7 @@ class ActiveKernels:
         )  # fmt: skip
 
     def transposed(self, channels: int) -> ActiveKernels:
-        """Of the gradient of a convolution of so many channels, without stride: what it reads, it writes."""
+        """List the kernels of the gradient, for `channels` inputs and stride 1: reads and outputs are swapped."""
         outputs = np.repeat(np.flatnonzero(self.nonzero_outputs), np.diff(self.starts))
         read, slices = self.reads[self.numbers].T
         order = np.arange(self.taps)[::-1]
@@ -131,7 +132,7 @@ class ActiveKernels:
         )  # fmt: skip
 
     def gather_weights(self, weight: np.ndarray) -> np.ndarray:
-        """The weights of every entry, float32 (K, as many as `columns`), of the layer's weight in its own shape."""
+        """Return every entry's weights, float32 (K, as many as `columns`), from the layer's weight in its own shape."""
         packed = weight.reshape(-1, self.taps)[self.rows]
         if self.columns is not None and self.columns.ndim == 2:
             packed = np.take_along_axis(np.pad(packed, ((0, 0), (0, 1))), self.columns, axis=1)
@@ -140,27 +141,27 @@ class ActiveKernels:
         return np.ascontiguousarray(packed, np.float32)
 
     def scatter_weights(self, packed: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """The opposite of `gather_weights` where entries have all taps as they are; the rest of the shape is zero."""
+        """Invert `gather_weights` for entries with all taps as they are; the rest of `shape` is zero."""
         assert self.columns is None
         whole = np.zeros(shape, np.float32)
         whole.reshape(-1, self.taps)[self.rows] = packed
         return whole
 
     def tile_offsets(self, rows: int, columns: int) -> np.ndarray:
-        """Where each entry's first pixel lies in a tile (reads, rows, columns), in pixels, int64."""
+        """Return where each entry's first pixel lies in a tile (reads, rows, columns): int64, in pixels."""
         offsets = self.numbers * np.int64(rows * columns)
         return offsets if self.pixels is None else offsets + self.pixels @ np.array([columns, 1])
 
 
 def _entries(mask: np.ndarray, shifts: np.ndarray, kernel: Triple) -> tuple[np.ndarray, ...]:
-    """Output, channel, slices further and row of every slice of a convolution's active kernels."""
+    """Return output, channel, slices further and row of every slice of a convolution's active kernels."""
     outputs, channels, taps = np.nonzero(np.repeat(mask[:, :, None], kernel[0], axis=2))
     rows = (outputs * mask.shape[1] + channels) * kernel[0] + taps
     return outputs, channels, taps - kernel[0] // 2 - shifts[channels], rows
 
 
 def _neighbours(stride: int, taps: int, padding: int) -> dict[int, dict[int, int]]:
-    """By how far a neighbour is, which place of a block gets which tap of it."""
+    """Return {distance of a neighbour: {place of a block: the neighbour's tap for it}}."""
     found: dict[int, dict[int, int]] = {}
     for place, tap in product(range(stride), range(taps)):
         further, rest = divmod(place + padding - tap, stride)

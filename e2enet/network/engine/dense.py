@@ -1,7 +1,7 @@
-"""The engine's convolution done by torch: every kernel multiplied, active or not, in channels-last memory.
+"""The engine's convolution by torch: it multiplies every kernel, active or not, in channels-last memory.
 
-It wins where most kernels are active and volumes are small, as in deep encoder stages, and should win wider where the
-processor has matrix units for bfloat16 (AMX), which no loop over single kernels can use.
+It wins if most kernels are active and volumes are small, as in deep encoder stages. It should win more often on
+processors with matrix units for bfloat16 (AMX), which a loop over single kernels cannot use.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from e2enet.network.engine.sparse_layers import moments
 from e2enet.network.engine.tile_plan import run
 from e2enet.network.layers import Triple
 
-LARGEST_PART = 2**22  # values of the input that are laid out for torch at a time
+LARGEST_PART = 2**22  # input values that are laid out for torch at a time
 
 
 def bfloat16_is_native() -> bool:
-    """Whether the processor has instructions for bfloat16, without which torch takes many times longer in it."""
+    """Return whether the processor has bfloat16 instructions. Without them torch is many times slower in it."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class DenseConvolution:
-    """As `Convolution`, by torch, in float32 or bfloat16. weights: (O, C, depth, height, width), inactive ones 0.
+    """`Convolution` by torch, in float32 or bfloat16. weights: (O, C, depth, height, width), inactive ones 0.
 
-    Rows of the plane are taken some at a time, so that the input is never laid out as a whole.
+    It takes a few rows of the plane at a time, so the input is never laid out as a whole.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class DenseConvolution:
         for first in range(0, height, rows):
             last = min(first + rows, height)
             above, read = first * step - taps // 2, (last - 1 - first) * step + taps
-            with torch.autocast("cpu", enabled=False):  # which would choose the precision itself
+            with torch.autocast("cpu", enabled=False):  # autocast would choose the precision itself
                 self._write(self._convolve(self._read(sources, above, read)), first, values, totals)
         signal = LazyVolumes.of(values)
         if self.norm is not None:
@@ -67,7 +67,7 @@ class DenseConvolution:
         return signal
 
     def _read(self, sources: Sequence[LazyVolumes], top: int, rows: int) -> Tensor:
-        """Rows of the sources' channels, activated, concatenated and shifted: (D, rows, W, C); 0 beyond the plane."""
+        """Return the sources' rows, activated, concatenated and shifted: (D, rows, W, C); 0 outside the plane."""
         from e2enet.network.engine import dense_loops
 
         depth, _, width = sources[0].size
@@ -83,7 +83,7 @@ class DenseConvolution:
         return torch.from_numpy(x).to(self.dtype)
 
     def _convolve(self, x: Tensor) -> Tensor:
-        """(D, rows, W, C), with what lies above and below the rows, to (D, rows, W, O)."""
+        """Convolve (D, rows, W, C), which includes the halo above and below, to (D, rows, W, O)."""
         depth, _, width = (taps // 2 for taps in self.weights.shape[2:])
         if self.weights.shape[2] == 1:
             planes = x[:: self.stride[0]].permute(0, 3, 1, 2)

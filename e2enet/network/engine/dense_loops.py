@@ -1,6 +1,6 @@
-"""Between the engine's volumes (C, H, W, D) and those that torch convolves, (D, H, W, C): loops compiled by numba.
+"""Compiled loops between the engine's volumes (C, H, W, D) and those that torch convolves, (D, H, W, C).
 
-Channels are activated and shifted on the way in and summed on the way out, so that each volume is passed over once.
+Channels are activated and shifted on the way in and summed on the way out, so each volume is passed over once.
 """
 
 from __future__ import annotations
@@ -9,16 +9,17 @@ import numpy as np
 
 from e2enet.network.compiled import compiled
 
-BLOCK_VALUES = 2**14  # that are transposed at a time: 64 KiB, which the second cache holds
+BLOCK_VALUES = 2**14  # transposed at a time: 64 KiB, which fit the level-2 cache
 
 
 @compiled
 def lay_out(columns, top, values, places, affine, shifts, start, out, first, last):
-    """Write the pieces first .. last - 1, of so many `columns` of a row each, of a source's channels.
+    """Write the pieces first .. last - 1 of a source's channels. A piece is `columns` pixels of a row.
 
-    values: (K, H, W, D). places: (C,) int64, where in it each channel lies, -1 for one that is zero everywhere. affine:
-    (C, 3) scale, offset and slope of what activates it. shifts: (C,) slices along the depth. out: (D, rows, W, all
-    channels), of which those from `start` on are written; its first row is row `top` of the plane, zero beyond it.
+    values: (K, H, W, D). places: (C,) int64, each channel's index in `values`, -1 for a channel that is zero
+    everywhere. affine: (C, 3), scale, offset and negative slope of its activation. shifts: (C,) slices along the depth.
+    out: (D, rows, W, all channels), written from channel `start` on. Its first row is row `top` of the plane; rows
+    outside the plane are zero.
     """
     _, height, width, depth = values.shape
     pieces = (width + columns - 1) // columns

@@ -18,11 +18,11 @@ from e2enet.network.engine.vector_code import (
     compiled_once,
 )
 
-CHAINS = 8  # sums at least that are added to in turn: an addition takes four cycles, and two begin in each
+CHAINS = 8  # independent sums at least: an addition takes four cycles, and two begin in each cycle
 
 
 def padded(taps: int) -> int:
-    """Whole vectors of sums: how many a kernel of so many taps has room for."""
+    """Return how many sums a kernel of `taps` taps has room for: whole vectors."""
     return -(-taps // LANES) * LANES
 
 
@@ -30,9 +30,9 @@ def padded(taps: int) -> int:
 def correlation(kernel: tuple[int, int], stride: tuple[int, int]) -> CompiledFunction:
     """products[k, tap] += the sum over pixels and lanes of gradient * (tile + offsets[k]) at the pixel's tap.
 
-    f(tile, offsets, count, row_bytes, gradient, gradient_row_bytes, rows, blocks, products): of `rows` rows of `blocks`
-    times COLUMNS pixels. `offsets` are int64 byte offsets of channels within the tile, `products` floats (count, taps),
-    `padded` with what stays zero.
+    f(tile, offsets, count, row_bytes, gradient, gradient_row_bytes, rows, blocks, products) works on `rows` rows of
+    `blocks` times COLUMNS pixels. `offsets` are int64 byte offsets of channels within the tile. `products` are floats
+    (count, `padded` taps); the padding stays zero.
     """
     taps = [(y, x) for y in range(kernel[0]) for x in range(kernel[1])]
     chains = min(COLUMNS, -(-CHAINS // len(taps)))
@@ -83,10 +83,10 @@ def correlation(kernel: tuple[int, int], stride: tuple[int, int]) -> CompiledFun
 
 @compiled_once
 def norm_sums() -> CompiledFunction:
-    """Sums over voxels that the gradient of an instance norm with leaky ReLU takes.
+    """Sum over voxels what the gradient of an instance norm with leaky ReLU needs.
 
-    f(values, gradient, vectors, rest_bits, constants, totals): of so many vectors of LANES values, and of the lanes of
-    `rest_bits` behind them. constants: six floats (scale, offset, negative slope, mean, and two that are not used).
+    f(values, gradient, vectors, rest_bits, constants, totals) reads `vectors` vectors of LANES values, then the lanes
+    of `rest_bits` behind them. constants: six floats (scale, offset, negative slope, mean, and two that are not used).
     totals (2, LANES) becomes the sums of g and of g * (value - mean), g being the gradient of the activation's input.
     """
 
@@ -148,6 +148,6 @@ def _constants(at: Writer, constants: Any) -> list[Any]:
 
 
 def _before_activation(at: Writer, value: Any, gradient: Any, known: list[Any]) -> Any:
-    """The gradient of the leaky ReLU's input, of that of its output; the input is value * scale + offset."""
+    """Return the leaky ReLU's input gradient from its output gradient; its input is value * scale + offset."""
     risen = at.builder.fcmp_ordered(">", at.multiply_add(value, known[0], known[1]), at.vector(0.0))
     return at.builder.select(risen, gradient, at.builder.fmul(gradient, known[2]))

@@ -1,4 +1,4 @@
-"""What the engine's backward pass does tile by tile or channel by channel, compiled by numba."""
+"""Compiled loops of the engine's backward pass, tile by tile or channel by channel."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from e2enet.network.engine.inner_loops import COLUMNS
 from e2enet.network.engine.loops import call, entries_of, fill_tile
 from e2enet.network.engine.vector_code import LANES, VECTOR_BYTES
 
-BLOCK = 2**9  # vectors that are added up in float32
+BLOCK = 2**9  # vectors that are summed in float32
 
 
 class GradientCodes(NamedTuple):
@@ -31,9 +31,10 @@ class NormCodes(NamedTuple):
 
 @compiled
 def correlate(first, last, codes, tile, gradient_tile, tiles, tile_source, gradients, kernels):
-    """Add to `kernels.weights` what the tiles first .. last - 1 give: gradients of the kernels' weights.
+    """Add the weight gradients of the tiles first .. last - 1 to `kernels.weights`.
 
-    tile, gradient_tile: room for the sources' and the outputs' tiles. gradients: how the latter is filled.
+    tile, gradient_tile: memory for a tile of the sources and one of the output's gradients. gradients: how the latter
+    is filled.
     """
     height = gradients.size[1]
     row_bytes, step = tile.shape[2] * VECTOR_BYTES, gradient_tile.shape[2] * VECTOR_BYTES
@@ -52,9 +53,9 @@ def correlate(first, last, codes, tile, gradient_tile, tiles, tile_source, gradi
 
 @compiled
 def norm(first, last, codes, values, gradients, voxels, affine, moments, results):
-    """Turn the gradients of activated channels first .. last - 1 into those of what went into their norm, in place.
+    """Turn the gradients of activated channels first .. last - 1 into those of their norm's input, in place.
 
-    values, gradients: addresses of channels of so many voxels. affine: (C, 3), see `LazyVolumes`. moments: (C, 2)
+    values, gradients: addresses of channels of `voxels` voxels. affine: (C, 3), see `LazyVolumes`. moments: (C, 2)
     float64, mean and 1 / standard deviation. results: (C, 2) float64, gradients of the norm's weight and bias.
     """
     whole, rest = voxels // LANES, (1 << voxels % LANES) - 1
@@ -84,10 +85,10 @@ def norm(first, last, codes, values, gradients, voxels, affine, moments, results
 
 @compiled
 def unpool(source, sign, stride, coarse, add, target):
-    """target (+)= the gradient of a max pooling of one channel: `coarse` where a window's largest value is, else 0.
+    """target (+)= the gradient of a max pooling of one channel: `coarse` at a window's largest value, else 0.
 
-    source, target: (H, W, D); coarse: (H / sh, W / sw, D / sd). sign: -1 where the smallest value becomes the largest.
-    Ties go to the first in the order of depth, height, width.
+    source, target: (H, W, D); coarse: (H / sh, W / sw, D / sd). sign: -1 if the activation falls and the smallest value
+    becomes the largest. Ties go to the first in the order of depth, height, width.
     """
     sd, sh, sw = stride
     height, width, depth = coarse.shape
@@ -97,7 +98,7 @@ def unpool(source, sign, stride, coarse, add, target):
         for x in range(width):
             best[:] = -np.inf
             where[:] = 0
-            for place in range(sh * sw):  # the largest of every slice first
+            for place in range(sh * sw):  # first the largest of every slice
                 pixel = source[y * sh + place // sw, x * sw + place % sw]
                 for z in range(fine):
                     value = sign * pixel[z]

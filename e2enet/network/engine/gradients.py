@@ -1,7 +1,7 @@
 """Gradients of the engine's operations: of active kernels only, and of the volumes that they read.
 
-The gradient of a volume is that of what its readers see, after norm and activation. Neither activated nor shifted nor
-concatenated volumes are kept for it: tiles of them are made again from what convolutions wrote.
+A volume's gradient is that of the values its readers see, after norm and activation. Activated, shifted or concatenated
+volumes are not kept for it: their tiles are computed again from the convolutions' outputs.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from e2enet.network.engine.tiling import tile_volume
 from e2enet.network.engine.vector_code import LANES
 from e2enet.network.layers import Triple
 
-# A weight gradient is summed in parts, each with sums of its own: at most so many.
+# A weight gradient is summed in at most this many parts, each with sums of its own.
 MAX_PARTS = 64
-# The memory that their sums may take together.
+# The memory that the sums of all parts may take together.
 BYTES_OF_PARTS = 2**24
-# The least work of a part, in bytes that fill tiles or in operations: a part costs some microseconds by itself.
+# The least work of a part, in bytes of filled tiles or in operations: each part costs some microseconds.
 BYTES_PER_PART, OPERATIONS_PER_PART = 2**21, 2**26
 
 
 class Gradient:
-    """The gradient of a value (C, H, W, D), the sum of what its readers give, as they come.
+    """The gradient of a value (C, H, W, D): its readers' gradients are added as they come.
 
-    written: bool (C,), the channels that somebody gave something for.
+    written: bool (C,), the channels that hold a gradient.
     """
 
     def __init__(self, value: LazyVolumes) -> None:
@@ -41,7 +41,7 @@ class Gradient:
         self.written = np.zeros(len(value.addresses), bool)
 
     def signal(self) -> LazyVolumes:
-        """All channels, those that nobody gave anything for as zeros."""
+        """Return all channels; those without a gradient are zeros."""
         self.values[~self.written] = 0
         self.written[:] = True
         return LazyVolumes.of(self.values)
@@ -56,7 +56,7 @@ def add_convolution(
     stride: Triple = (1, 1, 1),
     padding: tuple[int, int] = (0, 0),
 ) -> None:
-    """Add a convolution of `source` to the gradients of values that are concatenated."""
+    """Add a convolution of `source` to the gradients of concatenated values."""
     own = kernels.nonzero_outputs
     targets, done = _targets(into)
     _, height, width, depth = into[0].values.shape
@@ -67,7 +67,7 @@ def add_convolution(
 def add_expansion(
     kernels: ActiveKernels, weights: np.ndarray, source: LazyVolumes, into: Sequence[Gradient], stride: Triple
 ) -> None:
-    """Add an expansion of `source` to the gradients of values that are concatenated."""
+    """Add an expansion of `source` to the gradients of concatenated values."""
     own = kernels.nonzero_outputs
     targets, done = _targets(into)
     expand(kernels, weights, [source], stride, targets[own], done[own])
@@ -75,7 +75,7 @@ def add_expansion(
 
 
 def _targets(into: Sequence[Gradient]) -> tuple[np.ndarray, np.ndarray]:
-    """Where the channels of concatenated gradients lie, and which of them hold something already."""
+    """Return the channels' addresses in concatenated gradients, and which of them are written already."""
     addresses = np.concatenate([LazyVolumes.of(part.values).addresses for part in into])
     return addresses, np.concatenate([part.written for part in into])
 
@@ -94,7 +94,7 @@ def correlate(
     stride: Triple = (1, 1, 1),
     padding: tuple[int, int] = (0, 0),
 ) -> np.ndarray:
-    """The gradients (K, taps) of a convolution's packed kernels, of what it read and of its output's gradient.
+    """Return the gradients (K, taps) of a convolution's packed kernels, from its sources and its output's gradient.
 
     They are summed in parts that depend on sizes alone: any number of threads gives the same bits.
     """
@@ -153,7 +153,7 @@ def norm_gradient(value: LazyVolumes, gradient: LazyVolumes) -> tuple[np.ndarray
 
 
 def add_unpooled(source: LazyVolumes, coarse: np.ndarray, stride: Triple, into: Gradient) -> None:
-    """Add the gradient of a max pooling, `coarse` (C, H / sh, W / sw, D / sd), to that of what it pooled."""
+    """Add the gradient of a max pooling, `coarse` (C, H / sh, W / sw, D / sd), to that of its input."""
     from e2enet.network.engine import gradient_loops
 
     volumes = list(source.volumes())

@@ -1,11 +1,11 @@
-"""Groups of output channels by torch, on a GPU: fusion convolutions gather what their groups read.
+"""Group granularity by torch, on a GPU: fusion convolutions gather the inputs that their groups read.
 
 With group granularity (network.granularity), consecutive output channels form a group; all groups read the same number
-of inputs. Such a convolution is a gather of channels and a dense convolution with `groups`, which
-multiplies active kernels alone. On a CPU the engine's own loops are faster, and take single kernels too.
+of inputs. Such a convolution is a gather of channels and a dense convolution with `groups`, which multiplies active
+kernels only. On a CPU the engine's own loops are faster, and take single kernels too.
 
-Transposed convolutions stay dense products: with kernel = stride they do one multiplication per channel and voxel
-that they write, which tensor cores do in less time than the memory takes to write it.
+Transposed convolutions stay dense products: with kernel = stride they do one multiplication per channel and voxel that
+they write. Tensor cores do these faster than the memory writes the voxels.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from e2enet.network.e2enet import E2ENet
 from e2enet.network.granularity import shared_inputs
 from e2enet.network.layers import PlaneConv3d, active_weight
 
-MULTIPLE = 8  # of input channels in each group: tensor cores take half precision in such numbers
+MULTIPLE = 8  # each group's input channels are padded to a multiple of this, for tensor cores in half precision
 
 
 class GroupedNetwork(nn.Module):
-    """Runs an E2ENet so that its fusion convolutions multiply only what their groups of output channels read.
+    """Runs an E2ENet so that its fusion convolutions multiply only the inputs of their groups of output channels.
 
-    Input, output and gradients are the network's but for rounding, with one exception: these convolutions' weights of
-    inactive kernels get zero, which the DSFF callback makes of theirs anyway. Masks may change between calls. A layer
-    whose mask is no table of groups runs as it is.
+    Input, output and gradients equal the network's up to rounding, with one exception: the inactive kernels of these
+    convolutions get zero gradients, as DSFF sets them anyway. Masks may change between calls. A layer whose mask has no
+    group structure runs as it is.
 
     Args:
-        network: with parameters that stay its own.
+        network: its parameters stay its own.
     """
 
     def __init__(self, network: E2ENet) -> None:
@@ -60,17 +60,17 @@ class GroupedNetwork(nn.Module):
 
 
 def grouped_layers(network: nn.Module) -> list[Any]:
-    """The fusion convolutions, but for transposed ones, whose masks are of groups of output channels."""
+    """Return the fusion convolutions, without transposed ones, whose masks have group granularity."""
     layers: list[Any] = [layer for layer in fusion_layers(network).values() if isinstance(layer, PlaneConv3d)]
     return [layer for layer in layers if layer.group_size > 1]
 
 
 class GroupInputs:
-    """Gathers what each group of a layer's output channels reads.
+    """Gathers the inputs that each group of a layer's output channels reads.
 
-    Called with the layer's input (B, C, D, H, W), weight (O, C, depth, height, width) and bias (O); gives the input of
-    groups (B, groups * inputs, D, H, W), channels-last, the weight (outputs, inputs, depth, height, width), the bias
-    (outputs) and the number of groups. `outputs` is O, or more where the last group is smaller: zeros fill it up.
+    Called with the layer's input (B, C, D, H, W), weight (O, C, depth, height, width) and bias (O). Returns the input
+    of the groups (B, groups * inputs, D, H, W), channels-last, the weight (outputs, inputs, depth, height, width), the
+    bias (outputs) and the number of groups. `outputs` is O, or more if the last group is smaller: zeros fill it up.
     """
 
     def __init__(self, layer: Any) -> None:
@@ -79,7 +79,7 @@ class GroupInputs:
         self.channels: Tensor | None = None
 
     def convolve(self, x: Tensor) -> Tensor:
-        """What the layer makes of an input (B, C, D, H, W)."""
+        """Return the layer's output for an input (B, C, D, H, W)."""
         x, weight, bias, groups = self(x, active_weight(self.layer), self.layer.used_bias)
         out: Tensor = self.layer.convolve(x, weight, bias, groups)
         return out[:, : self.layer.out_channels]
@@ -100,11 +100,12 @@ class GroupInputs:
         gathered: Tensor = _Gather.apply(rows, self.channels.flatten())
         return gathered.view(batch, *size, -1).permute(0, 4, 1, 2, 3), weight, F.pad(bias, (0, more)), groups
 
-    @torch.inference_mode(False)  # a table that was made in it could not be used in training
+    @torch.inference_mode(False)  # training could not use a table made in inference mode
     def _refresh(self) -> None:
         """Read the mask, unless it is the one that was read last.
 
-        On a CPU its numbers tell. Asking a GPU for them waits for it: there the version tells, see `nan_where_changed`.
+        On a CPU the values are compared. On a GPU that would wait for the device, so the versions are compared, see
+        `nan_where_changed`.
         """
         mask = self.layer.kernel_mask
         version = None if mask.is_inference() else mask._version
@@ -120,13 +121,14 @@ class GroupInputs:
             return
         outputs = torch.arange(mask.shape[0], device=mask.device)
         self.kernels = outputs[:, None] * mask.shape[1] + channels[outputs // self.layer.group_size]
-        self.channels = F.pad(channels, (0, -channels.shape[1] % MULTIPLE))  # weights of these are zero
+        self.channels = F.pad(channels, (0, -channels.shape[1] % MULTIPLE))  # the added channels get zero weights
 
 
 def nan_where_changed(weight: Tensor, mask: Tensor, seen: Tensor) -> Tensor:
-    """The weight, or NaN where the mask is not the one that was seen, which nothing waits for.
+    """Return the weight, or NaN if the mask differs from `seen`, without waiting for the device.
 
-    What is written through `.data` has no version. It gives logits that are refused, not those of another mask.
+    Writing a mask through `.data` does not change its version. The NaN logits are then refused; without them the logits
+    would be those of an old mask.
     """
     return weight.masked_fill((mask != seen).any(), torch.nan)
 
@@ -134,8 +136,8 @@ def nan_where_changed(weight: Tensor, mask: Tensor, seen: Tensor) -> Tensor:
 class _Gather(torch.autograd.Function):
     """Columns of (N, C), some of them several times.
 
-    Gradients are added up by a product with a table of ones, in an order that is always the same. At full resolution,
-    where the time goes, it has so few columns that a GPU needs longer for reading it than for multiplying.
+    A product with a table of ones sums the gradients, always in the same order. At full resolution, which takes most of
+    the time, the table has so few columns that a GPU takes longer to read the gradients than to multiply them.
     """
 
     @staticmethod

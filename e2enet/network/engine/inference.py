@@ -1,7 +1,7 @@
 """A trained E2ENet as a program of engine layers, for inference on a CPU.
 
-Each call of the traced network becomes a layer of the engine that holds active kernels only; channels that nobody reads
-are not computed.
+Each call of the traced network becomes a layer of the engine with active kernels only. Channels that no layer reads are
+not computed.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ SPARSE, DENSE, BFLOAT16 = "sparse", "dense", "bfloat16"
 
 @dataclass
 class PlannedOp:
-    """One layer of the program: `values[output]` is made of `values[inputs]`; those of `done` are read no more.
+    """One layer of the program: it computes `values[output]` from `values[inputs]`. No later layer reads those of `done`.
 
-    `others` are further ways to run it, each made when it is tried or has been chosen, for good in `made`.
+    `others` are further ways to run it. Each is built when it is timed or chosen; `made` keeps the chosen ones.
     """
 
     name: str
@@ -54,18 +54,18 @@ class PlannedOp:
 class CompactNetwork(nn.Module):
     """The inference of a trained E2ENet: (B, C, D, H, W) on the CPU to float32 logits (B, num_classes, D, H, W).
 
-    It gives what the model gives in eval mode: the logits of every head, in a list, where that asks for them.
+    It returns what the model returns in eval mode: with `deep_supervision_in_eval`, a list of every head's logits.
 
     Args:
         model: its weights and masks are copied.
-        choose: measure at the first input of a size which way each layer runs fastest; else active kernels only,
-            everywhere.
-        bfloat16: try convolutions in bfloat16 too, where the processor has instructions for it.
-        choices: where to remember what was measured.
+        choose: time the ways to run each layer at the first input of a size, and use the fastest. False: only active
+            kernels, everywhere.
+        bfloat16: try convolutions in bfloat16 too, if the processor has instructions for it.
+        choices: where measured times are remembered.
 
     Raises:
-        InputError: for a model that the engine does not know, or whose logits on a small input are not its own.
-        ValueError: for an input of the wrong shape.
+        InputError: the engine does not know the model, or gives other logits than the model on a small input.
+        ValueError: the input has the wrong shape.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class CompactNetwork(nn.Module):
         self.in_channels, self.num_classes, self.strides = model.in_channels, model.num_classes, model.strides
         self.steps, self.outputs = program(model)
         self.every_head = model.deep_supervision_in_eval
-        self.ways: dict[tuple[str, Triple], str] = {}  # chosen, by the layer and the size of what it reads
+        self.ways: dict[tuple[str, Triple], str] = {}  # the chosen one by layer and input size
         self._choices: TimingCache | None = None
         self._bfloat16 = bfloat16 and bfloat16_is_native()
         self.eval()
@@ -102,7 +102,7 @@ class CompactNetwork(nn.Module):
         return [torch.from_numpy(values[number].stacked()).permute(0, 3, 1, 2) for number in self.outputs]
 
     def _layer(self, step: PlannedOp, sources: Sequence[LazyVolumes]) -> Layer:
-        """The step's layer for sources of this size."""
+        """Return the step's layer for sources of this size."""
         if self._choices is None or not step.others:
             return step.layer
         size = sources[0].size
@@ -125,12 +125,12 @@ class CompactNetwork(nn.Module):
 
 
 def _run_of(make: Callable[[], Layer], sources: Sequence[LazyVolumes]) -> Callable[[], LazyVolumes]:
-    """A function that runs the layer, made now, once."""
+    """Build the layer now, and return a function that runs it once."""
     return partial(make(), sources)
 
 
 def program(model: E2ENet) -> tuple[list[PlannedOp], tuple[int, ...]]:
-    """The steps of a model's inference and the numbers of the values that hold its logits; value 0 is the input."""
+    """Return the steps of a model's inference and the numbers of the values that hold its logits; value 0 is the input."""
     calls, results = trace(model, training=False)
     live = _live_channels(calls, results, model.in_channels)
     steps = []
@@ -147,7 +147,7 @@ def program(model: E2ENet) -> tuple[list[PlannedOp], tuple[int, ...]]:
 
 
 def _live_channels(calls: Sequence[Call], results: Sequence[int], in_channels: int) -> dict[int, np.ndarray]:
-    """Which channels of each value are read, by somebody who is read himself; all of the input and of the results."""
+    """Return which channels of each value reach a result; all of the input and of the results do."""
     live = {0: np.ones(in_channels, bool)}
     for call in calls:
         count = len(live[call.inputs[0]]) if isinstance(call.module, StrideMaxPool3d) else len(_mask(call.module))
@@ -158,7 +158,7 @@ def _live_channels(calls: Sequence[Call], results: Sequence[int], in_channels: i
             read = own
         else:
             read = np.asarray(_mask(call.module)[own].any(axis=0))
-            read[0] |= own.any() and not read.any()  # one at least, which tells the size
+            read[0] |= own.any() and not read.any()  # at least one, for the size
         ends = np.cumsum([len(live[number]) for number in call.inputs])
         for number, part in zip(call.inputs, np.split(read, ends[:-1]), strict=True):
             live[number] |= part
@@ -166,7 +166,7 @@ def _live_channels(calls: Sequence[Call], results: Sequence[int], in_channels: i
 
 
 def _mask(module: nn.Module) -> np.ndarray:
-    """Active kernels (outputs, inputs) of a block, a head or a transposed convolution."""
+    """Return the active kernels (outputs, inputs) of a block, a head or a transposed convolution."""
     active = kernel_mask(module).numpy()
     return active.T if isinstance(module, nn.ConvTranspose3d) else active
 
@@ -174,7 +174,7 @@ def _mask(module: nn.Module) -> np.ndarray:
 def _engine_layer(
     module: nn.Module, outputs: np.ndarray, inputs: np.ndarray
 ) -> tuple[str, Layer, dict[str, Callable[[], Layer]]]:
-    """What a module is, the engine's layer of it and other ways to run it, for the channels that are kept (bool)."""
+    """Return a module's description, its engine layer and other ways to run it, for the channels kept (bool)."""
     if isinstance(module, StrideMaxPool3d):
         return f"pooling by {module.stride}", Pooling(module.stride, np.flatnonzero(outputs[inputs])), {}
     mask = _mask(module)[outputs][:, inputs]
@@ -207,7 +207,7 @@ def _engine_layer(
 
 
 def _dense(layer: Convolution, shape: tuple[int, ...], shifts: np.ndarray, dtype: torch.dtype) -> Layer:
-    """The same convolution, its weight of `shape`, by torch."""
+    """Return the same convolution by torch, with its weight of `shape`."""
     return DenseConvolution(
         layer.kernels.scatter_weights(layer.weights, shape), shifts, layer.stride, layer.norm, dtype
     )

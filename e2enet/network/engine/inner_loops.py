@@ -1,8 +1,8 @@
 """The inner loops of the engine: products of packed kernels with a tile that fits the processor's registers and cache.
 
-A tile is (channels, rows, columns, LANES) floats: the lanes are depth slices, so that every tap of a kernel in the
-plane reads whole aligned vectors, and neighbours in depth are other channels of the tile (a depth-shift is applied when
-the tile is filled). Rows x columns sums of one output channel stay in registers while all of its active kernels pass.
+A tile is (channels, rows, columns, LANES) floats. The lanes are depth slices, so every tap of a kernel in the plane
+reads whole aligned vectors. Neighbours in depth are other channels of the tile: a depth-shift is applied when the tile
+is filled. ROWS x COLUMNS sums of one output channel stay in registers while all its active kernels are added.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from e2enet.network.engine.vector_code import (
     compiled_once,
 )
 
-ROWS, COLUMNS = 4, 4  # pixels of an output channel held in registers: 16 sums of 32 registers
+ROWS, COLUMNS = 4, 4  # pixels of an output channel held in registers: 16 sums in 32 registers
 
 
 @compiled_once
@@ -79,8 +79,8 @@ def filling(depth_stride: int) -> CompiledFunction:
     """Write pixels into a tile: line[i] = activation(source[i] * scale + offset), lanes `depth_stride` slices apart.
 
     f(line, source, count, step, read_bits, write_bits, affine): `step` is the source's bytes from pixel to pixel,
-    `affine` three floats (scale, offset, negative slope of the activation). Lanes of `write_bits` are written; those
-    that `read_bits` (one bit per slice, depth_stride * LANES of them) leaves out become 0 and are not read.
+    `affine` three floats (scale, offset, negative slope of the activation). Lanes of `write_bits` are written.
+    `read_bits` has one bit per slice, depth_stride * LANES of them: slices without their bit are not read and become 0.
     """
 
     def write(at: Writer, line: Any, source: Any, count: Any, step: Any, read: Any, written: Any, affine: Any) -> None:
@@ -106,9 +106,9 @@ def filling(depth_stride: int) -> CompiledFunction:
 def storing(how: str) -> CompiledFunction:
     """Write the sums (ROWS, COLUMNS, LANES) of one channel into a volume and add up their statistics.
 
-    f(sums, target, rows, columns, row_step, column_step, write_bits, totals): only the first rows and columns and the
-    lanes of `write_bits`; `totals` (2, LANES) gets the sums and their squares added. how: "write"; "stream", past the
-    caches, for whole vectors only; "add" to what is there.
+    f(sums, target, rows, columns, row_step, column_step, write_bits, totals) writes only the first rows and columns and
+    the lanes of `write_bits`. The sums and their squares are added to `totals` (2, LANES). how: "write"; "stream",
+    which bypasses the caches, for whole vectors only; "add" to the volume's values.
     """
 
     def write(
@@ -142,7 +142,7 @@ def storing(how: str) -> CompiledFunction:
 
 @compiled_once
 def interleaving(depth_stride: int, plane_positions: int, columns: int, how: str) -> CompiledFunction:
-    """Lay out what `expansion` gave: position (place in the plane, a), lane z goes to slice z * depth_stride + a.
+    """Lay out the sums of `expansion`: position (place in the plane, a), lane z goes to slice z * depth_stride + a.
 
     f(sums, targets, count, step, write_bits): `targets` holds an address per place in the plane, `step` is the bytes
     between the pixels of two columns there, `count` the columns to write. how: as for `storing`, "write" or "add".
@@ -195,7 +195,7 @@ def _add_kernels(
 
 
 def _every(at: Writer, parts: list[Any], stride: int) -> Any:
-    """Of consecutive values, `stride` vectors of them, those at 0, stride, 2 stride .."""
+    """Return those at 0, stride, 2 stride .. of consecutive values, which are `stride` vectors."""
     if stride == 1:
         return parts[0]
     value = parts[0]
@@ -205,7 +205,7 @@ def _every(at: Writer, parts: list[Any], stride: int) -> Any:
 
 
 def _mixed(at: Writer, slices: list[Any], part: int) -> Any:
-    """Vector `part` of the values slices[0][0], slices[1][0], .., slices[0][1], .."""
+    """Return vector `part` of the values slices[0][0], slices[1][0], .., slices[0][1], .."""
     value, stride = slices[0], len(slices)
     for a, lane in enumerate(slices):
         numbers = {i: (LANES * part + i) // stride for i in range(LANES) if (LANES * part + i) % stride == a}
@@ -214,7 +214,7 @@ def _mixed(at: Writer, slices: list[Any], part: int) -> Any:
 
 
 def _products(y: int, x: int, kernel: tuple[int, int], stride: tuple[int, int]) -> list[tuple[int, int]]:
-    """(sum, tap) that an input pixel takes part in."""
+    """Return the pairs (sum, tap) to which an input pixel contributes."""
     found = []
     for row in range(ROWS):
         for column in range(COLUMNS):

@@ -1,7 +1,7 @@
-"""What the engine knows of a network: all that it computes by. Anything else it must not leave out unsaid.
+"""Check that the engine knows everything that a network computes; what it does not know, it must refuse.
 
-The engine does not run a network's modules; it reads their numbers. A bias, a hook, an attribute or a module that it
-does not read would be missing from its result, so a network is compared with what the engine has been written for.
+The engine does not run a network's modules; it reads their values. A bias, a hook, an attribute or a module that it
+does not read would be missing from its result. A network is therefore compared with what the engine was written for.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from e2enet.network.norm import InstanceNormAct
 from e2enet.network.pooling import StrideMaxPool3d
 from e2enet.network.recompute import recompute, run_once
 
-LARGEST_DEPTH_STRIDE = 4  # so many slices of each lane are told by the bits of one integer
+LARGEST_DEPTH_STRIDE = 4  # 16 lanes of 4 slices fill the bits of one integer
 ONES, NO_PADDING = (1, 1, 1), (0, 0, 0)
-# Which modules each kind may hold. A plain convolution is a head, one with a norm is of a block.
+# Which modules each kind may hold. A plain convolution is a head; one with a norm belongs to a block.
 CHILDREN: dict[type, tuple[type, ...]] = {
     E2ENet: (nn.ModuleList, FusionGrid, UNetDecoder),
     FusionGrid: (nn.ModuleList,),
@@ -41,19 +41,19 @@ CHILDREN: dict[type, tuple[type, ...]] = {
     StrideMaxPool3d: (),
     nn.Conv3d: (),
 }
-# What torch keeps for every module: contents that are looked at by themselves, and hooks that run with files alone.
+# Attributes of every torch module: contents, which are checked separately, and hooks that only run for state dicts.
 CONTENTS = {"training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
 OF_FILES = {name for name in vars(nn.Module()) if "state_dict" in name}
 HOOKS = vars(nn.Module()).keys() - CONTENTS - OF_FILES
 GLOBAL_HOOKS = "_global_forward", "_global_backward"
-COMPILED = "_compiled_call_impl"  # of torch's compiler, which runs the same operations
+COMPILED = "_compiled_call_impl"  # set by torch's compiler, which runs the same operations
 KEPT = frozenset({*HOOKS, *CONTENTS, *OF_FILES, COMPILED})
 
 
 def unknown(network: nn.Module) -> str | None:
-    """The first thing of an E2ENet that the engine does not know, as the end of a sentence; None where there is none.
+    """Return the first thing of a network that the engine does not know, as the end of a sentence; None if it knows all.
 
-    Where none is, the engine computes what the network does in float32 on a CPU, but for rounding.
+    With None, the engine computes what the network does in float32 on a CPU, up to rounding.
     """
     if any(value for name, value in vars(torch_module).items() if name.startswith(GLOBAL_HOOKS)):
         return "a hook is registered for the modules of every network"
@@ -68,7 +68,7 @@ def unknown(network: nn.Module) -> str | None:
 
 
 def unknown_in_training(network: nn.Module) -> str | None:
-    """The same of one to be trained: weights that two layers share get a gradient of each."""
+    """Return the same for training, in which no weight may be shared: each layer would give its own gradient."""
     names: dict[int, str] = {}
     for name, parameter in network.named_parameters(remove_duplicate=False):
         other = names.setdefault(id(parameter), name)
@@ -78,20 +78,23 @@ def unknown_in_training(network: nn.Module) -> str | None:
 
 
 def settings(network: E2ENet) -> list[Any]:
-    """What the engine makes its layers by, beside weights and masks: others are another network."""
+    """Return what the engine's layers depend on besides weights and masks. Other settings make another network."""
     every_head = network.deep_supervision if network.training else network.deep_supervision_in_eval
     names = "stride", "kernel_size", "shift_size"
     return [every_head, *((module, *(getattr(module, name, 0) for name in names)) for module in network.modules())]
 
 
 def refuse(reason: str | None) -> None:
-    """Raise InputError where there is a reason."""
+    """Raise InputError if there is a reason."""
     if reason is not None:
         raise InputError(f"the engine cannot run this network: {reason}; expected engine=dense")
 
 
 def _problems_of_any(module: nn.Module) -> Iterator[str]:
-    """What no module may have: other children, hooks, methods of its own, tensors that are not float32 on the CPU."""
+    """Yield what no module may have.
+
+    These are other children, hooks, methods of its own, and tensors (masks apart) that are not float32 on the CPU.
+    """
     kind = type(module)
     for name, child in module._modules.items():
         if child is not None and type(child) not in CHILDREN[kind]:
@@ -115,7 +118,7 @@ def _problems_of_any(module: nn.Module) -> Iterator[str]:
 
 
 def _differences(module: Any, **expected: Any) -> Iterator[str]:
-    """Attributes that have another value than expected."""
+    """Yield attributes whose value is not the expected one."""
     for name, value in expected.items():
         found = getattr(module, name, None)
         if type(found) is not type(value) or found != value:
@@ -123,7 +126,7 @@ def _differences(module: Any, **expected: Any) -> Iterator[str]:
 
 
 def _shapes(module: nn.Module, **expected: tuple[int, ...] | None) -> Iterator[str]:
-    """Parameters and masks that have another shape, are there where None is expected, or are not expected at all."""
+    """Yield parameters and masks of another shape than expected, missing ones and unexpected ones."""
     found = module._parameters | module._buffers
     for name in [*expected, *(name for name in found if name not in expected)]:
         tensor, shape = found.get(name), expected.get(name)

@@ -1,4 +1,4 @@
-"""Volumes between the engine's layers: where their channels lie, and what is still to be done to them."""
+"""Volumes between the engine's layers: where their channels lie, and the norm and activation still to be applied."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from e2enet.network.engine.vector_code import LANES
 from e2enet.network.layers import Triple
 
-# Of an instance norm with leaky ReLU: weight (C,), bias (C,), eps and the negative slope.
+# An instance norm with leaky ReLU: weight (C,), bias (C,), eps and the negative slope.
 Norm = tuple[np.ndarray, np.ndarray, float, float]
 
 
@@ -22,7 +22,7 @@ class LazyVolumes:
 
     addresses: (C,) int64. affine: (C, 3) float32: scale, offset and negative slope of the activation (1: none).
     size: (D, H, W). memory: the arrays that the addresses lie in. moments: (C, 2) float64, mean and 1 / standard
-    deviation of each channel, where an instance norm is to be applied.
+    deviation of each channel, if an instance norm is to be applied.
     """
 
     addresses: np.ndarray
@@ -33,10 +33,10 @@ class LazyVolumes:
 
     @classmethod
     def of(cls, values: np.ndarray, nonzero: np.ndarray | None = None) -> LazyVolumes:
-        """The channels of (C, H, W, D), read as they are.
+        """Return the channels of (C, H, W, D), to be read as they are.
 
-        With `nonzero` (bool), `values` holds the channels for which it is True, and the others are zero everywhere:
-        they share one volume.
+        With `nonzero` (bool), `values` holds the channels for which it is True. The others are zero everywhere and
+        share one volume.
         """
         rows = values.ctypes.data + values.strides[0] * np.arange(len(values), dtype=np.int64)
         memory: tuple[np.ndarray, ...] = (values,)
@@ -57,18 +57,18 @@ class LazyVolumes:
         self.affine[:, 0], self.affine[:, 1], self.affine[:, 2] = scale, bias - mean * scale, slope
 
     def stacked(self) -> np.ndarray:
-        """All channels as one (C, H, W, D), before what their readers apply; without a copy where they lie so."""
+        """Return all channels as one (C, H, W, D), before norm and activation; uncopied if they lie so."""
         whole = self.memory[0]
         return whole if len(whole) == len(self.addresses) else np.stack(list(self.volumes()))
 
     def places(self) -> np.ndarray:
-        """(C,) int64, which volume of `memory[0]` each channel is; -1 for those that are zero everywhere."""
+        """Return each channel's index in `memory[0]`, (C,) int64; -1 for channels that are zero everywhere."""
         whole = self.memory[0]
         places = (self.addresses - whole.ctypes.data) // (4 * prod(self.size))
         return np.where((places >= 0) & (places < len(whole)), places, -1)
 
     def volumes(self) -> Iterator[np.ndarray]:
-        """(H, W, D) of every channel, before what its readers apply."""
+        """Yield (H, W, D) of every channel, before norm and activation."""
         depth, height, width = self.size
         for address in self.addresses.tolist():
             first = ctypes.cast(address, ctypes.POINTER(ctypes.c_float))
@@ -76,12 +76,12 @@ class LazyVolumes:
 
 
 def unchanged(channels: int) -> np.ndarray:
-    """The `affine` of channels that are read as they are."""
+    """Return the `affine` of channels that are read as they are."""
     return np.tile(np.array([1, 0, 1], np.float32), (channels, 1))
 
 
 def empty_volume(shape: tuple[int, ...]) -> np.ndarray:
-    """Uninitialised float32 memory whose first value lies at the start of a vector."""
+    """Return uninitialised float32 memory that is aligned to vectors."""
     count = int(np.prod(shape))
     whole = np.empty(count + LANES, np.float32)
     start = -(whole.ctypes.data // 4) % LANES

@@ -1,4 +1,4 @@
-"""What the engine does tile by tile, compiled by numba around the vector code of `inner_loops`."""
+"""The engine's loops over tiles, compiled by numba around the vector code of `inner_loops`."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class KernelList(NamedTuple):
 
 
 class Codes(NamedTuple):
-    """Addresses of functions of `inner_loops`; `store` one for each output."""
+    """Addresses of functions of `inner_loops`; `store` holds one for each output."""
 
     fill: int
     multiply: int
@@ -97,7 +97,7 @@ def fill_tile(tile, number, code, tiles, tile_source):
         lane, strip, start, count = tiles.lane_runs[vector, lane_run]
         if count == 0:
             break
-        # Up to the last lane, which later runs write anew: what idle lanes held before could be slow to multiply.
+        # Write up to the last lane; later runs overwrite theirs. Old values in idle lanes could be slow to multiply.
         lanes = ALL_LANES & (ALL_LANES << lane)
         first_column = (column + strip * tiles.strip_width) * tile_source.stride[2] - tile_source.halo[1]
         before = min(max(-first_column, 0), columns)
@@ -124,7 +124,7 @@ def fill_tile(tile, number, code, tiles, tile_source):
 
 @compiled
 def entries_of(kernels, output):
-    """Where an output's offsets and weights lie, and how many there are."""
+    """Return the addresses of an output's offsets and weights, and their number."""
     begin, count = kernels.starts[output], kernels.starts[output + 1] - kernels.starts[output]
     weights = kernels.weights.ctypes.data + begin * kernels.weights.shape[1] * 4
     return kernels.offsets.ctypes.data + begin * 8, weights, count
@@ -134,7 +134,7 @@ def entries_of(kernels, output):
 def convolve(first, last, codes, tile, sums, lane_totals, tiles, tile_source, kernels, targets, size, totals):
     """Convolve the tiles first .. last - 1: fill each, apply the active kernels of every output channel, store.
 
-    tile, sums, lane_totals: room for the tile, for ROWS x COLUMNS vectors and for two. targets: addresses of the
+    tile, sums, lane_totals: memory for the tile, for ROWS x COLUMNS vectors and for two. targets: addresses of the
     outputs' volumes of `size` (depth, height, width). totals: (tiles, outputs, 2) float64, sums and squares.
     """
     depth, height, width = size
@@ -170,7 +170,7 @@ def convolve(first, last, codes, tile, sums, lane_totals, tiles, tile_source, ke
 def expand(first, last, codes, tile, sums, tiles, tile_source, kernels, up, run, addresses, targets):
     """Transposed convolution with kernel = stride of the tiles first .. last - 1; every pixel becomes a block.
 
-    up: the strides (depth, row, column). run: pixels of one call of `expansion`. addresses: room for an address per
+    up: the strides (depth, row, column). run: pixels of one call of `expansion`. addresses: memory for an address per
     place of a block in the plane. targets: addresses of the outputs' volumes.
     """
     depth, height, width = tile_source.size
@@ -205,8 +205,8 @@ def expand(first, last, codes, tile, sums, tiles, tile_source, kernels, up, run,
 def pool(source, affine, stride, target):
     """target = max pooling with kernel = stride of an activated channel, (H, W, D) each.
 
-    The activation rises (with a negative scale: falls) with its input, so the largest output is that of the largest
-    (the smallest) input.
+    The activation rises with its input, or falls if its scale is negative. The largest output therefore belongs to the
+    largest input, or to the smallest.
     """
     sd, sh, sw = stride
     height, width, depth = target.shape
