@@ -1,1 +1,1 @@
-"""Figures of finished and running trainings."""
+"""Reports of finished and running trainings: tables, statistics, pictures, a live table and measured costs."""

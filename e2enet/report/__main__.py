@@ -30,7 +30,7 @@ Examples:
 
 @exit_on_input_error()
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Watch where asked, then write the report of the folder named on the command line."""
+    """Watch if asked, then write the report of the folder named on the command line."""
     given = _parser().parse_intermixed_args(arguments)  # key=value may stand anywhere
     options = read_options(given.settings)
     if given.watch:
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         if not watch_sweep(given.folder, options.refresh):
             return
-    # Watching starts at once without these, which bring torch.
+    # These import torch; watching starts at once without them.
     from e2enet.report.measure import measure_runs
     from e2enet.report.write import write_report
 

@@ -1,4 +1,4 @@
-"""What a row of an experiment costs at the paper's scale, counted without data (the mechanism: network.cost)."""
+"""Count what a row of an experiment costs at the paper's scale, without data (see network.cost)."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from e2enet.network.cost import count_cost
 from e2enet.network.dsff import init_masks, set_group_size
 from e2enet.network.granularity import chosen_group_size
 
-# The widths of the network files hold with the paper's recipe; the other recipes set smaller ones.
+# The widths in the network files apply with the paper's recipe; the other recipes set smaller ones.
 PAPER_SCALE = ("training=paper", "plan=paper")
 
 
 def count_row(overrides: Sequence[str], setting: Mapping[str, Any]) -> dict[str, float]:
-    """Parameters and FLOPs of the network that a row trains with the paper's recipe.
+    """Count parameters and FLOPs of the network that a row trains with the paper's recipe.
 
     Args:
-        overrides: The row's, as in its experiment; what they say of data and training is of no effect here.
+        overrides: The row's, as in its experiment; those of data and training have no effect here.
         setting: `in_channels`, `num_classes`, `patch_size` and `strides` (`runs.ablations.row_setting`).
 
     Returns:
-        `params` in millions, `gflops_paper` and `gflops_exact`, by the two conventions; {} where the network's package
+        `params` in millions, `gflops_paper` and `gflops_exact`, by the two conventions; {} if the network's package
         is not installed.
 
     Raises:
-        InputError: the overrides compose no config, or the network cannot have this setting.
+        InputError: the overrides cannot be composed, or the setting is incomplete or does not fit the network.
     """
     return dict(_count(tuple(overrides), json.dumps(setting, sort_keys=True)))
 
@@ -55,7 +55,7 @@ def _count(overrides: tuple[str, ...], setting_json: str) -> dict[str, float]:
     if missing:
         raise InputError(f"row of {list(overrides)}: its setting lacks {', '.join(missing)}")
     trust_network(str(network_config["_target_"]))
-    with torch.random.fork_rng():  # counting must not move the random numbers of whoever asks
+    with torch.random.fork_rng():  # counting must not change the caller's random state
         network = build_network(
             network_config,
             in_channels=setting["in_channels"],
@@ -65,7 +65,7 @@ def _count(overrides: tuple[str, ...], setting_json: str) -> dict[str, float]:
         )
         if masks["enabled"]:
             set_group_size(network, chosen_group_size(masks["granularity"], masks["group_size"]))
-            # Which kernels are active is chance, how many is not.
+            # Which kernels are active is random; how many is not.
             init_masks(network, masks["density"], start=masks["start"], density_by_dim0=masks["density_by_dim0"])
     try:
         paper, exact = (count_cost(network, setting["patch_size"], convention) for convention in ("paper", "exact"))

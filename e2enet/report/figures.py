@@ -1,4 +1,4 @@
-"""Pictures of one run from its metrics.csv: learning curves, and what DSFF did."""
+"""Draw pictures of one run from its metrics.csv: learning curves, and the course of DSFF."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from e2enet.report.results.run_files import METRICS_FILE, read_metrics
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Panels of each figure: title, and the columns drawn in it with their labels; the mean, where there is one, is black.
+# Panels of a figure, {title: {column: label}}. A mean is drawn in black.
 Panels = Mapping[str, Mapping[str, str]]
 DSFF_PANELS: Panels = {
     "share of kernels": {"dsff/density": "active", "dsff/ever_active": "ever active"},
@@ -23,12 +23,12 @@ DSFF_PANELS: Panels = {
     "share of active kernels by flow": {f"dsff/share_{flow}": flow for flow in ("forward", "up", "down")},
 }
 MEAN = "mean"
-MARKED_UP_TO = 30  # points: a single one has no line, so that short curves mark theirs
+MARKED_UP_TO = 30  # points: short curves have markers, since a single point draws no line
 PANEL_WIDTH, PANEL_HEIGHT = 4.2, 3.3
 
 
 def draw_figures(run_folder: Path) -> list[Path]:
-    """Write figures/learning_curves.png, and figures/dsff.png for a run with masks; the files written.
+    """Write figures/learning_curves.png, and figures/dsff.png for a run with masks; return the files written.
 
     Raises:
         InputError: the run folder has no metrics.csv.
@@ -52,7 +52,7 @@ def draw_figures(run_folder: Path) -> list[Path]:
 
 
 def metric_curves(metrics: pd.DataFrame) -> dict[str, pd.Series]:
-    """{column: its values by epoch, counted from 1} of a metrics.csv; empty cells and NaN are left out."""
+    """Return {column: values by epoch, counted from 1} of a metrics.csv, without empty cells and NaN."""
     columns = [name for name in metrics if name not in ("epoch", "step")]
     curves = {name: metrics.set_index("epoch")[name].dropna() for name in columns}
     return {name: curve.set_axis(curve.index + 1) for name, curve in curves.items() if not curve.empty}
@@ -76,7 +76,7 @@ def _draw(path: Path, panels: Panels, curves: Mapping[str, pd.Series]) -> Path:
             axes.set_title(title)
             whole_epochs(axes)
             if len(columns) > 1:
-                # Named one by one: of itself a legend leaves out what begins with "_".
+                # Handles are passed explicitly: by default a legend leaves out labels that begin with "_".
                 axes.legend(handles=axes.get_lines(), fontsize="small", ncols=1 + len(columns) // 9)
         return save_figure(figure, path)
 

@@ -1,4 +1,4 @@
-"""The report of a sweep as one HTML page that needs nothing else: pictures inside, no network, sortable tables."""
+"""Write the report of a sweep as one self-contained HTML page: embedded pictures, no network, sortable tables."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MEDIA_TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 
 @dataclass(frozen=True)
 class PageSection:
-    """What the page shows of one experiment, or of the jobs outside of every one; `command` runs it again."""
+    """What the page shows of one experiment, or of the jobs outside of any; `command` runs the experiment again."""
 
     anchor: str
     title: str
@@ -37,7 +37,7 @@ class PageSection:
 
 @dataclass(frozen=True)
 class JobLine:
-    """A job in the page's list: texts by column, and what it raised."""
+    """A job in the page's list: texts by column, and its error."""
 
     cells: Mapping[str, str]
     state: str
@@ -47,7 +47,7 @@ class JobLine:
 
 @dataclass(frozen=True)
 class Page:
-    """Everything on the page; `counts` are (state, number of jobs), `facts` what the head says besides."""
+    """Everything on the page; `counts` are (state, number of jobs), `facts` are more texts for its header."""
 
     name: str
     counts: Sequence[tuple[str, int]]
@@ -57,14 +57,14 @@ class Page:
 
 
 def write_page(path: Path, report: Report, pictures: Mapping[str, Sequence[Picture]]) -> Path:
-    """Write the page of a sweep, atomically; its path.
+    """Write the page of a sweep atomically; return its path.
 
     Args:
         path: The HTML file.
         report: Its tables.
-        pictures: Name of a section -> its pictures, of `draw_pictures`.
+        pictures: Name of a section -> its pictures, from `draw_pictures`.
 
-    Names, labels and errors come from outside: the template escapes everything that it is given.
+    Names, labels and errors come from outside, so the template escapes everything.
     """
     html = render_page(page_of(report, pictures))
     with atomic_path(path) as temporary:
@@ -86,7 +86,7 @@ def render_page(page: Page) -> str:
 
 
 def page_of(report: Report, pictures: Mapping[str, Sequence[Picture]]) -> Page:
-    """What the page of a sweep holds."""
+    """Collect what the page of a sweep shows."""
     runs = report.runs
     # A job of several experiments has a line in each.
     jobs = runs.jobs.drop_duplicates("key")
@@ -106,20 +106,20 @@ def page_of(report: Report, pictures: Mapping[str, Sequence[Picture]]) -> Page:
 
 
 def data_uri(path: Path) -> str:
-    """A picture as text that an `img` takes in place of an address."""
+    """Return a picture as a data URI, for the `src` of an `img`."""
     content = base64.b64encode(path.read_bytes()).decode("ascii")
     return f"data:{MEDIA_TYPES[path.suffix]};base64,{content}"
 
 
 def heading_groups(columns: Sequence[Column]) -> list[tuple[str, int]]:
-    """(group, number of columns) of neighbours under one heading; empty where no column has a group."""
+    """Return (group, number of columns) for neighbours under one heading; empty if no column has a group."""
     if not any(column.group for column in columns):
         return []
     return [(group, len(list(members))) for group, members in groupby(columns, key=lambda column: column.group)]
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: "45 s", "12 min", "3 h 20 min"; "" where unknown."""
+    """Format seconds as "45 s", "12 min" or "3 h 20 min"; "" if unknown."""
     if not math.isfinite(seconds):
         return ""
     if seconds < 100:
@@ -129,7 +129,7 @@ def duration(seconds: float) -> str:
 
 
 def _section(section: Section, pictures: Sequence[Picture]) -> PageSection:
-    """Tables without lines and notes are left out."""
+    """Build a section of the page; tables without lines and notes are left out."""
     return PageSection(
         anchor=f"section-{section.name}",
         title=section.title,
@@ -154,7 +154,7 @@ def _job_line(job: Mapping[str, Any]) -> JobLine:
     }
     if job["state"] == FINISHED or job["error"] is None:
         return JobLine(cells, job["state"])
-    error = job_state(job["folder"]).error  # the table of jobs has its message alone
+    error = job_state(job["folder"]).error  # the table of jobs has only its message
     return JobLine(cells, job["state"], str(job["error"]), error.traceback if error else "")
 
 
@@ -165,7 +165,7 @@ def _epochs(job: Mapping[str, Any]) -> str:
 
 
 def _percent(share: float) -> str:
-    """As the tables and pictures give Dice."""
+    """Format a share in percent, as the tables and pictures give Dice."""
     return "" if pd.isna(share) else f"{100 * share:.2f}"
 
 

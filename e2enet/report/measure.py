@@ -1,7 +1,7 @@
 """Latency and memory of a sweep's networks on this machine: python -m e2enet.report.measure FOLDER [--again] ..
 
-Counted costs (cost.json) hold on every machine; these hold on the one that they were measured on, which stands beside
-them in FOLDER/measured.json. Nothing else should run meanwhile.
+Counted costs (cost.json) hold on every machine. Measured costs hold only on the machine that FOLDER/measured.json names
+beside them. Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from e2enet.report.results.measured import MEASURED_FILE, read_measured
 from e2enet.runs.folders import job_state, read_sweep
 
 FIGURES = {"latency": "latency_s", "memory": "peak_bytes"}
-# What decides a network's cost, beside its density; length of training and seeds do not.
+# Settings that decide a network's cost, beside its density. Length of training and seeds do not.
 COSTLY_TRAINING = ("precision", "clip_norm", "engine", "checkpoint_activations", "compile", "loss", "optimizer")
 COSTLY_PLAN = ("patch_size", "strides", "batch_size")
 
 
 def measure_runs(folder: str | Path, *, again: bool = False, device: str = "auto", repeats: int = 7) -> dict[str, Any]:
-    """Measure the networks of the finished jobs of a sweep; returns what stands in measured.json, by job key.
+    """Measure the networks of a sweep's finished jobs; return the content of measured.json, by job key.
 
-    Jobs with the same network, density, patch and batch are measured once; a network measured before is not measured
-    again unless `again`, but figures of another machine or device give way to those of this one: they do not compare.
-    Each figure is taken in a process of its own (`measure_network`). Per job: `latency_s` (seconds per patch),
-    `peak_bytes` (of a training step), `device`, `machine`, `commands` and `measured` (when). One that fails has
-    `error` instead of its figures, and is tried again next time.
+    Jobs whose networks cost the same (`network_key`) are measured once. A network measured before is skipped unless
+    `again`. Figures of another machine or device are replaced, since they cannot be compared. Each figure is measured
+    in a process of its own (`measure_network`). Per job: `latency_s` (seconds per patch), `peak_bytes` (of training
+    steps), `device`, `machine`, `commands` and `measured` (when). A network that fails has `error`, lacks the figures
+    not reached, and is tried again next time.
 
     Raises:
         InputError: no such device, the folder holds no sweep, or a checkpoint cannot be read.
     """
-    # These bring torch, which readers of measured.json need not wait for.
+    # These import torch; readers of measured.json need not wait for it.
     from e2enet.inference.run import resolve_device
     from e2enet.training.records import machine
 
@@ -57,7 +57,7 @@ def measure_runs(folder: str | Path, *, again: bool = False, device: str = "auto
     todo = {network: finished[key] for key, network in networks.items() if network not in known}
     for network, run in track(todo.items(), "Measuring networks", total=len(todo)):
         known[network] = {"network": network, **_measure(run, device, repeats)}
-        # After every network: an interruption costs one.
+        # Written after every network, so that an interruption loses only one.
         entries |= {key: known[other] for key, other in networks.items() if other in known}
         write_json(sweep.folder / MEASURED_FILE, entries)
     entries |= {key: known[network] for key, network in networks.items()}
@@ -66,7 +66,7 @@ def measure_runs(folder: str | Path, *, again: bool = False, device: str = "auto
 
 
 def network_key(run: Path) -> str:
-    """The same for runs whose networks cost the same: architecture, masks, patch, batch, precision, optimizer."""
+    """Return a key, equal for runs of equal cost: architecture, masks, patch, batch, precision, optimizer and so on."""
     from e2enet.inference.checkpoint import read_hyper_parameters
 
     settings = read_hyper_parameters(run)
@@ -85,7 +85,7 @@ def network_key(run: Path) -> str:
 
 
 def _measure(run: Path, device: str, repeats: int) -> dict[str, Any]:
-    """Both figures of one network, or the error of the first that failed."""
+    """Measure both figures of one network, or return the error of the first that failed."""
     entry: dict[str, Any] = {"commands": {}, "measured": datetime.now(UTC).isoformat(timespec="seconds")}
     for figure, name in FIGURES.items():
         arguments = ["-m", "e2enet.report.measure_network", str(run), figure, "--device", device]
@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse_measuring(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Add how to measure, `--device` and `--repeats`, to a command line, and read it."""
+    """Add the options `--device` and `--repeats` to a parser and read the command line."""
     parser.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu, cuda, cuda:N")
     parser.add_argument("--repeats", type=int, default=7, metavar="N", help="forward passes to take the median of")
     options = parser.parse_args(arguments)

@@ -1,8 +1,9 @@
 """Measure one trained network in this process: python -m e2enet.report.measure_network CHECKPOINT latency|memory ..
 
-`latency` is the median time in seconds of one forward pass in eval mode, of one patch of the run, after two that are
-not counted. `memory` is the peak of two training steps of the run's batch, weights, gradients and optimizer state
-included: on a GPU what torch's allocator gave out, on a CPU what the process grew by. The last line printed is JSON.
+`latency` is the median time in seconds of a forward pass of one patch in eval mode, after two that are not counted.
+`memory` is the peak in bytes of two training steps with the run's batch size, including weights, gradients and
+optimizer state. On a GPU it is the memory that torch's allocator gave out, on a CPU the growth of the process. The last
+line printed is JSON.
 `e2enet.report.measure` calls this for the networks of a sweep, each in a process of its own.
 """
 
@@ -35,12 +36,12 @@ from e2enet.training.losses import DeepSupervisionLoss, DiceCrossEntropy, build_
 from e2enet.training.records import machine
 
 UNCOUNTED = 2
-STEPS = 2  # the first makes the optimizer's state, which the second has beside its activations
+STEPS = 2  # the first creates the optimizer's state, the second holds it together with its activations
 
 
 @exit_on_input_error()
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure what the command line names and print it as JSON."""
+    """Measure the checkpoint named on the command line and print the figure as JSON."""
     parser = argparse.ArgumentParser(
         prog="python -m e2enet.report.measure_network",
         description=__doc__,
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def latency(checkpoint: Path, device: torch.device, repeats: int) -> float:
-    """Median seconds of one patch's forward pass, batch 1, in eval mode and the run's precision, by its engine."""
+    """Return the median seconds of a forward pass: one patch, batch 1, eval mode, the run's precision and engine."""
     model = _own_model(checkpoint)
     training = read_hyper_parameters(checkpoint)["training"]
     engine, dtype = training.get("engine", "dense"), amp_dtype(training, device)
@@ -76,7 +77,7 @@ def latency(checkpoint: Path, device: torch.device, repeats: int) -> float:
 
 
 def median_seconds(work: Callable[[], None], repeats: int, device: torch.device) -> float:
-    """Median seconds of `repeats` calls, after two that are not counted; waits for a GPU to finish each."""
+    """Return the median seconds of `repeats` calls, after two that are not counted; a GPU finishes each call."""
     seconds = []
     for _ in range(UNCOUNTED + repeats):
         start = time.perf_counter()
@@ -88,13 +89,13 @@ def median_seconds(work: Callable[[], None], repeats: int, device: torch.device)
 
 
 def _own_model(checkpoint: Path) -> LoadedModel:
-    """The model of a run of one's own, whose config has named its network."""
+    """Load the model of a run of the user's own, so the network class that its config names is trusted."""
     trust_network(str(read_hyper_parameters(checkpoint)["network"].get("_target_", "")))
     return load_model(checkpoint)
 
 
 def training_peak(checkpoint: Path, device: torch.device) -> int:
-    """Bytes at the peak of two training steps of the run's batch, with its loss, optimizer and precision."""
+    """Return the peak bytes of two training steps with the run's batch, loss, optimizer and precision."""
     _warm_up()
     start = resident()
     model = _own_model(checkpoint)
@@ -129,7 +130,7 @@ def autocast(training: Mapping[str, Any], device: torch.device) -> Callable[[], 
 
 
 def amp_dtype(training: Mapping[str, Any], device: torch.device) -> torch.dtype | None:
-    """The dtype of the run's precision; 16-bit floats need a GPU, so that a CPU measures such a run in float32."""
+    """Return the autocast dtype of the run's precision, None for float32; a CPU measures float16 runs in float32."""
     dtype = AMP_TYPES[PRECISIONS[str(training["precision"])]]
     return None if dtype == torch.float16 and device.type == "cpu" else dtype
 
@@ -140,7 +141,7 @@ def _loss(run: Callable[[torch.Tensor], Any], loss: Any, image: torch.Tensor, ta
 
 
 def _warm_up() -> None:
-    """Train a step of the smallest network: compilers and libraries are loaded before the start is noted."""
+    """Run forward and backward of a tiny network, so that libraries are loaded before memory is first read."""
     network = E2ENet(1, 2, [(1, 2, 2)], base_features=2)
     loss = DeepSupervisionLoss(DiceCrossEntropy())
     _loss(network, loss, torch.randn(1, 1, 2, 4, 4), torch.zeros(1, 2, 4, 4, dtype=torch.long)).backward()

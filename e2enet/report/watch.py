@@ -1,4 +1,4 @@
-"""A live table of a sweep's jobs, from their files alone: it may run on another machine than the jobs, or after them.
+"""Show a live table of a sweep's jobs from their files, on any machine, while the jobs run or afterwards.
 
 On a terminal the table is redrawn in place; in a log file there is one line per change of a job's state or epoch.
 """
@@ -21,9 +21,9 @@ from e2enet.common.console import console, say
 from e2enet.report.results.run_files import Progress, read_progress
 from e2enet.runs.folders import CONFIG_FILE, SweepJob, job_state, read_config, read_sweep
 
-# A job in one of these does nothing more unless somebody starts the sweep again.
+# A job in one of these states stays in it until the sweep is started again.
 ENDED = ("finished", "crashed")
-# What a table with more jobs than the terminal has lines shows first.
+# The order in which jobs are shown if the terminal has too few lines for all.
 ORDER = ("running", "crashed", "interrupted", "pending", "finished")
 COLOURS = {"running": "cyan", "finished": "green", "crashed": "red", "interrupted": "yellow", "pending": "dim"}
 AROUND = 8  # lines of a terminal that are not jobs: title, heading, rules, the prompt
@@ -31,7 +31,7 @@ AROUND = 8  # lines of a terminal that are not jobs: title, heading, rules, the 
 
 @dataclass(frozen=True)
 class JobStatus:
-    """How a job stands now."""
+    """The state and progress of a job."""
 
     job: SweepJob
     state: str
@@ -41,7 +41,7 @@ class JobStatus:
 
     @property
     def name(self) -> str:
-        """The job in words."""
+        """Row, fold and seed in words."""
         return ", ".join([*([self.job.row] if self.job.row else []), f"fold {self.job.fold}", f"seed {self.job.seed}"])
 
     @property
@@ -52,7 +52,7 @@ class JobStatus:
 
     @property
     def best(self) -> str:
-        """The best score so far, in percent; of patches as long as no whole case was validated, which is said."""
+        """The best score so far, in percent; that of patches, marked so, until whole cases have been validated."""
         if not math.isnan(self.progress.best):
             return f"{100 * self.progress.best:.2f} %"
         return "" if math.isnan(self.progress.best_patches) else f"{100 * self.progress.best_patches:.2f} % (patches)"
@@ -64,14 +64,14 @@ class JobStatus:
 
 
 def watch_sweep(folder: str | Path, refresh: float, *, wait: Callable[[float], None] = time.sleep) -> bool:
-    """Show the jobs of a sweep until every one of them is finished or crashed; whether they are.
+    """Show the jobs of a sweep until all are finished or crashed; return True then.
 
     Args:
-        folder: What `read_sweep` reads.
-        refresh: Seconds between two looks at the files.
-        wait: Waits so many seconds.
+        folder: A folder that `read_sweep` reads.
+        refresh: Seconds between two reads of the files.
+        wait: Function that waits the given seconds.
 
-    Ctrl-C ends the watching, not the jobs; then the answer is False.
+    Ctrl-C ends the watching, not the jobs, and returns False.
 
     Raises:
         InputError: there is no sweep.
@@ -99,7 +99,7 @@ def watch_sweep(folder: str | Path, refresh: float, *, wait: Callable[[float], N
 
 
 def read_statuses(folder: str | Path) -> list[JobStatus]:
-    """How each job of a sweep stands, in the manifest's order; one that stands for several rows comes once."""
+    """Read the status of each job of a sweep, in the manifest's order; a job of several rows comes once."""
     jobs: dict[Path, SweepJob] = {}
     for job in read_sweep(folder).jobs:
         jobs.setdefault(job.folder, job)
@@ -136,7 +136,7 @@ def _table(folder: str | Path, statuses: Sequence[JobStatus]) -> Table:
 
 
 def _say_changes(statuses: Sequence[JobStatus], said: dict[Path, str]) -> None:
-    """A line per job whose state or epoch is not what was said last."""
+    """Print a line per job whose state or epoch has changed since its last line."""
     for status in statuses:
         parts = [status.state]
         parts += [f"epoch {status.epochs}"] if status.epochs else []

@@ -20,7 +20,7 @@ from e2enet.report.tables.markup import joined, markdown_text, to_latex, to_mark
 from e2enet.report.tables.sections import Report, Section, build_report
 from e2enet.report.tables.table import Table
 
-SHARES = ("best", "dice", "nsd")  # columns of jobs, from 0 to 1: written in percent, as in all tables
+SHARES = ("best", "dice", "nsd")  # columns of jobs in [0, 1], written in percent as in all tables
 
 FOLDER = "report"
 PAGE = "index.html"
@@ -34,11 +34,11 @@ def write_report(
     reference: str | None = None,
     compare: tuple[str, str] | None = None,
 ) -> list[Path]:
-    """Read a sweep and write its report; the files for readers, the page last.
+    """Read a sweep and write its report; return the paths of the tables and, last, of the page.
 
     Args:
-        folder: What `load_runs` reads.
-        options: Of the statistics.
+        folder: A folder that `load_runs` reads.
+        options: Settings of the statistics.
         output: Where to write; None: `folder`/report.
         reference: The row that others are tested against; None: each experiment's own.
         compare: Two rows to show side by side; None: the reference and the best other.
@@ -59,7 +59,7 @@ def write_report(
 
 
 def write_tables(report: Report, output: Path) -> list[Path]:
-    """Write <section>.md, .csv and .tex per section, and jobs.csv, shares in percent; their paths."""
+    """Write <section>.md, .csv and .tex per section, and jobs.csv (shares in percent); return their paths."""
     written = []
     for section in track(report.sections, "Writing tables"):
         text = joined([f"# {markdown_text(section.title)}", *map(to_markdown, (*section.tables, report.unfinished))])
@@ -84,7 +84,7 @@ def _printed(section: Section) -> dict[str, Table]:
 
 
 def _print(table: Table) -> None:
-    """Print what matters most of a table to the terminal."""
+    """Print the brief columns of a table to the terminal."""
     brief = table.brief()
     shown = TerminalTable(title=table.title)
     for column in brief.shown():

@@ -1,1 +1,1 @@
-"""What runs came to, read from their folders."""
+"""Results of runs, read from their folders."""

@@ -12,7 +12,7 @@ MEASURED_FILE = "measured.json"
 
 
 def read_measured(folder: str | Path) -> dict[str, Any]:
-    """What `measure_runs` has written into a sweep folder, by job key; empty where nobody has measured."""
+    """Read what `measure_runs` wrote into a sweep folder, by job key; {} if nothing was measured."""
     path = Path(folder) / MEASURED_FILE
     content = read_json(path) if path.is_file() else {}
     if not isinstance(content, dict) or not all(isinstance(entry, dict) for entry in content.values()):

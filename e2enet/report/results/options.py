@@ -1,4 +1,4 @@
-"""The settings of conf/report.yaml, with `key=value` of the command line over them, all problems at once."""
+"""Read the settings of conf/report.yaml with `key=value` overrides, and report all problems at once."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class Options:
 
 
 def read_options(overrides: Sequence[str] = ()) -> Options:
-    """The settings of conf/report.yaml with overrides such as `resamples=1000`.
+    """Read the settings of conf/report.yaml with overrides such as `resamples=1000`.
 
     Raises:
-        InputError: an unknown key or a value that is none, all of them listed.
+        InputError: lists every unknown key and every invalid value.
     """
     raise_problems([f"{text}: expected key=value" for text in overrides if "=" not in text], HEADING)
     try:

@@ -1,4 +1,4 @@
-"""What the lines of a table are called: the row's label, and the settings in which jobs of one row differ."""
+"""Label the lines of a table: the row's label, and the settings in which jobs of one row differ."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Label:
 
 
 def job_labels(sweep: Sweep) -> list[Label]:
-    """A label per job of the sweep: jobs with the same one, within an experiment, repeat one configuration.
+    """Return a label per job of the sweep. Jobs of an experiment with the same label repeat one configuration.
 
-    It is the row's label, or what the experiment or sweep is called where there are no rows. Where the jobs of an
-    experiment differ in more than row, fold and seed, the settings that differ follow in brackets (alone, where there
-    are no rows).
+    The label is the row's label, or the name of the experiment or sweep if there are no rows. If the jobs of an
+    experiment differ in more than row, fold and seed, the settings that differ follow in brackets. Without rows, these
+    settings alone are the label.
     """
     groups: dict[str | None, list[int]] = defaultdict(list)
     for index, job in enumerate(sweep.jobs):
@@ -39,7 +39,7 @@ def job_labels(sweep: Sweep) -> list[Label]:
 
 
 def row_label(ablation: Mapping[str, Any], row: str) -> str:
-    """The label of a row as its experiment spells it; the row's name where it says nothing."""
+    """Return the label that the experiment gives a row, else the row's name."""
     entry = (ablation.get("rows") or {}).get(row) or {}
     return str(entry.get("label", row))
 

@@ -1,4 +1,4 @@
-"""The files of one run folder as the report reads them: metrics, progress, scores; also while it trains."""
+"""Read the files of one run folder for the report: metrics, progress and scores, also while the run trains."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from e2enet.runs.folders import SUMMARY_FILE
 METRICS_FILE = "metrics.csv"
 SCORES_FILE = "scores.csv"
 METRICS = ("dice", "nsd", "hd95")
-# The score that chooses best.ckpt: of whole cases where the run validates them, else of patches.
+# The score that chooses best.ckpt: of whole cases if the run validates them, else of patches.
 WHOLE_CASES, PATCHES = "val_full/dice", "val/dice"
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Epochs done of epochs in all, and the best scores of validations so far; NaN where unknown.
+    """Epochs done, epochs in all, and the best validation scores so far; NaN if unknown.
 
-    `best` is the score that chooses best.ckpt. Where that is of whole cases it comes late; `best_patches` is there
-    after the first epoch.
+    `best` is the score that chooses best.ckpt. If that is of whole cases it comes late; `best_patches` is known after
+    the first epoch.
     """
 
     epoch: float = math.nan
@@ -36,7 +36,7 @@ class Progress:
 
 
 def read_metrics(path: Path) -> pd.DataFrame:
-    """A metrics.csv; an empty table where there is none yet or the logger is just writing its first line."""
+    """Read a metrics.csv; return an empty table if it does not exist yet or its first line is being written."""
     try:
         return pd.read_csv(path)
     except (FileNotFoundError, pd.errors.EmptyDataError):
@@ -46,7 +46,7 @@ def read_metrics(path: Path) -> pd.DataFrame:
 
 
 def read_record(path: Path, keys: Sequence[str]) -> dict[str, Any]:
-    """A JSON file that a run writes, such as summary.json; InputError where it lacks one of the keys."""
+    """Read a JSON file that a run writes, such as summary.json; InputError if it lacks one of the keys."""
     content = read_json(path)
     missing = [key for key in keys if not isinstance(content, dict) or key not in content]
     if missing:
@@ -55,7 +55,7 @@ def read_record(path: Path, keys: Sequence[str]) -> dict[str, Any]:
 
 
 def read_progress(folder: Path, config: Mapping[str, Any] | None) -> Progress:
-    """How far a run is, from its metrics.csv; `config` is its config.yaml, None where it was never started."""
+    """Read how far a run is from its metrics.csv; `config` is its config.yaml, None if it was never started."""
     if config is None:
         return Progress()
     training = config.get("training", {})
@@ -72,12 +72,12 @@ def read_progress(folder: Path, config: Mapping[str, Any] | None) -> Progress:
 
 
 def read_scores(folder: Path) -> pd.DataFrame:
-    """scores.csv of a run, a line per case and class or region: case, class, name, dice, nsd, hd95, outcome, region.
+    """Read scores.csv, a line per case and class or region: case, class, name, dice, nsd, hd95, outcome, region.
 
-    `class` is text: a region's is its labels, such as "1+2". summary.json tells classes and regions apart.
+    `class` is text; that of a region is its labels, such as "1+2". summary.json tells classes and regions apart.
 
     Raises:
-        InputError: a column is missing, a number is none, or a class is not in summary.json.
+        InputError: a column is missing, a score is not a number, or a class is not in summary.json.
     """
     path = folder / SCORES_FILE
     texts = ("case", "class", "name", "outcome")
@@ -101,7 +101,7 @@ def read_scores(folder: Path) -> pd.DataFrame:
     if unknown:
         raise InputError(f"{path}: scores {unknown}, which are no classes of {folder / SUMMARY_FILE}")
     table["region"] = [pair not in classes for pair in named]
-    # A region that is named and made like a class has its scores twice.
+    # A region with the name and labels of a class has its scores twice.
     return table.drop_duplicates(["case", "class", "name"], ignore_index=True)
 
 

@@ -1,7 +1,7 @@
-"""What a sweep folder holds, as tables: its jobs, their scores per case and class, their curves, their configs.
+"""Load a sweep folder as tables: its jobs, their scores per case and class, their curves, their configs.
 
-Everything is read from files that jobs write (`read_sweep` and `job_state` say which), while they run too: nothing here
-needs the machine that trains. Tables, statistics and pictures of the report read only what stands in `Runs`.
+Everything is read from the files of the jobs (see `read_sweep` and `job_state`), also while they run, and on any
+machine. Tables, statistics and pictures of the report read only `Runs`.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ class Runs:
         folder: The sweep folder.
         name: Its name.
         ablations: {experiment: its `ablation` section}, as in the manifest.
-        jobs: A line per experiment, row and job (`JOB_COLUMNS`), in the manifest's order. `label` names the line of the
-            table that the job belongs to, `variant` what tells it from other lines of its row; `epoch` counts epochs
-            done; `best` is the score that chose best.ckpt; `dice`, `nsd` in [0, 1] and `hd95` in mm are summary.json's
-            means; FLOPs are one patch's; `latency_s` and `peak_bytes` come from measured.json; `error` is the message
-            of a crashed job. A job of several experiments has a line in each.
-        cases: A line per key, case and class of the validation cases (`CASE_COLUMNS`), of finished jobs; `outcome` is
-            scored, missed, invented or absent, `region` tells united classes, which no mean includes.
+        jobs: A line per experiment, row and job (`JOB_COLUMNS`), in the manifest's order. A job of several experiments
+            has a line in each. `label` names the job's line in the report's table, `variant` tells it from other lines
+            of its row. `epoch` counts epochs done. `best` is the score that chose best.ckpt. `dice`, `nsd` (in [0, 1])
+            and `hd95` (in mm) are the means in summary.json. FLOPs are those of one patch. `latency_s` and `peak_bytes`
+            come from measured.json. `error` is the message of a crashed job.
+        cases: A line per job, validation case and class of finished jobs (`CASE_COLUMNS`). `outcome` is scored, missed,
+            invented or absent. `region` marks united classes, which no mean includes.
         configs: {key: config.yaml as plain containers}, of the jobs that were started.
         costs: {key: cost.json}, of the jobs that began to train.
     """
@@ -77,11 +77,11 @@ class Runs:
     costs: Mapping[str, Mapping[str, Any]]
 
     def curves(self, key: str) -> pd.DataFrame:
-        """metrics.csv of a job: a line per write of its logger, NaN where it wrote nothing; empty before the first."""
+        """Read metrics.csv of a job: a line per logger write, NaN for unwritten cells; empty before the first."""
         return read_metrics(self.job_folder(key) / METRICS_FILE)
 
     def job_folder(self, key: str) -> Path:
-        """The folder of a job; KeyError where the sweep has no such key."""
+        """Return the folder of a job; KeyError if the sweep has no such key."""
         folders = self.jobs.loc[self.jobs["key"] == key, "folder"]
         if folders.empty:
             raise KeyError(f"{self.folder}: no job of key {key!r}")
@@ -92,7 +92,7 @@ def load_runs(folder: str | Path) -> Runs:
     """Read a sweep folder, the folder of a plain run, or a folder of such runs.
 
     Raises:
-        InputError: there is no sweep, or a file in it cannot be read as what it should be.
+        InputError: there is no sweep, or a file in it is malformed.
     """
     sweep = read_sweep(folder)
     # A manifest names no job twice; plain runs may repeat each other.
@@ -104,7 +104,7 @@ def load_runs(folder: str | Path) -> Runs:
         key: read_record(path / COST_FILE, COST_KEYS) for key, path in folders.items() if (path / COST_FILE).is_file()
     }
     states = {key: job_state(path) for key, path in folders.items()}
-    # A job that runs again may still hold the scores of its end before.
+    # A job that runs again may still hold the scores of its earlier attempt.
     finished = {key: path for key, path in folders.items() if states[key].state == FINISHED}
     facts = {
         key: {
@@ -156,13 +156,13 @@ def _state_columns(state: JobState, progress: Progress) -> dict[str, Any]:
         "epoch": progress.epoch,
         "epochs": progress.epochs,
         "best": progress.best,
-        "seconds": state.seconds or math.nan,  # a plain run does not tell
+        "seconds": state.seconds or math.nan,  # not recorded by a plain run
         "error": None if state.error is None else state.error.message,
     }
 
 
 def _mean_scores(folder: Path | None) -> dict[str, float]:
-    """The means of summary.json; NaN where there is none, as of a run that predicts nothing."""
+    """Read the means of summary.json; NaN without one, as for a run that predicts nothing."""
     if folder is None or not (folder / SUMMARY_FILE).is_file():
         return dict.fromkeys(METRICS, math.nan)
     means = read_record(folder / SUMMARY_FILE, ("mean", "classes"))["mean"]

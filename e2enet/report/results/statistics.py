@@ -1,9 +1,9 @@
 """Statistics of the tables: interval over cases, paired test against a reference row, correction for many tests, PT.
 
-The mean Dice of a run is the mean over classes of the class's mean over cases (`e2enet.evaluation.scores`), where
-absent structures (in neither image) count nowhere; that of a row is the mean over its runs. The interval resamples
-cases and computes that same mean of means, so that it belongs to the number beside it. It and the test are about cases.
-What another training run would give is another question, which the standard deviation over folds and seeds answers.
+The mean Dice of a run is the mean over classes of each class's mean over cases (`e2enet.evaluation.scores`). Absent
+structures (in neither image) are left out. The Dice of a row is the mean over its runs. The interval resamples cases
+and computes the same mean of means, so it belongs to the number beside it. Interval and test are about the variation
+between cases. The standard deviation over folds and seeds shows the variation between training runs.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-NUMBERS_AT_ONCE = 2**21  # of one array of a batch of resamples: 16 MiB
+NUMBERS_AT_ONCE = 2**21  # numbers in one array of a batch of resamples: 16 MiB
 
 
 def case_class_means(cases: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:
-    """Scores (N cases, K classes): each the mean over the runs that scored the case, NaN where it was absent in all.
+    """Return scores (N cases, K classes), means over the runs that scored the case; NaN if absent in all of them.
 
-    `cases` has the columns of `Runs.cases`, of the runs of one configuration; regions are left out.
+    `cases` are lines of `Runs.cases`, of the runs of one configuration. Regions are left out.
     """
     classes = cases[~cases["region"].astype(bool)]
     means = classes.groupby(["case", "class"], sort=False)[metric].mean()
@@ -28,7 +28,7 @@ def case_class_means(cases: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:
 
 
 def run_scores(cases: pd.DataFrame, metric: str = "dice") -> np.ndarray:
-    """Scores (R runs, N cases, K classes), NaN where a run lacks a case or a structure was absent.
+    """Return scores (R runs, N cases, K classes), NaN if a run lacks the case or the structure was absent.
 
     `cases` as for `case_class_means`.
     """
@@ -40,10 +40,10 @@ def run_scores(cases: pd.DataFrame, metric: str = "dice") -> np.ndarray:
 
 
 def mean_over_runs(scores: np.ndarray) -> float:
-    """The Dice of a row from `run_scores` (R, N, K): mean over runs of means over classes of means over cases.
+    """Return the Dice of a row from `run_scores` (R, N, K): mean over runs of means over classes of means over cases.
 
-    What is NaN counts nowhere: a class without any number is left out of its run's mean, a run without any of the
-    mean over runs.
+    NaN is left out at each level: a class without any number from its run's mean, a run without any from the mean over
+    runs.
     """
     return float(_mean_of_known(_mean_of_known(_mean_of_known(scores, axis=1), axis=1), axis=0))
 
@@ -51,7 +51,7 @@ def mean_over_runs(scores: np.ndarray) -> float:
 def bootstrap_interval(
     scores: np.ndarray, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of `mean_over_runs` over cases, for `run_scores` (R, N, K).
+    """Return the percentile bootstrap interval of `mean_over_runs` over cases, for `run_scores` (R, N, K).
 
     Cases are resampled with all their classes and runs, which are not independent of each other. NaN for fewer than 2
     cases.
@@ -59,7 +59,7 @@ def bootstrap_interval(
     runs, count, classes = scores.shape
     if count < 2:
         return float("nan"), float("nan")
-    # Sums over the cases of a resample are products with how often it drew each: no resample is ever laid out.
+    # Sums over a resample's cases are products with the number of draws of each case, so no resample is stored.
     columns = np.moveaxis(scores, 1, 0).reshape(count, runs * classes)
     known = ~np.isnan(columns)
     values, weights = np.where(known, columns, 0.0), known.astype(float)
@@ -84,16 +84,16 @@ def bootstrap_interval(
 
 
 def paired_wilcoxon(scores: pd.DataFrame, reference: pd.DataFrame) -> tuple[float, int]:
-    """Two-sided p of Wilcoxon's signed-rank test on per-case means over classes, and the number of pairs.
+    """Return two-sided p of Wilcoxon's signed-rank test on per-case means over classes, and the number of pairs.
 
-    Both are `case_class_means`; pairs are the cases that both scored. Equal pairs are dropped (Wilcoxon's rule), and
-    differences of equal size share the mean of their ranks; where all pairs are equal p is 1, without any pair NaN.
-    Exact for few cases, where no p is small: 5 pairs give 0.0625 or more.
+    Both arguments are `case_class_means`. Pairs are the cases that both scored. Equal pairs are dropped (Wilcoxon's
+    rule). Differences of equal size share the mean of their ranks. p is 1 if all pairs are equal, and NaN without
+    pairs. It is exact for few cases; then it cannot be small: 5 pairs give 0.0625 or more.
     """
     own, other = (table.mean(axis=1).dropna() for table in (scores, reference))
     common = own.index.intersection(other.index)
     differences = (own[common] - other[common]).to_numpy()
-    # Means of the same numbers in another order differ in the last digit: equal pairs, and differences of equal size.
+    # The order of a sum changes its last digit. Rounding keeps equal pairs, and differences of equal size, equal.
     differences = differences.round(12)
     if not len(differences):
         return float("nan"), 0
@@ -103,9 +103,9 @@ def paired_wilcoxon(scores: pd.DataFrame, reference: pd.DataFrame) -> tuple[floa
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p values of a family of tests, in the order given; NaN is no test and stays NaN.
+    """Return Holm's adjusted p values of a family of tests, in the order given. NaN is not a test and stays NaN.
 
-    The k-th smallest of m is multiplied by m - k + 1 (k from 1); none may be below the one before, or above 1
+    The k-th smallest of m is multiplied by m - k + 1 (k from 1). No adjusted value is below the one before, or above 1
     (Holm 1979, Scandinavian Journal of Statistics 6).
     """
     known = [index for index, p in enumerate(p_values) if not np.isnan(p)]
@@ -122,8 +122,8 @@ def trade_off(
 ) -> np.ndarray:
     """PT of each row: accuracy * Dice / largest Dice + cost * (smallest params / params + smallest FLOPs / FLOPs).
 
-    Largest and smallest are of the rows of which all three are known; the others, and rows where a sum would divide by
-    zero, are NaN. The paper names the two weights a1 and a2 and their values are not known here.
+    Largest and smallest are taken over the rows whose three values are known and whose costs are positive. The other
+    rows are NaN. The paper calls the two weights a1 and a2; their values are not known here.
     """
     table = np.array([dice, params, flops], dtype=float)
     table[:, ~np.isfinite(table).all(axis=0) | (table[1:] <= 0).any(axis=0)] = np.nan
@@ -134,14 +134,14 @@ def trade_off(
 
 
 def _times_drawn(draws: np.ndarray, count: int) -> np.ndarray:
-    """How often each of `count` cases is among the indices of a resample: (B, N) -> (B, count)."""
+    """Count how often each resample drew each of `count` cases: indices (B, N) -> (B, count)."""
     resamples = len(draws)
     places = draws + count * np.arange(resamples)[:, None]
     return np.bincount(places.ravel(), minlength=resamples * count).reshape(resamples, count).astype(float)
 
 
 def _mean_of_known(values: np.ndarray, axis: int) -> np.ndarray:
-    """np.nanmean without its warning where nothing is known."""
+    """np.nanmean without its warning if nothing is known."""
     known = ~np.isnan(values)
     return _quotient(np.where(known, values, 0.0).sum(axis=axis), known.sum(axis=axis))
 
