@@ -1,4 +1,4 @@
-"""What is wrong with a composed config: unknown keys, wrong values, contradictions, all of them at once."""
+"""Check a composed config: report all unknown keys, wrong values and contradictions at once."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from e2enet.common.configs import as_plain
 from e2enet.common.errors import first_line
 from e2enet.common.signatures import resolve_target, signature_of
 
-# Hydra's own keys of a section with a `_target_`: here it is always built whole.
+# Hydra's own keys of a section with a `_target_`. `_partial_` must be false: the object is always built completely.
 BUILDING_RULES = {
     "_partial_": choice(False),
     "_recursive_": choice(True, False),
     "_convert_": choice("none", "partial", "object", "all"),
 }
-COPIED = re.compile(r"\$\{([\w.]+)\}")  # a value that is another key's
-# Packages whose parameters the project has rules for.
+COPIED = re.compile(r"\$\{([\w.]+)\}")  # a value copied from another key
+# Packages for whose parameters the project has rules.
 OWN = ("e2enet.", "torch.")
 
 
 @dataclass(frozen=True)
 class Conflict:
-    """`find` gets the values of `paths`, in this order, and returns a message or None.
+    """A contradiction between values: `find` gets the values of `paths`, in this order; it returns a message or None.
 
-    It is asked where these values are right by themselves; with `always`, whatever they are.
+    It is called only if each of these values is valid by itself; with `always`, in any case.
     """
 
     paths: tuple[str, ...]
@@ -46,15 +46,15 @@ class Part:
     """A section whose keys are the parameters of the class or function that is built from it.
 
     Attributes:
-        target: What is built; None: what the section's `_target_` names.
-        base: What a class that is named must be a class of; as a text, where importing it takes a while.
-        supplied: Parameters that the code gives itself.
-        offered: Parameters that the code gives where the section does not.
-        reserved: Parameters that another key sets, with the words that say which.
-        extras: Keys that are no parameters, and what they accept.
-        rules: What parameters accept, beyond their annotations. They are the project's: a user's own target is held to
-            its signature alone.
-        may_lack: Whether the section may be null, or not there at all.
+        target: The class or function; None for that of the section's `_target_`.
+        base: The base class that a class in `_target_` must have; its name, if importing it is slow.
+        supplied: Parameters that the code supplies.
+        offered: Parameters that the code supplies if the section does not.
+        reserved: Parameters set by another key -> a message that names the key.
+        extras: Keys that are no parameters -> their rules.
+        rules: Parameter -> the project's rule, beyond its annotation. A user's own target is checked only by its
+            signature.
+        may_lack: Whether the section may be null or missing.
     """
 
     target: Callable[..., Any] | None = None
@@ -69,12 +69,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Schema:
-    """Which keys a config has and what they accept.
+    """The keys of a config and the values that they accept.
 
     Attributes:
-        rules: Path of every plain key -> what it accepts.
-        parts: Path of every section that something is built from; `callbacks.*` stands for any name.
-        conflicts: Values that are fine alone and impossible together.
+        rules: Path of every plain key -> its rule.
+        parts: Path of every section from which something is built -> its part; `callbacks.*` matches any name.
+        conflicts: Contradictions between values that are each valid alone.
     """
 
     rules: Mapping[str, Rule]
@@ -82,20 +82,20 @@ class Schema:
     conflicts: tuple[Conflict, ...] = ()
 
     def test_of(self, path: str) -> Callable[[Any], bool] | None:
-        """What tells the values that a key accepts; None where nothing is said of them."""
+        """Return the test for the values of a key; None if there is no rule."""
         section, _, key = path.rpartition(".")
         part = self.part_of(section)
         rule = self.rules.get(path) or (part and (part.rules.get(key) or part.extras.get(key)))
         return rule.accepts if rule else None
 
     def part_of(self, path: str) -> Part | None:
-        """What is built from the section at a path, if anything is."""
+        """Return the part of the section at a path, or None."""
         parts = ((pattern, part) for pattern, part in self.parts.items() if pattern.count(".") == path.count("."))
         return next((part for pattern, part in parts if fnmatchcase(path, pattern)), None)
 
 
 def config_problems(config: DictConfig, schema: Schema, *, allow_missing: bool = False) -> list[str]:
-    """What is wrong with a composed config, a line per problem; with `allow_missing`, values may still be missing."""
+    """Return the problems of a composed config, a line each; with `allow_missing`, values may still be missing."""
     raw = as_plain(config, resolve=False)
     raw.pop("hydra", None)
     config = OmegaConf.create(raw)  # a copy that may be written to
@@ -111,7 +111,7 @@ def config_problems(config: DictConfig, schema: Schema, *, allow_missing: bool =
     content = as_plain(config)
     problems |= {path: text for path, text in _section_problems(content, "", schema) if path not in problems}
     problems |= _missing_problems(content, schema, problems)
-    # A value that is another key's is told there.
+    # A value copied from another key is reported at that key.
     copied = {path for path in problems if (found := COPIED.fullmatch(str(_get(raw, path)))) and found[1] in problems}
     problems = {path: problem for path, problem in problems.items() if path not in copied}
     for conflict in schema.conflicts:
@@ -127,7 +127,7 @@ def config_problems(config: DictConfig, schema: Schema, *, allow_missing: bool =
 
 
 def unresolved_values(config: DictConfig) -> dict[str, str]:
-    """The keys of a config whose `${..}` cannot be resolved, each with its problem; not those that only name them."""
+    """Return key -> problem of each `${..}` that cannot be resolved, without keys that only refer to such a key."""
     raw = as_plain(config, resolve=False)
     texts = {path: _get(raw, path) for path in sorted(_paths(raw))}
     asking = [path for path, value in texts.items() if not isinstance(value, Mapping) and "${" in str(value)]
@@ -146,7 +146,7 @@ def unresolved_values(config: DictConfig) -> dict[str, str]:
 
 
 def _unresolved(config: DictConfig, path: str) -> str | None:
-    """Why a value cannot be resolved; None where it can."""
+    """Return why a value cannot be resolved; None if it can."""
     try:
         found = OmegaConf.select(config, path)
         if OmegaConf.is_config(found):
@@ -157,12 +157,12 @@ def _unresolved(config: DictConfig, path: str) -> str | None:
 
 
 def wrong_value(path: str, value: Any, rule: Rule) -> str:
-    """The problem of a value that its rule does not accept."""
+    """Return the message about a value that its rule does not accept."""
     return f"{path}={value}: expected {rule.expected}"
 
 
 def unknown_key(path: str, key: str, prefix: str, known: Iterable[str]) -> str:
-    """The problem of a key that does not exist, with the nearest that does; `prefix` is empty or ends with a dot."""
+    """Return the message about an unknown key, with the closest known one; `prefix` is empty or ends with a dot."""
     names = sorted(set(known))
     close = difflib.get_close_matches(key, names, n=1)
     hint = f"did you mean {prefix}{close[0]}?" if close else f"known here: {', '.join(names)}"
@@ -170,7 +170,7 @@ def unknown_key(path: str, key: str, prefix: str, known: Iterable[str]) -> str:
 
 
 def _section_problems(section: Mapping[str, Any], prefix: str, schema: Schema) -> Iterator[tuple[str, str]]:
-    """(path, problem) of every key below `prefix`, which is empty or ends with a dot."""
+    """Yield (path, problem) of every wrong key below `prefix`, which is empty or ends with a dot."""
     known_paths = [*schema.rules, *schema.parts]
     for key, value in section.items():
         path = f"{prefix}{key}"
@@ -192,8 +192,11 @@ def _section_problems(section: Mapping[str, Any], prefix: str, schema: Schema) -
 
 
 def _missing_problems(content: Mapping[str, Any], schema: Schema, known: Mapping[str, str]) -> dict[str, str]:
-    """The problems of keys and sections that are not there, of a section that lacks as a whole one; nothing of what
-    lies in a section that is wrong itself, by the problems `known`."""
+    """Return path -> problem of missing keys and sections.
+
+    A section that is missing as a whole gives one problem. Keys in a section that is itself wrong, according to the
+    problems `known`, give none.
+    """
     there, found = _paths(content), {}
     needed = (path for path, part in schema.parts.items() if not part.may_lack)
     for path in (*schema.rules, *needed):
@@ -206,7 +209,7 @@ def _missing_problems(content: Mapping[str, Any], schema: Schema, known: Mapping
 
 
 def _part_problems(path: str, section: Mapping[str, Any], part: Part, schema: Schema) -> Iterator[tuple[str, str]]:
-    """(path, problem) of a section that something is built from."""
+    """Yield (path, problem) of a section from which something is built."""
     name = section.get("_target_")
     if part.target is not None and name is not None:
         yield f"{path}._target_", f"{path}._target_: there is one thing that is built here; leave it out"
@@ -217,7 +220,7 @@ def _part_problems(path: str, section: Mapping[str, Any], part: Part, schema: Sc
     try:
         target = part.target or resolve_target(str(name))
         signature = signature_of(target)
-    except Exception as error:  # whatever importing a user's module raises is the user's to see
+    except Exception as error:  # show the user whatever importing a module raises
         yield f"{path}._target_", f"{path}._target_: {name} cannot be imported: {first_line(error)}"
         return
     base = resolve_target(part.base) if isinstance(part.base, str) else part.base

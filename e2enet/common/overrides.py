@@ -27,7 +27,7 @@ VALUED_FLAGS = (
 NUMBER_IN_LIST = re.compile(r"(?<=[\[,])\s*([0-9][\w.+-]*)\s*(?=[,\]])")
 
 
-# Sections and keys that earlier versions called otherwise.
+# Sections and keys of earlier versions -> today's names.
 RENAMED = {
     "training.optimizer": "optimizer",
     "training.schedule": "schedule",
@@ -42,12 +42,12 @@ RENAMED = {
     "data.foreground_share": "data.sampler.foreground_share",
     "data.augmentation": "augmentation",
 }
-# Values that are files of a group now, whatever file of it is chosen beside them.
+# Values that are now files of a group; they replace another choice of this group on the command line.
 MOVED = {"data.layout=cases": "data=brats_2021", "data.layout=msd": "data=brats"}
 
 
 def with_names_of_today(arguments: Sequence[str]) -> list[str]:
-    """Overrides by the names of today (`renamed`), other arguments as they are."""
+    """Return the arguments with overrides by today's names (`renamed`)."""
     read = [renamed(argument) for argument in arguments]
     chosen = {new.partition("=")[0] for given, new in zip(arguments, read, strict=True) if given in MOVED}
     return [
@@ -56,7 +56,7 @@ def with_names_of_today(arguments: Sequence[str]) -> list[str]:
 
 
 def renamed(argument: str) -> str:
-    """An override by the names of today, which is told where it has one of an earlier version; others as they are."""
+    """Return an override by today's names; print a message if it has a name of an earlier version."""
     if argument in MOVED:
         say(f"{argument} is {MOVED[argument]} now: it is read so")
         return MOVED[argument]
@@ -69,13 +69,15 @@ def renamed(argument: str) -> str:
 
 
 def parse_override(text: str) -> Override:
-    """One argument as Hydra reads it; HydraException where it is no override."""
+    """Parse an argument as Hydra does; HydraException if it is no override."""
     return OverridesParser.create().parse_override(text)
 
 
 def unreadable(argument: str, error: HydraException) -> str:
-    """The problem of an argument that Hydra cannot read: its key, the characters that it stumbles over, and how the
-    value is quoted so that they mean nothing."""
+    """Return the message about an argument that Hydra cannot read.
+
+    It names the key or the special characters in the value, and shows how to quote the value.
+    """
     key, separator, value = argument.partition("=")
     if not separator:
         return f"{argument}: expected key=value"
@@ -88,26 +90,26 @@ def unreadable(argument: str, error: HydraException) -> str:
 
 
 def several_values(argument: str) -> str:
-    """The problem of a value with a comma where one value is wanted."""
+    """Return the message about a value with a comma where a single value is expected."""
     key, _, value = argument.partition("=")
     text = f"{argument}: one value expected for {key}; a list is written as [a,b]"
     return text if "(" in value else f"{text}, and where the comma belongs to the text: {_how_to_quote(key, value)}"
 
 
 def as_text(argument: str, accepts: Callable[[str], Callable[[Any], bool] | None]) -> str:
-    """The argument with quotes around what Hydra would take for a number and the key takes as text alone.
+    """Return the argument with quotes around text that Hydra would parse as a number, for keys that only accept text.
 
-    `data.name=2024_01` would be 202401, `row=007` seven. Items of lists, also in `{a:[1,2]}`, and of sweeps (`a,b`) are
-    looked at one by one.
+    Without quotes `data.name=2024_01` would be 202401 and `row=007` seven. Items of lists, also in `{a:[1,2]}`, and of
+    sweeps (`a,b`) are quoted one by one.
 
     Args:
         argument: as typed.
-        accepts: gives for a key the test of its values, None where there is none.
+        accepts: key -> test of its values, or None without a rule.
     """
     try:
         override = parse_override(argument) if is_override(argument) else None
     except HydraException:
-        return argument  # told where all problems are
+        return argument  # reported later, with all problems
     test = None if override is None or override.is_delete() else accepts(override.key_or_group)
     if override is None or test is None:
         return argument
@@ -124,7 +126,7 @@ def as_text(argument: str, accepts: Callable[[str], Callable[[Any], bool] | None
         items = [content]
     written = [text.strip() for text in inside.split(",")] if len(items) > 1 else [inside.strip()]
     if len(written) != len(items) or "(" in inside or not any(map(_is_number, items)):
-        return argument  # nested, quoted commas, choice(..): left as it is
+        return argument  # nested lists, quoted commas and choice(..) stay unchanged
 
     def taken(values: list[Any]) -> bool:
         return test(values) if left else all(map(test, values))
@@ -147,8 +149,8 @@ def is_override(argument: str) -> bool:
 
 
 def override_values(override: Override) -> list[str]:
-    """The values as Hydra would spell them, more than one for a sweep (`key=a,b`)."""
-    if override.is_interval_sweep():  # a sweeper draws from it
+    """Return the values in Hydra's spelling; several for a sweep (`key=a,b`)."""
+    if override.is_interval_sweep():  # a sweeper draws values from the interval: return its ends
         interval: Any = override.value()
         return [str(interval.start), str(interval.end)]
     if override.is_sweep_override():
@@ -157,23 +159,23 @@ def override_values(override: Override) -> list[str]:
 
 
 def chooses_group(override: Override) -> bool:
-    """Whether an override picks a file, or a list of files, of a config group."""
+    """Whether an override selects a file, or a list of files, of a config group."""
     if override.is_delete() or isinstance(override.value(), dict):
         return False
     return bool(group_options(override.key_or_group))
 
 
 def chosen_options(override: Override) -> list[str]:
-    """The files that an override of a group picks, of a list and of a sweep all."""
+    """Return all files that an override of a group selects, in a list or sweep too."""
     texts = [text for value in override_values(override) for text in value.strip("[]").split(",")]
     return [name for text in texts if (name := text.strip(QUOTES + " "))]
 
 
 def source_of(arguments: Sequence[str]) -> ConfigSource:
-    """Where a command line of a Hydra app wants its configs to be looked for.
+    """Return where the command line of a Hydra app searches its configs.
 
     Raises:
-        InputError: it names a folder that there is not.
+        InputError: it names a folder that does not exist.
     """
     flags, _ = get_args_parser().parse_known_args(list(arguments))
     for flag, folder in (("--config-dir", flags.config_dir), ("--config-path", flags.config_path)):
@@ -188,7 +190,7 @@ def source_of(arguments: Sequence[str]) -> ConfigSource:
 
 
 def overrides_of(arguments: Sequence[str]) -> list[str]:
-    """The arguments of a Hydra app that are neither flags nor the values of flags."""
+    """Return the arguments of a Hydra app that are neither flags nor values of flags."""
     found, is_value = [], False
     for argument in arguments:
         if not is_value and not argument.startswith("-"):
@@ -198,30 +200,30 @@ def overrides_of(arguments: Sequence[str]) -> list[str]:
 
 
 def forced(override: Override, value: str) -> str:
-    """`++key=value`, which Hydra takes for keys that are not in the config too: they are told apart later."""
+    """Return `++key=value`, which Hydra also accepts for unknown keys; these are reported later."""
     return f"++{override.key_or_group}={value}"
 
 
 def quoted(text: str) -> str:
-    """A value that Hydra reads as this text, whatever is in it.
+    """Quote any text so that Hydra reads it unchanged.
 
-    Hydra takes a backslash for itself, but where it stands before a quote, or before the one that ends the value.
+    In Hydra's quoted text, a backslash is an escape only before a quote, the closing one included.
     """
     escaped = re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text)
     return f"'{escaped}'"
 
 
 def force_added(arguments: Sequence[str]) -> list[str]:
-    """The command line with `key=value` as `++key=value`, for arguments that the config check let pass.
+    """Return the command line with `key=value` as `++key=value`, for arguments that passed the config check.
 
-    Hydra would demand a `+` before a key that the composed config lacks, such as a parameter of another
+    Hydra would otherwise demand a `+` before a key that the composed config lacks, such as a parameter of another
     optimizer.
     """
     return [f"++{text}" if _sets_value(text) else text for text in arguments]
 
 
 def unknown_choice(group: str, option: str, options: Sequence[str]) -> str:
-    """The problem of a choice that a config group does not have."""
+    """Return the message about a choice that a config group does not have."""
     close = difflib.get_close_matches(option, options, n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""
     return f"{group}={option}: no such choice{hint}; expected {' | '.join(options)}"
@@ -243,7 +245,7 @@ def _is_readable(argument: str) -> bool:
 
 
 def _how_to_quote(key: str, value: str) -> str:
-    """Two pairs of quotes, the shell's outside and Hydra's inside: around each text of a list, or the whole value."""
+    """Show the value in the shell's quotes, and in them Hydra's: around each text of a list, or the whole value."""
     inner = f"{key}={quoted(value.strip(QUOTES))}"
     if value.startswith("[") and value.endswith("]"):
         texts = [text.strip() for text in value[1:-1].split(",")]
@@ -254,7 +256,7 @@ def _how_to_quote(key: str, value: str) -> str:
 
 
 def _with_quoted_items(argument: str, content: Any, test: Callable[[Any], bool]) -> str:
-    """The argument with quotes around numbers in the lists of a mapping, where it is taken with them alone."""
+    """Quote the numbers in the lists of a mapping, if the key accepts the mapping only with quotes."""
     start, _, value = argument.partition("=")
     spelled = f"{start}={NUMBER_IN_LIST.sub(lambda found: quoted(found[1]), value)}"
     return spelled if not test(content) and test(parse_override(spelled).value()) else argument

@@ -1,4 +1,4 @@
-"""A section whose parts follow one another, such as `augmentation`: names of sections, and `order`."""
+"""Config sections of ordered steps, such as `augmentation`: a section per step, and the key `order`."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 ORDER = "order"
-ORDERED = ("augmentation",)  # the sections of a run's config that are such
+ORDERED = ("augmentation",)  # the sections of a run's config that have ordered steps
 
 
 def names_in_order(section: Mapping[str, Any]) -> list[str]:
-    """The names of the steps, as `order` has them or, where it is null, as they stand; those that are null left out."""
+    """Return the names of the steps that are not null, in the sequence of `order`; if it is null, as in the section."""
     present = [str(name) for name, step in section.items() if name != ORDER and step is not None]
     order = section.get(ORDER)
     return present if order is None else [name for name in order if name in present]
 
 
 def with_order(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's config with the `order` of such sections written out: whoever compares configs sees no order of keys."""
+    """Return a run's config with `order` filled in: comparisons of configs ignore the order of keys."""
     sections = {path: config[path] for path in ORDERED if isinstance(config.get(path), Mapping)}
     ordered = {path: {**section, ORDER: names_in_order(section)} for path, section in sections.items()}
     return {**config, **ordered}
 
 
 def order_problem(path: str, section: Mapping[str, Any]) -> str | None:
-    """What is wrong with the `order` of a section: it names each step that is not null once, and nothing else."""
+    """Return what is wrong with `order`, which must name each step that is not null once; None if it is valid."""
     order: Sequence[str] | None = section.get(ORDER)
     if order is None:
         return None

@@ -1,1 +1,1 @@
-"""The door of train.py: every key's rule, and the check of a command line."""
+"""The config check of train.py: a rule for every key, and the check of a command line."""

@@ -1,4 +1,4 @@
-"""All mistakes of a command line of train.py at once, before anything starts, every job of a sweep included."""
+"""Check a command line of train.py, every job of a sweep included, and report all mistakes before anything starts."""
 
 from __future__ import annotations
 
@@ -43,19 +43,19 @@ from e2enet.training.resume import resumed_config
 from e2enet.training.step_parts import STEP_PARTS, training_settings
 
 HEADING = "The configuration cannot be used:"
-# A sweep of more jobs than this is checked value by value instead of job by job.
+# Larger sweeps are checked value by value instead of job by job.
 MAX_JOBS = 32
 PLUGIN_GROUPS = ("hydra/launcher=", "hydra/sweeper=")
 
 
 class Plugin(NamedTuple):
-    """What brings a launcher or sweeper of Hydra's: a package, and our extra that asks for it."""
+    """The package of a Hydra launcher or sweeper, and the extra of e2enet that installs it."""
 
     package: str
     extra: str
 
 
-# By the beginning of the name that is chosen.
+# Beginning of the chosen name -> plugin.
 PLUGINS = {
     "joblib": Plugin("hydra-joblib-launcher", "launchers"),
     "submitit": Plugin("hydra-submitit-launcher", "launchers"),
@@ -67,12 +67,12 @@ PLUGINS = {
 def check_command_line(arguments: Sequence[str], *, printed: bool = False) -> None:
     """Check a command line of train.py, every job of a multirun included.
 
-    Hydra stops at the first unknown key and a sweep at its first bad job; this reports all problems in one
+    Hydra stops at the first unknown key, and a sweep at its first bad job. This reports all problems in one
     InputError.
 
     Args:
-        arguments: as `read_arguments` gives them.
-        printed: the config is only to be printed (`--cfg job`): values may be missing, or another machine's.
+        arguments: from `read_arguments`.
+        printed: the config is only printed (`--cfg job`): values may be missing, or meant for another machine.
     """
     schema = replace(SCHEMA, conflicts=()) if printed else SCHEMA
     problems = _command_line_problems(overrides_of(arguments), is_multirun(arguments), schema)
@@ -80,20 +80,20 @@ def check_command_line(arguments: Sequence[str], *, printed: bool = False) -> No
 
 
 def read_arguments(arguments: Sequence[str]) -> list[str]:
-    """A command line of train.py by the names of today, with quotes around texts that Hydra would take for numbers."""
+    """Return the command line by today's names, with quotes around texts that Hydra would parse as numbers."""
     overrides = overrides_of(arguments)
     flags = [text for text in arguments if text not in overrides]
     return [*flags, *(as_text(text, SCHEMA.test_of) for text in with_names_of_today(overrides))]
 
 
 def config_problems(config: DictConfig) -> list[str]:
-    """What is wrong with a composed config, a line per problem."""
+    """Return the problems of a composed config, a line each."""
     problems = config_check.config_problems(config, SCHEMA)
     return [*problems, *_unusable_parts(config, problems)] or pretraining_problems(config, config_problems)
 
 
 def _unusable_parts(config: DictConfig, problems: Sequence[str]) -> Iterator[str]:
-    """Loss, optimizer and schedule that no step could use, where nothing is known to be wrong with their keys."""
+    """Yield problems of a loss, optimizer or schedule that no step could use, if their keys have no known problem."""
     if any(problem.startswith(("training", "trainer", *STEP_PARTS)) for problem in problems):
         return
     device = "cuda" if torch.cuda.device_count() and not on_cpu(config.trainer.accelerator) else "cpu"
@@ -128,7 +128,7 @@ def _command_line_problems(overrides: Sequence[str], multirun: bool, schema: Sch
             known = [f"{_group_key(override)}={value}" for value in values if not set(unknown) & {value.strip("[]")}]
             choices += [known] if known and not (unknown and isinstance(override.value(), list)) else []
         else:
-            # An unknown key goes into the config, where it is reported together with all others.
+            # An unknown key is added to the config and reported there, with all other problems.
             choices.append([forced(override, value) for value in values])
     for override in (parse_override(text) for text in read if text.startswith(f"{EXPERIMENTS}=")):
         if multirun and override.is_sweep_override():
@@ -136,14 +136,14 @@ def _command_line_problems(overrides: Sequence[str], multirun: bool, schema: Sch
             return
     plugins = [*_plugin_problems(read)]
     yield from plugins
-    if plugins:  # whose configs do not exist
+    if plugins:  # their configs do not exist
         choices = [values for values in choices if not values[0].startswith(PLUGIN_GROUPS)]
     for job in _jobs(choices):
         yield from _job_problems(job, multirun, schema)
 
 
 def _job_problems(job: Sequence[str], multirun: bool, schema: Schema) -> Iterator[str]:
-    """Problems of one combination of values, its experiment's own sweep included."""
+    """Yield the problems of one combination of values, including its experiment's own sweep."""
     try:
         config = compose_config(job, with_hydra=True)
     except (HydraException, OmegaConfBaseException) as error:
@@ -161,7 +161,7 @@ def _job_problems(job: Sequence[str], multirun: bool, schema: Schema) -> Iterato
     given = {text.lstrip("+").split("=", 1)[0] for text in job}
     params = [f"{key}={value}" for key, value in swept.items() if key not in given]
     if multirun and params:
-        # The sweep's parameters now stand among the overrides, so that this recursion ends.
+        # The sweep's parameters are now among the overrides, so the recursion ends.
         sweeper = config.hydra.runtime.choices["hydra/sweeper"]
         chosen = [] if any(text.startswith("hydra/sweeper=") for text in job) else [f"hydra/sweeper={sweeper}"]
         yield from _command_line_problems([*job, *chosen, *params], multirun, schema)
@@ -170,15 +170,17 @@ def _job_problems(job: Sequence[str], multirun: bool, schema: Schema) -> Iterato
         yield from config_check.config_problems(config, schema, allow_missing=True)
         return
     if config.get("resume") is not None and not multirun:
-        # What runs is the stored config, not the defaults of this command line.
+        # The run uses the stored config, not the defaults of this command line.
         config = resumed_config(config, job)
     yield from (f"row {row}: {problem}" if more else problem for problem in config_problems(config))
     yield from _multirun_problems(config) if multirun else _process_problems(config)
 
 
 def _plugin_problems(overrides: Sequence[str]) -> Iterator[str]:
-    """Launchers and sweepers that are not installed, which Hydra would call configs that it cannot find, and values
-    that the chosen sweeper does not take."""
+    """Yield launchers and sweepers that are not installed, and values that the chosen sweeper does not accept.
+
+    Of a missing plugin Hydra would only say that it cannot find its config.
+    """
     chosen = dict(text.split("=", 1) for text in overrides if text.startswith(PLUGIN_GROUPS))
     for group, value in chosen.items():
         plugin = next((plugin for name, plugin in PLUGINS.items() if value.startswith(name)), None)
@@ -191,17 +193,17 @@ def _plugin_problems(overrides: Sequence[str]) -> Iterator[str]:
 
 
 def _sweeper(overrides: Sequence[str]) -> str:
-    """The sweeper that a command line chooses, by itself or by one of its groups (`hparams_search=optuna`)."""
+    """Return the sweeper that a command line chooses, directly or by one of its groups (`hparams_search=optuna`)."""
     parsed = {text: parse_override(text) for text in overrides}
     groups = [text for text, override in parsed.items() if chooses_group(override) and not override.is_sweep_override()]
     try:
         return str(compose_config(groups, with_hydra=True).hydra.runtime.choices["hydra/sweeper"])
     except (HydraException, OmegaConfBaseException):
-        return "basic"  # a choice that is not there is told with the others
+        return "basic"  # an unknown choice is reported with the other problems
 
 
 def _lacks(plugin: Plugin) -> str | None:
-    """What brings a plugin that is not installed; None where it is."""
+    """Return how to install a plugin that is missing; None if it is installed."""
     if any(metadata.distributions(name=plugin.package)):
         return None
     return f"needs the extra `{plugin.extra}`: python -m pip install -c constraints.txt -e '.[{plugin.extra}]'"
@@ -219,14 +221,14 @@ def _multirun_problems(config: DictConfig) -> Iterator[str]:
 
 
 def _process_problems(config: DictConfig) -> Iterator[str]:
-    """What does not fit the processes that torchrun or srun started; each of them runs the whole program."""
+    """Yield values that do not fit the processes started by torchrun or srun; each of them runs the whole program."""
     started = launched()
     devices, nodes = (OmegaConf.select(config, f"trainer.{key}") for key in ("devices", "num_nodes"))
     if started.world_size == 1 or not started.launcher or not DEVICES.accepts(devices) or not isinstance(nodes, int):
         return
     count = planned_processes({"devices": devices, "num_nodes": nodes, "accelerator": config.trainer.accelerator})
     if count == 1 and started.launcher == "srun" and started.rank == 0:
-        return  # or a command of a batch script without srun, which SLURM tells of its tasks too
+        return  # may be a command of a batch script without srun: SLURM sets the number of tasks there too
     if count != started.world_size:
         yield (
             f"trainer.devices={devices}, trainer.num_nodes={nodes}: {count} process(es), but "
@@ -238,7 +240,7 @@ def _process_problems(config: DictConfig) -> Iterator[str]:
 
 
 def _jobs(choices: Sequence[Sequence[str]]) -> Iterable[Sequence[str]]:
-    """Every combination of one value per key; of a large sweep, every value once beside the others' first."""
+    """Return every combination of one value per key; for a large sweep, each value once with the others' first."""
     count = 1
     for values in choices:
         count *= len(values)
@@ -249,5 +251,5 @@ def _jobs(choices: Sequence[Sequence[str]]) -> Iterable[Sequence[str]]:
 
 
 def _group_key(override: Override) -> str:
-    """The group as Hydra wants it: `data`, or `+name` as the user wrote it."""
+    """Return the group in Hydra's spelling: `data`, or `+name` if the user added it."""
     return f"{'+' if override.is_add() else ''}{override.key_or_group}"

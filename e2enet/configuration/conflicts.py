@@ -1,4 +1,4 @@
-"""Config values that are fine alone and impossible together, or on this machine."""
+"""Contradictions: config values that are valid alone but impossible together, or on this machine."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from e2enet.runs.ablations import ablation_problems
 from e2enet.training.loggers import is_wandb
 from e2enet.training.weight_averaging import MaskedWeightAveraging
 
-# What a logger of Lightning's needs: one of these packages.
+# Lightning logger -> packages, of which it needs one.
 LOGGER_PACKAGES = {
     "TensorBoardLogger": ("tensorboard", "tensorboardX"),
     "MLFlowLogger": ("mlflow", "mlflow_skinny"),
     "CometLogger": ("comet_ml",),
     "NeptuneLogger": ("neptune",),
 }
-# Strategies of Lightning's that leave no process a whole weight.
+# Lightning strategies that split weights over processes.
 SHARDING = ("fsdp", "deepspeed", "modelparallel", "model_parallel")
 
 
@@ -172,7 +172,7 @@ def _row_of_ablation(ablation: Mapping[str, Any] | None, row: str | None) -> str
 
 
 def _initial_weights(initial_weights: str | None, pretraining: Sequence[str] | None, resume: str | None) -> str | None:
-    if initial_weights is None or resume is not None:  # a run that goes on has weights of its own
+    if initial_weights is None or resume is not None:  # a resumed run has weights of its own
         return None
     if pretraining:
         return "initial_weights: pretraining gives the weights; expected null beside it"
@@ -185,7 +185,7 @@ def _initial_weights(initial_weights: str | None, pretraining: Sequence[str] | N
 
 def _run_folder(runs: str, run_folder: str) -> str | None:
     places = {"paths.runs": runs, "run_folder": run_folder}
-    if Path(runs) in Path(run_folder).parents:  # as it is by default
+    if Path(runs) in Path(run_folder).parents:  # the default
         del places["run_folder"]
     problems = [folder_conflict(key, writable=True).find(path) for key, path in places.items()]
     return "\n  - ".join(filter(None, problems)) or None
@@ -238,7 +238,7 @@ def _order(augmentation: Any) -> str | None:
     return order_problem("augmentation", augmentation) if is_readable else None
 
 
-@cache  # asked for every job of a sweep
+@cache  # called for every job of a sweep
 def _login_problem() -> str | None:
     import wandb
     from wandb.errors import Error

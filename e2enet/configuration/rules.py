@@ -1,7 +1,7 @@
-"""What every config key accepts, beside those that concern data (data/config_rules.py).
+"""The rules of all config keys except those of data (data/config_rules.py).
 
-A section with a `_target_` is held to the signature of what it builds; the rules here are the plain keys, and ranges
-that no annotation tells.
+A section with a `_target_` is checked by the signature of what it builds. The rules here are for plain keys, and for
+ranges that no annotation gives.
 """
 
 from __future__ import annotations

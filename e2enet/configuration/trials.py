@@ -1,4 +1,4 @@
-"""A config's network and trainer built on trial before any data is prepared: what they refuse is told at once."""
+"""Trial builds of a config's network and trainer before any data is prepared, so that their errors come early."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from e2enet.common.signatures import build_nested
 from e2enet.network.build import build_network, trust_network
 from e2enet.network.dsff import fusion_layers
 
-# Of a plan that follows from the data, only that its levels are between these many.
+# Numbers of levels to try if the plan follows from the data.
 LEVELS = range(2, 7)
 PATCH = (128, 128, 128)
 
@@ -25,18 +25,18 @@ PATCH = (128, 128, 128)
 def network_problem(
     network: Mapping[str, Any], masks: bool, strides: Sequence[Sequence[int]] | None, patch_size: Sequence[int] | None
 ) -> str | None:
-    """Why no network can be built of a `network` section, or why DSFF finds nothing to mask in it; None where it can.
+    """Return why the `network` section cannot be built, or has nothing for DSFF to mask; None without a problem.
 
     Args:
         network: the section, checked by its target's signature.
-        masks: whether DSFF is to mask it.
-        strides: of the plan; None: those follow from the data, and any number of levels will do.
+        masks: whether DSFF is enabled.
+        strides: of the plan; None if they follow from the data. Then one number of levels that works is enough.
         patch_size: of the plan, or None.
     """
     trust_network(str(network["_target_"]))
     tried = [strides] if strides else [[(2, 2, 2)] * (levels - 1) for levels in LEVELS]
     problem: str | None = None
-    # Without memory where the network allows; some look at a value while they are made.
+    # On the meta device if possible, without memory; some constructors read tensor values and need the CPU.
     for device in ("meta", "cpu"):
         for own in tried:
             try:
@@ -55,14 +55,14 @@ def network_problem(
 
 
 def trainer_problem(options: Mapping[str, Any]) -> str | None:
-    """Why Lightning builds no trainer of a `trainer` section, checked by its signature; None where it does."""
+    """Return why Lightning cannot build a trainer of a `trainer` section, checked by its signature; None if it can."""
     kept = {
         key: value for key, value in options.items() if key not in ("probe", "deterministic", "profiler", "plugins")
     }
     return _trainer_problem(json.dumps(kept, sort_keys=True, default=str))
 
 
-@cache  # asked for every job of a sweep
+@cache  # called for every job of a sweep
 def _trainer_problem(options: str) -> str | None:
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     content = {**json.loads(options), **quiet, "enable_model_summary": False, "barebones": False}
@@ -73,7 +73,7 @@ def _trainer_problem(options: str) -> str | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             Trainer(**{key: build_nested(value) for key, value in content.items()})
-    except Exception as error:  # Lightning's own errors are of many kinds
+    except Exception as error:  # Lightning raises many kinds of errors
         return f"trainer: Lightning refuses it ({first_line(error)})"
     finally:
         remarks.setLevel(level)

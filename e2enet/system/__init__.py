@@ -1,1 +1,1 @@
-"""Processes, ranks, locks, memory and torch's flags: how a program uses its machine."""
+"""Use of the machine: processes, ranks, locks, memory and torch's flags."""

@@ -1,12 +1,12 @@
-"""What `trainer.deterministic` means to torch: its flags for the same bits in every run, and no flag that costs more.
+"""Torch's flags for `trainer.deterministic`: bit-identical results in every run, without flags that only cost time.
 
-On a CPU every operation of a training step gives the same bits each time, with as many threads; nothing has to be set
-for it. On a GPU some operations add in an order of their own, and cuDNN may be let measure which of its algorithms is
-fastest, which may be another one next time.
+On a CPU every operation of a training step gives the same bits each time, with the same number of threads; no flag is
+needed. On a GPU some operations add in a varying order. cuDNN may also measure which of its algorithms is fastest, and
+the choice may differ between runs.
 
-Training and benchmarks set their flags here, so that what is measured is what is run. Lightning's own
-`Trainer(deterministic=..)` is not used: it has torch fill every new tensor, a seventh of a dense step on a CPU, though
-nothing reads a value before it was written.
+Training and benchmarks both set their flags here, so that benchmarks measure what runs. Lightning's own
+`Trainer(deterministic=..)` is not used: it makes torch fill every new tensor. That takes a seventh of a dense step on a
+CPU, although no value is read before it is written.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import torch
 
 @dataclass(frozen=True)
 class TorchFlags:
-    """Flags of torch, for all of a process.
+    """Flags of torch for the whole process.
 
     Args:
-        deterministic: take operations that give the same bits each time, where there are any.
-        only_warn: warn of others, instead of raising.
-        benchmark: let cuDNN measure its algorithms at the first input of a size.
+        deterministic: use operations that give the same bits each time, if they exist.
+        only_warn: warn about other operations instead of raising.
+        benchmark: let cuDNN measure its algorithms at the first input of each size.
     """
 
     deterministic: bool
@@ -33,13 +33,13 @@ class TorchFlags:
 
 
 def torch_flags(deterministic: bool | str, *, on_gpu: bool) -> TorchFlags:
-    """The flags of `trainer.deterministic`, one of False, True and "warn", on a device."""
+    """Return the flags for `trainer.deterministic` (False, True or "warn") on a device."""
     chosen = deterministic is True or (deterministic == "warn" and on_gpu)
     return TorchFlags(deterministic=chosen, only_warn=deterministic == "warn", benchmark=on_gpu and not deterministic)
 
 
 def set_torch_flags(deterministic: bool | str, accelerator: str) -> TorchFlags:
-    """Set them for this process, of an accelerator as the config has it (auto, cpu or gpu), and return them."""
+    """Set and return the flags of this process, for an accelerator of the config (auto, cpu or gpu)."""
     on_gpu = accelerator != "cpu" and torch.cuda.is_available()
     flags = torch_flags(deterministic, on_gpu=on_gpu)
     torch.use_deterministic_algorithms(flags.deterministic, warn_only=flags.only_warn)

@@ -1,7 +1,7 @@
-"""One process at a time in a folder of results, over all processes and machines that see it.
+"""Locks on a folder of results: one process at a time, over all processes and machines that see the folder.
 
-The operating system gives a lock back when its holder dies, however it dies. Children that a holder forks (a loader's
-workers) do not keep it: filelock closes it in them.
+The operating system releases a lock when its holder dies, however it dies. Processes that the holder forks (a loader's
+workers) do not keep the lock: filelock closes it in them.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from e2enet.common.console import say
 from e2enet.common.files import naming_unwritable, remove_temporaries
 
 LOCK_NAME = ".lock"
-# Whoever asks whether a folder is held holds it for a moment; an attempt to take it is repeated for longer than that.
+# `is_held` holds the lock for a moment; an attempt to take it is repeated for longer than that.
 PATIENCE = 2.0  # seconds
 
 
 @contextmanager
 def locked_folder(folder: Path, doing: str) -> Iterator[None]:
-    """Hold the folder (created where it is missing) for the block; waits, and says so, while another holds it.
+    """Hold the folder (created if missing) for the block; print a message and wait while another process holds it.
 
-    What interrupted writes left behind is removed first: nobody else writes here now.
+    The remains of interrupted writes are removed first: no other process writes here now.
     """
     with locked_file(folder / LOCK_NAME, f"{doing}: waiting for another run at work in {folder}"):
         remove_temporaries(folder)
@@ -33,9 +33,9 @@ def locked_folder(folder: Path, doing: str) -> Iterator[None]:
 
 @contextmanager
 def claimed_folder(folder: Path) -> Iterator[bool]:
-    """Hold the folder (created where it is missing) for the block if nobody does; whether it is held now.
+    """Hold the folder (created if missing) for the block if it is free; yield whether the block holds it.
 
-    Where it is, what interrupted writes left behind is removed first.
+    If it does, the remains of interrupted writes are removed first.
     """
     lock = FileLock(folder / LOCK_NAME)
     with naming_unwritable(folder / LOCK_NAME):
@@ -58,7 +58,7 @@ def claimed_folder(folder: Path) -> Iterator[bool]:
 
 @contextmanager
 def locked_file(path: Path, waiting: str) -> Iterator[None]:
-    """Hold a lock file (its folder is created where it is missing) for the block; prints `waiting` before it waits."""
+    """Hold a lock file (its folder is created if missing) for the block; print `waiting` before waiting for it."""
     lock = FileLock(path)
     with naming_unwritable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def locked_file(path: Path, waiting: str) -> Iterator[None]:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process holds the folder now; true where that cannot be found out, as in somebody else's folder."""
+    """Whether a process holds the folder now; true if the lock may not be opened, as in another user's folder."""
     path = folder / LOCK_NAME
     if not path.exists():
         return False

@@ -1,4 +1,4 @@
-"""How the process asks the operating system for memory, what it holds, and how much it may still ask for."""
+"""Memory of the process: how it is allocated, how much is used, and how much is still available."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1  # from glibc's malloc.h
 
 
 def keep_freed_memory() -> bool:
-    """Let malloc keep what tensors free, instead of giving it back to the system and asking for it anew.
+    """Let malloc keep freed tensor memory instead of returning it to the system and requesting it again.
 
-    glibc serves large requests with fresh pages, which the system clears at first touch. A network on the CPU frees and
-    takes the same gigabytes at every step, so this clearing is a fifth of its time (docs/performance.md). Call it once
-    per process, before large tensors are made. The price: memory once taken stays with the process.
+    glibc serves large requests with new pages, which the system clears at first access. A network on the CPU frees and
+    allocates the same gigabytes at every step, so this clearing is a fifth of its time (docs/performance.md). Call this
+    once per process, before large tensors are created. The price: the process keeps memory that it once had.
 
-    Returns False where the C library has no such setting (macOS, Windows, musl).
+    Return False if the C library has no such setting (macOS, Windows, musl).
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -32,26 +32,25 @@ def keep_freed_memory() -> bool:
 
 
 def give_back_freed_memory() -> bool:
-    """Give the system what malloc kept of freed memory: whole pages of it. Returns False where the C library cannot."""
+    """Return whole pages of freed memory from malloc to the system; False if the C library cannot."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
     return bool(trim and trim(0))
 
 
 def empty_caches() -> None:
-    """Give back all memory that nothing holds any more, the system's and that of GPUs: after an error for want of it,
-    what follows starts as in a new process."""
-    gc.collect()  # an error's frames hold one another in cycles
+    """Release all unused memory of system and GPUs, so that work after an out-of-memory error starts as if anew."""
+    gc.collect()  # an error's frames form reference cycles
     if "torch" in sys.modules and (cuda := sys.modules["torch"].cuda).is_initialized():
         cuda.empty_cache()
     give_back_freed_memory()
 
 
 def available_memory(root: Path = Path("/")) -> int:
-    """Bytes that new processes can take before the machine swaps or the job's cgroup kills one of them.
+    """Return the bytes that new processes can take before the machine swaps or the job's cgroup kills one of them.
 
-    On Linux the smaller of what the kernel calls available and what the limits of the cgroups (v1 or v2; as
-    set by SLURM, Docker, Kubernetes) leave; elsewhere half of the machine's memory. `root` is where /proc and
-    /sys are, for tests.
+    On Linux this is the smaller of the kernel's available memory and what the limits of the cgroups leave (v1 or v2,
+    as set by SLURM, Docker or Kubernetes). Elsewhere it is half of the machine's memory. `root` is the folder of /proc
+    and /sys, for tests.
     """
     meminfo = root / "proc/meminfo"
     if not meminfo.is_file():
@@ -62,27 +61,29 @@ def available_memory(root: Path = Path("/")) -> int:
 
 
 def resident(process: int | str = "self") -> int:
-    """Bytes of memory that this process, or another by its id, holds; where only the own peak so far can be told (not
-    Linux), that."""
+    """Return the resident bytes of this process, or of another by its id; outside Linux, this process's own peak."""
     return _status("VmRSS", process) or _peak_by_getrusage()
 
 
 def resident_peak() -> int:
-    """The most bytes that this process has held since it began, or since `forget_peak`."""
+    """Return the most bytes that this process has held since it began, or since `forget_peak`."""
     # getrusage on Linux also counts the parent that started this process.
     return _status("VmHWM") or _peak_by_getrusage()
 
 
 def forget_peak() -> None:
-    """Let `resident_peak` begin anew, where the system can (Linux)."""
-    with suppress(OSError):  # not there, or not allowed: the peak stays that since the process began
+    """Reset the value of `resident_peak`, if the system can (Linux)."""
+    with suppress(OSError):  # missing or not allowed: the peak is not reset
         Path("/proc/self/clear_refs").write_text("5")
 
 
 @contextmanager
 def limited_memory(more: int) -> Iterator[None]:
-    """For the block, let the process take so many further bytes and no more: it gets an error (MemoryError, torch's
-    RuntimeError) where the system would end it without a word. Elsewhere than on Linux, nothing."""
+    """Limit the process to `more` further bytes during the block; do nothing outside Linux.
+
+    Beyond the limit the process gets an error (MemoryError, torch's RuntimeError) instead of being killed by the system
+    without a message.
+    """
     if not sys.platform.startswith("linux"):
         yield
         return
@@ -104,14 +105,14 @@ def _status(field: str, process: int | str = "self") -> int | None:
 
 
 def _peak_by_getrusage() -> int:
-    import resource  # not on Windows, where there is nothing else to ask
+    import resource  # not available on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _left_by_cgroups(root: Path) -> Iterator[int]:
-    """Limit minus use of every cgroup that this process is in; file pages, which can be dropped, are no use."""
+    """Yield limit minus use for every cgroup of this process; file pages, which can be dropped, do not count as use."""
     try:
         entries = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -125,7 +126,7 @@ def _left_by_cgroups(root: Path) -> Iterator[int]:
             names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
         else:
             continue
-        # A limit may be set on any parent; within a container the own place may not be visible, only the top.
+        # Any parent may have a limit; inside a container only the top cgroup may be visible.
         below = base / place.lstrip("/")
         for folder in (below, *below.parents):
             if not folder.is_relative_to(base):
@@ -139,6 +140,6 @@ def _left_in(folder: Path, limit_name: str, use_name: str, droppable_name: str) 
         used = int((folder / use_name).read_text())
         statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):
-        return  # no such limit, or a place that this process may not see
+        return  # no such limit, or a cgroup that this process may not read
     if limit != "max":
         yield int(limit) - used + int(statistics.get(droppable_name, 0))

@@ -1,8 +1,8 @@
-"""Work on many items in worker processes: one thread each, one item at a time, no item hides another's failure.
+"""Process many items in worker processes: one thread each, one item at a time, failures reported per item.
 
-A pool of the standard library gives up as a whole when one of its processes dies, and does not say over which item.
-Here each process has its own pipe, so the item that it held is known, a fresh process takes its place, and the others
-go on.
+A pool of the standard library fails as a whole when one of its processes dies, and does not say on which item. Here
+each process has its own pipe. So the item of a dead process is known, a new process replaces it, and the others
+continue.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Failure:
     """Why an item has no result.
 
     Attributes:
-        message: In words; that of an InputError, else the last line of the traceback, or how the process died.
-        wrong_input: Whether it was an InputError: the user's to mend.
-        traceback: The worker's, where there is one.
+        message: That of an InputError, else the last line of the traceback, or how the process died.
+        wrong_input: Whether it was an InputError, which the user can correct.
+        traceback: The worker's, if there is one.
     """
 
     message: str
@@ -49,7 +49,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Outcome(Generic[Item, Result]):
-    """An item with its result, or with the failure that kept it from having one."""
+    """An item with its result or its failure."""
 
     item: Item
     result: Result | None
@@ -61,16 +61,16 @@ def run_in_processes(
 ) -> Iterator[Outcome[Item, Result]]:
     """Yield the outcome of `function(item)` for every item, in the order in which they finish.
 
+    If the generator is left early, by an exception or `close()`, it ends its processes.
+
     Args:
-        function: Importable by name, since workers are fresh interpreters; items and results must pickle.
-        items: Taken one by one as workers become free, so the largest belong first.
-        num_workers: Processes; 0 does the work in this process, for debugging.
+        function: Importable by name, since workers are new interpreters; items and results must pickle.
+        items: Taken one by one as workers become free, so the largest should come first.
+        num_workers: Number of processes; 0 does the work in this process, for debugging.
 
     Raises:
-        RuntimeError: where a process ends before it could take its first item, as it does for each when they are
-            started by a script without `if __name__ == "__main__":`, which they import.
-
-    Left early, by an exception or `close()`, the generator ends its processes.
+        RuntimeError: a process ends before its first item. Every process does if they are started by a script without
+            `if __name__ == "__main__":`, since they import it.
     """
     if num_workers == 0:
         yield from (_attempt(function, item) for item in items)
@@ -106,10 +106,10 @@ def run_in_processes(
 
 
 class _Worker(Generic[Item]):
-    """A process and the item that it works on."""
+    """A process and its current item."""
 
     def __init__(self, function: Callable[[Item], Any], item: Item) -> None:
-        context = get_context("spawn")  # a fork would copy locks that threads of this process (progress) may hold
+        context = get_context("spawn")  # a fork would copy locks held by threads of this process (progress bars)
         self.connection, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(target=_serve, args=(function, theirs), daemon=True)
         with _one_thread():
@@ -120,14 +120,14 @@ class _Worker(Generic[Item]):
         self.take(item)
 
     def greet(self) -> None:
-        """Receive the first sign of life; RuntimeError where the process ended by itself without one."""
+        """Receive the worker's first message; RuntimeError if the process ended by itself without one."""
         self.ready = True
         try:
             self.connection.recv()
         except (EOFError, OSError):
             self.process.join()
             if (self.process.exitcode or 0) < 0:
-                return  # killed: told with its item
+                return  # killed by a signal: reported as the outcome of its item
             raise RuntimeError(
                 f"a worker process ended with exit code {self.process.exitcode} before its first item (its own message "
                 'is above). A script that starts workers must do so under `if __name__ == "__main__":`, since they '
@@ -135,7 +135,7 @@ class _Worker(Generic[Item]):
             ) from None
 
     def take(self, item: Item) -> bool:
-        """Hand over an item; False where the process is gone."""
+        """Send an item to the process; return False if the process is gone."""
         self.item = item
         try:
             self.connection.send(item)
@@ -144,7 +144,7 @@ class _Worker(Generic[Item]):
         return True
 
     def outcome(self) -> Outcome[Item, Any]:
-        """What came of the item; waits for it."""
+        """Wait for the outcome of the item and return it."""
         try:
             result, failure = self.connection.recv()
         except (EOFError, OSError):
@@ -161,8 +161,8 @@ class _Worker(Generic[Item]):
 
 
 def _serve(function: Callable[[Any], Any], connection: Connection) -> None:
-    """Main of a worker: items in, outcomes out, until the pipe is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends its workers
+    """Main function of a worker: receive items and send outcomes until the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
     connection.send("ready")
     while True:
@@ -175,7 +175,7 @@ def _serve(function: Callable[[Any], Any], connection: Connection) -> None:
 
 
 def _end_with_parent() -> None:
-    """An orphan must not go on writing beside the run that takes over from one that was killed."""
+    """Exit when the parent dies: an orphan must not write beside the run that replaces a killed one."""
     parent = parent_process()
     assert parent is not None
     wait([parent.sentinel])
@@ -185,7 +185,7 @@ def _end_with_parent() -> None:
 def _attempt(function: Callable[[Item], Result], item: Item) -> Outcome[Item, Result]:
     try:
         return Outcome(item, function(item))
-    except Exception as error:  # handed on with its traceback, so that the other items are still worked on
+    except Exception as error:  # returned with its traceback, so that the other items are still processed
         wrong_input = isinstance(error, InputError)
         message = str(error) if wrong_input else traceback.format_exception_only(error)[-1].strip()
         return Outcome(item, None, Failure(message, wrong_input, traceback.format_exc()))
@@ -201,7 +201,7 @@ def _cause_of_death(exit_code: int | None) -> str:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Environment in which libraries of a process started now keep to one thread."""
+    """Set the environment so that libraries of a process started in the block use one thread."""
     before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
     try:

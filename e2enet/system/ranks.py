@@ -1,7 +1,7 @@
-"""Several processes at one piece of work: which of them this one is, and how they share items and results.
+"""Ranks of processes started together, and how the processes share items and results.
 
-torchrun, SLURM's srun and Lightning's own launcher number the processes that they start in the environment. Each of
-them runs the whole program; what only one of them may do, such as writing a file, is the first one's.
+torchrun, SLURM's srun and Lightning's own launcher give each process its number in environment variables. Each process
+runs the whole program. Only rank 0 does what a single process must do, such as writing a file.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from e2enet.common.console import console
 from e2enet.common.errors import InputError
 
 Item = TypeVar("Item")
-# How long processes wait for each other to start, and to finish their shares, which may differ by many cases.
+# How long processes wait for each other to start, and to finish their shares, which may take very different times.
 START_PATIENCE = timedelta(minutes=5)
 WORK_PATIENCE = timedelta(days=30)
-# Names that SLURM gives to a shell in an allocation. A command that is typed there is one process.
+# SLURM's names for a shell in an allocation. A command typed there is a single process.
 SHELLS = ("bash", "interactive")
 
 
 @dataclass(frozen=True)
 class Launch:
-    """This process among those that were started together.
+    """The place of this process among those that were started together.
 
     Attributes:
         rank: Its number; 0 is the first.
-        world_size: How many there are.
-        local_rank: Its number on its machine, which chooses its GPU.
-        launcher: "torchrun" or "srun"; empty for a process alone, and for those that Lightning starts itself.
+        world_size: The number of processes.
+        local_rank: Its number on its machine, which selects its GPU.
+        launcher: "torchrun" or "srun"; empty for a single process and for processes that Lightning starts itself.
     """
 
     rank: int = 0
@@ -42,12 +42,12 @@ class Launch:
 
 
 def launched() -> Launch:
-    """What the environment says about this process."""
+    """Read the place of this process from environment variables."""
     given = os.environ.get
     local_rank = int(given("LOCAL_RANK", "0"))
     if "RANK" in os.environ:
         return Launch(int(given("RANK", "0")), int(given("WORLD_SIZE", "1")), local_rank, "torchrun")
-    # Before SLURM: below `srun --pty bash` every process has SLURM_PROCID=0, those that Lightning starts too.
+    # Check this before SLURM: under `srun --pty bash` every process has SLURM_PROCID=0, also those of Lightning.
     if "LOCAL_RANK" in os.environ:
         return Launch(local_rank, int(given("WORLD_SIZE", "1")), local_rank)
     if "SLURM_PROCID" in os.environ and given("SLURM_JOB_NAME") not in SHELLS:
@@ -58,12 +58,12 @@ def launched() -> Launch:
 
 
 def planned_processes(trainer: Mapping[str, Any]) -> int:
-    """How many processes the `trainer` section of a config asks for: one for each device of each machine."""
+    """Return the number of processes that a `trainer` section asks for: one per device of each machine."""
     devices = trainer["devices"]
     if isinstance(devices, list):
         count = len(devices)
     elif devices in (-1, "auto", "-1"):
-        import torch  # here: most of what asks for ranks has one device and no need of torch
+        import torch  # here, since most users of this module have one device and do not need torch
 
         count = 1 if trainer["accelerator"] == "cpu" else max(1, torch.accelerator.device_count())
     else:
@@ -72,26 +72,26 @@ def planned_processes(trainer: Mapping[str, Any]) -> int:
 
 
 def is_rank_zero() -> bool:
-    """Whether this process is the first, or only, one: the one that writes and prints."""
+    """Whether this process is the first or only one, which writes and prints."""
     return launched().rank == 0
 
 
 def quiet_unless_rank_zero() -> None:
-    """Let the first process alone print, or a log would hold every line as often as there are processes.
+    """Let only rank 0 print; otherwise a log would hold every line once per process.
 
-    Errors still come from all: they go to stderr.
+    Errors of all processes still go to stderr.
     """
     console.quiet = not is_rank_zero()
 
 
 @dataclass(frozen=True)
 class Team:
-    """Processes that divide items among themselves; by itself, a process alone.
+    """Processes that divide items among themselves; by default a single process.
 
     Attributes:
         rank: This process's number.
-        size: How many there are.
-        group: torch's process group of theirs, on gloo; None for a process alone.
+        size: The number of processes.
+        group: Their torch process group, on gloo; None for a single process.
     """
 
     rank: int = 0
@@ -99,10 +99,10 @@ class Team:
     group: Any = None
 
     def scatter(self, items: Sequence[Item]) -> list[Item]:
-        """This process's part of the first one's items, which must pickle: every `size`-th of them.
+        """Return this process's part of rank 0's items, which must pickle: every `size`-th of them.
 
-        Each item is in one part. The first one's list counts for all, since the others may look at a folder when
-        results are in it already.
+        Each item is in exactly one part. All processes use the list of rank 0: the others may read a folder when it
+        already holds new results.
         """
         if self.size == 1:
             return list(items)
@@ -113,10 +113,10 @@ class Team:
         return content[0][self.rank :: self.size]
 
     def gather(self, value: Item) -> list[Item]:
-        """The values of all processes, in order, on each; waits for the slowest.
+        """Return the values of all processes, by rank, on each process; wait for the slowest.
 
         Raises:
-            RuntimeError: where another process has ended without giving its own.
+            RuntimeError: another process ended without giving its value.
         """
         if self.size == 1:
             return [value]
@@ -141,22 +141,22 @@ def in_process_group() -> bool:
 
 
 def current_team() -> Team:
-    """All processes of the process group that this one is in, as a training leaves it; alone without one."""
+    """Return all processes of the current process group, as left by a training; a single process without one."""
     from torch import distributed
 
     if not in_process_group() or distributed.get_world_size() == 1:
         return SINGLE_PROCESS
-    # A group of its own: results are objects in main memory, and the training's gives up after half an hour.
+    # A separate group: results are objects in main memory, and the training's group times out after half an hour.
     group = distributed.new_group(backend="gloo", timeout=WORK_PATIENCE)
     return Team(distributed.get_rank(), distributed.get_world_size(), group)
 
 
 @contextmanager
 def joined_team() -> Iterator[Team]:
-    """All processes that torchrun or srun started with this one, for the block.
+    """Join all processes that torchrun or srun started with this one, for the block.
 
     Raises:
-        InputError: where the others do not come, as when srun was forgotten.
+        InputError: the others do not connect, e.g. because srun was forgotten.
     """
     own = launched()
     if own.world_size == 1:
@@ -181,11 +181,11 @@ def joined_team() -> Iterator[Team]:
 
 
 def _name_meeting_point() -> None:
-    """Address and port of the first process, which torchrun gives and SLURM's variables imply."""
+    """Set address and port of rank 0, if torchrun has not, from SLURM's variables."""
     if "MASTER_ADDR" not in os.environ:
         from lightning.fabric.plugins.environments import SLURMEnvironment
 
         nodes = os.environ.get("SLURM_NODELIST", "127.0.0.1")
         os.environ["MASTER_ADDR"] = SLURMEnvironment.resolve_root_node_address(nodes)
-    # The rule of Lightning, so that one variable moves both: jobs on one machine have different numbers.
+    # Lightning's rule, so that MASTER_PORT sets both; jobs on one machine get different ports.
     os.environ.setdefault("MASTER_PORT", str(15000 + int(os.environ.get("SLURM_JOB_ID", "0")[-4:])))

@@ -1,4 +1,4 @@
-"""How many worker processes a set of cases allows: as many as cores, and as the largest of them leave memory for."""
+"""Number of worker processes for a set of cases: limited by the cores, and by memory for the largest cases."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from e2enet.common.errors import InputError
 from e2enet.system.memory import available_memory
 
 PROCESS_BYTES = 400 * 2**20  # a worker's interpreter and libraries, measured
-SHARE_OF_MEMORY = 0.9  # the rest is for whatever else the machine does meanwhile
+SHARE_OF_MEMORY = 0.9  # the rest is for other programs
 
 
 @dataclass(frozen=True)
 class Workload:
-    """`workers` processes (0: this one) that take at most `memory` bytes together, of `free_memory`."""
+    """`workers` processes (0: this process) that need at most `memory` bytes together, of `free_memory`."""
 
     workers: int
     memory: int
@@ -27,11 +27,13 @@ class Workload:
 
 
 def fit_workers(needs: Mapping[str, int], requested: int | None = None, *, small: bool = False) -> Workload:
-    """Workers for cases that take `needs` bytes each while they are worked on.
+    """Return the workers for cases that need `needs` bytes each while they are processed.
 
-    None takes as many as there are cores and as fit should the largest cases meet; `small` work is done in
-    this process, since a process takes seconds to start. Raises InputError where not even the largest case
-    fits, or not as many workers as requested.
+    With `requested` None, there are as many workers as cores, and as fit into memory if the largest cases are processed
+    at once. `small` work is then done in this process, since a process takes seconds to start.
+
+    Raises:
+        InputError: not even the largest case fits, or not as many workers as requested.
     """
     free = available_memory()
     largest_first = sorted(needs.values(), reverse=True)
@@ -61,10 +63,10 @@ def fit_workers(needs: Mapping[str, int], requested: int | None = None, *, small
 
 
 def available_cores() -> int:
-    """Cores that this process may use: those that SLURM or taskset gave it, not all of the machine."""
+    """Return the number of cores that this process may use: those given by SLURM or taskset, not all of the machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def gigabytes(size: float) -> str:
-    """Bytes for people: 3.2 GB."""
+    """Format bytes for people: 3.2 GB."""
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
