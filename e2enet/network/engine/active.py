@@ -95,7 +95,7 @@ class ActiveKernels:
     def of_strided_gradient(
         cls, mask: np.ndarray, shifts: np.ndarray, kernel: Triple, stride: Triple, padding: tuple[int, int]
     ) -> ActiveKernels:
-        """List the kernels of a strided convolution's gradient: an expansion in which neighbouring pixels add to a block.
+        """List the kernels of a strided convolution's gradient: an expansion; neighbouring pixels add to one block.
 
         Place b of pixel x's block gets tap k of pixel x + n if stride * n = b + padding - k. Along the depth, the
         convolution read slice stride * z + m for slice z. That slice is place m % stride of another slice's block.

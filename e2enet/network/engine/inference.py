@@ -36,9 +36,10 @@ SPARSE, DENSE, BFLOAT16 = "sparse", "dense", "bfloat16"
 
 @dataclass
 class PlannedOp:
-    """One layer of the program: it computes `values[output]` from `values[inputs]`. No later layer reads those of `done`.
+    """One layer of the program: it computes `values[output]` from `values[inputs]`.
 
-    `others` are further ways to run it. Each is built when it is timed or chosen; `made` keeps the chosen ones.
+    No later layer reads the values of `done`. `others` are further ways to run the layer. Each is built when it is
+    timed or chosen; `made` keeps the chosen ones.
     """
 
     name: str
@@ -130,7 +131,7 @@ def _run_of(make: Callable[[], Layer], sources: Sequence[LazyVolumes]) -> Callab
 
 
 def program(model: E2ENet) -> tuple[list[PlannedOp], tuple[int, ...]]:
-    """Return the steps of a model's inference and the numbers of the values that hold its logits; value 0 is the input."""
+    """Return the steps of a model's inference and the numbers of its logits' values; value 0 is the input."""
     calls, results = trace(model, training=False)
     live = _live_channels(calls, results, model.in_channels)
     steps = []

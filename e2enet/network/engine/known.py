@@ -24,7 +24,7 @@ from e2enet.network.norm import InstanceNormAct
 from e2enet.network.pooling import StrideMaxPool3d
 from e2enet.network.recompute import recompute, run_once
 
-LARGEST_DEPTH_STRIDE = 4  # 16 lanes of 4 slices fill the bits of one integer
+LARGEST_DEPTH_STRIDE = 4  # 16 lanes of 4 slices each fill the 64 bits of one integer
 ONES, NO_PADDING = (1, 1, 1), (0, 0, 0)
 # Which modules each kind may hold. A plain convolution is a head; one with a norm belongs to a block.
 CHILDREN: dict[type, tuple[type, ...]] = {
@@ -51,7 +51,7 @@ KEPT = frozenset({*HOOKS, *CONTENTS, *OF_FILES, COMPILED})
 
 
 def unknown(network: nn.Module) -> str | None:
-    """Return the first thing of a network that the engine does not know, as the end of a sentence; None if it knows all.
+    """Return the first thing of a network that the engine does not know, as the end of a sentence, or None.
 
     With None, the engine computes what the network does in float32 on a CPU, up to rounding.
     """

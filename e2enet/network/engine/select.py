@@ -1,4 +1,4 @@
-"""Which engine runs a network, in inference and in training: one of this package, or torch with every kernel."""
+"""Choose what runs a network in inference and in training: an engine of this package, or torch with every kernel."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from e2enet.network.engine.known import unknown, unknown_in_training
 from e2enet.network.recompute import run_once
 
 ENGINES = ("auto", "dense", "sparse")
-# On a CPU, training with active kernels alone is faster up to this density and from these channels at full resolution
-# on (`python -m benchmarks.training`).
+# On a CPU, training with active kernels only is faster up to this density and with at least this many channels at full
+# resolution (`python -m benchmarks.training`).
 LARGEST_DENSITY = 0.5
 FEWEST_CHANNELS = 32
-# Why only torch trains a network that the engine could else run.
+# Why only torch trains a network that the engine could otherwise run.
 COMPILED = "training.compile=true compiles torch's own pass"
 RECOMPUTED = "training.checkpoint_activations=true recomputes torch's own pass"
 ONLY_GROUPS = "only groups of kernels are multiplied alone (dsff.granularity=group), single ones on a CPU"
-SECONDS = 0.5  # that a whole network is measured for, at least
+SECONDS = 0.5  # the least time for which a whole network is timed
 
 
 def compact(model: nn.Module, *, choose: bool = True, bfloat16: bool = False) -> nn.Module:
-    """A network for inference that runs a model's active kernels alone; its logits differ by rounding.
+    """Return a network for inference that runs a model's active kernels only; its logits differ by rounding.
 
     On a CPU it is a `CompactNetwork`, with copies of an E2ENet's weights and masks, in float32 and always in eval mode.
-    Elsewhere, for an E2ENet whose masks are of groups of kernels, it is a `GroupedNetwork`, with the parameters of the
-    model and its mode. What neither can run is the model itself; `unsupported` says why.
+    On other devices it is a `GroupedNetwork` if the model is an E2ENet with group granularity; it uses the model's
+    parameters and mode. If neither can run the model, the model itself is returned; `unsupported` says why.
 
     Args:
         model: any network, on the device where it will run. Sparse layers are those of `fusion_layers`.
-        choose: on a CPU, let each convolution run the way that is fastest on this machine, active kernels alone or all
-            of them; measured at the first forward of a shape, and remembered (`TimingCache`). Else active kernels
-            alone.
-        bfloat16: allow it, where it is faster.
+        choose: on a CPU, run each convolution in the way that is fastest on this machine, with active kernels only or
+            all of them. It is timed at the first forward pass of a shape, and remembered (`TimingCache`). False: active
+            kernels only.
+        bfloat16: allow bfloat16 if it is faster.
 
     Raises:
-        InputError: where the compact network's logits on a small input are not the model's.
+        InputError: the compact network's logits on a small input are not the model's.
     """
     device = _device(model)
     if unsupported(model, device) is not None:
@@ -67,18 +67,18 @@ def select_engine(
     patch_size: Sequence[int],
     amp_dtype: torch.dtype | None = None,
 ) -> nn.Module:
-    """The network as `engine` runs it: itself (dense), or one that multiplies active kernels alone (sparse).
+    """Return the network as `engine` runs it: itself (dense), or one that multiplies active kernels only (sparse).
 
-    See `compact` for that. `auto` takes it where it can run and was faster on a patch (D, H, W); on a CPU each of its
-    layers then runs the way that was fastest. What was measured is remembered, see `TimingCache`. With `amp_dtype`
+    `compact` makes the sparse one. `auto` chooses it if it can run and was faster on a patch (D, H, W). On a CPU each
+    of its layers then runs in its fastest way. Measured times are remembered, see `TimingCache`. With `amp_dtype`
     bfloat16, layers may run in it.
 
     Raises:
-        InputError: engine=sparse, for what only torch can run.
+        InputError: engine=sparse, but only torch can run the network.
     """
     if engine == "dense":
         return network
-    if device.type == "cpu":  # where its weights are is looked at
+    if device.type == "cpu":  # `unsupported` checks where the weights are
         network.to(device)
     reason = unsupported(network, device)
     if reason is not None and engine == "sparse":
@@ -97,13 +97,13 @@ def select_engine(
 
 
 def select_training(network: nn.Module, engine: str, *, amp_dtype: torch.dtype | None) -> Callable[[torch.Tensor], Any]:
-    """What runs a network in training steps: itself (dense), or what multiplies active kernels alone (sparse).
+    """Return what runs a network in training steps: itself (dense), or an engine of active kernels only (sparse).
 
-    That is a `TrainingEngine` of it on a CPU and, for groups of kernels, a `GroupedNetwork` elsewhere. See
-    `takes_active_kernels` for `auto`. Called in training mode; amp_dtype: of the autocast that it runs under.
+    The engine is a `TrainingEngine` on a CPU and, with group granularity, a `GroupedNetwork` elsewhere. See
+    `takes_active_kernels` for `auto`. Call it in training mode. amp_dtype: of the autocast that surrounds the steps.
 
     Raises:
-        InputError: engine=sparse, for what only torch can run.
+        InputError: engine=sparse, but only torch can run the network.
     """
     if not takes_active_kernels(network, engine, amp_dtype):
         return network
@@ -116,9 +116,9 @@ def select_training(network: nn.Module, engine: str, *, amp_dtype: torch.dtype |
 
 
 def select_validation(network: nn.Module, engine: str, *, amp_dtype: torch.dtype | None) -> nn.Module:
-    """What runs a network in a run's validation and final prediction, by the same rule as `select_training`.
+    """Return what runs a network in a run's validation and final prediction, by the same rule as `select_training`.
 
-    On a CPU it holds the weights and masks as they are now.
+    On a CPU a sparse one holds the current weights and masks.
     """
     if not takes_active_kernels(network, engine, amp_dtype):
         return network
@@ -127,14 +127,14 @@ def select_validation(network: nn.Module, engine: str, *, amp_dtype: torch.dtype
 
 
 def takes_active_kernels(network: nn.Module, engine: str, amp_dtype: torch.dtype | None) -> bool:
-    """Whether a run multiplies the active kernels of its network alone.
+    """Return whether a run multiplies only the active kernels of its network.
 
-    With `auto` it does on a CPU where it can, the network is wide and at most half of its fusion kernels are active,
-    unless it runs in a half precision that pays (AMX). It follows from the network and the machine, without measuring:
-    a run that is resumed goes on as it began.
+    `auto` does so on a CPU if the engine supports the network, the network is wide, at most half of its fusion kernels
+    are active, and no half precision pays there (AMX). The choice follows from the network and the machine, without
+    timing: a resumed run continues as it began.
 
     Raises:
-        InputError: engine=sparse, for what only torch can run.
+        InputError: engine=sparse, but only torch can run the network.
     """
     if engine == "dense":
         return False
@@ -155,7 +155,7 @@ def takes_active_kernels(network: nn.Module, engine: str, amp_dtype: torch.dtype
 
 
 def unsupported(network: nn.Module, device: torch.device) -> str | None:
-    """Why active kernels of a network alone cannot be multiplied on a device; None where they can."""
+    """Return why a network's active kernels cannot be multiplied alone on a device; None if they can."""
     if device.type == "cpu":
         return unknown(network)
     from e2enet.network.engine.groups import grouped_layers
@@ -179,7 +179,7 @@ def _unsupported_in_training(network: nn.Module, device: torch.device) -> str | 
 
 
 def _or_torch(network: Any, engine: str, make: Callable[[Any], Any]) -> Any:
-    """What `make` makes of a network; with `auto` the network itself, where the engine does not find its logits."""
+    """Return `make(network)`; with `auto`, the network itself if the engine does not reproduce its logits."""
     try:
         return make(network)
     except InputError as error:
@@ -189,7 +189,7 @@ def _or_torch(network: Any, engine: str, make: Callable[[Any], Any]) -> Any:
 
 
 def _by_torch(network: nn.Module, reason: str) -> nn.Module:
-    """The network; why an E2ENet is not run by its active kernels is said, once."""
+    """Return the network; print once why an E2ENet on a CPU is not run by its active kernels."""
     if isinstance(network, E2ENet) and _device(network).type == "cpu":
         _say_once(f"engine=auto: torch runs the network with every kernel: {reason}")
     return network
@@ -205,7 +205,7 @@ def _faster(
     patch_size: Sequence[int],
     amp_dtype: torch.dtype | None,
 ) -> nn.Module:
-    """The faster of both on a patch, as it is remembered or measured now."""
+    """Return the faster of both on a patch, by remembered or new times."""
     from e2enet.network.engine.timing_cache import TimingCache
 
     x = torch.zeros(1, network.in_channels, *patch_size, device=device)

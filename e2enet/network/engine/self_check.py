@@ -1,6 +1,6 @@
-"""The engine's answer beside the network's, on a small input: before anything rests on it.
+"""Compare the engine's logits with the network's on a small input, before the engine is used.
 
-What the engine knows of a network is compared by `known`. This finds the rest: code that a processor runs wrongly, or a
+`known` compares what the engine knows of a network. This finds the rest: code that a processor runs wrongly, or a
 method that was replaced for a whole class.
 """
 
@@ -15,19 +15,19 @@ from torch import Tensor
 from e2enet.common.errors import InputError
 from e2enet.network.e2enet import E2ENet
 
-TOLERANCE = 0.01  # of the largest logit; rounding comes to some 1e-5
+TOLERANCE = 0.01  # of the largest logit; rounding gives about 1e-5
 FEWEST_VOXELS = 4  # along each axis
 ADVICE = "expected engine=dense for this network"
 
 
 def check_itself(network: E2ENet, run: Callable[[Tensor], Any], *, training: bool) -> None:
-    """Compare what `run` makes of a small input with what the network does, in training mode or not, in float32.
+    """Compare the logits of `run` on a small input with the network's, in float32, in training or eval mode.
 
-    The input is random, the same each time, and as small as the strides allow. Networks whose own logits are not finite
-    have nothing to compare.
+    The input is random, the same each time, and as small as the strides allow. Heads whose own logits are not finite
+    are not compared.
 
     Raises:
-        InputError: where they differ by more than TOLERANCE.
+        InputError: number or shapes of the logits differ, or their values by more than TOLERANCE.
     """
     size = small_size(network)
     x = torch.randn(1, network.in_channels, *size, generator=torch.Generator().manual_seed(0))
@@ -45,7 +45,7 @@ def check_itself(network: E2ENet, run: Callable[[Tensor], Any], *, training: boo
         if not torch.isfinite(logits).all():
             continue
         difference = float((own - logits).abs().max())
-        if not difference <= TOLERANCE * largest + 1e-4:  # not a number is none
+        if not difference <= TOLERANCE * largest + 1e-4:  # NaN fails too
             raise InputError(
                 f"the engine's logits of head {level} differ from the network's by {difference:.3g} on an input of "
                 f"{size}; the largest is {largest:.3g}, of which rounding is below {TOLERANCE:.0%}; {ADVICE}"
@@ -53,7 +53,7 @@ def check_itself(network: E2ENet, run: Callable[[Tensor], Any], *, training: boo
 
 
 def small_size(network: E2ENet) -> tuple[int, int, int]:
-    """(D, H, W), the least that the strides divide of FEWEST_VOXELS or more."""
+    """Return (D, H, W): the least sizes of FEWEST_VOXELS or more that the strides divide."""
     total = [1, 1, 1]
     for stride in network.strides:
         total = [t * step for t, step in zip(total, stride, strict=True)]

@@ -1,7 +1,7 @@
 """Layers of the engine: lists of active kernels, and how they run on volumes (C, H, W, D).
 
-A convolution's output is kept as it is; the instance norm and the activation that follow are three numbers per channel,
-which every reader applies as it loads. Neither concatenated nor shifted nor normalised volumes are written.
+A convolution's output is kept as it is. The instance norm and the activation that follow are three numbers per channel,
+which every reader applies as it loads. Concatenated, shifted or normalised volumes are never written.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def convolve(
 ) -> np.ndarray:
     """Write the sums of a convolution into volumes of `size` (D, H, W) at the addresses `targets`, one per output.
 
-    add: for which outputs sums are added to what is there. Returns the sums of each output and of
-    their squares, float64 (tiles, outputs, 2).
+    add: for which outputs sums are added to the volumes' values. Returns the totals of each output's sums and of their
+    squares, float64 (tiles, outputs, 2).
     """
     from e2enet.network.engine import loops
 
@@ -97,9 +97,9 @@ def convolve(
 
 
 def moments(values: np.ndarray, totals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance of each channel of (C, H, W, D), from `totals` (tiles, C, 2) where there are many voxels."""
+    """Return mean and variance of each channel of (C, H, W, D), from `totals` (tiles, C, 2) for many voxels."""
     rows = values.reshape(len(values), math.prod(values.shape[1:]))
-    if rows.shape[1] <= FEW_VOXELS:  # rounded sums of squares would be too rough where voxels hardly differ
+    if rows.shape[1] <= FEW_VOXELS:  # sums of squares are too rough if voxels hardly differ
         return rows.mean(axis=1, dtype=np.float64), rows.var(axis=1, dtype=np.float64)
     mean, square = totals.sum(axis=0).T / rows.shape[1]
     return mean, np.maximum(square - mean * mean, 0)
@@ -127,7 +127,7 @@ def expand(
     targets: np.ndarray,
     add: np.ndarray | bool = False,
 ) -> None:
-    """Write blocks of stride (depth, row, column) voxels for each voxel of the sources, as `convolve` does volumes."""
+    """Write a block of stride (depth, row, column) voxels for each voxel of the sources; the rest as in `convolve`."""
     from e2enet.network.engine import loops
 
     tiling = tile_volume(sources[0].size, len(kernels.reads), kernels.plane, (1, 1), torch.get_num_threads())
@@ -152,7 +152,7 @@ def expand(
 
 
 class Pooling:
-    """Max pooling with kernel = stride of some channels, all of them unless given."""
+    """Max pooling with kernel = stride of the given channels, by default of all."""
 
     def __init__(self, stride: Triple, channels: np.ndarray | None = None) -> None:
         self.stride, self.channels = stride, channels

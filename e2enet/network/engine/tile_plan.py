@@ -1,4 +1,4 @@
-"""One call of a layer: its tiles, how they are filled from its sources, and the threads that they are handed to."""
+"""One call of a layer: its tiles, how they are filled from its sources, and how threads share them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def tile_source(
     padding: tuple[int, int] = (0, 0),
     clip_to_strip: bool = False,
 ) -> Any:
-    """What fills tiles (`loops.TileSource`): concatenated sources. reads: (R, 2), channel and slices further."""
+    """Return how concatenated sources fill tiles, a `loops.TileSource`. reads: (R, 2), channel and slices further."""
     from e2enet.network.engine import loops
 
     channel, shift = reads.T
@@ -79,7 +79,7 @@ _memory = threading.local()
 
 
 def thread_buffer(use: str, *shape: int) -> np.ndarray:
-    """Uninitialised float32 memory of this thread at an address that vectors may be loaded from, one for each use."""
+    """Return this thread's memory for `use`: uninitialised float32, aligned to vectors."""
     count = int(np.prod(shape))
     # The last pixels are read several at a time, past the end of the tile.
     needed = count + inner_loops.ROWS * inner_loops.COLUMNS * LANES

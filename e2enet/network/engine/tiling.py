@@ -1,8 +1,8 @@
 """How a volume is cut into tiles: lanes along the depth, rows and columns of the plane.
 
-Volumes lie in memory as (C, H, W, D), depth innermost. A vector of LANES holds depth slices of one pixel. Where the
-volume has fewer slices than a vector has lanes, or a number that leaves many lanes idle, the plane is cut: its
-columns make `strips` parts that lie side by side in the lanes.
+Volumes lie in memory as (C, H, W, D), depth innermost. A vector of LANES holds depth slices of one pixel. If the volume
+has fewer slices than a vector has lanes, or a number that leaves many lanes idle, the plane's columns are cut into
+`strips` parts, which lie side by side in the lanes.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class Tiling:
 
     @property
     def strip_width(self) -> int:
-        """Columns of one strip, the last of which may be shorter."""
+        """Columns of one strip; the last strip may have fewer."""
         return ceil(self.width / self.strips)
 
     def lane_runs(self) -> list[list[LaneRun]]:
-        """The runs of every vector of lanes."""
+        """Return the runs of every vector of lanes."""
         vectors = []
         for first in range(0, self.strips * self.depth, LANES):
             lane_runs, place = [], first
@@ -62,7 +62,7 @@ class Tiling:
         return vectors
 
     def tiles(self) -> np.ndarray:
-        """(vector, first row, first column) of every tile, int64."""
+        """Return (vector, first row, first column) of every tile, int64."""
         vectors = range(ceil(self.strips * self.depth / LANES))
         rows, columns = range(0, self.height, self.rows), range(0, self.strip_width, self.columns)
         return np.array([(vector, row, column) for row in rows for column in columns for vector in vectors], np.int64)
@@ -72,7 +72,7 @@ class Tiling:
 def tile_volume(
     size: tuple[int, int, int], channels: int, kernel: tuple[int, int], stride: tuple[int, int], workers: int
 ) -> Tiling:
-    """The tiling of an output (D, H, W) that reads so many channels by a kernel and a stride of the plane."""
+    """Return the tiling of an output (D, H, W) that reads `channels` channels by a plane kernel and stride."""
     depth, height, width = size
     strips = _strips(depth, width)
     strip_width = ceil(width / strips)
@@ -95,7 +95,7 @@ def tile_volume(
 
 
 def _strips(depth: int, width: int) -> int:
-    """The number of strips that leaves the fewest lanes and columns idle."""
+    """Return the number of strips that leaves the fewest lanes and columns idle."""
 
     def cost(strips: int) -> int:
         return ceil(strips * depth / LANES) * ceil(ceil(width / strips) / COLUMNS)
@@ -104,10 +104,10 @@ def _strips(depth: int, width: int) -> int:
 
 
 def slice_bits(lane_run: LaneRun, shift: int, stride: int, depth: int) -> int:
-    """Which slices of the source the lanes of a run read, one bit per slice from lane 0's on.
+    """Return which source slices the lanes of a run read, one bit per slice from lane 0's on.
 
-    Lane `lane_run.lane + i` reads slice stride * (lane_run.start + i) + shift of a source of `depth` slices; outside of
-    it nothing is read. Bit stride * lane stands for a lane's slice.
+    Lane `lane_run.lane + i` reads slice stride * (lane_run.start + i) + shift of a source of `depth` slices; outside it
+    nothing is read. Bit stride * lane stands for a lane's slice.
     """
     bits = 0
     for i in range(lane_run.count):
@@ -117,7 +117,7 @@ def slice_bits(lane_run: LaneRun, shift: int, stride: int, depth: int) -> int:
 
 
 def lane_run_table(vectors: Sequence[Sequence[LaneRun]]) -> np.ndarray:
-    """(vectors, most runs, 4) int64: lane, strip, start, count; count 0 where a vector has fewer runs."""
+    """Return (vectors, most runs, 4) int64: lane, strip, start, count; count 0 if a vector has fewer runs."""
     table = np.zeros((len(vectors), max(map(len, vectors)), 4), np.int64)
     for line, lane_runs in zip(table, vectors, strict=True):
         for row, lane_run in zip(line, lane_runs, strict=False):

@@ -1,4 +1,4 @@
-"""Which way a layer runs fastest on this machine: measured once, remembered in a small file."""
+"""Find the way in which a layer runs fastest on this machine: measured once, remembered in a small file."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from e2enet.common.files import write_json
 from e2enet.network.engine.vector_code import processor
 from e2enet.system.memory import give_back_freed_memory
 
-RUNS, SECONDS = 3, 0.05  # timed at least, after one run that is not; the median counts, as threads wait at times
+RUNS, SECONDS = 3, 0.05  # least timed, after one untimed run; the median counts, as threads sometimes wait
 
 
 def cache_file() -> Path:
-    """Where choices are remembered: engine.json in the user's cache folder (XDG_CACHE_HOME)."""
+    """Return the file of remembered times: engine.json in the user's cache folder (XDG_CACHE_HOME)."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "e2enet" / "engine.json"
 
 
 def machine() -> str:
-    """What times depend on beside the layer: processor, threads and versions."""
+    """Return what times depend on besides the layer: processor, threads and versions."""
     versions = f"torch {torch.__version__}, numba {numba.__version__}"
     return f"{processor()[0]}, {torch.get_num_threads()} threads, {versions}"
 
 
 class TimingCache:
-    """Fastest ways by a layer's description; {machine: {description: {way: seconds}}} in the file."""
+    """Times of the ways to run a layer; {machine: {description: {way: seconds}}} in the file."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path or cache_file()
@@ -40,16 +40,16 @@ class TimingCache:
     def fastest(
         self, description: str, ways: Mapping[str, Callable[[], Callable[[], Any]]], seconds: float = SECONDS
     ) -> str:
-        """The name of the fastest of `ways`; each gives a function that runs the layer once, when it is to be measured.
+        """Return the name of the fastest of `ways`. Each builds its layer and returns a function that runs it once.
 
-        It is then run for `seconds` at least. What a way holds is let go before the next one is made, and no way is
-        made that is known already.
+        A way is called only if its time is not remembered; its function then runs for `seconds` at least. The memory of
+        a way is released before the next one is called.
         """
         known = self._read().get(machine(), {}).get(description, {})
         missing = {name: _seconds(make(), seconds) for name, make in ways.items() if name not in known}
         if missing:
             self._write(description, missing)
-            give_back_freed_memory()  # trials take memory of other sizes than the volumes that follow
+            give_back_freed_memory()  # trials use other memory sizes than the volumes that follow
         known |= missing
         return min(ways, key=lambda name: known[name])
 
@@ -63,7 +63,7 @@ class TimingCache:
                 }
                 for where, layers in content.items()
             }
-        except (OSError, ValueError, AttributeError, TypeError):  # not there, or not what this wrote: measured anew
+        except (OSError, ValueError, AttributeError, TypeError):  # missing, or not written by this: measured again
             return {}
 
     def _write(self, description: str, seconds: dict[str, float]) -> None:
@@ -72,7 +72,7 @@ class TimingCache:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_json(self.path, content)
-        except OSError:  # a home without room or right to write: measured again next time
+        except OSError:  # home is full or read-only: measured again next time
             pass
 
 

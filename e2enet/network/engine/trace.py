@@ -1,4 +1,4 @@
-"""A network's code traced (torch.fx) down to what an engine runs: blocks, transposed convolutions, poolings, heads."""
+"""Trace a network (torch.fx) down to what an engine runs: blocks, transposed convolutions, poolings, heads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LEAVES = (ConvBlock, StrideUp3d, StrideMaxPool3d, nn.Conv3d)
 
 @dataclass(frozen=True)
 class Call:
-    """The network calls a module: value number `output` is what it makes of the values `inputs`, concatenated.
+    """One call of a module: value number `output` is its output for the values `inputs`, concatenated.
 
     Value 0 is the network's input.
     """
@@ -30,9 +30,9 @@ class Call:
 
 
 def trace(model: E2ENet, *, training: bool) -> tuple[list[Call], tuple[int, ...]]:
-    """The calls of a forward pass in their order, and the numbers of the values that hold its logits.
+    """Return the calls of a forward pass in their order, and the numbers of the values that hold its logits.
 
-    In training mode with deep supervision these are those of every head, else of the first. The model is not changed.
+    With deep supervision in this mode these are the logits of every head, else of the first. The model is not changed.
     """
     modules = dict(model.named_modules())
     before, model.training = model.training, training
@@ -53,14 +53,14 @@ def trace(model: E2ENet, *, training: bool) -> tuple[list[Call], tuple[int, ...]
 
 
 def kernel_mask(module: nn.Module) -> Tensor:
-    """Active kernels of a block, a head or a transposed convolution, as its weight has them: bool (dim 0, dim 1)."""
+    """Return the active kernels of a block, head or transposed convolution, bool (dim 0, dim 1) of its weight."""
     conv: Any = module.conv if isinstance(module, ConvBlock) else module
     mask: Tensor | None = conv._buffers.get("kernel_mask")
     return torch.ones(conv.weight.shape[:2], dtype=torch.bool) if mask is None else mask.cpu()
 
 
 class _Unchecked(nn.Module):
-    """What is traced: the network without the checks of its input."""
+    """The network without its input checks, for tracing."""
 
     def __init__(self, model: E2ENet) -> None:
         super().__init__()
@@ -76,11 +76,11 @@ class _Tracer(fx.Tracer):
 
 
 def skip_views(node: Any) -> Any:
-    """The layer (or the input) that a value comes from, past views of it and a pooling's first output."""
+    """Return the layer (or the input) that a value comes from; skip views and a pooling's first output."""
     while True:
         if node.op == "call_method":  # contiguous
             node = node.args[0]
-        elif node.op == "call_function" and node.args[1] == 0:  # pooling hands on its input beside its output
+        elif node.op == "call_function" and node.args[1] == 0:  # pooling returns its input beside its output
             node = node.args[0].args[0]
         elif node.op == "call_function":
             node = node.args[0]

@@ -1,6 +1,6 @@
 """Training with active kernels only: forward and backward pass of an E2ENet on a CPU, as a program of engine layers.
 
-The gradients are the masked network's, but for rounding; weights of inactive kernels get zero, as DSFF makes of theirs.
+The gradients equal the masked network's up to rounding. Inactive kernels get zero, as DSFF sets their gradients too.
 """
 
 from __future__ import annotations
@@ -49,24 +49,24 @@ class TrainedLayer(Protocol):
     def backward(
         self, sources: Sequence[LazyVolumes], output: LazyVolumes, gradient: Gradient, into: Sequence[Gradient]
     ) -> WeightGradients:
-        """Add the gradients of the sources `into` theirs, none where nobody asks; return those of the parameters."""
+        """Add the sources' gradients to `into`, which is empty if none are needed; return those of the parameters."""
 
 
-Layers = Mapping[int, TrainedLayer]  # by the number of the value that each gives
+Layers = Mapping[int, TrainedLayer]  # by the number of each layer's output value
 Values = dict[int, LazyVolumes]
 
 
 class TrainingEngine:
     """Runs an E2ENet in training mode: (B, C, D, H, W) float32 on the CPU to the logits of its heads, with gradients.
 
-    Parameters stay the network's own; weights and masks are taken anew at every call. A backward pass is that of the
-    masks of its own forward pass; where input or weights were changed in place since, torch's error is raised. The
-    input gets no gradient.
+    Parameters stay the network's own; weights and masks are read again at every call. A backward pass uses the masks of
+    its own forward pass. If the input or weights were changed in place since then, torch raises its error. The input
+    gets no gradient.
 
     Raises:
-        InputError: for a network that the engine does not know, whenever it is changed, or whose logits on a small
-            input are not its own.
-        ValueError: for an input of the wrong shape, or one that asks for its gradient.
+        InputError: the engine does not know the network, also after a later change, or gives other logits on a small
+            input.
+        ValueError: the input has the wrong shape or requires a gradient.
     """
 
     def __init__(self, model: E2ENet) -> None:
@@ -90,7 +90,7 @@ class TrainingEngine:
         return list(logits) if len(self.results) > 1 else logits[0]
 
     def refreshed(self) -> Layers:
-        """The layers with weights and masks as they are now, which later calls and other threads leave as they are."""
+        """Return new layers with the current weights and masks; later calls and other threads do not change them."""
         layers = {number: copy(layer) for number, layer in self.layers.items()}
         for layer in layers.values():
             layer.refresh()
@@ -98,16 +98,16 @@ class TrainingEngine:
         return layers
 
     def forward(self, layers: Layers, sample: Tensor) -> Values:
-        """All values of one sample's (C, D, H, W) forward pass."""
+        """Return all values of one sample's (C, D, H, W) forward pass."""
         values = {0: LazyVolumes.of(np.ascontiguousarray(sample.permute(0, 2, 3, 1).numpy()))}
         for call in self.calls:
             values[call.output] = layers[call.output].forward([values[number] for number in call.inputs])
         return values
 
     def backward(self, layers: Layers, values: Values, logits: Sequence[Tensor | None]) -> WeightGradients:
-        """The gradients of the parameters for one sample, of those of its logits (C, D, H, W).
+        """Return the parameters' gradients for one sample, from those of its logits (C, D, H, W).
 
-        `values` are let go on the way.
+        Each of `values` is released after its use.
         """
         found: WeightGradients = {}
         gradients: dict[int, Gradient] = {}
@@ -118,10 +118,10 @@ class TrainingEngine:
                 own.written[:] = True
         for call in reversed(self.calls):
             output, gradient = values.pop(call.output), gradients.pop(call.output, None)
-            if gradient is None:  # its readers are not read themselves
+            if gradient is None:  # no logits with a gradient depend on it
                 continue
             sources = [values[number] for number in call.inputs]
-            wanted = [number for number in call.inputs if number != 0]  # nobody asks for the input's
+            wanted = [number for number in call.inputs if number != 0]  # the input gets none
             gradients |= {number: Gradient(values[number]) for number in wanted if number not in gradients}
             into = [gradients[number] for number in wanted]
             found |= layers[call.output].backward(sources, output, gradient, into)
@@ -129,12 +129,12 @@ class TrainingEngine:
 
 
 class _Pass(torch.autograd.Function):
-    """A forward pass of the engine as one operation: of the input and of all parameters."""
+    """A forward pass of the engine as one autograd operation of the input and all parameters."""
 
     @staticmethod
     def forward(ctx: Any, engine: TrainingEngine, x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
         ctx.engine, ctx.layers, ctx.parameters = engine, engine.refreshed(), parameters
-        ctx.save_for_backward(x, *parameters)  # the layers read their memory: torch sees to it that it is unchanged
+        ctx.save_for_backward(x, *parameters)  # the layers read their memory: torch checks that it stays unchanged
         samples = x.float()
         ctx.passes = _each(lambda index: engine.forward(ctx.layers, samples[index]), len(samples))
         return tuple(
@@ -148,7 +148,7 @@ class _Pass(torch.autograd.Function):
             raise RuntimeError("create_graph=True: the engine's gradients cannot be differentiated; run the network")
         if ctx.passes is None:
             raise RuntimeError("going backward a second time: what the forward pass kept was let go the first time")
-        _ = ctx.saved_tensors  # raises where one was changed
+        _ = ctx.saved_tensors  # raises if one was changed
         passes, ctx.passes = ctx.passes, None
 
         def go_back(index: int) -> WeightGradients:
@@ -172,7 +172,11 @@ class _Pass(torch.autograd.Function):
 
 
 def _each(work: Callable[[int], Any], count: int) -> list[Any]:
-    """`work(index)` of every sample: one on each thread where they come out even, else one by one on all threads."""
+    """Return `work(index)` of every sample.
+
+    Each thread takes one sample at a time if the threads divide the number of samples. Else samples run one by one,
+    each on all threads.
+    """
     found: list[Any] = [None] * count
 
     def one(index: int) -> None:

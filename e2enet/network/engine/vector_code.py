@@ -1,7 +1,7 @@
-"""Vector code for this machine's processor, made by LLVM from a few lines of Python each: no toolchain is needed.
+"""Vector code for this machine's processor, compiled by LLVM from a few lines of Python each: no toolchain is needed.
 
-numba brings LLVM along (llvmlite). Its own loops leave it to the compiler which values stay in registers; the inner
-loops of a sparse convolution must decide that themselves, so they are written down as vector operations here.
+numba brings LLVM along (llvmlite). In numba's own loops the compiler decides which values stay in registers. The inner
+loops of a sparse convolution must decide that themselves, so they are written as vector operations here.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ class Writer:
         return value
 
     def store(self, value: Any, address: Any, align: int = FLOAT_BYTES, *, stream: bool = False) -> None:
-        """With `stream` past the caches, for what nobody reads soon."""
+        """Store a value; `stream` bypasses the caches, for values that are not read soon."""
         store = self.builder.store(value, self._pointer(address, value.type))
         store.align = align
         if stream:
             store.set_metadata("nontemporal", self.builder.module.add_metadata([ir.Constant(INT32, 1)]))
 
     def load_masked(self, address: Any, bits: Any) -> Any:
-        """Lanes whose bit is set; the others are 0 and their memory is not touched."""
+        """Load the lanes whose bit is set; the others are 0 and their memory is not touched."""
         pointer = self._pointer(address, VECTOR)
         load = self._intrinsic(f"llvm.masked.load.v{LANES}f32.p0", VECTOR, [pointer.type, INT32, BITS, VECTOR])
         return self.builder.call(load, [pointer, ir.Constant(INT32, FLOAT_BYTES), bits, self.vector(0.0)])
@@ -66,13 +66,13 @@ class Writer:
         return self.builder.call(self._intrinsic(f"llvm.fma.v{LANES}f32", VECTOR, [VECTOR] * 3), [a, b, c])
 
     def maximum(self, a: Any, b: Any) -> Any:
-        """The larger of two vectors; `b` where either is NaN."""
+        """Return the larger of two vectors; `b` where either is NaN."""
         return self.builder.select(self.builder.fcmp_ordered(">", a, b), a, b)
 
     def sums_of_lanes(self, values: Sequence[Any]) -> Any:
-        """A vector whose lane i is the sum of all lanes of `values[i]`, of which there are up to LANES.
+        """Return a vector whose lane i is the sum of all lanes of `values[i]`, at most LANES of them.
 
-        Two vectors are halved and laid into one at a time, so that few additions serve many sums.
+        Each step adds the halves of two vectors into one, so few additions serve many sums.
         """
         parts, width = [*values, *[self.vector(0.0)] * (LANES - len(values))], LANES // 2
         while len(parts) > 1:
@@ -89,25 +89,25 @@ class Writer:
         return ir.Constant(VECTOR, [value] * LANES)
 
     def spread(self, scalar: Any) -> Any:
-        """The same value in every lane."""
+        """Return a vector with the same value in every lane."""
         undefined = ir.Constant(VECTOR, ir.Undefined)
         first = self.builder.insert_element(undefined, scalar, ir.Constant(INT32, 0))
         return self.builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(INT32, LANES), [0] * LANES))
 
     def choose(self, value: Any, other: Any, lanes: dict[int, int]) -> Any:
-        """`value`, in which lane i is lane `lanes[i]` of `other`."""
+        """Return `value` with lane i replaced by lane `lanes[i]` of `other`."""
         return self.shuffle(value, other, [LANES + lanes[i] if i in lanes else i for i in range(LANES)])
 
     def shuffle(self, a: Any, b: Any, lanes: Sequence[int]) -> Any:
-        """A vector of these lanes of `a` (0 ..) and `b` (LANES ..)."""
+        """Return a vector of these lanes of `a` (0 ..) and `b` (LANES ..)."""
         return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(INT32, LANES), list(lanes)))
 
     def bits(self, integer: Any) -> Any:
-        """The lowest bits of an integer as one truth value per lane."""
+        """Return the lowest bits of an integer as one truth value per lane."""
         return self.builder.bitcast(self.builder.trunc(integer, INT16), BITS)
 
     def loop(self, count: Any, carried: Sequence[Any], body: Callable[[Any, list[Any]], Sequence[Any]]) -> list[Any]:
-        """Run `body(index, values)` for index 0 .. count - 1; it returns the values that the next turn gets."""
+        """Run `body(index, values)` for index 0 .. count - 1; it returns the values for the next iteration."""
         builder, before = self.builder, self.builder.block
         inside, after = builder.append_basic_block(), builder.append_basic_block()
         builder.cbranch(builder.icmp_signed(">", count, self.integer(0)), inside, after)
@@ -136,7 +136,7 @@ class Writer:
 
 
 class CompiledFunction:
-    """A function of integers and addresses that returns nothing; `address` is where it lies."""
+    """A compiled function of integers and addresses that returns nothing; `address` is its entry point."""
 
     def __init__(self, arguments: int, write: Callable[..., None]) -> None:
         module = ir.Module()
@@ -149,9 +149,9 @@ class CompiledFunction:
 
 
 def compiled_once(make: Callable[..., CompiledFunction]) -> Callable[..., CompiledFunction]:
-    """Keep what `make` compiled for its arguments; threads that ask at the same time get the same function.
+    """Cache what `make` compiles for its arguments; threads that ask at the same time get the same function.
 
-    Of two that were made, one would be let go with its code while somebody runs it.
+    If two were compiled, one would be released with its code while a thread runs it.
     """
     kept, lock = cache(make), threading.Lock()
 
@@ -165,7 +165,7 @@ def compiled_once(make: Callable[..., CompiledFunction]) -> Callable[..., Compil
 
 
 def processor() -> tuple[str, str]:
-    """LLVM's name of this machine's processor, and what it can do."""
+    """Return LLVM's name of this machine's processor, and its features."""
     return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
 
 
