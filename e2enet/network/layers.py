@@ -99,7 +99,7 @@ def to_channels_last(x: Tensor) -> Tensor:
 
 
 def to_planes(x: Tensor) -> Tensor:
-    """Return (B, C, D, H, W) as (B * D, C, H, W): a view where `x` is channels-last."""
+    """Return (B, C, D, H, W) as (B * D, C, H, W): a view if `x` is channels-last."""
     batch, channels, depth, height, width = x.shape
     planes = x.permute(0, 2, 3, 4, 1).reshape(batch * depth, height, width, channels)
     if channels == 1:

@@ -28,8 +28,8 @@ _lock = threading.Lock()
 def compile_cached(compile_function: Callable[..., Any], function: Callable[..., Any]) -> Any:
     """Return `compile_function(function, cache=True)`, kept in `cache_folder`.
 
-    It compiles without `cache` if there is no folder, and if files have changed since they were imported: what is
-    compiled now would not match them.
+    It compiles without `cache` if there is no folder, and if files have changed since they were imported: the compiled
+    code would not match the files.
     """
     import numba
 

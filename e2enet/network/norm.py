@@ -190,10 +190,10 @@ def _sum_parts(add: Any, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """Return (B, C, D, H, W) as contiguous (B, D, H, W, C): a view where `x` is channels-last."""
+    """Return (B, C, D, H, W) as contiguous (B, D, H, W, C): a view if `x` is channels-last."""
     return x.permute(0, 2, 3, 4, 1).contiguous()
 
 
 def voxel_rows(x: Tensor) -> Tensor:
-    """Return (B, C, D, H, W) as (B, voxels, C): a view where `x` is channels-last."""
+    """Return (B, C, D, H, W) as (B, voxels, C): a view if `x` is channels-last."""
     return x.permute(0, 2, 3, 4, 1).reshape(x.shape[0], -1, x.shape[1])

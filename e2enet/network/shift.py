@@ -81,7 +81,7 @@ def overlap(depth: int, shift: int) -> tuple[slice, slice]:
 
 
 class _ShiftConcat(torch.autograd.Function):
-    """Concatenate and shift in one write; the backward pass is the opposite move, again one write per source."""
+    """Concatenate and shift in one write; the backward pass is the reverse move, with one write per source."""
 
     @staticmethod
     def forward(ctx: Any, shift_size: int, *sources: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Check that the engine knows everything that a network computes; what it does not know, it must refuse.
+"""Check that the engine supports everything that a network computes; anything else must be refused.
 
 The engine does not run a network's modules; it reads their values. A bias, a hook, an attribute or a module that it
 does not read would be missing from its result. A network is therefore compared with what the engine was written for.

@@ -1,7 +1,7 @@
 """Compare the engine's logits with the network's on a small input, before the engine is used.
 
-`known` compares what the engine knows of a network. This finds the rest: code that a processor runs wrongly, or a
-method that was replaced for a whole class.
+`known` checks what the engine supports. This finds the rest: code that a processor runs wrongly, or a method that was
+replaced for a whole class.
 """
 
 from __future__ import annotations

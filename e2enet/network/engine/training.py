@@ -271,7 +271,7 @@ class TrainedExpansion:
     def backward(
         self, sources: Sequence[LazyVolumes], output: LazyVolumes, gradient: Gradient, into: Sequence[Gradient]
     ) -> WeightGradients:
-        # Its opposite is a convolution, which reads the output's gradient and writes that of the source.
+        # Its gradient is a convolution, which reads the output's gradient and writes the source's gradient.
         signal, (source,) = gradient.signal(), sources
         products = correlate(self.opposite, [signal], source, stride=self.stride)
         if into:
