@@ -18,7 +18,7 @@ from e2enet.data.loaders.worker_notes import WorkerNotes
 
 
 def patch_loader(dataset: PatchDataset, sampler: EpochSampler, *, num_workers: int) -> DataLoader:
-    """Loader of the batches of each epoch; its workers live through all epochs and note what they read."""
+    """Return the training loader. Its workers live through all epochs and note which case they read."""
     dataset.notes = WorkerNotes([case.id for case in dataset.cases], num_workers)
     return DataLoader(
         dataset,
@@ -33,10 +33,10 @@ def patch_loader(dataset: PatchDataset, sampler: EpochSampler, *, num_workers: i
 
 
 def collate_patches(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One batch of samples. Boxes that are still to be augmented stay a list: they differ in size.
+    """Collate samples into a batch. Boxes that are still to be augmented stay a list: they differ in size.
 
-    At 64 x 160 x 160 a box holds 1.6 times its patch's voxels on average. Were all of a batch of two padded to
-    the larger one, 2.1 times would travel to the device; with one size that fits every draw, 12 times.
+    A box for a patch of 64 x 160 x 160 holds 1.6 times the patch's voxels on average. Padding a batch of two to the
+    larger box would send 2.1 times the voxels to the device. One size that fits every draw would send 12 times.
     """
     if "draw" not in samples[0]:
         return default_collate(list(samples))
@@ -44,20 +44,20 @@ def collate_patches(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def start_worker(worker: int) -> None:
-    """What every worker process does first."""
-    faulthandler.enable(file=2)  # a crash in C code leaves a traceback too, on stderr
+    """Set up a worker process."""
+    faulthandler.enable(file=2)  # a crash in C code prints a traceback to stderr too
     limit_worker_threads(worker)
     leave_signals_to_training()
 
 
 def leave_signals_to_training() -> None:
-    """Let this worker outlive what schedulers send to all processes of a job before they end it.
+    """Let this worker survive the signals that schedulers send to all processes of a job before they end it.
 
-    Training finishes its step and writes a checkpoint first, for which it needs its workers.
+    Training still needs its workers to finish its step and write a checkpoint.
     """
 
     def yield_to_the_next(number: int, frame: FrameType | None) -> None:
-        # The first may be a scheduler's; whoever ends a worker that hangs (torch, multiprocessing) asks again.
+        # The first SIGTERM may be a scheduler's. torch and multiprocessing send another to end a hanging worker.
         signal.signal(number, signal.SIG_DFL)
 
     signal.signal(signal.SIGTERM, yield_to_the_next)
@@ -65,12 +65,12 @@ def leave_signals_to_training() -> None:
 
 
 def limit_worker_threads(worker: int) -> None:
-    """One thread per worker process: torch, ITK, numba and BLAS would each use every core in each of them."""
+    """Limit this worker to one thread: torch, ITK, numba and BLAS would each use every core in each worker."""
     import SimpleITK
 
-    numba = sys.modules.get("numba")  # only where it is loaded already: it takes a while
+    numba = sys.modules.get("numba")  # only if it is loaded already: importing it takes a while
     if numba is not None:
-        numba.set_num_threads(1)  # before the others: it starts threads of its own and resets OpenMP's number
+        numba.set_num_threads(1)  # before the others: it starts its own threads and resets OpenMP's number
     SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     torch.set_num_threads(1)
     threadpool_limits(1)

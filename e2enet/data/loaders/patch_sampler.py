@@ -1,7 +1,7 @@
-"""Which case a training patch is of, and where in the case it lies: `data.sampler`.
+"""Draws the case of a training patch and its position in the case: `data.sampler`.
 
-A sample must follow from (seed, epoch, index) alone, whichever worker makes it. So a sampler keeps nothing from one
-sample to the next, and draws from what it is given or from torch's global generator, which is seeded for each sample.
+A sample must depend on (seed, epoch, index) alone, whichever worker makes it. So a sampler keeps no state between
+samples. It draws from its arguments or from torch's global generator, which is seeded for each sample.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ Triple = tuple[int, int, int]
 Weights = Mapping[Any, float]
 
 FOREGROUND_SHARE = 0.33  # nnU-Net's
-FIXED_FROM = 3  # samples per batch
+FIXED_FROM = 3  # samples per batch from which the number on foreground is fixed
 COARSEST = 0.1
 DRAWS = 2**64
 
 
 class SamplerOptions(TypedDict, total=False):
-    """What `PatchSampler` takes, for a class of one's own to pass on: `**options: Unpack[SamplerOptions]`."""
+    """Arguments of `PatchSampler`, for a subclass to pass on: `**options: Unpack[SamplerOptions]`."""
 
     foreground_share: float
     class_weights: Weights | None
@@ -38,16 +38,16 @@ class SamplerOptions(TypedDict, total=False):
 
 
 class PatchSampler:
-    """Draws cases evenly, and patches on foreground or anywhere in them; weights make some more frequent than others.
+    """Draws cases evenly, and patches on foreground or anywhere in them.
 
-    A class of one's own overrides `draw_case`, `draw_start` or both.
+    Weights make some cases or classes more frequent. A user's own class overrides `draw_case`, `draw_start` or both.
 
     Args:
-        foreground_share: Share of the patches that are centred on foreground, from 0 to 1, see `foreground_count`.
-        class_weights: How often patches on foreground are centred on each class: number or name -> weight >= 0, 1 for
-            those that are left out; None: all evenly. Classes are the labels but background and the ignore label, or
-            the regions of a dataset that is trained on regions. A class of weight 0 is never chosen.
-        case_weights: How often each case is drawn: id -> weight >= 0, 1 for those that are left out; None: evenly.
+        foreground_share: Share of patches that are centred on foreground, from 0 to 1, see `foreground_count`.
+        class_weights: Class number or name -> weight >= 0: how often patches on foreground are centred on the class.
+            Omitted classes have weight 1, and a class of weight 0 is never chosen. None: all evenly. Classes are the
+            labels except background and the ignore label, or the regions if the network is trained on regions.
+        case_weights: Case id -> weight >= 0: how often the case is drawn. Omitted cases have weight 1. None: evenly.
 
     Raises:
         InputError: a share or weight that is out of range.
@@ -79,25 +79,25 @@ class PatchSampler:
         return bool(self.class_weights or self.case_weights)
 
     def draw_case(self, cases: Sequence[PreparedCase], draw: int) -> int:
-        """The position of the case that a sample is of.
+        """Return the position in `cases` of a sample's case.
 
         Args:
-            cases: those that are trained on, one or more.
-            draw: a uniform whole number from 0 to 2**64 - 1, the sample's own.
+            cases: The training cases, one or more.
+            draw: The sample's own uniform whole number from 0 to 2**64 - 1.
         """
         if not self.case_weights:
             return draw % len(cases)
         return _weighted([self.case_weights.get(case.id, 1.0) for case in cases], draw / DRAWS)
 
     def draw_start(self, case: PreparedCase, size: Triple, foreground: bool) -> Triple:
-        """First voxel (d, h, w) of a patch of `size` voxels in a case; negative where the case is padded.
+        """Return the first voxel (d, h, w) of a patch of `size` voxels in a case; negative where the case is padded.
 
-        Along an axis where the patch fits, it lies within the case: a patch on foreground has the chosen voxel at its
-        centre (voxel size // 2) unless it had to move inwards. Where it does not fit, the case is in its middle. A
-        case without foreground of a weight gives a patch anywhere.
+        Along an axis where the patch fits, it lies within the case. A patch on foreground has the chosen voxel at its
+        centre (voxel size // 2) unless it had to move inwards. Along other axes the case is in the middle of the patch.
+        A case without foreground of a weight above 0 gives a patch anywhere.
 
-        With an ignore label, as in nnU-Net, a patch anywhere is one on any annotated voxel, so that a loss finds
-        something in it; only a case without any gives a patch truly anywhere.
+        With an ignore label, "anywhere" means on a random annotated voxel, as in nnU-Net, so that the loss has voxels
+        to use. Only a case without annotated voxels then gives a patch at any position.
         """
         coordinates = case.foreground
         keys = set(coordinates)
@@ -110,15 +110,16 @@ class PatchSampler:
         return d, h, w
 
     def bind(self, scheme: LabelScheme, known: Collection[str], trained: Collection[str]) -> None:
-        """Look up names of classes and ids of cases, once for a run.
+        """Look up the class names and case ids of the weights, once for a run.
 
         Args:
-            scheme: of the dataset's labels.
-            known: ids of all cases that any fold may train on.
-            trained: of those that this run trains on.
+            scheme: The label scheme of the dataset.
+            known: Ids of all cases that any fold may train on.
+            trained: Ids of the cases that this run trains on.
 
         Raises:
-            InputError: with every name or id that the dataset does not have, or where nothing has a weight.
+            InputError: with every name or id that the dataset does not have, or if all classes or all training cases
+                have weight 0.
         """
         classes = {number: name for number, name in scheme.class_names.items() if number}
         numbers = {str(name): number for number, name in classes.items()} | {str(n): n for n in classes}
@@ -135,7 +136,7 @@ class PatchSampler:
         self.class_weights = weights
 
     def _draw_class(self, present: Sequence[int]) -> int | None:
-        """One of the classes of a case; None where none has a weight."""
+        """Draw one of the classes of a case; None if none has a weight above 0."""
         if not self.class_weights:
             return present[draw_below(len(present))] if present else None
         weights = [self.class_weights.get(number, 1.0) for number in present]
@@ -143,8 +144,10 @@ class PatchSampler:
 
 
 def start_on(voxels: np.ndarray, size: Triple, shape: Triple) -> Triple:
-    """Start of a patch of `size` around one of these voxels (N, 3), drawn from torch's generator: within the `shape`
-    of the case where the patch fits into it."""
+    """Return the start of a patch of `size` around one of `voxels` (N, 3), drawn from torch's generator.
+
+    Along an axis where the patch fits into the case's `shape`, it lies within it.
+    """
     lowest, highest = zip(*map(start_range, shape, size), strict=True)
     voxel = voxels[draw_below(len(voxels))]
     d, h, w = (int(first) for first in np.clip(voxel - np.array(size) // 2, lowest, highest))
@@ -168,11 +171,11 @@ def draw_below(limit: int) -> int:
 
 
 def foreground_count(batch_size: int, share: float, accumulate: int = 1) -> int | None:
-    """How many samples of each batch, its last, are centred on foreground; None where each is drawn for it.
+    """Return how many samples of each batch, the last ones, are centred on foreground; None if each is drawn.
 
     Batches of three and more hold the nearest whole number, `b - round(b * (1 - share))` as in nnU-Net: at 0.33 that
-    is 1 of 3 or 4, 2 of 5 to 7. Each sample is drawn with the share as its probability in smaller batches, where
-    several make a step, and where no number (but none and all) comes within a tenth of the share (0.1 of 4).
+    is 1 of 3 or 4, 2 of 5 to 7. Each sample is drawn, with the share as its probability, in smaller batches and
+    with several batches per step. So it is if the number is none (0.1 of 4), all, or off the share by more than 0.1.
     """
     count = batch_size - round(batch_size * (1 - share))
     fixed = batch_size >= FIXED_FROM and accumulate == 1 and 0 < count < batch_size
@@ -180,7 +183,7 @@ def foreground_count(batch_size: int, share: float, accumulate: int = 1) -> int 
 
 
 def _weighted(weights: Sequence[float], draw: float) -> int:
-    """The position that a draw from 0 to 1 falls on, each as likely as its weight; never one of weight 0."""
+    """Return the position for a draw from 0 to 1, each as likely as its weight; never one of weight 0."""
     sums = list(accumulate(weights))
     return bisect_right(sums, draw * sums[-1], hi=max(p for p, weight in enumerate(weights) if weight))
 

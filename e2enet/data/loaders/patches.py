@@ -1,5 +1,4 @@
-"""A patch of a case: only its own voxels are read from disk. `torch_seeded` makes what is drawn for it follow from a
-seed."""
+"""Reads a patch of a case: only its own voxels are read from disk. `torch_seeded` seeds its random draws."""
 
 from __future__ import annotations
 
@@ -15,16 +14,16 @@ from e2enet.data.preparation.store import PreparedCase
 
 @contextmanager
 def torch_seeded(seed: np.uint64) -> Iterator[None]:
-    """Within the block torch draws from this seed; after it, as if the block had not been."""
+    """Seed torch's generator within the block; restore its state after it."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(seed >> np.uint64(1)))  # 63 bits: above, torch takes it for negative
+        torch.manual_seed(int(seed >> np.uint64(1)))  # 63 bits: torch reads a larger one as negative
         yield
 
 
 def frame_affine(spacing: Sequence[float], depth_axis: int) -> np.ndarray:
     """Affine (4, 4) of a prepared case: voxels (d, h, w) -> mm to the right, to the front and upward (RAS).
 
-    The origin is the case's own first voxel. For axial slices (`depth_axis` 2) an orientation of "SRA".
+    The origin is the case's first voxel. For axial slices (`depth_axis` 2) the orientation is "SRA".
 
     Args:
         spacing: mm along (D, H, W).
@@ -38,16 +37,16 @@ def frame_affine(spacing: Sequence[float], depth_axis: int) -> np.ndarray:
 
 
 def shifted_affine(affine: np.ndarray, start: Sequence[int]) -> np.ndarray:
-    """The affine (4, 4) of what begins at voxel `start` of an image with this one."""
+    """Return the affine (4, 4) of a box that begins at voxel `start` of an image with `affine`."""
     shifted = np.array(affine, dtype=float)
     shifted[:3, 3] += shifted[:3, :3] @ np.asarray(start)
     return shifted
 
 
 def load_subject(case: PreparedCase, affine: np.ndarray | None = None) -> tio.Subject:
-    """TorchIO subject of a prepared case with "case"; voxels stay on disk until cropped.
+    """Return a prepared case as a TorchIO subject; voxels stay on disk until cropped.
 
-    Its images are "image", "label" where there is one, and "inside" where the case has a nonzero mask.
+    It holds "image", "label" if there is one, "inside" if the case has a nonzero mask, and the id as "case".
     """
     images: dict[str, tio.Image] = {"image": tio.ScalarImage(tensor=_memory_mapped(case.image), affine=affine)}
     if case.label is not None:
@@ -58,9 +57,9 @@ def load_subject(case: PreparedCase, affine: np.ndarray | None = None) -> tio.Su
 
 
 def crop_subject(subject: tio.Subject, start: Sequence[int], size: Sequence[int]) -> tio.Subject:
-    """Subject of the box `size` that begins at voxel `start`, which its affine tells.
+    """Return the subject of the box of `size` voxels at voxel `start`, with a shifted affine.
 
-    Outside the image everything is 0: background, at the normalised images' mean intensity.
+    Outside the image all values are 0: background, and the mean intensity of normalised images.
     """
     patch = {}
     for name, image in subject.get_images_dict(intensity_only=False).items():
@@ -70,7 +69,7 @@ def crop_subject(subject: tio.Subject, start: Sequence[int], size: Sequence[int]
 
 
 def crop(tensor: torch.Tensor, start: Sequence[int], size: Sequence[int]) -> torch.Tensor:
-    """Copy of the box (C, *size) of a tensor (C, D, H, W), zero where the box leaves the tensor."""
+    """Copy the box (C, *size) of a tensor (C, D, H, W), zero where the box leaves the tensor."""
     inside = all(
         0 <= first <= total - length for first, length, total in zip(start, size, tensor.shape[1:], strict=True)
     )

@@ -1,8 +1,7 @@
-"""Which patch to take from which case, as a pure function of (seed, epoch, index).
+"""Training samples as a pure function of (seed, epoch, index).
 
-A sample depends on nothing but these three numbers: not on the worker that builds it, not on the samples
-before it. An interrupted run that goes on at any batch of an epoch therefore sees the very batches it would
-have seen.
+A sample depends only on these three numbers, not on the worker that builds it or on earlier samples. So a run
+that resumes at any batch of an epoch sees the same batches as an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -27,25 +26,25 @@ Key = tuple[int, int]
 class PatchDataset(Dataset):
     """Training patches; `dataset[(epoch, index)]` is always the same sample for the same seed.
 
-    The sampler draws each sample's case and place; a share of the samples, see `foreground_count`, is centred on
-    foreground. Only the patch is read from disk, never the volume.
+    The sampler draws each sample's case and position. A share of the samples is centred on foreground, see
+    `foreground_count`. Only the patch is read from disk, never the volume.
 
     A sample is {"image": float32 (C, D, H, W), "label": (D, H, W) in the stored type, "case": id}. Without
-    `augment_here` image and label are the box (C, d, h, w) that the patch is to be made from, and "draw" is
-    what `Augmentation.apply` is to do with it, as is "inside", the mask (d, h, w) of a case that has one.
+    `augment_here` image and label are the box (d, h, w) from which the patch is made. The sample then also holds the
+    other input of `Augmentation.apply`: "draw" and, if the case has a nonzero mask, "inside" (d, h, w).
 
     Args:
         cases: Prepared cases with labels.
         patch_size: Voxels (D, H, W).
-        batch_size: Samples per batch, those of all processes together.
-        augmentation: What is done to each patch.
+        batch_size: Samples per batch, of all processes together.
+        augmentation: Augmentation of each patch.
         seed: Any number that is not negative.
-        augment_here: Carry out the augmentation; else only draw it.
+        augment_here: Apply the augmentation; else only draw it.
         affine: Voxels (d, h, w) -> mm (4, 4) of the prepared cases, see `frame_affine`; for steps that ask for it.
-        sampler: Draws cases and places; None: evenly, as `PatchSampler` does by itself.
+        sampler: Draws cases and positions; None: a default `PatchSampler`.
         accumulate: Batches per optimizer step.
 
-    `notes` says what each worker of a loader reads; the loader replaces it by one with a line for each of them.
+    `notes` records what each worker of a loader reads. `patch_loader` replaces it by a table of all its workers.
     """
 
     def __init__(
@@ -95,7 +94,7 @@ class PatchDataset(Dataset):
         return int(position)
 
     def _on_foreground(self, index: int, draw: float) -> bool:
-        """Whether a sample is centred on foreground; `draw` is uniform in 0..1 and the sample's own."""
+        """Whether a sample is centred on foreground; `draw` is the sample's own uniform number in 0..1."""
         share = self.sampler.foreground_share
         count = foreground_count(self.batch_size, share, self.accumulate)
         if count is None:
@@ -107,7 +106,7 @@ class PatchDataset(Dataset):
         draw = self.augmentation.draw(subject.get_image("image").shape[0])
         start, box_size = self._draw_start(case, foreground), self.augmentation.box_size(draw)
         draw = draw._replace(affine=shifted_affine(subject.get_image("image").affine, start).tolist())
-        # Both sizes differ by an even number, so that box and patch have one centre.
+        # The sizes differ by an even number, so that box and patch have the same centre.
         sizes = zip(start, self.patch_size, box_size, strict=True)
         box = crop_subject(subject, [first - (larger - size) // 2 for first, size, larger in sizes], box_size)
         image, label = box.get_image("image").data, box.get_image("label").data[0]
@@ -130,7 +129,7 @@ class PatchDataset(Dataset):
 
 
 class CaseDataset(Dataset):
-    """Whole prepared cases, by position: the dict of a training sample, at the case's own shape."""
+    """Whole prepared cases, by position, as the dict of a training sample at the case's own shape."""
 
     def __init__(self, cases: Sequence[PreparedCase]) -> None:
         self.cases = list(cases)
@@ -148,17 +147,16 @@ class CaseDataset(Dataset):
 
 
 class EpochSampler(Sampler[Key]):
-    """Yields the keys (epoch, index) of one epoch, in order; Lightning calls `set_epoch` before each.
+    """Yields the keys (epoch, index) of one epoch, in order; Lightning calls `set_epoch` before each epoch.
 
-    Several processes share each batch: of a batch of `world_size` times `batch_size` samples the first takes the
-    first `batch_size`, and so on. Their samples are disjoint, equally many, and together those that a process alone
-    has with the larger batch.
+    Several processes share each batch of `world_size` times `batch_size` samples: rank 0 takes the first `batch_size`,
+    and so on. Their samples are disjoint and equally many. Together they are the larger batch of a single process.
 
     Args:
         steps: Batches per epoch and process.
         batch_size: Samples per batch and process.
         rank, world_size: This process and how many there are.
-        start: The first epoch there is, and the first batch of it that is yielded: where a resumed run goes on.
+        start: The first epoch and its first batch that is yielded: where a resumed run continues.
     """
 
     def __init__(
@@ -173,7 +171,7 @@ class EpochSampler(Sampler[Key]):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration yields."""
-        # Lightning sets 0 before it has read at which epoch it goes on, and loader workers begin to draw at once.
+        # Lightning sets 0 before it knows at which epoch it resumes, and loader workers start drawing at once.
         self.epoch = max(epoch, self.start[0])
 
     def __len__(self) -> int:

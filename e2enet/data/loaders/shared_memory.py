@@ -1,7 +1,7 @@
-"""Whether the batches that wait for training fit into shared memory, asked before the workers start.
+"""Checks, before the workers start, that the batches that wait for training fit into shared memory.
 
-Workers hand their batches over in /dev/shm, which holds 64 MB in a container unless more is asked for. One that finds
-it full is ended by the system in the middle of a write (SIGBUS), without a word of its own.
+Workers pass their batches on in /dev/shm, which holds 64 MB in a container unless more is asked for. If it is full, the
+system kills the worker in the middle of a write (SIGBUS), without an error message.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from e2enet.data.loaders.sampling import PatchDataset
 from e2enet.system.workload import gigabytes
 
 SHARED_MEMORY = Path("/dev/shm")
-PREFETCHED = 2  # batches per worker, made or in the making: torch's default
+PREFETCHED = 2  # batches per worker, finished or in progress: torch's default
 TRIED_DRAWS = 64  # for the mean size of the boxes that are augmented on the device
 
 
 def require_shared_memory(
     dataset: PatchDataset, batch_size: int, num_workers: int, processes: int = 1, folder: Path = SHARED_MEMORY
 ) -> None:
-    """Raise InputError where the batches of a loader, in each of `processes` on this machine, do not fit.
+    """Raise InputError if the batches of a loader, in each of `processes` on this machine, do not fit.
 
-    Nothing is asked where there are no workers, or on systems that share memory in another way.
+    Nothing is checked if there are no workers, or on systems that share memory in another way.
     """
     if num_workers == 0 or not folder.is_dir():
         return
     free, batch = shutil.disk_usage(folder).free, batch_bytes(dataset, batch_size)
-    # One more than the workers have: the batch that training has taken over.
+    # One more than the workers have: the batch that training uses.
     needed = processes * (num_workers * PREFETCHED + 1) * batch
     if needed <= free:
         return
@@ -47,8 +47,10 @@ def require_shared_memory(
 
 
 def batch_bytes(dataset: PatchDataset, batch_size: int) -> int:
-    """Bytes of image and label of a batch, as a worker hands it over: of boxes that are still to be augmented, the
-    mean of some draws."""
+    """Return the bytes of image, label and any mask of a batch, as a worker passes it on.
+
+    Boxes that are still to be augmented count with the mean size of some draws.
+    """
     case = dataset.cases[0]
     channels = case.open_image().shape[0]
     sizes = [dataset.patch_size]

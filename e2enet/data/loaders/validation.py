@@ -1,4 +1,4 @@
-"""What validation reads: patches that are the same in every epoch, and whole cases in some epochs."""
+"""The data of validation: patches, the same in every epoch, and whole cases in some epochs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from e2enet.data.preparation.store import PreparedCase
 
 
 class ValidationPatches(Dataset):
-    """Patches of the validation cases as they are, unaugmented; `dataset[index]` follows from seed and index.
+    """Unaugmented patches of the validation cases; `dataset[index]` depends only on seed and index.
 
     Cases take turns: with three cases, patches 0 and 3 are of the first. A case's first patch, and every
     second one after it, is centred on a voxel of a foreground class, drawn evenly among the classes; the
@@ -26,8 +26,8 @@ class ValidationPatches(Dataset):
     Args:
         cases: Prepared cases with labels.
         patch_size: Voxels (D, H, W).
-        count: Patches; raised to the number of cases and to whole batches.
-        batch_size: Patches per batch, those of all processes together.
+        count: Number of patches; raised to the number of cases and to whole batches.
+        batch_size: Patches per batch, of all processes together.
         seed: Any number that is not negative.
     """
 
@@ -39,7 +39,7 @@ class ValidationPatches(Dataset):
         self.cases = list(cases)
         d, h, w = (int(size) for size in patch_size)
         self.patch_size: Triple = (d, h, w)
-        self.sampler = PatchSampler()  # whatever training draws from
+        self.sampler = PatchSampler()  # the default one, whatever training uses
         self.count = math.ceil(max(count, len(cases)) / batch_size) * batch_size
         self.seed = seed
 
@@ -65,15 +65,15 @@ class ValidationPatches(Dataset):
 class PeriodicSampler(Sampler[int]):
     """Yields the positions 0 .. `length` - 1 in every `every`-th epoch and in the last, nothing in the others.
 
-    Of several processes each yields every `world_size`-th: all positions are taken once, and none twice to make their
-    numbers equal, as torch's DistributedSampler would. A process may have one fewer than another, or none.
+    Each of several processes yields every `world_size`-th position, so that every position is taken once. Unlike in
+    torch's DistributedSampler none is repeated: a process may have one position fewer than another, or none.
 
-    Lightning calls `set_epoch` with the number of finished epochs before each pass, a resumed run's included.
+    Lightning calls `set_epoch` with the number of finished epochs before each pass, also in a resumed run.
 
     Args:
-        length: Positions.
+        length: Number of positions.
         every: Epochs from one pass to the next.
-        epochs: Epochs of the run; None where it has no end.
+        epochs: Epochs of the run; None if it has no end.
         rank, world_size: This process and how many there are.
     """
 

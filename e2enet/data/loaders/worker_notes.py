@@ -1,8 +1,8 @@
-"""What each worker of a loader works on, noted where it outlives the worker.
+"""Notes which case each worker of a loader reads, in memory that outlives the worker.
 
-An exception in a worker travels to training with its traceback, and is given its case's name here. A worker that is
-killed, as the system does when memory runs out, leaves nothing: torch then knows its process id alone. So every worker
-notes the case that it reads in shared memory.
+An exception in a worker reaches training with its traceback, and its case's id is added here. A worker that is killed,
+for example when memory runs out, leaves no message: torch knows only its process id. So every worker notes the case
+that it reads in shared memory.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from torch.utils.data import get_worker_info
 
 from e2enet.common.errors import InputError
 
-# torch's words for workers that ended by themselves, whether its signal handler or its queue noticed.
+# torch's message about workers that ended by themselves, from its signal handler or its queue.
 DEAD_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
-# What reading a batch raises that its worker had not wholly handed over when it ended: no other OSError, as of a full
-# disk, which tells of no worker though some may have ended in peace.
+# Raised on reading a batch whose worker ended before it had passed all of it on. Other OSErrors, as of a full disk, are
+# not about workers, even if some have ended normally.
 LOST_CONNECTION = (ConnectionError, FileNotFoundError, EOFError)
 NOTHING_YET = -1
 
 
 class WorkerNotes:
-    """A line per worker: its process id, the position of its case, and whether that is being read (1) or was (0).
+    """A row per worker: its process id, the position of its case, and 1 while it reads the case, then 0.
 
     Args:
-        cases: ids of the cases, by position.
-        num_workers: of the loader; 0 keeps no notes.
+        cases: Ids of the cases, by position.
+        num_workers: Workers of the loader; 0 keeps no notes.
     """
 
     def __init__(self, cases: Sequence[str], num_workers: int) -> None:
@@ -42,11 +42,11 @@ class WorkerNotes:
 
     @contextmanager
     def reading(self, position: int, sample: str) -> Iterator[None]:
-        """Note the case of the block, and name it where the block fails; `sample` is told beside it.
+        """Note the case that the block reads. If the block fails, the error names the case.
 
         Raises:
-            InputError: where the block does, with the case before its message.
-            RuntimeError: from any other exception of the block.
+            InputError: if the block raises one, with the case before its message.
+            RuntimeError: from any other exception of the block, with the case and `sample`.
         """
         worker = get_worker_info()
         if worker is not None and worker.id < len(self.table):
@@ -63,7 +63,7 @@ class WorkerNotes:
             self.table[worker.id, 2] = 0
 
     def explain(self, error: BaseException) -> str | None:
-        """What the workers held whose death an exception tells of; None for any other exception."""
+        """Return which case each dead worker held, if the exception is about dead workers; else None."""
         lists = [found for text in _messages(error) for found in DEAD_WORKER.findall(text)]
         dead = [int(pid) for found in lists for pid in found.split(",")]
         by_pid = {int(pid): (position, bool(reading)) for pid, position, reading in self.table.tolist()}
@@ -81,10 +81,10 @@ class WorkerNotes:
 
 @contextmanager
 def naming_held_cases(loader: Callable[[], Any]) -> Iterator[None]:
-    """In a block that trains on a loader of `PatchDataset`, name the cases of workers that die; `loader` finds it.
+    """Name the cases of workers that die in a block that trains; `loader` returns the loader of its `PatchDataset`.
 
     Raises:
-        RuntimeError: in place of torch's, with what each of the workers held and what may be done.
+        RuntimeError: in place of torch's error, with the case of each dead worker and advice.
     """
     try:
         yield
@@ -93,7 +93,7 @@ def naming_held_cases(loader: Callable[[], Any]) -> Iterator[None]:
         held = notes.explain(error) if isinstance(notes, WorkerNotes) else None
         if held is None:
             raise
-        # Where torch's queue wraps what its signal handler said, the latter tells what ended the worker.
+        # If torch's queue wraps the error of its signal handler, the latter says what ended the worker.
         *_, reason = [str(error), *filter(DEAD_WORKER.search, _messages(error))]
         raise RuntimeError(
             f"{held} ({reason.strip().rstrip('.')}). A worker that is killed has most often run out of memory: "
@@ -102,7 +102,7 @@ def naming_held_cases(loader: Callable[[], Any]) -> Iterator[None]:
 
 
 def _ended(workers: Collection[int], patience: float = 2.0) -> list[int]:
-    """Those of this process's children that have ended; waits a moment for one, whose sockets close before it ends."""
+    """Return the workers that have ended; waits a moment for one, since its sockets close before it ends."""
     stop = time.monotonic() + patience
     while True:
         alive = {child.pid for child in multiprocessing.active_children()}
@@ -113,7 +113,7 @@ def _ended(workers: Collection[int], patience: float = 2.0) -> list[int]:
 
 
 def _messages(error: BaseException | None) -> Iterator[str]:
-    """The messages of an exception and of those that it was raised from."""
+    """Yield the messages of an exception and of the exceptions it was raised from."""
     while error is not None:
         yield str(error)
         error = error.__cause__ or error.__context__

@@ -1,7 +1,7 @@
-"""What planning needs to know of one case, measured once and kept beside the fingerprint.
+"""Measurements of one case for planning, made once and kept beside the fingerprint.
 
-`<folder>/fingerprint/<case>.npz` holds the case's row and its sampled intensities, so that a measurement of
-hundreds of cases that is interrupted goes on where it stopped, and one changed file costs one reading.
+`<folder>/fingerprint/<case>.npz` holds the case's row and its sampled intensities. So an interrupted measurement of
+hundreds of cases resumes where it stopped, and one changed file costs one reading.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ MEASUREMENT_VERSION = 2  # raise it when a measurement changes meaning
 
 @dataclass(frozen=True)
 class CaseFingerprint:
-    """One case: spacing in mm and nonzero-cropped shape along the frame's (D, H, W), cropped / whole
-    voxels."""
+    """One case: spacing in mm and shape after the crop to nonzero, both along the frame's (D, H, W).
+
+    `relative_size` is the share of voxels that the crop keeps.
+    """
 
     id: str
     spacing: tuple[float, float, float]
@@ -36,15 +38,17 @@ class CaseFingerprint:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> CaseFingerprint:
-        """Inverse of `asdict` after a way through JSON."""
+        """Inverse of `asdict`, from JSON."""
         (depth, height, width), (thick, tall, wide) = content["shape"], content["spacing"]
         return cls(content["id"], (thick, tall, wide), (depth, height, width), content["relative_size"])
 
 
 @dataclass(frozen=True)
 class Measuring:
-    """How the cases of a dataset are measured: in the frame of `depth_axis`, with `num_samples` intensities
-    of the labelled voxels each, kept in `folder`."""
+    """Measures the cases of a dataset in the frame of `depth_axis` and keeps the results in `folder`.
+
+    `num_samples` intensities of labelled voxels are drawn from each case.
+    """
 
     dataset: RawDataset
     depth_axis: int
@@ -52,7 +56,7 @@ class Measuring:
     folder: Path
 
     def measure(self, case: Case) -> None:
-        """Read a labelled case and keep what was measured. InputError where it cannot be used."""
+        """Read and measure a labelled case and store the result. InputError if it cannot be used."""
         key = self._key(case)
         volumes = read_case(self.dataset, case, self.depth_axis)
         image, label = volumes.image, volumes.label
@@ -65,18 +69,20 @@ class Measuring:
             np.savez(temporary, key=key, row=json.dumps(asdict(row)), samples=self._samples(cropped, inside))
 
     def kept(self, case: Case) -> tuple[CaseFingerprint, np.ndarray] | None:
-        """The case's row and its (C, n) intensities, n = 0 without foreground; None where they are not there,
-        or of other files."""
+        """Return the case's stored row and intensities (C, n), n = 0 without foreground.
+
+        None if they are missing or its files have changed.
+        """
         try:
             with np.load(self._path(case)) as stored:
                 if str(stored["key"]) != self._key(case):
                     return None
                 return CaseFingerprint.from_dict(json.loads(str(stored["row"]))), stored["samples"]
         except (OSError, KeyError, ValueError, BadZipFile):
-            return None  # absent, or damaged by another hand: measured anew, since nothing is lost
+            return None  # absent or damaged: the case is measured again
 
     def _samples(self, cropped: np.ndarray, inside: np.ndarray) -> np.ndarray:
-        """Drawn with replacement, so that every case weighs the same."""
+        """Draw intensities of foreground with replacement, so that every case has the same weight."""
         foreground = cropped[:, inside]
         if foreground.shape[1] == 0:
             return foreground

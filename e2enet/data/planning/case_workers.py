@@ -1,4 +1,4 @@
-"""What reading and preparing cases have in common: how large cases are, doing the work, telling what failed."""
+"""Shared by reading and preparing cases: the size of cases, the work on them and the report of failures."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from e2enet.data.formats.naming import Case
 from e2enet.data.formats.opening import open_image
 from e2enet.system.processes import Failure, Outcome, run_in_processes
 
-# Voxels, of all cases together, up to which work is done in this process: it takes some seconds, which is
-# what starting others would take.
+# Up to this many voxels of all cases together, work is done in this process: it takes some seconds, as long as starting
+# worker processes.
 SMALL_VOXELS = 40_000_000
 
 
 def image_voxels(case: Case) -> int:
-    """Voxels of all channels of a case's image, from the headers. InputError where a file cannot be opened."""
+    """Voxels of all channels of a case's image, from the headers. InputError if a file cannot be opened."""
     return sum(math.prod(open_image(file).shape) for file in case.images)
 
 
@@ -28,16 +28,16 @@ def work_on_cases(
     """Do `work` on every case, the largest files first, showing progress under `title`.
 
     Args:
-        work: Importable by name; what it returns is dropped, since cases' results belong on disk.
-        cases: All are tried, whatever becomes of the others.
+        work: A function importable by name. Its return value is dropped, since results of cases belong on disk.
+        cases: All are tried, even if some fail.
         workers: Processes; 0 does the work in this process.
-        title: Of the progress bar.
-        heading: Of the error, from the number of cases that failed.
+        title: Title of the progress bar.
+        heading: Returns the heading of the error for the number of failed cases.
 
     Raises:
-        InputError: where the cases are the user's to mend, or workers were killed, most often for want of
-            memory: starting again goes on.
-        RuntimeError: with the workers' own tracebacks, where any failed by a fault of ours.
+        InputError: if the user can correct the cases, or workers were killed, most often for lack of memory. Starting
+            again continues with the rest.
+        RuntimeError: with the workers' tracebacks, if any case failed because of a bug.
     """
     # Large cases first, so that the last to finish are small ones.
     cases = sorted(cases, key=lambda case: sum(file.stat().st_size for file in case.all_files), reverse=True)

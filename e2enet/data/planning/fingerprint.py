@@ -1,5 +1,4 @@
-"""What planning needs to know of a dataset: spacings, cropped shapes and foreground intensities (as
-nnU-Net's)."""
+"""The fingerprint of a dataset, as nnU-Net's: spacings, cropped shapes and foreground intensities."""
 
 from __future__ import annotations
 
@@ -22,18 +21,17 @@ from e2enet.data.planning.case_workers import SMALL_VOXELS, image_voxels, work_o
 from e2enet.system.locks import locked_folder
 from e2enet.system.workload import fit_workers
 
-# In all; nnU-Net draws 1e8 voxels, whose percentiles are the same to the digits that matter.
+# Of all cases together. nnU-Net draws 1e8 voxels; their percentiles are the same to the digits that matter.
 INTENSITY_SAMPLES = 10_000_000
 MAX_SAMPLES_PER_CASE = 2**20
 FINGERPRINT_VERSION = 3  # raise it when the fingerprint changes meaning
 FINGERPRINT_FILE = "fingerprint.json"
-BYTES_PER_VOXEL = 16  # at most, while a case is measured: float32, what the file stores, masks, foreground
+BYTES_PER_VOXEL = 16  # at most, while a case is measured: float32, the file's own type, masks, foreground
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """A dataset's cases, its depth axis (RAS), number of a network's outputs, and intensities per
-    channel.
+    """A dataset's cases, its depth axis (RAS), the number of network outputs, and intensities per channel.
 
     Each entry of `intensities` holds mean, std, percentile_00_5 and percentile_99_5 of the labelled voxels.
     """
@@ -59,14 +57,16 @@ class Fingerprint:
 
 
 def cached_fingerprint(dataset: RawDataset, folder: Path, workers: int | None = None) -> Fingerprint:
-    """The fingerprint of the training cases, from `folder` where it was made from the same raw files, else
-    made and kept; then only cases that are new or changed are read, by `workers` (see `fit_workers`)."""
+    """Return the fingerprint of the training cases, from `folder` if it was made from the same raw files.
+
+    Otherwise it is made and stored. Only new and changed cases are read, by `workers` processes (see `fit_workers`).
+    """
     key = fingerprint_key(dataset)
     kept = _kept_fingerprint(folder / FINGERPRINT_FILE, key)
     if kept is not None:
         return kept
     with locked_folder(folder, f"Reading {dataset.name}"):
-        kept = _kept_fingerprint(folder / FINGERPRINT_FILE, key)  # of the run that held the lock before
+        kept = _kept_fingerprint(folder / FINGERPRINT_FILE, key)  # another run may have made it meanwhile
         if kept is None:
             kept = measure_fingerprint(dataset, dataset.training, folder / "fingerprint", workers)
             write_json(folder / FINGERPRINT_FILE, {"key": key, "fingerprint": kept.to_dict()})
@@ -76,7 +76,7 @@ def cached_fingerprint(dataset: RawDataset, folder: Path, workers: int | None = 
 def measure_fingerprint(
     dataset: RawDataset, cases: Sequence[Case], folder: Path, workers: int | None = None
 ) -> Fingerprint:
-    """Read every labelled case that `folder` holds no measurement of, and sum up.
+    """Measure every labelled case that has no measurement in `folder`, and combine all measurements.
 
     Unreadable cases and wrong labels are all reported in one InputError at the end.
     """
@@ -123,15 +123,16 @@ def fingerprint_key(dataset: RawDataset) -> str:
 
 
 def samples_per_case(num_cases: int) -> int:
-    """Intensities drawn from each case: a power of two, so that one case more or less leaves those drawn from
-    the others as they are."""
+    """Return how many intensities are drawn from each case.
+
+    It is a power of two, so that it seldom changes with the number of cases and kept measurements stay valid.
+    """
     wanted = max(1, INTENSITY_SAMPLES // num_cases)
     return min(MAX_SAMPLES_PER_CASE, 1 << (wanted.bit_length() - 1))
 
 
 def dataset_depth_axis(dataset: RawDataset, cases: Sequence[Case]) -> int:
-    """The RAS axis of largest median spacing, from the headers alone; all unreadable headers in one
-    InputError."""
+    """The RAS axis of largest median spacing, from the headers alone. One InputError lists all unreadable headers."""
     spacings, problems = [], []
     for case in cases:
         try:

@@ -13,7 +13,7 @@ from e2enet.data.planning.topology import Strides, Triple
 
 @dataclass(frozen=True)
 class Plan:
-    """How a dataset is prepared and cut; all triples in the frame (D, H, W).
+    """How a dataset is prepared and cut into patches; all triples are in the frame (D, H, W).
 
     Attributes:
         depth_axis: the RAS axis (0, 1, 2) that is D.
@@ -52,8 +52,7 @@ class Plan:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], source: str = "plan") -> Plan:
-        """Inverse of to_dict; one InputError, opening with `source`, with every key that is missing, unknown or
-        has an impossible value."""
+        """Inverse of to_dict. One InputError, headed by `source`, lists missing or unknown keys and wrong values."""
         raise_problems(plan_problems(content), f"{source}: is no plan")
         return cls(
             int(content["depth_axis"]),
@@ -67,8 +66,7 @@ class Plan:
 
 
 def resampled_shape(shape: Sequence[int], spacing: Sequence[float], target: Sequence[float]) -> Triple:
-    """Voxels of a volume at the target spacing: 30 slices of 3 mm are 18 of 5 mm. At least 1 along each
-    axis."""
+    """Voxels of a volume at the target spacing, at least 1 along each axis: 30 slices of 3 mm are 18 of 5 mm."""
     edges = zip(shape, spacing, target, strict=True)
     return integers([max(1, round(old / new * voxels)) for voxels, old, new in edges])
 

@@ -1,4 +1,4 @@
-"""What a plan that was read from a file may hold: every problem in words, for checkpoints and edited files alike."""
+"""Checks a plan that was read from a checkpoint or an edited file, with a message for every problem."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Test = Callable[[Any], bool]
 
 
 def plan_problems(content: Mapping[str, Any]) -> list[str]:
-    """What is wrong with a plan's plain containers, a line per key with its value and what is expected."""
+    """Return the problems of a plan in plain containers, a line per key with its value and the expected one."""
     problems = [
         f"{name}: is missing, {expected} expected" for name, (_, expected) in KEYS.items() if name not in content
     ]
@@ -58,7 +58,7 @@ def _scheme_problems(index: int, scheme: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _is_number(value: Any) -> bool:
-    # Compared, not asked for being finite: a whole number beyond every float raises there.
+    # Compared, since math.isfinite raises for a whole number that is too large for a float.
     return isinstance(value, int | float) and not isinstance(value, bool) and -MAX_NUMBER <= value <= MAX_NUMBER
 
 
@@ -78,7 +78,7 @@ def _several(test: Test) -> Test:
     return lambda value: isinstance(value, list | tuple) and len(value) >= 1 and all(map(test, value))
 
 
-# No scan and no machine reaches these; beyond them, products overflow and volumes are of no size.
+# No scan and no machine reaches these. Beyond them, products overflow and volumes have no usable size.
 MAX_NUMBER = 1e30
 MIN_MM, MAX_MM = 1e-4, 1e4
 MAX_VOXELS = 2**20

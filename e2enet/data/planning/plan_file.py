@@ -1,9 +1,9 @@
 """plan.json: the plan of a dataset, written for people to read and to edit.
 
-The file holds the plan's values, then `derived` (follows from them; never read) and `made_from` (the options
-asked for, and a hash of what the rules made of data and options). A file whose values still have that hash is
-as it was written, and is written anew whenever the rules give another plan. Any other file is an edit: it is
-used in place of the rules' plan for as long as data and options give the plan that it was an edit of.
+The file holds the plan's values, then `derived` (follows from them; never used) and `made_from` (the given options,
+and a hash of the rules' plan with these options). If the values still have that hash, the file is unedited: it is
+rewritten whenever the rules give another plan. Otherwise the file was edited. It then replaces the rules' plan as long
+as data and options still give the plan that was edited.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ def plan_dataset(
     memory_gb: float | None = None,
     workers: int | None = None,
 ) -> Plan:
-    """Plan for all training cases of a dataset; see make_plan for the values, None follows the rule.
+    """Plan for all training cases of a dataset; see make_plan for the values. None follows the rule.
 
-    Writes the fingerprint to the prepared folder, once for the same raw files, labels and channels (the scans
-    are read only then, by `workers`), and `plan.json`. A plan.json that was edited by hand is used instead of
-    the rules' plan. Raises InputError where it holds a mistake, or where data or options changed since.
+    Writes the fingerprint and `plan.json` to the prepared folder. The scans are read, by `workers`, only once for
+    the same raw files, labels and channels. A plan.json that was edited by hand is used instead of the rules' plan.
+    Raises InputError if it holds a mistake, or if data or options changed since.
     """
     folder = Path(folder)
     options = {
@@ -61,7 +61,7 @@ def plan_dataset(
 
 
 def settle_plan(path: Path, planned: Plan, options: Mapping[str, Any]) -> Plan:
-    """The plan to use: that of an edited file, else `planned`, which is then in the file."""
+    """Return the plan to use: that of an edited file, else `planned`, which is then written to the file."""
     key = content_key([planned.to_dict(), dict(options)])
     found = _read(path)
     if found is None:
@@ -69,7 +69,7 @@ def settle_plan(path: Path, planned: Plan, options: Mapping[str, Any]) -> Plan:
     values = {name: value for name, value in found.items() if name not in ("derived", "made_from")}
     made_from = found.get("made_from")
     if made_from is None:
-        # Whoever removed the note says that the values are meant for the data and options of today.
+        # The user removed `made_from`: the values are meant for the present data and options.
         plan = _checked(path, values, planned)
         return _write(path, plan, options, key)
     if not isinstance(made_from, Mapping) or not isinstance(made_from.get("options"), Mapping):
@@ -150,7 +150,7 @@ def _derived(plan: Plan, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _on_one_line(text: str) -> str:
-    """Indented JSON with each innermost list or object on one line where it is short: [2, 2, 2]."""
+    """Return indented JSON with each short innermost list or object on one line: [2, 2, 2]."""
 
     def joined(match: re.Match[str]) -> str:
         line = re.sub(r"\s+", " ", match[0])
@@ -161,7 +161,7 @@ def _on_one_line(text: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Lists where the caller has tuples or a config's own lists: what JSON gives back."""
+    """Turn tuples and a config's own lists into plain lists, as JSON returns them."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_plain(item) for item in value]
     return value

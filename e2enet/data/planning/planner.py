@@ -1,4 +1,4 @@
-"""From a fingerprint to a plan, by nnU-Net's rules or the paper's, with what the user wants otherwise."""
+"""Makes a plan from a fingerprint, by nnU-Net's rules or the paper's, with the user's own values."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from e2enet.data.planning.topology import (
     total_stride,
 )
 
-ANISOTROPY = 3.0  # nnU-Net's threshold: spacing or shape that differ by more are treated apart
+ANISOTROPY = 3.0  # nnU-Net's threshold: an axis beyond it in spacing and shape has its own target spacing
 KINDS = ("auto", "paper")
 PAPER_STRIDES: Strides = ((2, 2, 2),) * 5
 PAPER_PATCH: Triple = (128, 128, 128)
@@ -41,11 +41,10 @@ def make_plan(
     batch_size: int | None = None,
     memory_gb: float | None = None,
 ) -> Plan:
-    """Plan by nnU-Net's rules (`auto`) or with five (2, 2, 2) strides and a 128^3 patch (`paper`); None
-    follows the rule.
+    """Plan by nnU-Net's rules (`auto`) or with five (2, 2, 2) strides and a 128^3 patch (`paper`).
 
-    Every given value holds as it is; the rest is fitted to it. Raises InputError listing all values that are
-    impossible, with the patch sizes that would fit the strides.
+    Given values are kept, and the rest is fitted to them; None follows the rule. Raises InputError that lists all
+    impossible values, or the patch sizes that would fit the strides.
     """
     memory_gb = DEFAULT_MEMORY_GB if memory_gb is None else memory_gb
     _check_overrides(kind, spacing, patch_size, strides, batch_size, memory_gb)
@@ -76,8 +75,7 @@ def make_plan(
 def target_spacing(fingerprint: Fingerprint) -> tuple[float, float, float]:
     """Median spacing in mm; along a far coarser axis with far fewer voxels its 10th percentile.
 
-    The latter keeps scans with thinner slices from being thinned out; it never gets finer than the other
-    axes.
+    The percentile keeps more slices of scans with thin slices. It is never finer than the other axes.
     """
     spacings = np.array([case.spacing for case in fingerprint.cases], dtype=float)
     median = np.median(spacings, axis=0)
@@ -92,7 +90,7 @@ def target_spacing(fingerprint: Fingerprint) -> tuple[float, float, float]:
 
 
 def _scheme(name: str, fingerprint: Fingerprint, channel: int) -> dict[str, Any]:
-    """By the channel's name as in nnU-Net: CT has one scale for all images, other images each their own."""
+    """Choose a channel's normalisation by its name, as in nnU-Net: CT by the dataset, others by each image."""
     if name.casefold() == "ct":
         found = fingerprint.intensities[channel]
         return {
@@ -104,8 +102,7 @@ def _scheme(name: str, fingerprint: Fingerprint, channel: int) -> dict[str, Any]
         }
     if name.casefold() == "nonorm":
         return {"scheme": "none"}
-    # Where the crop removed a quarter or more, zeros surround the object (skull-stripped heads): they must
-    # not count.
+    # If the crop removed more than a quarter, zeros surround the object (skull-stripped heads) and must not count.
     return {"scheme": "zscore", "nonzero": fingerprint.relative_size < 0.75}
 
 
@@ -149,7 +146,7 @@ def _is_list(value: Any) -> bool:
 
 
 def _are(values: Any, kind: Any) -> bool:
-    """Three positive numbers of this kind."""
+    """Whether these are three positive numbers of this kind."""
     if not _is_list(values) or len(values) != 3:
         return False
     return all(isinstance(value, kind) and not isinstance(value, bool) and value > 0 for value in values)

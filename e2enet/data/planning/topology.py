@@ -1,8 +1,7 @@
-"""nnU-Net's rules for how often each axis is halved, how much a network's feature maps weigh, and which patch
-fits.
+"""nnU-Net's rules for strides, the memory of feature maps, patch size and batch size.
 
 Source: the default ExperimentPlanner of nnU-Net 2.8 for 3d_fullres (Isensee et al. 2021, supplementary
-section on the network topology), written anew. All triples are in the frame (D, H, W).
+section on the network topology), reimplemented. All triples are in the frame (D, H, W).
 """
 
 from __future__ import annotations
@@ -26,12 +25,11 @@ START_EDGE = 256  # the first patch has the volume of a cube with this edge
 
 
 def pooling_strides(spacing: Sequence[float], patch_size: Sequence[float]) -> Strides:
-    """The strides between levels for a patch: axes of finer spacing are halved first, until spacings are
-    alike.
+    """The strides between levels for a patch: axes of finer spacing are halved first, until spacings are alike.
 
-    At each level those axes are halved that have at least 8 voxels left and a spacing below twice the
-    smallest of such; a lone axis only with at least 12. Worked: 5 x 1 x 1 mm halves (1, 2, 2) to 5 x 2 x 2,
-    again to 5 x 4 x 4, then all.
+    Only axes of at least 8 voxels can be halved. Each level halves those of them with a spacing below twice their
+    smallest spacing. A single axis is halved only if it has at least 12 voxels. Worked: 5 x 1 x 1 mm is halved by
+    (1, 2, 2) to 5 x 2 x 2, again to 5 x 4 x 4, then along all axes.
     """
     size, mm = list(patch_size), list(spacing)
     strides: list[Triple] = []
@@ -50,8 +48,8 @@ def pooling_strides(spacing: Sequence[float], patch_size: Sequence[float]) -> St
 def tiny_stride(spacing: Sequence[float], patch_size: Sequence[float]) -> Triple:
     """One stride for volumes too small to be halved by the rule, since a network has at least two levels.
 
-    Halves the axes of more than one voxel whose spacing is below twice the smallest of such; all, if there
-    are none.
+    Considers the axes of more than one voxel, or all if there are none. Halves those of them with a spacing below
+    twice their smallest spacing.
     """
     large = [axis for axis in range(3) if patch_size[axis] > 1] or [0, 1, 2]
     finest = min(spacing[axis] for axis in large)
@@ -59,7 +57,7 @@ def tiny_stride(spacing: Sequence[float], patch_size: Sequence[float]) -> Triple
 
 
 def total_stride(strides: Sequence[Sequence[int]]) -> Triple:
-    """Product of the strides per axis: what the patch must be a multiple of."""
+    """Product of the strides per axis; the patch must be a multiple of it."""
     return _triple(math.prod(int(stride[axis]) for stride in strides) for axis in range(3))
 
 
@@ -69,15 +67,14 @@ def round_up(size: Sequence[float], multiple: Sequence[int]) -> Triple:
 
 
 def round_down(size: Sequence[int], multiple: Sequence[int]) -> Triple:
-    """The last size that is a multiple, which is at least one: 35 and 8 -> 32, 5 and 8 -> 8."""
+    """The last size that is a multiple, at least one multiple: 35 and 8 -> 32, 5 and 8 -> 8."""
     return _triple(max(edge // step, 1) * step for edge, step in zip(size, multiple, strict=True))
 
 
 def feature_map_size(patch_size: Sequence[int], strides: Strides, num_classes: int) -> int:
     """Values in all conv outputs of nnU-Net's PlainConvUNet for one patch, its measure of memory.
 
-    Per encoder level two convs; per decoder level the transposed conv and two convs; at the end the class
-    maps.
+    Counts two convs per encoder level, a transposed conv and two convs per decoder level, and the class maps.
     """
     sizes = [tuple(patch_size)]
     for stride in strides:
@@ -93,11 +90,10 @@ def feature_map_size(patch_size: Sequence[int], strides: Strides, num_classes: i
 def fit_patch(
     spacing: Sequence[float], median_shape: Sequence[float], num_classes: int, memory_gb: float
 ) -> tuple[Triple, Strides]:
-    """The largest patch, and its strides, whose feature maps fit the memory at batch size 2.
+    """The largest patch whose feature maps fit the memory at batch size 2, and its strides.
 
-    Starts at equal edges in mm with the volume of 256^3 voxels, cut to the median shape, and shortens again
-    and again the axis that covers most of the median shape. Raises InputError where even the smallest patch
-    does not fit.
+    The patch starts with equal edges in mm and 256^3 voxels, cut to the median shape. Then, until it fits, the axis
+    that covers most of the median shape is shortened. Raises InputError if even the smallest patch does not fit.
     """
     inverse = 1 / np.asarray(spacing, dtype=float)
     start = inverse * (START_EDGE**3 / inverse.prod()) ** (1 / 3)
@@ -106,7 +102,7 @@ def fit_patch(
     patch = round_up(wanted, total_stride(strides))
     limit_size = REFERENCE_SIZE * memory_gb / REFERENCE_GB
     while feature_map_size(patch, strides, num_classes) > limit_size:
-        # Of equal shares the last axis is shortened.
+        # If shares are equal, the last axis is shortened.
         axis = max(range(3), key=lambda index: (patch[index] / median_shape[index], index))
         patch, strides = _shorten(spacing, patch, strides, axis, memory_gb)
     return patch, strides
@@ -125,8 +121,8 @@ def _shorten(
 ) -> tuple[Triple, Strides]:
     """Shorten one axis by the smallest step that its next shape allows.
 
-    A patch of 256 halved 6 times would step by 64 to 192 and miss 224, which has only 5 halvings and steps of
-    32: so the step is that of the patch after a full step.
+    A patch of 256 halved 6 times would step by 64 to 192. It would miss 224, which has only 5 halvings and steps of
+    32. So the step is that of the patch after a full step.
     """
     trial = list(patch)
     trial[axis] -= total_stride(strides)[axis]
