@@ -1,8 +1,8 @@
 """Cubic splines as one matrix per axis: they are separable, so a volume costs a matrix product per axis.
 
 SciPy's 3D zoom reads 64 neighbours for every voxel. Along one axis it is a (new x old) matrix whose entries
-vanish 14 voxels away from the diagonal: blocks of it times blocks of the volume give the same values from
-some 60 products per axis, at the speed of matrix multiplication.
+vanish 14 voxels away from the diagonal. Multiplying blocks of it with blocks of the volume gives the same values from
+some 60 products per voxel and axis, at the speed of matrix multiplication.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-BLOCK = 32  # new voxels at a time: larger blocks multiply more zeros
+BLOCK = 32  # new voxels per block: larger blocks multiply more zeros
 NEGLIGIBLE = 1e-8  # entries below it change no float32 result
 
 
@@ -48,10 +48,10 @@ def cubic_blocks(old: int, new: int) -> tuple[Block, ...]:
 
 
 def resample_volume(values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """(D, H, W) to `shape` by cubic splines, float32.
+    """Resample (D, H, W) to `shape` by cubic splines, float32.
 
-    Beside the result it holds one volume that is no larger than the larger of the two: depth comes first
-    where it shrinks, last where it grows.
+    Depth is resampled first if it shrinks, last if it grows. So the one temporary volume is no larger than the larger
+    of input and result.
     """
     depth, height, width = shape
     if depth < len(values):
@@ -68,18 +68,18 @@ def resample_volume(values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 
 
 def resample_slices(values: np.ndarray, picked: Sequence[int], shape: Sequence[int]) -> np.ndarray:
-    """Slices `picked` (in ascending order) of (D, H, W), each to `shape` (H', W') by cubic splines, float32."""
+    """Resample slices `picked` (ascending) of (D, H, W), each to `shape` (H', W') by cubic splines, float32."""
     result = torch.empty(len(picked), *shape)
     _resample_planes(values, picked, result)
     return result.numpy()
 
 
 def _resample_planes(values: np.ndarray, picked: Sequence[int], result: torch.Tensor) -> None:
-    """Each picked plane along its columns, then along its rows: small enough to stay in the cache between."""
+    """Resample each picked plane along W, then along H: a plane is small enough to stay in the cache in between."""
     height, width = values.shape[1:]
     new_height, new_width = result.shape[1:]
     rows, columns = cubic_blocks(height, new_height), cubic_blocks(width, new_width)
-    # Buffers of torch's own are aligned alike in every process, so that products are equal to the last bit.
+    # torch aligns its buffers in the same way in every process, so that products are equal to the last bit.
     plane, wide = torch.empty(height, width), torch.empty(height, new_width)
     for index, source in enumerate(picked):
         if index and source == picked[index - 1]:

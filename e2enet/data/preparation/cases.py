@@ -1,4 +1,4 @@
-"""Preparing a dataset's cases: those that are missing, in parallel, each complete or absent."""
+"""Prepares the missing cases of a dataset in parallel; on disk each case is complete or absent."""
 
 from __future__ import annotations
 
@@ -27,18 +27,17 @@ def prepare_cases(
 ) -> list[PreparedCase]:
     """Preprocess the cases that are not yet in the folder and return all, in the given order.
 
-    A case is redone when what it was made from changed: the plan's spacing, depth axis or normalisation, the
-    label map, size or time of a raw file. `workers` processes share the work (None: what cores and free
-    memory allow; 0: this process); the result does not depend on them. A run that is killed leaves complete
-    cases and none half done; two at once take turns. Every case that cannot be used is reported in one
-    InputError, after the others are done.
+    A case is prepared again if one of its inputs changed: the plan's spacing, depth axis or normalisation, the label
+    map, size or time of a raw file. `workers` processes share the work (None: what cores and free memory allow; 0: this
+    process). The result does not depend on their number. A run that is killed leaves no half-finished case. Two runs
+    at once take turns. One InputError lists all cases that cannot be used, after the others are done.
     """
     store = CaseStore.of(folder, dataset, plan)
     wanted = list(cases)
     found = [store.find(case) for case in wanted]
     if None in found:
         with locked_folder(Path(folder), f"Preparing {dataset.name}"):
-            # Looked for again: another run may have made them while this one waited.
+            # Searched again: another run may have prepared them while this one waited.
             _prepare_missing(store, [case for case in wanted if store.find(case) is None], workers)
         found = [store.find(case) for case in wanted]
     prepared = []
@@ -50,13 +49,13 @@ def prepare_cases(
 
 
 def prepare_case(store: CaseStore, case: Case) -> None:
-    """Read, crop, resample, normalise and store one case. InputError where it cannot be used."""
+    """Read, crop, normalise, resample and store one case. InputError if it cannot be used."""
     with _one_thread():
         key = store.key(case)
         volumes = read_case(store.dataset, case, store.plan.depth_axis)
         label = volumes.label
         result = preprocess(volumes.image, store.plan)
-        del volumes  # what is not needed any more must not add to the peak
+        del volumes  # lowers the peak of memory
         store.forget(case)
         store.write_image(case, result.image)
         depth, height, width = result.image.shape[1:]
@@ -84,7 +83,7 @@ def _prepare_missing(store: CaseStore, cases: list[Case], workers: int | None) -
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """One thread wherever a case is prepared: results are equal to the last bit, and workers do not crowd."""
+    """Let torch use one thread: results are equal to the last bit, and workers do not compete for cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""What preparing will take, told from headers before it starts, and refused where it cannot fit."""
+"""Forecasts, from headers, the disk space and memory that preparing takes, and refuses what cannot fit."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from e2enet.data.planning.plan import Plan, resampled_shape
 from e2enet.data.preparation.foreground import MIN_COORDINATES, MIN_SHARE
 from e2enet.system.workload import Workload, fit_workers, gigabytes
 
-# Peak of a worker in float32 sizes of its case (raw or resampled, whichever is larger); docs/preparation.md
-# has the measurements, a test keeps them below.
+# A worker's peak memory, as a multiple of its case in float32 (raw or resampled, whichever is larger).
+# docs/preparation.md has the measurements. A test keeps them below this value.
 PEAK_FACTOR = 5.0
 COORDINATE_BYTES = 12
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What cases need: `disk` bytes of `free_disk`, `most` of it for which case, and workers with their memory."""
+    """What the cases need: `disk` bytes of `free_disk`, the case with the `most` in words, and workers with memory."""
 
     num_cases: int
     disk: int
@@ -44,9 +44,9 @@ class Forecast:
 def forecast(
     dataset: RawDataset, cases: Sequence[Case], plan: Plan, folder: Path, workers: int | None = None
 ) -> Forecast:
-    """What preparing the cases takes at most: the crop to nonzero, which makes it less, is not foreseen.
+    """Return what preparing the cases takes at most. The crop to nonzero, which reduces it, is not included.
 
-    Raises InputError where the disk of `folder` or the memory of this machine will not do.
+    Raises InputError if the disk space of `folder` or the memory of this machine is too small.
     """
     total = 0
     sizes: dict[str, int] = {}
@@ -55,7 +55,7 @@ def forecast(
         try:
             raw, prepared = _voxels(case, plan)
         except InputError:
-            raw, prepared = 0, 0  # the worker will say what is wrong, and the others go on
+            raw, prepared = 0, 0  # the worker will report the problem, and the other cases continue
         channels = len(dataset.channels)
         coordinates = _coordinates(prepared, dataset.scheme) * COORDINATE_BYTES
         mask_bytes = prepared if plan.masked_channels else 0
@@ -75,15 +75,16 @@ def forecast(
 
 
 def free_disk(folder: Path) -> int:
-    """Bytes that may be written to the folder, which need not exist yet."""
+    """Free bytes on the disk of the folder, which need not exist yet."""
     existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.is_dir())
     return shutil.disk_usage(existing).free
 
 
 def _coordinates(voxels: int, scheme: LabelScheme) -> int:
-    """At most so many are kept, however the classes share the voxels: of each 10 000 or a hundredth of its own.
+    """Return how many coordinates are kept at most, however the voxels are divided among the classes.
 
-    Regions, and the annotated voxels of a dataset with an ignore label, may be the same voxels several times.
+    Each class keeps 10 000 or a hundredth of its voxels, whichever is more. Regions, and the annotated voxels of a
+    dataset with an ignore label, may contain the same voxels several times.
     """
     lists = len(scheme.class_names) - 1 + (scheme.ignore is not None)
     times = lists if scheme.special else 1
@@ -91,6 +92,6 @@ def _coordinates(voxels: int, scheme: LabelScheme) -> int:
 
 
 def _voxels(case: Case, plan: Plan) -> tuple[int, int]:
-    """Of all raw channels, and of one resampled channel."""
+    """Voxels of all raw channels, and of one resampled channel."""
     geometry = read_geometry(case.images[0], plan.depth_axis, case.unit)
     return image_voxels(case), math.prod(resampled_shape(geometry.frame_shape, geometry.spacing, plan.spacing))

@@ -1,4 +1,4 @@
-"""Where the voxels of each class are: coordinates drawn once, so that foreground patches need no search."""
+"""Coordinates of voxels of each class, drawn once, so that foreground patches need no search."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from e2enet.common.files import atomic_path
 from e2enet.data.formats.scheme import LabelScheme
 
 MIN_COORDINATES = 10_000
-MIN_SHARE = 0.01  # of a class: from a large one, 10 000 would be too few places
+MIN_SHARE = 0.01  # of a class's voxels: of a large class, 10 000 would be too few
 COORDINATE_SEED = 1234
-# The key of the voxels that somebody has labelled, as background or as any class; no class has it.
+# The key of all annotated voxels, background included. No class has it.
 ANNOTATED = -1
 
 
 def num_coordinates(voxels: int, least: int = MIN_COORDINATES) -> int:
-    """How many coordinates are kept of a class of so many voxels: `least` or a hundredth, whichever is more, as in
-    nnU-Net; all of a smaller class."""
+    """Return how many coordinates are kept of a class of `voxels` voxels, as in nnU-Net.
+
+    It is `least` or a hundredth, whichever is more, or all voxels of a smaller class.
+    """
     return min(voxels, max(least, math.ceil(voxels * MIN_SHARE)))
 
 
 def sample_coordinates(
     label: np.ndarray, least: int = MIN_COORDINATES, scheme: LabelScheme | None = None
 ) -> dict[int, np.ndarray]:
-    """Class -> (n, 3) int32 coordinates of its voxels, `num_coordinates` of them, drawn without replacement by a
-    fixed seed.
+    """Return class -> (n, 3) int32 coordinates, `num_coordinates` of them, drawn without replacement by a fixed seed.
 
-    Classes are the labels from 1, or the regions of `scheme` by number (`LabelScheme.class_names`). With an ignore
-    label, which is no class, ANNOTATED are the voxels of every other label, background included.
-    Of a label map (D, H, W) one plane is looked at at a time: the list of all foreground voxels could be
-    larger than the image.
+    Classes are the labels from 1, or the regions of `scheme` by number (`LabelScheme.class_names`). An ignore label is
+    no class. With one, ANNOTATED holds the voxels of every other label, background included. The label map (D, H, W) is
+    read plane by plane, since the list of all foreground voxels could be larger than the image.
     """
     planes = [np.bincount(plane.ravel()) for plane in label]
     values = max(map(len, planes), default=1)
@@ -69,8 +69,10 @@ def write_coordinates(path: Path, coordinates: Mapping[int, np.ndarray]) -> None
 
 
 class StoredCoordinates(Mapping[int, np.ndarray]):
-    """Coordinates in a file of `write_coordinates`, read class by class and not kept: workers would come to hold those
-    of every case."""
+    """Coordinates in a file of `write_coordinates`, read class by class.
+
+    They are not cached, since workers would end up holding those of every case.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -88,8 +90,10 @@ class StoredCoordinates(Mapping[int, np.ndarray]):
 
 
 def _coordinates(label: np.ndarray, united: Sequence[int], counts: np.ndarray, ranks: np.ndarray) -> np.ndarray:
-    """(n, 3): where the voxels of the united labels are that have these ranks, in ascending order, among all of
-    them."""
+    """Return the coordinates (n, 3) of the voxels with these ascending `ranks` among all voxels of the united labels.
+
+    `counts` holds the number of these voxels in each plane.
+    """
     ends = np.cumsum(counts)
     pieces = []
     for depth in np.flatnonzero(counts):

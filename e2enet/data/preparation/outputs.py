@@ -1,4 +1,4 @@
-"""From a network's output to labels: the class of largest value, or regions written over one another."""
+"""Turns a network's output into labels: the class of largest value, or regions written over one another."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ def segment_logits(logits: Tensor, order: Sequence[int] = ()) -> Tensor:
 def segment_plane(probabilities: Tensor, order: Sequence[int] = ()) -> Tensor:
     """Labels (H, W) of probabilities (K, H, W), uint8 or int16.
 
-    `order` is `LabelScheme.order` of a network that was trained by regions, whose probabilities are each region's own;
-    empty: the class of largest probability.
+    For a network trained on regions, `order` is `LabelScheme.order`, and each region has its own probability. If it is
+    empty, the class of largest probability is taken.
     """
     return write_regions(probabilities > 0.5, order) if order else largest_class(probabilities)
 
 
 def write_regions(inside: Tensor, order: Sequence[int]) -> Tensor:
-    """Regions (K, ..) of bool as one label map (..), uint8 or int16: each as its label, later ones over earlier ones;
-    0 in none (nnU-Net's regions_class_order)."""
+    """Write boolean regions (K, ..) into one label map (..), uint8 or int16 (nnU-Net's regions_class_order).
+
+    Each region is written as its label in `order`, later ones over earlier ones. Voxels of no region are 0.
+    """
     labels = torch.zeros(inside.shape[1:], dtype=_label_type(max(order)), device=inside.device)
     for region, label in zip(inside, order, strict=True):
         labels.masked_fill_(region, label)
@@ -32,12 +34,12 @@ def write_regions(inside: Tensor, order: Sequence[int]) -> Tensor:
 
 
 def largest_class(plane: Tensor) -> Tensor:
-    """The class of largest value: (K, H, W) -> (H, W) uint8, int16 for more than 256 classes; of equals the first."""
+    """The class of largest value: (K, H, W) -> (H, W) uint8, int16 for more than 256 classes. Ties: the first one."""
     dtype = _label_type(len(plane) - 1)
     if plane.device.type != "cpu":
         return plane.argmax(dim=0).to(dtype)
-    # Class after class, since torch's own argmax goes voxel by voxel across the planes: ten times slower. A class that
-    # beats those before it has a larger number than they, so the winner is the largest of the numbers that ever led.
+    # Class by class: torch's argmax goes voxel by voxel across the planes, ten times slower. A class that beats all
+    # earlier ones has a larger number than they, so the winner is the largest number that ever led.
     best = plane[0].clone()
     winner = torch.zeros(best.shape, dtype=dtype)
     leads, number = torch.empty(best.shape, dtype=torch.bool), torch.empty_like(winner)

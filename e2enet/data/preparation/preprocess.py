@@ -1,4 +1,4 @@
-"""A volume on its way into the network: crop to nonzero, normalise, resample. The way back is `restore`."""
+"""Preprocesses a volume for the network: crop to nonzero, normalise, resample. The way back is `restore`."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ MIN_STD = 1e-8
 
 @dataclass(frozen=True, eq=False)
 class Preprocessed:
-    """A network's input and what leads back: the crop's place in the frame's grid.
+    """A network's input, and the position of its crop in the frame's grid, which leads back.
 
-    `image` is float32 (C, d, h, w) at the plan's spacing; `crop` a box in the original (D, H, W) =
-    `original_shape`; spacings in mm. `inside` is the nonzero mask of the crop, before resampling, where the plan
+    `image` is float32 (C, d, h, w) at the plan's spacing. `crop` is a box in the original grid (D, H, W) of
+    `original_shape`. Spacings are in mm. `inside` is the nonzero mask of the crop before resampling, if the plan
     normalises a channel by it.
     """
 
@@ -44,7 +44,7 @@ class Preprocessed:
 def preprocess(volume: Volume, plan: Plan) -> Preprocessed:
     """Crop, normalise and resample an image in the frame of the plan's depth axis; labels are not needed.
 
-    Raises InputError where the image has another number of channels or depth axis than the plan, or is zero
+    Raises InputError if the image has another number of channels or depth axis than the plan, or is zero
     everywhere.
     """
     if len(volume.array) != len(plan.normalisation):
@@ -60,7 +60,7 @@ def preprocess(volume: Volume, plan: Plan) -> Preprocessed:
     inside = nonzero_mask(cropped) if plan.masked_channels else None
     channels = []
     for channel, scheme in zip(cropped, plan.normalisation, strict=True):
-        # Before resampling, as nnU-Net: a spline across metal or air would ring far into the organ beside it.
+        # Before resampling, as in nnU-Net: across metal or air a spline would ring far into the organ beside it.
         normalised = channel.copy()
         normalise(normalised, scheme, inside)
         channels.append(normalised if channel.shape == shape else resample_image(normalised, shape, axis))
@@ -70,16 +70,16 @@ def preprocess(volume: Volume, plan: Plan) -> Preprocessed:
 
 
 def preprocess_label(label: np.ndarray, prepared: Preprocessed) -> np.ndarray:
-    """A label map (D, H, W) of the same image, cropped and resampled alike to (d, h, w); the dtype stays."""
+    """Crop and resample a label map (D, H, W) of the same image to (d, h, w), as the image was; the dtype stays."""
     _require_shape(label.shape, prepared.original_shape)
     axis = separate_axis(prepared.original_spacing, prepared.spacing)
     return resample_label(label[prepared.crop], prepared.image.shape[1:], axis)
 
 
 def preprocess_inside(prepared: Preprocessed, label: np.ndarray) -> np.ndarray | None:
-    """The nonzero mask resampled like a label, uint8 (d, h, w) of 0 and 1; None where no channel goes by it.
+    """The nonzero mask resampled like a label, uint8 (d, h, w) of 0 and 1; None if no channel is normalised by it.
 
-    What `label`, of `preprocess_label`, marks is inside too, as in nnU-Net.
+    The foreground of `label` (from `preprocess_label`) is inside too, as in nnU-Net.
     """
     if prepared.inside is None:
         return None
@@ -91,8 +91,8 @@ def preprocess_inside(prepared: Preprocessed, label: np.ndarray) -> np.ndarray |
 def normalise(channel: np.ndarray, scheme: Mapping[str, Any], inside: np.ndarray | None = None) -> None:
     """Normalise one channel (D, H, W) in place.
 
-    ct: clip to the dataset's percentiles, subtract its mean, divide by its standard deviation. zscore: by the
-    image's own mean and standard deviation; with `nonzero` those of the voxels `inside`, and 0 outside. none:
+    ct: clip to the dataset's percentiles, subtract its mean, divide by its standard deviation. zscore: use the image's
+    own mean and standard deviation; with `nonzero`, use those of the voxels `inside` and set the others to 0. none:
     unchanged.
     """
     if scheme["scheme"] == "ct":
@@ -116,7 +116,10 @@ def _require_shape(found: tuple[int, ...], expected: tuple[int, ...]) -> None:
 
 
 def _mean_and_std(channel: np.ndarray, inside: np.ndarray | None) -> tuple[float, float]:
-    """Of the voxels inside, in double precision and plane by plane: at once they would take three volumes."""
+    """Mean and standard deviation of the voxels inside, in double precision.
+
+    Computed plane by plane: at once they would take the memory of three volumes.
+    """
     count = channel.size if inside is None else int(np.count_nonzero(inside))
     masks = [None] * len(channel) if inside is None else inside
     planes = [plane if mask is None else plane[mask] for plane, mask in zip(channel, masks, strict=True)]

@@ -1,8 +1,8 @@
-"""Resampling to another shape: cubic for images, and which axes are taken apart.
+"""Resamples images to another shape by cubic splines, and chooses the axis that is resampled separately.
 
 Voxel centres keep their place as in nnU-Net (scikit-image's resize): output voxel i lies at (i + 1/2) * old /
-new - 1/2. Along an axis that is more than three times coarser than the finest, in-plane detail must not leak
-between slices: each slice is resampled in its plane and the nearest slice is taken.
+new - 1/2. If an axis is more than three times coarser than the finest, in-plane detail must not leak between slices.
+Each slice is then resampled in its plane, and along the axis the nearest slice is taken.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ ANISOTROPY = 3.0
 
 
 def separate_axis(old_spacing: Sequence[float], new_spacing: Sequence[float]) -> int | None:
-    """The axis to resample apart: the coarsest of the old, else of the new spacing, where it is far coarser;
-    None else.
+    """Return the axis to resample separately; None if no axis is far coarser than the finest.
 
-    Two equally coarse axes, such as (0.2, 1, 1) mm, are no stack of slices: None.
+    It is the coarsest axis of the old spacing, else of the new one. Two equally coarse axes, such as (0.2, 1, 1) mm,
+    are no stack of slices: None.
     """
     for spacing in (np.asarray(old_spacing, dtype=float), np.asarray(new_spacing, dtype=float)):
         if spacing.max() / spacing.min() > ANISOTROPY:
@@ -30,10 +30,9 @@ def separate_axis(old_spacing: Sequence[float], new_spacing: Sequence[float]) ->
 
 
 def resample_image(channel: np.ndarray, shape: Sequence[int], axis: int | None) -> np.ndarray:
-    """One channel (D, H, W) to `shape` by cubic splines, float32, without leaving the range of its values.
+    """Resample one channel (D, H, W) to `shape` by cubic splines, float32, clipped to its range of values.
 
-    `axis` is resampled apart, by the nearest slice. The range is kept because splines overshoot beside metal
-    and air.
+    Along `axis` the nearest slice is taken. Values are clipped because splines overshoot beside metal and air.
     """
     if channel.shape == tuple(shape):
         return channel.astype(np.float32, copy=True)
@@ -48,6 +47,6 @@ def resample_image(channel: np.ndarray, shape: Sequence[int], axis: int | None) 
 
 
 def nearest_indices(old: int, new: int) -> np.ndarray:
-    """Old index whose voxel holds the centre of each new one: 2 -> 4 gives 0, 0, 1, 1; 4 -> 2 gives 1, 3."""
+    """Index of the old voxel that holds the centre of each new one: 2 -> 4 gives 0, 0, 1, 1; 4 -> 2 gives 1, 3."""
     centres = (np.arange(new) + 0.5) * old / new
     return np.minimum(np.floor(centres).astype(int), old - 1)

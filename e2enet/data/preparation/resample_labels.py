@@ -1,7 +1,7 @@
-"""Resampling of label maps: values are voted on, never mixed, and only where neighbours differ.
+"""Resamples label maps: neighbours vote on the value of a voxel, and values are never mixed.
 
-Every new voxel takes the value whose own map (1 where the label has it, 0 elsewhere), resampled linearly,
-is largest there. Within an organ all eight neighbours agree and so does the vote: it is held only at
+Each value has a binary map: 1 where the label has it, 0 elsewhere. The maps are resampled linearly, and every new voxel
+takes the value whose map is largest there. Within an organ all eight neighbours agree. So the vote is computed only at
 surfaces, some percent of the voxels, whatever the number of classes.
 """
 
@@ -27,16 +27,16 @@ class Neighbours:
 
     @classmethod
     def along(cls, old: int, new: int) -> Neighbours:
-        """Linear interpolation with voxel i at (i + 1/2) * old / new - 1/2; beyond the outer centres the edge."""
+        """Linear interpolation with voxel i at (i + 1/2) * old / new - 1/2; beyond the outer centres the edge voxel."""
         place = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
         first = np.floor(place).astype(int)
         return cls(first, np.minimum(first + 1, old - 1), place - first)
 
 
 def resample_label(label: np.ndarray, shape: Sequence[int], axis: int | None) -> np.ndarray:
-    """A label map (D, H, W) to `shape`; the dtype stays. `axis` is resampled apart, by the nearest slice.
+    """Resample a label map (D, H, W) to `shape`; the dtype stays. Along `axis` the nearest slice is taken.
 
-    Of values with equal shares the smallest wins.
+    If values have equal shares, the smallest wins.
     """
     if label.shape == tuple(shape):
         return label.copy()
@@ -60,7 +60,7 @@ def resample_label(label: np.ndarray, shape: Sequence[int], axis: int | None) ->
 
 
 class LabelBoundary:
-    """Where values meet between two neighbouring planes (H, W) of a label map, seen from new planes (H', W')."""
+    """The voxels of new planes (H', W') at label boundaries between two neighbouring planes (H, W)."""
 
     def __init__(self, first: np.ndarray, second: np.ndarray, rows: Neighbours, columns: Neighbours) -> None:
         self.clear = first[rows.first][:, columns.first]
@@ -87,7 +87,10 @@ class LabelBoundary:
 
 
 def largest_share(values: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Of n neighbours (n, m) with shares (n, m) the value whose shares sum up to most; of equals the smallest."""
+    """Return, for m voxels, the value with the largest sum of shares over n neighbours. Ties: the smallest value.
+
+    `values` and `shares` are (n, m).
+    """
     total = shares.copy()
     for one in range(len(values)):
         for other in range(one):
@@ -99,7 +102,7 @@ def largest_share(values: np.ndarray, shares: np.ndarray) -> np.ndarray:
 
 
 def _cells_of_several_values(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """(H, W): whether the voxel, its next ones along both axes and those of the other plane differ."""
+    """Return a mask (H, W): whether the voxel, its next ones along both axes and those of the other plane differ."""
     low, high = np.minimum(first, second), np.maximum(first, second)
     for axis in range(2):
         following = np.minimum(np.arange(low.shape[axis]) + 1, low.shape[axis] - 1)

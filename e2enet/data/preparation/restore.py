@@ -1,8 +1,8 @@
-"""A network's result on its way back to the scan's own grid, plane by plane.
+"""Restores a network's result to the scan's original grid, plane by plane.
 
-Linear interpolation goes axis by axis: each plane that the network's side hands on is resampled in itself, and a plane
-of the scan is then mixed from the two that it lies between. So no more is held than two planes of all classes and the
-label map: 16 classes of 512 x 512 x 400 voxels would be 6.7 GB at once.
+Linear interpolation is separable: each plane of the network's grid is resampled in-plane, and each plane of the scan is
+interpolated between the two planes around it. So memory holds only two planes of all classes and the label map. All
+planes of 16 classes of 512 x 512 x 400 voxels would take 6.7 GB.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def restore_labels(
 ) -> np.ndarray:
     """Labels on the original grid (`segment_plane`): d planes (K, h, w) of probabilities -> (D, H, W) uint8 or int16.
 
-    Planes come in order and are resampled linearly; a coarse axis is taken apart, as in `separate_axis`, by the nearest
-    slice. Outside the crop is background. `on_plane` is called with every plane of the original grid, in order: its
-    probabilities (K, H, W) float32, outside the crop those of certain background. `order` is of a network that was
-    trained by regions.
+    Planes come in order and are resampled linearly. Along a coarse axis, see `separate_axis`, the nearest slice is
+    taken. Outside the crop is background. `on_plane` is called with the probabilities (K, H, W) float32 of every plane
+    of the original grid, in order. Outside the crop they are those of certain background. `order` is that of a network
+    trained on regions.
     """
     restored = resample_planes(planes, prepared)
     first = next(restored)
@@ -55,7 +55,7 @@ def restore_labels(
 
 
 def resample_planes(planes: Iterable[Tensor], prepared: Preprocessed) -> Iterator[Tensor]:
-    """The planes (K, H', W') of the crop's own grid, in order, from those (K, h, w) of the network's."""
+    """Yield the planes (K, H', W') of the crop's original grid, in order, from the network's planes (K, h, w)."""
     axis = separate_axis(prepared.spacing, prepared.original_spacing)
     old, (new, *size) = prepared.image.shape[1], prepared.cropped_shape
     if axis == 0:
@@ -76,8 +76,7 @@ def resample_planes(planes: Iterable[Tensor], prepared: Preprocessed) -> Iterato
 
 
 def _resample_plane(plane: Tensor, size: Sequence[int], axis: int | None) -> Tensor:
-    """(K, h, w) to `size` (H', W') linearly; axis 1 or 2 (H or W), where it is the separate one, by the nearest row or
-    column."""
+    """Resample (K, h, w) to `size` (H', W') linearly; along a separate axis 1 or 2 (H or W) take the nearest line."""
     old = plane.shape[1:]
     linear = [
         before if index == axis else after for index, (before, after) in enumerate(zip(old, size, strict=True), 1)
@@ -92,6 +91,6 @@ def _resample_plane(plane: Tensor, size: Sequence[int], axis: int | None) -> Ten
 
 def _background(num_classes: int, shape: Sequence[int], order: Sequence[int]) -> np.ndarray:
     plane = np.zeros((num_classes, *shape), dtype=np.float32)
-    if not order:  # else background is where no region is
+    if not order:  # with regions, background is where no region is
         plane[0] = 1
     return plane

@@ -1,9 +1,8 @@
-"""Prepared cases on disk: one float32 image, one label and the foreground's coordinates each, memory-mapped
-when read.
+"""Prepared cases on disk: a float32 image, a label and coordinates of foreground; arrays are memory-mapped when read.
 
-Folder: `<folder>/cases_<key>/<case>.{image.npy,label.npy,inside.npy,foreground.npz,json}`, where the key names the
-spacing, depth axis and normalisation, so that plans that differ only in patch or batch share their cases and
-others never mix. The record (json) is removed first and written last: where it is, the case is complete.
+Folder: `<folder>/cases_<key>/<case>.{image.npy,label.npy,inside.npy,foreground.npz,json}`. The key is a hash of
+spacing, depth axis and normalisation. So plans that differ only in patch or batch share their cases, and others never
+mix. The record (json) is removed first and written last: if it exists, the case is complete.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ class PreparedCase:
     """A case at the plan's spacing, in the frame (depth first).
 
     `image` is a .npy of float32 (C, D, H, W), `label` a .npy of uint8 or int16 (D, H, W) or None, `shape` is
-    (D, H, W). `inside`, where the plan normalises by the nonzero mask, is a .npy of uint8 (D, H, W), 1 inside of it
-    and 0 outside. Only paths are held: a case travels to a worker process for nothing.
+    (D, H, W). If the plan normalises by the nonzero mask, `inside` is a .npy of uint8 (D, H, W), 1 inside the mask and
+    0 outside. Only paths are held, so that sending a case to a worker process costs nothing.
     """
 
     id: str
@@ -44,15 +43,17 @@ class PreparedCase:
         return np.load(self.image, mmap_mode="r")
 
     def open_label(self) -> np.ndarray:
-        """The label (D, H, W), memory-mapped read-only; InputError where the case has none."""
+        """The label (D, H, W), memory-mapped read-only; InputError if the case has none."""
         if self.label is None:
             raise InputError(f"case {self.id} has no label")
         return np.load(self.label, mmap_mode="r")
 
     @property
     def foreground(self) -> Mapping[int, np.ndarray]:
-        """Class -> (n, 3) int32 voxel coordinates, drawn as `sample_coordinates` does, ANNOTATED among them with an
-        ignore label; classes that are absent are left out."""
+        """Class -> (n, 3) int32 voxel coordinates from `sample_coordinates`, without absent classes.
+
+        With an ignore label, ANNOTATED is a key too.
+        """
         return {} if self.label is None else StoredCoordinates(self.label.with_name(f"{self.id}.foreground.npz"))
 
 
@@ -70,7 +71,7 @@ class CaseStore:
         return cls(Path(folder) / f"cases_{plan_key(plan)[:10]}", dataset, plan)
 
     def find(self, case: Case) -> PreparedCase | None:
-        """The case where it is complete and was made from the raw files as they are now."""
+        """Return the prepared case if it is complete and was made from the present raw files; else None."""
         content = read_remembered(self._file(case, ".json"))
         if content is None or "shape" not in content:
             return None
@@ -83,31 +84,31 @@ class CaseStore:
         return PreparedCase(case.id, image, label if case.label else None, (depth, height, width), inside)
 
     def key(self, case: Case) -> str:
-        """Hash of what a prepared case depends on; changed raw files have another size or time."""
+        """Hash of everything a prepared case depends on; raw files are compared by size and time."""
         label_map, special = sorted(self.dataset.label_map.items()), self.dataset.scheme.special
         content = {"plan": plan_key(self.plan), "files": file_states(case.all_files), "label_map": label_map}
         return content_key({**content, **special} if case.label else content)
 
     def forget(self, case: Case) -> None:
-        """From here to `finish` the case is incomplete, whatever stops the process."""
+        """Remove the record: until `finish` the case counts as incomplete, even if the process is killed."""
         self._file(case, ".json").unlink(missing_ok=True)
 
     def write_image(self, case: Case, image: np.ndarray) -> None:
-        """Float32 (C, D, H, W)."""
+        """Write the image, float32 (C, D, H, W)."""
         _save_array(self._file(case, ".image.npy"), image)
 
     def write_label(self, case: Case, label: np.ndarray) -> None:
-        """A label map (D, H, W) and the coordinates of its foreground."""
+        """Write a label map (D, H, W) and the coordinates of its foreground."""
         _save_array(self._file(case, ".label.npy"), label)
         write_coordinates(self._file(case, ".foreground.npz"), sample_coordinates(label, scheme=self.dataset.scheme))
 
     def write_inside(self, case: Case, inside: np.ndarray | None) -> None:
-        """The nonzero mask, uint8 (D, H, W), if there is one."""
+        """Write the nonzero mask, uint8 (D, H, W), if there is one."""
         if inside is not None:
             _save_array(self._file(case, ".inside.npy"), inside)
 
     def finish(self, case: Case, key: str, shape: tuple[int, int, int]) -> None:
-        """Write the record; `key` is that from before the raw files were read."""
+        """Write the record; `key` must be the key from before the raw files were read."""
         write_json(self._file(case, ".json"), {"key": key, "shape": shape, "labelled": case.label is not None})
 
     def stored_ids(self) -> set[str]:
@@ -119,7 +120,7 @@ class CaseStore:
 
 
 def plan_key(plan: Plan) -> str:
-    """Hash of what of a plan changes a prepared case: depth axis, spacing and normalisation."""
+    """Hash of the plan's values that change a prepared case: depth axis, spacing and normalisation."""
     content = plan.to_dict()
     return content_key(
         {name: content[name] for name in ("depth_axis", "spacing", "normalisation")} | {"v": PREPARATION_VERSION}
