@@ -127,7 +127,7 @@ class SegmentationDataModule(lightning.LightningDataModule):
         limit_cases: int | None = None,
     ) -> None:
         super().__init__()
-        self.allow_zero_length_dataloader_with_multiple_devices = True  # with one case, one of two processes has none
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # one case and two processes: one gets no case
         folder = Path(root) / layout.folder_name(name)
         table = LabelTable.of_config(labels, label_map, regions, regions_class_order)
         self.source = DataSource(folder, layout, table, tuple(exclude or ()), spacing_unit)

@@ -31,7 +31,7 @@ class Draw(NamedTuple):
     """The augmentation drawn for one patch, in plain numbers that stay on the host.
 
     Attributes:
-        drawn: Name of each step that is drawn -> what it drew.
+        drawn: Name of each step that is drawn -> its draw.
         affine: Voxels -> mm (4, 4) of the patch before any step, see `step.Patch`.
     """
 

@@ -49,7 +49,7 @@ def _recipe_problem(section: str, patch_size: tuple[int, ...], mirror_axes: tupl
 
 
 def _step_problem(name: str, step: AugmentationStep, patches: Sequence[Triple]) -> str | None:
-    """Return why a step works for none of the patches; None if it works for one."""
+    """Return why a step fails on every patch; None if it works on one."""
     problem = None
     for size, channels in product(patches, CHANNELS):
         try:

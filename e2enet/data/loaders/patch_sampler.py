@@ -146,7 +146,7 @@ class PatchSampler:
 def start_on(voxels: np.ndarray, size: Triple, shape: Triple) -> Triple:
     """Return the start of a patch of `size` around one of `voxels` (N, 3), drawn from torch's generator.
 
-    Along an axis where the patch fits into the case's `shape`, it lies within it.
+    If the patch fits into the case's `shape` along an axis, it lies within the case there.
     """
     lowest, highest = zip(*map(start_range, shape, size), strict=True)
     voxel = voxels[draw_below(len(voxels))]
@@ -174,8 +174,9 @@ def foreground_count(batch_size: int, share: float, accumulate: int = 1) -> int 
     """Return how many samples of each batch, the last ones, are centred on foreground; None if each is drawn.
 
     Batches of three and more hold the nearest whole number, `b - round(b * (1 - share))` as in nnU-Net: at 0.33 that
-    is 1 of 3 or 4, 2 of 5 to 7. Each sample is drawn, with the share as its probability, in smaller batches and
-    with several batches per step. So it is if the number is none (0.1 of 4), all, or off the share by more than 0.1.
+    is 1 of 3 or 4, 2 of 5 to 7. Otherwise each sample is drawn, with the share as its probability. This holds for
+    smaller batches, for several batches per step, and if the number is 0 (a share of 0.1 of 4), is the whole batch, or
+    as a fraction differs from the share by more than 0.1.
     """
     count = batch_size - round(batch_size * (1 - share))
     fixed = batch_size >= FIXED_FROM and accumulate == 1 and 0 < count < batch_size

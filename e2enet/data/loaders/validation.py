@@ -65,8 +65,8 @@ class ValidationPatches(Dataset):
 class PeriodicSampler(Sampler[int]):
     """Yields the positions 0 .. `length` - 1 in every `every`-th epoch and in the last, nothing in the others.
 
-    Each of several processes yields every `world_size`-th position, so that every position is taken once. Unlike in
-    torch's DistributedSampler none is repeated: a process may have one position fewer than another, or none.
+    Each of several processes yields every `world_size`-th position, so that every position is taken once. Unlike
+    torch's DistributedSampler it repeats no position: a process may have one fewer than another, or none.
 
     Lightning calls `set_epoch` with the number of finished epochs before each pass, also in a resumed run.
 

@@ -1,1 +1,1 @@
-"""From raw images to prepared cases: crop, resample, normalise, store."""
+"""From raw images to prepared cases: crop, normalise, resample, store."""

@@ -28,9 +28,9 @@ def prepare_cases(
     """Preprocess the cases that are not yet in the folder and return all, in the given order.
 
     A case is prepared again if one of its inputs changed: the plan's spacing, depth axis or normalisation, the label
-    map, size or time of a raw file. `workers` processes share the work (None: what cores and free memory allow; 0: this
-    process). The result does not depend on their number. A run that is killed leaves no half-finished case. Two runs
-    at once take turns. One InputError lists all cases that cannot be used, after the others are done.
+    map, size or time of a raw file. `workers` processes share the work (None: as many as cores and free memory allow;
+    0: this process). The result does not depend on their number. A run that is killed leaves no half-finished case. Two
+    runs at once take turns. One InputError lists all cases that cannot be used, after the others are done.
     """
     store = CaseStore.of(folder, dataset, plan)
     wanted = list(cases)

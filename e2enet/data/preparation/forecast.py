@@ -26,7 +26,7 @@ COORDINATE_BYTES = 12
 
 @dataclass(frozen=True)
 class Forecast:
-    """What the cases need: `disk` bytes of `free_disk`, the case with the `most` in words, and workers with memory."""
+    """What the cases need: `disk` of `free_disk` bytes, the largest case in words (`most`), and workers with memory."""
 
     num_cases: int
     disk: int

@@ -20,7 +20,7 @@ from e2enet.data.formats.naming import Case
 from e2enet.data.planning.plan import Plan
 from e2enet.data.preparation.foreground import StoredCoordinates, sample_coordinates, write_coordinates
 
-PREPARATION_VERSION = 3  # raise it when preprocessing changes, so that older caches are made anew
+PREPARATION_VERSION = 3  # raise it when preprocessing changes, so that older caches are remade
 
 
 @dataclass(frozen=True)
