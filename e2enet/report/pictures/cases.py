@@ -1,4 +1,4 @@
-"""Which cases are worth a look: the worst and best of a row, and those on which two rows differ most."""
+"""Choose the cases to show: the worst and best of a row, and those on which two rows differ most."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from e2enet.report.pictures.rows import Row
 
 @dataclass(frozen=True)
 class CaseScore:
-    """One prediction: its case, the job that made it, its Dice (mean of classes, 0..1), why it is worth a look."""
+    """One prediction: its case, the job that made it, its Dice (mean of classes, 0..1), and why it is shown."""
 
     case: str
     key: str
@@ -30,10 +30,10 @@ class CasePair:
 
 
 def prediction_scores(row: Row, cases: pd.DataFrame) -> pd.DataFrame:
-    """key, fold, seed, case and dice of every prediction of the row's finished jobs.
+    """Return key, fold, seed, case and dice of every prediction of the row's finished jobs.
 
-    `dice` is the mean over the case's classes; absent classes are left out, a missed one counts 0, and a case without
-    any class is left out.
+    `dice` is the mean over the case's classes. Absent classes are left out, a missed one counts 0. A case without any
+    class is left out.
     """
     own = cases[cases["key"].isin(row.finished["key"]) & ~cases["region"].astype(bool)]
     means = own.astype({"dice": float}).groupby(["key", "case"], sort=False)["dice"].mean().dropna().reset_index()
@@ -41,7 +41,7 @@ def prediction_scores(row: Row, cases: pd.DataFrame) -> pd.DataFrame:
 
 
 def worst_and_best(row: Row, cases: pd.DataFrame) -> list[CaseScore]:
-    """The predictions of lowest and highest Dice; one where there is only one, none where nothing is scored."""
+    """Return the predictions of lowest and highest Dice; one if there is only one, none if nothing is scored."""
     scores = prediction_scores(row, cases).sort_values(["dice", "case", "key"], ignore_index=True)
     if scores.empty:
         return []
@@ -53,17 +53,17 @@ def worst_and_best(row: Row, cases: pd.DataFrame) -> list[CaseScore]:
 
 
 def best_other(rows: Sequence[Row]) -> Row | None:
-    """The row of highest mean Dice beside the reference; None where no other is finished."""
+    """Return the row of highest mean Dice except the reference; None if no other is finished."""
     means = {index: row.finished["dice"].mean() for index, row in enumerate(rows) if not row.is_reference}
     means = {index: mean for index, mean in means.items() if pd.notna(mean)}
     return rows[max(means, key=lambda index: means[index])] if means else None
 
 
 def telling_pairs(first: Row, second: Row, cases: pd.DataFrame) -> list[CasePair]:
-    """Cases that both rows predicted: where the second gains most, the middle one, where it gains least or loses.
+    """Choose cases that both rows predicted: the second's largest gain, the median, and its smallest gain or loss.
 
-    Of several runs of a case those of the lowest fold and seed are compared. Fewer than three common cases are all
-    given.
+    If a case has several runs, those of the lowest fold and seed are compared. Fewer than three common cases are all
+    returned.
     """
     tables = [
         prediction_scores(row, cases).sort_values(["fold", "seed", "key"], key=_as_text).drop_duplicates("case")
@@ -77,7 +77,7 @@ def telling_pairs(first: Row, second: Row, cases: pd.DataFrame) -> list[CasePair
 
 
 def _as_text(column: pd.Series) -> pd.Series:
-    """Folds are numbers or "all"."""
+    """Compare as text, since folds are numbers or "all"."""
     return column.astype(str)
 
 

@@ -1,4 +1,4 @@
-"""Dice of each class, row by row: the mean over cases, their quartiles and every case."""
+"""Draw the Dice of each class, row by row: the mean over cases, their quartiles and every case."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LINE_HEIGHT = 0.21  # inches per row of a class, less where there are many
+LINE_HEIGHT = 0.21  # inches per row of a class, less if there are many
 MAX_HEIGHT, MIN_LINE_HEIGHT = 12.0, 0.12
 SHOWN_SHARE = 0.02  # the axis starts where this share of the cases lies to the left
 
 
 def draw_class_dice(rows: Sequence[Row], cases: pd.DataFrame) -> Figure | None:
-    """Dice per class in percent, a line of points per row; None where nothing is scored.
+    """Draw Dice per class in percent, a line of points per row; None if nothing is scored.
 
-    `cases` are `Runs.cases`. A case counts once, with the mean over the runs that scored it; classes absent in both
-    images are left out, a missed one counts 0. So that the classes can be read, the axis starts where 2 % of the cases
-    are to its left, or where the lowest mean is; how many cases are left of it stands at its start.
+    `cases` are `Runs.cases`. A case counts once, with the mean over the runs that scored it. Classes absent in both
+    images are left out, a missed one counts 0. To keep the classes readable, the axis starts near the 2 % quantile of
+    the cases, or at the lowest mean if that is lower. The number of cases left of the axis is printed at its start.
     """
     scores = {row.label: _case_means(cases[cases["key"].isin(row.finished["key"])]) for row in rows}
     drawn = [row for row in rows if not scores[row.label].empty]
@@ -55,7 +55,7 @@ def draw_class_dice(rows: Sequence[Row], cases: pd.DataFrame) -> Figure | None:
 
 
 def _case_means(cases: pd.DataFrame) -> pd.DataFrame:
-    """A line per class and case: name, case, dice in percent, over the runs that scored it."""
+    """Return a line per class and case: name, case, mean dice in percent over the runs that scored it."""
     scored = cases[(~cases["region"].astype(bool)) & cases["dice"].notna()]
     means = scored.groupby(["name", "case"], sort=False)["dice"].mean().reset_index()
     return means.assign(dice=means["dice"].astype(float) * 100)
@@ -66,13 +66,13 @@ def _class_means(scores: pd.DataFrame) -> pd.Series:
 
 
 def axis_start(dice: pd.Series, lowest_mean: float) -> float:
-    """A multiple of 5 percent, at most the lowest mean of a class; 0 where the spread is wide anyway."""
+    """Return a multiple of 5 percent, at most the lowest mean of a class and 90; 0 instead of less than 30."""
     start = min(math.floor(float(np.quantile(dice, SHOWN_SHARE)) / 5) * 5 - 5, math.floor(lowest_mean / 5) * 5)
     return 0.0 if start < 30 else float(min(start, 90))
 
 
 def _draw_line(axes: Axes, height: float, values: np.ndarray, row: Row, lowest: float) -> None:
-    """Cases as faint ticks, quartiles as a bar, the mean as the row's marker; what is left of the axis as a number."""
+    """Draw cases as faint ticks, quartiles as a bar, the mean as a marker, and the number of cases left of the axis."""
     if not len(values):
         return
     colour = row.style.colour

@@ -1,9 +1,9 @@
-"""Which connections a network kept: the density of kernels per fusion node and flow, as a heat map.
+"""Draw the connections that a network kept: the density of kernels per fusion node and flow, as heat maps.
 
-The maps have the fusion grid's own geometry (levels downwards, columns to the right), one for each flow into the nodes,
-as the paper's figure on learned connections. What is drawn is the first convolution of each node, whose input
-channels are the three flows. All rows share one scale, on which sparse and denser networks can be compared: the density
-over the row's own, 1 where a flow kept as many of its kernels as the row did on the whole.
+There is one map per flow into the nodes, laid out like the fusion grid (levels downwards, columns to the right), as in
+the paper's figure on learned connections. A map shows the first convolution of each node, whose input channels are the
+three flows. Its values are the flow's density over the row's own density: at 1 a flow kept the same share of its
+kernels as the whole row. All rows share one scale, so sparse and denser networks can be compared.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ FLOWS = {
     "down": "downward flow, from the level above",
 }
 COLUMNS = ("level", "column", "flow", "active", "kernels")
-MIN_SPAN = 0.25  # of the colours below and above 1: a smaller spread is not blown up
+MIN_SPAN = 0.25  # least span of the colours below and above 1, so that a small spread is not exaggerated
 ROW_HEIGHT = 2.35
 
 
 def draw_connections(runs: Runs, rows: Sequence[Row]) -> Figure | None:
-    """A line of three maps per row whose runs hold connections.json, one scale for all; None where none does.
+    """Draw a line of three maps per row whose runs hold connections.json, on one scale; None if none does.
 
-    The runs of a row are summed: active kernels of all of them over kernels of all of them. Networks without masks
-    (every kernel active) are left out.
+    The runs of a row are summed: all their active kernels over all their kernels. Networks without masks (every kernel
+    active) are left out.
     """
     tables = {row.label: row_connections(runs, row) for row in rows}
     tables = {label: table for label, table in tables.items() if not table.empty and (table["share"] < 1).any()}
@@ -69,8 +69,10 @@ def draw_connections(runs: Runs, rows: Sequence[Row]) -> Figure | None:
 
 
 def row_connections(runs: Runs, row: Row) -> pd.DataFrame:
-    """level, column, flow, active and kernels of each node and flow, summed over the row's finished runs, with their
-    share and the ratio of that to the share of all."""
+    """Return level, column, flow, active, kernels, share and ratio of each node and flow.
+
+    Counts are summed over the row's finished runs. `share` is active over kernels, `ratio` the share over that of all.
+    """
     paths = [Path(folder) / CONNECTIONS_FILE for folder in row.finished["folder"]]
     tables = [read_connections(path) for path in paths if path.is_file()]
     if not tables:
@@ -82,10 +84,10 @@ def row_connections(runs: Runs, row: Row) -> pd.DataFrame:
 
 
 def read_connections(path: Path) -> pd.DataFrame:
-    """The flows of a connections.json, a line per node and flow; entries of other parts of a node are left out.
+    """Read the flows of a connections.json, a line per node and flow; entries of other parts of a node are left out.
 
     Raises:
-        InputError: the file is no list of entries with level, column, flow, active and kernels.
+        InputError: the file is not a list of entries with level, column, flow, active and kernels.
     """
     content = read_json(path)
     if not isinstance(content, list) or not all(isinstance(entry, Mapping) for entry in content):
@@ -98,19 +100,19 @@ def read_connections(path: Path) -> pd.DataFrame:
 
 
 def _own_density(table: pd.DataFrame) -> float:
-    """Active kernels of all flows over all their kernels."""
+    """Return the active kernels of all flows over all their kernels."""
     return max(float(table["active"].sum()), 1.0) / float(table["kernels"].sum())
 
 
 def _scale(ratios: pd.Series) -> TwoSlopeNorm:
-    """Colours for all rows: white at 1, the ends where the furthest ratios are."""
+    """Return the colour scale for all rows: white at 1, with the extreme ratios at its ends."""
     from matplotlib.colors import TwoSlopeNorm
 
     return TwoSlopeNorm(1, min(float(ratios.min()), 1 - MIN_SPAN), max(float(ratios.max()), 1 + MIN_SPAN))
 
 
 def _draw_map(axes: Axes, flow: pd.DataFrame, every: pd.DataFrame, scale: TwoSlopeNorm) -> Any:
-    """One flow's map, with its ratios; nodes that lack the flow have a dash."""
+    """Draw one flow's map, with its ratios; nodes that lack the flow have a dash."""
     levels, columns = int(every["level"].max()) + 1, int(every["column"].max())
     ratios = np.full((levels, columns), np.nan)
     ratios[flow["level"].to_numpy(int), flow["column"].to_numpy(int) - 1] = flow["ratio"]

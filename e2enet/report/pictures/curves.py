@@ -1,4 +1,4 @@
-"""Learning curves and the masks' way through training: mean and range over the runs of each row, by epoch."""
+"""Draw learning curves and how masks change in training: mean and range over the runs of each row, by epoch."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ MARKED_UP_TO = 30  # points; on longer curves only some have a marker
 
 
 def draw_learning_curves(runs: Runs, rows: Sequence[Row]) -> Figure | None:
-    """Training loss and validation Dice over epochs; None where no run has written any."""
+    """Draw training loss and validation Dice over epochs; None if no run has written any."""
     return draw_panels(epoch_curves(runs, rows, LEARNING), rows, LEARNING)
 
 
 def draw_topology(runs: Runs, rows: Sequence[Row]) -> Figure | None:
-    """Density, churn and share ever active over epochs, of rows with masks; None where there are none."""
+    """Draw density, churn and share ever active over epochs, of rows with masks; None if there are none."""
     return draw_panels(epoch_curves(runs, rows, TOPOLOGY), rows, TOPOLOGY)
 
 
 def epoch_curves(runs: Runs, rows: Sequence[Row], columns: Mapping[str, str]) -> dict[tuple[str, str], pd.DataFrame]:
-    """{(label, column): table} of what was logged: a line per epoch (counted from 1), a column per run.
+    """Return {(label, column): table} of the logged values: a line per epoch (counted from 1), a column per run.
 
-    Where an epoch has several values, the last one counts. Runs are cut at the last epoch that all of the row's have:
-    beyond it the mean would jump where one of them ends. Curves that no run of a row has are left out. Dice is in
-    percent, as everywhere in the report.
+    If an epoch has several values, the last one counts. A row's runs are cut at the last epoch that all of them have:
+    beyond it the mean would jump where a run ends. Curves that no run of a row has are left out. Dice is in percent, as
+    everywhere in the report.
     """
     found: dict[tuple[str, str], pd.DataFrame] = {}
     for row in rows:
@@ -67,9 +67,9 @@ def epoch_curves(runs: Runs, rows: Sequence[Row], columns: Mapping[str, str]) ->
 def draw_panels(
     curves: Mapping[tuple[str, str], pd.DataFrame], rows: Sequence[Row], titles: Mapping[str, str]
 ) -> Figure | None:
-    """One panel per column that has curves, a line with its range per row; None where nothing has any.
+    """Draw a panel per column that has curves, with a line and its range per row; None if no column has any.
 
-    Rows without a finished run are marked in the legend, or in the titles where there are no others.
+    Rows without a finished run are marked in the legend. If no row has a finished run, the titles say so too.
     """
     shown = {column: title for column, title in titles.items() if any(found == column for _, found in curves)}
     if not shown:
@@ -87,13 +87,13 @@ def draw_panels(
             axes.margins(x=0.02)
             whole_epochs(axes)
         legend_below(figure, [_line_handle(row) for row in drawn])
-        # Laid out while the settings hold.
+        # The layout must be computed while the style's settings apply.
         figure.draw_without_rendering()
     return figure
 
 
 def _draw_curve(axes: Axes, curve: pd.DataFrame, row: Row, place: float) -> None:
-    """`place` (0..1) moves the markers of a long curve, so that those of curves on top of each other alternate."""
+    """Draw a curve; `place` (0..1) shifts the markers of a long one, so that those of overlapping curves alternate."""
     style, mean = row.style, curve.mean(axis=1)
     if curve.shape[1] > 1:
         low, high = curve.min(axis=1), curve.max(axis=1)

@@ -1,4 +1,4 @@
-"""All pictures of a sweep, drawn, saved and told in words: a list per experiment."""
+"""Draw, save and caption all pictures of a sweep: a list per experiment."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Picture:
     Attributes:
         title: What it shows.
         caption: How to read it.
-        path: Its file for the page, SVG or PNG; beside an SVG lies the same as PDF. None where it could not be drawn.
-        problem: Why not, where it could not be drawn.
-        folded: Shown only when asked for.
+        path: Its file for the page, SVG or PNG; an SVG has a PDF beside it. None if it could not be drawn.
+        problem: Why it could not be drawn.
+        folded: Hidden on the page until it is opened.
     """
 
     title: str
@@ -46,16 +46,16 @@ class Picture:
 
 
 def draw_pictures(report: Report, folder: Path, *, compare: tuple[str, str] | None = None) -> dict[str, list[Picture]]:
-    """Draw what there is to draw of each section into a folder: {name of the section: pictures}.
+    """Draw the pictures of each section into a folder; return {name of the section: pictures}.
 
     Args:
-        report: Tables of a sweep; what is plotted stands in them.
-        folder: Where the files go, under names that open with the section's.
+        report: Tables of a sweep, which hold the plotted values.
+        folder: Folder of the files; their names begin with the section's.
         compare: Rows, by name or label, to show side by side; None: the reference and the best other.
 
     Raises:
-        InputError: no section has both rows of `compare`. (Raw data that is not on this machine is no error: the
-            picture's `problem` tells.)
+        InputError: no section has both rows of `compare`. Raw data missing on this machine is no error: the picture's
+            `problem` reports it.
     """
     rows = {section.name: picture_rows(report.runs, section.experiment, section.lines) for section in report.sections}
     _check_compared({name: [row for row in own if row.is_validated] for name, own in rows.items()}, compare)
@@ -66,7 +66,7 @@ def draw_pictures(report: Report, folder: Path, *, compare: tuple[str, str] | No
 
 
 def find_row(rows: Sequence[Row], name: str) -> Row | None:
-    """The row of this name or label; None where there is none."""
+    """Return the row of this name or label; None if there is none."""
     return next((row for row in rows if name in (row.label, row.line.get("row"))), None)
 
 
@@ -102,7 +102,7 @@ def _draw_section(
 def _draw_cases(
     runs: Runs, rows: Sequence[Row], folder: Path, name: str, compare: tuple[str, str] | None
 ) -> list[Picture]:
-    """Worst and best cases of each row, the reference's first and the others folded; then two rows side by side."""
+    """Draw worst and best cases of each row, the reference's first, the others folded; then two rows side by side."""
     reader = ScanReader(runs)
     ordered = sorted(rows, key=lambda row: not row.is_reference)
     pictures: list[Picture] = []
@@ -129,7 +129,7 @@ def _draw_cases(
 
 
 def _save_cases(path: Path, picture: Picture, draw: Callable[[], Figure]) -> Picture:
-    """The picture with its file, or with what kept it from being drawn: scans may lie on another machine."""
+    """Draw and save a picture, or record why it could not be drawn: scans may lie on another machine."""
     try:
         figure = draw()
     except InputError as error:
@@ -138,7 +138,7 @@ def _save_cases(path: Path, picture: Picture, draw: Callable[[], Figure]) -> Pic
 
 
 def _said_once(pictures: Sequence[Picture]) -> list[Picture]:
-    """Without pictures that fail for a reason that another one gave already."""
+    """Drop pictures that failed for a reason that an earlier one gives already."""
     reasons: set[str] = set()
     kept = []
     for picture in pictures:
@@ -155,7 +155,7 @@ def _compared(rows: Sequence[Row], compare: tuple[str, str] | None) -> tuple[Row
 
 
 def _file_name(*parts: str) -> str:
-    """Labels as a file name: `S = 0.9` of sparsity is `sparsity-cases-2-S-0.9`; long ones are cut off."""
+    """Make a file name of labels: `S = 0.9` of sparsity becomes `sparsity-cases-2-S-0.9`; long parts are cut off."""
     return "-".join(re.sub(r"[^\w.]+", "-", part)[:40].strip("-.") or "row" for part in parts)
 
 

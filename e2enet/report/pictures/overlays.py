@@ -1,8 +1,7 @@
-"""Cases with their contours: the worst and best of a row, and two models side by side on the same slices.
+"""Draw cases with their contours: the worst and best of a row, and two models side by side on the same slices.
 
-Each line shows one slice across the depth axis, the one with most voxels of another label than the reference's, cut to
-the labelled region and turned as radiologists look at it (`SliceView`). White lines on a prediction are the reference's
-contours.
+Each line shows one slice across the depth axis, the one with most wrong voxels. It is cropped to the labelled region
+and oriented as radiologists view it (`SliceView`). White lines on a prediction are the reference's contours.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class Panel:
 
 
 def draw_worst_and_best(reader: ScanReader, chosen: Sequence[CaseScore]) -> Figure:
-    """A line per prediction: image, reference, prediction. InputError where a scan or a prediction is missing."""
+    """Draw a line per prediction: image, reference, prediction. InputError if a scan or a prediction is missing."""
     lines = []
     for score in chosen:
         scan = reader.scan(score.key, score.case)
@@ -60,7 +59,7 @@ def draw_worst_and_best(reader: ScanReader, chosen: Sequence[CaseScore]) -> Figu
 
 
 def draw_side_by_side(reader: ScanReader, names: tuple[str, str], pairs: Sequence[CasePair]) -> Figure:
-    """A line per case: image, reference, and the predictions of two models. InputError as above."""
+    """Draw a line per case: image, reference, and the predictions of two models. InputError as above."""
     lines = []
     for pair in pairs:
         scan = reader.scan(pair.first.key, pair.first.case)
@@ -73,15 +72,15 @@ def draw_side_by_side(reader: ScanReader, names: tuple[str, str], pairs: Sequenc
 
 
 def telling_slice(reference: np.ndarray, maps: Sequence[np.ndarray]) -> int:
-    """Index along D of the slice with most wrong voxels, summed over the maps; the fullest one where none is."""
+    """Return the index along D of the slice with most wrong voxels, summed over the maps; the fullest if none is."""
     wrong = sum((labels != reference).sum(axis=(1, 2)) for labels in maps)
     fullest = (reference > 0).sum(axis=(1, 2))
-    # The fullness decides among slices that are equally wrong: it is below 1 in the sum.
+    # Fullness only decides among equally wrong slices, since it adds less than 1.
     return int(np.argmax(wrong + fullest / (fullest.max() + 1)))
 
 
 def labelled_window(maps: Sequence[np.ndarray], spacing: tuple[float, float]) -> Window:
-    """The part of a slice (H, W) to show: what any of the maps labels, a margin around it, nearly square in mm."""
+    """Return the part of a slice (H, W) to show: the labels of all maps and a margin, nearly square in mm."""
     labelled = np.any([labels > 0 for labels in maps], axis=0)
     height, width = labelled.shape
     if not labelled.any():
@@ -95,7 +94,7 @@ def labelled_window(maps: Sequence[np.ndarray], spacing: tuple[float, float]) ->
 
 
 def _around(first: int, last: int, size: float, limit: int) -> slice:
-    """`size` voxels and the margin around the middle of first..last, within 0..limit."""
+    """Return a slice of `size` voxels plus the margins, centred on first..last and within 0..limit."""
     wanted = min(max(round(size * (1 + 2 * MARGIN)), MIN_SIZE), limit)
     start = min(max(round((first + last + 1 - wanted) / 2), 0), limit - wanted)
     return slice(start, start + wanted)
@@ -122,9 +121,9 @@ def _draw_line(
     axes_line: Sequence[Axes], scan: Scan, panels: Sequence[Panel], styles: Mapping[int, LabelStyle]
 ) -> None:
     spacing = scan.geometry.spacing
-    # What is predicted where nobody has labelled is neither right nor wrong.
+    # Predictions in ignored voxels are neither right nor wrong.
     maps = [np.where(scan.ignored, 0, panel.labels) for panel in panels if panel.labels is not None]
-    # The reference is equal to itself: it adds no wrong voxels.
+    # The reference is one of the maps, but adds no wrong voxels.
     index = telling_slice(scan.reference, maps)
     window = labelled_window([labels[index] for labels in maps], spacing[1:])
     image, reference = scan.image[index][window], scan.reference[index][window]

@@ -1,4 +1,4 @@
-"""The lines of an experiment's table as pictures need them: with their jobs, and one look for all pictures."""
+"""The rows of an experiment as pictures need them: a line of its table, the jobs, and one style for all pictures."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Row:
 
     Attributes:
         label: As in the table.
-        jobs: Its lines of `Runs.jobs`; empty where the row was not run.
+        jobs: Its lines of `Runs.jobs`; empty if the row was not run.
         style: Colour, marker and dashes in every picture of the experiment.
-        is_reference: Whether it is the one that others are compared with.
+        is_reference: Whether others are compared with it.
         line: Its numbers, as `experiment_lines` gives them.
     """
 
@@ -43,15 +43,15 @@ class Row:
 
     @property
     def with_curves(self) -> pd.DataFrame:
-        """The jobs whose curves stand for the row: the finished ones, or those under way where none is finished."""
+        """The jobs whose curves represent the row: the finished ones, or all if none is finished."""
         return self.jobs if self.finished.empty else self.finished
 
 
 def picture_rows(runs: Runs, experiment: str | None, lines: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """The rows of an experiment (None: the jobs outside of every one) in the order of its table's lines.
+    """Return the rows of an experiment (None: the jobs outside of any) in the order of its table's lines.
 
-    `lines` are those of `experiment_lines`. Where the table has a line per fold and seed, a row is their mean. The
-    first line that others are tested against is the reference.
+    `lines` are those of `experiment_lines`. If the table has a line per fold and seed, a row is their mean. The first
+    line that others are tested against is the reference.
     """
     groups = zip(experiment_groups(runs, experiment), lines, strict=True)
     shown = [(group, line) for group, line in groups if group.role != "run"]

@@ -1,4 +1,4 @@
-"""A scored case as its run saw it: the scan, the reference and the prediction, in the frame (D, H, W)."""
+"""Read a scored case as its run saw it: the scan, the reference and the prediction, in the frame (D, H, W)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Scan:
         case: Its id.
         image: Channel 0, float32 (D, H, W).
         reference: Labels (D, H, W), numbered as in training; ignored voxels are background.
-        ignored: Where nobody has labelled the scan, bool (D, H, W).
+        ignored: True for voxels with the ignore label, bool (D, H, W).
         geometry: The scan's grid; `geometry.spacing` is in mm along (D, H, W).
         labels: Label -> name, 0 is background.
     """
@@ -45,7 +45,7 @@ class Scan:
 class ScanReader:
     """Reads the cases of a sweep's runs; each dataset's files are looked up once.
 
-    Every method raises InputError naming what is missing: the raw data may lie on another machine than the report.
+    Every method raises InputError for missing files: the raw data may lie on another machine than the report.
     """
 
     def __init__(self, runs: Runs) -> None:
@@ -53,7 +53,7 @@ class ScanReader:
         self._dataset = cache(self._read_dataset)
 
     def scan(self, key: str, case: str) -> Scan:
-        """Image and reference of a case that the job `key` validated on."""
+        """Read image and reference of a case that the job `key` validated on."""
         dataset = self._dataset(key)
         found = {item.id: item for item in (*dataset.training, *dataset.validation, *dataset.test)}.get(case)
         if found is None or found.label is None:
@@ -65,7 +65,7 @@ class ScanReader:
         return Scan(case, volume.array[0], reference, ignored, volume.geometry, dataset.labels)
 
     def prediction(self, key: str, scan: Scan) -> np.ndarray:
-        """What the job `key` predicted for the case, labels (D, H, W) on the scan's grid."""
+        """Read the prediction of the job `key` for the case: labels (D, H, W) on the scan's grid."""
         ending = self._dataset(key).file_ending
         path = self.runs.job_folder(key) / "validation" / f"{scan.case}{ending}"
         if not path.is_file():
@@ -73,7 +73,7 @@ class ScanReader:
         return read_label_on(scan.geometry, path)
 
     def _read_dataset(self, key: str) -> RawDataset:
-        """The raw dataset of a job, by its config.yaml; relative paths are looked up from the working directory."""
+        """List the raw dataset of a job's config.yaml; relative paths start from the working directory."""
         path = self.runs.job_folder(key) / "config.yaml"
         config: Mapping[str, Any] | None = self.runs.configs.get(key)
         if config is None:
@@ -84,4 +84,4 @@ class ScanReader:
             raise InputError(f"{path}: its data section cannot be used ({error})") from error
         if not Path(source.folder).is_dir():
             raise InputError(f"{source.folder}: no such folder; expected the raw data that the runs were trained on")
-        return source.scan([])  # a case that was scored is there; what is wrong with others is no matter here
+        return source.scan([])  # scored cases are listed; problems of other cases do not matter here

@@ -1,9 +1,8 @@
-"""How every picture looks: one set of colours that colour-blind readers tell apart, one size of letters, one way to
-save.
+"""The style of every picture: colours for colour-blind readers, consistent font sizes, one way to save.
 
-A row of an experiment has the same colour, marker and line in all pictures of a page, and no two rows share all
-three, so that nothing is told by colour alone. Colours are Okabe and Ito's (Color Universal Design, 2008) without
-yellow, which is lost on white paper.
+A row of an experiment has the same colour, marker and line in all pictures of a page. No two rows share all three, so
+colour is never the only difference. The colours are Okabe and Ito's (Color Universal Design, 2008) without yellow,
+which is hard to see on white paper.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MAX_LETTERS = 40  # of a line of the legend
+MAX_LETTERS = 40  # per line of the legend
 WIDTH = 9.6  # inches: at 96 pixels an inch, the width of the page's column
 INK, GREY, GRID, PAPER = "#1d2530", "#5f6670", "#d9dde3", "#ffffff"
 # The reference row is black; the others take these in turn.
@@ -54,7 +53,7 @@ SETTINGS: dict[Any, Any] = {
     "lines.linewidth": 1.7,
     "figure.facecolor": PAPER,
     "figure.constrained_layout.use": True,
-    # Labels come from outside: a dollar sign in one is a dollar sign, and no mathematics.
+    # Labels come from outside: a dollar sign in one must not start mathematics.
     "text.parse_math": False,
     # Letters as outlines look the same everywhere; a fixed salt gives the same picture the same bytes.
     "svg.fonttype": "path",
@@ -84,7 +83,7 @@ def row_styles(count: int, reference: int | None) -> list[RowStyle]:
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Draw and save inside of this block; matplotlib's settings are as before after it."""
+    """Apply the style to what is drawn and saved inside the block; matplotlib's settings are restored after it."""
     import matplotlib
 
     with matplotlib.rc_context(SETTINGS):
@@ -92,7 +91,7 @@ def house_style() -> Iterator[None]:
 
 
 def new_figure(height: float, width: float = WIDTH) -> Figure:
-    """An empty figure of this size in inches, with a canvas of its own: no display, no global state left behind."""
+    """Return an empty figure of this size in inches, with a canvas of its own: it needs no display or global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -111,11 +110,11 @@ def save_figure(figure: Figure, path: Path) -> Path:
 
 
 def legend_below(figure: Figure, handles: Sequence[Any]) -> None:
-    """One legend for all panels, under them, as many entries a line as fit; none for a single entry."""
+    """Draw one legend below all panels, with as many entries per line as fit; none for a single entry."""
     for handle in handles:
         handle.set_label(wrapped(handle.get_label(), MAX_LETTERS))
     longest = max((len(line) for handle in handles for line in handle.get_label().split("\n")), default=0)
-    # A letter of the legend is about 0.075 inches wide, its handle with the space around it as wide as seven.
+    # A letter of the legend is about 0.075 inches wide. A handle with the space around it is as wide as seven letters.
     columns = int(figure.get_figwidth() / 0.075 / (longest + 7))
     if len(handles) > 1:
         figure.legend(
@@ -124,7 +123,7 @@ def legend_below(figure: Figure, handles: Sequence[Any]) -> None:
 
 
 def wrapped(text: str, letters: int, lines: int = 3) -> str:
-    """The text in lines of at most so many letters; what does not fit in `lines` of them is cut off."""
+    """Wrap the text to at most `lines` lines of at most `letters` letters; the rest is cut off."""
     return "\n".join(wrap(text, letters, max_lines=lines, placeholder=" .."))
 
 

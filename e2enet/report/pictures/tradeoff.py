@@ -1,4 +1,4 @@
-"""Accuracy against cost: mean Dice over parameters and over FLOPs, what was obtained and what was published."""
+"""Draw accuracy against cost: mean Dice over parameters and over FLOPs, both obtained and published."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COSTS = {"params": "active parameters, M", "gflops": "GFLOP per patch, the paper's count"}
-WIDE = 6.0  # a cost axis is logarithmic from this ratio of its ends on
-HEIGHT, MIN_HEIGHT = 3.35, 2.4  # inches of a pair of axes, less where there are many
+WIDE = 6.0  # a cost axis is logarithmic if the ratio of its ends is at least this
+HEIGHT, MIN_HEIGHT = 3.35, 2.4  # inches of a pair of axes, less if there are many
 Interval = tuple[float, float]
 
 
@@ -27,7 +27,7 @@ Interval = tuple[float, float]
 class Point:
     """One row in one picture: costs by name (M parameters, GFLOP), mean Dice and an interval in percent.
 
-    `group` names the axes that it stands on: rows of different datasets share none, nor a front.
+    `group` names its axes: rows of different datasets share neither axes nor a Pareto front.
     """
 
     label: str
@@ -40,11 +40,11 @@ class Point:
 
 
 def draw_tradeoff(rows: Sequence[Row]) -> Figure | None:
-    """Dice against parameters (left) and FLOPs (right); None where neither obtained nor published rows have both.
+    """Draw Dice against parameters (left) and FLOPs (right); None if there are neither obtained nor published points.
 
-    What was obtained is drawn filled, with the 95 % bootstrap interval over cases; what was published is hollow, with
-    the range where the source gives one, and below. Each dataset, and obtained and published, have axes of their own:
-    on shared ones the eye would compare what cannot be compared.
+    Obtained points are filled, with the table's bootstrap interval over cases. Published points are hollow and further
+    down, with the range if the source gives one. Each dataset, and obtained and published points, have their own axes,
+    since they cannot be compared.
     """
     groups: dict[str, list[Point]] = {}
     for point in [*obtained_points(rows), *published_points(rows)]:
@@ -68,7 +68,7 @@ def draw_tradeoff(rows: Sequence[Row]) -> Figure | None:
 
 
 def obtained_points(rows: Sequence[Row]) -> list[Point]:
-    """The rows with finished and scored runs: their table's mean over runs and interval over cases."""
+    """Return points of the rows with finished and scored runs: the table's mean over runs and interval over cases."""
     points = []
     for row in rows:
         line = row.line
@@ -81,7 +81,7 @@ def obtained_points(rows: Sequence[Row]) -> list[Point]:
 
 
 def published_points(rows: Sequence[Row]) -> list[Point]:
-    """The rows whose accuracy and at least one cost are published."""
+    """Return points of the rows whose accuracy and at least one cost are published."""
     points = []
     for row in rows:
         low, high = published_range(row.line["published_dice"])
@@ -94,7 +94,7 @@ def published_points(rows: Sequence[Row]) -> list[Point]:
 
 
 def pareto_front(points: Sequence[Point], cost: str) -> list[Point]:
-    """The points that no other one beats: none costs at most as much and is more accurate. By rising cost."""
+    """Return the points that no other point beats (costs at most as much and is more accurate), by rising cost."""
     front: list[Point] = []
     for point in sorted(points, key=lambda point: (point.costs[cost], -point.dice)):
         if not front or point.dice > front[-1].dice:
@@ -131,7 +131,7 @@ def _draw_points(axes: Axes, points: Sequence[Point], cost: str) -> None:
 
 
 def _cost_scale(axes: Axes, costs: Sequence[float]) -> None:
-    """Logarithmic where costs differ much, with plain numbers at 1, 2 and 5 of each decade."""
+    """Make the cost axis logarithmic if costs differ much, with plain numbers at 1, 2 and 5 of each decade."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     if min(costs) > 0 and max(costs) / min(costs) >= WIDE:
@@ -144,6 +144,6 @@ def _cost_scale(axes: Axes, costs: Sequence[float]) -> None:
 def _handle(row: Row) -> Any:
     from matplotlib.lines import Line2D
 
-    # Filled for every row: hollow or not is told by the caption, colour and marker are the row's.
+    # Filled for every row: the caption explains hollow markers.
     style = row.style
     return Line2D([], [], ls="", marker=style.marker, markersize=8, color=style.colour, mew=1.6, label=row.label)

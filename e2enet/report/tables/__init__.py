@@ -1,1 +1,1 @@
-"""Tables of the report: what stands in them, how it is computed, and how it is written."""
+"""Tables of the report: their content, how it is computed, and how it is written."""

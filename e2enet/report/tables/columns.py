@@ -12,7 +12,7 @@ SMALLEST_P = 1e-4
 
 
 def accuracy_columns(options: Options, *, several_datasets: bool) -> tuple[Column, ...]:
-    """Rows with published and counted cost, published and obtained accuracy, the test, and the counts."""
+    """Return the columns of published and counted cost, published and obtained accuracy, the test, and the counts."""
     return (
         Column("row", _label, numeric=False, brief=True),
         *((Column("dataset", text("data"), numeric=False),) if several_datasets else ()),
@@ -36,7 +36,7 @@ def accuracy_columns(options: Options, *, several_datasets: bool) -> tuple[Colum
 
 
 def cost_columns() -> tuple[Column, ...]:
-    """What a row costs: counted at the paper's scale, then of the runs themselves, counted and measured."""
+    """Return the columns of cost: counted at the paper's scale, then counted and measured for the runs themselves."""
     scale, run = "full scale", "these runs"
     return (
         Column("row", _label, numeric=False),
@@ -62,7 +62,7 @@ def interval(line: Line) -> str:
 
 
 def p_text(p: float) -> str:
-    """A p value with two digits that count; "" for none."""
+    """Format a p value with two significant digits; "" if unknown."""
     if not is_known(p):
         return ""
     return f"< {SMALLEST_P:g}" if p < SMALLEST_P else f"{p:.2g}"
@@ -83,7 +83,7 @@ def _obtained(heading: str, key: str, digits: int, factor: float = 1.0) -> Colum
 
 
 def _label(line: Line) -> str:
-    """The row's name; of the row that others are tested against, with that word."""
+    """Return the row's label, with "(reference)" behind it if other rows are tested against it."""
     return f"{line['label']} (reference)" if line["reference"] else str(line["label"])
 
 
@@ -97,5 +97,5 @@ def _count(line: Line, key: str) -> str:
 
 
 def _missed(line: Line) -> str:
-    """Missed structures of those that the references hold."""
+    """Return how many of the references' structures were missed."""
     return f"{line['missed']} of {line['structures']}" if line["runs"] else ""

@@ -49,17 +49,17 @@ NAMES = {
     "training.steps_per_epoch": "steps per epoch",
     "plan.batch_size": "batch size",
 }
-# What other settings say already: the width of the network, and that masks are DSFF's.
+# Settings that others imply: the width of the network, and that masks are DSFF's.
 TOLD = ("training.base_features", "dsff._target_")
 FIRST = (DATASET, PATCH, *NAMES)
-# The paper's names of what data modules of earlier versions read, and of a dataset that any config may read.
+# The paper's name of a dataset, by the data module of an earlier version or by the dataset's own name.
 DATASETS = {"BTCVDataModule": "BTCV", "Task01_BrainTumour": "BraTS"}
 
 
 def setting_differences(runs: Runs, experiment: str) -> Table:
-    """A line per setting in which started runs differ from `experiments=NAME` and the row at full scale.
+    """Return a table of the settings in which started runs differ from `experiments=NAME` and the row at full scale.
 
-    Settings of a row itself are the same on both sides. Where one differs between rows, every value is listed.
+    A row's own settings are the same on both sides. If a setting differs between rows, every value is listed.
     """
     ablation = runs.ablations.get(experiment, {})
     jobs = runs.jobs[(runs.jobs["experiment"] == experiment) & runs.jobs["key"].isin(list(runs.configs))]
@@ -78,7 +78,7 @@ def setting_differences(runs: Runs, experiment: str) -> Table:
         for key in own["key"]:
             small = _settings(runs.configs[key]) | {PATCH: runs.costs.get(key, {}).get("patch_size")}
             for name in [*full, *(name for name in small if name not in full)]:
-                # Datasets differ in which keys they have; that follows from their names.
+                # Which data keys exist follows from the dataset's name, so only those of both sides are compared.
                 shared = name not in DATA_KEYS or (name in full and name in small)
                 if shared and full.get(name) != small.get(name):
                     values = found.setdefault(name, ([], []))
@@ -99,7 +99,7 @@ def setting_differences(runs: Runs, experiment: str) -> Table:
 
 
 def published_differences(lines: Sequence[Line]) -> Table:
-    """Of lines of `experiment_lines`, those with a published and an obtained Dice on the dataset of the published."""
+    """Compare published and obtained Dice of the lines of `experiment_lines` that have both on the same dataset."""
     compared, elsewhere = [], []
     for line in lines:
         published_on = line["published_on"]
@@ -127,7 +127,7 @@ def published_differences(lines: Sequence[Line]) -> Table:
 
 
 def dataset_name(config: Mapping[str, Any]) -> str:
-    """A run's dataset by the name that the paper gives it, by its own where the paper does not use it."""
+    """Return the paper's name of a run's dataset; its own name if the paper does not use it."""
     data = config.get("data") or {}
     module, name = str(data.get("_target_", "")).rpartition(".")[2], str(data.get("name", ""))
     if "modality" in data:
@@ -136,7 +136,7 @@ def dataset_name(config: Mapping[str, Any]) -> str:
 
 
 def dataset_names(runs: Runs, jobs: pd.DataFrame) -> list[str]:
-    """The dataset of each job by `dataset_name`; a job that was not started is called as a started one of its data."""
+    """Return each job's dataset by `dataset_name`; a job not started takes the name of a started one of its data."""
     names = {key: dataset_name(runs.configs[key]) for key in jobs["key"] if key in runs.configs}
     started = {key: name for key, name in names.items() if name}
     pairs = list(zip(jobs["key"], jobs["data"], strict=True))
@@ -145,18 +145,18 @@ def dataset_names(runs: Runs, jobs: pd.DataFrame) -> list[str]:
 
 
 def _position(low: float, high: float, line: Line) -> str:
-    """Whether a published number or range lies in the interval of a line."""
+    """Return whether a published number or range lies in the interval of a line: yes, partly or no."""
     inside = [line["dice_low"] <= end <= line["dice_high"] for end in (low, high)]
     covers = low <= line["dice_low"] and line["dice_high"] <= high
     return "yes" if all(inside) else "partly" if any(inside) or covers else "no"
 
 
 def _repetition_differences(experiment: str, jobs: pd.DataFrame) -> list[dict[str, str]]:
-    """A line for folds and one for seeds, where jobs have others than the experiment's own sweep."""
+    """Return a line for folds and one for seeds, if the jobs have others than the experiment's own sweep."""
     try:
         config = compose_config([f"experiments={experiment}"], with_hydra=True)
     except (HydraException, OmegaConfBaseException):
-        return []  # the notes on its rows tell
+        return []  # the notes on its rows report it
     found = []
     for key, name in (("fold", "folds"), ("seed", "seeds")):
         swept = OmegaConf.select(config, f"hydra.sweeper.params.{key}")
@@ -169,7 +169,7 @@ def _repetition_differences(experiment: str, jobs: pd.DataFrame) -> list[dict[st
 
 
 def _full_scale(experiment: str, ablation: Mapping[str, Any], row: str | None) -> dict[str, Any]:
-    """Settings of an experiment's row as its file composes them."""
+    """Return the settings of an experiment's row at full scale, composed from its file."""
     overrides = [] if row is None else list(ablation["rows"][row].get("overrides", ()))
     config = compose_config([f"experiments={experiment}", *overrides])
     names = [name for name in (*SECTIONS, "data") if name in config]
@@ -182,7 +182,7 @@ def _full_scale(experiment: str, ablation: Mapping[str, Any], row: str | None) -
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """{name: value} of what is compared, without the patch size, which a config may leave to planning."""
+    """Return {name: value} of the settings to compare, without the patch size, which planning may decide."""
     config = with_order(with_names_of_today(config))
     sections = flat({name: config.get(name) for name in (*SECTIONS, "data")})
     kept = {
@@ -194,8 +194,11 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_names_of_today(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A run's config, that of an earlier version by the keys of today: its network had a `name`, loss, optimizer and
-    schedule lay in `training`, a recipe of augmentation was named in `data`, and `dsff.enabled` was `dsff.masks`."""
+    """Return a run's config with the keys of today, if an earlier version wrote it.
+
+    There the network had a `name`, loss, optimizer and schedule were in `training`, `data` named a recipe of
+    augmentation, and `dsff.enabled` was `dsff.masks`.
+    """
     network, training = dict(config.get("network") or {}), dict(config.get("training") or {})
     if "name" in network:
         network = {"_target_": NETWORK_NAMES.get(network.pop("name")), **network}
@@ -209,7 +212,7 @@ def with_names_of_today(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _listed(values: Iterable[Any]) -> str:
-    """Different values in order of appearance; null is what planning or a default decides."""
+    """Join the different values in order of appearance; null is left to planning or a default."""
     return ", ".join(dict.fromkeys("null" if value is None else str(value) for value in values))
 
 

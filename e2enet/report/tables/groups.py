@@ -1,4 +1,4 @@
-"""Which jobs stand in which line of an experiment's table: repetitions of one configuration over folds and seeds."""
+"""Group jobs into the lines of an experiment's table: repetitions of one configuration over folds and seeds."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Group:
     """The jobs of one line.
 
     Attributes:
-        row: Its row of the experiment; None where there are no rows.
-        label: What the line is called.
-        variant: What tells its configuration from others of its row.
-        jobs: Its lines of `Runs.jobs`; empty where the row was not run.
+        row: Its row of the experiment; None without rows.
+        label: Name of the line.
+        variant: The settings that tell its configuration from others of its row.
+        jobs: Its lines of `Runs.jobs`; empty if the row was not run.
         role: row | run (one fold and seed of a configuration) | mean (over the runs above it) | training (runs of
-            fold=all: their scores are of the cases that they were trained on, and nothing may be compared with them).
-        configuration: What the configuration is called where a line's label says more, as that of a mean does.
+            fold=all: they are scored on their training cases and must not be compared with others).
+        configuration: Name of the configuration if the label says more, as for a mean.
     """
 
     row: str | None
@@ -46,16 +46,16 @@ class Group:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What a reference may call it; the first is the one to list."""
+        """The names by which a reference may be given; messages list the first."""
         return (self.row or self.configuration or self.label, self.label)
 
 
 def experiment_groups(runs: Runs, experiment: str | None) -> list[Group]:
-    """The lines of one experiment, or of the jobs outside of any (None), in the order of its table.
+    """Return the lines of one experiment, or of the jobs outside of any (None), in the order of its table.
 
-    Rows come in the experiment's order, also those without jobs; then rows that jobs have and the experiment no longer
-    (renamed since), then jobs without a row. An experiment without rows has a line per fold and seed, then their mean.
-    Runs of fold=all have a line of their own below the configuration's.
+    Rows come in the experiment's order, also those without jobs. Then come rows of jobs that the experiment no longer
+    has (renamed since), then jobs without a row. An experiment without rows has a line per fold and seed, then their
+    mean. Runs of fold=all have a line of their own below the configuration's.
     """
     jobs = runs.jobs[runs.jobs["experiment"].isna() if experiment is None else runs.jobs["experiment"] == experiment]
     ablation = runs.ablations.get(experiment or "", {})
@@ -73,7 +73,7 @@ def experiment_groups(runs: Runs, experiment: str | None) -> list[Group]:
 
 
 def _row_groups(row: str, label: str, jobs: pd.DataFrame) -> list[Group]:
-    """A line per configuration of a row; one without jobs where none was validated."""
+    """Return a line per configuration of a row, an empty one if none was validated, then those of fold=all."""
     validated = _configurations(row, _validated(jobs))
     return (validated or [Group(row, label, "", jobs.iloc[:0])]) + _on_training_cases(row, jobs)
 
@@ -83,7 +83,7 @@ def _configurations(row: str | None, jobs: pd.DataFrame) -> list[Group]:
 
 
 def _on_training_cases(row: str | None, jobs: pd.DataFrame) -> list[Group]:
-    """Lines of the fold=all runs among jobs, a line per configuration."""
+    """Return the lines of the fold=all runs among jobs, one per configuration."""
     own = jobs[jobs["fold"] == TRAINED_ON_ALL]
     return [
         Group(row, f"{label}, {ON_TRAINING_CASES}", variant, own[own["label"] == label], "training")
@@ -92,7 +92,7 @@ def _on_training_cases(row: str | None, jobs: pd.DataFrame) -> list[Group]:
 
 
 def _repetitions(variant: str, label: str, jobs: pd.DataFrame, *, several: bool) -> list[Group]:
-    """A line per fold and seed of one of several configurations, their mean, and a line of the fold=all runs."""
+    """Return a line per fold and seed of a configuration, a line of their mean, and one of its fold=all runs."""
     prefix = f"{label}, " if several else ""
     validated, own = _validated(jobs), jobs[jobs["fold"] == TRAINED_ON_ALL]
     groups = [
@@ -111,5 +111,5 @@ def _validated(jobs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _variants(jobs: pd.DataFrame) -> list[tuple[str, str]]:
-    """(variant, label) of the configurations among jobs, in order of first appearance."""
+    """Return (variant, label) of the configurations among jobs, in order of first appearance."""
     return list(dict.fromkeys(zip(jobs["variant"], jobs["label"], strict=True)))

@@ -1,7 +1,7 @@
 """The lines of an experiment's table: published, counted and obtained numbers of each row, and the tests between them.
 
-A line holds plain values, NaN or None where unknown; `columns` says how they are shown. Dice and NSD are in percent
-here, as the paper gives them.
+A line holds plain values, NaN or None if unknown. `columns` says how they are shown. Dice and NSD are in percent here,
+as the paper gives them.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ PERCENT = 100.0
 def experiment_lines(
     runs: Runs, experiment: str | None, options: Options, *, count: Counter, reference: str | None = None
 ) -> list[dict[str, Any]]:
-    """Lines of one experiment in the order of its rows, or of the jobs outside of any experiment (None).
+    """Compute the lines of one experiment in the order of its rows, or of the jobs outside of any experiment (None).
 
-    Which jobs a line stands for: `experiment_groups`. Runs of fold=all have no interval, p and PT.
+    `experiment_groups` says which jobs a line stands for. Runs of fold=all have no interval, p or PT.
 
     Args:
         runs: The sweep.
         experiment: One of `runs.ablations`, or None.
-        options: Of the statistics.
-        count: Counts a row's overrides at a setting.
+        options: Settings of the statistics.
+        count: Counts the cost of a row's overrides at a setting.
         reference: The row, configuration or line that others are tested against (`Group.names`); None: the
             experiment's, else the first.
 
@@ -60,12 +60,12 @@ def experiment_lines(
 
 
 def _scored_cases(runs: Runs, group: Group) -> pd.DataFrame:
-    """Lines of `Runs.cases` of the group's finished jobs, without regions."""
+    """Return the lines of `Runs.cases` of the group's finished jobs, without regions."""
     return runs.cases[runs.cases["key"].isin(group.finished["key"]) & ~runs.cases["region"].astype(bool)]
 
 
 def _line(group: Group, cases: pd.DataFrame, runs: Runs, options: Options) -> dict[str, Any]:
-    """What was obtained: means over runs, their spread, the interval over cases, counts."""
+    """Return what was obtained: means over runs, their spread, the interval over cases, counts."""
     finished = group.finished
     dice = PERCENT * finished["dice"].dropna()
     low, high = math.nan, math.nan
@@ -98,7 +98,7 @@ def _line(group: Group, cases: pd.DataFrame, runs: Runs, options: Options) -> di
         "peak_bytes": measured["peak_bytes"],
         "seconds": measured["seconds"],
         "cases": cases["case"].nunique(),
-        # Of structures that the references hold, over all runs.
+        # Structures in the references, over all runs.
         "structures": int(outcomes.get("scored", 0) + outcomes.get("missed", 0)),
         "missed": int(outcomes.get("missed", 0)),
         "invented": int(outcomes.get("invented", 0)),
@@ -106,7 +106,7 @@ def _line(group: Group, cases: pd.DataFrame, runs: Runs, options: Options) -> di
 
 
 def _states(jobs: pd.DataFrame) -> str:
-    """How a line's jobs stand, where not all are finished: "1 of 2, 1 crashed"."""
+    """Return the states of a line's jobs: "2 of 2", "1 of 2, 1 crashed" or "not run"."""
     if jobs.empty:
         return "not run"
     finished = int((jobs["state"] == FINISHED).sum())
@@ -115,7 +115,7 @@ def _states(jobs: pd.DataFrame) -> str:
 
 
 def _published(ablation: Mapping[str, Any], group: Group) -> dict[str, Any]:
-    """The row's published numbers and the dataset that they are of; none beside scores of training cases."""
+    """Return the row's published numbers and their dataset; none beside scores of training cases."""
     row = (ablation.get("rows") or {}).get(group.row) or {}
     known = {} if group.role == "training" else row.get("published") or {}
     values = {f"published_{name}": known.get(name) for name in ("params", "gflops", "dice", "nsd")}
@@ -123,10 +123,10 @@ def _published(ablation: Mapping[str, Any], group: Group) -> dict[str, Any]:
 
 
 def _counted(ablation: Mapping[str, Any], group: Group, count: Counter) -> dict[str, Any]:
-    """The row's cost at the paper's scale, where the experiment says what that is.
+    """Return the row's cost at the paper's scale, if the experiment defines that scale.
 
-    It stays blank for a row of an older version: one that the experiment no longer has, or whose overrides name what
-    there no longer is. `counted_at` names the scale: costs at different ones are not compared.
+    It is NaN for a row of an older version, which the experiment no longer has or whose overrides are no longer valid.
+    `counted_at` names the scale; costs at different scales are not compared.
     """
     names = ("params", "gflops_paper", "gflops_exact")
     rows = ablation.get("rows") or {}
@@ -140,7 +140,7 @@ def _counted(ablation: Mapping[str, Any], group: Group, count: Counter) -> dict[
 
 
 def _references(groups: Sequence[Group], reference: str | None, where: str) -> list[int]:
-    """Places of the lines that others are tested against: one per configuration of the reference row."""
+    """Return the indices of the lines that others are tested against: one per configuration of the reference row."""
     compared = [index for index, group in enumerate(groups) if group.is_tested]
     if not compared:
         return []
@@ -155,14 +155,14 @@ def _references(groups: Sequence[Group], reference: str | None, where: str) -> l
 def _add_tests(
     lines: Sequence[dict[str, Any]], groups: Sequence[Group], scores: Sequence[pd.DataFrame], references: Sequence[int]
 ) -> None:
-    """Each line against the reference's line of the same variant; Holm's correction over the tests of the table."""
+    """Test each line against the reference's line (`_partner`), with Holm's correction over the table's tests."""
     alone = sum(group.is_tested for group in groups) < 2
     for index, line in enumerate(lines):
-        # A line alone is compared with nothing.
+        # A single line has nothing to be compared with.
         line |= {"reference": index in references and not alone, "p": math.nan, "pairs": 0}
         tested = groups[index].is_tested and index not in references
         partner = _partner(groups, index, references) if tested else None
-        # Cases of two datasets may bear the same names.
+        # Cases of two datasets may have the same names.
         if partner is not None and line["data"] == lines[partner]["data"]:
             line["p"], line["pairs"] = statistics.paired_wilcoxon(scores[index], scores[partner])
     for line, adjusted in zip(lines, statistics.holm([line["p"] for line in lines]), strict=True):
@@ -170,7 +170,7 @@ def _add_tests(
 
 
 def _partner(groups: Sequence[Group], index: int, candidates: Sequence[int]) -> int | None:
-    """The reference's line to compare with: of the same variant, or the only one there is."""
+    """Return the reference's line to compare with: of the same variant or the only one; without rows, the first."""
     same = [other for other in candidates if groups[other].variant == groups[index].variant]
     if groups[index].row is None:
         return candidates[0]
@@ -178,9 +178,10 @@ def _partner(groups: Sequence[Group], index: int, candidates: Sequence[int]) -> 
 
 
 def _add_trade_off(lines: Sequence[dict[str, Any]], groups: Sequence[Group], options: Options) -> None:
-    """PT of the obtained numbers, among rows of one dataset: Dice of different tasks have no common largest.
+    """Add PT of the obtained numbers, among rows of one dataset: Dice of different tasks have no common largest.
 
-    A row alone is its own best in everything and says nothing. NaN where it is not asked for: the weights are ours.
+    PT is NaN for a single row, which would be its own best in everything. It is also NaN unless the options ask for it,
+    since the weights are not the paper's.
     """
     for line in lines:
         line["pt"] = math.nan

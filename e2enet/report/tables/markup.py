@@ -13,7 +13,7 @@ from e2enet.report.tables.table import Column, Table, is_known
 
 
 def to_markdown(table: Table) -> str:
-    """A Markdown table with its title in bold above and its notes below; "" where there is neither line nor note."""
+    """Return a Markdown table with its title in bold above and its notes below; "" without lines and notes."""
     if not table.lines and not table.notes:
         return ""
     columns = table.shown()
@@ -26,7 +26,7 @@ def to_markdown(table: Table) -> str:
 
 
 def to_latex(table: Table, label: str) -> str:
-    """A LaTeX `table` (packages booktabs and graphicx, which fits it to the line) with groups over their columns."""
+    """Return a LaTeX `table` with groups over their columns; needs booktabs, and graphicx to fit the line width."""
     columns = table.shown()
     headings = [(column.group, column.heading) for column in columns]
     cells = _marked(table, escape_latex, r"\textbf{{{}}}")
@@ -56,23 +56,23 @@ def to_latex(table: Table, label: str) -> str:
 
 
 def write_values(path: Path, table: Table) -> None:
-    """Write the lines' values, every one of them and unrounded, as CSV; unknown ones are empty."""
+    """Write all values of the lines as CSV, unrounded; unknown ones are empty."""
     rows = [{key: value if is_known(value) else "" for key, value in line.items()} for line in table.lines]
     write_csv(path, rows)
 
 
 def heading(column: Column) -> str:
-    """A column's name where there is one line of headings."""
+    """Return a column's group and heading as one text, for a single line of headings."""
     return f"{column.group}: {column.heading}" if column.group else column.heading
 
 
 def markdown_text(content: str) -> str:
-    """Text that Markdown shows as it is: names and errors come from outside."""
+    """Escape text so that Markdown shows it as it is: names and errors come from outside."""
     return re.sub(r"([\\`*_\[\]<>~$]|&(?=#?\w+;))", r"\\\1", content)
 
 
 def escape_latex(content: str) -> str:
-    """Text that LaTeX prints as it is."""
+    """Escape text so that LaTeX prints it as it is."""
     signs = {sign: rf"\{sign}" for sign in "&%$#_{}"}
     signs |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     # In LaTeX's default encoding these are other characters: < prints as an inverted exclamation mark.
@@ -81,12 +81,12 @@ def escape_latex(content: str) -> str:
 
 
 def joined(parts: Sequence[str]) -> str:
-    """Blocks of Markdown with an empty line between them; empty blocks are left out."""
+    """Join blocks of Markdown with an empty line between them; empty blocks are left out."""
     return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
 
 
 def _marked(table: Table, escape: Callable[[str], str], bold: str) -> list[list[str]]:
-    """The cells as text of a format, the best of each column in bold."""
+    """Return the cells escaped for a format, the best of each column in bold."""
     return [
         [bold.format(escape(cell)) if best else escape(cell) for cell, best in zip(cells, marks, strict=True)]
         for cells, marks in zip(table.cells(), table.emphasised(), strict=True)

@@ -1,4 +1,4 @@
-"""Everything that the report says in words and numbers: a section per experiment, and jobs that did not finish."""
+"""Build all tables of the report: a section per experiment, and the jobs that did not finish."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from e2enet.report.tables.lines import Counter, experiment_lines
 from e2enet.report.tables.table import Column, Line, Table, is_known, number, text
 
 UNFINISHED = ("crashed", "interrupted")
-SMALL_P = 1e-3  # a smallest possible p below this is no limit that anybody meets
+SMALL_P = 1e-3  # a smallest possible p below this is no limit in practice
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,12 @@ class Section:
 
     Attributes:
         experiment: Its name.
-        name: Of its files: <name>.md, .csv, .tex.
+        name: Name of its files: <name>.md, .csv, .tex.
         title: Its heading.
         accuracy: Its main table; the lines of `cost` are the same.
         cost: What the rows cost.
-        published: Published beside obtained Dice; without lines where nothing can be compared.
-        settings: What differs from full scale; without lines where nothing does.
+        published: Published beside obtained Dice; without lines if nothing can be compared.
+        settings: What differs from full scale; without lines if nothing does.
     """
 
     experiment: str | None
@@ -65,12 +65,12 @@ def build_report(runs: Runs, options: Options, *, count: Counter, reference: str
 
     Args:
         runs: The sweep.
-        options: Of the statistics.
-        count: Counts a row at the paper's scale (`e2enet.report.costs.count_row`).
+        options: Settings of the statistics.
+        count: Counts a row's cost at the paper's scale (`e2enet.report.costs.count_row`).
         reference: The row that others are tested against, in the experiments that have it; None: each one's own.
 
     Raises:
-        InputError: nowhere is such a row.
+        InputError: no experiment has the row `reference`.
     """
     experiments: list[str | None] = list(dict.fromkeys([*runs.ablations, *runs.jobs["experiment"].dropna()]))
     if runs.jobs["experiment"].isna().any():
@@ -92,7 +92,7 @@ def build_report(runs: Runs, options: Options, *, count: Counter, reference: str
 
 
 def unfinished_jobs(runs: Runs) -> Table:
-    """A line per crashed or interrupted job: how far it came, and its error."""
+    """Return a table with a line per crashed or interrupted job: how far it came, and its error."""
     jobs = runs.jobs[runs.jobs["state"].isin(UNFINISHED)].drop_duplicates("key")
     columns = (
         Column("job", text("folder"), numeric=False),
@@ -125,7 +125,7 @@ def _section(runs: Runs, experiment: str | None, lines: tuple[Line, ...], option
 
 
 def _notes(lines: tuple[Line, ...], options: Options) -> tuple[str, ...]:
-    """How the numbers of the main table came about, as far as it has them."""
+    """Explain how the numbers in the main table were computed."""
     notes = [
         "Dice: mean ± standard deviation of the runs' means, over folds and seeds. Interval: "
         f"{100 * options.confidence:g} % percentile bootstrap over cases ({options.resamples} resamples, seed "
@@ -155,7 +155,7 @@ def _notes(lines: tuple[Line, ...], options: Options) -> tuple[str, ...]:
 
 
 def _smallest_p(tests: Sequence[Line]) -> list[str]:
-    """What p cannot fall below with so few cases, where that keeps it from being small."""
+    """Return a note on the smallest possible p, if there are too few cases for a small one."""
     count = min(line["pairs"] for line in tests)
     smallest = min(1.0, 2 * 0.5**count)
     if smallest * len(tests) < SMALL_P:

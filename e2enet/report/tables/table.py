@@ -15,7 +15,7 @@ Line = Mapping[str, Any]
 class Best:
     """Which of a column's values is the best: the `largest` or the smallest of `key`, among lines of equal `among`.
 
-    Only rows take part: a fold or seed is no choice, and what is scored on training cases competes with nothing.
+    Only lines of role "row" take part: no single fold or seed, no mean over them, no score on training cases.
     """
 
     key: str
@@ -25,15 +25,15 @@ class Best:
 
 @dataclass(frozen=True)
 class Column:
-    """A column as it is read: several values of a line may share it, such as a mean and its standard deviation.
+    """A column as it is shown. It may show several values of a line, such as a mean and its standard deviation.
 
     Attributes:
         heading: Its name, with the unit.
-        show: The text of a line's cell, "" where the line does not know it.
-        group: What it stands under, such as "published".
-        optional: Left out of a table in which every cell of it is empty.
-        numeric: Set to the right.
-        brief: Shown where there is little room too, as on a terminal.
+        show: Returns the text of a line's cell, "" if unknown.
+        group: The heading above it, such as "published".
+        optional: Left out of a table if all its cells are empty.
+        numeric: Aligned to the right.
+        brief: Also shown where there is little room, as on a terminal.
         best: Which values are emphasised; None: none.
     """
 
@@ -56,21 +56,21 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def shown(self) -> tuple[Column, ...]:
-        """The columns without optional ones that are empty throughout."""
+        """Return the columns without optional ones whose cells are all empty."""
         return tuple(column for column in self.columns if not column.optional or any(map(column.show, self.lines)))
 
     def brief(self) -> Table:
-        """The same table with its brief columns alone; all of them where none is brief."""
+        """Return the same table with its brief columns only, or with all if none is brief."""
         columns = tuple(column for column in self.columns if column.brief)
         return replace(self, columns=columns or self.columns)
 
     def cells(self) -> list[list[str]]:
-        """Texts, a list per line, in the order of `shown`."""
+        """Return the cells' texts, a list per line, in the order of `shown`."""
         columns = self.shown()
         return [[column.show(line) for column in columns] for line in self.lines]
 
     def emphasised(self) -> list[list[bool]]:
-        """Which of `cells` hold the best of their column; those that read the same as the best are as good."""
+        """Return which of `cells` hold the best of their column; cells with the same text as the best count too."""
         columns = [_best_lines(column, self.lines) for column in self.shown()]
         return [[index in best for best in columns] for index in range(len(self.lines))]
 
@@ -81,12 +81,12 @@ def is_known(value: Any) -> bool:
 
 
 def text(key: str) -> Callable[[Line], str]:
-    """Shows a value as it is."""
+    """Return a function that shows a value as it is."""
     return lambda line: str(line[key]) if is_known(line.get(key)) else ""
 
 
 def number(key: str, digits: int, factor: float = 1.0) -> Callable[[Line], str]:
-    """Shows a number times a factor with so many decimals; a text, such as a published "90.1-90.2", as it is."""
+    """Return a function that shows a number times `factor` with `digits` decimals, and a text "90.1-90.2" as it is."""
 
     def show(line: Line) -> str:
         value = line.get(key)
@@ -100,7 +100,7 @@ def number(key: str, digits: int, factor: float = 1.0) -> Callable[[Line], str]:
 
 
 def published_range(value: Any) -> tuple[float | None, float | None]:
-    """Lower and upper end of a published number or range such as "90.1-90.2"; None where there is none."""
+    """Return lower and upper end of a published number or range such as "90.1-90.2"; None and None if unknown."""
     if not is_known(value):
         return None, None
     low, _, high = str(value).partition("-")
@@ -108,7 +108,7 @@ def published_range(value: Any) -> tuple[float | None, float | None]:
 
 
 def _best_lines(column: Column, lines: Sequence[Line]) -> set[int]:
-    """Places of the lines with a column's best value; a value without another to compare it with is no best."""
+    """Return the indices of the lines with a column's best value; a value with no other to compare is not a best."""
     if column.best is None:
         return set()
     groups: dict[str, dict[int, float]] = {}
