@@ -4,16 +4,18 @@
     python -m benchmarks.engine --parts networks --densities 0.2 0.1 --precisions float32 bfloat16
     python -m benchmarks.engine --parts layers --figure roofline.png
 
-Work: base 48, six levels, strides (1,2,2) then four (2,2,2), 16 classes, a patch of 32 x 96 x 96, batch 1, the
-full-resolution output only, as in prediction. `networks`: every contender in a process of its own, in turns, medians of
-warm runs and the peak memory of the process; `e2enet` is the masked network as torch runs it (channels-last, with
-`keep_freed_memory`), `compact` the engine with active kernels only, `compact-auto` with the fastest way of each layer,
-which each process measures in its first run. In bfloat16 torch's networks run under autocast, in which `e2enet` keeps
-to float32 where the processor has no AMX (`e2enet-bfloat16`: it does not), and `compact-auto` may choose it.
+Setting: base 48, six levels, strides (1,2,2) then four (2,2,2), 16 classes, a patch of 32 x 96 x 96, batch 1, the
+full-resolution output only, as in prediction.
+
+`networks`: every contender in a process of its own, in turns, medians of warm runs and the peak memory of the process.
+`e2enet` is the masked network as torch runs it (channels-last, with `keep_freed_memory`). `compact` is the engine with
+active kernels only. `compact-auto` uses the fastest way of each layer, which each process measures in its first run.
+In bfloat16 torch's networks run under autocast. There `e2enet` keeps to float32 if the processor has no AMX
+(`e2enet-bfloat16` does not), and `compact-auto` may choose bfloat16.
+
 `layers`: each kind of convolution alone, by the engine over densities and by torch (channels-last) in both precisions,
-and the density where the engine takes as long as the faster one; the figure shows operations a second over operations
-per byte beside what the machine does at the most (products of a tile that stays in the cache; copying volumes that do
-not).
+and the density where the engine takes as long as the faster one. The figure shows operations per second over operations
+per byte, with the machine's limits (products of a tile that stays in the cache; copies of volumes that do not).
 """
 
 from __future__ import annotations
@@ -72,7 +74,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def compare_networks(options: argparse.Namespace, threads: int, patch: str, precision: str) -> None:
-    """Print a table of forward times and peaks, beside the masked network's and the U-Net's."""
+    """Print forward times and peaks, compared with those of the masked network and the U-Net."""
     own = [*CONTENDERS[:3], *([FORCED] if precision == "bfloat16" else [])]
     contenders = [(name, density) for name in own for density in options.densities]
     if find_spec("dynamic_network_architectures"):
@@ -107,7 +109,7 @@ def compare_networks(options: argparse.Namespace, threads: int, patch: str, prec
 def measured(
     options: argparse.Namespace, name: str, density: float, threads: int, patch: str, precision: str
 ) -> dict[str, float]:
-    """Measure one contender in a fresh process, which knows of no choices that were made before."""
+    """Measure one contender in a fresh process without cached choices."""
     arguments = ["--worker", name, "--densities", str(density), "--threads", str(threads), "--patches", patch]
     with TemporaryDirectory() as cache:
         return run_worker(
@@ -118,7 +120,7 @@ def measured(
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
-    """Seconds of a forward pass and the peak memory of this process in GiB."""
+    """Return the seconds of a forward pass and the peak memory of this process in GiB."""
     import torch
 
     from e2enet.network.dsff import init_masks

@@ -22,7 +22,7 @@ LAYER_DENSITIES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 
 
 def compare_layers(threads: int, runs: int, figure: Path | None) -> None:
-    """Print times of single convolutions over densities, and where the engine and torch are even; draw the roofline."""
+    """Print times of single convolutions over densities and the crossover with torch; draw the roofline."""
     import torch
 
     from e2enet.system.memory import keep_freed_memory
@@ -52,7 +52,7 @@ def compare_layers(threads: int, runs: int, figure: Path | None) -> None:
 
 
 def crossover(seconds: dict[float, float], dense: float) -> float | None:
-    """The density at which the engine takes as long as `dense`, linear between the measured ones; None: beyond 1."""
+    """Return the density at which the engine takes as long as `dense`, interpolated linearly; None: above 1."""
     densities = list(seconds)
     for low, high in pairwise(densities):
         if seconds[low] <= dense < seconds[high]:
@@ -61,7 +61,7 @@ def crossover(seconds: dict[float, float], dense: float) -> float | None:
 
 
 def layer_of(sizes: tuple[int, ...], density: float) -> tuple[Any, Any]:
-    """The engine's convolution with shift 3 and norm, and a source of noise."""
+    """Return the engine's convolution with shift 3 and norm, and a noise source."""
     from e2enet.network.engine.active import ActiveKernels
     from e2enet.network.engine.lazy_volumes import LazyVolumes
     from e2enet.network.engine.sparse_layers import Convolution
@@ -84,7 +84,7 @@ def sparse_seconds(sizes: tuple[int, ...], density: float, runs: int) -> float:
 
 
 def dense_seconds(sizes: tuple[int, ...], runs: int, bfloat16: bool) -> float:
-    """The same block as torch runs it in the masked network: shift, convolution, norm and activation."""
+    """Time the same block as torch runs it in the masked network: shift, convolution, norm and activation."""
     import torch
 
     from e2enet.network.blocks import ConvBlock
@@ -99,14 +99,14 @@ def dense_seconds(sizes: tuple[int, ...], runs: int, bfloat16: bool) -> float:
 
 
 def work_of(sizes: tuple[int, ...], density: float) -> tuple[float, float]:
-    """Operations of the active kernels, and bytes of the volumes that are read and written."""
+    """Return the operations of the active kernels, and the bytes of the volumes read and written."""
     channels, outputs, *size = sizes
     voxels = float(np.prod(size))
     return 18 * density * channels * outputs * voxels, 4 * (channels + outputs) * voxels
 
 
 def draw_roofline(points: list[tuple[Any, ...]], path: Path, threads: int, runs: int) -> None:
-    """Operations a second over operations per byte of every layer and density, under the machine's two limits."""
+    """Draw operations per second over operations per byte, per layer and density, under the machine's two limits."""
     from matplotlib.figure import Figure
 
     from e2enet.common.files import atomic_path
@@ -131,7 +131,7 @@ def draw_roofline(points: list[tuple[Any, ...]], path: Path, threads: int, runs:
 
 
 def peak_operations(threads: int, runs: int) -> float:
-    """Operations a second of the innermost loop on a tile of 8 channels, which stays in the first cache."""
+    """Measure operations per second of the innermost loop on a tile of 8 channels that stays in the first cache."""
     import ctypes
     from concurrent.futures import ThreadPoolExecutor
 
@@ -158,7 +158,7 @@ def peak_operations(threads: int, runs: int) -> float:
 
 
 def copy_bandwidth(runs: int) -> float:
-    """Bytes a second, read and written, of copying 512 MiB with torch."""
+    """Measure bytes per second, read and written, of copying 512 MiB with torch."""
     import torch
 
     source = torch.ones(2**27)

@@ -3,20 +3,20 @@
     python -m benchmarks.loader --nnunet-python PATH_TO_PYTHON_WITH_NNUNETV2
     python -m benchmarks.loader --parts speed --batches 30 --rounds 1
 
-Work: generated cases of 140 x 320 x 320 voxels, one channel, 16 labels; patches of 64 x 160 x 160 in batches of two,
-with the targets of four heads (deep supervision, strides (1,2,2), (2,2,2), (2,2,2)). Every loader has one worker
-process of one thread, and its batches are only received. Each measurement runs in processes of its own, contenders in
-turns, with files in the page cache.
+Setting: generated cases of 140 x 320 x 320 voxels, one channel, 16 labels; patches of 64 x 160 x 160 in batches of two,
+with the targets of four heads (deep supervision, strides (1,2,2), (2,2,2), (2,2,2)). Every loader has one
+single-threaded worker process. Its batches are received and not used. Each measurement runs in processes of its own,
+contenders in turns, with files in the page cache.
 
 - nnunet: nnU-Net's nnUNetDataLoader with nnUNetTrainer.get_training_transforms, on the cases in its own blosc2 format
   (`benchmarks/loader_nnunet.py`, run by `--nnunet-python` or the environment variable NNUNET_PYTHON);
-- worker: this package, `data.augment_on=worker`; the heads' targets, which our loss makes, are timed and added;
-- device: this package, `data.augment_on=device`; what the device does (augmentation, targets) is timed apart.
+- worker: this package, `data.augment_on=worker`; the heads' targets, which the loss computes, are timed and added;
+- device: this package, `data.augment_on=device`; the device's work (augmentation, targets) is timed separately.
 
-nnU-Net interpolates each label of a rotated patch by itself, ours takes the nearest voxel: part of the difference.
-`start` is the time from starting Python to the first batch: for 200 cases that are not in the page cache, and for a
-data module of 200 small phantoms (dataset, plan and prepared cases are looked up). `memory` is the worker's
-proportional set size along 1000 batches of 200 cases.
+nnU-Net interpolates each label of a rotated patch by itself, this package takes the nearest voxel. That is part of the
+difference. `start` is the time from starting Python to the first batch: for 200 cases that are not in the page cache,
+and for a data module of 200 small phantoms (dataset, plan and prepared cases are looked up). `memory` is the worker's
+proportional set size over 1000 batches of 200 cases.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from benchmarks.network import processor
 
 PARTS = ("speed", "start", "memory")
 MEMORY_BATCHES = 1000
-# nnU-Net complains about folders that are unset; none of them is used.
+# nnU-Net warns about unset folders; none of them is used.
 FOLDERS = {f"nnUNet_{name}": tempfile.gettempdir() for name in ("raw", "preprocessed", "results")}
 ENVIRONMENT = FOLDERS | {"OMP_NUM_THREADS": "1"}
 
@@ -80,7 +80,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def report_speed(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure all contenders in turns; print medians and nnU-Net's time divided by ours."""
+    """Measure all contenders in turns; print medians and nnU-Net's time divided by this package's."""
     contenders = ["nnunet", "worker", "device"]
     if not has_nnunet(options.nnunet_python):
         contenders.remove("nnunet")
@@ -106,7 +106,7 @@ def report_speed(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def worker_seconds(name: str, row: dict[str, float]) -> float:
-    """Seconds per patch on the worker's side; with augmentation on the device the targets are made there too."""
+    """Return the worker's seconds per patch. With augmentation on the device, the targets are made there too."""
     return row["wall"] + (row["targets"] if name == "worker" else 0.0)
 
 
@@ -126,7 +126,7 @@ def report_start(options: argparse.Namespace) -> dict[str, float]:
 
 
 def report_memory(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure the worker's memory along many batches."""
+    """Measure the worker's memory over many batches."""
     figures = {name: run_ours(options, "memory", name) for name in ("worker", "device")}
     for name, sizes in figures.items():
         words = [f"{kind} {', '.join(f'{size:.0f}' for size in sizes[kind])} MiB" for kind in ("median", "largest")]
@@ -136,7 +136,7 @@ def report_memory(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_ours(options: argparse.Namespace, work: str, augment_on: str) -> dict[str, Any]:
-    """Measure our loader in a fresh process and return its figures."""
+    """Measure this package's loader in a fresh process and return its figures."""
     given = ["--worker", work, "--augment-on", augment_on]
     for name in ("shape", "patch"):
         given += [f"--{name}", *map(str, getattr(options, name))]
@@ -146,7 +146,7 @@ def run_ours(options: argparse.Namespace, work: str, augment_on: str) -> dict[st
 
 
 def run_nnunet(options: argparse.Namespace) -> dict[str, float]:
-    """Measure nnU-Net's loader by its own interpreter."""
+    """Measure nnU-Net's loader with its own interpreter."""
     given = [str(options.folder), "--batches", str(options.batches), "--patch", *map(str, options.patch)]
     given += ["--heads", json.dumps(HEADS), "--labels", str(LABELS)]
     return run_worker("benchmarks.loader_nnunet", given, python=options.nnunet_python, environment=ENVIRONMENT)

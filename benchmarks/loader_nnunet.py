@@ -1,4 +1,4 @@
-"""nnU-Net's side of `benchmarks.loader`, for an interpreter that has nnunetv2 2.8; needs nothing of this package.
+"""nnU-Net's side of `benchmarks.loader`, for an interpreter with nnunetv2 2.8 and without this package.
 
 Reads the cases FOLDER/*.image.npy, writes them to FOLDER/nnunet in nnU-Net's own preprocessed format, and prints
 seconds per patch as JSON. One worker process of one thread, as nnU-Net starts it.
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def write_cases(options: argparse.Namespace, prepared: Path) -> None:
-    """Save the cases as nnU-Net's preprocessing does, class locations included; once."""
+    """Save the cases as nnU-Net's preprocessing does, with class locations, unless they exist."""
     prepared.mkdir(exist_ok=True)
     for path in sorted(options.folder.glob("*.image.npy")):
         name = path.name.removesuffix(".image.npy")
@@ -68,7 +68,7 @@ def write_cases(options: argparse.Namespace, prepared: Path) -> None:
 
 
 def make_loader(options: argparse.Namespace, prepared: Path) -> nnUNetDataLoader:
-    """The training loader that nnUNetTrainer makes for a 3D configuration."""
+    """Return the training loader that nnUNetTrainer makes for a 3D configuration."""
     angle = 30 / 360 * 2 * np.pi
     rotation = (-angle, angle)
     foreground = tuple(range(1, options.labels))

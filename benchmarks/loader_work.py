@@ -1,4 +1,4 @@
-"""What `benchmarks.loader` does in processes of its own: write cases, load batches, measure time and memory."""
+"""Subprocess side of `benchmarks.loader`: write cases, load batches, measure time and memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 MANY_CASES = 200
-HEADS = [(1, 1, 1), (1, 2, 2), (2, 4, 4), (4, 8, 8)]  # what the heads' targets are reduced by
+HEADS = [(1, 1, 1), (1, 2, 2), (2, 4, 4), (4, 8, 8)]  # reduction factors of the heads' targets
 LABELS = 16
 WARM_UP = 10  # batches: longer than every loader's queue
 DEVICE_BATCHES = 20
@@ -38,7 +38,7 @@ def write_cases(options: argparse.Namespace) -> None:
 
 
 def find_cases(options: argparse.Namespace, count: int) -> list[Any]:
-    """`count` prepared cases; beyond those written, links to the same files under other names."""
+    """Return `count` prepared cases; cases beyond the written ones are links to the same files under other names."""
     from e2enet.data.preparation.store import PreparedCase
 
     for number in range(options.cases, count):
@@ -52,7 +52,7 @@ def find_cases(options: argparse.Namespace, count: int) -> list[Any]:
 
 
 def forget_pages(folder: Path) -> None:
-    """Take the files out of the page cache, as after a restart of the machine."""
+    """Drop the files from the page cache, as after a restart of the machine."""
     if not hasattr(os, "posix_fadvise"):
         return
     for path in folder.glob("case*"):
@@ -74,7 +74,7 @@ def make_loader(options: argparse.Namespace, batches: int, cases: int) -> Any:
 
 
 def measure_speed(options: argparse.Namespace) -> dict[str, float]:
-    """Seconds per patch: between arrivals, of the worker's CPU, of the targets and of the device."""
+    """Measure seconds per patch: between arrivals, of the worker's CPU, of the targets and of the device."""
     import torch
 
     torch.set_num_threads(1)
@@ -93,7 +93,7 @@ def measure_speed(options: argparse.Namespace) -> dict[str, float]:
 
 
 def measure_device(augmentation: Any, batches: list[dict[str, Any]]) -> dict[str, float]:
-    """Seconds per patch of what happens after the transfer, on a GPU where there is one."""
+    """Measure seconds per patch of the work after the transfer, on a GPU if there is one."""
     import torch
 
     from e2enet.training.losses import reduce_target
@@ -125,15 +125,15 @@ def now(device: Any) -> float:
 
 
 def cpu_seconds(pid: int | None) -> float:
-    """CPU time that a process has used, user and system."""
+    """Return the CPU time that a process has used, user and system."""
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def measure_memory(options: argparse.Namespace) -> dict[str, list[float]]:
-    """Median and largest proportional set size of the worker (MiB) in the first, middle and last fifth of the batches.
+    """Measure median and largest proportional set size (MiB) of the worker by first, middle and last fifth of batches.
 
-    Single readings would depend on the boxes that are just in hand: a patch needs 8 MB, a turned one up to 80.
+    Single readings would depend on the boxes in use at that moment: a patch needs 8 MB, a rotated one up to 80.
     """
     total = options.memory_batches
     sizes = []

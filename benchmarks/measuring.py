@@ -1,6 +1,6 @@
-"""What every benchmark measures and prints by: medians of warm runs, processes of their own, tables.
+"""Tools of every benchmark: medians of warm runs, separate processes, tables.
 
-Nothing but Python's own library is imported before a table is made, so that nnU-Net's interpreter can use it too.
+Only the standard library is imported until a table is made, so that nnU-Net's interpreter can use this file too.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ def run_worker(
     python: str = sys.executable,
     environment: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The figures that `python -m module arguments` prints as JSON in its last line, in a fresh process.
+    """Run `python -m module arguments` in a fresh process and return the figures of its last line, which is JSON.
 
     Args:
         module: e.g. "benchmarks.network".
-        arguments: of its command line.
-        python: the interpreter.
-        environment: variables beside those of this process.
+        arguments: Arguments of the command line.
+        python: The interpreter.
+        environment: Variables added to those of this process.
 
     Raises:
-        SystemExit: where the process fails, with its stderr.
+        SystemExit: If the process fails, with its stderr.
     """
     command = [python, "-m", module, *arguments]
     variables = os.environ | dict(environment or {})
@@ -43,12 +43,12 @@ def run_worker(
 
 
 def median_seconds(work: Callable[[], Any], runs: int) -> float:
-    """Median of `runs` timed runs after one that is not."""
+    """Return the median seconds of `runs` timed runs after an untimed one."""
     return statistics.median(warm_seconds(work, runs))
 
 
 def warm_seconds(work: Callable[[], Any], runs: int) -> list[float]:
-    """Seconds of each of `runs` runs after one that is not timed: caches are filled, and code is compiled."""
+    """Return the seconds of each of `runs` runs after an untimed one, which fills caches and compiles code."""
     work()
     seconds = []
     for _ in range(runs):
@@ -59,13 +59,13 @@ def warm_seconds(work: Callable[[], Any], runs: int) -> list[float]:
 
 
 def peak_bytes() -> int:
-    """Peak of this program: Linux's ru_maxrss would be that of the process that started it, were it larger."""
+    """Return the peak of this program; Linux's ru_maxrss may instead be that of the process that started it."""
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
 
 
 def new_table(title: str, columns: Sequence[str], *, left: int = 1) -> Any:
-    """A rich table; the first `left` columns are words, the others numbers."""
+    """Return a rich table; the first `left` columns are text, the others numbers."""
     from rich.table import Table
 
     table = Table(title=title)

@@ -1,23 +1,23 @@
 """Time and memory of E2ENet's forward pass and training step against a plain transcription and nnU-Net's U-Net.
 
-    python -m benchmarks.network                       # CPU, and GPU where there is one
+    python -m benchmarks.network                       # CPU, and GPU if there is one
     python -m benchmarks.network --precisions float32 --runs 7
     python -m benchmarks.network --contenders e2enet e2enet-checkpointed    # these alone; e2enet is always measured
     python -m benchmarks.network --devices cuda --patch 128 128 128 --batch 2 --precisions bfloat16
 
-Work: base 48, 16 classes, strides (1,2,2) then four (2,2,2), one patch of 32 x 96 x 96. `forward` is eval mode without
-gradients; `step` is forward + backward of every head in training mode, `outside convs` the share of its time
-that goes into anything but convolutions (torch's profiler). Every network runs in a process of its own, one
-after the other, so that peaks of memory do not mix; times are medians of warm runs. Contenders:
+Setting: base 48, 16 classes, strides (1,2,2) then four (2,2,2), one patch of 32 x 96 x 96. `forward` is eval mode
+without gradients. `step` is forward + backward of every head in training mode. `outside convs` is the share of the
+step's time outside convolutions (torch's profiler). Networks run one after the other, each in a process of its own, so
+memory peaks do not mix. Times are medians of warm runs. Contenders:
 
-- e2enet: this package's network, as `train.py` runs it: on the CPU with `keep_freed_memory`;
+- e2enet: this package's network as `train.py` runs it, on the CPU with `keep_freed_memory`;
 - e2enet-checkpointed: the same with `training.checkpoint_activations=true`;
 - e2enet-groups: e2enet with masks of groups of 16 output channels, density 0.2, as `training.engine=sparse` runs it on
   a GPU (unless named, on a GPU only);
 - e2enet-compiled: e2enet with `training.compile=true` (likewise);
 - e2enet-malloc: e2enet with the C library's own settings of malloc;
-- transcription: the same network written down plainly (`benchmarks/transcription.py`): pad, chunk, roll, cat;
-- transcription-kept: that with `keep_freed_memory` as well;
+- transcription: the same network written plainly (`benchmarks/transcription.py`): pad, chunk, roll, cat;
+- transcription-kept: the transcription with `keep_freed_memory`;
 - plainconvunet: nnU-Net's plain U-Net (features 32..320), from `dynamic-network-architectures`
   (`pip install --no-deps dynamic-network-architectures`).
 """
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def choose(named: list[str] | None, device: str) -> list[str]:
-    """The contenders to measure: those that were named, else all that are meant for the device."""
+    """Return the named contenders, or by default all that are meant for the device."""
     meant = named or [name for name in CONTENDERS if device == "cuda" or name not in FOR_GPUS]
     chosen = [name for name in CONTENDERS if name in {"e2enet", *meant}]
     if "plainconvunet" in chosen and find_spec("dynamic_network_architectures") is None:
@@ -114,7 +114,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
     from e2enet.system.determinism import set_torch_flags
     from e2enet.system.memory import keep_freed_memory
 
-    if options.device == "cpu":  # as trainer=cpu and trainer=gpu have them
+    if options.device == "cpu":  # as with trainer=cpu and trainer=gpu
         set_torch_flags("warn", "cpu")
     else:
         set_torch_flags(False, "gpu")
@@ -162,7 +162,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
 
 
 def share_outside_convolutions(step: Callable[[], None], device) -> float:
-    """Share of a step's time that goes neither into convolutions nor into the products of transposed ones."""
+    """Return the share of a step's time outside convolutions and the products of transposed convolutions."""
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
@@ -171,7 +171,7 @@ def share_outside_convolutions(step: Callable[[], None], device) -> float:
         start = time.perf_counter()
         step()
         total = 1e6 * (time.perf_counter() - start)
-    # Operators alone: on a GPU their kernels are further events of the same time.
+    # Only operators: on a GPU their kernels are additional events that cover the same time.
     events = [event for event in profiler.key_averages() if event.device_type == DeviceType.CPU]
     times = {event.key: event.self_device_time_total if on_gpu else event.self_cpu_time_total for event in events}
     return 1 - sum(value for key, value in times.items() if key in CONVOLUTIONS) / (
@@ -180,7 +180,7 @@ def share_outside_convolutions(step: Callable[[], None], device) -> float:
 
 
 def make_network(name: str):
-    """Build a contender; each returns every head in training mode."""
+    """Build a contender. Each contender returns every head in training mode."""
     from torch import nn
 
     if name == "e2enet":
@@ -210,7 +210,7 @@ def peak_gib(device) -> float:
 
 
 def report(device: str, precision: str, figures: dict[str, dict[str, float]]) -> None:
-    """Print a table: seconds, GiB, and the baselines' time divided by ours."""
+    """Print a table: seconds, GiB, and the baselines' time divided by that of e2enet."""
     faster = "e2enet is faster by: forward"
     table = new_table(
         f"{device}, {precision}",

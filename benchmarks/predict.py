@@ -4,18 +4,18 @@
     python -m benchmarks.predict --parts scan --cases as-is --scale 0.3
 
 `scan`: a generated CT of 512 x 512 x 400 voxels and 16 classes (`benchmarks/prepare_work.py`), from .nii.gz to the
-label image on the scan's own grid, by a convolution of 1 x 1 x 1 in the place of the network: the same weights here and
-in nnU-Net 2.8, windows of 64 x 160 x 160, step 0.5, no mirroring, one thread, everything in one process (for nnU-Net
-`predict_from_files_sequential`: its other way keeps the logits in two processes). `as-is` has the plan's spacing;
-`resampled` goes from 1 x 0.8 x 0.8 mm to 1.5 x 1 x 1 mm and back. Seconds are those of the process's user and system
-time, and of the clock, less what passed in the network; memory is the peak of the whole process, in GiB of 2^30 bytes.
+label image on the scan's own grid. A 1 x 1 x 1 convolution replaces the network, with the same weights here and in
+nnU-Net 2.8. Windows of 64 x 160 x 160, step 0.5, no mirroring, one thread, everything in one process (for nnU-Net
+`predict_from_files_sequential`, since its other way keeps the logits in two processes). `as-is` has the plan's spacing;
+`resampled` goes from 1 x 0.8 x 0.8 mm to 1.5 x 1 x 1 mm and back. Seconds are the process's user and system time, and
+clock time, both without the time in the network. Memory is the peak of the whole process, in GiB of 2^30 bytes.
 `agree` is the share of voxels with the same label in both.
 
-`networks`: E2ENet (dense fusion) here and nnU-Net's plain U-Net there, on a part of a volume; the time of a whole case
-is extrapolated from the number of its windows. Neither memory nor time of a scan's other steps are in it.
+`networks`: E2ENet (dense fusion) here and nnU-Net's plain U-Net there, on a part of a volume. The time of a whole case
+is extrapolated from the number of its windows. Memory and time of a scan's other steps are not included.
 
-The peer runs in `--nnunet-python` or the environment variable NNUNET_PYTHON (`benchmarks/predict_nnunet.py`). nnU-Net
-takes up to 15 GB; each contender runs in a process of its own, in turns, and medians are shown.
+nnU-Net runs in `--nnunet-python` or the environment variable NNUNET_PYTHON (`benchmarks/predict_nnunet.py`). It takes
+up to 15 GB. Each contender runs in a process of its own, in turns, and medians are shown.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from benchmarks.prepare import ONE_THREAD, versions
 from benchmarks.prepare_work import shrunk, write_case
 
 PARTS = ("scan", "networks")
-LIMIT_GIB = 6.0  # of our peak: what a scan may take
+LIMIT_GIB = 6.0  # largest peak that a scan may take with this package
 
 
 def main() -> None:
@@ -78,7 +78,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def compare_scan(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Write the scan, predict it by both in turns; their figures, and how far their labels agree."""
+    """Write the scan, predict it with both in turns; return their figures and how far their labels agree."""
     from e2enet.data.formats.volume import read_label
 
     scan = shrunk(SCANS[name], options.scale)
@@ -95,7 +95,7 @@ def compare_scan(name: str, folder: Path, options: argparse.Namespace) -> dict[s
 
 
 def compare_networks(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Predict a part of a volume by the real networks; figures, and the windows of the part and of a whole scan."""
+    """Predict a part of a volume with the real networks; return figures, and window counts of the part and a scan."""
     from e2enet.inference.sliding_window import count_windows
 
     work = {"part": "networks", "folder": str(folder), "patch": options.patch, "shape": options.part_shape}
@@ -105,7 +105,7 @@ def compare_networks(folder: Path, options: argparse.Namespace) -> dict[str, Any
 
 
 def in_turns(work: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
-    """Medians of both contenders' figures, the largest of their peaks; without a peer ours alone."""
+    """Return the medians of both contenders' figures and the largest of their peaks; without nnU-Net, of this one only."""
     task = json.dumps(work | {"classes": CLASSES})
     contenders = {"ours": partial(run_worker, "benchmarks.predict", ["--worker", task])}
     if options.nnunet_python:

@@ -1,8 +1,8 @@
-"""nnU-Net's side of `benchmarks.predict`, for an interpreter that has nnunetv2 2.8; imports nothing of e2enet.
+"""nnU-Net's side of `benchmarks.predict`, for an interpreter with nnunetv2 2.8; imports nothing of e2enet.
 
     python -m benchmarks.predict_nnunet '{"part": "scan", "folder": .., "patch": .., "spacing": .., "classes": .., ..}'
 
-Predicts by nnUNetPredictor with its defaults (Gaussian windows, step 0.5) but for mirroring, on the CPU with one
+Predicts by nnUNetPredictor with its defaults (Gaussian windows, step 0.5) except mirroring, on the CPU with one
 thread, and prints seconds and memory as JSON.
 """
 
@@ -40,7 +40,7 @@ def predict_scan(work: dict[str, Any]) -> dict[str, float]:
 
 
 def predict_part(work: dict[str, Any]) -> dict[str, float]:
-    """Predict a part of a volume by the plain U-Net, without reading or resampling."""
+    """Predict a part of a volume with the plain U-Net, without reading or resampling."""
     torch.manual_seed(0)
     inner = make_network("plainconvunet")
     inner.decoder.deep_supervision = False
@@ -55,7 +55,7 @@ def predict_part(work: dict[str, Any]) -> dict[str, float]:
 
 
 def make_predictor(work: dict[str, Any], network: Stopwatch) -> Any:
-    """nnUNetPredictor with this network, as its trainer makes one for the final validation."""
+    """Return an nnUNetPredictor with this network, as nnU-Net's trainer makes one for the final validation."""
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 

@@ -1,4 +1,4 @@
-"""What `benchmarks.predict` does on our side, in processes of its own: predict a scan, or a part of a volume."""
+"""This package's side of `benchmarks.predict`, in processes of its own: predict a scan, or a part of a volume."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SCANS = {
 
 
 class Stopwatch(nn.Module):
-    """Calls a network and adds up the seconds that pass in it."""
+    """Call a network and sum the seconds that it takes."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Stopwatch(nn.Module):
         return logits
 
     def figures(self, cpu: float, wall: float) -> dict[str, float]:
-        """What passed outside of the network since these readings of the clocks, what inside, and the peak."""
+        """Return the time outside the network since these clock readings, the time inside, and the peak."""
         return {
             "cpu": cpu_seconds() - cpu - self.cpu_inside,
             "wall": time.perf_counter() - wall - self.inside,
@@ -46,13 +46,13 @@ class Stopwatch(nn.Module):
 
 
 def cpu_seconds() -> float:
-    """User and system time of this process."""
+    """Return the user and system time of this process."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 
 
 def predict_scan(work: dict[str, Any]) -> dict[str, float]:
-    """Predict the scan as predict.py does, once the checkpoint is read."""
+    """Predict the scan as predict.py does after reading the checkpoint."""
     from e2enet.data.formats.naming import Case
     from e2enet.data.formats.scheme import LabelScheme
     from e2enet.data.planning.plan import Plan
@@ -67,7 +67,7 @@ def predict_scan(work: dict[str, Any]) -> dict[str, float]:
     network = Stopwatch(trivial_network(work["classes"]))
     labels = {value: f"organ {value}" for value in range(work["classes"])}
     checkpoint = folder / "trivial.ckpt"
-    torch.save(network.state_dict(), checkpoint)  # results are known by its content
+    torch.save(network.state_dict(), checkpoint)  # results are identified by its content
     model = LoadedModel(checkpoint, network, plan, LabelScheme(labels), ("CT",), (), ".nii.gz")
     case = Case("case", (folder / "images" / "case_0000.nii.gz",))
     cpu, wall = cpu_seconds(), time.perf_counter()
@@ -78,7 +78,7 @@ def predict_scan(work: dict[str, Any]) -> dict[str, float]:
 
 
 def trivial_network(num_classes: int) -> nn.Module:
-    """A convolution of 1 x 1 x 1 whose classes follow the intensity, so that labels form organs, not noise."""
+    """Return a 1 x 1 x 1 convolution whose classes follow the intensity, so that labels form organs, not noise."""
     network = nn.Conv3d(1, num_classes, 1)
     # The lines c * x - c^2 / 2 of two classes cross half way between their levels c: the nearest level wins.
     levels = torch.linspace(-2, 2, num_classes)
@@ -90,7 +90,7 @@ def trivial_network(num_classes: int) -> nn.Module:
 
 
 def predict_part(work: dict[str, Any]) -> dict[str, float]:
-    """Predict a part of a volume by E2ENet, without reading or resampling."""
+    """Predict a part of a volume with E2ENet, without reading or resampling."""
     from e2enet.data.preparation.outputs import largest_class
     from e2enet.inference.sliding_window import predict_planes
     from e2enet.network import E2ENet

@@ -3,13 +3,13 @@
     python -m benchmarks.prepare --nnunet-python PATH_TO_PYTHON_WITH_NNUNETV2
     python -m benchmarks.prepare --cases mri --scale 0.3 --runs 1
 
-Work: generated cases (`benchmarks/prepare_work.py`), each read from .nii.gz, cropped, resampled (image order 3, labels
-without mixing), normalised and written: here as memory-mapped arrays, by nnU-Net 2.8 as blosc2. `ct` is 512 x 512 x 200
-voxels of 0.8 x 0.8 x 2.5 mm with 16 labels, resampled to 0.7 x 0.7 x 2 mm; `ct-as-is` keeps its spacing. Every
-contender runs in a process of its own with one thread; times are medians of warm runs, contenders in turns.
+Setting: generated cases (`benchmarks/prepare_work.py`), each read from .nii.gz, cropped, resampled (image order 3,
+labels without mixing), normalised and written: here as memory-mapped arrays, by nnU-Net 2.8 as blosc2. `ct` is
+512 x 512 x 200 voxels of 0.8 x 0.8 x 2.5 mm with 16 labels, resampled to 0.7 x 0.7 x 2 mm. `ct-as-is` keeps its
+spacing. Every contender runs in a process of its own with one thread, in turns. Times are medians of warm runs.
 
-The peer runs in `--nnunet-python`, the environment variable NNUNET_PYTHON, or this interpreter where it has nnunetv2
-(`benchmarks/prepare_nnunet.py`). Memory is the peak of the process less what it held after its imports, in float32
+nnU-Net runs in `--nnunet-python`, the environment variable NNUNET_PYTHON, or this interpreter if it has nnunetv2
+(`benchmarks/prepare_nnunet.py`). Memory is the peak of the process minus its memory after the imports, in float32
 sizes of the case (raw or resampled, whichever is larger).
 """
 
@@ -69,7 +69,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def versions(peer: str | None) -> str:
-    """The peer's versions, or why there is none."""
+    """Return nnU-Net's versions, or why it is not available."""
     if peer is None:
         return "nnU-Net left out: no nnunetv2 here, and neither --nnunet-python nor NNUNET_PYTHON is given"
     code = "from importlib.metadata import version as v; print(v('nnunetv2'), v('scipy'), v('scikit-image'))"
@@ -83,7 +83,7 @@ def versions(peer: str | None) -> str:
 
 
 def compare(folder: Path, work: Work, peer: str | None, options: argparse.Namespace) -> dict[str, float]:
-    """Run both contenders in turns; their figures, and how far their arrays agree."""
+    """Run both contenders in turns; return their figures, and how far their arrays agree."""
     task = json.dumps({"folder": str(folder), "runs": options.runs, **asdict(work), "spacing": work.target})
     ours, theirs = [], []
     for _ in range(options.rounds):
@@ -110,7 +110,7 @@ def compare(folder: Path, work: Work, peer: str | None, options: argparse.Namesp
 
 
 def measure(task: dict[str, Any]) -> dict[str, Any]:
-    """Our side: prepare the case as a worker of `e2enet.data.prepare` does."""
+    """Measure this package: prepare the case as a worker of `e2enet.data.prepare` does."""
     import torch
 
     from e2enet.data.formats.dataset import RawDataset
@@ -126,7 +126,7 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     dataset = RawDataset("benchmark", folder, ("image",), LabelScheme(labels), ".nii.gz", (case,), ())
     plan = Plan(2, tuple(task["spacing"]), (64, 128, 128), ((2, 2, 2),) * 5, 2, (task["scheme"],), (64, 128, 128))
     torch.set_num_threads(1)
-    torch.mm(torch.ones(2, 2), torch.ones(2, 2))  # the library that multiplies is loaded at its first use
+    torch.mm(torch.ones(2, 2), torch.ones(2, 2))  # loads the matrix library, which happens at its first use
     store = CaseStore.of(folder / "prepared", dataset, plan)
     base = peak_bytes()
     seconds = warm_seconds(lambda: prepare_case(store, case), task["runs"])
@@ -139,7 +139,7 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def dice(ours: np.ndarray, theirs: np.ndarray, labels: int) -> float:
-    """The smallest Dice of any label; nnU-Net's -1 (outside of the body) counts as background."""
+    """Return the smallest Dice of any label; nnU-Net's -1 (outside the body) counts as background."""
     scores = []
     for value in range(1, labels):
         one, other = ours == value, theirs == value

@@ -14,7 +14,7 @@ import sys
 import time
 
 for _name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-    os.environ.setdefault(_name, "unused")  # nnunetv2 warns on import where they are missing
+    os.environ.setdefault(_name, "unused")  # nnunetv2 warns on import if they are missing
 
 import blosc2  # noqa: E402
 import numpy as np  # noqa: E402
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def make_plans(work: dict) -> dict:
-    """The parts of a plans file that preprocessing reads, with the planner's defaults."""
+    """Return the parts of a plans file that preprocessing reads, with the planner's defaults."""
     scheme = work["scheme"]
     names = {"ct": "CTNormalization", "zscore": "ZScoreNormalization"}
     statistics = {}

@@ -14,8 +14,7 @@ ZSCORE = {"scheme": "zscore", "nonzero": False}
 
 @dataclass(frozen=True)
 class Work:
-    """A case: shape and spacing in mm of the file along (D, H, W), `labels` with background, and what it is
-    resampled to."""
+    """A case: shape and spacing in mm of the file along (D, H, W), `labels` with background, and the target spacing."""
 
     shape: tuple[int, int, int]
     spacing: tuple[float, float, float]
@@ -34,7 +33,7 @@ CASES = {
 
 
 def shrunk(work: Work, scale: float) -> Work:
-    """The case with its voxels per axis times `scale`."""
+    """Return the case with `scale` times as many voxels per axis."""
     depth, height, width = (max(8, round(edge * scale)) for edge in work.shape)
     return Work((depth, height, width), work.spacing, work.target, work.labels, work.scheme)
 
@@ -59,7 +58,7 @@ def write_case(folder: Path, work: Work) -> None:
 
 
 def draw_organs(work: Work, rng: np.random.Generator) -> np.ndarray:
-    """Labels (D, H, W) uint8: ellipsoids of 5 to 20 % of the body's width, with wavy surfaces."""
+    """Return labels (D, H, W) uint8: ellipsoids of 5 to 20 % of the body's width, with wavy surfaces."""
     label = np.zeros(work.shape, dtype=np.uint8)
     axes = [np.linspace(-1, 1, edge, dtype=np.float32) for edge in work.shape]
     for value in range(1, work.labels):

@@ -1,4 +1,4 @@
-"""Memory of a training run along 2,000 steps: of its process and of each loader worker.
+"""Memory of a training run over 2,000 steps: of its process and of each loader worker.
 
     python -m benchmarks.soak
     python -m benchmarks.soak --steps 300 --figure /tmp/soak.png
@@ -6,10 +6,10 @@
 The run is `python train.py` on a small generated phantom: a network of four channels with DSFF updates every 50 steps,
 AdamW, nnU-Net's augmentation in two worker processes, validation of patches in every epoch of 100 steps and of whole
 cases in every fifth, and a checkpoint per epoch. From outside, its resident memory (VmRSS in /proc) is read four times
-a second, and the step from metrics.csv. The first quarter of the steps is left to caches and to memory that malloc
-keeps; the slope of the rest is Theil and Sen's: the median of the slopes between all pairs of readings, which a few
-high readings do not move. Memory is flat where this line rises by less than 2 % of its median per 2,000 steps; exit
-code 1 where it rises by more.
+a second, and the step from metrics.csv. The first quarter of the steps is warm-up: caches fill, and malloc keeps
+memory. The slope of the rest is Theil and Sen's: the median of the slopes between all pairs of readings, which a few
+high readings do not move. Memory is flat if this line rises by less than 2 % of its median per 2,000 steps; the exit
+code is 1 if it rises by more.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def watch_run(steps: int, folder: Path) -> dict[str, Readings]:
-    """Train for so many steps and read the memory of all processes meanwhile, by their names."""
+    """Train for this many steps and read the memory of all processes meanwhile; return readings by process name."""
     run = folder / "run"
     folders = [f"paths.data={folder}/data", f"paths.prepared={folder}/prepared", f"run_folder={run}"]
     command = [sys.executable, "train.py", *OVERRIDES, *folders, f"training.epochs={steps // EPOCH_STEPS}"]
@@ -97,7 +97,7 @@ def watch_run(steps: int, folder: Path) -> dict[str, Readings]:
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None:
             step = latest_step(run / "metrics.csv")
-            if 0 < step < steps:  # after its last step the run ends, and lets go of its memory
+            if 0 < step < steps:  # after its last step the run ends and frees its memory
                 for name, pid in process_names(process.pid).items():
                     readings.setdefault(name, Readings()).add(step, resident(pid) / MIB)
             time.sleep(READ_EVERY)
@@ -110,7 +110,7 @@ def watch_run(steps: int, folder: Path) -> dict[str, Readings]:
 
 
 def latest_step(path: Path) -> int:
-    """The optimizer step of the last whole row of a metrics.csv; 0 where there is none yet."""
+    """Return the optimizer step of the last complete row of a metrics.csv; 0 if there is none yet."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     except FileNotFoundError:
@@ -120,14 +120,14 @@ def latest_step(path: Path) -> int:
 
 
 def process_names(pid: int) -> dict[str, int]:
-    """The training process and its loader workers, in the order in which they were started."""
+    """Return the process ids of training and its loader workers, in the order of their start."""
     children = [int(word) for tasks in Path(f"/proc/{pid}/task").glob("*/children") for word in read(tasks).split()]
     workers = [child for child in sorted(children) if read(Path(f"/proc/{child}/comm")).strip() == WORKER_NAME]
     return {"training": pid} | {f"worker {number}": worker for number, worker in enumerate(workers, start=1)}
 
 
 def read(path: Path) -> str:
-    """A file of /proc; empty where its process has just ended."""
+    """Read a file of /proc; empty if its process has just ended."""
     try:
         return path.read_text()
     except OSError:
@@ -135,7 +135,7 @@ def read(path: Path) -> str:
 
 
 def judged(readings: Readings, steps: int) -> tuple[float, float, float]:
-    """Of the steps after the warm-up: median MiB, and the line's start and slope (MiB per step)."""
+    """Return median MiB, and start and slope (MiB per step) of the fitted line, for the steps after the warm-up."""
     from scipy.stats import theilslopes
 
     pairs = [pair for pair in zip(readings.steps, readings.sizes, strict=True) if pair[0] >= WARM_UP * steps]
@@ -145,7 +145,7 @@ def judged(readings: Readings, steps: int) -> tuple[float, float, float]:
 
 
 def judge(readings: dict[str, Readings], steps: int) -> bool:
-    """Print a table; whether every process's memory is flat."""
+    """Print a table; return whether every process's memory is flat."""
     table = new_table(
         f"resident memory in MiB along {steps} steps, after {WARM_UP:.0%} of them",
         ("process", "readings", "median", "largest", f"growth per {JUDGED_STEPS} steps", "flat"),
@@ -163,7 +163,7 @@ def judge(readings: dict[str, Readings], steps: int) -> bool:
 
 
 def draw(readings: dict[str, Readings], steps: int, path: Path) -> None:
-    """A panel per process: its readings and the line that is judged."""
+    """Draw a panel per process: its readings and the fitted line."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 2.2 * len(readings)), layout="constrained")
@@ -175,7 +175,7 @@ def draw(readings: dict[str, Readings], steps: int, path: Path) -> None:
         line = f"slope: {slope * JUDGED_STEPS:+.2f} MiB per {JUDGED_STEPS} steps"
         panel.plot(ends, [start + slope * step for step in ends], color="tab:red", label=line)
         panel.axvspan(0, ends[0], color="0.92", zorder=0)
-        # A flat line must not look like mountains, nor a peak be left out.
+        # Axis limits: noise on a flat line must not fill the panel, and no peak may be cut off.
         panel.set_ylim(min(0.8 * median, *found.sizes), max(1.2 * median, 1.02 * max(found.sizes)))
         panel.set_title(name, loc="left", fontsize="medium")
         panel.set_ylabel("MiB resident")

@@ -5,11 +5,13 @@
     python -m benchmarks.training --parts widths
 
 `step`: forward and backward of every head, base 48, six levels, strides (1,2,2) then four (2,2,2), 16 classes, a patch
-of 32 x 96 x 96, float32. `masked` is the network as torch trains it (channels-last, masks multiply dense convolutions),
-`sparse` what `training.engine=sparse` makes of it; `kernel` and `group` are granularities of the masks (groups of 16
-output channels). Every row is a process of its own, in turns, with `keep_freed_memory` as `train.py` has it; medians of
-warm runs, the largest peak of the processes. `widths`: masked and sparse by base width, five levels, a patch of
-32 x 64 x 64: from which width on `training.engine=auto` should take the engine.
+of 32 x 96 x 96, float32. `masked` is the network as torch trains it (channels-last, masks multiply dense convolutions).
+`sparse` is the network with `training.engine=sparse`. `kernel` and `group` are granularities of the masks (groups of 16
+output channels). Every row runs in processes of its own, in turns, with `keep_freed_memory` as in `train.py`; medians
+of warm runs, the largest peak of the processes.
+
+`widths`: masked and sparse by base width, five levels, a patch of 32 x 64 x 64. It shows from which width on
+`training.engine=auto` should use the engine.
 """
 
 from __future__ import annotations
@@ -60,7 +62,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def compare_steps(options: argparse.Namespace, threads: int) -> None:
-    """Print a table of step times and peaks, beside the masked network's and the U-Net's."""
+    """Print step times and peaks, compared with those of the masked network and the U-Net."""
     rows: list[tuple[str, str, float]] = [("masked", "kernel", options.densities[0])]
     rows += [("sparse", granularity, density) for granularity in ("kernel", "group") for density in options.densities]
     if find_spec("dynamic_network_architectures"):
@@ -84,7 +86,7 @@ def compare_steps(options: argparse.Namespace, threads: int) -> None:
 
 
 def compare_widths(options: argparse.Namespace, threads: int) -> None:
-    """Print the sparse step's share of the masked one's by width and density."""
+    """Print the sparse step's time as a share of the masked step's, by width and density."""
     densities = [density for density in options.densities if density in (0.5, 0.2)] or options.densities
     columns = [f"sparse / masked at {density:g}" for density in densities]
     table = new_table(f"a step by width, float32, {threads} threads", ("base width", "masked, s", *columns))
@@ -98,7 +100,7 @@ def compare_widths(options: argparse.Namespace, threads: int) -> None:
 def in_turns(
     options: argparse.Namespace, threads: int, rows: list[tuple[str, str, float, int]]
 ) -> list[tuple[float, float]]:
-    """Median seconds and largest peak of each row, which is measured in several processes in turns."""
+    """Return median seconds and largest peak of each row, measured in several processes in turns."""
     found: list[list[dict[str, float]]] = [[] for _ in rows]
     for _ in range(options.rounds):
         for results, (name, granularity, density, base) in zip(found, rows, strict=True):
@@ -111,7 +113,7 @@ def in_turns(
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
-    """Seconds of a step and the peak memory of this process in GiB."""
+    """Return the seconds of a step and the peak memory of this process in GiB."""
     import torch
 
     from e2enet.network.dsff import init_masks, set_group_size
@@ -121,7 +123,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     from e2enet.system.memory import forget_peak, keep_freed_memory, resident_peak
 
     torch.manual_seed(0)
-    set_torch_flags("warn", "cpu")  # as trainer=cpu has it
+    set_torch_flags("warn", "cpu")  # as with trainer=cpu
     torch.set_num_threads(options.threads[0])
     keep_freed_memory()
     size = (32, 96, 96) if options.base == 48 else (32, 64, 64)

@@ -1,4 +1,4 @@
-"""E2ENet written down plainly from its description: the baseline that `benchmarks/network.py` measures against.
+"""E2ENet written plainly from its description, as the baseline of `benchmarks/network.py`.
 
 Nothing here is optimised: every block pads the depth axis, chunks the channels, rolls each group, concatenates,
 convolves contiguous tensors and calls `nn.InstanceNorm3d`.

@@ -1,6 +1,6 @@
 """Draw the figures of docs/concepts.md: python docs/figures/draw.py [FOLDER].
 
-What they show is computed by the project's own functions (masks, shifts), from fixed seeds.
+The project's own functions compute the masks and shifts, from fixed seeds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from e2enet.network.shift import DepthShift, group_shifts
 
 LEVELS = 6
 FEATURES = (48, 96, 192, 320, 320, 320)
-# Okabe and Ito's colours, told apart by colour-blind readers too.
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#5f6670"
 FLOWS = {"forward": BLUE, "up": GREEN, "down": ORANGE}
 INK, PAPER, LIGHT = "#1d2530", "#ffffff", "#eef1f5"
@@ -33,7 +33,7 @@ DPI = 150
 
 
 def main(folder: Path) -> list[Path]:
-    """Write every figure into the folder; their paths."""
+    """Write every figure into the folder and return their paths."""
     figures = {"fusion_grid": fusion_grid, "dsff_update": dsff_update, "depth_shift": depth_shift}
     paths = []
     for name, draw in figures.items():
@@ -48,7 +48,7 @@ def main(folder: Path) -> list[Path]:
 
 
 def fusion_grid() -> Figure:
-    """The grid for six levels: column j = 0 is the encoder, the last diagonal feeds the heads."""
+    """Draw the grid for six levels: column j = 0 is the encoder, the last diagonal feeds the heads."""
     figure = Figure(figsize=(9.6, 7.1))
     axes = figure.add_axes((0.01, 0.01, 0.98, 0.98))
     _blank(axes, (-2.1, 7.15), (-5.85, 0.95))
@@ -106,7 +106,7 @@ def _head(axes: Axes, x: float, y: float, level: int) -> None:
 
 
 def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], color: str, width: float) -> None:
-    """An arrow between two circles of radius 0.27, which leaves a gap at both."""
+    """Draw an arrow between two circles of radius 0.27, with a gap at both ends."""
     direction = np.subtract(end, start)
     unit = direction / np.hypot(*direction)
     arrow = FancyArrowPatch(
@@ -120,7 +120,7 @@ def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], col
 
 
 def dsff_update() -> Figure:
-    """One update of a small fusion layer: before, pruned, regrown; and the fraction over a run."""
+    """Draw one update of a small fusion layer (before, pruned, regrown) and the fraction over a run."""
     generator = torch.Generator().manual_seed(5)
     fraction, flows = 0.3, {"forward": 4, "up": 4, "down": 4}
     weight = torch.randn(8, 12, 1, 3, 3, generator=generator) * torch.rand(8, 12, 1, 1, 1, generator=generator)
@@ -154,7 +154,7 @@ def dsff_update() -> Figure:
 def _kernel_matrix(
     axes: Axes, norms: torch.Tensor, mask: torch.Tensor, colors: LinearSegmentedColormap, flows: dict[str, int]
 ) -> None:
-    """One cell per kernel, (output, input) channel; shaded by its norm where it is active."""
+    """Draw one cell per kernel (output, input channel); active kernels are shaded by their norm."""
     rows, columns = mask.shape
     largest = float(norms.max())
     for row in range(rows):
@@ -209,7 +209,7 @@ def _dsff_legend(figure: Figure, colors: LinearSegmentedColormap) -> None:
 
 
 def depth_shift() -> Figure:
-    """Nine channels, five slices: what each slice's channels hold before and after the shift."""
+    """Draw what the nine channels of each of five slices hold before and after the shift."""
     depth, channels, size = 5, 9, 3
     slices = torch.arange(1.0, depth + 1).view(1, 1, depth, 1, 1).expand(1, channels, depth, 1, 1)
     shifted = DepthShift(size)(slices.contiguous())
@@ -247,7 +247,7 @@ def _slice_table(
     names: Sequence[str],
     groups: Sequence[tuple[int, int, int]],
 ) -> None:
-    """A row per slice, a column per channel; the number is the slice that the values came from."""
+    """Draw a row per slice and a column per channel; the number is the slice that the values came from."""
     shades = LinearSegmentedColormap.from_list("slices", ["#cfe3f2", BLUE])
     table = volume[0, :, :, 0, 0].T
     depth, channels = table.shape

@@ -27,7 +27,7 @@ from e2enet.inference.contours import slice_view
 PATCH = (40, 112, 112)
 SPACING = (3.0, 1.0, 1.0)
 NOTHING = Draw({})
-# Okabe and Ito's colours, told apart by colour-blind readers too.
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00")
 WINDOW = (-2.6, 5.2)  # normalised intensity, black and white
 INK, PAPER = "#1d2530", "#ffffff"
@@ -40,7 +40,7 @@ SEED = 4
 
 
 def main(folder: Path) -> list[Path]:
-    """Write every figure into the folder; their paths."""
+    """Write every figure into the folder and return their paths."""
     paths = []
     for name, figure in (("augmentation_steps", steps()), ("augmentation_samples", samples())):
         FigureCanvasAgg(figure)
@@ -50,7 +50,7 @@ def main(folder: Path) -> list[Path]:
 
 
 def steps() -> Figure:
-    """The same patch after each change alone, at the end of its range; below them the voxels' values."""
+    """Draw the same patch after each step alone, at the end of its range, with histograms below."""
     augmentation = build_augmentation(PATCH, (0, 1, 2))
     turn = rotation_matrix(np.deg2rad([30, 0, 0])).tolist()
     shown = {
@@ -81,7 +81,7 @@ def steps() -> Figure:
 
 
 def samples() -> Figure:
-    """Six draws of the whole recipe that do something to a patch, and two TorchIO transforms, each a recipe alone."""
+    """Draw six samples of the whole recipe that change the patch, and two TorchIO transforms, each alone."""
     augmentation = build_augmentation(PATCH, (1, 2))
     figure = Figure(figsize=(11.2, 6.2))
     with torch.random.fork_rng():
@@ -100,7 +100,7 @@ def samples() -> Figure:
 
 
 def augment(augmentation: Augmentation, draw: Draw) -> tuple[np.ndarray, np.ndarray]:
-    """Image and label (D, H, W) of the phantom's middle after a draw, as a training sample is made."""
+    """Return image and label (D, H, W) of the phantom's middle after a draw, made as a training sample is."""
     subject = phantom()
     size = augmentation.box_size(draw)
     start = [(whole - part) // 2 for whole, part in zip(subject.spatial_shape, size, strict=True)]
@@ -112,7 +112,7 @@ def augment(augmentation: Augmentation, draw: Draw) -> tuple[np.ndarray, np.ndar
 
 @cache
 def phantom() -> tio.Subject:
-    """A phantom in the frame, normalised."""
+    """Return a normalised phantom in the frame."""
     image, label, _ = draw_case(np.random.default_rng(SEED), (168, 168, 60), (1.0, 1.0, 3.0))
     values = np.moveaxis(image, 2, 0).astype(np.float32)
     values = (values - values.mean()) / values.std()
@@ -125,7 +125,7 @@ def phantom() -> tio.Subject:
 
 
 def draw_slice(axes: Axes, image: np.ndarray, label: np.ndarray) -> None:
-    """The middle slice, as `SliceView` says, with the outlines of its labels."""
+    """Draw the middle slice, as `SliceView` sets, with the outlines of its labels."""
     middle, view = image.shape[0] // 2, slice_view(SPACING, axis=0, depth_axis=2)
     axes.imshow(view.turn(image[middle]), cmap="gray", vmin=WINDOW[0], vmax=WINDOW[1], interpolation="nearest")
     for value, colour in enumerate(COLOURS[: len(ORGANS)], start=1):
@@ -136,7 +136,7 @@ def draw_slice(axes: Axes, image: np.ndarray, label: np.ndarray) -> None:
 
 
 def draw_values(axes: Axes, plain: np.ndarray, image: np.ndarray) -> None:
-    """Histogram of the patch's values, filled, over that of the patch as it is, a line."""
+    """Draw the histogram of the patch's values, filled, and that of the unchanged patch as a line."""
     bins: Any = np.linspace(*WINDOW, 61)
     axes.hist(image.ravel(), bins, color="#9db7cc")
     axes.hist(plain.ravel(), bins, histtype="step", color=INK, linewidth=0.9)
@@ -151,7 +151,7 @@ def draw_values(axes: Axes, plain: np.ndarray, image: np.ndarray) -> None:
 
 
 def describe(draw: Draw) -> str:
-    """What a draw does, in lines of two; empty where it does nothing."""
+    """Return what a draw does, two steps per line; empty if it does nothing."""
     parts, drawn = [], dict(draw.drawn)
     if "spatial" in drawn:
         matrix = np.array(drawn.pop("spatial"))
