@@ -105,7 +105,7 @@ def compare_networks(folder: Path, options: argparse.Namespace) -> dict[str, Any
 
 
 def in_turns(work: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
-    """Return the medians of both contenders' figures and the largest of their peaks; without nnU-Net, of this one only."""
+    """Return the medians of both contenders' figures and the largest of their peaks; without nnU-Net, of this one."""
     task = json.dumps(work | {"classes": CLASSES})
     contenders = {"ours": partial(run_worker, "benchmarks.predict", ["--worker", task])}
     if options.nnunet_python:
