@@ -7,8 +7,8 @@ amos22/dataset.json   labels {"1": "spleen", ..}, training and validation [{"ima
        imagesTs/amos_0002.nii.gz
 ```
 
-Numbers to 500 are CT, from 501 on MRI (docs/datasets/amos.md). Both together train one network for MRI: CT cases are
-trained on and never validated on.
+Numbers to 500 are CT, from 501 on MRI (docs/datasets/amos.md). Both together train one network for MRI. It is trained
+on CT cases too, but never validated on them.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ NAME = re.compile(r"amos_(?P<number>\d{4})")
 def scan_amos(
     folder: str | Path, problems: list[Problem], table: LabelTable | None = None, *, modality: Modality = "CT"
 ) -> RawDataset:
-    """Read one modality of an AMOS22 folder as far as it can be read; what is wrong is added to `problems`.
+    """Read one modality of an AMOS22 folder as far as possible. Problems are appended to `problems`.
 
-    The cases are those that dataset.json lists; `validation` are those of imagesVa. The one channel is called
-    by the modality, which decides the normalisation. Problems of the other modality are left out.
+    The cases are those that dataset.json lists; `validation` holds those of imagesVa. The single channel is named
+    after the modality, which decides the normalisation. Problems of the other modality are left out.
 
-    `both` is MRI with the CT cases of imagesTr to train on besides. Its channel, "CT or MRI", is normalised as MRI:
-    each scan by its own mean and deviation, since the two have no unit in common.
+    `both` is MRI with the CT cases of imagesTr as further training cases. Its channel, "CT or MRI", is normalised as
+    MRI: each scan by its own mean and standard deviation, since CT and MRI share no unit.
     """
     if modality not in get_args(Modality):
         raise InputError(f"modality={modality!r}: one of {', '.join(get_args(Modality))} expected")
@@ -80,7 +80,7 @@ def scan_amos(
 
 
 def modality_of(case: str) -> Literal["CT", "MRI"] | None:
-    """Modality by the case's number; None where the id is not like amos_0001."""
+    """Return the modality by the case's number; None if the id is not like amos_0001."""
     match = NAME.fullmatch(case)
     if match is None:
         return None
@@ -88,7 +88,7 @@ def modality_of(case: str) -> Literal["CT", "MRI"] | None:
 
 
 def _of_modality(cases: Iterable[Case], modality: Modality, problems: list[Problem]) -> list[Case]:
-    """The cases of one modality or both; wrongly named ones belong to none, so they are reported for each."""
+    """Return the cases of one modality or both. Wrongly named cases belong to neither, so each one reports them."""
     kept = []
     for case in cases:
         found = modality_of(case.id)

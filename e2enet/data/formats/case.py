@@ -1,6 +1,6 @@
 """One case as training needs it: image and label on one grid, the right channels, known labels.
 
-`python -m e2enet.data.check` reports by the same rules, so that what passes the check can be prepared.
+`python -m e2enet.data.check` reports by the same rules, so a case that passes the check can be prepared.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ CHUNK_VOXELS = 2**22
 
 @dataclass(frozen=True, eq=False)
 class CaseVolumes:
-    """A case in memory: `image` (C, D, H, W) and `label` (D, H, W), uint8 or int16, None where it has none."""
+    """A case in memory: `image` (C, D, H, W), and `label` (D, H, W), uint8 or int16, or None."""
 
     image: Volume
     label: np.ndarray | None
 
 
 def read_case(dataset: RawDataset, case: Case, depth_axis: int) -> CaseVolumes:
-    """Read image and label of a case; one InputError with all that keeps it from being used.
+    """Read image and label of a case; raise one InputError with all its errors.
 
-    The label's values are renumbered by `dataset.label_map`. Wrong are: files that cannot be read, another
-    number of channels than the dataset names, an image of zeros, different grids (`same_grid`), unknown label values, a
-    label that lies wholly where the image is zero. The label's axes are ordered by the image's affine.
+    The label's values are renumbered by `dataset.label_map`, and its axes are ordered by the image's affine. Errors
+    are: files that cannot be read, a wrong number of channels, an image of zeros, different grids (`same_grid`),
+    unknown label values, and a label entirely outside the box of the image's nonzero voxels.
     """
     problems: list[str] = []
     volume, label = None, None
@@ -67,14 +67,18 @@ def read_case(dataset: RawDataset, case: Case, depth_axis: int) -> CaseVolumes:
 
 
 def channel_problem(found: int, expected: int) -> str | None:
-    """What is wrong with the number of channels of a case's image; None where it is as expected, or where what to
-    expect could not be read (0), which is told once."""
+    """Return what is wrong with an image's number of channels, or None.
+
+    `expected` is 0 if it could not be read. That is reported once, not for each case.
+    """
     return None if expected in (found, 0) else f"{found} channels, {expected} expected"
 
 
 def label_problem(counts: Mapping[int, int], scheme: LabelScheme) -> str | None:
-    """What is wrong with label values, given as value -> voxels after the label map; None where all are known, and
-    where the labels could not be read (background alone) or lack numbers, which is told once."""
+    """Return the unknown label values, or None. `counts` is value -> voxels after the label map.
+
+    A scheme that could not be read (background alone) or that has gaps is reported once, not for each case.
+    """
     labels = scheme.file_names
     if len(labels) < 2 or not are_consecutive(labels):
         return None
@@ -86,20 +90,25 @@ def label_problem(counts: Mapping[int, int], scheme: LabelScheme) -> str | None:
 
 
 def outside_problem(inside: int, total: int) -> str | None:
-    """What is wrong with a label of whose `total` voxels of foreground `inside` lie in the box of the image's nonzero
-    voxels; None where any does. What lies outside is cropped away, and never learnt or predicted."""
+    """Return what is wrong with a label without foreground in the box of the image's nonzero voxels, or None.
+
+    `inside` of its `total` foreground voxels lie in the box. The others are cropped away, never learnt or predicted.
+    """
     if inside or not total:
         return None
     return f"all its {total} labelled voxels lie outside of the box of the image's nonzero voxels: is it this image's?"
 
 
 def count_labels(pieces: Iterable[np.ndarray], label_map: Mapping[int, int] | None = None) -> dict[int, int]:
-    """Label -> voxels over arrays of whole numbers from 0, renumbered by `label_map`; sorted, absent ones left out."""
+    """Count voxels per label in arrays of whole numbers from 0, renumbered by `label_map`.
+
+    The result is sorted by label and leaves out absent labels.
+    """
     total = np.zeros(1, np.int64)
     for piece in pieces:
         flat = piece.ravel(order="K")
         for start in range(0, flat.size, CHUNK_VOXELS):
-            # In chunks, since bincount makes 8-byte integers of what it counts.
+            # In chunks, since bincount converts its input to 8-byte integers.
             counts = np.bincount(flat[start : start + CHUNK_VOXELS], minlength=len(total))
             counts[: len(total)] += total
             total = counts

@@ -17,21 +17,21 @@ from e2enet.data.formats.scheme import LabelScheme
 
 @dataclass(frozen=True)
 class RawDataset:
-    """A dataset on disk; nothing of its voxels has been read.
+    """A dataset on disk, before any voxel is read.
 
     Attributes:
-        name: Of the dataset, for people.
-        folder: Where it lies.
+        name: Name for display.
+        folder: The dataset's folder.
         channels: `channels[c]` names channel c ("CT", "T1", ..).
-        scheme: What the labels are, numbered as after `label_map`.
-        file_ending: Of the images, one of `FILE_ENDINGS`.
-        training: Cases that all have a label.
-        test: Cases that have a label where the dataset brings one.
-        validation: Labelled cases that the publisher set aside for validation; empty where there are none.
-        label_map: Value in the label files -> label; empty: as they are. Apply it wherever a label is read.
-        regions: Name -> labels united, scored beside the labels; empty: none.
+        scheme: The labels, numbered as after `label_map`.
+        file_ending: Ending of the images, one of `FILE_ENDINGS`.
+        training: Labelled cases.
+        test: Cases with a label only if the dataset provides one.
+        validation: Labelled cases that the publisher set aside for validation; may be empty.
+        label_map: Value in the label files -> label. Empty keeps the values. Apply it wherever a label is read.
+        regions: Name -> labels united, scored in addition to the labels; may be empty.
         only_trained: Ids of training cases that no fold validates on.
-        excluded: Ids that the config leaves out; they are in none of the parts.
+        excluded: Ids that the config leaves out. They are in none of the parts.
     """
 
     name: str
@@ -67,10 +67,9 @@ def build_raw_dataset(
     only_trained: Iterable[str] = (),
     problems: list[Problem],
 ) -> RawDataset:
-    """The dataset of these cases, after the checks that every layout needs: files exist, no case comes twice,
-    one ending.
+    """Build the dataset after the checks that every layout needs: files exist, no case comes twice, one ending.
 
-    `file_ending=None` takes that of the training images. What is wrong is added to `problems`; a training or
+    `file_ending=None` takes the ending of the training images. Problems are appended to `problems`. A training or
     validation case whose image or label is missing stays in the dataset, since its other files can be read.
     """
     parts = {"training": tuple(training), "validation": tuple(validation), "test": tuple(test)}
@@ -107,7 +106,7 @@ def build_raw_dataset(
 
 
 def _present(test: Iterable[Case], problems: list[Problem]) -> Iterator[Case]:
-    """The test cases whose images are there, without labels that are not; training can do without the others."""
+    """Yield the test cases whose images exist, without missing labels. Missing files give warnings, not errors."""
     for case in test:
         lost = [(file, reason) for file in case.images if (reason := unreadable(file))]
         problems += [case_warning(case.id, f"{reason}: the test case is left out", file) for file, reason in lost]
@@ -120,7 +119,7 @@ def _present(test: Iterable[Case], problems: list[Problem]) -> Iterator[Case]:
 
 
 def _shared_labels(cases: Iterable[Case]) -> Iterator[Problem]:
-    """A warning of each label file that is another case's too: rather a slip in a list than two scans of one mask."""
+    """Warn of each label file that belongs to two cases: probably a mistake in a list, not two scans with one mask."""
     first: dict[Path, str] = {}
     for case in cases:
         if case.label is not None and first.setdefault(case.label, case.id) != case.id:
@@ -128,7 +127,7 @@ def _shared_labels(cases: Iterable[Case]) -> Iterator[Problem]:
 
 
 def common_ending(cases: Sequence[Case], problems: list[Problem]) -> str:
-    """The ending that all images share; more than one is a problem, and .nii.gz stands in."""
+    """Return the ending that all images share. Several endings are a problem; then return .nii.gz."""
     endings = {ending for case in cases for file in case.images if (ending := find_ending(file.name))}
     if len(endings) > 1:
         problems.append(
@@ -138,7 +137,7 @@ def common_ending(cases: Sequence[Case], problems: list[Problem]) -> str:
 
 
 def require_folder(folder: Path, expected: str) -> None:
-    """InputError where the folder is missing; nothing can be scanned then."""
+    """Raise InputError if the folder is missing, since nothing can be scanned then."""
     if reason := no_folder(folder):
         raise InputError(f"{folder}: {reason} ({expected} is expected)")
 
@@ -146,7 +145,7 @@ def require_folder(folder: Path, expected: str) -> None:
 def warn_unlisted(
     folder: Path, known: Iterable[Path | None], problems: list[Problem], endings: Sequence[str] = FILE_ENDINGS
 ) -> None:
-    """Warn of scans in a folder that belong to no case, a line per reason; a folder that is not there has none."""
+    """Warn of scans in a folder that belong to no case, with a line per reason. A missing folder gives no warning."""
     listing = list_scans(folder, endings)
     known = {path for path in known if path is not None}
     extra = [path for path in listing.files if path not in known]

@@ -1,4 +1,4 @@
-"""What dataset.json says of channels, labels and cases, in the dialects of the Decathlon, of AMOS and of nnU-Net."""
+"""Channels, labels and cases in dataset.json, in the formats of the Decathlon, AMOS and nnU-Net."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ FILE_NAME = "dataset.json"
 
 
 class Description:
-    """The content of a folder's dataset.json; what it gets wrong is added to `problems`, naming the file.
+    """The content of a folder's dataset.json. Its errors are appended to `problems`, naming the file.
 
-    Raises InputError where the folder or the file is missing or is no JSON object: nothing can be read then.
+    Raises InputError if the folder or the file is missing, or the file is no JSON object: nothing can be read then.
     """
 
     def __init__(self, folder: Path, problems: list[Problem]) -> None:
@@ -45,9 +45,9 @@ class Description:
         self.problems.append(dataset_error(text, self.file))
 
     def channels(self) -> tuple[str, ...]:
-        """Names in order, from `channel_names` (nnU-Net) or `modality` (Decathlon), both {"0": name}.
+        """Return the names in order, from `channel_names` (nnU-Net) or `modality` (Decathlon), both {"0": name}.
 
-        Empty where they cannot be read: then no image has a wrong number of them.
+        Empty if they cannot be read; then the images' numbers of channels are not checked.
         """
         found = self.content.get("channel_names", self.content.get("modality"))
         if not isinstance(found, dict) or not found:
@@ -59,18 +59,18 @@ class Description:
         return tuple(str(found[str(index)]) for index in range(len(found)))
 
     def labels(self) -> LabelScheme | None:
-        """The labels as the files number them; None where they cannot be read (`read_scheme`)."""
+        """Return the labels as numbered in the files; None if they cannot be read (`read_scheme`)."""
         scheme, problems = read_scheme(self.content)
         for problem in problems:
             self.wrong(problem)
         return scheme
 
     def listed_cases(self, section: str, labels_folder: str | None = None) -> list[Case]:
-        """Cases of a list of {"image", "label"} or of paths, relative to the folder; hidden files are left out, with a
-        warning unless they are the `._x` that macOS leaves and some archives list.
+        """Return the cases of a list of {"image", "label"} or of paths, relative to the folder.
 
-        Entries without a label take the file of the image's name in `labels_folder`, where there is one;
-        without a `labels_folder` each must name its label.
+        An entry without a label takes the file of the image's name in `labels_folder`, if it exists. Without
+        `labels_folder` each entry must name its label. Hidden files are left out with a warning. The `._x` files of
+        macOS, which some archives list, are left out without one.
         """
         entries = self.content.get(section, [])
         if not isinstance(entries, list):
@@ -100,18 +100,18 @@ class Description:
         return cases
 
     def check_count(self, training: list[Case]) -> None:
-        """Add a problem where numTraining says another number of cases; pointless beside other problems."""
+        """Add a problem if numTraining is another number of cases, unless there are errors already."""
         expected = self.content.get("numTraining")
         broken = any(problem.severity == "error" for problem in self.problems)
         if isinstance(expected, int) and expected != len(training) and not broken:
             self.wrong(f"numTraining is {expected}, but {len(training)} training cases were found")
 
     def path(self, relative: str) -> Path:
-        """The path in the folder; as written, so that a folder of symbolic links, or with .. in its path, works."""
+        """Return the path in the folder. Links are not resolved, so folders of links or with .. in their path work."""
         return self.folder / os.path.normpath(_slashed(relative))
 
     def _inside(self, relative: str) -> Path:
-        """The same, and a problem where it lies elsewhere."""
+        """Return the path in the folder; add a problem if it lies outside."""
         path = self.path(relative)
         if PureWindowsPath(relative).drive or not Path(os.path.normpath(path)).is_relative_to(
             os.path.normpath(self.folder)
@@ -121,14 +121,14 @@ class Description:
 
 
 def _slashed(path: Any) -> Any:
-    """A path as Windows writes it, `imagesTr\\a.nii.gz`, with the slashes that every system reads."""
+    """Replace the backslashes of a Windows path, `imagesTr\\a.nii.gz`, with slashes, which every system reads."""
     return path.replace("\\", "/") if isinstance(path, str) else path
 
 
 def read_class_names(labels_folder: Path) -> LabelScheme | None:
-    """The labels of a dataset.json in a folder of label files or in the folder above it, as the files number them.
+    """Read the labels of a dataset.json in a folder of label files or its parent, as numbered in the files.
 
-    None where there is no such file or it names no labels. InputError where the names cannot be used.
+    Return None if there is no such file or it names no labels. Raise InputError if the names cannot be used.
     """
     for path in (labels_folder / FILE_NAME, labels_folder.resolve().parent / FILE_NAME):
         content = read_json(path) if path.is_file() else None

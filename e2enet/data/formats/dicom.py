@@ -1,7 +1,7 @@
-"""A folder of DICOM slices as one volume: a single series, every slice in its place.
+"""A folder of DICOM slices as one volume: a single series of evenly spaced slices.
 
-SimpleITK reads the slices (GDCM applies their rescale slope and intercept). It would also stack what is no volume, with
-a warning on the console: several series, or slices of which one is missing. That is judged here, from their headers.
+SimpleITK reads the slices (GDCM applies their rescale slope and intercept). It would also stack several series, or a
+series with a missing slice, and only warn on the console. So the headers are checked here first.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from e2enet.data.formats.nifti import MAX_COMPRESSION, cut_off
 
 SLICE_ENDINGS = (".dcm", ".dicom", ".ima")
 MAGIC_OFFSET, MAGIC = 128, b"DICM"
-INDEX = "DICOMDIR"  # of a disc: lists its files, and begins as they do
+INDEX = "DICOMDIR"  # lists the files of a disc; it begins like a DICOM image
 SERIES = "0020|000e"  # SeriesInstanceUID
-ALIKE = 1e-4  # directions and spacings of the slices of one volume are the same but for rounding
+ALIKE = 1e-4  # directions and spacings of one volume's slices differ by rounding only
 NAMED = 3
 
 
 @dataclass(frozen=True, eq=False)
 class _Slice:
-    """What the header of a slice says: `origin` (3,), `direction` (3, 3) and `spacing` (3,) in ITK's LPS, mm."""
+    """The header of a slice: `origin` (3,), `direction` (3, 3) and `spacing` (3,) in ITK's LPS, mm."""
 
     path: Path
     series: str
@@ -45,7 +45,7 @@ class _Slice:
 
 
 def holds_slices(folder: Path) -> bool:
-    """Whether a folder is one of DICOM slices: it has any and no image of another format."""
+    """Whether a folder holds DICOM slices and no image of another format."""
     if not folder.is_dir():
         return False
     files = [path for path in folder.iterdir() if not path.name.startswith(".")]
@@ -53,15 +53,15 @@ def holds_slices(folder: Path) -> bool:
 
 
 def slice_files(folder: Path) -> list[Path]:
-    """The DICOM files directly in a folder, by name or by how they begin, sorted."""
+    """Return the DICOM files directly in a folder, sorted, recognised by their name or first bytes."""
     return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and _is_slice(path))
 
 
 def open_series(folder: Path) -> ImageFile:
-    """The volume that a folder's slices make, voxels unread.
+    """Open the volume of a folder's slices without reading voxels.
 
-    InputError naming the folder where a file is no DICOM image, there are several series, slices differ in size,
-    orientation or spacing, two are at one place, or gaps between them are uneven, as where one is missing.
+    Raise InputError naming the folder if a file is no DICOM image, there are several series, slices differ in size,
+    orientation or spacing, two have the same position, or gaps are uneven, as with a missing slice.
     """
     files = slice_files(folder)
     if not files:
@@ -75,7 +75,7 @@ def open_series(folder: Path) -> ImageFile:
     affine = np.eye(4)
     affine[:3, :2], affine[:3, 2], affine[:3, 3] = first.direction[:, :2] * first.spacing[:2], step, first.origin
     pixels = {one.pixel for one in slices}
-    kind = SimpleITK.sitkFloat32 if len(pixels) > 1 else pixels.pop()  # a PET's slices have a scale each
+    kind = SimpleITK.sitkFloat32 if len(pixels) > 1 else pixels.pop()  # each slice of a PET has its own scale
     dtype, shape = pixel_type(kind, folder), (*first.size[:2], first.size[2] * len(slices))
     shape += (first.components,) * (first.components > 1)
     needed, size = math.prod(shape) * dtype.itemsize, sum(path.stat().st_size for path in files)
@@ -116,7 +116,7 @@ def _read_header(path: Path) -> _Slice:
 
 
 def _require_one_volume(folder: Path, slices: list[_Slice]) -> None:
-    """InputError unless all slices are of one series, size, orientation and spacing."""
+    """Raise InputError unless all slices are of one series, size, orientation and spacing."""
     series = Counter(one.series for one in slices)
     if len(series) > 1:
         listed = ", ".join(f"{uid or 'without UID'} ({count} slices)" for uid, count in sorted(series.items())[:NAMED])
@@ -139,10 +139,10 @@ def _require_one_volume(folder: Path, slices: list[_Slice]) -> None:
 
 
 def _in_order(folder: Path, slices: list[_Slice]) -> tuple[list[_Slice], np.ndarray]:
-    """The slices along their normal, and the way (3,) in mm from one to the next, the same for all.
+    """Return the slices sorted along their normal, and the constant step (3,) in mm from one to the next.
 
-    It need not be the normal: the slices of a tilted gantry lie askew. InputError where a place is taken twice, or a
-    slice lies further from its place than `SAME_GRID` allows.
+    The step need not follow the normal: a tilted gantry shifts the slices. Raise InputError if two slices have the
+    same position, or if one lies further from its even position than `SAME_GRID` allows.
     """
     normal = slices[0].direction[:, 2]
     slices = sorted(slices, key=lambda one: float(one.origin @ normal))

@@ -1,7 +1,7 @@
-"""Where voxels lie in mm, and whether two images share their voxels.
+"""Where voxels lie in mm, and whether two images share one grid.
 
-What lies on an image's grid is ordered by the image's affine, never by its own: two affines that are equal but for
-rounding can lead to different axes (at 45 degrees each axis is as near to one direction as to the other).
+A label or channel on an image's grid is ordered by the image's affine, never by its own. Two affines that differ by
+rounding only can give different axes: at 45 degrees each axis is as near to one direction as to the other.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from nibabel import orientations
 from e2enet.common.errors import InputError
 from e2enet.data.formats.image_file import ImageFile
 
-# A share of the smallest voxel size. Affines that went through a qform (a quaternion of float32 numbers) come out up to
-# hundredths of a mm elsewhere; half a voxel would already shift a label by one.
+# A fraction of the smallest voxel size. Storing an affine as a qform (a quaternion of float32 numbers) moves voxels by
+# up to hundredths of a mm. Half a voxel would already shift a label by one voxel.
 SAME_GRID = 0.1
-ROUNDING = 1e-3  # below it an offset is the rounding of float32 headers, and nothing to tell
+ROUNDING = 1e-3  # a smaller offset is the rounding of float32 headers, and not reported
 HEADER_DIGITS = 1e-4  # an offset of 0.1 may be stored as 0.10001
 TIE_TOLERANCE = 0.01
-# The three low bits of a header's xyzt_units. ITK reads so, and takes all other codes for mm.
+# The three low bits of a header's xyzt_units. As in ITK, all other codes mean mm.
 MILLIMETRES = {1: 1e3, 2: 1.0, 3: 1e-3}
 UNITS = {1: "metres", 2: "mm", 3: "microns"}
-# What `data.spacing_unit` may be, and its bits.
+# Values of `data.spacing_unit`, and their bits in xyzt_units.
 Unit = Literal["m", "mm", "um"]
 UNIT_CODES: dict[str, int] = {"m": 1, "mm": 2, "um": 3}
 REPAIR = "python -m e2enet.data.check .. repair=FOLDER writes copies of labels with their images' affines"
@@ -68,14 +68,14 @@ class Geometry:
 
 @dataclass(frozen=True, order=True)
 class Offset:
-    """How far one grid's corners lie from another's at most: as a share of the smallest voxel size, and in mm."""
+    """The largest distance between the corners of two grids: as a fraction of the smallest voxel size, and in mm."""
 
     share: float
     mm: float
 
     @property
     def same_grid(self) -> bool:
-        """Whether both are one grid; NaN is not."""
+        """Whether both grids count as one; False for NaN."""
         return self.share <= SAME_GRID + HEADER_DIGITS
 
     @property
@@ -88,7 +88,7 @@ class Offset:
 
 
 def grid_offset(first: np.ndarray, second: np.ndarray, shape: tuple[int, ...]) -> Offset:
-    """The offset between two affines (4, 4) in mm of one shape, between the outer corners of their voxels."""
+    """Return the offset between two affines (4, 4) in mm for one shape, from the outer corners of their voxels."""
     corners = np.array(np.meshgrid(*[(-0.5, size - 0.5) for size in shape[:3]], [1], indexing="ij")).reshape(4, -1)
     moved = float(np.linalg.norm(((first - second) @ corners)[:3], axis=0).max())
     smallest = min(float(np.linalg.norm(affine[:3, :3], axis=0).min()) for affine in (first, second))
@@ -96,15 +96,15 @@ def grid_offset(first: np.ndarray, second: np.ndarray, shape: tuple[int, ...]) -
 
 
 def same_grid(first: Geometry, second: Geometry) -> bool:
-    """Whether two images share their voxels: one shape, and no corner further than a tenth of the smallest voxel size.
+    """Whether two images share a grid: one shape, and corners at most a tenth of the smallest voxel size apart.
 
-    Check, preparation, prediction, evaluation and reports all judge by it.
+    Check, preparation, prediction, evaluation and reports all use this rule.
     """
     return first.shape == second.shape and grid_offset(first.affine, second.affine, first.shape).same_grid
 
 
 def same_directions(first: Geometry, second: Geometry) -> bool:
-    """Whether the axes of two files point alike, each within 45 degrees: their voxels are stored in one order."""
+    """Whether the axes of two files point alike, each within 45 degrees, so that their voxels have the same order."""
     between = np.linalg.inv(first.affine) @ second.affine
     return bool((orientations.io_orientation(between) == [[0, 1], [1, 1], [2, 1]]).all())
 
@@ -112,9 +112,9 @@ def same_directions(first: Geometry, second: Geometry) -> bool:
 def grid_problem(
     first: Geometry, second: Geometry, names: tuple[str, str] = ("first", "second"), *, repair: bool = False
 ) -> str | None:
-    """What keeps two images from being on one grid, both affines in it; None where `same_grid` says that they are.
+    """Return why two images are not on one grid, with both affines; None if they are (`same_grid`).
 
-    `repair` tells the command that mends labels, where it can.
+    `repair` adds the command that corrects labels, if it can correct this one.
     """
     if same_grid(first, second):
         return None
@@ -129,23 +129,23 @@ def grid_problem(
 
 
 def require_same_grid(first: Geometry, second: Geometry, names: str) -> None:
-    """InputError, opening with `names`, where `grid_problem` finds that two images do not lie on one grid."""
+    """Raise InputError, starting with `names`, if two images are not on one grid (`grid_problem`)."""
     problem = grid_problem(first, second)
     if problem:
         raise InputError(f"{names}: {problem}")
 
 
 def choose_depth_axis(spacings: Any) -> int:
-    """The RAS axis of largest median spacing over the images, given (n, 3) in RAS order.
+    """Return the RAS axis with the largest median spacing; `spacings` is (n, 3), one row per image in RAS order.
 
-    Axes within 1 % of the largest are tied, and the last of them wins: for isotropic data slices are axial.
+    Axes within 1 % of the largest are tied. The last of them is taken, so isotropic data has axial slices.
     """
     median = np.median(np.asarray(spacings, dtype=float), axis=0)
     return int(np.flatnonzero(median >= median.max() * (1 - TIE_TOLERANCE))[-1])
 
 
 def geometry_of(image: ImageFile, depth_axis: int | None) -> Geometry:
-    """Geometry of an open image; InputError where its shape or its affine cannot be used.
+    """Return the geometry of an open image; raise InputError if its shape or affine cannot be used.
 
     `depth_axis=None` takes the image's own axis of largest spacing.
     """
@@ -161,14 +161,14 @@ def geometry_of(image: ImageFile, depth_axis: int | None) -> Geometry:
 
 
 def in_millimetres(affine: np.ndarray, header: Any) -> np.ndarray:
-    """A header's affine (4, 4) in mm, whichever unit it is in."""
+    """Convert a header's affine (4, 4) from the header's unit to mm."""
     scaled = np.array(affine, dtype=float)
     scaled[:3] *= millimetres_per_unit(header)
     return scaled
 
 
 def in_unit(image: ImageFile, unit: Unit) -> ImageFile:
-    """An open image whose lengths count in a unit, whatever its header says: so does the header that it has then."""
+    """Return an open image with its lengths read in `unit`, whatever its header says. Its new header names `unit`."""
     code, header = UNIT_CODES[unit], None if image.header is None else image.header.copy()
     affine = image.affine.copy()
     affine[:3] *= MILLIMETRES[code] / millimetres_per_unit(image.header)
@@ -178,18 +178,20 @@ def in_unit(image: ImageFile, unit: Unit) -> ImageFile:
 
 
 def millimetres_per_unit(header: Any) -> float:
-    """Mm in the unit of length of a NIfTI header; 1 where it names none, and for other kinds of header."""
+    """Return the mm in the unit of length of a NIfTI header; 1 if it names none, and for other kinds of header."""
     return MILLIMETRES.get(_unit_code(header), 1.0)
 
 
 def unit_of_length(header: Any) -> str:
-    """The same unit in words."""
+    """Return the unit of length of a header in words."""
     return UNITS.get(_unit_code(header), "mm")
 
 
 def forms_offset(image: ImageFile) -> Offset | None:
-    """Between the two forms of an open NIfTI image, of which the sform is used; None unless its codes say that both
-    count, and for other formats. Not finite where the qform is no rotation."""
+    """Return the offset between sform and qform of an open NIfTI image. The sform is the one in use.
+
+    None unless both are set (codes above 0), and for other formats. Not finite if the qform is no rotation.
+    """
     header = image.header
     if header is None or min(int(header["sform_code"]), int(header["qform_code"])) <= 0:
         return None
@@ -205,7 +207,7 @@ def _unit_code(header: Any) -> int:
 
 
 def _spans_space(axes: np.ndarray) -> bool:
-    """Whether the columns of (3, 3) are finite and point in three directions, whatever their lengths (mm)."""
+    """Whether the columns of (3, 3) are finite and linearly independent, whatever their lengths (mm)."""
     with np.errstate(over="ignore", invalid="ignore"):
         lengths = np.linalg.norm(axes, axis=0)
     if not (np.isfinite(lengths) & (lengths > 0)).all():

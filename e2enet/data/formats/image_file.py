@@ -1,4 +1,4 @@
-"""A volume on disk of which the header was read, whatever its format."""
+"""A volume on disk in any format, with its header read."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class ImageFile:
-    """What a header says, and how to read the voxels.
+    """The content of a header, and how to read the voxels.
 
     Attributes:
         path: The file, or the folder of a DICOM series.
-        shape: (X, Y, Z), or (X, Y, Z, .., C) where there are further axes.
+        shape: (X, Y, Z), or (X, Y, Z, .., C) with further axes.
         affine: (4, 4), voxel -> mm in RAS.
-        dtype: Of the stored voxels.
+        dtype: Type of the stored voxels.
         slope, intercept: value = slope * stored + intercept.
-        header: The NIfTI header; None of other formats, whose lengths are in mm.
-        read_stored: All stored voxels, unscaled, in file order (x fastest): (X * Y * Z * C,). InputError naming the
-            file where they cannot be had whole.
+        header: The NIfTI header; None for other formats, whose lengths are in mm.
+        read_stored: Returns all stored voxels, unscaled, in file order (x fastest): (X * Y * Z * C,). Raises InputError
+            naming the file if they are not complete.
     """
 
     path: Path
@@ -42,14 +42,14 @@ class ImageFile:
 
     @property
     def is_scaled(self) -> bool:
-        """Whether values are others than those stored."""
+        """Whether the values differ from the stored ones."""
         return (self.slope, self.intercept) != (1, 0)
 
     def read_unscaled(self) -> np.ndarray:
-        """The stored voxels in the image's own shape."""
+        """Return the stored voxels in the image's own shape."""
         return self.read_stored().reshape(self.shape, order="F")
 
     def read_values(self) -> np.ndarray:
-        """The same, scaled as the header says: whole numbers, or double precision where there is a scale."""
+        """Return the values in the image's own shape: as stored, or in double precision if the header has a scale."""
         stored = self.read_unscaled()
         return stored * self.slope + self.intercept if self.is_scaled else stored

@@ -1,4 +1,4 @@
-"""MetaImage, NRRD and GIPL files, read and written by SimpleITK, with their axes in RAS as NIfTI has them."""
+"""MetaImage, NRRD and GIPL files, read and written by SimpleITK, with axes in RAS as in NIfTI."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from e2enet.common.files import TEMPORARY, atomic_path
 from e2enet.data.formats.image_file import ImageFile
 from e2enet.data.formats.voxel_storage import VoxelStorage, read_storage, require_possible, require_whole
 
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK counts to the left, posterior and superior; its own inverse
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's axes point left, posterior, superior; its own inverse
 READERS = {
     ".mha": "MetaImageIO",
     ".mhd": "MetaImageIO",
@@ -30,9 +30,9 @@ WITHOUT_VOXELS = (".mhd", ".nhdr")  # headers whose voxels lie in a file beside 
 
 
 def open_itk(path: Path) -> ImageFile:
-    """The image, voxels unread; InputError naming the file where it is none, holds no numbers, or cannot hold them.
+    """Open an image without reading its voxels. Components of a voxel and a fourth axis both become the last axis.
 
-    Components of a voxel and a fourth axis are both channels: the last axis.
+    Raise InputError naming the file if it is no image, its voxels are no numbers, or it is too small to hold them.
     """
     storage = read_storage(path)
     reader = open_reader(path, READERS[path.suffix])
@@ -45,11 +45,11 @@ def open_itk(path: Path) -> ImageFile:
 
 
 def write_itk(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
-    """Write (X, Y, Z), or (X, Y, Z, K) as voxels of K components, in the format of the name's ending; packed.
+    """Write (X, Y, Z), or (X, Y, Z, K) as voxels of K components, compressed, in the format of the name's ending.
 
-    `affine` (4, 4) is voxel -> mm in RAS. A file beside a header comes first: each is whole or not there, and the
-    header is there only with its voxels. InputError where the folder cannot be written to, and where axes are directed
-    otherwise than GIPL, which keeps no directions, takes them to be.
+    `affine` (4, 4) is voxel -> mm in RAS. Each file is complete or absent. A separate voxel file appears before its
+    header. Raise InputError if the folder cannot be written to, or if the axes need directions in a .gipl file, which
+    stores none.
     """
     lps = LPS_TO_RAS @ affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
@@ -65,7 +65,7 @@ def write_itk(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
             _write(image, temporary, path)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The header names the other file, so both get their own names, in a folder of their own.
+    # The header names the voxel file, so both need their final names: they are written in a temporary folder.
     with TemporaryDirectory(dir=path.parent, prefix=TEMPORARY) as folder:
         _write(image, Path(folder, path.name), path)
         for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name):
@@ -73,7 +73,7 @@ def write_itk(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
 
 
 def open_reader(path: Path, kind: str) -> Any:
-    """SimpleITK's reader of this kind with the header read; InputError where the file is none."""
+    """Return SimpleITK's reader of this kind with the header read; raise InputError if the file is of another kind."""
     reader = SimpleITK.ImageFileReader()
     reader.SetImageIO(kind)
     reader.SetFileName(str(path))
@@ -83,7 +83,7 @@ def open_reader(path: Path, kind: str) -> Any:
 
 
 def pixel_type(pixel: int, path: Path) -> np.dtype:
-    """Numpy's type of the numbers of SimpleITK's pixel type; InputError naming the image where they are none."""
+    """Return the NumPy type of a SimpleITK pixel type; raise InputError naming the image if it is not numeric."""
     components = [] if "vector" not in SimpleITK.GetPixelIDValueAsString(pixel) else [2]
     dtype = SimpleITK.GetArrayViewFromImage(SimpleITK.Image([1, 1], pixel, *components)).dtype
     if dtype.kind not in "iuf":
@@ -92,7 +92,7 @@ def pixel_type(pixel: int, path: Path) -> np.dtype:
 
 
 def flat_voxels(image: Any) -> np.ndarray:
-    """All voxels of SimpleITK's image in file order (x fastest), components last: (X * Y * Z * C,)."""
+    """Return all voxels of a SimpleITK image in file order (x fastest), components last: (X * Y * Z * C,)."""
     array = SimpleITK.GetArrayFromImage(image)
     if image.GetNumberOfComponentsPerPixel() > 1:
         array = np.moveaxis(array, -1, 0)
@@ -101,7 +101,7 @@ def flat_voxels(image: Any) -> np.ndarray:
 
 @contextmanager
 def naming_itk_errors(path: Path) -> Iterator[None]:
-    """Turn what SimpleITK says of an image into an InputError that names it."""
+    """Turn SimpleITK's errors about an image into an InputError that names it."""
     try:
         yield
     except RuntimeError as error:
@@ -112,7 +112,7 @@ def naming_itk_errors(path: Path) -> Iterator[None]:
 
 
 def _affine(path: Path, reader: Any) -> np.ndarray:
-    """Voxel -> mm (4, 4) in LPS, of the first three axes."""
+    """Return the matrix (4, 4) from voxel to mm in LPS, for the first three axes."""
     axes = reader.GetDimension()
     spacing = np.array(reader.GetSpacing())
     direction = np.array(reader.GetDirection()).reshape(axes, axes)
@@ -126,7 +126,7 @@ def _affine(path: Path, reader: Any) -> np.ndarray:
 
 
 def _write(image: Any, place: Path, path: Path) -> None:
-    """Write to `place` what will be at `path`, which an InputError names: ITK fails where the disk is full."""
+    """Write to `place` the image that is later moved to `path`. If ITK fails (disk full), InputError names `path`."""
     try:
         SimpleITK.WriteImage(image, str(place), useCompression=True)
     except RuntimeError as error:

@@ -7,7 +7,7 @@ Task01_BrainTumour/dataset.json    modality {"0": name}, labels {"0": name}, tra
                    imagesTr/BRATS_001.nii.gz   labelsTr/BRATS_001.nii.gz   imagesTs/BRATS_485.nii.gz   [labelsTs/]
 ```
 
-nnU-Net's raw layout: one file per case and channel, numbered from 0000, cases told from the files' names.
+nnU-Net's raw layout: one file per case and channel, numbered from 0000. File names tell the cases.
 
 ```
 Dataset001_BrainTumour/dataset.json    channel_names {"0": name}, labels {name: int}, file_ending, numTraining
@@ -31,10 +31,10 @@ from e2enet.data.formats.problems import Problem, case_error, dataset_error
 
 
 def scan_msd(folder: str | Path, problems: list[Problem], table: LabelTable | None = None) -> RawDataset:
-    """Read a Decathlon folder as far as it can be read; what is wrong is added to `problems`.
+    """Read a Decathlon folder as far as possible. Problems are appended to `problems`.
 
     nnU-Net's spellings of channels and labels are read too. Paths are relative to the folder. Test cases take
-    labels from labelsTs where that exists. Raises InputError where there is no dataset.json to read.
+    labels from labelsTs if it exists. Raise InputError if there is no dataset.json to read.
     """
     folder, table = Path(folder), table or LabelTable()
     description = Description(folder, problems)
@@ -52,10 +52,10 @@ def scan_msd(folder: str | Path, problems: list[Problem], table: LabelTable | No
 
 
 def scan_nnunet(folder: str | Path, problems: list[Problem], table: LabelTable | None = None) -> RawDataset:
-    """Read an nnU-Net raw folder as far as it can be read; what is wrong is added to `problems`.
+    """Read an nnU-Net raw folder as far as possible. Problems are appended to `problems`.
 
-    An optional `dataset` section {case: {"images": [..], "label": ..}} lists the training cases; its paths may
-    lie outside the folder, as in nnU-Net. Raises InputError where there is no dataset.json to read.
+    An optional `dataset` section {case: {"images": [..], "label": ..}} lists the training cases. Its paths may
+    lie outside the folder, as in nnU-Net. Raise InputError if there is no dataset.json to read.
     """
     folder, table = Path(folder), table or LabelTable()
     description = Description(folder, problems)
@@ -108,7 +108,7 @@ def _section_cases(description: Description, num_channels: int) -> list[Case]:
 
 
 def _file_ending(description: Description) -> str | None:
-    """`file_ending`, of which there are training images; None where it cannot be used, and a problem says why."""
+    """Return `file_ending` if training images have it; otherwise add a problem and return None."""
     ending = description.content.get("file_ending", FILE_ENDINGS[0])
     listing = list_scans(description.folder / "imagesTr")
     there = f"; {listing.folder} holds {listing.endings()}" if listing.endings() else ""
@@ -122,9 +122,9 @@ def _file_ending(description: Description) -> str | None:
 
 
 def _folder_cases(folder: Path, part: str, num_channels: int, ending: str, problems: list[Problem]) -> list[Case]:
-    """Cases of imagesTr or imagesTs by their names; training labels must exist, test labels may.
+    """Return the cases of imagesTr or imagesTs by their names. Training labels must exist, test labels may.
 
-    A test case that lacks a modality is a warning, as one that is not there.
+    A test case that lacks a modality is only a warning.
     """
     images, labels = list_scans(folder / f"images{part}", [ending]), list_scans(folder / f"labels{part}", [ending])
     lost = [dataset_error(reason, one.folder) for one in (images, labels) if (reason := no_folder(one.folder))]

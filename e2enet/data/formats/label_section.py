@@ -1,4 +1,4 @@
-"""The `labels` of a dataset.json as a scheme, in the dialects of the Decathlon and of nnU-Net."""
+"""The `labels` of a dataset.json as a scheme, in the formats of the Decathlon and of nnU-Net."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ BACKGROUND = "background"
 
 
 def read_scheme(content: Mapping[str, Any]) -> tuple[LabelScheme | None, list[str]]:
-    """The scheme of a dataset.json, numbered as in the files, and what is wrong with it.
+    """Return the scheme of a dataset.json, numbered as in the files, and its errors.
 
-    Read are {"1": "liver"} (Decathlon) and {"liver": 1} (nnU-Net), the latter with a label "ignore" and with lists,
-    which make every label a region. None, and then something wrong, where they cannot be used: the check, training and
-    evaluation all ask here.
+    Both {"1": "liver"} (Decathlon) and {"liver": 1} (nnU-Net) are read. A label may be called "ignore". In nnU-Net's
+    form a value may be a list, which makes every label a region. If the labels cannot be used, the scheme is None and
+    there is an error. The check, training and evaluation all use this function.
     """
     section = content.get("labels")
     if not isinstance(section, Mapping) or not section:
@@ -51,8 +51,10 @@ def _by_labels(classes: Sequence[tuple[str, int]], ignore: int | None) -> tuple[
 def _by_regions(
     classes: Sequence[tuple[str, tuple[int, ...]]], ignore: int | None, order: Any
 ) -> tuple[LabelScheme | None, list[str]]:
-    """Every label but the background is a region. Its name is also that of the label that it is written as: files of
-    regions give their single labels none."""
+    """Make every label but the background a region.
+
+    Such files do not name single labels, so a region also names the label that it is written as.
+    """
     background = next((name for name, united in classes if united == (0,)), BACKGROUND)
     regions = {name: united for name, united in classes if united != (0,)}
     if not isinstance(order, list) or not all(map(_is_label, order)) or len(order) != len(regions):
@@ -68,12 +70,12 @@ def _by_regions(
 
 
 def _labels(value: Any) -> tuple[int, ...] | None:
-    """The labels that a value of nnU-Net's section spells, one or a list of them; None for anything else."""
+    """Return the labels in a value of nnU-Net's section, one or a list of them; None for anything else."""
     values = value if isinstance(value, list | tuple) else [value]
     return tuple(int(one) for one in dict.fromkeys(values)) if values and all(map(_is_label, values)) else None
 
 
 def _is_label(value: Any) -> bool:
-    """Whether a JSON value spells a label: 3 or "3". The digits of other scripts, and powers, are none ("\u00b2")."""
+    """Whether a JSON value is a label: 3 or "3". Digits of other scripts and superscripts ("\u00b2") are not."""
     text = str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
     return text.isascii() and text.isdigit() and len(text) <= len(str(MAX_LABEL)) and int(text) <= MAX_LABEL

@@ -1,6 +1,6 @@
 """Label values of a dataset: their names and how values in files are renumbered.
 
-The files of a dataset say some of it (dataset.json), its config the rest. Here both become one scheme.
+dataset.json gives some of this, the config the rest. Here both become one scheme.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from e2enet.data.formats.problems import Problem, dataset_error
 from e2enet.data.formats.scheme import IGNORE, LabelScheme, lossy_labels, region_problems, scheme_problems
 
 MAX_LABEL = 32767  # labels are kept as int16 at most
-# How far a value may be from a whole number. Writers that keep float values in an integer header store 3 as 3.00005;
-# what was resampled like an image has values all the way between two labels.
+# How far a value may be from a whole number. Writers that keep float values in an integer header store 3 as 3.00005.
+# A label that was resampled like an image has values anywhere between two labels.
 WHOLE_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
 class LabelTable:
-    """What a config says of a dataset's labels.
+    """A config's settings for a dataset's labels.
 
     Attributes:
-        names: Label -> name, background (0) included, numbered as after `label_map`; None: as in dataset.json.
+        names: Label -> name, background (0) included, numbered as after `label_map`. None takes those of dataset.json.
         label_map: Value in the files -> label; values left out keep their number. BraTS: {4: 3}.
-        regions: Name -> labels united, scored beside the labels. {"tumour core": (1, 3)}.
-        order: The label that each region is written as; then the regions are what is learned, in the place of the
-            labels and of what dataset.json says of regions. None: they are scored alone.
+        regions: Name -> labels united, such as {"tumour core": (1, 3)}. They are scored in addition to the labels.
+        order: The label that each region is written as. If given, the network learns the regions, in place of the
+            labels and of the regions in dataset.json. None: regions are only scored.
     """
 
     names: Mapping[int, str] | None = None
@@ -48,7 +48,7 @@ class LabelTable:
         regions: Mapping[str, Sequence[int]] | None = None,
         order: Sequence[int] | None = None,
     ) -> LabelTable:
-        """The sections of a config as a table, their numbers as integers."""
+        """Build a table from a config's sections, with numbers as integers."""
         return cls(
             None if names is None else {int(label): str(name) for label, name in names.items()},
             {int(value): int(label) for value, label in (label_map or {}).items()},
@@ -58,12 +58,12 @@ class LabelTable:
 
     @property
     def scored_regions(self) -> dict[str, tuple[int, ...]]:
-        """The regions that are scored beside what is learned."""
+        """The regions that are scored in addition to what the network learns."""
         return {} if self.order is not None else {name: tuple(united) for name, united in self.regions.items()}
 
 
 def name_problems(names: Mapping[int, str]) -> list[str]:
-    """What is wrong with the names of classes: scores and curves are told apart by them, in files and on terminals."""
+    """Return what is wrong with the names of classes. They identify scores and curves in files and on terminals."""
     problems = [
         f"label {value} is called {name!r}: a name of printable signs expected"
         for value, name in names.items()
@@ -83,9 +83,9 @@ def are_consecutive(labels: Collection[int]) -> bool:
 
 
 def apply_label_map(array: np.ndarray, label_map: Mapping[int, int]) -> np.ndarray:
-    """The array with every value that the map names renumbered, all at once (a swap {1: 2, 2: 1} works).
+    """Renumber every value that the map names, all at once (a swap {1: 2, 2: 1} works).
 
-    Without a map the array itself, else a copy of the same dtype, or of a wider one where a label needs it.
+    Return the array itself if the map changes nothing, else a copy, of a wider dtype if a label needs it.
     """
     changed = {old: new for old, new in label_map.items() if old != new}
     if not changed or array.size == 0:
@@ -97,7 +97,7 @@ def apply_label_map(array: np.ndarray, label_map: Mapping[int, int]) -> np.ndarr
 
 
 def whole_labels(data: np.ndarray, path: Path) -> np.ndarray:
-    """The values of a label file as uint8 or where needed int16; InputError where they are no labels 0, 1, .."""
+    """Return the values of a label file as uint8, or int16 if needed; raise InputError if not whole numbers 0, 1, .."""
     if data.dtype.kind not in "biuf":
         raise InputError(f"{path}: voxels of type {data.dtype}, whole numbers (labels) expected")
     if data.dtype.kind == "f":
@@ -123,15 +123,15 @@ def _are_whole(values: np.ndarray) -> np.ndarray:
 
 
 def _planes(data: np.ndarray) -> np.ndarray:
-    """(X, Y, Z) as Z planes, (N,) as one: rounded one by one, since a voxel may take eight bytes."""
+    """View (X, Y, Z) as Z planes, (N,) as one. They are rounded one by one, since a voxel may take eight bytes."""
     return np.moveaxis(data, -1, 0) if data.ndim > 1 else data[None]
 
 
 def resolve_labels(found: LabelScheme | None, table: LabelTable, problems: list[Problem]) -> LabelScheme:
-    """The scheme after the table's map; adds to `problems` what keeps the labels from being used.
+    """Return the scheme after the table's map. Problems of the labels are appended to `problems`.
 
-    `found` is what the files say (dataset.json), None where they say nothing, or nothing that can be used, which is
-    told already. The table's names win.
+    `found` is the scheme of dataset.json. It is None if there is none, or none that can be used; then that is
+    reported already. The table's names take precedence.
     """
     problems += [dataset_error(text) for text in _map_problems(table)]
     if table.names is not None:
@@ -175,7 +175,7 @@ def resolve_labels(found: LabelScheme | None, table: LabelTable, problems: list[
 def learned_region_problems(
     names: Mapping[int, str] | None, regions: Mapping[str, Sequence[int]], order: Sequence[int] | None
 ) -> list[str]:
-    """What can be told of `data.regions` and their order before a dataset is read, whose names may not be known."""
+    """Return the errors in `data.regions` and their order before a dataset is read; `names` may be unknown."""
     if order is None:
         return []
     united = {label for labels in regions.values() for label in labels}
@@ -187,17 +187,17 @@ def learned_region_problems(
 
 
 def is_ignore(name: Any) -> bool:
-    """Whether a name is that by which nnU-Net marks voxels that nobody has labelled."""
+    """Whether a name is the one that nnU-Net gives to unlabelled voxels."""
     return isinstance(name, str) and name.strip().lower() == IGNORE
 
 
 def _as_seen(name: str) -> str:
-    """A name as one reads it: blanks more or less do not tell."""
+    """Return a name with single blanks: readers do not notice further ones."""
     return " ".join(name.split())
 
 
 def _named(names: Mapping[int, str]) -> dict[str, Any]:
-    """Names of a config as parts of a scheme: one of them may be the ignore label's."""
+    """Return a config's names as fields of a scheme. One of them may be the ignore label's."""
     ignored = [label for label, name in names.items() if is_ignore(name)]
     return {
         "names": {label: name for label, name in names.items() if label not in ignored},
@@ -211,7 +211,7 @@ def _map_problems(table: LabelTable) -> list[str]:
 
 
 def map_scheme(found: LabelScheme, label_map: Mapping[int, int]) -> LabelScheme:
-    """The scheme after the map. Classes that become the ignore label are ignored; what becomes 0 is background."""
+    """Return the scheme after the map. Classes mapped to the ignore label are ignored; 0 makes them background."""
 
     ignore = None if found.ignore is None else label_map.get(found.ignore, found.ignore) or None
     gone = {old for old, new in label_map.items() if old != new and new in (0, ignore)}
@@ -228,14 +228,14 @@ def map_scheme(found: LabelScheme, label_map: Mapping[int, int]) -> LabelScheme:
 
 
 def map_names(found: Mapping[int, str], label_map: Mapping[int, int]) -> dict[int, str]:
-    """Names by label after the map; values that become one label share the name "a + b"."""
+    """Return label -> name after the map. Values that become one label share the name "a + b"."""
     targets = {value: label_map.get(value, value) for value in found}
     shared = Counter(targets.values())
     names: dict[int, str] = {}
     for value, name in found.items():
         label = targets[value]
         if label == 0 and shared[0] > 1:
-            names[0] = found.get(0, "background")  # what is mapped away is background
+            names[0] = found.get(0, "background")  # values mapped to 0 are background
         else:
             names[label] = f"{names[label]} + {name}" if label in names else name
     return names

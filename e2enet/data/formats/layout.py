@@ -1,7 +1,7 @@
-"""Raw datasets by their layout on disk: scanned, which collects what is wrong, or read, which raises it.
+"""Read raw datasets by their layout on disk, with problems either collected (scan) or raised (read).
 
-Everything is checked here before any voxel is read: every listed file exists, no case comes twice, labels are
-0..K-1. `scan_*` adds what is wrong to a list and gives what can be read; `read_*` raises all of it at once.
+Before any voxel is read, it is checked that every listed file exists, no case comes twice and labels are 0..K-1.
+`scan_*` appends problems to a list and returns what can be read. `read_*` raises all errors at once.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def read_amos(folder: str | Path, table: LabelTable | None = None, *, modality: 
 
 
 def read_or_raise(scan: Callable[[list[Problem]], RawDataset], folder: str | Path) -> RawDataset:
-    """What `scan` gives where it finds no error; else one InputError with all of them."""
+    """Return the result of `scan`; raise one InputError with all errors that it finds."""
     problems: list[Problem] = []
     with naming_unreadable(folder):
         dataset = scan(problems)

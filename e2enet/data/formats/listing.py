@@ -1,6 +1,6 @@
-"""What looks like a scan in a folder: taken, or left out for a reason that is told.
+"""List the files in a folder that look like scans: taken, or left out with a reported reason.
 
-Every layout, prediction and evaluation list their files here, so that none of them loses a scan in silence.
+Every layout, prediction and evaluation list their files here, so that none of them loses a scan silently.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from e2enet.data.formats.problems import Problem
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 ITK_ENDINGS = (".mha", ".mhd", ".nrrd", ".nhdr", ".gipl")  # read by SimpleITK
 FILE_ENDINGS = (*NIFTI_ENDINGS, *ITK_ENDINGS)
-RESULT_ENDINGS = FILE_ENDINGS[:-1]  # of results wherever their scan lies; .gipl keeps no directions of axes
-# Scans of other formats, and of ours under a name that something was added to: x.nii.gz.part, x.NII.
+RESULT_ENDINGS = FILE_ENDINGS[:-1]  # of results in any orientation; .gipl stores no directions of axes
+# Scans of other formats, and of supported ones under a changed name: x.nii.gz.part, x.NII.
 SCAN_LIKE = re.compile(
     r"\.(nii(?![a-z])|(niigz|tiff?|nrrd|nhdr|mha|mhd|mgz|mgh|mnc|hdr|img|dcm|dicom|ima|gipl)(\.gz)?$)", re.IGNORECASE
 )
 GZIP = b"\x1f\x8b"
-MAX_NAME_BYTES = 200  # file systems take 255, of which the names that are made of a case's need some
+MAX_NAME_BYTES = 200  # file systems allow 255; names derived from a case's need some of them
 NAME_WORDS = f"of at most {MAX_NAME_BYTES} bytes and without control characters"
-NAMED = 3  # files that a line names before it counts
+NAMED = 3  # files that a line names; the rest is counted
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Listing:
 
     Attributes:
         folder: The folder.
-        files: Those of the expected endings, sorted. A link whose target is gone is one of them: its case fails.
+        files: Files of the expected endings, sorted. Dead links are included, so that their case fails.
         left: Reason -> files that are not taken.
-        companions: The `._x.nii.gz` that macOS leaves beside files: no scans.
+        companions: The `._x.nii.gz` that macOS leaves beside files. They are no scans.
     """
 
     folder: Path
@@ -56,26 +56,28 @@ class Listing:
         return sum(map(len, self.left.values()))
 
     def endings(self) -> str:
-        """What the folder holds by ending, such as `8 of .nii.gz, 1 of .mha`; empty where nothing looks like a scan."""
+        """Return the counts by ending, such as `8 of .nii.gz, 1 of .mha`; empty if nothing looks like a scan."""
         paths = (*self.files, *(path for paths in self.left.values() for path in paths if path != self.folder))
         counts = Counter(ending_of(path.name) for path in paths)
         return ", ".join(f"{count} of {ending}" for ending, count in sorted(counts.items()))
 
     def problems(self) -> list[Problem]:
-        """A warning per reason; companions are worth none."""
+        """Return a warning per reason. Companions give none."""
         return [told_of(self.folder, paths, reason) for reason, paths in sorted(self.left.items())]
 
 
 def note_companions(folders: Iterable[Path]) -> list[str]:
-    """A line where there are companions in these folders, with their number; they are no reason to worry."""
+    """Return a line with the number of companions in these folders, if there are any. They are harmless."""
     found = [path for folder in sorted(set(folders)) for path in list_scans(folder).companions]
     text = "passed over: what macOS keeps of other files"
     return [f"{text} ({len(found)} named like {found[0].name}, {found[0].parent})"] if found else []
 
 
 def list_scans(folder: Path, endings: Sequence[str] = FILE_ENDINGS) -> Listing:
-    """What looks like a scan directly in a folder; none of it where there is no such folder. Where something else is in
-    its place, or a link whose target is gone, that is what is left out."""
+    """List the files directly in a folder that look like scans; none if there is no such folder.
+
+    A file or a dead link in the folder's place is listed as left out.
+    """
     reason = no_folder(folder)
     if reason is not None:
         lost = {f"not looked into: {reason}": [folder]} if os.path.lexists(folder) else {}
@@ -84,7 +86,7 @@ def list_scans(folder: Path, endings: Sequence[str] = FILE_ENDINGS) -> Listing:
 
 
 def sort_out(folder: Path, paths: Iterable[Path], endings: Sequence[str] = FILE_ENDINGS) -> Listing:
-    """The same of some paths in or below a folder."""
+    """List those of some paths in or below a folder that look like scans."""
     files, companions, left = list[Path](), list[Path](), dict[str, list[Path]]()
     for path in sorted(paths):
         if not SCAN_LIKE.search(path.name) and not path.name.endswith(tuple(endings)):
@@ -101,7 +103,7 @@ def sort_out(folder: Path, paths: Iterable[Path], endings: Sequence[str] = FILE_
 
 
 def is_companion(path: Path) -> bool:
-    """Whether a file is what macOS keeps of another file's attributes: `._x.nii.gz`, which is no gzip stream."""
+    """Whether a file holds macOS's attributes of another file: `._x.nii.gz`, which is no gzip stream."""
     if not path.name.startswith("._"):
         return False
     try:
@@ -112,36 +114,36 @@ def is_companion(path: Path) -> bool:
 
 
 def is_file_name(name: str) -> bool:
-    """Whether files can be called so on any disk, and be told of on any terminal: `NAME_WORDS`, in its encoding."""
+    """Whether a file name works on any disk and any terminal: `NAME_WORDS`, in the system's encoding."""
     return name.isprintable() and Path(name).name == name and len(os.fsencode(name)) <= MAX_NAME_BYTES
 
 
 def unreadable(path: Path) -> str | None:
-    """Why there is no file to read at a path; None where there is one."""
+    """Return why there is no file to read at a path, or None if there is one."""
     if os.path.isfile(path):
         return None if os.access(path, os.R_OK) else "the permission to read it is lacking"
     return "a folder, a file expected" if os.path.isdir(path) else _absent(path, "file")
 
 
 def no_folder(path: Path) -> str | None:
-    """Why there is no folder to look into at a path; None where there is one. OSError where nobody may look."""
+    """Return why there is no folder at a path, or None if there is one. Raise OSError if access is denied."""
     if path.is_dir():
         return None
     return "a file, a folder expected" if path.exists() else _absent(path, "folder")
 
 
 def find_ending(name: str, endings: Sequence[str] = FILE_ENDINGS) -> str | None:
-    """The ending out of `endings` that a name has; None where it has none."""
+    """Return the ending out of `endings` that a name has, or None."""
     return next((ending for ending in endings if name.endswith(ending)), None)
 
 
 def spell_endings(endings: Sequence[str] = FILE_ENDINGS) -> str:
-    """Endings in words: .nii.gz, .mha or .nrrd."""
+    """Return endings in words: .nii.gz, .mha or .nrrd."""
     return " or ".join(filter(None, [", ".join(endings[:-1]), endings[-1]]))
 
 
 def told_of(folder: Path, paths: Sequence[Path], reason: str) -> Problem:
-    """A warning of files that share a reason: of the file where it is one, else the folder, their number and a few."""
+    """Return a warning for files that share a reason. Several are given by folder, number and a few names."""
     if len(paths) == 1:
         return Problem(None, "warning", reason, _spelled(str(paths[0])))
     names = [_spelled(path.relative_to(folder).as_posix()) for path in paths]
@@ -150,13 +152,13 @@ def told_of(folder: Path, paths: Sequence[Path], reason: str) -> Problem:
 
 
 def ending_of(name: str) -> str:
-    """The part of a name by which it looks like a scan: .nii.gz, .mha, .nii.gz.part."""
+    """Return the part of a name by which it looks like a scan: .nii.gz, .mha, .nii.gz.part."""
     match = SCAN_LIKE.search(name)
     return name[match.start() :] if match else Path(name).suffix
 
 
 def _spelled(path: str) -> str:
-    """A path as a terminal can show it."""
+    """Return a path as a terminal can show it."""
     return path if path.isprintable() else ascii(path)[1:-1]
 
 
@@ -165,7 +167,7 @@ def _absent(path: Path, kind: str) -> str:
 
 
 def _reason(folder: Path, path: Path, endings: Sequence[str]) -> str | None:
-    """Why a file that looks like a scan is not taken; None where it is."""
+    """Return why a file that looks like a scan is not taken, or None if it is."""
     expected = spell_endings(endings)
     if any(part.startswith(TEMPORARY) for part in path.relative_to(folder).parts):
         return "not taken: half written, by a run that is at work or was killed"

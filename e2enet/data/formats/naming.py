@@ -1,5 +1,4 @@
-"""Cases by their file names: `case.nii.gz`, or `case_0000.nii.gz`, `case_0001.nii.gz` for modalities
-(nnU-Net)."""
+"""Cases by their file names: `case.nii.gz`, or `case_0000.nii.gz`, `case_0001.nii.gz` for modalities (nnU-Net)."""
 
 from __future__ import annotations
 
@@ -33,8 +32,11 @@ MODALITY = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 
 @dataclass(frozen=True)
 class Case:
-    """One patient: an image file per channel (or one file holding all, or a folder of DICOM slices), and a label file
-    where there is one. Lengths in these files count in `unit`; None: in that of each header."""
+    """One image with its label, if any.
+
+    `images` holds a file per channel, one file with all channels, or a folder of DICOM slices. Lengths in these files
+    are in `unit`. None takes the unit of each header.
+    """
 
     id: str
     images: tuple[Path, ...]
@@ -43,12 +45,12 @@ class Case:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The images, then the label where there is one."""
+        """The images, then the label if there is one."""
         return self.images if self.label is None else (*self.images, self.label)
 
     @property
     def all_files(self) -> tuple[Path, ...]:
-        """The same, with the files that hold the voxels of headers, and the slices in the place of their folder."""
+        """`files` with the separate voxel files of headers, and with slices instead of their folder."""
         return tuple(file for path in self.files for file in files_of(path))
 
 
@@ -59,15 +61,15 @@ def find_named_cases(
     problems: list[Problem] | None = None,
     numbered_ids: bool = False,
 ) -> list[Case]:
-    """Cases to predict by the names of their files, in a folder or given as one file, sorted by id; a folder of DICOM
-    slices is a case, by its name.
+    """Return the cases to predict by file name, sorted by id. `source` is a folder or one file.
 
     With one channel both `x.nii.gz` and `x_0000.nii.gz` are case x. With several, `x_0000`, `x_0001`, .. are
-    one case and a plain `x.nii.gz` is a 4D file. Where a file is there with several endings, that of `file_ending`
-    is taken. Raises InputError naming what is missing: the path, any case, or modalities; a list of `problems` takes
-    what is wrong with single cases instead, where there are others, and a warning of what is not taken.
+    one case and a plain `x.nii.gz` is a 4D file. A folder of DICOM slices is a case of the folder's name. If a file
+    exists with several endings, the one with `file_ending` is taken. With `numbered_ids` (see `has_numbered_ids`) a
+    four-digit end is a modality only after another four-digit end.
 
-    `numbered_ids`: see `has_numbered_ids`; then a four-digit end is a modality's only after another one.
+    Raise InputError naming what is missing: the path, any case, or modalities. If a list of `problems` is given and
+    some cases are usable, problems of other cases and of files not taken are appended to it instead.
     """
     source = Path(source)
     files, series, found = list[Path](), list[Path](), list[Problem]()
@@ -108,7 +110,7 @@ def find_named_cases(
 
 
 def readable(cases: Sequence[Case], problems: list[Problem]) -> list[Case]:
-    """The cases whose images are there to be read; the others are added to `problems`."""
+    """Return the cases whose images can be read. Errors of the others are appended to `problems`."""
     broken = [(case.id, reason, file) for case in cases for file in case.images if (reason := _unreadable(file))]
     problems += [case_error(*one) for one in broken]
     return [case for case in cases if case.id not in {name for name, *_ in broken}]
@@ -119,30 +121,32 @@ def _unreadable(path: Path) -> str | None:
 
 
 def case_id(file_name: str) -> str:
-    """The name without its ending: hippocampus_001.nii.gz -> hippocampus_001."""
+    """Return the name without its ending: hippocampus_001.nii.gz -> hippocampus_001."""
     ending = find_ending(file_name)
     return Path(file_name).stem if ending is None else file_name.removesuffix(ending)
 
 
 def result_ending(case: Case, asked: str | None = None) -> str:
-    """The ending of a case's result: as asked, else that of its (first) image; .nii.gz of DICOM."""
+    """Return the ending of a case's result: `asked`, else that of its first image; .nii.gz for DICOM."""
     return asked or find_ending(case.images[0].name) or FILE_ENDINGS[0]
 
 
 def has_numbered_ids(cases: Sequence[Case]) -> bool:
-    """Whether ids of a dataset end in four digits as they stand in the files' names, which are no modality's then:
-    img_0000.nii.gz and img_0001.nii.gz of a Decathlon folder are two cases."""
+    """Whether ids of a dataset end in four digits, as their file names do. Such digits are no modality.
+
+    For example, img_0000.nii.gz and img_0001.nii.gz of a Decathlon folder are two cases.
+    """
     return any(MODALITY.match(case.id) and case_id(case.images[0].name) == case.id for case in cases)
 
 
 def group_modalities(
     files: Sequence[Path], num_channels: int, file_ending: str, numbered_ids: bool = False
 ) -> tuple[list[Case], list[Problem]]:
-    """Group files into cases; returns the cases and what is wrong with the others.
+    """Group files into cases; return the cases and the problems of the others.
 
-    A four-digit end is a modality only where `_0000` occurs, or where every number is a possible channel of
-    several: amos_0001.nii.gz, amos_0004.nii.gz are two cases of one channel. `num_channels=0`: as many as the
-    files say.
+    A four-digit end is a modality only if `_0000` occurs, or if there are several channels and every number is one of
+    them. So amos_0001.nii.gz and amos_0004.nii.gz are two cases of one channel. `num_channels=0` takes the number of
+    channels from the files.
     """
     numbered: dict[str, dict[int, Path]] = defaultdict(dict)
     plain: list[Path] = []
@@ -173,7 +177,7 @@ def group_modalities(
 
 
 def _one_of_each(listing: Listing, file_ending: str) -> tuple[list[Path], list[Problem]]:
-    """The files, each name once, and a warning of those whose name is there with another ending too."""
+    """Return the files with each name once, and warnings for those whose name is taken with another ending."""
     chosen: dict[str, Path] = {}
     for file in sorted(listing.files, key=lambda file: not file.name.endswith(file_ending)):
         chosen.setdefault(case_id(file.name), file)
@@ -188,8 +192,7 @@ def _one_of_each(listing: Listing, file_ending: str) -> tuple[list[Path], list[P
 
 
 def _warn_of_folders(source: Path, series: Sequence[Path]) -> list[Problem]:
-    """A warning of folders that hold scans, which are not looked for there, but for those of slices; and of links whose
-    target is gone."""
+    """Warn of dead links, and of folders with scans, which are not searched. `series` holds DICOM folders in use."""
     others = [path for path in sorted(source.iterdir()) if not SCAN_LIKE.search(path.name) and path not in series]
     holding = [path for path in others if path.is_dir() and list_scans(path).holds_scans]
     dead = [path for path in others if path.is_symlink() and not path.exists()]
@@ -203,7 +206,7 @@ def _modality(file: Path, numbered_ids: bool) -> re.Match[str] | None:
 
 
 def _with_siblings(file: Path, num_channels: int, numbered_ids: bool) -> list[Path]:
-    """The file and, where it is one modality of several, the others of its case beside it."""
+    """Return the file, and if it is one modality of several, the others of its case beside it."""
     match = _modality(file, numbered_ids)
     if match is None or num_channels == 1 or int(match["channel"]) >= num_channels:
         return [file]

@@ -1,8 +1,7 @@
-"""A NIfTI file as it lies on disk: what its header says, believed only where it can be true, and its stored voxels.
+"""A NIfTI file as it is on disk: its header, if it is plausible, and its stored voxels.
 
-nibabel reads headers. It stops at the last voxel, though, before the checksum that ends a gzip stream, so that a
-damaged scan would be taken for a sound one; and it mends sizes of voxels that are zero or negative to what nobody
-measured.
+nibabel reads headers. But it stops at the last voxel, before the checksum that ends a gzip stream, so a damaged scan
+would pass. It also replaces voxel sizes that are zero or negative by values that nobody measured. Here both are errors.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ from e2enet.data.formats.grid import in_millimetres
 from e2enet.data.formats.image_file import ImageFile
 
 CHUNK_BYTES = 2**20
-# Deflate cannot pack tighter (zlib's own figure): a header that promises more has no such voxels behind it.
+# Deflate cannot compress more (zlib's own figure). If a header promises more, the file does not hold its voxels.
 MAX_COMPRESSION = 1032
 
 
 def open_nifti(path: Path) -> ImageFile:
-    """The NIfTI file, voxels unread; InputError where it is none or holds no numbers."""
+    """Open a NIfTI file without reading its voxels; raise InputError if it is none or its voxels are no numbers."""
     try:
         image: Any = nib.load(path)
     except FileNotFoundError:
@@ -55,8 +54,10 @@ def open_nifti(path: Path) -> ImageFile:
 
 
 def without_history(header: Any) -> Any:
-    """A copy of a NIfTI header without extensions and texts (descrip, aux_file, intent_name, db_name ..), for files
-    that are made from a scan: they describe the scan, and may hold names and history. Other headers are as they were.
+    """Copy a NIfTI header without extensions and texts (descrip, aux_file, intent_name, db_name ..).
+
+    They describe the scan and may hold names and history, so files made from a scan must not have them. Other headers
+    are copied unchanged.
     """
     header = header.copy()
     if isinstance(header, nib.Nifti1Header):  # Nifti2Header is one of these
@@ -68,9 +69,9 @@ def without_history(header: Any) -> Any:
 
 
 def _read_stored(image: Any, path: Path) -> np.ndarray:
-    """All stored voxels of an open image, as `ImageFile.read_stored` gives them.
+    """Return all stored voxels of an open image, see `ImageFile.read_stored`.
 
-    InputError where the file ends before them, or its gzip stream is cut off or damaged anywhere. Memory: the stored
+    Raise InputError if the file is too short, or its gzip stream is cut off or damaged anywhere. Memory: the stored
     voxels once.
     """
     proxy = image.dataobj
@@ -85,7 +86,7 @@ def _read_stored(image: Any, path: Path) -> np.ndarray:
 
 
 def _num_bytes(image: Any) -> int:
-    """Of all stored voxels."""
+    """Return the bytes of all stored voxels."""
     return math.prod(image.shape) * int(image.dataobj.dtype.itemsize)
 
 
@@ -94,7 +95,7 @@ def _is_packed(path: Path) -> bool:
 
 
 def _require_spacing(image: Any, path: Path) -> None:
-    """InputError where sizes of voxels that count are zero, negative or no numbers; with an sform they do not count."""
+    """Raise InputError if voxel sizes are zero, negative or not finite. With an sform they are not used or checked."""
     if int(image.header["sform_code"]) > 0:
         return
     with ImageOpener(str(path)) as stream:
@@ -115,7 +116,7 @@ def _fill(stream: BufferedIOBase, view: memoryview, path: Path) -> None:
 
 @contextmanager
 def naming_cut_off(path: Path) -> Iterator[None]:
-    """Turn what is said of voxels that cannot be read or unpacked into an InputError that names the file."""
+    """Turn errors in reading or unpacking voxels into an InputError that names the file."""
     try:
         yield
     except InputError:
@@ -127,5 +128,5 @@ def naming_cut_off(path: Path) -> Iterator[None]:
 
 
 def cut_off(path: Path, reason: str) -> InputError:
-    """What to raise where a file does not hold the voxels that its header promises."""
+    """Return the error for a file that does not hold the voxels that its header promises."""
     return InputError(f"{path}: the voxels cannot be read, the file may be cut off ({reason}): a whole file expected")

@@ -1,4 +1,4 @@
-"""Opening an image of any format that is read: NIfTI, what SimpleITK reads besides, a folder of DICOM slices."""
+"""Open an image of any supported format: NIfTI, the formats read by SimpleITK, a folder of DICOM slices."""
 
 from __future__ import annotations
 
@@ -16,22 +16,24 @@ from e2enet.data.formats.voxel_storage import read_storage
 
 
 def open_image(path: Path, unit: Unit | None = None) -> ImageFile:
-    """The image at a path, voxels unread, by the end of its name; a folder is one of DICOM slices.
+    """Open the image at a path without reading its voxels.
 
-    Its lengths count in `unit`; None: in that of its header. InputError naming it where it is not there, no such image,
-    or holds no numbers.
+    The name's ending decides the format; a folder holds DICOM slices. Lengths are in `unit`; None takes the header's
+    unit. Raise InputError naming the path if it is missing, is no such image, or its voxels are no numbers.
     """
     image = _open(path)
     return image if unit is None else in_unit(image, unit)
 
 
 def files_of(path: Path) -> list[Path]:
-    """The files that an image lies in: itself, and that of its voxels where it is a header alone; the slices of a
-    folder. Of what cannot be opened, the path."""
+    """Return the files of an image: the file and, for a header alone, its voxel file; or the slices of a folder.
+
+    For a file that cannot be opened, return its path alone.
+    """
     if path.is_dir():
         return slice_files(path)
     if path.name.endswith(ITK_ENDINGS):
-        with suppress(InputError):  # which opening it will raise
+        with suppress(InputError):  # opening the image raises it
             return list(dict.fromkeys([path, read_storage(path).file]))
     return [path]
 

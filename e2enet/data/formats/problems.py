@@ -1,4 +1,4 @@
-"""What is wrong with a dataset, case by case: collected first, reported once, in a line where many cases have it."""
+"""Problems of a dataset, case by case: collected first, reported once, in one line if many cases share them."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import Literal
 
 from e2enet.common.errors import raise_problems
 
-MAX_ALIKE = 5  # cases with the same remark that have a line each
-NAMED = 4  # cases that the line for all of them names
+MAX_ALIKE = 5  # more cases with the same remark share one line
+NAMED = 4  # cases that a shared line names
 
 Severity = Literal["error", "warning"]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong with a dataset.
+    """One error or warning about a dataset.
 
     Attributes:
-        case: The id of the case that has it; None where it concerns the dataset as a whole.
-        severity: "error" where training would be wrong, "warning" where it is only worth knowing.
+        case: Id of the case; None if it concerns the dataset as a whole.
+        severity: "error" if training would be wrong, "warning" if it is only worth knowing.
         problem: What is wrong and what was expected, in words; it need not repeat case and file.
-        file: The file (or folder) at fault, as the user would open it; None where there is no single one.
-        alike: Cases before it of the same image, where that is what is wrong: the split decides how much it matters.
+        file: The file (or folder) at fault, as the user would open it; None if there is no single one.
+        alike: For a duplicate image, the earlier cases with the same image. The split decides the severity.
     """
 
     case: str | None
@@ -55,14 +55,14 @@ def case_error(case: str, problem: str, file: Path | None = None) -> Problem:
 
 
 def case_warning(case: str, problem: str, file: Path | None = None) -> Problem:
-    """Something about a case that does not keep it from being used."""
+    """A warning about one case, which can still be used."""
     return Problem(case, "warning", problem, None if file is None else str(file))
 
 
 def in_short(problems: Sequence[Problem]) -> list[tuple[Problem, str]]:
-    """A line per problem, and one for many cases that have the same: the first of them, and what to print.
+    """Return each problem with the line to print. Many cases with the same problem share one line, with the first.
 
-    Numbers and paths may differ: 500 labels that lie off their image's grid are one remark and a count.
+    Numbers and paths may differ: 500 labels that are off their image's grid give one line with a count.
     """
     alike: dict[tuple[str, bool, str], list[Problem]] = {}
     for problem in problems:
@@ -78,7 +78,7 @@ def in_short(problems: Sequence[Problem]) -> list[tuple[Problem, str]]:
 
 
 def few_of_each(texts: Sequence[str]) -> list[str]:
-    """The texts, of which those that differ in numbers and paths alone are one and a count where there are many."""
+    """Return the texts. Many that differ only in numbers and paths are reduced to the first with a count."""
     alike: dict[str, list[str]] = {}
     for text in texts:
         alike.setdefault(_kind(text), []).append(text)
@@ -91,7 +91,7 @@ def few_of_each(texts: Sequence[str]) -> list[str]:
 
 
 def _kind(text: str) -> str:
-    """A text without what tells one case of it from another: numbers and paths."""
+    """Return a text with numbers and paths replaced, so that texts about different cases are equal."""
     return re.sub(r"\S*/\S*|[-+]?\d[\d.e+-]*", "#", text)
 
 

@@ -1,4 +1,4 @@
-"""What headers say of places that is worth a warning, in the same words to check, prepare and predict."""
+"""Warnings about the geometry in headers, worded alike for the check, preparation and prediction."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from e2enet.data.formats.naming import Case
 from e2enet.data.formats.problems import Problem, case_warning
 from e2enet.data.formats.stored import StoredHeader, read_stored_header
 
-# In mm: finer than any CT of a bone, coarser than any slice. Beyond, the header's unit or spacing is rather wrong.
+# In mm: finer than any CT of a bone, coarser than any slice. Beyond, the header's unit or spacing is probably wrong.
 MIN_SPACING, MAX_SPACING = 0.01, 100.0
-FEW = 3  # cases that have a line each
-NAMED = 5  # cases that one line for many names
+FEW = 3  # more cases share one line
+NAMED = 5  # cases that a shared line names
 
 Found = tuple[str, Path, float, str]  # case, file, how bad, text
 
 
 def scan_warnings(cases: Sequence[Case]) -> list[Problem]:
-    """The same of scans, from their headers alone; what cannot be read is passed over, since prediction tells it."""
+    """Return the `header_warnings` of scans. Unreadable headers are skipped, since prediction reports them."""
     headers = []
     for case in cases:
         for path in case.images:
@@ -33,9 +33,10 @@ def scan_warnings(cases: Sequence[Case]) -> list[Problem]:
 
 
 def header_warnings(headers: Sequence[tuple[str, StoredHeader]]) -> list[Problem]:
-    """Voxel sizes that no scanner makes, and headers whose sform and qform disagree; (case, header) of every file.
+    """Warn of voxel sizes that no scanner makes, and of headers whose sform and qform disagree.
 
-    Of a case with several files that are alike the first is named. Many cases share one line.
+    `headers` holds (case, header) of every file. Only the first such file of a case is named. Many cases share one
+    line.
     """
     sizes = [_odd_size(case, header) for case, header in headers]
     forms = [_two_forms(case, header) for case, header in headers]
@@ -63,7 +64,7 @@ def _two_forms(case: str, header: StoredHeader) -> Found | None:
 
 
 def _summed_up(found: Sequence[Found | None]) -> list[Problem]:
-    """A warning for each of a few cases, one that names the worst for many."""
+    """Return one warning per case for a few cases, or one that names the worst of many."""
     by_case: dict[str, Found] = {}
     for one in found:
         if one is not None:

@@ -1,8 +1,8 @@
-"""What the labels of a dataset are to a network: classes or overlapping regions, and voxels that nobody has labelled.
+"""The labels of a dataset as a network learns them: classes or overlapping regions, and unlabelled voxels.
 
-As in nnU-Net's dataset.json. A label called "ignore" marks voxels of which nothing is known. A label whose value is a
-list, such as `"whole tumour": [1, 2, 3]`, makes every label a region: a network has one sigmoid per region, and
-`regions_class_order` says which label a region is written as, later regions over earlier ones.
+This follows nnU-Net's dataset.json. A label called "ignore" marks unlabelled voxels. A label whose value is a list,
+such as `"whole tumour": [1, 2, 3]`, makes every label a region. A network then has one sigmoid per region.
+`regions_class_order` gives the label that each region is written as; later regions overwrite earlier ones.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class LabelScheme:
 
     Attributes:
         names: Label -> name, 0 is background; without the ignore label.
-        ignore: The label of voxels that nobody has labelled: no loss, no score, no patch around them. None: none.
+        ignore: The label of unlabelled voxels: no loss, no score, no patch around them. None if there is none.
         regions: Name -> labels united, in the order of the network's outputs; empty: one output per label.
         order: The label that each region is written as (nnU-Net's regions_class_order).
     """
@@ -34,7 +34,7 @@ class LabelScheme:
 
     @classmethod
     def from_plain(cls, content: Mapping[str, Any]) -> LabelScheme:
-        """Inverse of `to_plain`; of a checkpoint from before there were ignore labels and regions too."""
+        """Inverse of `to_plain`. It also reads older checkpoints, which have no ignore label and no regions."""
         ignore = content.get("ignore")
         return cls(
             {int(label): str(name) for label, name in content["labels"].items()},
@@ -44,7 +44,7 @@ class LabelScheme:
         )
 
     def to_plain(self) -> dict[str, Any]:
-        """Plain containers, for checkpoints; what a dataset does not have is left out."""
+        """Return plain containers for checkpoints. An absent ignore label and absent regions are left out."""
         content: dict[str, Any] = {"labels": dict(self.names)}
         if self.ignore is not None:
             content["ignore"] = self.ignore
@@ -55,24 +55,24 @@ class LabelScheme:
 
     @property
     def special(self) -> dict[str, Any]:
-        """`to_plain` without the labels: empty of a dataset of plain classes."""
+        """`to_plain` without the labels; empty for a dataset of plain classes."""
         return {key: value for key, value in self.to_plain().items() if key != "labels"}
 
     @property
     def num_outputs(self) -> int:
-        """Output channels of a network: regions, or labels with background."""
+        """Number of a network's output channels: its regions, or its labels with background."""
         return len(self.regions) or len(self.names)
 
     @property
     def class_names(self) -> dict[int, str]:
-        """What is scored, by number: the labels, or background and the regions 1, 2, .. in their order."""
+        """Number -> name of what is scored: the labels, or background and the regions 1, 2, .. in their order."""
         if not self.regions:
             return self.names
         return dict(enumerate([self.names.get(0, "background"), *self.regions]))
 
     @property
     def file_names(self) -> dict[int, str]:
-        """Every value that label files may hold, the ignore label too: its name, or those of the regions around it."""
+        """Value in label files -> its name or those of its regions. The ignore label is included."""
         within = {
             label: " + ".join(name for name, united in self.regions.items() if label in united) or name
             for label, name in self.names.items()
@@ -80,21 +80,21 @@ class LabelScheme:
         return within if self.ignore is None else {**within, self.ignore: IGNORE}
 
     def foreground(self, label: np.ndarray) -> np.ndarray:
-        """Where a label map is neither background nor ignored, bool of its shape."""
+        """Return a boolean mask that is true where a label map is neither background nor ignored."""
         return label > 0 if self.ignore is None else (label > 0) & (label != self.ignore)
 
     def without_ignored(self, label: np.ndarray) -> np.ndarray:
-        """The label map with ignored voxels as background, as pictures show them; a copy where there may be any."""
+        """Return the label map with ignored voxels as background, for pictures; a copy if there is an ignore label."""
         return label if self.ignore is None else np.where(label == self.ignore, label.dtype.type(0), label)
 
 
 def class_key(united: Sequence[int]) -> str:
-    """How score files call a region: by its labels, "1+2+3"."""
+    """Return the key of a region in score files: its labels, "1+2+3"."""
     return "+".join(map(str, united))
 
 
 def scheme_problems(scheme: LabelScheme) -> list[str]:
-    """What is wrong with a scheme's ignore label, regions and order; labels are numbered as in training."""
+    """Return what is wrong with a scheme's ignore label, regions and order. Labels are numbered as in training."""
     problems = []
     if scheme.ignore is not None and scheme.ignore < max(scheme.names, default=0):
         labels = sorted(scheme.file_names)
@@ -122,7 +122,7 @@ def scheme_problems(scheme: LabelScheme) -> list[str]:
 
 
 def region_problems(regions: Mapping[str, Sequence[int]], classes: Sequence[int]) -> list[str]:
-    """What is wrong with regions of these classes, of which the background is none."""
+    """Return what is wrong with regions of these classes, which exclude the background."""
     return [
         f"region {region!r} unites {list(united)}: labels out of {sorted(classes)} expected"
         for region, united in regions.items()
@@ -131,8 +131,10 @@ def region_problems(regions: Mapping[str, Sequence[int]], classes: Sequence[int]
 
 
 def lossy_labels(scheme: LabelScheme) -> dict[int, int]:
-    """Label -> label that it is written as, where the two lie in different regions: a perfect network would be scored
-    wrong there."""
+    """Return label -> label that it is written as, if the two lie in different regions.
+
+    A perfect network would be scored wrong there.
+    """
     found = {}
     for label in scheme.names:
         written = 0

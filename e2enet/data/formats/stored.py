@@ -1,6 +1,6 @@
-"""A NIfTI file as it is stored: header facts and unscaled voxels.
+"""An image file as it is stored: header facts and unscaled voxels.
 
-Training reads scans as float32 in the frame (`volume`). To look through a dataset that is four copies too many.
+Training reads scans as float32 in the frame (`volume`). That makes four copies more than the check of a dataset needs.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ Extent = tuple[np.ndarray, np.ndarray, np.ndarray]  # of bool, along X, Y and Z
 
 @dataclass(frozen=True, eq=False)
 class StoredHeader:
-    """What a file's header says.
+    """The content of a file's header.
 
     Attributes:
         path: The file.
         geometry: Shape, affine and the file's own axis of largest spacing.
-        channels: Size of the fourth axis, 1 where there is none.
-        dtype: Of the voxels on disk.
+        channels: Size of the channel axis; 1 if there is none.
+        dtype: Type of the voxels on disk.
         slope, intercept: value = slope * stored + intercept.
-        unit: That the header counts in; `geometry` is in mm.
-        forms: How far sform and qform are apart; None unless both count.
+        unit: Unit of length in the header; `geometry` is in mm.
+        forms: Offset between sform and qform; None unless both are set.
     """
 
     path: Path
@@ -57,18 +57,18 @@ class StoredImage:
     voxels: np.ndarray
 
     def values(self) -> Iterator[np.ndarray]:
-        """The scaled values, a piece at a time, as training sees them: whole numbers, or float32 after scaling."""
+        """Yield the scaled values in pieces, as training sees them: whole numbers, or float32 if scaled or floats."""
         for start in range(0, self.voxels.size, CHUNK_VOXELS):
             yield self._scaled(self.voxels[start : start + CHUNK_VOXELS])
 
     def planes(self) -> Iterator[np.ndarray]:
-        """The same, a plane (Y, X) of the file's axes at a time: Z of them, and Z again for each further channel."""
+        """Yield the scaled values in planes (Y, X) of the file's axes: Z planes for each channel in turn."""
         width, height, _ = self.header.geometry.shape
         for plane in self.voxels.reshape(-1, height, width):
             yield self._scaled(plane)
 
     def nonzero_extent(self) -> Extent:
-        """Along each of the file's axes, where a voxel of any channel is not 0."""
+        """Return along each of the file's axes where a voxel of any channel is not 0."""
         width, height, depth = self.header.geometry.shape
         x, y, z = (np.zeros(size, bool) for size in (width, height, depth))
         for number, plane in enumerate(self.planes()):
@@ -81,15 +81,15 @@ class StoredImage:
     def _scaled(self, stored: np.ndarray) -> np.ndarray:
         if (self.header.slope, self.header.intercept) != (1, 0):
             stored = stored * self.header.slope + self.header.intercept
-        # Beyond the range of float32 values become infinite, as they do for training.
+        # Values beyond the range of float32 become infinite, as they do for training.
         with np.errstate(over="ignore"):
             return stored.astype(np.float32) if stored.dtype.kind == "f" else stored
 
     def digest(self) -> bytes:
-        """Hash of the values as float32: equal for files of the same values, whatever their names, headers and stored
-        types, and whichever way their axes are ordered and directed.
+        """Return a hash of the values as float32.
 
-        Sums over planes of scrambled voxels, along each axis and from whichever end comes first.
+        It is equal for files of the same values, whatever their names, headers, stored types, and order and direction
+        of axes. It covers the sums of scrambled voxels over planes along each axis, read from the end that sorts first.
         """
         width, height, depth = self.header.geometry.shape
         sums = [np.zeros((self.header.channels, size), np.uint64) for size in (width, height, depth)]
@@ -105,7 +105,7 @@ class StoredImage:
 
 
 def _scramble(values: np.ndarray) -> np.ndarray:
-    """64 bits of each value as float32, so that sums of them tell values apart; 0 of 0, whichever its sign."""
+    """Return 64 scrambled bits for each value as float32, so that sums distinguish values. Both 0 and -0 give 0."""
     bits = (values.astype(np.float32) + np.float32(0)).view(np.uint32).astype(np.uint64)
     bits *= np.uint64(0x9E3779B97F4A7C15)
     bits ^= bits >> np.uint64(29)
@@ -114,12 +114,12 @@ def _scramble(values: np.ndarray) -> np.ndarray:
 
 
 def read_stored_header(path: Path, unit: Unit | None = None) -> StoredHeader:
-    """The header alone; InputError, as from `volume.read_geometry`, where it cannot be used."""
+    """Read the header alone; raise InputError, as `volume.read_geometry` does, if it cannot be used."""
     return _stored_header(open_image(path, unit))
 
 
 def read_stored(path: Path, unit: Unit | None = None) -> StoredImage:
-    """Header and voxels; InputError where either cannot be read or the gzip stream is cut off or damaged.
+    """Read header and voxels; raise InputError if either cannot be read or the gzip stream is cut off or damaged.
 
     Memory: the stored voxels once.
     """

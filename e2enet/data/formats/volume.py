@@ -1,8 +1,6 @@
-"""Images in the project's frame: RAS orientation, the depth axis first, (C, D, H, W); and back to their
-native grid.
+"""Images in the project's frame (RAS orientation, depth axis first, (C, D, H, W)), and back on their native grid.
 
-Every size, spacing, stride and mirror axis elsewhere is named in this frame. Only this file knows the file's
-own axes.
+Elsewhere every size, spacing, stride and mirror axis refers to this frame. Only this module reorders a file's axes.
 """
 
 from __future__ import annotations
@@ -31,33 +29,31 @@ Box = tuple[slice, slice, slice]
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """An image in the frame: `array` float32 (C, D, H, W), `spacing` in mm along (D, H, W), and its way
-    back."""
+    """An image in the frame: `array` float32 (C, D, H, W), `spacing` in mm along (D, H, W), and its file's geometry."""
 
     array: np.ndarray
     spacing: tuple[float, float, float]
     geometry: Geometry
-    header: Any = None  # of the first file where that is NIfTI, for results written on its grid
+    header: Any = None  # of the first file if that is NIfTI, for results written on its grid
 
 
 def read_geometry(path: str | Path, depth_axis: int | None = None, unit: Unit | None = None) -> Geometry:
-    """Geometry from the header alone; `depth_axis=None` takes the image's own axis of largest spacing."""
+    """Read the geometry from the header; `depth_axis=None` takes the image's own axis of largest spacing."""
     return geometry_of(open_image(Path(path), unit), depth_axis)
 
 
 def read_ras_spacing(path: str | Path, unit: Unit | None = None) -> tuple[float, float, float]:
-    """mm per voxel along the right-left, anterior-posterior and superior-inferior axis, from the header
-    alone."""
-    ras = read_geometry(path, 0, unit)  # with axis 0 in front the frame's order is RAS
+    """Read mm per voxel along the right-left, anterior-posterior and superior-inferior axis from the header."""
+    ras = read_geometry(path, 0, unit)  # with depth axis 0 the frame's order is RAS
     return ras.spacing
 
 
 def read_volume(paths: Sequence[str | Path], depth_axis: int | None = None, unit: Unit | None = None) -> Volume:
     """Read one image: a file per channel, or a single 4D file whose last axis holds the channels.
 
-    Raises InputError naming the file where it is no 3D or 4D image, cannot be read, holds NaN or infinity,
-    has a singular affine, or where the channels lie on different grids (`same_grid`). All are ordered by the
-    first one's affine.
+    All channels are ordered by the first file's affine. Raises InputError naming the file if it is no 3D or 4D image,
+    cannot be read, holds NaN or infinity, or has a singular affine, or if the channels lie on different grids
+    (`same_grid`).
     """
     files = [Path(path) for path in paths]
     if not files:
@@ -93,11 +89,10 @@ def read_label(
     on: Geometry | None = None,
     unit: Unit | None = None,
 ) -> tuple[np.ndarray, Geometry]:
-    """Read a label image as (D, H, W), uint8 or where needed int16, its values renumbered by `label_map`
-    (value in the file -> label); and its own geometry.
+    """Read a label image as (D, H, W), uint8 or if needed int16, and its own geometry.
 
-    Where it lies on the grid `on`, that of its image, its axes are ordered by that one's affine, else by its own.
-    InputError where it does not hold whole numbers 0, 1, ..
+    `label_map` (value in the file -> label) renumbers its values. If the label is on the grid `on` of its image, its
+    axes are ordered by that grid's affine, else by its own. Raise InputError if it does not hold whole numbers 0, 1, ..
     """
     path = Path(path)
     image = open_image(path, unit)
@@ -112,7 +107,7 @@ def read_label(
 def read_label_on(
     grid: Geometry, path: str | Path, label_map: Mapping[int, int] | None = None, unit: Unit | None = None
 ) -> np.ndarray:
-    """The same for a label image that must lie on the grid of its image; InputError naming the file where not."""
+    """Read a label image that must be on the grid of its image; raise InputError naming the file if it is not."""
     label, geometry = read_label(path, grid.depth_axis, label_map, on=grid, unit=unit)
     require_same_grid(grid, geometry, f"{path}: not on the grid of its image")
     return label
@@ -137,8 +132,7 @@ def to_native(array: np.ndarray, geometry: Geometry) -> np.ndarray:
 
 
 def crop_to_nonzero(array: np.ndarray) -> Box:
-    """The smallest box of (D, H, W) outside which every channel of (C, D, H, W) is zero. InputError where all
-    is zero."""
+    """Return the smallest box of (D, H, W) with all nonzero voxels of (C, D, H, W); raise InputError without any."""
     nonzero = np.any(array != 0, axis=0)
     if not nonzero.any():
         raise InputError(ZERO_EVERYWHERE)
@@ -150,8 +144,7 @@ def crop_to_nonzero(array: np.ndarray) -> Box:
 
 
 def nonzero_mask(array: np.ndarray) -> np.ndarray:
-    """True where any channel of (C, D, H, W) is nonzero, and in holes that this encloses (dark ventricles are
-    inside)."""
+    """Return a mask, true where any channel of (C, D, H, W) is nonzero and in enclosed holes, such as ventricles."""
     from scipy.ndimage import binary_fill_holes
 
     return binary_fill_holes(np.any(array != 0, axis=0))
@@ -160,9 +153,9 @@ def nonzero_mask(array: np.ndarray) -> np.ndarray:
 def write_label_image(path: str | Path, label: np.ndarray, geometry: Geometry, header: Any = None) -> None:
     """Write labels (D, H, W) of the frame on the native grid, atomically, in the format of the name's ending.
 
-    The affine is the geometry's own; from `header`, of a NIfTI scan, come units and orientation codes, not the data
-    type, and nothing that describes the scan (`without_history`). In the header's own unit, since many programs pass
-    over it.
+    The affine is that of the geometry. `header`, of a NIfTI scan, gives units and orientation codes, but not the data
+    type, nor texts that describe the scan (`without_history`). Lengths are written in the header's unit, since many
+    programs ignore units.
     """
     native = to_native(label, geometry)
     dtype = np.uint8 if native.max(initial=0) <= 255 else np.int16
@@ -182,7 +175,7 @@ def _write(path: Path, data: np.ndarray, geometry: Geometry, header: Any) -> Non
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     affine = geometry.affine.copy()
     affine[:3] /= millimetres_per_unit(header)
-    # Where it is the header's, nibabel keeps sform and qform as they are, for programs that go by the other one.
+    # If the affine is the header's, nibabel keeps sform and qform as they are, for programs that use the other one.
     image = kind(data, affine, None if header is None else without_history(header))
     image.set_data_dtype(data.dtype)
     if header is None:
@@ -195,20 +188,20 @@ def _write(path: Path, data: np.ndarray, geometry: Geometry, header: Any) -> Non
 
 
 def _frame_view(array: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """(X, Y, Z) seen as (D, H, W), without a copy."""
+    """View (X, Y, Z) as (D, H, W), without a copy."""
     ras = orientations.apply_orientation(array, geometry.orientation)
     return np.moveaxis(ras, geometry.depth_axis, 0)
 
 
 def _fill(target: np.ndarray, stored: np.ndarray, slope: float, inter: float) -> None:
-    """Scale stored values into float32 (D, H, W), by planes: one fits in the cache, in whichever order it lies."""
-    # Beyond the range of float32 values become infinite, which is reported below.
+    """Scale stored values into float32 (D, H, W), by planes: one fits in the cache, in any memory order."""
+    # Values beyond the range of float32 become infinite, which `read_volume` reports.
     with np.errstate(over="ignore"):
         for plane, values in zip(target, stored, strict=True):
             plane[...] = values if (slope, inter) == (1, 0) else values * slope + inter
 
 
 def _without_singletons(data: np.ndarray) -> np.ndarray:
-    """(X, Y, Z, 1, C) and (X, Y, Z, 1) as other tools write them -> (X, Y, Z, C), (X, Y, Z)."""
+    """Squeeze (X, Y, Z, 1, C) and (X, Y, Z, 1), as other tools write them, to (X, Y, Z, C) and (X, Y, Z)."""
     extra = tuple(axis for axis in range(3, data.ndim) if data.shape[axis] == 1)
     return np.squeeze(data, axis=extra)

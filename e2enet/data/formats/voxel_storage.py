@@ -1,7 +1,7 @@
 """Where MetaImage, NRRD and GIPL files keep their voxels, and whether all of them are there.
 
-SimpleITK reads these files, and does not look closely: voxels that cannot be unpacked it takes as they come, a checksum
-it passes over, and a header may name any file of the disk as its own. So that is judged here, before it reads.
+SimpleITK reads these files with few checks. It accepts voxels that cannot be unpacked, ignores checksums, and reads any
+file on the disk that a header names. So these are checked here, before it reads.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from e2enet.common.errors import InputError
 from e2enet.common.files import naming_unreadable
 from e2enet.data.formats.nifti import CHUNK_BYTES, MAX_COMPRESSION, cut_off, naming_cut_off
 
-MAX_HEADER = 2**20  # bytes in which a header ends
+MAX_HEADER = 2**20  # bytes within which a header must end
 GIPL_HEADER = 256
 META_FILE = re.compile(r"ElementDataFile[ \t]*[=:][ \t]*([^\r\n]*)\r?\n?")
 NRRD_FILE = re.compile(r"^data ?file: *(.*)$", re.IGNORECASE | re.MULTILINE)
 NRRD_END = re.compile(r"\r?\n\r?\n")
 MILLIMETRES = ("mm", "millimeter", "millimetre", "", "???")
-# Bytes of voxels that a byte of a file holds at most; a number in text has at least one digit and a blank.
+# Most bytes of voxels that a byte of a file can hold. A number in text has at least one digit and a blank.
 MAX_PER_BYTE = {"raw": 1, "packed": MAX_COMPRESSION, "text": 4}
 
 Encoding = Literal["raw", "packed", "text"]
@@ -33,7 +33,7 @@ Encoding = Literal["raw", "packed", "text"]
 
 @dataclass(frozen=True)
 class VoxelStorage:
-    """Where an image's voxels lie: in `file`, from byte `start` on at the earliest, in `length` bytes if told."""
+    """Where an image's voxels are: in `file`, at byte `start` or later, in `length` bytes if known."""
 
     file: Path
     start: int
@@ -42,10 +42,10 @@ class VoxelStorage:
 
 
 def read_storage(path: Path) -> VoxelStorage:
-    """Where the voxels of a .mha, .mhd, .nrrd, .nhdr or .gipl file lie, by its header.
+    """Return where the voxels of a .mha, .mhd, .nrrd, .nhdr or .gipl file are, by its header.
 
-    InputError naming the file where it is not there or no such header, where the voxels lie in another file than one
-    beside it, or lengths are not in mm, which SimpleITK would take them for.
+    Raise InputError naming the file if it is missing or has no such header, if it names a voxel file that is not
+    beside it, or if lengths are not in mm, which SimpleITK assumes.
     """
     try:
         with naming_unreadable(path), path.open("rb") as stream:
@@ -58,9 +58,9 @@ def read_storage(path: Path) -> VoxelStorage:
 
 
 def require_whole(path: Path, storage: VoxelStorage, num_bytes: int) -> None:
-    """InputError naming the image where its packed voxels are not whole, to the checksum that ends their stream."""
+    """Raise InputError naming the image unless its packed voxels are complete and match the checksum at their end."""
     if storage.encoding != "packed":
-        return  # which opening it has seen, from the size of the file
+        return  # opening the image compared the size of the file
     with naming_cut_off(path), storage.file.open("rb") as stream:
         stream.seek(storage.start)
         found = sum(_unpacked_sizes(stream if storage.length is None else BytesIO(stream.read(storage.length))))
@@ -69,7 +69,7 @@ def require_whole(path: Path, storage: VoxelStorage, num_bytes: int) -> None:
 
 
 def require_possible(path: Path, storage: VoxelStorage, num_bytes: int) -> None:
-    """InputError naming the image where its file is too small to hold so many bytes of voxels, however packed."""
+    """Raise InputError naming the image if its file is too small for so many bytes of voxels, however packed."""
     size = storage.file.stat().st_size - storage.start
     if num_bytes > size * MAX_PER_BYTE[storage.encoding]:
         raise cut_off(path, f"{num_bytes} bytes of voxels expected, the file has {max(size, 0)}")
@@ -81,7 +81,7 @@ def _of_meta_image(path: Path, head: str) -> VoxelStorage:
         raise _no_header(path, "a MetaImage", "ElementDataFile")
     entries = [_split(line, "=:") for line in head[: place.start()].splitlines() if line.strip()]
     fields = dict(entries)
-    # What would have SimpleITK look elsewhere than here, or for ever.
+    # With these SimpleITK would look elsewhere, or run forever.
     if len(fields) < len(entries):
         raise InputError(f"{path}: its header holds {', '.join(key for key, _ in entries)}: each once expected")
     if not re.fullmatch("[1-9]", fields.get("NDims", "")):
@@ -120,7 +120,7 @@ def _of_nrrd(path: Path, head: str) -> VoxelStorage:
 
 
 def _beside(path: Path, key: str, name: str) -> Path:
-    """The file of a name in the header's own folder; no file may lead to any other."""
+    """Return the file of a name in the header's own folder. A header must not name a file elsewhere."""
     file = path.parent / name
     if len(Path(name).parts) != 1 or name == ".." or not file.is_file():
         raise InputError(f"{path}: {key} is {name!r}, the name of a file beside the header expected")
@@ -146,7 +146,7 @@ def _no_header(path: Path, kind: str, expected: str) -> InputError:
 
 
 def _unpacked_sizes(stream: BinaryIO) -> Iterator[int]:
-    """Sizes of the pieces of a gzip or zlib stream, unpacked to its end, where its checksum is compared."""
+    """Unpack a gzip or zlib stream to its end, where its checksum is compared, and yield the sizes of its pieces."""
     start = stream.tell()
     is_gzip = stream.read(2) == b"\x1f\x8b"
     stream.seek(start)
