@@ -24,7 +24,9 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
 EXPERIMENTS = "experiments"
-ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = Path(__file__).resolve().parents[1]
+# The folder of conf/ and experiments/: the package where it is installed, the project's root in a checkout.
+ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
 CONFIGS = ROOT / "conf"
 # Keys that name files or folders.
 PATHS = ("paths.data", "paths.prepared", "paths.runs", "run_folder", "resume", "initial_weights", "data.split")

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from e2enet.common.config_check import Part, Schema
 from e2enet.common.config_rules import (
+    ENGINES,
     Rule,
     choice,
     flag,
@@ -30,7 +31,6 @@ from e2enet.data import config_rules as data
 from e2enet.network.build import OFFERED as OFFERED_TO_NETWORKS
 from e2enet.network.build import SUPPLIED as SUPPLIED_TO_NETWORKS
 from e2enet.network.e2enet import KERNEL_SIZES
-from e2enet.network.engine import ENGINES
 from e2enet.runs.ablations import ABLATION_RULE
 from e2enet.training.loggers import SUPPLIED as SUPPLIED_TO_LOGGERS
 from e2enet.training.trainer import SUPPLIED_TO_CALLBACKS

@@ -13,12 +13,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from e2enet.common.config_check import unresolved_values
+from e2enet.common.config_rules import ENGINES
 from e2enet.common.configs import as_plain
 from e2enet.common.errors import raise_problems
 from e2enet.common.overrides import as_text, is_multirun, overrides_of, parse_override, several_values, unreadable
 from e2enet.data.formats.listing import RESULT_ENDINGS, spell_endings
 from e2enet.inference.folds import ALL_SEEDS, RunSelector
-from e2enet.network.engine import ENGINES
 
 HEADING = "predict.py cannot start (all keys: conf/predict.yaml):"
 PATH_KEYS = ("checkpoint", "input", "output")

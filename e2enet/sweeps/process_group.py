@@ -14,7 +14,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from e2enet.common.configs import ROOT, as_plain
+from e2enet.common.configs import as_plain
 from e2enet.common.overrides import quoted
 from e2enet.sweeps.inside import OUTCOME_VARIABLE
 from e2enet.sweeps.records import OUTCOME_FILE
@@ -48,8 +48,8 @@ FOREIGN_PREFIXES = ("TORCHELASTIC_", "ROLE_")
 
 
 def job_command(config: DictConfig, folder: Path) -> list[str]:
-    """Return a job's command line: train.py in this Python, by torchrun unless one process with `auto` strategy."""
-    program = [str(ROOT / "train.py"), f"resume={quoted(str(folder))}"]
+    """Return a job's command line: `train` in this Python, by torchrun unless one process with `auto` strategy."""
+    program = ["-m", "e2enet.commands.train", f"resume={quoted(str(folder))}"]
     processes = planned_processes(as_plain(config.trainer))
     if processes == 1 and config.trainer.strategy == "auto":
         return [sys.executable, *program]

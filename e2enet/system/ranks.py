@@ -6,6 +6,7 @@ runs the whole program. Only rank 0 does what a single process must do, such as 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from e2enet.common.console import console
 from e2enet.common.errors import InputError
 
 Item = TypeVar("Item")
@@ -81,7 +81,10 @@ def quiet_unless_rank_zero() -> None:
 
     Errors of all processes still go to stderr.
     """
+    from e2enet.common.console import console  # here, so that the network does without its packages
+
     console.quiet = not is_rank_zero()
+    logging.getLogger("e2enet").setLevel(logging.NOTSET if is_rank_zero() else logging.ERROR)
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,8 @@ def _processor() -> str:
 
 def _git(*arguments: str) -> Any:
     """Return the output of a git command (for `status` its number of lines); None outside a checkout."""
+    if not (ROOT / ".git").exists():  # an installed package may lie in another project's checkout
+        return None
     try:
         result = subprocess.run(
             ["git", "-C", str(ROOT), *arguments],

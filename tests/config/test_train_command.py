@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-import train
+from e2enet.commands import train
 from e2enet.common.configs import PATHS, ROOT, compose_config, make_paths_absolute
 
 STARTS_AGAIN = "stopped before the first step; the same command line starts it again"

@@ -226,6 +226,7 @@ def test_stand_ins_are_what_jobs_would_run(tmp_path: Path) -> None:
     from e2enet.sweeps.process_group import job_command
 
     single = job_command(compose_config(["trainer=cpu"]), tmp_path / "it's")
-    assert single[0] == sys.executable and single[1].endswith("train.py") and single[2] == f"resume='{tmp_path}/it\\'s'"
+    program = ["-m", "e2enet.commands.train"]
+    assert single == [sys.executable, *program, f"resume='{tmp_path}/it\\'s'"]
     several = job_command(compose_config(["trainer=ddp", "trainer.devices=3"]), tmp_path)
     assert several[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]

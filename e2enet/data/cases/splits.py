@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from e2enet.common.errors import InputError, raise_problems
 from e2enet.data.cases.split_file import find_split_file, is_split_file, read_split_file
 from e2enet.data.formats.dataset import RawDataset
@@ -91,7 +93,7 @@ def split_dataset(
 def five_fold(case_ids: Sequence[str], fold: int, group: str | None = None) -> Ids:
     """Return the sorted training and validation ids of a fold (0..4).
 
-    As in nnU-Net, the ids are sorted, then split by scikit-learn's KFold(5, shuffle=True, random_state=12345). With
+    As in nnU-Net, the ids are sorted, then split like scikit-learn's KFold(5, shuffle=True, random_state=12345). With
     `group`, the groups are split instead, in the order of their first id. If each group has one id, the folds are
     the same. Raise InputError for another fold, fewer than five cases or groups, or repeated ids.
     """
@@ -170,8 +172,6 @@ def _folds(dataset: RawDataset, rule: SplitRule, group: str | None, labelled: Ma
 
 
 def _five_folds(case_ids: Sequence[str], group: str | None) -> list[Ids]:
-    from sklearn.model_selection import KFold
-
     repeated = [name for name, count in Counter(case_ids).items() if count > 1]
     if repeated:
         raise InputError(f"case ids {repeated} occur more than once: a case must not be in training and validation")
@@ -187,13 +187,13 @@ def _five_folds(case_ids: Sequence[str], group: str | None) -> list[Ids]:
             "every case, data.split={train:[ids],validation:[ids]} on those of your choice"
         )
     members = list(groups.values())
-    return [
-        (
-            sorted(name for index in training for name in members[index]),
-            sorted(name for index in validation for name in members[index]),
-        )
-        for training, validation in KFold(NUM_FOLDS, shuffle=True, random_state=SPLIT_SEED).split(members)
-    ]
+    shuffled = np.arange(len(members))
+    np.random.RandomState(SPLIT_SEED).shuffle(shuffled)  # NumPy keeps what this old generator draws
+    folds = []
+    for chosen in map(set, np.array_split(shuffled, NUM_FOLDS)):
+        training = sorted(name for index, names in enumerate(members) if index not in chosen for name in names)
+        folds.append((training, sorted(name for index in chosen for name in members[index])))
+    return folds
 
 
 def _checked(

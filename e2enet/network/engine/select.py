@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from e2enet.common.console import say
 from e2enet.common.errors import InputError
 from e2enet.network.cost import count_cost
 from e2enet.network.dsff import density
@@ -17,7 +17,8 @@ from e2enet.network.e2enet import E2ENet, half_precision_pays_on_cpu
 from e2enet.network.engine.known import unknown, unknown_in_training
 from e2enet.network.recompute import run_once
 
-ENGINES = ("auto", "dense", "sparse")
+logger = logging.getLogger(__name__)
+
 # On a CPU, training with active kernels only is faster up to this density and with at least this many channels at full
 # resolution (`python -m benchmarks.training`).
 LARGEST_DENSITY = 0.5
@@ -191,11 +192,11 @@ def _or_torch(network: Any, engine: str, make: Callable[[Any], Any]) -> Any:
 def _by_torch(network: nn.Module, reason: str) -> nn.Module:
     """Return the network; print once why an E2ENet on a CPU is not run by its active kernels."""
     if isinstance(network, E2ENet) and _device(network).type == "cpu":
-        _say_once(f"engine=auto: torch runs the network with every kernel: {reason}")
+        _log_once(f"engine=auto: torch runs the network with every kernel: {reason}")
     return network
 
 
-_say_once = cache(say)
+_log_once = cache(logger.warning)  # the network is a library too, and prints nothing
 
 
 def _faster(

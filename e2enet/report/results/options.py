@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from e2enet.common.config_check import Schema, config_problems
 from e2enet.common.config_rules import Rule, flag, is_number, number, positive, whole
-from e2enet.common.configs import ROOT
+from e2enet.common.configs import CONFIGS
 from e2enet.common.errors import InputError, first_line, raise_problems
 
 HEADING = "the report cannot start (all keys: conf/report.yaml):"
@@ -50,7 +50,7 @@ def read_options(overrides: Sequence[str] = ()) -> Options:
     raise_problems([f"{text}: expected key=value" for text in overrides if "=" not in text], HEADING)
     try:
         given = OmegaConf.from_dotlist(list(overrides))
-        config = OmegaConf.merge(OmegaConf.load(ROOT / "conf" / "report.yaml"), given)
+        config = OmegaConf.merge(OmegaConf.load(CONFIGS / "report.yaml"), given)
         assert isinstance(config, DictConfig)
     except OmegaConfBaseException as error:
         raise InputError(f"{HEADING}\n  - {first_line(error)}") from error

@@ -188,22 +188,19 @@ def test_other_heads_than_at_first_are_refused() -> None:
         engine(torch.zeros(1, 2, *small_size(model)))
 
 
-def test_auto_says_why_torch_runs_it_once(capsys: pytest.CaptureFixture[str]) -> None:
-    selection._say_once.cache_clear()
+def test_auto_says_why_torch_runs_it_once(caplog: pytest.LogCaptureFixture) -> None:
+    selection._log_once.cache_clear()
     model = make_model().train()
     another_head(model, bias=True)
     for _ in range(2):
         assert select_training(model, "auto", amp_dtype=None) is model
         assert select_engine(model, "auto", device=CPU, patch_size=SIZE) is model
-    said = capsys.readouterr().out
-    assert said.count("engine=auto: torch runs the network with every kernel: its heads.0 has a (5,) bias") == 1
+    assert caplog.text.count("engine=auto: torch runs the network with every kernel: its heads.0 has a (5,) bias") == 1
 
 
-def test_an_engine_that_is_off_is_not_taken(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_engine_that_is_off_is_not_taken(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """As on a processor that runs the code wrongly, or after a method was replaced."""
-    selection._say_once.cache_clear()
+    selection._log_once.cache_clear()
     right, model = Convolution.__call__, make_model(0.2, base=32)
 
     def wrong(layer: Convolution, sources: Any) -> Any:
@@ -220,7 +217,7 @@ def test_an_engine_that_is_off_is_not_taken(
         TrainingEngine(model.train())
     assert select_engine(model, "auto", device=CPU, patch_size=SIZE) is model
     assert select_training(model, "auto", amp_dtype=None) is model
-    assert "differ from the network's" in capsys.readouterr().out
+    assert "differ from the network's" in caplog.text
     with pytest.raises(InputError, match=reason):
         select_validation(model, "sparse", amp_dtype=None)
 

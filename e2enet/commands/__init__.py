@@ -1,0 +1,1 @@
+"""The Hydra apps: training and prediction as they are typed."""

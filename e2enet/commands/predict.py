@@ -1,0 +1,49 @@
+"""Segment scans with trained models: e2enet predict checkpoint=RUN input=FILE_OR_FOLDER output=FOLDER.
+
+Under torchrun or srun several processes share the cases. The keys and what they may be: conf/predict.yaml.
+Exit codes: 0 done, 1 some case failed, 2 wrong input.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from e2enet.common.configs import CONFIGS
+from e2enet.common.console import flush_every_line
+from e2enet.common.errors import ExitCode, exit_on_input_error
+from e2enet.inference.config import check_arguments, read_arguments, read_config
+from e2enet.system.ranks import is_rank_zero, quiet_unless_rank_zero
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="predict")
+def predict(config: DictConfig) -> None:
+    """Check the config, predict the cases, exit with 1 where one failed."""
+    with exit_on_input_error():
+        settings = read_config(config)
+        # Imported here, so that --help and a wrong key do not wait for the frameworks.
+        from e2enet.inference.run import run_prediction
+        from e2enet.system.memory import keep_freed_memory
+
+        keep_freed_memory()
+        failures = run_prediction(settings)
+    if failures:
+        sys.exit(ExitCode.UNFINISHED)
+
+
+def main() -> None:
+    """Check the whole command line first, then predict."""
+    flush_every_line()
+    quiet_unless_rank_zero()
+    with exit_on_input_error():
+        sys.argv[1:] = read_arguments(sys.argv[1:])
+        check_arguments(sys.argv[1:], str(CONFIGS))
+    if not is_rank_zero():
+        sys.argv.append("hydra/job_logging=stdout")  # Hydra's log file is the first process's
+    predict()
+
+
+if __name__ == "__main__":
+    main()
