@@ -172,11 +172,7 @@ class _Pass(torch.autograd.Function):
 
 
 def _each(work: Callable[[int], Any], count: int) -> list[Any]:
-    """Return `work(index)` of every sample.
-
-    Each thread takes one sample at a time if the threads divide the number of samples. Else samples run one by one,
-    each on all threads.
-    """
+    """Return `work(index)` of every sample: one sample a thread if that comes out even, else all threads on each."""
     found: list[Any] = [None] * count
 
     def one(index: int) -> None:
