@@ -140,7 +140,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     if options.worker.startswith("compact"):
         network = CompactNetwork(network, choose=options.worker == "compact-auto", bfloat16=half)
         gc.collect()
-        give_back_freed_memory()  # both as predict.py does
+        give_back_freed_memory()  # both as e2enet predict does
     x = torch.randn(1, 1, *map(int, options.patches[0].split("x")))
     forget_peak()
     pays = mock.patch("e2enet.network.e2enet.half_precision_pays_on_cpu", lambda: True)

@@ -10,7 +10,7 @@ without gradients. `step` is forward + backward of every head in training mode. 
 step's time outside convolutions (torch's profiler). Networks run one after the other, each in a process of its own, so
 memory peaks do not mix. Times are medians of warm runs. Contenders:
 
-- e2enet: this package's network as `train.py` runs it, on the CPU with `keep_freed_memory`;
+- e2enet: this package's network as `e2enet train` runs it, on the CPU with `keep_freed_memory`;
 - e2enet-checkpointed: the same with `training.checkpoint_activations=true`;
 - e2enet-groups: e2enet with masks of groups of 16 output channels, density 0.2, as `training.engine=sparse` runs it on
   a GPU (unless named, on a GPU only);

@@ -52,7 +52,7 @@ def cpu_seconds() -> float:
 
 
 def predict_scan(work: dict[str, Any]) -> dict[str, float]:
-    """Predict the scan as predict.py does after reading the checkpoint."""
+    """Predict the scan as e2enet predict does after reading the checkpoint."""
     from e2enet.data.formats.naming import Case
     from e2enet.data.formats.scheme import LabelScheme
     from e2enet.data.planning.plan import Plan

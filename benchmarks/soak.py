@@ -3,7 +3,7 @@
     python -m benchmarks.soak
     python -m benchmarks.soak --steps 300 --figure /tmp/soak.png
 
-The run is `python train.py` on a small generated phantom: a network of four channels with DSFF updates every 50 steps,
+The run is `e2enet train` on a small generated phantom: a network of four channels with DSFF updates every 50 steps,
 AdamW, nnU-Net's augmentation in two worker processes, validation of patches in every epoch of 100 steps and of whole
 cases in every fifth, and a checkpoint per epoch. From outside, its resident memory (VmRSS in /proc) is read four times
 a second, and the step from metrics.csv. The first quarter of the steps is warm-up: caches fill, and malloc keeps

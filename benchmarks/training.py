@@ -7,8 +7,8 @@
 `step`: forward and backward of every head, base 48, six levels, strides (1,2,2) then four (2,2,2), 16 classes, a patch
 of 32 x 96 x 96, float32. `masked` is the network as torch trains it (channels-last, masks multiply dense convolutions).
 `sparse` is the network with `training.engine=sparse`. `kernel` and `group` are granularities of the masks (groups of 16
-output channels). Every row runs in processes of its own, in turns, with `keep_freed_memory` as in `train.py`; medians
-of warm runs, the largest peak of the processes.
+output channels). Every row runs in processes of its own, in turns, with `keep_freed_memory` as in `e2enet train`;
+medians of warm runs, the largest peak of the processes.
 
 `widths`: masked and sparse by base width, five levels, a patch of 32 x 64 x 64. It shows from which width on
 `training.engine=auto` should use the engine.

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import re
 import runpy
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
+from e2enet.__main__ import COMMANDS
 from e2enet.common.configs import compose_config, group_options
 from e2enet.common.errors import InputError
 from e2enet.configuration.check import check_command_line
@@ -28,7 +31,8 @@ CONF = PROJECT / "conf"
 DOCUMENTS = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
-INLINE_COMMAND = re.compile(r"`((?:python|torchrun) [^`]+)`")
+INLINE_COMMAND = re.compile(r"`((?:python|torchrun|srun|e2enet) [^`]+)`")
+PROMPT = "$ e2enet train "  # of a transcript: a command, and what it printed
 
 
 def blocks(document: Path, language: str) -> list[str]:
@@ -44,11 +48,25 @@ def commands(document: Path) -> list[list[str]]:
     return [words for part in parts if (words := shlex.split(part, comments=True))]
 
 
-def arguments_of(script: str) -> list[list[str]]:
-    """Return the arguments of every documented call of a script, including calls by torchrun."""
-    calls = [words for document in DOCUMENTS for words in commands(document) if script in words]
-    calls = [words for words in calls if "--config-dir" not in words]  # tests/integration/test_own_folder.py runs these
-    return [words[words.index(script) + 1 :] for words in calls]
+def documented_calls() -> Iterator[tuple[str, list[str]]]:
+    """Yield the name and arguments of every documented call of `e2enet`, also as a module and by torchrun or srun."""
+    modules = {command.module: name for name, command in COMMANDS.items()}
+    for words in (words for document in DOCUMENTS for words in commands(document)):
+        for place, word in enumerate(words):
+            if word == "e2enet" and words[0] != "python":  # else a value: benchmarks name the network so
+                name, arguments = words[place + 1], words[place + 2 :]
+            elif word in modules or word in ("train.py", "predict.py"):
+                name, arguments = modules.get(word, word.removesuffix(".py")), words[place + 1 :]
+            else:
+                continue
+            yield name, arguments
+
+
+def arguments_of(command: str) -> list[list[str]]:
+    """Return the arguments of every documented call of a command, without those that only ask for help."""
+    calls = [arguments for name, arguments in documented_calls() if name == command and "--help" not in arguments]
+    # tests/integration/test_own_folder.py runs those with a folder of the user's.
+    return [arguments for arguments in calls if "--config-dir" not in arguments]
 
 
 def anchors(document: Path) -> set[str]:
@@ -82,7 +100,7 @@ def test_links_and_pictures_exist(document: Path) -> None:
     assert not broken
 
 
-@pytest.mark.parametrize("arguments", arguments_of("train.py"), ids=" ".join)
+@pytest.mark.parametrize("arguments", arguments_of("train"), ids=" ".join)
 def test_train_commands_compose(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     # The check also refuses what this machine cannot run, which is no error of the documentation.
@@ -103,9 +121,7 @@ def test_train_commands_compose(arguments: list[str], tmp_path: Path, monkeypatc
 
 
 def test_documented_mistakes_are_reported_like_that() -> None:
-    transcripts = [
-        code for document in DOCUMENTS for code in blocks(document, "") if code.startswith("$ python train.py")
-    ]
+    transcripts = [code for document in DOCUMENTS for code in blocks(document, "") if code.startswith(PROMPT)]
     assert transcripts
     for transcript in transcripts:
         command, _, output = transcript.partition("\n")
@@ -114,27 +130,49 @@ def test_documented_mistakes_are_reported_like_that() -> None:
         assert output.strip() == f"error: {caught.value}"
 
 
-@pytest.mark.parametrize("arguments", arguments_of("predict.py"), ids=" ".join)
+@pytest.mark.parametrize("arguments", arguments_of("predict"), ids=" ".join)
 def test_predict_commands_compose(arguments: list[str]) -> None:
+    given = {argument.partition("=")[0] for argument in arguments}
+    # Text may name a key alone: `e2enet predict mirror=false`.
+    arguments = [*arguments, *(f"{key}=PATH" for key in ("checkpoint", "input", "output") if key not in given)]
     check_arguments(arguments, str(CONF))
     with initialize_config_dir(str(CONF), version_base="1.3"):
         read_config(compose("predict", arguments))
 
 
-@pytest.mark.parametrize("arguments", arguments_of("e2enet.data.check"), ids=" ".join)
+@pytest.mark.parametrize("arguments", arguments_of("check"), ids=" ".join)
 def test_check_commands_compose(arguments: list[str]) -> None:
     compose_data(arguments, check.OPTIONS)
 
 
+@pytest.mark.parametrize("arguments", arguments_of("prepare"), ids=" ".join)
+def test_prepare_commands_compose(arguments: list[str]) -> None:
+    compose_data(arguments)
+
+
+@pytest.mark.parametrize("name", ["evaluate", "report"])
+def test_other_commands_parse(name: str) -> None:
+    program = importlib.import_module(f"{COMMANDS[name].module}.__main__")
+    calls = [arguments for arguments in arguments_of(name) if arguments]
+    assert calls
+    for arguments in calls:
+        program._parser().parse_intermixed_args(arguments)
+
+
+def test_documented_commands_exist() -> None:
+    named = {name for name, _ in documented_calls() if name != "COMMAND"}
+    assert named - {"--help", "--version"} == set(COMMANDS)
+
+
 def test_documented_lookalikes_exist() -> None:
-    calls = arguments_of("e2enet.data.synthetic")
-    assert {name for name, _ in calls} == set(LOOKALIKES)
+    calls = [words for document in DOCUMENTS for words in commands(document) if "e2enet.data.synthetic" in words]
+    assert {words[words.index("e2enet.data.synthetic") + 1] for words in calls} == set(LOOKALIKES)
 
 
 def test_documented_modules_exist() -> None:
     calls = [words for document in DOCUMENTS for words in commands(document) if words[:2] == ["python", "-m"]]
     modules = {words[2] for words in calls}
-    assert {"pip", "pytest", "e2enet.evaluation"} <= modules
+    assert {"pip", "pytest", "e2enet.evaluation.out_of_fold"} <= modules
     assert [name for name in sorted(modules) if importlib.util.find_spec(name) is None] == []
 
 

@@ -1,6 +1,6 @@
 """Segment scans with trained models: e2enet predict checkpoint=RUN input=FILE_OR_FOLDER output=FOLDER.
 
-Under torchrun or srun several processes share the cases. The keys and what they may be: conf/predict.yaml.
+Under torchrun or srun several processes share the cases. `--help` prints the keys and what they may be.
 Exit codes: 0 done, 1 some case failed, 2 wrong input.
 """
 
@@ -11,11 +11,18 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from e2enet.common.configs import CONFIGS
+from e2enet.common.configs import CONFIGS, explained_keys
 from e2enet.common.console import flush_every_line
 from e2enet.common.errors import ExitCode, exit_on_input_error
 from e2enet.inference.config import check_arguments, read_arguments, read_config
 from e2enet.system.ranks import is_rank_zero, quiet_unless_rank_zero
+
+HELP = """\
+usage: e2enet predict checkpoint=RUN_FOLDER input=FILE_OR_FOLDER output=FOLDER [KEY=VALUE ..]
+
+Segments scans on their own grid. With a sweep's folder as checkpoint, its folds are averaged. The keys, their defaults,
+and what they may be:
+"""
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="predict")
@@ -35,6 +42,9 @@ def predict(config: DictConfig) -> None:
 
 def main() -> None:
     """Check the whole command line first, then predict."""
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(f"{HELP}\n{explained_keys('predict')}")
+        return
     flush_every_line()
     quiet_unless_rank_zero()
     with exit_on_input_error():

@@ -1,7 +1,7 @@
 """Train a network on a dataset, then predict and score its validation cases: e2enet train [overrides].
 
-With -m, a sweep: every combination of the values, each in its own processes (docs/sweeps.md). The keys and what they
-may be: conf/config.yaml and the groups beside it. Exit codes: 0 done, 1 jobs of a sweep crashed, 2 wrong input.
+With -m, a sweep: every combination of the values, each in its own processes (docs/sweeps.md). `--help` prints the
+keys, and says where their files tell what they may be. Exit codes: 0 done, 1 jobs of a sweep crashed, 2 wrong input.
 """
 
 from __future__ import annotations

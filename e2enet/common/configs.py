@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -104,19 +105,27 @@ def register_configs() -> None:
 
     These are `${run_dir:resume,run_folder}` (where a run is written) and `${expand_home:path}`, both with `~` as the
     home folder, `${row_names:${ablation.rows}}` (their names, as a sweep's parameter), and `${given_or:value,other}`
-    (the other where the value is null).
+    (the other where the value is null). `${configs_folder:}` is the folder of the project's own.
     """
     if ProjectSearchPath not in Plugins.instance().discover(SearchPathPlugin):
         Plugins.instance().register(ExperimentsSource)
         Plugins.instance().register(ProjectSearchPath)
     OmegaConf.register_new_resolver("expand_home", os.path.expanduser, replace=True)
     OmegaConf.register_new_resolver("run_dir", _run_dir, replace=True)
+    OmegaConf.register_new_resolver("configs_folder", lambda: str(CONFIGS), replace=True)
     OmegaConf.register_new_resolver("row_names", ",".join, replace=True)
     OmegaConf.register_new_resolver("given_or", lambda value, other: other if value is None else value, replace=True)
 
 
+def explained_keys(name: str) -> str:
+    """The keys of a primary config as its file explains them, for a command's help: without `defaults` and `hydra`."""
+    text = (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")
+    without_comments_above = re.sub(r"\A(?:#.*\n)+", "", text)
+    return re.sub(r"^(?:defaults|hydra):.*\n(?: .*\n)*", "", without_comments_above, flags=re.MULTILINE).strip()
+
+
 def compose_config(overrides: Sequence[str] = (), *, with_hydra: bool = False) -> DictConfig:
-    """The config that `python train.py OVERRIDES` would run with; `with_hydra` keeps Hydra's own section."""
+    """The config that `e2enet train OVERRIDES` would run with; `with_hydra` keeps Hydra's own section."""
     places = [_source.searchpath] if _source.searchpath and _source.searchpath not in overrides else []
     with _initialized(_source):
         return compose(_source.name, overrides=[*places, *overrides], return_hydra_config=with_hydra)
@@ -159,7 +168,7 @@ def _group_options(group: str, source: ConfigSource) -> tuple[str, ...]:
 
 @contextmanager
 def _initialized(source: ConfigSource) -> Iterator[None]:
-    """Hydra, set up for the block as `train.py` sets it up."""
+    """Hydra, set up for the block as `e2enet train` sets it up."""
     register_configs()
     with (
         _outside_of_apps(),

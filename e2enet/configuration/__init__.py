@@ -1,1 +1,1 @@
-"""The config check of train.py: a rule for every key, and the check of a command line."""
+"""The config check of e2enet train: a rule for every key, and the check of a command line."""

@@ -1,4 +1,4 @@
-"""Check a command line of train.py, every job of a sweep included, and report all mistakes before anything starts."""
+"""Check a command line of e2enet train, every job of a sweep included; report all mistakes before anything starts."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ PLUGINS = {
 
 
 def check_command_line(arguments: Sequence[str], *, printed: bool = False) -> None:
-    """Check a command line of train.py, every job of a multirun included.
+    """Check a command line of e2enet train, every job of a multirun included.
 
     Hydra stops at the first unknown key, and a sweep at its first bad job. This reports all problems in one
     InputError.

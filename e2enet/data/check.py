@@ -1,4 +1,4 @@
-"""Command that checks a raw dataset: python -m e2enet.data.check data=NAME paths.data=DIR [report=FILE.json]."""
+"""Command that checks a raw dataset: e2enet check data=NAME paths.data=DIR [report=FILE.json]."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from e2enet.common.errors import ExitCode, exit_on_input_error
 from e2enet.data.command import Option, build_datamodule, compose_data, show_help
 
 HELP = """\
-usage: python -m e2enet.data.check data=NAME paths.data=DIR [KEY=VALUE ..]
+usage: e2enet check data=NAME paths.data=DIR [KEY=VALUE ..]
 
 Reads every file of a raw dataset and reports everything that is wrong with it at once: files missing, cut off or
 unreadable, NaN, image and label on different grids, unknown label values, duplicates, and what is odd.
 Nothing is written but what report= and repair= name. Exit code: 0 sound (warnings at most), 1 training would be wrong,
 2 wrong usage.
 
-example: python -m e2enet.data.check data=msd data.name=Task04_Hippocampus paths.data=FOLDER report=health.json
+example: e2enet check data=msd data.name=Task04_Hippocampus paths.data=FOLDER report=health.json
 """
 OPTIONS = {
     "report": Option(None, optional(text), "a JSON file for the problems: [{case, severity, problem, file}, ..]"),

@@ -1,7 +1,7 @@
-"""Command lines of the data commands: `data=NAME paths.data=DIR [key=value ..]`, composed as in train.py.
+"""Command lines of the data commands: `data=NAME paths.data=DIR [key=value ..]`, composed as in e2enet train.
 
-`python -m e2enet.data.check` and `python -m e2enet.data.prepare` are plain modules, not Hydra apps, and write no
-Hydra files. They accept train.py's overrides and keys of their own. So a training command line also works for its data.
+`e2enet check` and `e2enet prepare` are plain modules, not Hydra apps, and write no Hydra files. They accept the
+overrides of `e2enet train` and keys of their own. So a training command line also works for its data.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from e2enet.common.config_check import config_problems, unknown_key, wrong_value
 from e2enet.common.config_rules import Rule
-from e2enet.common.configs import as_plain, compose_config, group_options
+from e2enet.common.configs import CONFIGS, as_plain, compose_config, group_options
 from e2enet.common.errors import first_line, raise_problems
 from e2enet.common.overrides import (
     as_text,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from e2enet.data.datamodule import SegmentationDataModule
 
 HEADING = "The command line cannot be used (--help shows the keys):"
-# The sections that the commands read and check. train.py checks the others.
+# The sections that the commands read and check. e2enet train checks the others.
 SECTIONS = ["paths", "seed", "fold", "data", "plan"]
 
 
@@ -55,7 +55,7 @@ class Option:
 
 @dataclass(frozen=True)
 class DataCommand:
-    """A checked command line: the composed config, as in train.py, and the values of the command's own keys."""
+    """A checked command line: the composed config, as in e2enet train, and the values of the command's own keys."""
 
     config: DictConfig
     options: dict[str, Any]
@@ -143,8 +143,8 @@ def show_help(arguments: Sequence[str], text: str, options: Mapping[str, Option]
         return
     width = max(map(len, options), default=0)
     keys = "\n".join(f"  {name:<{width}}  {option.help}" for name, option in options.items())
-    print(f"{text.strip()}\n\nKeys beside those of conf/config.yaml:\n{keys}" if keys else text.strip())
-    print(f"\ndata= one of: {', '.join(group_options('data'))}\nkeys of each: conf/data/NAME.yaml")
+    print(f"{text.strip()}\n\nKeys beside those of e2enet train:\n{keys}" if keys else text.strip())
+    print(f"\ndata= one of: {', '.join(group_options('data'))}\nkeys of each: {CONFIGS / 'data'}/NAME.yaml")
     sys.exit(0)
 
 

@@ -1,4 +1,4 @@
-"""Command that plans and prepares a dataset: python -m e2enet.data.prepare data=NAME paths.data=DIR."""
+"""Command that plans and prepares a dataset: e2enet prepare data=NAME paths.data=DIR."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from e2enet.data.preparation.store import CaseStore
 from e2enet.system.workload import gigabytes
 
 HELP = """\
-usage: python -m e2enet.data.prepare data=NAME paths.data=DIR [KEY=VALUE ..]
+usage: e2enet prepare data=NAME paths.data=DIR [KEY=VALUE ..]
 
 Reads every training case once for the fingerprint, plans (plan=auto or plan=paper, and the keys of plan), and writes
-each case cropped, resampled and normalised below paths.prepared, where train.py finds it. Finished cases are kept: a
-run that was stopped goes on, and a changed file is prepared again. A plan.json that was edited is used. What it takes
-of disk and memory is told before it starts, and refused where it does not fit. Where no training= is given, the plan is
-that of training=paper, which leaves it to the rules.
+each case cropped, resampled and normalised below paths.prepared, where e2enet train finds it. Finished cases are kept:
+a run that was stopped is resumed, and a changed file is prepared again. A plan.json that was edited is used. The disk
+and memory that it needs are told before it starts; if they do not fit, it does not start. Without training=, the plan
+is that of training=paper, which leaves everything to the rules.
 
-example: python -m e2enet.data.prepare data=msd data.name=Task04_Hippocampus paths.data=FOLDER plan.batch_size=4
+example: e2enet prepare data=msd data.name=Task04_Hippocampus paths.data=FOLDER plan.batch_size=4
 """
-# train.py's default, the preset for quick looks, fixes a small patch. Here the plan should follow from the data.
+# e2enet train's default, the preset for quick looks, fixes a small patch. Here the plan should follow from the data.
 PLANNED_BY_RULES = "training=paper"
 MAX_NAMES = 10
 

@@ -1,4 +1,4 @@
-"""Score predictions: python -m e2enet.evaluation PREDICTIONS LABELS [--output DIR] [--nsd-tolerance MM] .."""
+"""Score predictions: e2enet evaluate PREDICTIONS LABELS [--output DIR] [--nsd-tolerance MM] .."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ Writes scores.csv (a row per case and class) and summary.json (means per class, 
 Exit code: 0 scored, 2 wrong input (every problem is listed, nothing is written).
 
 Examples:
-  python -m e2enet.evaluation predictions/ data/Task04_Hippocampus/labelsTs --nsd-tolerance 2
-  python -m e2enet.evaluation predictions/ data/BraTS2021 --label-names "*/*_seg" --label-map 4=3 \\
+  e2enet evaluate predictions/ data/Task04_Hippocampus/labelsTs --nsd-tolerance 2
+  e2enet evaluate predictions/ data/BraTS2021 --label-names "*/*_seg" --label-map 4=3 \\
       --region "whole tumour=1,2,3" --region "tumour core=1,3"
 """
 
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m e2enet.evaluation",
+        prog="e2enet evaluate",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

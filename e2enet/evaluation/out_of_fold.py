@@ -26,14 +26,14 @@ from e2enet.inference.largest_component import OUT_OF_FOLD, POSTPROCESSING_FILE
 
 DESCRIPTION = """\
 Collects the validation predictions of every fold of one configuration: each case once, predicted by the network
-that was not trained on it. Scores them as python -m e2enet.evaluation does, and with --postprocessing chooses, class
+that was not trained on it. Scores them as e2enet evaluate does, and with --postprocessing chooses, class
 by class, whether only the largest component is kept: where that raises the class's mean Dice over these cases.
 """
 EPILOG = """\
 Writes to SWEEP_FOLDER/out_of_fold/CONFIGURATION:
   cases.csv             a row per case: fold, prediction, reference
   scores.csv, summary.json
-  postprocessing.json   the choice, with Dice before and after; predict.py applies it from there
+  postprocessing.json   the choice, with Dice before and after; e2enet predict applies it from there
   postprocessed/        the predictions with the choice applied, and their two score files
 
 Exit code: 0 scored, 2 wrong input (every problem is listed, nothing is written).

@@ -66,15 +66,15 @@ def load_model(path: str | Path) -> LoadedModel:
     are read (`weights_only`).
 
     Raises:
-        InputError: names the file. It is missing, damaged or not from train.py, holds other pickled objects, or does
-            not fit the network that it describes.
+        InputError: names the file. It is missing, damaged or not from e2enet train, holds other pickled objects, or
+            does not fit the network that it describes.
     """
     path = checkpoint_file(Path(path))
     content = read_checkpoint(path)
     hyper_parameters = content.get("hyper_parameters")
     state = content.get("state_dict")
     if not isinstance(hyper_parameters, Mapping) or not isinstance(state, Mapping):
-        raise InputError(f"{path}: is no checkpoint of train.py (expected hyper_parameters and state_dict)")
+        raise InputError(f"{path}: is no checkpoint of e2enet train (expected hyper_parameters and state_dict)")
     weights = _weights(state, path)
     try:
         dataset = hyper_parameters["dataset"]
@@ -154,7 +154,7 @@ def read_hyper_parameters(path: str | Path) -> dict[str, Any]:
     path = checkpoint_file(Path(path))
     hyper_parameters = read_checkpoint(path, mmap=True).get("hyper_parameters")
     if not isinstance(hyper_parameters, dict):
-        raise InputError(f"{path}: is no checkpoint of train.py (expected hyper_parameters)")
+        raise InputError(f"{path}: is no checkpoint of e2enet train (expected hyper_parameters)")
     return hyper_parameters
 
 
@@ -184,9 +184,9 @@ def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
             f"refused; expected tensors and plain containers ({first_line(error)})"
         ) from error
     except Exception as error:  # a damaged file can make the unpickler raise anything
-        raise InputError(f"{path}: cannot be read as a checkpoint of train.py ({first_line(error)})") from error
+        raise InputError(f"{path}: cannot be read as a checkpoint of e2enet train ({first_line(error)})") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path}: holds a {type(content).__name__}, expected the dictionary that train.py saves")
+        raise InputError(f"{path}: holds a {type(content).__name__}, expected the dictionary that e2enet train saves")
     return content
 
 

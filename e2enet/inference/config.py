@@ -1,4 +1,4 @@
-"""The config of predict.py: all unknown keys and invalid values are reported before anything is loaded."""
+"""The config of e2enet predict: all unknown keys and invalid values are reported before anything is loaded."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from e2enet.common.overrides import as_text, is_multirun, overrides_of, parse_ov
 from e2enet.data.formats.listing import RESULT_ENDINGS, spell_endings
 from e2enet.inference.folds import ALL_SEEDS, RunSelector
 
-HEADING = "predict.py cannot start (all keys: conf/predict.yaml):"
+HEADING = "e2enet predict cannot start (all keys: e2enet predict --help):"
 PATH_KEYS = ("checkpoint", "input", "output")
 PRECISIONS = ("32", "bf16", "16")
 
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Checked settings of a prediction run; conf/predict.yaml explains each."""
+    """Checked settings of a prediction run; `e2enet predict --help` explains each."""
 
     checkpoint: tuple[Path, ...]
     input: Path

@@ -1,4 +1,4 @@
-"""Run predict.py: load the checkpoints, find the cases, predict them, report."""
+"""Run e2enet predict: load the checkpoints, find the cases, predict them, report."""
 
 from __future__ import annotations
 

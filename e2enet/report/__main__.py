@@ -1,4 +1,4 @@
-"""The report of a sweep: python -m e2enet.report FOLDER [--watch] [--reference ROW] [--compare ROW ROW] .."""
+"""The report of a sweep: e2enet report FOLDER [--watch] [--reference ROW] [--compare ROW ROW] .."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from e2enet.common.configs import explained_keys
 from e2enet.common.console import say
 from e2enet.common.errors import exit_on_input_error
 from e2enet.report.results.options import read_options
@@ -13,18 +14,19 @@ from e2enet.report.results.options import read_options
 DESCRIPTION = """\
 Tables, statistics and pictures of the runs in a sweep folder, beside the numbers that the paper published.
 
-FOLDER is what `python train.py -m ..` wrote; the folder of one run, or a folder of runs, is read as well. Jobs that
+FOLDER is what `e2enet train -m ..` wrote; the folder of one run, or a folder of runs, is read as well. Jobs that
 are not finished have their lines too, so that the report can be made at any time.
 """
 EPILOG = """\
 Writes into FOLDER/report: per experiment NAME.md, NAME.csv (every number, unrounded) and NAME.tex; jobs.csv (a line
 per job), index.html (everything on one page that needs no network), figures/.
-Settings: conf/report.yaml says what each key=value may be.
 Exit code: 0 written, 2 wrong input.
 
 Examples:
-  python -m e2enet.report runs/sparsity --watch
-  python -m e2enet.report runs/sparsity --reference s80 --compare s80 s00 resamples=2000
+  e2enet report runs/sparsity --watch
+  e2enet report runs/sparsity --reference s80 --compare s80 s00 resamples=2000
+
+Settings (key=value):
 """
 
 
@@ -57,14 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m e2enet.report",
+        prog="e2enet report",
         description=DESCRIPTION,
-        epilog=EPILOG,
+        epilog=EPILOG + explained_keys("report"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("folder", metavar="FOLDER", type=Path, help="folder of a sweep, of a run, or of runs")
-    add("settings", metavar="key=value", nargs="*", help="settings of conf/report.yaml, e.g. resamples=2000")
+    add("settings", metavar="key=value", nargs="*", help="settings, e.g. resamples=2000 (below)")
     add("--watch", action="store_true", help="show a live table of the jobs until all have ended, then report")
     add("--output", metavar="DIR", type=Path, help="where to write (default: FOLDER/report)")
     add("--reference", metavar="ROW", help="the row that others are tested against (default: the experiment's)")

@@ -135,7 +135,7 @@ def _section(section: Section, pictures: Sequence[Picture]) -> PageSection:
         title=section.title,
         tables=[table for table in section.tables if table.lines or table.notes],
         pictures=pictures,
-        command=f"python train.py -m experiments={section.experiment}" if section.experiment else "",
+        command=f"e2enet train -m experiments={section.experiment}" if section.experiment else "",
     )
 
 

@@ -46,7 +46,7 @@ class SweepJob:
         fold: 0..4 or "all".
         seed: Of weights, patches, augmentation and masks.
         data: The dataset's name, e.g. Task04_Hippocampus.
-        overrides: Overrides given to train.py for this job, without the row's own.
+        overrides: Overrides given to e2enet train for this job, without the row's own.
         training_key: Equal for jobs that differ only in what follows training (`final.*`): they share one training.
     """
 
@@ -115,7 +115,7 @@ class JobState:
 
 
 def read_sweep(folder: str | Path) -> Sweep:
-    """Read the manifest of a sweep folder. Without one, the folder or the folders in it are runs of `train.py`.
+    """Read the manifest of a sweep folder. Without one, the folder or the folders in it are runs of `e2enet train`.
 
     Raises:
         InputError: the folder is missing or holds neither sweep nor run, or a file is malformed.
@@ -134,7 +134,7 @@ def read_sweep(folder: str | Path) -> Sweep:
 def job_state(folder: str | Path, *, held: bool | None = None) -> JobState:
     """Return the state of a run folder's job, from its files and its lock (`held`, if the caller knows it).
 
-    A run of plain `train.py` has no job.json. It is running if its folder is held, finished if it was scored, else
+    A run of plain `e2enet train` has no job.json. It is running if its folder is held, finished if it was scored, else
     interrupted.
 
     Raises:

@@ -1,7 +1,7 @@
 """Inside the processes of a job, or of a launcher such as joblib: report to the parent process, and end with it.
 
 The processes of a job report its outcome in a file. They end with their launcher: their stdin is a pipe that closes
-when it ends. Without a launcher (plain `python train.py`) only `run_held` has an effect.
+when it ends. Without a launcher (plain `e2enet train`) only `run_held` has an effect.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ def launch_sweep(arguments: Sequence[str], run: Callable[[], object]) -> int:
     """Run the sweep of a checked command line; return the exit code, 1 if jobs crashed or were stopped.
 
     Args:
-        arguments: As given to train.py, with -m.
+        arguments: As given to e2enet train, with -m.
         run: The Hydra app, which reads sys.argv and passes each job to `sweeps.job.run_job`.
 
     Raises:

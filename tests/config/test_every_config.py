@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -51,7 +52,7 @@ def test_opens_with_its_command(group: str, option: str) -> None:
     folder = ROOT if group == "experiments" else ROOT / "conf"
     lines = (folder / group / f"{option}.yaml").read_text().splitlines()
     comments = [line for line in lines[:2] if line.startswith("#") and "@package" not in line]
-    assert "train.py" in comments[0] and f"{group}={option}" in comments[0]
+    assert re.search(r"e2enet(.commands.)? ?train ", comments[0]) and f"{group}={option}" in comments[0]
 
 
 @pytest.mark.parametrize("name", group_options("experiments"))

@@ -52,7 +52,7 @@ def test_affines_beyond_the_tolerance_are_an_error_with_both_matrices(toy: Any) 
     first, *matrices = text.splitlines()
     assert first.startswith("not on the grid of ") and first.endswith(
         "imagesTr/a.nii.gz: the affines differ by up to 0.25 mm, at most 0.1 mm expected; "
-        "python -m e2enet.data.check .. repair=FOLDER writes copies of labels with their images' affines"
+        "e2enet check .. repair=FOLDER writes copies of labels with their images' affines"
     )
     assert matrices[0] == "image:" and matrices[1].split() == ["[[", "-1.", "0.", "0.", "20.]"]
     assert matrices[5] == "label:" and matrices[6].split() == ["[[", "-1.", "0.", "0.", "20.25]"]

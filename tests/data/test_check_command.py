@@ -1,4 +1,4 @@
-"""python -m e2enet.data.check: exit codes, the JSON report, the output, and that nothing else is written."""
+"""e2enet check: exit codes, the JSON report, the output, and that nothing else is written."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_the_documented_example_is_printed_like_that(
     exec(compile(code, "checking.md", "exec"), {})
     ((command, output),) = re.findall(r"^```\n\$ (.*?)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     capsys.readouterr()
-    assert main([*shlex.split(command)[3:], "workers=0"]) == 1
+    assert main([*shlex.split(command)[2:], "workers=0"]) == 1
     assert capsys.readouterr().out == output
 
 

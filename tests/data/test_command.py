@@ -73,7 +73,5 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         show_help(["--help"], "usage: x\n", OPTIONS)
     assert caught.value.code == 0
     printed = capsys.readouterr().out
-    assert printed.startswith(
-        "usage: x\n\nKeys beside those of conf/config.yaml:\n  report   a file\n  verbose  more\n"
-    )
+    assert printed.startswith("usage: x\n\nKeys beside those of e2enet train:\n  report   a file\n  verbose  more\n")
     assert "msd" in printed

@@ -140,7 +140,7 @@ def test_every_stage_judges_alike(toy: Any, tmp_path: Path, share: float, same: 
             with pytest.raises(InputError, match=r"differ by up to 0\.11 mm, at most 0\.1 mm expected"):
                 read()
     if not same:
-        offer = "python -m e2enet.data.check .. repair=FOLDER"
+        offer = "e2enet check .. repair=FOLDER"
         assert offer in errors[0][2] and offer in grid_problems("a", toy.image("a"), toy.label("a"))[0]
 
 

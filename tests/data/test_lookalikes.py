@@ -199,5 +199,5 @@ def test_a_folder_is_never_written_over(tmp_path: Path) -> None:
 
 def test_the_command_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["brats_cases", str(tmp_path), "--cases", "1"])
-    assert f"python train.py data=brats_2021 paths.data={tmp_path}" in capsys.readouterr().out
+    assert f"e2enet train data=brats_2021 paths.data={tmp_path}" in capsys.readouterr().out
     assert set(CONFIGS) == set(LOOKALIKES) and {line for line in CONFIGS.values()} < set(EXPECTED)

@@ -1,4 +1,4 @@
-"""python -m e2enet.data.prepare: from raw files to prepared cases; a repeated call does only what is missing."""
+"""e2enet prepare: from raw files to prepared cases; a repeated call does only what is missing."""
 
 from __future__ import annotations
 
@@ -91,4 +91,4 @@ def test_wrong_keys_end_with_the_code_of_wrong_input(arguments: list[str], capsy
     assert "data.prepare_workers" in said and "plan.bach_size" in said
     with pytest.raises(SystemExit) as stopped:
         main(["--help"])
-    assert stopped.value.code == 0 and "python -m e2enet.data.prepare" in capsys.readouterr().out
+    assert stopped.value.code == 0 and "usage: e2enet prepare" in capsys.readouterr().out

@@ -128,7 +128,7 @@ def test_unreadable_files(tmp_path: Path):
     with pytest.raises(InputError, match=r"list\.ckpt: holds a list"):
         load_model(tmp_path / "list.ckpt")
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
-    with pytest.raises(InputError, match=r"other\.ckpt: is no checkpoint of train\.py"):
+    with pytest.raises(InputError, match=r"other\.ckpt: is no checkpoint of e2enet train"):
         load_model(tmp_path / "other.ckpt")
 
 

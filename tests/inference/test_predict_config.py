@@ -1,12 +1,14 @@
-"""predict.py's config: valid configs, and all mistakes reported at once."""
+"""The config of e2enet predict: valid configs, and all mistakes reported at once."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 
+from e2enet.common.configs import explained_keys
 from e2enet.common.errors import InputError
 from e2enet.inference.config import CHECKS, PredictConfig, check_arguments, read_config
 
@@ -23,6 +25,11 @@ def test_defaults_of_the_file_are_those_of_the_code():
     assert composed(*GIVEN) == PredictConfig((Path("run"),), Path("scans"), Path("out"))
     with initialize_config_dir(CONFIG_FOLDER, version_base="1.3"):
         assert set(compose("predict")) == set(CHECKS)
+
+
+def test_help_explains_every_key():
+    explained = re.findall(r"^(\w+): .*# \S", explained_keys("predict"), re.MULTILINE)
+    assert sorted(explained) == sorted(CHECKS)
 
 
 def test_every_key_is_read():

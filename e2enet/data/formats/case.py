@@ -1,6 +1,6 @@
 """One case as training needs it: image and label on one grid, the right channels, known labels.
 
-`python -m e2enet.data.check` reports by the same rules, so a case that passes the check can be prepared.
+`e2enet check` reports by the same rules, so a case that passes the check can be prepared.
 """
 
 from __future__ import annotations

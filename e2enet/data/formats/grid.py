@@ -28,7 +28,7 @@ UNITS = {1: "metres", 2: "mm", 3: "microns"}
 # Values of `data.spacing_unit`, and their bits in xyzt_units.
 Unit = Literal["m", "mm", "um"]
 UNIT_CODES: dict[str, int] = {"m": 1, "mm": 2, "um": 3}
-REPAIR = "python -m e2enet.data.check .. repair=FOLDER writes copies of labels with their images' affines"
+REPAIR = "e2enet check .. repair=FOLDER writes copies of labels with their images' affines"
 
 
 @dataclass(frozen=True, eq=False)

@@ -42,4 +42,4 @@ class PhantomLayout(MSDLayout):
     @property
     def hint(self) -> str:
         """The commands that write the folder."""
-        return "train.py or e2enet.data.prepare writes it"
+        return "e2enet train or e2enet prepare writes it"

@@ -32,7 +32,7 @@ CONFIGS = {
 @exit_on_input_error()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the look-alike that the command line names, and print the command that trains on it."""
-    examples = "\n".join(f"  {name:12} python train.py {config} paths.data=FOLDER" for name, config in CONFIGS.items())
+    examples = "\n".join(f"  {name:12} e2enet train {config} paths.data=FOLDER" for name, config in CONFIGS.items())
     parser = argparse.ArgumentParser(
         prog="python -m e2enet.data.synthetic",
         description=DESCRIPTION,
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     write, folder_name = LOOKALIKES[options.name]
     written = write(options.folder / folder_name, options.cases, options.seed)
-    command = f"python train.py {CONFIGS[options.name]} paths.data={options.folder}"
+    command = f"e2enet train {CONFIGS[options.name]} paths.data={options.folder}"
     say(f"written: {written}\ntrain on it: {command}")
 
 

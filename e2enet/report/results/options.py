@@ -13,7 +13,7 @@ from e2enet.common.config_rules import Rule, flag, is_number, number, positive, 
 from e2enet.common.configs import CONFIGS
 from e2enet.common.errors import InputError, first_line, raise_problems
 
-HEADING = "the report cannot start (all keys: conf/report.yaml):"
+HEADING = "the report cannot start (all keys: e2enet report --help):"
 SCHEMA = Schema(
     rules={
         "confidence": Rule(lambda value: is_number(value) and 0 < value < 1, "a number in (0, 1)"),
