@@ -17,6 +17,8 @@ from e2enet.data.formats.grid import Unit
 from e2enet.data.formats.listing import FILE_ENDINGS, spell_endings
 from e2enet.data.formats.scheme import LabelScheme, scheme_problems
 from e2enet.data.planning.plan import Plan
+from e2enet.inference.nnunet_model import ENDING as NNUNET_ENDING
+from e2enet.inference.nnunet_model import fold_checkpoint, read_nnunet_checkpoint
 from e2enet.network.build import build_network
 from e2enet.network.dsff import set_group_size
 from e2enet.network.packed import MASK, packed_weights, packing_problems, unpack_kernels
@@ -51,6 +53,7 @@ class LoadedModel:
     numbered_ids: bool = False
     layout: Any = None
     spacing_unit: Unit | None = None
+    file_axes: bool = False  # scans keep the axes and directions of their files (`Geometry`)
 
     @property
     def labels(self) -> dict[int, str]:
@@ -70,7 +73,7 @@ def load_model(path: str | Path) -> LoadedModel:
             does not fit the network that it describes.
     """
     path = checkpoint_file(Path(path))
-    content = read_checkpoint(path)
+    content = read_nnunet_checkpoint(path) if path.suffix == NNUNET_ENDING else read_checkpoint(path)
     hyper_parameters = content.get("hyper_parameters")
     state = content.get("state_dict")
     if not isinstance(hyper_parameters, Mapping) or not isinstance(state, Mapping):
@@ -124,6 +127,7 @@ def load_model(path: str | Path) -> LoadedModel:
         numbered_ids=bool(dataset.get("numbered_ids", False)),
         layout=dataset.get("layout"),
         spacing_unit=dataset.get("spacing_unit"),
+        file_axes=bool(dataset.get("file_axes", False)),
     )
 
 
@@ -152,6 +156,9 @@ def read_hyper_parameters(path: str | Path) -> dict[str, Any]:
     Raises InputError as `load_model` does.
     """
     path = checkpoint_file(Path(path))
+    if path.suffix == NNUNET_ENDING:
+        found: dict[str, Any] = read_nnunet_checkpoint(path)["hyper_parameters"]
+        return found
     hyper_parameters = read_checkpoint(path, mmap=True).get("hyper_parameters")
     if not isinstance(hyper_parameters, dict):
         raise InputError(f"{path}: is no checkpoint of e2enet train (expected hyper_parameters)")
@@ -159,12 +166,13 @@ def read_hyper_parameters(path: str | Path) -> dict[str, Any]:
 
 
 def checkpoint_file(path: Path) -> Path:
-    """Return the path itself, or the best checkpoint if it is a run folder."""
+    """Return the path itself, or the best checkpoint if it is a run folder or nnU-Net's folder of a fold."""
     if path.is_dir():
         best = path / "checkpoints" / "best.ckpt"
-        if not best.is_file():
+        found = best if best.is_file() else fold_checkpoint(path)
+        if found is None:
             raise InputError(f"{path}: is a folder without checkpoints/best.ckpt; expected a checkpoint or a run")
-        return best
+        return found
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint")
     return path
@@ -276,5 +284,6 @@ def _comparable(model: LoadedModel) -> dict[str, Any]:
         "channels": model.channels,
         "mirror_axes": model.mirror_axes,
         "file_ending": model.file_ending,
+        "file_axes": model.file_axes,
         **plan,
     }

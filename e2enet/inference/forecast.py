@@ -28,7 +28,7 @@ def require_room_to_read(case: Case, model: LoadedModel) -> None:
             voxels alone need more memory than is free.
     """
     plan = model.plan
-    geometry = read_geometry(case.images[0], plan.depth_axis, case.unit)
+    geometry = read_geometry(case.images[0], plan.depth_axis, case.unit, file_axes=model.file_axes)
     place = f"{', '.join(map(str, case.images))}: {_spell_scan(geometry)}"
     edges = zip("DHW", geometry.frame_shape, geometry.spacing, plan.spacing, strict=True)
     # One slice stays one slice, however thin it is.

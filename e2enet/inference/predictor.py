@@ -16,7 +16,7 @@ from e2enet.common.errors import InputError
 from e2enet.common.files import require_writable
 from e2enet.data.formats.grid import Geometry
 from e2enet.data.formats.layout import Case
-from e2enet.data.formats.volume import Volume, read_label_on, read_volume, write_label_image
+from e2enet.data.formats.volume import Volume, read_label_on, read_volume, to_ras_frame, write_label_image
 from e2enet.data.preparation.preprocess import Preprocessed, preprocess
 from e2enet.data.preparation.restore import OnPlane, restore_labels
 from e2enet.inference.checkpoint import LoadedModel
@@ -76,7 +76,7 @@ def predict_case(
     first = models[0]
     files = ", ".join(map(str, case.images))
     require_room_to_read(case, first)
-    volume = read_volume(case.images, first.plan.depth_axis, case.unit)
+    volume = read_volume(case.images, first.plan.depth_axis, case.unit, file_axes=first.file_axes)
     prepared = _preprocess(volume, first, files)
     geometry, header = volume.geometry, volume.header
     image = volume.array[0].copy() if keep_image else None
@@ -194,14 +194,15 @@ def write_prediction(prediction: Prediction, case: Case, model: LoadedModel, pat
         if case.label:
             reference = read_label_on(prediction.geometry, case.label, model.label_map, case.unit)
             reference = model.scheme.without_ignored(reference)
+        image, shown = to_ras_frame(prediction.image, prediction.geometry)  # pictures name their sides
         save_overlay(
             path.with_name(f"{case.id}.png"),
-            prediction.image,
-            prediction.labels,
+            image,
+            to_ras_frame(prediction.labels, prediction.geometry)[0],
             labels=model.scheme.names,
-            spacing=prediction.geometry.spacing,
-            depth_axis=prediction.geometry.depth_axis,
-            reference=reference,
+            spacing=shown.spacing,
+            depth_axis=shown.depth_axis,
+            reference=None if reference is None else to_ras_frame(reference, prediction.geometry)[0],
         )
     write_label_image(path, prediction.labels, prediction.geometry, prediction.header)
 

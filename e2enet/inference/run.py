@@ -23,6 +23,7 @@ from e2enet.inference.checkpoint import LoadedModel, load_ensemble
 from e2enet.inference.config import PredictConfig
 from e2enet.inference.folds import find_folds, is_sweep
 from e2enet.inference.largest_component import Postprocessing, find_postprocessing, read_postprocessing, require_labels
+from e2enet.inference.nnunet_model import nnunet_folds
 from e2enet.inference.predictor import WindowSettings, predict_cases
 from e2enet.network.build import trust_network
 from e2enet.network.engine import select_engine
@@ -137,7 +138,7 @@ def find_checkpoints(config: PredictConfig) -> list[Path]:
     found: list[Path] = []
     for path in config.checkpoint:
         if not is_sweep(path):
-            found.append(path)
+            found += nnunet_folds(path) or [path]
             continue
         folds = find_folds(path, config.choice, allow_missing=config.allow_missing_folds)
         found += folds.folders

@@ -35,17 +35,19 @@ REPAIR = "e2enet check .. repair=FOLDER writes copies of labels with their image
 class Geometry:
     """Where a file's voxels lie, and which RAS axis (0, 1, 2) is the depth axis of the frame.
 
-    `shape` (3,) and `affine` (4, 4), voxel -> mm, are the file's own.
+    `shape` (3,) and `affine` (4, 4), voxel -> mm, are the file's own. With `file_axes` the frame keeps the file's axes
+    and directions, as nnU-Net reads scans: `depth_axis` is then an axis of the file.
     """
 
     shape: tuple[int, int, int]
     affine: np.ndarray
     depth_axis: int
+    file_axes: bool = False
 
     @property
     def orientation(self) -> np.ndarray:
-        """nibabel's (3, 2) table: the RAS axis and the direction of each axis of the file."""
-        return orientations.io_orientation(self.affine)
+        """nibabel's (3, 2) table: the RAS axis (with `file_axes` the file's own) and direction of each axis."""
+        return orientations.io_orientation(np.eye(4) if self.file_axes else self.affine)
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -144,7 +146,7 @@ def choose_depth_axis(spacings: Any) -> int:
     return int(np.flatnonzero(median >= median.max() * (1 - TIE_TOLERANCE))[-1])
 
 
-def geometry_of(image: ImageFile, depth_axis: int | None) -> Geometry:
+def geometry_of(image: ImageFile, depth_axis: int | None, file_axes: bool = False) -> Geometry:
     """Return the geometry of an open image; raise InputError if its shape or affine cannot be used.
 
     `depth_axis=None` takes the image's own axis of largest spacing.
@@ -156,8 +158,8 @@ def geometry_of(image: ImageFile, depth_axis: int | None) -> Geometry:
         raise InputError(f"{path}: the affine {affine[:3].tolist()} cannot be inverted, three different axes expected")
     x, y, z = shape[:3]
     if depth_axis is None:
-        depth_axis = choose_depth_axis([Geometry((x, y, z), affine, 0).spacing])
-    return Geometry((x, y, z), affine, depth_axis)
+        depth_axis = choose_depth_axis([Geometry((x, y, z), affine, 0, file_axes).spacing])
+    return Geometry((x, y, z), affine, depth_axis, file_axes)
 
 
 def in_millimetres(affine: np.ndarray, header: Any) -> np.ndarray:

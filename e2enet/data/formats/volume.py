@@ -6,7 +6,7 @@ Elsewhere every size, spacing, stride and mirror axis refers to this frame. Only
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,11 @@ class Volume:
     header: Any = None  # of the first file if that is NIfTI, for results written on its grid
 
 
-def read_geometry(path: str | Path, depth_axis: int | None = None, unit: Unit | None = None) -> Geometry:
+def read_geometry(
+    path: str | Path, depth_axis: int | None = None, unit: Unit | None = None, *, file_axes: bool = False
+) -> Geometry:
     """Read the geometry from the header; `depth_axis=None` takes the image's own axis of largest spacing."""
-    return geometry_of(open_image(Path(path), unit), depth_axis)
+    return geometry_of(open_image(Path(path), unit), depth_axis, file_axes)
 
 
 def read_ras_spacing(path: str | Path, unit: Unit | None = None) -> tuple[float, float, float]:
@@ -48,7 +50,13 @@ def read_ras_spacing(path: str | Path, unit: Unit | None = None) -> tuple[float,
     return ras.spacing
 
 
-def read_volume(paths: Sequence[str | Path], depth_axis: int | None = None, unit: Unit | None = None) -> Volume:
+def read_volume(
+    paths: Sequence[str | Path],
+    depth_axis: int | None = None,
+    unit: Unit | None = None,
+    *,
+    file_axes: bool = False,
+) -> Volume:
     """Read one image: a file per channel, or a single 4D file whose last axis holds the channels.
 
     All channels are ordered by the first file's affine. Raises InputError naming the file if it is no 3D or 4D image,
@@ -59,10 +67,10 @@ def read_volume(paths: Sequence[str | Path], depth_axis: int | None = None, unit
     if not files:
         raise InputError("an image needs at least one file")
     images = [open_image(file, unit) for file in files]
-    geometry = geometry_of(images[0], depth_axis)
+    geometry = geometry_of(images[0], depth_axis, file_axes)
     array: np.ndarray | None = None
     for index, (file, image) in enumerate(zip(files, images, strict=True)):
-        require_same_grid(geometry, geometry_of(image, geometry.depth_axis), f"{files[0]} and {file}")
+        require_same_grid(geometry, geometry_of(image, geometry.depth_axis, file_axes), f"{files[0]} and {file}")
         stored = _without_singletons(image.read_unscaled())
         if stored.ndim == 4 and len(files) > 1:
             raise InputError(
@@ -96,7 +104,7 @@ def read_label(
     """
     path = Path(path)
     image = open_image(path, unit)
-    geometry = geometry_of(image, depth_axis)
+    geometry = geometry_of(image, depth_axis, on is not None and on.file_axes)
     data = _without_singletons(image.read_values())
     if data.ndim != 3:
         raise InputError(f"{path}: a label image of shape {image.shape}, three axes expected")
@@ -129,6 +137,15 @@ def to_native(array: np.ndarray, geometry: Geometry) -> np.ndarray:
     back = orientations.ornt_transform(ras_table, geometry.orientation)
     ras = np.moveaxis(array, 0, geometry.depth_axis)
     return np.ascontiguousarray(orientations.apply_orientation(ras, back))
+
+
+def to_ras_frame(array: np.ndarray, geometry: Geometry) -> tuple[np.ndarray, Geometry]:
+    """Return (D, H, W) and its geometry in the RAS frame: as they are unless the frame keeps the file's axes."""
+    if not geometry.file_axes:
+        return array, geometry
+    depth_axis = int(orientations.io_orientation(geometry.affine)[geometry.depth_axis, 0])
+    ras = replace(geometry, depth_axis=depth_axis, file_axes=False)
+    return to_frame(to_native(array, geometry), ras), ras
 
 
 def crop_to_nonzero(array: np.ndarray) -> Box:
