@@ -24,6 +24,7 @@ COMMANDS = {
     "prepare": Command("e2enet.data.prepare", "plan a dataset, and crop, resample and normalise its cases"),
     "evaluate": Command("e2enet.evaluation", "score predicted label images against reference ones"),
     "report": Command("e2enet.report", "tables, statistics and pictures of a sweep's runs"),
+    "nnunet": Command("e2enet.nnunet", "E2ENet in nnU-Net: its trainer, plans, and checkpoints both ways"),
 }
 USAGE = "usage: e2enet COMMAND [arguments]; e2enet COMMAND --help explains a command"
 INPUT_ERROR, INTERRUPTED = 2, 130  # of e2enet.common.errors.ExitCode
