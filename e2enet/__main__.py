@@ -25,6 +25,7 @@ COMMANDS = {
     "evaluate": Command("e2enet.evaluation", "score predicted label images against reference ones"),
     "report": Command("e2enet.report", "tables, statistics and pictures of a sweep's runs"),
     "nnunet": Command("e2enet.nnunet", "E2ENet in nnU-Net: its trainer, plans, and checkpoints both ways"),
+    "view": Command("e2enet.view", "write a folder that shows predictions in a browser, without a server"),
 }
 USAGE = "usage: e2enet COMMAND [arguments]; e2enet COMMAND --help explains a command"
 INPUT_ERROR, INTERRUPTED = 2, 130  # of e2enet.common.errors.ExitCode

@@ -35,7 +35,14 @@ def predict(config: DictConfig) -> None:
         from e2enet.system.memory import keep_freed_memory
 
         keep_freed_memory()
-        failures = run_prediction(settings)
+        view = None
+        if settings.viewer:
+            from e2enet.view.predicted import FOLDER, view_predicted
+            from e2enet.view.write import require_viewer_folder
+
+            require_viewer_folder(settings.output / FOLDER)
+            view = view_predicted
+        failures = run_prediction(settings, view)
     if failures:
         sys.exit(ExitCode.UNFINISHED)
 

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.errors import HydraException
@@ -20,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from e2enet.common.config_check import config_problems, unknown_key, wrong_value
 from e2enet.common.config_rules import Rule
 from e2enet.common.configs import CONFIGS, as_plain, compose_config, group_options
-from e2enet.common.errors import first_line, raise_problems
+from e2enet.common.errors import InputError, first_line, raise_problems
 from e2enet.common.overrides import (
     as_text,
     chooses_group,
@@ -38,6 +39,7 @@ from e2enet.data.earlier import data_of_today
 if TYPE_CHECKING:
     from e2enet.data.cases.sources import DataSource
     from e2enet.data.datamodule import SegmentationDataModule
+    from e2enet.data.formats.dataset import RawDataset
 
 HEADING = "The command line cannot be used (--help shows the keys):"
 # The sections that the commands read and check. e2enet train checks the others.
@@ -135,6 +137,21 @@ def dataset_source(config: DictConfig) -> DataSource:
     """
     data = {key: value for key, value in as_plain(config.data).items() if key not in ("sampler", *MOVED)}
     return build_datamodule(OmegaConf.create({**as_plain(config), "data": data})).source
+
+
+def dataset_of_run(config: Mapping[str, Any], path: Path) -> RawDataset:
+    """List the raw dataset of a run from its config.yaml (plain containers), without reading voxels.
+
+    Relative paths start from the working directory. Problems of single cases are not reported. Raises InputError that
+    names `path`, the config's file, if its data section cannot be used, or the folder if the data is missing.
+    """
+    try:
+        source = dataset_source(OmegaConf.create(dict(config)))
+    except (HydraException, OmegaConfBaseException, ImportError) as error:
+        raise InputError(f"{path}: its data section cannot be used ({error})") from error
+    if not Path(source.folder).is_dir():
+        raise InputError(f"{source.folder}: no such folder; expected the raw data that the runs were trained on")
+    return source.scan([])
 
 
 def show_help(arguments: Sequence[str], text: str, options: Mapping[str, Option]) -> None:

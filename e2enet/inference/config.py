@@ -34,6 +34,7 @@ class PredictConfig:
     output: Path
     overlay: bool = False
     probabilities: bool = False
+    viewer: bool = False
     overwrite: bool = False
     mirror: bool = True
     step: float = 0.5
@@ -170,6 +171,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "output": (_is_path, "a folder"),
     "overlay": FLAG,
     "probabilities": FLAG,
+    "viewer": FLAG,
     "overwrite": FLAG,
     "mirror": FLAG,
     "step": (_is_step, "a number above 0 and up to 1"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import torch
 from e2enet.common.console import say
 from e2enet.common.errors import InputError
 from e2enet.data.formats.listing import note_companions
-from e2enet.data.formats.naming import Case
+from e2enet.data.formats.naming import Case, result_ending
 from e2enet.data.formats.problems import Problem
 from e2enet.data.formats.remarks import scan_warnings
 from e2enet.data.layouts.layout import Layout
@@ -30,11 +30,15 @@ from e2enet.network.engine import select_engine
 from e2enet.system.memory import give_back_freed_memory
 from e2enet.system.ranks import joined_team, launched
 
+# Output folder, a model, {label image: its case} -> a line for the console.
+Viewing = Callable[[Path, LoadedModel, Mapping[Path, Case]], str]
 AMP_TYPES = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
 
 
-def run_prediction(config: PredictConfig) -> dict[str, str]:
+def run_prediction(config: PredictConfig, view: Viewing | None = None) -> dict[str, str]:
     """Predict as configured; return {case: reason} of the failed cases.
+
+    `view` shows the predictions when all are done; its text goes to the console. The first process calls it.
 
     Under torchrun or srun every process calls this and predicts its share; each returns the failures of all.
 
@@ -93,6 +97,10 @@ def run_prediction(config: PredictConfig) -> dict[str, str]:
     else:
         text = f"all {len(cases)} cases are in {config.output}" + ", beside what is warned of above" * bool(left_out)
     say(text)
+    endings = {case.id: result_ending(case, config.file_ending) for case in cases}
+    done = {config.output / f"{case.id}{endings[case.id]}": case for case in cases if case.id not in failures}
+    if view is not None and done and team.rank == 0:
+        say(view(config.output, models[0], done))
     return failures
 
 

@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from e2enet.common.errors import InputError
-from e2enet.data.command import dataset_source
+from e2enet.data.command import dataset_of_run
 from e2enet.data.formats.dataset import RawDataset
 from e2enet.data.formats.grid import Geometry
 from e2enet.data.formats.volume import read_label_on, read_volume
@@ -78,10 +74,4 @@ class ScanReader:
         config: Mapping[str, Any] | None = self.runs.configs.get(key)
         if config is None:
             raise InputError(f"{path}: no such file; expected the config of a run")
-        try:
-            source = dataset_source(OmegaConf.create(dict(config)))
-        except (HydraException, OmegaConfBaseException, ImportError) as error:
-            raise InputError(f"{path}: its data section cannot be used ({error})") from error
-        if not Path(source.folder).is_dir():
-            raise InputError(f"{source.folder}: no such folder; expected the raw data that the runs were trained on")
-        return source.scan([])  # scored cases are listed; problems of other cases do not matter here
+        return dataset_of_run(config, path)

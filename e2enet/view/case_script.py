@@ -1,0 +1,230 @@
+"""What the viewer stores of one case: its scripts for the page, and its line in the list of cases."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from e2enet.common.files import atomic_path
+from e2enet.data.formats.grid import Geometry
+from e2enet.data.formats.naming import Case
+from e2enet.data.formats.scheme import LabelScheme
+from e2enet.data.formats.volume import read_label_on, read_volume
+from e2enet.view import volumes
+from e2enet.view.agreement import Agreement, compare_labels
+from e2enet.view.volumes import Box, Scan
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What labels and channels mean.
+
+    Attributes:
+        scheme: Names, regions that a network learned, ignore label.
+        label_map: Value in the references' files -> label.
+        regions: Name -> labels united, scored beside what was learned.
+        channels: Names of the images' channels; numbers where they are not known.
+    """
+
+    scheme: LabelScheme
+    label_map: Mapping[int, int] = field(default_factory=dict)
+    regions: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    channels: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Pane:
+    """One prediction of a case: the name of what made it, its label image, and its .npz of probabilities if kept."""
+
+    name: str
+    prediction: Path
+    probabilities: Path | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the viewer's list: a case (with its reference if `case.label` is set) and one or two predictions.
+
+    `note` says why it is shown, such as "worst of 40".
+    """
+
+    case: Case
+    panes: tuple[Pane, ...]
+    meaning: Meaning
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A written case: its line in the list (plain containers) and the bytes of its scripts."""
+
+    line: dict[str, Any]
+    num_bytes: int
+    is_cropped: bool
+
+
+def write_case(folder: Path, number: int, entry: Entry, *, whole: bool = False) -> Written:
+    """Write the scripts of a case into `folder`, named by its number; `whole` keeps large scans as they are.
+
+    Raises:
+        InputError: names the file. It cannot be read, or lies on another grid than the scan.
+    """
+    volume = read_volume(entry.case.images, unit=entry.case.unit)
+    geometry, meaning = volume.geometry, entry.meaning
+    channels = [volumes.to_ras(channel, geometry) for channel in volume.array]
+    reference = None
+    if entry.case.label is not None:
+        label = read_label_on(geometry, entry.case.label, meaning.label_map, entry.case.unit)
+        reference = volumes.to_ras(label, geometry)
+    maps = [volumes.to_ras(read_label_on(geometry, pane.prediction), geometry) for pane in entry.panes]
+    agreements = [
+        None if reference is None else compare_labels(labels, reference, meaning.scheme, meaning.regions)
+        for labels in maps
+    ]
+    is_large = not whole and any(map(volumes.is_large, channels))
+    labelled = maps if reference is None else [*maps, reference]
+    box = volumes.whole_box(geometry)
+    if is_large:
+        box = volumes.box_around([meaning.scheme.foreground(labels) for labels in labelled], geometry, volumes.MARGIN)
+    part = _Part(geometry, box)
+    scans = [(volumes.rounded_scan if is_large else volumes.exact_scan)(channel[box]) for channel in channels]
+    content = _content(part, scans, meaning, maps, reference, agreements)
+    num_bytes = _write_script(folder / f"{number}.js", f"case({number}, ", content)
+    for index, pane in enumerate(entry.panes):
+        if pane.probabilities is not None:
+            num_bytes += _write_probabilities(folder, number, index, pane.probabilities, part, meaning.scheme)
+    line = {
+        "case": entry.case.id,
+        "note": entry.note,
+        "shape": list(scans[0].array.shape),
+        "whole_shape": list(volumes.ras_shape(geometry)),
+        "exact": not is_large,
+        "bytes": num_bytes,
+        "reference": reference is not None,
+        "panes": [_pane_line(pane, agreement) for pane, agreement in zip(entry.panes, agreements, strict=True)],
+    }
+    return Written(line, num_bytes, is_large)
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """The part of a scan's grid that is stored."""
+
+    geometry: Geometry
+    box: Box
+
+    def encode(self, labels: np.ndarray) -> str:
+        """Return the part of a map (x, y, z) as `encode_nifti`: uint8, or int16 for labels above 255."""
+        part = labels[self.box]
+        kind = np.uint8 if part.max(initial=0) <= 255 else np.int16
+        return volumes.encode_nifti(part.astype(kind), self.affine)
+
+    @property
+    def affine(self) -> np.ndarray:
+        """Voxel of the part -> mm."""
+        return volumes.ras_affine(self.geometry, self.box)
+
+    def file_axes(self) -> list[dict[str, Any]]:
+        """Return for each axis of the file how its index follows from one of the part: index = start + sign * i."""
+        axes = []
+        for (axis, direction), size in zip(self.geometry.orientation.astype(int), self.geometry.shape, strict=True):
+            start = self.box[axis].start
+            axes.append(
+                {
+                    "axis": int(axis),
+                    "sign": int(direction),
+                    "start": int(start if direction > 0 else size - 1 - start),
+                }
+            )
+        return axes
+
+
+def script(call: str, content: Any) -> str:
+    """Return a line of JavaScript that hands plain containers to the page.
+
+    JSON in ASCII is JavaScript too: every other character is escaped, so that no text from outside can end a string.
+    """
+    return f"e2enet.{call}{json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(',', ':'))});\n"
+
+
+def _write_script(path: Path, call: str, content: Any) -> int:
+    text = script(call, content)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="ascii")
+    return len(text)
+
+
+def _write_probabilities(folder: Path, number: int, index: int, source: Path, part: _Part, scheme: LabelScheme) -> int:
+    """Write the probabilities of each class or region, without background, in a script that is loaded on demand."""
+    names = list(scheme.class_names.values())[1:]
+    channels: Iterator[np.ndarray] = volumes.read_probabilities(source, part.geometry)
+    if not scheme.regions:
+        next(channels)  # of background
+    encoded = [
+        {"name": name, "data": volumes.encode_nifti(channel[part.box], part.affine, 1 / 255)}
+        for name, channel in zip(names, channels, strict=False)
+    ]
+    return _write_script(folder / f"{number}-{index}.js", f"probabilities({number}, {index}, ", encoded)
+
+
+def _content(
+    part: _Part,
+    scans: Sequence[Scan],
+    meaning: Meaning,
+    maps: Sequence[np.ndarray],
+    reference: np.ndarray | None,
+    agreements: Sequence[Agreement | None],
+) -> dict[str, Any]:
+    """Return what the page loads when the case is clicked, in plain containers."""
+    names = list(meaning.channels)
+    if len(names) != len(scans):
+        names = ["scan"] if len(scans) == 1 else [f"channel {index}" for index in range(len(scans))]
+    inside = [labels[part.box] for labels in (maps if reference is None else [*maps, reference])]
+    differences = [one.difference[part.box] for one in agreements if one is not None]
+    return {
+        "channels": [_channel(name, scan, part) for name, scan in zip(names, scans, strict=True)],
+        "reference": None if reference is None else part.encode(reference),
+        "panes": [
+            {
+                "prediction": part.encode(labels),
+                "difference": None if agreement is None else part.encode(agreement.difference),
+            }
+            for labels, agreement in zip(maps, agreements, strict=True)
+        ],
+        "focus": _focus(inside[: len(maps)], differences, meaning.scheme),
+        "file": part.file_axes(),
+        "values": sorted({int(value) for labels in inside for value in np.unique(labels)} - {0}),
+        "probabilities": list(meaning.scheme.class_names.values())[1:],
+    }
+
+
+def _channel(name: str, scan: Scan, part: _Part) -> dict[str, Any]:
+    data = volumes.encode_nifti(scan.array, part.affine, scan.slope, scan.intercept)
+    return {"name": name, "data": data, "window": list(scan.window)}
+
+
+def _pane_line(pane: Pane, agreement: Agreement | None) -> dict[str, Any]:
+    return {
+        "name": pane.name,
+        "mean": None if agreement is None else agreement.mean,
+        "dice": {} if agreement is None else agreement.dice,
+        "probabilities": pane.probabilities is not None,
+    }
+
+
+def _focus(maps: Sequence[np.ndarray], differences: Sequence[np.ndarray], scheme: LabelScheme) -> list[int]:
+    """Return the voxel where the page opens: in each axis the slice with most wrong voxels, else most labelled ones."""
+    focus = []
+    for axis, size in enumerate(maps[0].shape):
+        others = tuple(other for other in range(3) if other != axis)
+        wrong = sum((one != 0).sum(axis=others) for one in differences)
+        filled = sum(scheme.foreground(labels).sum(axis=others) for labels in maps)
+        # Fullness only decides among equally wrong slices, since it adds less than 1.
+        found = wrong + filled / (np.max(filled) + 1)
+        focus.append(int(np.argmax(found)) if np.any(found) else size // 2)
+    return focus

@@ -1,0 +1,190 @@
+"""Find what a viewer shows: the predictions of a run or of a folder, with their scans, references and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from e2enet.common.errors import InputError, raise_problems
+from e2enet.common.files import read_remembered
+from e2enet.inference.finished import FOLDER as RECORDS
+from e2enet.view.case_script import Entry, Meaning, Pane
+
+if TYPE_CHECKING:
+    from e2enet.data.formats.naming import Case
+
+CONFIG = "config.yaml"
+VALIDATION = "validation"
+NAMED = 5  # cases that a message lists
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a viewer is to show, the folder of the first predictions, and warnings about what is left out."""
+
+    entries: list[Entry]
+    folder: Path
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class _Predictions:
+    """Predictions of one origin: their folder, their files by case, and the run that made them, if it is known."""
+
+    folder: Path
+    files: Mapping[str, Path]
+    run: Path | None
+
+    @property
+    def name(self) -> str:
+        """Name of the origin: the run's, with the folder where it is not the validation."""
+        if self.run is None:
+            return self.folder.resolve().name
+        part = "" if self.folder.name == VALIDATION else f", {self.folder.name}"
+        return f"{self.run.resolve().name}{part}"
+
+
+def find_entries(sources: Sequence[Path], images: Path | None = None, labels: Path | None = None) -> Found:
+    """Find the cases to show.
+
+    Args:
+        sources: One or two origins of predictions: a run folder (its validation cases), a folder of a run's
+            predictions, or any folder of label images. Of two, the cases that both have are shown side by side.
+        images: Folder of the scans, named like the predictions, with channels as in nnU-Net's layout; None: those of
+            the run's dataset, or `imagesTr` beside `labels` called `labelsTr` (Ts likewise).
+        labels: Folder of references; None: those of the run's dataset, or none.
+
+    Raises:
+        InputError: a folder is missing or holds nothing to show, or no scans are known.
+    """
+    origins = [_predictions(source) for source in sources]
+    names = [origin.name for origin in origins]
+    if len(set(names)) < len(names):
+        names = [f"{origin.folder.resolve().parent.name}/{name}" for origin, name in zip(origins, names, strict=True)]
+    warnings: list[str] = []
+    run = next((origin.run for origin in origins if origin.run is not None), None)
+    cases, meaning = _of_run(run) if run is not None else ({}, None)
+    if images is None and not cases:
+        images = _beside(labels)
+        if images is None:
+            raise InputError(
+                f"{sources[0]}: predictions without a run; expected --images FOLDER, the scans that they were made of"
+            )
+    if images is not None:
+        scans = _scans(images)
+        known = {case.id: case.label for case in cases.values()}
+        cases = {case.id: replace(case, label=known.get(case.id)) for case in scans}
+    if labels is not None:
+        references = _label_images(labels, "the references")
+        cases = {name: replace(case, label=references.get(name)) for name, case in cases.items()}
+    chosen = [case for case in origins[0].files if all(case in origin.files for origin in origins)]
+    lost = [case for case in chosen if case not in cases]
+    shown = [case for case in chosen if case in cases]
+    single = sorted({case for origin in origins for case in origin.files} - set(chosen))
+    if single:
+        warnings.append(f"not shown: {_listed(single)}, which only one of {' and '.join(names)} predicts")
+    if lost:
+        warnings.append(f"not shown: {_listed(lost)}, whose scans are not in {images or 'the dataset'}")
+    if not shown:
+        raise InputError("\n  - ".join([f"{sources[0]}: no prediction can be shown with its scan", *warnings]))
+    if meaning is None or labels is not None:
+        meaning = _named(meaning, labels, origins[0].folder, [cases[case] for case in shown], origins)
+    entries = [
+        Entry(
+            cases[case], tuple(_pane(origin, case, name) for origin, name in zip(origins, names, strict=True)), meaning
+        )
+        for case in shown
+    ]
+    return Found(entries, origins[0].run or origins[0].folder, warnings)
+
+
+def probabilities_of(prediction: Path, case: str) -> Path | None:
+    """Return the .npz that `predict probabilities=true` wrote beside a prediction; None if there is none."""
+    path = prediction.parent / f"{case}.npz"
+    # The record names what belongs to the label image: another .npz is of an earlier prediction, or of nnU-Net.
+    record = read_remembered(prediction.parent / RECORDS / f"{case}.json") or {}
+    return path if path.is_file() and path.suffix in record.get("more", ()) else None
+
+
+def _predictions(source: Path) -> _Predictions:
+    if (source / "sweep.json").is_file():
+        raise InputError(f"{source}: a sweep; expected one or two of its runs, or `e2enet report {source} --viewer`")
+    run = next((folder for folder in (source, source.resolve().parent) if (folder / CONFIG).is_file()), None)
+    folder = source / VALIDATION if run == source else source
+    if run == source and not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; expected the predictions of a run that ended (final.predict=true)")
+    files = _label_images(folder, "the predictions")
+    if not files:
+        raise InputError(f"{folder}: holds no label image; expected predictions, or a run folder")
+    return _Predictions(folder, files, run)
+
+
+def _pane(origin: _Predictions, case: str, name: str) -> Pane:
+    return Pane(name, origin.files[case], probabilities_of(origin.files[case], case))
+
+
+def _label_images(folder: Path, what: str) -> dict[str, Path]:
+    from e2enet.evaluation.pairing import find_label_images
+
+    problems: list[str] = []
+    found = find_label_images(folder, problems)
+    raise_problems(problems, f"{what} in {folder} cannot be used:")
+    return found
+
+
+def _of_run(run: Path) -> tuple[dict[str, Case], Meaning]:
+    """Return the labelled and other cases of a run's dataset, and what its labels mean."""
+    from e2enet.data.command import dataset_of_run
+    from e2enet.runs.folders import read_config
+
+    dataset = dataset_of_run(read_config(run), run / CONFIG)
+    cases = {case.id: case for case in (*dataset.training, *dataset.validation, *dataset.test)}
+    return cases, Meaning(dataset.scheme, dataset.label_map, dataset.regions, dataset.channels)
+
+
+def _scans(images: Path) -> list[Case]:
+    """Return the cases of a folder of scans; files without a partner of a multi-channel case are left out."""
+    from e2enet.data.formats.naming import find_named_cases
+    from e2enet.data.formats.problems import Problem
+
+    problems: list[Problem] = []
+    return find_named_cases(images, 0, problems=problems)
+
+
+def _beside(labels: Path | None) -> Path | None:
+    """Return imagesTr beside labelsTr, as in the Decathlon's and nnU-Net's layouts; None if there is no such folder."""
+    if labels is None or not labels.resolve().name.startswith("labels"):
+        return None
+    images = labels.resolve().with_name(labels.resolve().name.replace("labels", "images", 1))
+    return images if images.is_dir() else None
+
+
+def _named(
+    known: Meaning | None,
+    labels: Path | None,
+    predictions: Path,
+    cases: Sequence[Case],
+    origins: Sequence[_Predictions],
+) -> Meaning:
+    """Name the labels by a dataset.json beside the references or the predictions, else by their values in the files."""
+    from e2enet.data.formats.description import read_class_names
+    from e2enet.data.formats.scheme import LabelScheme
+    from e2enet.evaluation.images import read_label_image
+
+    for folder in (labels, predictions):
+        scheme = None if folder is None else read_class_names(folder)
+        if scheme is not None:
+            return Meaning(scheme)
+    if known is not None:
+        return Meaning(known.scheme, {}, known.regions, known.channels)
+    files = [case.label for case in cases if case.label] or [
+        origin.files[case.id] for origin in origins for case in cases
+    ]
+    values = {value for path in files for value in read_label_image(path).values}
+    return Meaning(LabelScheme({0: "background", **{value: str(value) for value in sorted(values - {0})}}))
+
+
+def _listed(cases: Sequence[str]) -> str:
+    return ", ".join(cases[:NAMED]) + f" and {len(cases) - NAMED} more" * (len(cases) > NAMED)

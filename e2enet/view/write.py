@@ -1,0 +1,124 @@
+"""Write a viewer: one folder with a page, its cases as scripts, and NiiVue, which opens from disk without a server."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from e2enet.common.console import track
+from e2enet.common.errors import InputError
+from e2enet.common.files import TEMPORARY, atomic_path
+from e2enet.inference.contours import DASHES, label_styles
+from e2enet.view.agreement import DIFFERENCES
+from e2enet.view.case_script import Entry, Meaning, Written, script, write_case
+
+PAGE = "index.html"
+CASES = "cases"
+LIST = "list.js"
+MARK = "// A viewer of e2enet: replaced by the next one that is written to this folder.\n"
+IGNORED_COLOUR = "#8A94A3"
+# Beside the classes' colours, and apart from each other for colour-blind readers.
+DIFFERENCE_COLOURS = ("#FF4D4D", "#4DB2FF", "#FFE04D")
+
+
+@dataclass(frozen=True)
+class Viewer:
+    """A written viewer: its page, the number of cases, their bytes, and how many were cropped to their labels."""
+
+    page: Path
+    num_cases: int
+    num_bytes: int
+    num_cropped: int
+
+    def describe(self) -> str:
+        """Return a line for the console."""
+        cases = f"{self.num_cases} case{'s' * (self.num_cases != 1)}, {spell_size(self.num_bytes)}"
+        cropped = f", {self.num_cropped} of them cropped to their labels and stored as 8 bit" * bool(self.num_cropped)
+        return f"{cases}{cropped}; open {self.page} in a browser"
+
+
+def spell_size(num_bytes: int) -> str:
+    """Format a size as "400 kB", "1.4 MB" or "12 MB"."""
+    if num_bytes < 1e6:
+        return f"{num_bytes / 1e3:.0f} kB"
+    return f"{num_bytes / 1e6:.{1 if num_bytes < 1e7 else 0}f} MB"
+
+
+def require_viewer_folder(folder: Path) -> None:
+    """Raise InputError if `folder` holds anything but a viewer: nothing else is ever replaced."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    if folder.exists() and not is_viewer(folder):
+        raise InputError(f"{folder}: exists and is no viewer; expected another folder (--output) or an earlier viewer")
+
+
+def is_viewer(folder: Path) -> bool:
+    """Whether the folder was written by `write_viewer`."""
+    path = folder / LIST
+    return path.is_file() and path.read_bytes().startswith(MARK.encode())
+
+
+def write_viewer(folder: Path, title: str, entries: Sequence[Entry], *, whole: bool = False) -> Viewer:
+    """Write the viewer of some cases; an earlier viewer in `folder` is replaced when the new one is complete.
+
+    Args:
+        folder: Where the viewer goes. It is written beside its place and moved there at the end.
+        title: Heading of the page.
+        entries: The cases in the order of their numbers; the page sorts them by Dice.
+        whole: Whether large scans are kept whole with their own values.
+
+    Raises:
+        InputError: the folder holds something else, or a file cannot be shown (`write_case`).
+    """
+    require_viewer_folder(folder)
+    meanings = list({id(entry.meaning): entry.meaning for entry in entries}.values())
+    numbers = {id(meaning): index for index, meaning in enumerate(meanings)}
+    written: list[Written] = []
+    old = folder.parent / f"{TEMPORARY}{uuid.uuid4().hex[:8]}-{folder.name}"
+    with atomic_path(folder) as temporary:
+        (temporary / CASES).mkdir(parents=True)
+        for number, entry in enumerate(track(entries, "Writing the viewer's cases")):
+            written.append(write_case(temporary / CASES, number, entry, whole=whole))
+        lines = [
+            {**one.line, "meaning": numbers[id(entry.meaning)]} for one, entry in zip(written, entries, strict=True)
+        ]
+        content = {"title": title, "meanings": [_plain(meaning) for meaning in meanings], "cases": lines}
+        content["differences"] = [
+            {"value": value, "name": name, "colour": colour}
+            for (value, name), colour in zip(DIFFERENCES.items(), DIFFERENCE_COLOURS, strict=True)
+        ]
+        (temporary / LIST).write_text(MARK + script("list(", content), encoding="ascii")
+        for source in files("e2enet.view").joinpath("page").iterdir():
+            (temporary / source.name).write_bytes(source.read_bytes())
+        if folder.exists():
+            folder.rename(old)
+    shutil.rmtree(old, ignore_errors=True)
+    return Viewer(
+        folder / PAGE, len(written), sum(one.num_bytes for one in written), sum(one.is_cropped for one in written)
+    )
+
+
+def _plain(meaning: Meaning) -> dict[str, object]:
+    """Return names and colours of labels as the page needs them; the colours are those of overlays and reports."""
+    scheme = meaning.scheme
+    styles = label_styles(scheme.names)
+    labels = [
+        {
+            "value": value,
+            "name": scheme.file_names[value],
+            "colour": style.colour,
+            # After the seventh class the colours repeat, with dashed and then dotted outlines.
+            "dash": DASHES.index(style.dashes),
+            "ignored": False,
+        }
+        for value, style in styles.items()
+    ]
+    if scheme.ignore is not None:
+        name = scheme.file_names[scheme.ignore]
+        labels.append({"value": scheme.ignore, "name": name, "colour": IGNORED_COLOUR, "dash": 2, "ignored": True})
+    regions = [{"name": name, "labels": list(united)} for name, united in {**scheme.regions, **meaning.regions}.items()]
+    return {"labels": labels, "regions": regions}
