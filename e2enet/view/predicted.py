@@ -20,7 +20,7 @@ def view_predicted(output: Path, model: LoadedModel, predictions: Mapping[Path, 
     Args:
         output: The folder of the predictions.
         model: The model that made them, or one of several: they share their labels.
-        predictions: Label image -> its case, whose reference is shown if the input had one.
+        predictions: Label image -> its case.
     """
     meaning = Meaning(model.scheme, model.label_map, model.regions, model.channels)
     name = output.resolve().name

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,6 +24,7 @@ from e2enet.inference.predictor import WindowSettings, predict_case
 from e2enet.inference.run import resolve_device, run_prediction
 from e2enet.network.e2enet import E2ENet
 from e2enet.network.engine import select_engine
+from e2enet.view.predicted import view_predicted
 
 PROJECT = Path(__file__).parents[2]
 
@@ -158,6 +162,22 @@ def test_probabilities_and_overlay(write_checkpoint, scans, scan):
     assert (config.output / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_viewer_shows_what_was_predicted(write_checkpoint, scans):
+    (scans / "b.nii.gz").write_bytes(b"no image")
+    config = settings(write_checkpoint(), scans, probabilities=True)
+    assert list(run_prediction(config, view_predicted)) == ["b"]
+    viewer = config.output / "viewer"
+    content = json.loads((viewer / "list.js").read_text().splitlines()[1].removeprefix("e2enet.list(")[:-2])
+    (line,) = content["cases"]  # the failed case is left out
+    assert line["case"] == "a" and line["panes"][0]["probabilities"] and not line["reference"]
+    assert [label["name"] for label in content["meanings"][0]["labels"]] == ["liver", "spleen"]
+    shown = json.loads((viewer / "cases" / "0.js").read_text().removeprefix("e2enet.case(0, ")[:-3])
+    image = nib.Nifti1Image.from_bytes(gzip.decompress(base64.b64decode(shown["panes"][0]["prediction"])))
+    expected = nib.as_closest_canonical(nib.load(config.output / "a.nii.gz"))
+    np.testing.assert_array_equal(np.asarray(image.dataobj), np.asarray(expected.dataobj))
+    np.testing.assert_allclose(image.affine, expected.affine, atol=1e-4)
+
+
 def test_labels_do_not_depend_on_asking_for_probabilities(write_checkpoint, scans):
     model, (case,) = load_model(write_checkpoint()), find_cases(scans, 1, ".nii.gz")
     plain = predict_case([model], case, WindowSettings())
@@ -247,7 +267,11 @@ def test_command(write_checkpoint, scans, tmp_path):
     assert visible(tmp_path / "out") == ["a.nii.gz"]
     assert list(folder.iterdir()) == []
     (scans / "b.nii.gz").unlink()
-    assert run_command(*given, folder=folder).returncode == 0
+    assert run_command(*given, "viewer=true", folder=folder).returncode == 0
+    assert (tmp_path / "out" / "viewer" / "index.html").is_file()
+    (tmp_path / "out" / "viewer" / "list.js").unlink()  # anything but a viewer: told before anything is predicted
+    refused = run_command(*given, "viewer=true", "overwrite=true", folder=folder)
+    assert refused.returncode == 2 and "viewer: exists and is no viewer; expected another" in refused.stderr
 
 
 def test_command_lists_every_mistake(tmp_path):

@@ -34,12 +34,13 @@ def test_help_explains_every_key():
 
 def test_every_key_is_read():
     config = composed(
-        "checkpoint=[a,b]", "input=i", "output=o", "overlay=true", "probabilities=true", "overwrite=true",
-        "mirror=false", "step=0.25", "batch_size=4", "device=cuda:1", "precision=16", "engine=dense",
+        "checkpoint=[a,b]", "input=i", "output=o", "overlay=true", "probabilities=true", "viewer=true",
+        "overwrite=true", "mirror=false", "step=0.25", "batch_size=4", "device=cuda:1", "precision=16", "engine=dense",
         "trust=[a.B]",
     )  # fmt: skip
     assert config == PredictConfig(
-        *((Path("a"), Path("b")), Path("i"), Path("o"), True, True, True, False, 0.25, 4, "cuda:1", "16", "dense"),
+        *((Path("a"), Path("b")), Path("i"), Path("o"), True, True, True, True, False, 0.25, 4, "cuda:1", "16"),
+        engine="dense",
         trust=("a.B",),
     )
 
