@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.callbacks import WeightAveraging
 
 from e2enet.common.config_check import Conflict
 from e2enet.common.errors import InputError, first_line
@@ -27,7 +26,6 @@ from e2enet.network.build import CHANNELS, OFFERED, is_e2enet, network_class
 from e2enet.network.engine.select import COMPILED, ONLY_GROUPS, RECOMPUTED
 from e2enet.runs.ablations import ablation_problems
 from e2enet.training.loggers import is_wandb
-from e2enet.training.weight_averaging import MaskedWeightAveraging
 
 # Lightning logger -> packages, of which it needs one.
 LOGGER_PACKAGES = {
@@ -215,7 +213,8 @@ def _averages(callbacks: Mapping[str, Mapping[str, Any] | None] | None, masks: b
         target = None if section is None else resolve_target(str(section["_target_"]))
         if not masks or section is None or not isinstance(target, type):
             continue
-        if issubclass(target, WeightAveraging) and not issubclass(target, MaskedWeightAveraging):
+        bases = {base.__name__ for base in target.__mro__}  # by name: Lightning has them from 2.6 on
+        if "WeightAveraging" in bases and "MaskedWeightAveraging" not in bases:
             return (
                 f"callbacks.{name}: {section['_target_']} averages masks too, which would let pruned kernels live; "
                 "expected callbacks=weight_averaging, or dsff=dense"

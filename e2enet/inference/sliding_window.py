@@ -73,7 +73,8 @@ def predict_planes(
     for depth, following in zip(depths, [*depths[1:], grid.shape[0]], strict=True):
         totals: list[Tensor] = []
         for corners in in_batches(grid.layer(depth), batch_size):
-            windows = torch.stack([volume[(slice(None), *grid.box(corner))] for corner in corners]).to(device)
+            boxes = [(slice(None), *grid.box(corner)) for corner in corners]
+            windows = torch.stack([volume[box] for box in boxes]).to(device)
             for network, mirrored in passes:
                 with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
                     logits = network(windows.flip([axis + 2 for axis in mirrored]) if mirrored else windows)

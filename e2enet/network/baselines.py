@@ -7,6 +7,7 @@ all of them, full resolution first. None has fusion layers, so DSFF finds nothin
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -136,10 +137,13 @@ class SwinUNETR(nn.Module):
         from monai.networks.nets import SwinUNETR as MonaiSwinUNETR
 
         self.in_channels = in_channels
+        # Until 1.4 MONAI asks for a size, which it only checks.
+        size = {"img_size": (64, 64, 64)} if "img_size" in inspect.signature(MonaiSwinUNETR).parameters else {}
+        features = 12 * max(1, round(base_features / 12))
         with warnings.catch_warnings():  # MONAI warns about its own future arguments
             warnings.simplefilter("ignore", FutureWarning)
             self.inner: Any = MonaiSwinUNETR(
-                in_channels, num_classes, feature_size=12 * max(1, round(base_features / 12))
+                in_channels=in_channels, out_channels=num_classes, feature_size=features, **size
             )
 
     def forward(self, x: Tensor) -> Tensor:

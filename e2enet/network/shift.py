@@ -214,9 +214,8 @@ def shift_concat(sources: Sequence[Tensor], shift_size: int = 3) -> Tensor:
         sources = [source.reshape(*source.shape[:2], *whole_size(source)) for source in sources]
     if shift_size == 1 and len(sources) == 1:
         return sources[0]
-    dtypes = {source.dtype for source in sources}
-    if len(dtypes) > 1:
-        lowest = min(dtypes, key=lambda dtype: dtype.itemsize)
+    if any(source.dtype != sources[0].dtype for source in sources):
+        lowest = min([source.dtype for source in sources], key=lambda dtype: dtype.itemsize)
         sources = [source.to(lowest) for source in sources]
     if plain:
         return torch.cat(

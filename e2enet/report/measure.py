@@ -12,7 +12,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ def network_key(run: Path) -> str:
 
 def _measure(run: Path, device: str, repeats: int) -> dict[str, Any]:
     """Measure both figures of one network, or return the error of the first that failed."""
-    entry: dict[str, Any] = {"commands": {}, "measured": datetime.now(UTC).isoformat(timespec="seconds")}
+    entry: dict[str, Any] = {"commands": {}, "measured": datetime.now(timezone.utc).isoformat(timespec="seconds")}
     for figure, name in FIGURES.items():
         arguments = ["-m", "e2enet.report.measure_network", str(run), figure, "--device", device]
         arguments += ["--repeats", str(repeats)] if figure == "latency" else []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
@@ -193,7 +193,7 @@ def _state_of(content: Mapping[str, Any], folder: Path, held: bool) -> JobState:
     started = datetime.fromisoformat(content["started"])
     seconds = float(content["seconds"])
     if state == "running":
-        until = datetime.now(UTC) if held else _last_sign_of_life(folder)
+        until = datetime.now(timezone.utc) if held else _last_sign_of_life(folder)
         seconds += max(0.0, (until - started).total_seconds())
         state = "running" if held else "interrupted"
     return JobState(
@@ -211,7 +211,7 @@ def _state_of(content: Mapping[str, Any], folder: Path, held: bool) -> JobState:
 
 def _last_sign_of_life(folder: Path) -> datetime:
     found = [path for path in (folder / name for name in SIGNS_OF_LIFE) if path.is_file()]
-    return datetime.fromtimestamp(max(path.stat().st_mtime for path in found), UTC)
+    return datetime.fromtimestamp(max(path.stat().st_mtime for path in found), timezone.utc)
 
 
 def _manifest_sweep(folder: Path) -> Sweep:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ def record_start(folder: Path, key: str) -> None:
         {
             "key": key,
             "state": "running",
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "ended": None,
             "seconds": before.seconds,
             "attempts": before.attempts + 1,
@@ -37,7 +37,7 @@ def record_start(folder: Path, key: str) -> None:
 def record_end(folder: Path, state: State, *, score: float | None = None, error: JobError | None = None) -> None:
     """Record how the attempt ended and add the seconds that it took."""
     content = read_json(folder / JOB_FILE)
-    now = datetime.now(UTC)
+    now = datetime.now(timezone.utc)
     content |= {
         "state": state,
         "ended": now.isoformat(timespec="seconds"),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, TypedDict
 
 import pytest
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from e2enet.common.signatures import annotation_rule, build_nested, build_part, signature_of
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ def test_running_is_what_somebody_holds(tmp_path: Path) -> None:
     with claimed_folder(tmp_path) as held:
         assert held
         state = job_state(tmp_path)
-    waited = (datetime.now(UTC) - datetime.fromisoformat(STARTED)).total_seconds()
+    waited = (datetime.now(timezone.utc) - datetime.fromisoformat(STARTED)).total_seconds()
     assert state.state == "running" and state.attempts == 2 and state.host == "node1"
     assert 100 < state.seconds <= 100 + waited
 

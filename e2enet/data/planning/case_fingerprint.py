@@ -62,7 +62,8 @@ class Measuring:
         image, label = volumes.image, volumes.label
         assert label is not None
         box = crop_to_nonzero(image.array)
-        cropped, inside = image.array[(slice(None), *box)], self.dataset.scheme.foreground(label[box])
+        of_all_channels = (slice(None), *box)
+        cropped, inside = image.array[of_all_channels], self.dataset.scheme.foreground(label[box])
         depth, height, width = inside.shape
         row = CaseFingerprint(case.id, image.spacing, (depth, height, width), inside.size / label.size)
         with atomic_path(self._path(case)) as temporary:

@@ -54,7 +54,8 @@ def preprocess(volume: Volume, plan: Plan) -> Preprocessed:
             f"the image was read with depth axis {volume.geometry.depth_axis}, the plan has {plan.depth_axis}"
         )
     box = crop_to_nonzero(volume.array)
-    cropped = volume.array[(slice(None), *box)]
+    of_all_channels = (slice(None), *box)
+    cropped = volume.array[of_all_channels]
     shape = resampled_shape(cropped.shape[1:], volume.spacing, plan.spacing)
     axis = separate_axis(volume.spacing, plan.spacing)
     inside = nonzero_mask(cropped) if plan.masked_channels else None
