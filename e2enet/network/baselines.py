@@ -137,8 +137,9 @@ class SwinUNETR(nn.Module):
         from monai.networks.nets import SwinUNETR as MonaiSwinUNETR
 
         self.in_channels = in_channels
+        arguments = inspect.signature(MonaiSwinUNETR).parameters
         # Until 1.4 MONAI asks for a size, which it only checks.
-        size = {"img_size": (64, 64, 64)} if "img_size" in inspect.signature(MonaiSwinUNETR).parameters else {}
+        size: dict[str, Any] = {"img_size": (64, 64, 64)} if "img_size" in arguments else {}
         features = 12 * max(1, round(base_features / 12))
         with warnings.catch_warnings():  # MONAI warns about its own future arguments
             warnings.simplefilter("ignore", FutureWarning)

@@ -215,7 +215,9 @@ def shift_concat(sources: Sequence[Tensor], shift_size: int = 3) -> Tensor:
     if shift_size == 1 and len(sources) == 1:
         return sources[0]
     if any(source.dtype != sources[0].dtype for source in sources):
-        lowest = min([source.dtype for source in sources], key=lambda dtype: dtype.itemsize)
+        lowest = sources[0].dtype
+        for source in sources:  # a loop: torch 2.6 compiles no min() with a key
+            lowest = source.dtype if source.dtype.itemsize < lowest.itemsize else lowest
         sources = [source.to(lowest) for source in sources]
     if plain:
         return torch.cat(

@@ -8,7 +8,7 @@ import sys
 # Modules of any distribution that `pip install e2enet` would not bring cannot be imported in this process.
 ONLY_BASE = """
 import importlib.machinery, re, sys
-from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+from importlib.metadata import PackageNotFoundError, distributions as installed, requires
 
 kept, waiting = {"e2enet"}, ["torch", "numpy", "numba"]
 while waiting:
@@ -23,7 +23,10 @@ while waiting:
     waiting += [re.match(r"[\\w.-]+", need)[0] for need in needs if "extra ==" not in need]
 
 
-distributions = packages_distributions()
+distributions = {}
+for one in installed():
+    for path in one.files or ():
+        distributions.setdefault(path.parts[0].partition(".")[0], set()).add(one.metadata["Name"])
 brought = {top for top, names in distributions.items() if kept & {name.lower().replace("_", "-") for name in names}}
 
 

@@ -25,6 +25,7 @@ from e2enet.data.formats.nifti import MAX_COMPRESSION, cut_off
 SLICE_ENDINGS = (".dcm", ".dicom", ".ima")
 MAGIC_OFFSET, MAGIC = 128, b"DICM"
 INDEX = "DICOMDIR"  # lists the files of a disc; it begins like a DICOM image
+PIXELS = bytes.fromhex("e07f1000")  # tag of the pixels, little-endian
 SERIES = "0020|000e"  # SeriesInstanceUID
 ALIKE = 1e-4  # directions and spacings of one volume's slices differ by rounding only
 NAMED = 3
@@ -109,10 +110,28 @@ def _read_headers(folder: Path, files: list[Path]) -> list[_Slice]:
 
 def _read_header(path: Path) -> _Slice:
     reader = open_reader(path, "GDCMImageIO")
+    _require_whole(path, reader)
     series = reader.GetMetaData(SERIES).strip() if reader.HasMetaDataKey(SERIES) else ""
     origin, direction, spacing = (np.array(get()) for get in (reader.GetOrigin, reader.GetDirection, reader.GetSpacing))
     place = origin, direction.reshape(3, 3), spacing
     return _Slice(path, series, tuple(reader.GetSize()), *place, reader.GetPixelID(), reader.GetNumberOfComponents())
+
+
+def _require_whole(path: Path, reader: SimpleITK.ImageFileReader) -> None:
+    """Raise InputError if uncompressed pixels end before their stated length: older GDCM reads zeros there."""
+    tags = ("0028|0010", "0028|0011", "0028|0100", "0028|0002")  # rows, columns, bits, samples
+    if not all(map(reader.HasMetaDataKey, tags)):
+        return
+    rows, columns, bits, samples = (int(reader.GetMetaData(tag)) for tag in tags)
+    expected, content = rows * columns * samples * bits // 8, path.read_bytes()
+    start = content.find(PIXELS)
+    while start >= 0:
+        # An explicit type of two letters and two empty bytes stand before the length, or nothing does.
+        at = start + len(PIXELS) + 4 * content[start + len(PIXELS) : start + len(PIXELS) + 2].isalpha()
+        length = int.from_bytes(content[at : at + 4], "little")
+        if length in (expected, expected + 1) and at + 4 + length > len(content):
+            raise cut_off(path, f"{length} bytes of pixels expected, the file has {len(content) - at - 4}")
+        start = content.find(PIXELS, start + 1)
 
 
 def _require_one_volume(folder: Path, slices: list[_Slice]) -> None:
