@@ -52,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         output=given.output,
         reference=given.reference,
         compare=tuple(given.compare) if given.compare else None,
+        viewer=given.viewer,
     )
     for path in written:
         say(f"written: {path}")
@@ -76,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs=2,
         help="two rows to show side by side on the same slices (default: the reference and the best other)",
     )
+    add("--viewer", action="store_true", help="also write a viewer of the cases in the pictures, linked from the page")
     add("--measure", action="store_true", help="first measure latency and memory of networks not yet measured here")
     return parser
 

@@ -19,6 +19,7 @@ from e2enet.report.results.runs import load_runs
 from e2enet.report.tables.markup import joined, markdown_text, to_latex, to_markdown, write_values
 from e2enet.report.tables.sections import Report, Section, build_report
 from e2enet.report.tables.table import Table
+from e2enet.report.viewer import link_viewer
 
 SHARES = ("best", "dice", "nsd")  # columns of jobs in [0, 1], written in percent as in all tables
 
@@ -33,6 +34,7 @@ def write_report(
     output: Path | None = None,
     reference: str | None = None,
     compare: tuple[str, str] | None = None,
+    viewer: bool = False,
 ) -> list[Path]:
     """Read a sweep and write its report; return the paths of the tables and, last, of the page.
 
@@ -42,6 +44,7 @@ def write_report(
         output: Where to write; None: `folder`/report.
         reference: The row that others are tested against; None: each experiment's own.
         compare: Two rows to show side by side; None: the reference and the best other.
+        viewer: Whether to write output/viewer too, which shows the cases of the pictures in planes and 3D.
 
     Raises:
         InputError: the folder holds no sweep, or no experiment has such rows.
@@ -55,6 +58,8 @@ def write_report(
     if report.unfinished.lines:
         _print(report.unfinished)
     pictures = draw_pictures(report, output / "figures", compare=compare)
+    if viewer:
+        pictures = link_viewer(runs, pictures, output)
     return [*written, write_page(output / PAGE, report, pictures)]
 
 

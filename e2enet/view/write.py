@@ -75,8 +75,8 @@ def write_viewer(folder: Path, title: str, entries: Sequence[Entry], *, whole: b
         InputError: the folder holds something else, or a file cannot be shown (`write_case`).
     """
     require_viewer_folder(folder)
-    meanings = list({id(entry.meaning): entry.meaning for entry in entries}.values())
-    numbers = {id(meaning): index for index, meaning in enumerate(meanings)}
+    meanings = [_plain(entry.meaning) for entry in entries]
+    different = [meaning for index, meaning in enumerate(meanings) if meaning not in meanings[:index]]
     written: list[Written] = []
     old = folder.parent / f"{TEMPORARY}{uuid.uuid4().hex[:8]}-{folder.name}"
     with atomic_path(folder) as temporary:
@@ -84,9 +84,9 @@ def write_viewer(folder: Path, title: str, entries: Sequence[Entry], *, whole: b
         for number, entry in enumerate(track(entries, "Writing the viewer's cases")):
             written.append(write_case(temporary / CASES, number, entry, whole=whole))
         lines = [
-            {**one.line, "meaning": numbers[id(entry.meaning)]} for one, entry in zip(written, entries, strict=True)
+            {**one.line, "meaning": different.index(meaning)} for one, meaning in zip(written, meanings, strict=True)
         ]
-        content = {"title": title, "meanings": [_plain(meaning) for meaning in meanings], "cases": lines}
+        content = {"title": title, "meanings": different, "cases": lines}
         content["differences"] = [
             {"value": value, "name": name, "colour": colour}
             for (value, name), colour in zip(DIFFERENCES.items(), DIFFERENCE_COLOURS, strict=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from e2enet.common.console import track
 from e2enet.common.errors import InputError
-from e2enet.report.pictures.cases import best_other, telling_pairs, worst_and_best
+from e2enet.report.pictures.cases import CaseScore, best_other, telling_pairs, worst_and_best
 from e2enet.report.pictures.classes import draw_class_dice
 from e2enet.report.pictures.connections import draw_connections
 from e2enet.report.pictures.curves import draw_learning_curves, draw_topology
@@ -27,6 +27,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class ShownCase:
+    """A case in a picture: why it is shown, and the predictions beside its reference by the name of their row."""
+
+    title: str
+    predictions: tuple[tuple[str, CaseScore], ...]
+
+
+@dataclass(frozen=True)
 class Picture:
     """A picture of the report.
 
@@ -36,6 +44,8 @@ class Picture:
         path: Its file for the page, SVG or PNG; an SVG has a PDF beside it. None if it could not be drawn.
         problem: Why it could not be drawn.
         folded: Hidden on the page until it is opened.
+        cases: The cases that it shows.
+        links: (text, address relative to the page) of these cases in the viewer, if one was written.
     """
 
     title: str
@@ -43,6 +53,8 @@ class Picture:
     path: Path | None = None
     problem: str = ""
     folded: bool = False
+    cases: tuple[ShownCase, ...] = ()
+    links: tuple[tuple[str, str], ...] = ()
 
 
 def draw_pictures(report: Report, folder: Path, *, compare: tuple[str, str] | None = None) -> dict[str, list[Picture]]:
@@ -111,7 +123,12 @@ def _draw_cases(
         if chosen:
             picture = _save_cases(
                 folder / f"{_file_name(name, 'cases', str(number), row.label)}.png",
-                Picture(f"Worst and best case: {row.label}", WORST_AND_BEST, folded=bool(pictures)),
+                Picture(
+                    f"Worst and best case: {row.label}",
+                    WORST_AND_BEST,
+                    folded=bool(pictures),
+                    cases=tuple(ShownCase(score.title, ((row.label, score),)) for score in chosen),
+                ),
                 lambda chosen=chosen: draw_worst_and_best(reader, chosen),  # type: ignore[misc]
             )
             pictures.append(picture)
@@ -121,7 +138,13 @@ def _draw_cases(
         names = (first.label, second.label)
         picture = _save_cases(
             folder / f"{_file_name(name, 'side-by-side')}.png",
-            Picture(f"Side by side: {first.label} and {second.label}", SIDE_BY_SIDE),
+            Picture(
+                f"Side by side: {first.label} and {second.label}",
+                SIDE_BY_SIDE,
+                cases=tuple(
+                    ShownCase(pair.title, tuple(zip(names, (pair.first, pair.second), strict=True))) for pair in pairs
+                ),
+            ),
             lambda: draw_side_by_side(reader, names, pairs),
         )
         pictures.append(picture)
@@ -133,8 +156,8 @@ def _save_cases(path: Path, picture: Picture, draw: Callable[[], Figure]) -> Pic
     try:
         figure = draw()
     except InputError as error:
-        return Picture(picture.title, picture.caption, problem=str(error), folded=picture.folded)
-    return Picture(picture.title, picture.caption, save_figure(figure, path), folded=picture.folded)
+        return replace(picture, problem=str(error), cases=())
+    return replace(picture, path=save_figure(figure, path))
 
 
 def _said_once(pictures: Sequence[Picture]) -> list[Picture]:

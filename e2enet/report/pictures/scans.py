@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from e2enet.common.errors import InputError
 from e2enet.data.command import dataset_of_run
 from e2enet.data.formats.dataset import RawDataset
 from e2enet.data.formats.grid import Geometry
+from e2enet.data.formats.naming import Case
 from e2enet.data.formats.volume import read_label_on, read_volume
 from e2enet.report.results.runs import Runs
 
@@ -39,21 +41,27 @@ class Scan:
 
 
 class ScanReader:
-    """Reads the cases of a sweep's runs; each dataset's files are looked up once.
+    """Reads the cases of a sweep's runs. `dataset(key)` lists the files of a job's raw dataset, once.
 
     Every method raises InputError for missing files: the raw data may lie on another machine than the report.
     """
 
     def __init__(self, runs: Runs) -> None:
         self.runs = runs
-        self._dataset = cache(self._read_dataset)
+        self.dataset = cache(self._read_dataset)
 
-    def scan(self, key: str, case: str) -> Scan:
-        """Read image and reference of a case that the job `key` validated on."""
-        dataset = self._dataset(key)
+    def case(self, key: str, case: str) -> Case:
+        """Return the files of a case that the job `key` validated on."""
+        dataset = self.dataset(key)
         found = {item.id: item for item in (*dataset.training, *dataset.validation, *dataset.test)}.get(case)
         if found is None or found.label is None:
             raise InputError(f"{dataset.folder}: has no labelled case {case}, which {self.runs.job_folder(key)} scored")
+        return found
+
+    def scan(self, key: str, case: str) -> Scan:
+        """Read image and reference of a case that the job `key` validated on."""
+        dataset, found = self.dataset(key), self.case(key, case)
+        assert found.label is not None
         volume = read_volume(found.images, unit=found.unit)
         reference = read_label_on(volume.geometry, found.label, dataset.label_map, found.unit)
         ignored = reference == (-1 if dataset.scheme.ignore is None else dataset.scheme.ignore)
@@ -62,11 +70,14 @@ class ScanReader:
 
     def prediction(self, key: str, scan: Scan) -> np.ndarray:
         """Read the prediction of the job `key` for the case: labels (D, H, W) on the scan's grid."""
-        ending = self._dataset(key).file_ending
-        path = self.runs.job_folder(key) / "validation" / f"{scan.case}{ending}"
+        return read_label_on(scan.geometry, self.prediction_file(key, scan.case))
+
+    def prediction_file(self, key: str, case: str) -> Path:
+        """Return the label image that the job `key` predicted of a case."""
+        path = self.runs.job_folder(key) / "validation" / f"{case}{self.dataset(key).file_ending}"
         if not path.is_file():
             raise InputError(f"{path}: no such file; expected the prediction that was scored")
-        return read_label_on(scan.geometry, path)
+        return path
 
     def _read_dataset(self, key: str) -> RawDataset:
         """List the raw dataset of a job's config.yaml; relative paths start from the working directory."""
