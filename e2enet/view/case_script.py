@@ -94,6 +94,9 @@ def write_case(folder: Path, number: int, entry: Entry, *, whole: bool = False) 
     part = _Part(geometry, box)
     scans = [(volumes.rounded_scan if is_large else volumes.exact_scan)(channel[box]) for channel in channels]
     content = _content(part, scans, meaning, maps, reference, agreements)
+    inside = np.any([meaning.scheme.foreground(labels[box]) for labels in labelled], axis=0)
+    for stored, channel in zip(content["channels"], channels, strict=True):
+        stored["label_window"] = volumes.label_window(channel[box], inside)
     num_bytes = _write_script(folder / f"{number}.js", f"case({number}, ", content)
     for index, pane in enumerate(entry.panes):
         if pane.probabilities is not None:

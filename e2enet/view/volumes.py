@@ -119,6 +119,18 @@ def rounded_scan(array: np.ndarray) -> Scan:
     return Scan(stored, slope, low, (low, high), exact=False)
 
 
+def label_window(array: np.ndarray, labelled: np.ndarray) -> tuple[float, float] | None:
+    """Return the 5 and 95 percentiles of the labelled voxels of a channel, widened by half their distance on each side.
+
+    In a CT, air and bone leave few greys to the organs if the whole scan is shown. None if nothing is labelled.
+    """
+    if not labelled.any():
+        return None
+    low, high = map(float, np.percentile(array[labelled], (5, 95)))
+    around = max((high - low) / 2, 1e-6)
+    return low - around, high + around
+
+
 def encode_nifti(array: np.ndarray, affine: np.ndarray, slope: float = 1.0, intercept: float = 0.0) -> str:
     """Return a NIfTI file of an array (x, y, z), packed by gzip, as base64 text.
 

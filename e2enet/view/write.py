@@ -121,4 +121,4 @@ def _plain(meaning: Meaning) -> dict[str, object]:
         name = scheme.file_names[scheme.ignore]
         labels.append({"value": scheme.ignore, "name": name, "colour": IGNORED_COLOUR, "dash": 2, "ignored": True})
     regions = [{"name": name, "labels": list(united)} for name, united in {**scheme.regions, **meaning.regions}.items()]
-    return {"labels": labels, "regions": regions}
+    return {"labels": labels, "regions": regions, "learned": bool(scheme.regions)}

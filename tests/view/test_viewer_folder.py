@@ -66,6 +66,10 @@ def test_voxels_and_affines_come_back(dataset: Path, tmp_path: Path, read_script
     assert content["channels"][0]["name"] == "CT"
     low, high = np.percentile(scan_values(1), (0.5, 99.5))
     assert content["channels"][0]["window"] == pytest.approx([low, high])
+    inside = scan_values(1)[(predicted_values() > 0) | (reference_values() > 0)]
+    low, high = np.percentile(inside, (5, 95))
+    half = (high - low) / 2
+    assert content["channels"][0]["label_window"] == pytest.approx([low - half, high + half])
     assert written.line["exact"] and written.line["shape"] == written.line["whole_shape"] == [24, 20, 12]
     assert written.num_bytes == written.line["bytes"] == (tmp_path / "7.js").stat().st_size
 
@@ -174,6 +178,7 @@ def test_names_colours_and_scores_of_the_list(dataset: Path, tmp_path: Path, rea
         (4, True),
     ]
     assert special["labels"][3]["name"] == "ignore" and special["labels"][3]["colour"] not in COLOURS
+    assert (plain["learned"], special["learned"]) == (False, True)
     assert special["regions"] == [{"name": MARKUP, "labels": [1, 2]}, {"name": "spleen", "labels": [3]}]
     unscored, scored = content["cases"]
     assert unscored["panes"][0]["mean"] is None and not unscored["reference"]

@@ -6,7 +6,7 @@ const OUTLINES = { prediction: "P", reference: "R" };
 const KEYS = [
   ["\u2193 \u2191 or N B", "next, previous case"], ["1 2 3 4 0", "fill: prediction, reference, difference, probability, none"],
   ["space", "while held: prediction and reference change places"], ["P R", "outlines of prediction, of reference"],
-  ["S", "scan on, off"], ["[ ]", "less, more opacity"], ["V", "next view"], ["+ \u2212", "zoom"], ["A", "show all classes"],
+  ["S", "scan on, off"], ["W", "contrast of the labelled voxels, of the whole scan"], ["[ ]", "less, more opacity"], ["V", "next view"], ["+ \u2212", "zoom"], ["A", "show all classes"],
   ["C", "crosshair on, off"], ["F", "back to the slices with most differences"], ["H", "this help"],
 ];
 
@@ -21,13 +21,12 @@ function buildControls() {
   radio("fills", Object.entries(FILLS).map(([fill, sign]) => [fill, fill, `Fill: ${fill} (${sign})`]), "fill", refresh);
   radio("views", Object.entries(VIEWS).map(([view, text]) => [view, text, "View (V)"]), "view", changeView);
   for (const [which, sign] of Object.entries(OUTLINES)) {
-    const button = make("button", { type: "button", "data-outline": which, title: `Outlines of the ${which} (${sign})`, text: `${which} outline` });
+    const button = make("button", { type: "button", "data-outline": which, title: `Outlines of the ${which} (${sign})`, text: which });
     button.onclick = () => toggleOutline(which);
-    $("toggles").append(button);
+    $("outlines").append(button);
   }
-  const scan = make("button", { type: "button", id: "scan", title: "Scan (S)", text: "scan" });
-  scan.onclick = toggleScan;
-  $("toggles").append(scan);
+  $("scan").onclick = toggleScan;
+  $("contrast").onclick = toggleContrast;
   $("opacity").oninput = () => setOpacity($("opacity").value / 100);
   $("probability").onchange = () => { state.probability = Number($("probability").value); refresh(); };
   $("channel").onchange = () => changeChannel(Number($("channel").value));
@@ -50,6 +49,7 @@ function reflect() {
   for (const button of document.querySelectorAll("#views button")) button.setAttribute("aria-checked", button.dataset.value === state.view);
   for (const button of document.querySelectorAll("[data-outline]")) button.setAttribute("aria-pressed", state.outlines.has(button.dataset.outline));
   $("scan").setAttribute("aria-pressed", state.scan);
+  $("contrast").setAttribute("aria-pressed", state.contrast);
   $("class-choice").hidden = state.fill !== "probability";
   if ($("difference-key")) $("difference-key").hidden = state.fill !== "difference";
   for (const row of document.querySelectorAll("#legend [data-value]")) {
@@ -85,11 +85,13 @@ function describe() {
 
 function describeClasses(one) {
   const scores = key => one.panes.map(pane => make("td", { class: "number", text: one.reference ? percent(pane.dice[key]) : "" }));
+  const { learned } = meaning();  // regions, which are scored in place of the labels
   const scored = one.reference ? one.panes.map((pane, index) => make("th", { class: "number", text: one.panes.length > 1 ? "AB"[index] : "Dice %" })) : [];
-  const rows = state.classes.map(label => {
+  const present = new Set(state.data.content.values), shown = state.classes.filter(label => present.has(label.value));
+  const rows = shown.map(label => {
     const swatch = make("i", { class: `swatch dash${label.dash}` });
     swatch.style.setProperty("--colour", label.colour);
-    const row = make("tr", { tabindex: "0", role: "button", "data-value": label.value }, make("td", {}, swatch), make("td", { text: label.name }), ...scores(String(label.value)));
+    const row = make("tr", { tabindex: "0", role: "button", "data-value": label.value }, make("td", {}, swatch), make("td", { text: label.name }), ...(learned ? [] : scores(String(label.value))));
     row.onclick = event => choose([label.value], event.shiftKey);
     return row;
   });
@@ -98,15 +100,17 @@ function describeClasses(one) {
     row.onclick = () => choose(region.labels, true);
     return row;
   });
-  const classes = make("table", {}, make("tr", {}, make("th"), make("th", { text: "Classes" }), ...scored), ...rows);
+  const classes = make("table", {}, make("tr", {}, make("th"), make("th", { text: learned ? "Labels" : "Classes" }), ...(learned ? [] : scored)), ...rows);
   const key = make("table", { id: "difference-key" }, make("tr", {}, make("th"), make("th", { text: "Difference" })));
   for (const { name, colour } of state.list.differences) {
     const swatch = make("i", { class: "swatch dash0" });
     swatch.style.setProperty("--colour", colour);
     key.append(make("tr", {}, make("td", {}, swatch), make("td", { text: name })));
   }
+  const absent = state.classes.length - shown.length;
   const legend = [key, classes];
-  if (regions.length) legend.push(make("table", {}, make("tr", {}, make("th"), make("th", { text: "Regions" })), ...regions));
+  if (regions.length) legend.push(make("table", {}, make("tr", {}, make("th"), make("th", { text: "Regions" }), ...(learned ? scored : [])), ...regions));
+  if (absent) legend.push(make("p", { class: "soft", text: `${absent} ${absent === 1 ? "class is" : "classes are"} not in this case` }));
   if (one.panes.length > 1) {
     const lines = one.panes.map((pane, index) => make("p", { class: "soft", text: `${"AB"[index]}: ${pane.name}` }));
     legend.unshift(make("div", {}, ...lines));
@@ -158,6 +162,18 @@ function toggleScan() {
   reflect();
 }
 
+/** The values of a channel that are shown black and white. */
+function windowOf(channel) {
+  return state.contrast && channel.label_window ? channel.label_window : channel.window;
+}
+
+function toggleContrast() {
+  state.contrast = !state.contrast;
+  const channel = state.data?.content.channels[state.data.channel];
+  if (channel) for (const pane of state.panes) pane.setWindow(windowOf(channel));
+  reflect();
+}
+
 function setOpacity(opacity) {
   state.opacity = Math.min(1, Math.max(0, opacity));
   $("opacity").value = 100 * state.opacity;
@@ -179,7 +195,8 @@ async function changeChannel(index) {
   const scan = await readVolume(data.content.channels[index].data);
   if (data !== state.data) return;
   data.scan = scan;
-  for (const [number, pane] of state.panes.entries()) await pane.setScan(scan, data.content.channels[index].window, data.panes[number].prediction);
+  data.channel = index;
+  for (const [number, pane] of state.panes.entries()) await pane.setScan(scan, windowOf(data.content.channels[index]), data.panes[number].prediction);
   await show();
   moveTo(voxel);
 }
@@ -197,7 +214,7 @@ function toggleCrosshair() {
 const PRESSED = {
   ArrowDown: () => step(1), n: () => step(1), ArrowUp: () => step(-1), b: () => step(-1),
   "[": () => setOpacity(state.opacity - 0.1), "]": () => setOpacity(state.opacity + 0.1),
-  s: toggleScan, c: toggleCrosshair, f: () => state.data && moveTo(state.data.content.focus),
+  s: toggleScan, w: toggleContrast, c: toggleCrosshair, f: () => state.data && moveTo(state.data.content.focus),
   a: () => { state.hidden.clear(); refresh(); },
   v: () => { const views = Object.keys(VIEWS); state.view = views[(views.indexOf(state.view) + 1) % views.length]; changeView(); },
   "+": () => state.panes.forEach(pane => pane.zoom(1.25)), "=": () => state.panes.forEach(pane => pane.zoom(1.25)),

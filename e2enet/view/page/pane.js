@@ -135,6 +135,14 @@ class Pane {
     this.planes.drawScene();
   }
 
+  setWindow([low, high]) {
+    const [scan] = this.planes.volumes;
+    [scan.cal_min, scan.cal_max] = [low, high];
+    this.planes.updateGLVolume();
+    this.smoothScan();
+    this.planes.drawScene();
+  }
+
   setScanVisible(isVisible) {
     this.planes.volumes[0].opacity = isVisible ? 1 : 0;
     this.planes.updateGLVolume();

@@ -5,7 +5,7 @@
 const $ = id => document.getElementById(id);
 const state = {
   list: null, order: [], current: -1, loading: 0, data: null, panes: [], hidden: new Set(),
-  fill: "prediction", outlines: new Set(["reference"]), opacity: 0.5, scan: true,
+  fill: "prediction", outlines: new Set(["reference"]), opacity: 0.5, scan: true, contrast: false,
   crosshair: true, view: "all", probability: 0, swapped: false,
 };
 const waiting = new Map();
@@ -128,9 +128,9 @@ async function open(number) {
     await preparePanes(panes.length);
     if (turn !== state.loading) return;
     for (const [index, pane] of state.panes.entries()) {
-      await pane.setScan(volumes[0], content.channels[0].window, panes[index].prediction);
+      await pane.setScan(volumes[0], windowOf(content.channels[0]), panes[index].prediction);
     }
-    state.data = { content, scan: volumes[0], reference: volumes[1], panes };
+    state.data = { content, channel: 0, scan: volumes[0], reference: volumes[1], panes };
     history.replaceState(null, "", `#case=${number}`);
     says("");
     describe();
