@@ -166,7 +166,10 @@ def _is_seed(value: Any) -> bool:
 
 FLAG = (_is_bool, "true or false")
 CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "checkpoint": (_is_path_or_list, "a checkpoint file, a run folder, a list of them, or a sweep folder"),
+    "checkpoint": (
+        _is_path_or_list,
+        "a checkpoint file, a run folder, a list of them, a sweep folder, or nnU-Net's model folder",
+    ),
     "input": (_is_path, "a folder as the training data's, a folder of images or of DICOM slices, or an image file"),
     "output": (_is_path, "a folder"),
     "overlay": FLAG,

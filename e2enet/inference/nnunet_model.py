@@ -57,12 +57,23 @@ def read_nnunet_checkpoint(path: Path) -> dict[str, Any]:
     content = _read(path)
     folder = path.absolute().parent.parent
     plans, dataset = (_read_object(folder / name) for name in (PLANS, DATASET))
-    weights = content.get("network_weights")
     started = content.get("init_args")
     name = started.get("configuration") if isinstance(started, Mapping) else None
-    if not isinstance(weights, Mapping) or not isinstance(name, str):
+    if not isinstance(content.get("network_weights"), Mapping) or not isinstance(name, str):
         raise InputError(f"{path}: is no checkpoint of nnU-Net v2 (expected network_weights and init_args)")
     source = f"{folder / PLANS}, configuration {name}"
+    try:
+        return _translated(content, plans, dataset, name, source)
+    except InputError:
+        raise
+    except Exception as error:  # anybody may have written them: values of other kinds make Python raise anything
+        raise InputError(f"{source}: describes no model that can be used ({first_line(error)})") from error
+
+
+def _translated(
+    content: Mapping[str, Any], plans: Mapping[str, Any], dataset: Mapping[str, Any], name: str, source: str
+) -> dict[str, Any]:
+    """What nnU-Net says of a model, in the words of train.py's checkpoints."""
     configuration = _configuration(plans, name, source)
     architecture = configuration.get("architecture")
     network_class = architecture.get("network_class_name") if isinstance(architecture, Mapping) else None
@@ -100,7 +111,7 @@ def read_nnunet_checkpoint(path: Path) -> dict[str, Any]:
             "network": {"_target_": NETWORK, **arguments},
             "plan": plan,
             "dataset": {
-                "name": str(plans.get("dataset_name", folder.name)),
+                "name": str(plans.get("dataset_name", "nnU-Net")),
                 **scheme.to_plain(),
                 "channels": [str(channels[index]) for index in sorted(channels, key=int)],
                 "mirror_axes": sorted(axes.place(int(axis)) for axis in mirrored),
@@ -111,7 +122,7 @@ def read_nnunet_checkpoint(path: Path) -> dict[str, Any]:
             "training": {},
             "group_size": _group_size(configuration),
         },
-        "state_dict": {str(key): axes.order_kernels(weight) for key, weight in weights.items()},
+        "state_dict": {str(key): axes.order_kernels(weight) for key, weight in content["network_weights"].items()},
     }
 
 
