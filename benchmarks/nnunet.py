@@ -11,8 +11,9 @@ Setting: base 48, six levels, strides (1,2,2) then four (2,2,2), 16 classes, win
 - auto: E2ENetAdapter as plans have it: each layer runs the way that was fastest at the first window;
 - plainconvunet: nnU-Net's plain U-Net (features 32..320).
 
-Each contender runs in a process of its own, in turns. Seconds are those of the clock for each window, after one that
-is not timed; medians of the rounds. `network` is the part in the network. Memory is the largest peak of the process.
+Each contender runs in a process of its own, in turns. Seconds are for each window, after one that is not timed: user
+and system time of the process, and the clock's, in all and in the network; medians of the rounds. Memory is the largest
+peak of the process.
 """
 
 from __future__ import annotations
@@ -110,12 +111,12 @@ def report(runs: dict[tuple[str, float], list[dict[str, Any]]], options: argpars
     """Print a row per contender."""
     table = new_table(
         f"nnU-Net's predictor, a window of {' x '.join(map(str, PATCH))}: median of {options.rounds}",
-        ("network", "density", "s per window", "network", "CPU s", "peak GiB"),
+        ("network", "density", "CPU s", "clock s", "in the network", "peak GiB"),
     )
     for (name, density), found in runs.items():
         middle = {key: statistics.median(one[key] for one in found) for key in ("wall", "network", "cpu")}
         peak = max(one["peak"] for one in found) / 2**30
-        cells = [f"{middle[key]:.2f}" for key in ("wall", "network", "cpu")]
+        cells = [f"{middle[key]:.2f}" for key in ("cpu", "wall", "network")]
         table.add_row(name, "-" if name == CONTENDERS[2] else f"{density:g}", *cells, f"{peak:.2f}")
     show(table)
 

@@ -22,6 +22,7 @@ from e2enet.data import check
 from e2enet.data.command import compose_data
 from e2enet.data.synthetic.lookalikes import LOOKALIKES
 from e2enet.inference.config import check_arguments, read_config
+from e2enet.nnunet.__main__ import compose_dsff, make_parser
 from e2enet.training.records import write_config
 from e2enet.training.resume import CONFIG_FILE, LAST_CHECKPOINT
 from e2enet.training.run_state import KEY
@@ -128,6 +129,14 @@ def test_documented_mistakes_are_reported_like_that() -> None:
         with pytest.raises(InputError) as caught:
             check_command_line(shlex.split(command)[3:])
         assert output.strip() == f"error: {caught.value}"
+
+
+@pytest.mark.parametrize("arguments", arguments_of("nnunet"), ids=" ".join)
+def test_nnunet_commands_are_understood(arguments: list[str]) -> None:
+    given = make_parser().parse_args(arguments)
+    assert callable(given.run)
+    if "settings" in given:
+        compose_dsff(given.settings)
 
 
 @pytest.mark.parametrize("arguments", arguments_of("predict"), ids=" ".join)

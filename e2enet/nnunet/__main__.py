@@ -28,7 +28,7 @@ Examples:
 @exit_on_input_error()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Do what the command line asks for."""
-    given = _parser().parse_args(arguments)
+    given = make_parser().parse_args(arguments)
     given.run(given)
 
 
@@ -120,7 +120,8 @@ def require_nnunet() -> None:
         ) from error
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line; `run` is what to do."""
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="e2enet nnunet", description=DESCRIPTION, epilog=EPILOG, formatter_class=form)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)

@@ -54,7 +54,7 @@ def export_to_nnunet(checkpoints: Sequence[str | Path], folder: str | Path) -> P
 
 
 def import_from_nnunet(checkpoint: str | Path, path: str | Path) -> Path:
-    """Write a checkpoint of nnU-Net as one of train.py, which predict.py reads and `initial_weights` takes.
+    """Write a checkpoint of nnU-Net as one of train.py, for prediction.
 
     Args:
         checkpoint: nnU-Net's `.pth` file, in its model folder.

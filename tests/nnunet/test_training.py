@@ -170,6 +170,26 @@ def test_on_a_cpu_active_kernels_alone_are_trained(nnunet: NNUNet, tmp_path: Pat
             torch.testing.assert_close(sparse, masked, rtol=1e-3, atol=1e-4)
 
 
+def test_nnunets_own_trainer_takes_the_plans(nnunet: NNUNet, tmp_path: Path) -> None:
+    """A dense fusion grid. Each of E2ENet's heads has one of nnU-Net's weights that is not zero."""
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    with environment(nnunet.variables(tmp_path)):
+        plans = json.loads(nnunet.plans.read_text()) | {"continue_training": False}
+        dataset = json.loads((nnunet.dataset / "dataset.json").read_text())
+        trainer = nnUNetTrainer(plans, CONFIGURATION, 0, dataset, torch.device("cpu"))
+        trainer.on_train_start()
+        assert [float(weight) for weight in trainer.loss.weight_factors] == pytest.approx([2 / 3, 1 / 3, 0])
+        assert len(trainer.network.network.heads) == 2
+        before = trainer.network.network.heads[1].weight.clone()
+        trainer.on_train_epoch_start()
+        assert trainer.train_step(next(trainer.dataloader_train))["loss"] > 0
+        assert not torch.equal(trainer.network.network.heads[1].weight, before)
+        trainer.network.eval()
+        with torch.no_grad():
+            assert trainer.validation_step(next(trainer.dataloader_val))["tp_hard"].shape == (2,)
+
+
 def test_wrong_plans_stop_before_the_data_are_read(nnunet: NNUNet, tmp_path: Path) -> None:
     stock = {
         "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
