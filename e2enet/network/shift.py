@@ -248,7 +248,7 @@ class DepthShift(nn.Module):
 
     Place it before a convolution with a (1, 3, 3) kernel. `shift_size` m is odd; 1 leaves the input as it is.
 
-    Example:
+    Examples:
         >>> layer = nn.Sequential(DepthShift(3), nn.Conv3d(32, 32, (1, 3, 3), padding=(0, 1, 1)))
     """
 
