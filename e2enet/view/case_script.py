@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from e2enet.common.errors import InputError
 from e2enet.common.files import atomic_path
-from e2enet.data.formats.grid import Geometry
+from e2enet.data.formats.grid import Geometry, grid_problem
 from e2enet.data.formats.naming import Case
 from e2enet.data.formats.scheme import LabelScheme
-from e2enet.data.formats.volume import read_label_on, read_volume
+from e2enet.data.formats.volume import read_geometry, read_label_on, read_volume
 from e2enet.view import volumes
 from e2enet.view.agreement import Agreement, compare_labels
 from e2enet.view.volumes import Box, Scan
@@ -66,6 +67,22 @@ class Written:
     line: dict[str, Any]
     num_bytes: int
     is_cropped: bool
+
+
+def grid_problems(entry: Entry) -> list[str]:
+    """List the label images of a case that are unreadable or not on the scan's grid, from the headers alone."""
+    unit, label = entry.case.unit, entry.case.label
+    files = [(label, unit)] * (label is not None) + [(pane.prediction, None) for pane in entry.panes]
+    problems = []
+    try:
+        grid = read_geometry(entry.case.images[0], unit=unit)
+        for path, own in files:
+            assert path is not None
+            problem = grid_problem(grid, read_geometry(path, unit=own), ("scan", "labels"))
+            problems += [f"{path}: not on the grid of {entry.case.images[0]}: {problem}"] if problem else []
+    except InputError as error:
+        problems.append(str(error))
+    return problems
 
 
 def write_case(folder: Path, number: int, entry: Entry, *, whole: bool = False) -> Written:

@@ -10,11 +10,11 @@ from importlib.resources import files
 from pathlib import Path
 
 from e2enet.common.console import track
-from e2enet.common.errors import InputError
+from e2enet.common.errors import InputError, raise_problems
 from e2enet.common.files import TEMPORARY, atomic_path
 from e2enet.inference.contours import DASHES, label_styles
 from e2enet.view.agreement import DIFFERENCES
-from e2enet.view.case_script import Entry, Meaning, Written, script, write_case
+from e2enet.view.case_script import Entry, Meaning, Written, grid_problems, script, write_case
 
 PAGE = "index.html"
 CASES = "cases"
@@ -75,6 +75,7 @@ def write_viewer(folder: Path, title: str, entries: Sequence[Entry], *, whole: b
         InputError: the folder holds something else, or a file cannot be shown (`write_case`).
     """
     require_viewer_folder(folder)
+    raise_problems([problem for entry in entries for problem in grid_problems(entry)], "these cases cannot be shown:")
     meanings = [_plain(entry.meaning) for entry in entries]
     different = [meaning for index, meaning in enumerate(meanings) if meaning not in meanings[:index]]
     written: list[Written] = []

@@ -9,7 +9,9 @@ import json
 import shutil
 import subprocess
 import threading
+from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +30,13 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 PATIENCE = 120  # seconds
 FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--use-gl=angle", "--use-angle=swiftshader"),
-    *("--enable-unsafe-swiftshader", "--hide-scrollbars", "--window-size=1280,640"),
+    *("--enable-unsafe-swiftshader", "--hide-scrollbars", "--window-size=1280,800"),
 )
 # The height is fixed, since Chromium gives the page its whole window only when it takes the picture. It takes it when
 # all images are loaded, so an image that the test's server holds back makes it wait for the probe.
 PROBE = """
 (async () => {
-document.body.style.height = "500px";
+document.body.style.height = "640px";
 const press = key => document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
 const until = async ready => { while (!ready()) await new Promise(resolve => setTimeout(resolve, 20)); };
 const settled = number => until(() => document.body.dataset.state !== "loading" && state.current === number);
@@ -45,9 +47,7 @@ const settled = number => until(() => document.body.dataset.state !== "loading" 
   const second = state.current;
   press("ArrowUp");
   await settled(first);
-  press(KEY);
-  press("r");
-  press("c");
+  for (const key of KEYS) press(key);
   for (const pane of state.panes) pane.planes.setIsOrientationTextVisible(false);
   setOpacity(1);
   await until(() => state.panes.every(pane => [pane.planesCanvas, pane.solidCanvas].every(
@@ -102,19 +102,19 @@ class Waiting(BaseHTTPRequestHandler):
         pass
 
 
-def browse(page: Path, key: str) -> tuple[dict[str, Any], np.ndarray]:
-    """Open the page, press a key and return what a script in it found, and the picture (H, W, RGB in 0..255)."""
+def browse(page: Path, keys: str) -> tuple[dict[str, Any], np.ndarray]:
+    """Open the page, press keys and return what a script in it found, and the picture (H, W, RGB in 0..255)."""
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine: the page is not opened")
     handler = type("Handler", (Waiting,), {"is_found": threading.Event()})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
-        (page.parent / "probe.js").write_text(PROBE.replace("KEY", json.dumps(key)).replace("SERVER", address))
+        (page.parent / "probe.js").write_text(PROBE.replace("KEYS", json.dumps(keys)).replace("SERVER", address))
         text = page.read_text(encoding="utf-8")
         for policy in ("img-src", "connect-src"):  # the page itself may reach no server
             text = text.replace(policy, f"{policy} {address}", 1)
-        probe = f'<script src="probe.js"></script><img src="{address}/wait" alt=""></body>'
+        probe = f'<script src="probe.js"></script><img src="{address}/wait" alt="" hidden></body>'
         probed = page.with_name("probed.html")
         probed.write_text(text.replace("</body>", probe), encoding="utf-8")
         picture = page.with_name("picture.png")
@@ -126,24 +126,44 @@ def browse(page: Path, key: str) -> tuple[dict[str, Any], np.ndarray]:
 
 
 def check_colours(
-    tiles: list[dict[str, Any]], picture: np.ndarray, labels: np.ndarray, colours: dict[int, str]
+    tiles: list[dict[str, Any]],
+    picture: np.ndarray,
+    labels: np.ndarray,
+    colours: dict[int, str],
+    places: Sequence[tuple[float, float]] = ((0.5, 0.5), (0.2, 0.8)),
 ) -> None:
-    """Check the colour in the middle of every voxel of each tile's slice."""
+    """Check the colour at places of every voxel of each tile's slice: off the middle, it would be mixed if smoothed."""
     expected = {value: [int(colour[i : i + 2], 16) for i in (1, 3, 5)] for value, colour in colours.items()}
     seen = set()
     for tile in tiles:
         plane = labels.take(tile["slice"], tile["axis"])
         assert tile["across"] < tile["up"]
-        for i, j in np.ndindex(*plane.shape):
-            column = round(tile["x"] + (i + 0.5) * tile["dx"])
-            row = round(tile["y"] + (j + 0.5) * tile["dy"])
-            colour = picture[row, column]
+        for (i, j), (right, up) in product(np.ndindex(*plane.shape), places):
+            colour = picture[pixel(tile, i + right, j + up)]
             if plane[i, j]:
                 np.testing.assert_allclose(colour, expected[int(plane[i, j])], atol=3, err_msg=f"{tile} {i} {j}")
                 seen.add(int(plane[i, j]))
             else:
                 assert np.ptp(colour) <= 12, f"not the grey of the scan: {colour} at {i} {j} of {tile}"
     assert seen == set(colours)
+
+
+def check_outlines(tiles: list[dict[str, Any]], picture: np.ndarray, labels: np.ndarray) -> None:
+    """Check that there is white along every edge between two labels and nowhere else on the edges of voxels."""
+    for tile in tiles:
+        plane = labels.take(tile["slice"], tile["axis"]).astype(int)
+        for i, j in np.ndindex(plane.shape[0] - 1, plane.shape[1]):
+            row, column = pixel(tile, i + 1, j + 0.5)
+            whitest = picture[row - 1 : row + 2, column - 1 : column + 2].min(axis=-1).max()
+            if plane[i, j] != plane[i + 1, j]:
+                assert whitest > 150, f"{whitest} at {i} {j} of {tile}"
+            elif plane[i, j]:
+                assert whitest < 150, f"{whitest} at {i} {j} of {tile}"
+
+
+def pixel(tile: dict[str, Any], i: float, j: float) -> tuple[int, int]:
+    """Return row and column of a place in a tile, counted in voxels from the corner of the first."""
+    return int(tile["y"] + j * tile["dy"]), int(tile["x"] + i * tile["dx"])
 
 
 def as_ras(values: np.ndarray) -> np.ndarray:
@@ -159,7 +179,8 @@ def check_list_and_names(found: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("key", ["1", "2", "3"])
 def test_each_colour_is_where_its_label_is(viewer: Path, key: str) -> None:
-    found, picture = browse(viewer, key)
+    # Each run hides the crosshair (c); the last one hides the scan too (s), and not the outline (r).
+    found, picture = browse(viewer, key + ("cs" if key == "3" else "rc"))
     assert found["message"] == ""
     predicted, true = as_ras(predicted_values()), as_ras(reference_values())
     classes = {value: COLOURS[value - 1] for value in (1, 2, 3)}
@@ -179,8 +200,12 @@ def test_each_colour_is_where_its_label_is(viewer: Path, key: str) -> None:
     spacing = np.array([1.0, 1.5, 2.0])
     for tile in tiles:
         assert tile["dx"] / tile["dy"] == pytest.approx(spacing[tile["across"]] / spacing[tile["up"]], rel=0.02)
-    check_colours(tiles, picture, labels, colours)
-    solid = picture[round(found["solid"]["top"]) : 500, round(found["solid"]["left"]) : round(found["solid"]["right"])]
+    if key == "3":
+        check_colours(tiles, picture, labels, colours, [(0.5, 0.5)])
+        check_outlines(tiles, picture, true)
+    else:
+        check_colours(tiles, picture, labels, colours)
+    solid = picture[round(found["solid"]["top"]) : 640, round(found["solid"]["left"]) : round(found["solid"]["right"])]
     assert np.count_nonzero(np.ptp(solid, axis=-1) > 60) > 500  # coloured surfaces, whatever their shading
 
 
@@ -189,7 +214,7 @@ def test_two_predictions_stand_side_by_side(dataset: Path) -> None:
     shutil.copy(dataset / "others" / "good.nii.gz", dataset / "others" / "poor.nii.gz")
     found = find_entries([dataset / "predictions", dataset / "others"], labels=dataset / "labelsTs")
     page = write_viewer(dataset / "viewer", "two", found.entries).page
-    probed, picture = browse(page, "1")
+    probed, picture = browse(page, "1rc")
     left, right = probed["panes"]
     assert left[0]["x"] < right[0]["x"]
     assert [tile["slice"] for tile in left] == [tile["slice"] for tile in right]

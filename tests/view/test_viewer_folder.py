@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import re
@@ -237,10 +238,27 @@ def test_only_a_viewer_is_replaced(dataset: Path, tmp_path: Path) -> None:
 def test_a_failure_leaves_the_earlier_viewer(dataset: Path, tmp_path: Path) -> None:
     folder = tmp_path / "viewer"
     write_viewer(folder, "first", [entry_of(dataset)])
-    save(dataset / "predictions" / "good.nii.gz", np.zeros((3, 3, 3), np.uint8))
-    with pytest.raises(InputError, match=r"good.nii.gz: not on the grid of its image"):
+    path = save(dataset / "predictions" / "good.nii.gz", reference_values())
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    path.write_bytes(gzip.compress(content[:-100]))  # the header is right, the voxels are cut off
+    with pytest.raises(InputError, match=r"good.nii.gz: the voxels cannot be read"):
         write_viewer(folder, "second", [entry_of(dataset), entry_of(dataset, "good")])
     assert "first" in (folder / "list.js").read_text() and not list(tmp_path.glob(".tmp-*"))
+
+
+def test_all_grids_are_compared_before_anything_is_written(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(dataset / "predictions" / "good.nii.gz", np.zeros((3, 3, 3), np.uint8))
+    moved = awkward_affine()
+    moved[0, 3] += 5
+    save(dataset / "labelsTs" / "poor.nii.gz", reference_values(), moved)
+    with pytest.raises(InputError) as raised:
+        write_viewer(tmp_path / "viewer", "title", [entry_of(dataset, "good"), entry_of(dataset, "poor")])
+    text = str(raised.value)
+    assert re.search(r"good.nii.gz: not on the grid of .*shapes \(20, 24, 12\) and \(3, 3, 3\)", text)
+    assert re.search(r"labelsTs/poor.nii.gz: not on the grid of .*the affines differ by up to 5 mm", text)
+    assert "Writing" not in capsys.readouterr().out and not (tmp_path / "viewer").exists()
 
 
 def test_the_same_voxels_give_the_same_files(dataset: Path, tmp_path: Path) -> None:

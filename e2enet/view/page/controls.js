@@ -68,7 +68,8 @@ function describe() {
   if (!known[state.fill]) state.fill = "prediction";
   for (const [index, pane] of state.panes.entries()) {
     const { name, mean } = one.panes[index];
-    pane.title.replaceChildren(make("b", { text: name }), mean === null ? "" : ` Dice ${percent(mean)} %`);
+    const letter = one.panes.length > 1 ? `${"AB"[index]}: ` : "";
+    pane.title.replaceChildren(make("b", { text: letter + name }), mean === null ? "" : ` Dice ${percent(mean)} %`);
   }
   describeClasses(one);
   const regions = meaning().regions, names = state.data.content.probabilities;

@@ -64,9 +64,14 @@ function start(content) {
   buildControls();
   sortCases();
   drawList();
-  const asked = new URLSearchParams(location.hash.slice(1));
-  const number = asked.has("case") ? Number(asked.get("case")) : state.order[0];
-  open(content.cases[number] ? number : state.order[0]);
+  window.addEventListener("hashchange", openAsked);
+  openAsked();
+}
+
+/** Open the case that the address names (#case=3, as in the report's links), else the first of the list. */
+function openAsked() {
+  const number = Number(new URLSearchParams(location.hash.slice(1)).get("case") ?? NaN);
+  open(state.list.cases[number] ? number : state.order[0]);
 }
 
 function sortCases() {
