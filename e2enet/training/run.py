@@ -108,7 +108,7 @@ def run_training(
         if parts.trainer["probe"] and trainer.is_global_zero and not distributed.is_initialized():
             probe_step(trainer, module)
         with naming_held_cases(lambda: trainer.train_dataloader):
-            trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
+            trainer.fit(module, datamodule=data, ckpt_path=path)
         own.take(trainer)
     except SystemExit as error:
         # Lightning turns Ctrl-C into an exit that looks like a failure, and SIGTERM into one that looks like success.

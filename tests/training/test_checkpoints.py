@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +125,20 @@ class FakeLoop:
 )
 def test_the_period_is_in_optimizer_steps_or_epochs(every: int, unit: str, accumulate: int, written: list[int]) -> None:
     assert FakeLoop(6, accumulate).run(LastCheckpoint(Path("last.ckpt"), every, unit, {}), epochs=3) == written
+
+
+class Evil:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_resuming_runs_no_code_of_a_checkpoint(tmp_path: Path) -> None:
+    torch.save({"state_dict": Evil(tmp_path / "ran")}, tmp_path / "last.ckpt")
+    with pytest.raises(pickle.UnpicklingError):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")
+    assert not (tmp_path / "ran").exists()
