@@ -26,6 +26,7 @@ COMMANDS = {
     "report": Command("e2enet.report", "tables, statistics and pictures of a sweep's runs"),
     "nnunet": Command("e2enet.nnunet", "E2ENet in nnU-Net: its trainer, plans, and checkpoints both ways"),
     "view": Command("e2enet.view", "write a folder that shows predictions in a browser, without a server"),
+    "export": Command("e2enet.export", "hand a trained model to MONAI, ONNX or torch.export"),
 }
 USAGE = "usage: e2enet COMMAND [arguments]; e2enet COMMAND --help explains a command"
 INPUT_ERROR, INTERRUPTED = 2, 130  # of e2enet.common.errors.ExitCode

@@ -13,7 +13,7 @@ PACKAGE = PROJECT / "e2enet"
 # A room imports itself and the rooms before it.
 ROOMS = (
     *("common", "system", "runs", "data", "network", "inference", "evaluation", "training"),
-    *("nnunet", "configuration", "sweeps", "view", "report", "commands"),
+    *("nnunet", "configuration", "sweeps", "view", "report", "export", "commands"),
 )
 MAX_LINES = 300
 MAX_FUNCTION_LINES = 60

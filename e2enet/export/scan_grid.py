@@ -1,0 +1,126 @@
+"""Bring a scan to the grid of a network and the result back to that of the scan, with numpy and SimpleITK alone.
+
+`model` is the content of model.json. `export --to onnx` copies this file, which imports nothing of its package.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813
+
+
+class Scan(NamedTuple):
+    """A scan in the network's frame: RAS orientation (the file's own with `file_axes`), the plan's depth axis first.
+
+    `array` is (C, D, H, W) float32, `spacing` in mm along (D, H, W), `crop` the box of its nonzero voxels, `axes` the
+    axes of `oriented` that are D, H and W. `image` is the first channel as read, `oriented` the same in RAS.
+    """
+
+    array: np.ndarray
+    spacing: np.ndarray
+    crop: tuple[slice, ...]
+    axes: list[int]
+    image: Any
+    oriented: Any
+
+
+def read_scan(files: list[str], model: dict[str, Any]) -> Scan:
+    """Read a scan from one file with all channels or from a file per channel."""
+    images = [sitk.ReadImage(file, sitk.sitkFloat32) for file in files]
+    if images[0].GetDimension() == 4:
+        images = [images[0][..., channel] for channel in range(images[0].GetSize()[3])]
+    if len(images) != len(model["channels"]):
+        raise SystemExit(f"{files}: {len(images)} channels, {len(model['channels'])} expected: {model['channels']}")
+    oriented = images if model["file_axes"] else [sitk.DICOMOrient(image, "RAS") for image in images]
+    depth = model["plan"]["depth_axis"]
+    axes = [depth, *(axis for axis in range(3) if axis != depth)]
+    array = np.stack([sitk.GetArrayFromImage(image).T.transpose(axes) for image in oriented])
+    crop = tuple(slice(place.min(), place.max() + 1) for place in np.nonzero((array != 0).any(0)))
+    return Scan(array, np.array(oriented[0].GetSpacing())[axes], crop, axes, images[0], oriented[0])
+
+
+def prepare(scan: Scan, model: dict[str, Any]) -> np.ndarray:
+    """Return the network's input (C, d, h, w): cropped, normalised and resampled to the plan's spacing."""
+    plan, box = model["plan"], (slice(None), *scan.crop)
+    array = scan.array[box]
+    target = np.array(plan["spacing"])
+    shape = [max(1, round(old / new * n)) for old, new, n in zip(scan.spacing, target, array.shape[1:], strict=True)]
+    mask = sitk.GetImageFromArray((array != 0).any(0).astype(np.uint8))
+    inside = sitk.GetArrayFromImage(sitk.BinaryFillhole(mask, foregroundValue=1)) > 0
+    channels = [normalise(channel, way, inside) for channel, way in zip(array, plan["normalisation"], strict=True)]
+    channels = [np.clip(resample(c, shape, scan.spacing, target, 3), c.min(), c.max()) for c in channels]
+    return np.stack(channels).astype(np.float32)
+
+
+def restore(probabilities: np.ndarray, scan: Scan, model: dict[str, Any]) -> Any:
+    """Return the label image on the scan's own grid of the network's probabilities (K, d, h, w)."""
+    shape = [part.stop - part.start for part in scan.crop]
+    found = resample(probabilities, shape, np.array(model["plan"]["spacing"]), scan.spacing, 1)
+    labels = np.zeros(scan.array.shape[1:], np.uint8 if max(map(int, model["labels"])) < 256 else np.int16)
+    inside = labels[scan.crop]
+    if model["regions"]:
+        for region, label in zip(found, model["regions_class_order"], strict=True):
+            inside[region > 0.5] = label
+    else:
+        inside[:] = found.argmax(0)
+    labels = keep_largest(labels, model["keep_largest"])
+    image = sitk.GetImageFromArray(labels.transpose(np.argsort(scan.axes)).T)
+    image.CopyInformation(scan.oriented)
+    if not model["file_axes"]:
+        own = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(scan.image.GetDirection())
+        image = sitk.DICOMOrient(image, own)
+    image.CopyInformation(scan.image)
+    return image
+
+
+def normalise(channel: np.ndarray, way: dict[str, Any], inside: np.ndarray) -> np.ndarray:
+    """Normalise a channel (D, H, W) as in training: a CT by numbers of the dataset, else by the scan's own."""
+    if way["scheme"] == "ct":
+        return (np.clip(channel, way["lower"], way["upper"]) - np.float32(way["mean"])) / np.float32(way["std"])
+    if way["scheme"] == "none":
+        return channel
+    inside = inside if way["nonzero"] else np.ones_like(inside)
+    mean, std = channel[inside].mean(dtype=float), channel[inside].std(dtype=float)
+    return (channel - np.float32(mean)) / np.float32(max(std, 1e-8)) * inside
+
+
+def resample(volume: np.ndarray, shape: list[int], old: np.ndarray, new: np.ndarray, order: int) -> np.ndarray:
+    """Resample the last three axes from the spacing `old` to `new` (mm).
+
+    Along the one axis that is more than three times coarser than the finest, the nearest slice is taken.
+    """
+    uneven = next((spacing for spacing in (old, new) if spacing.max() > 3 * spacing.min()), None)
+    coarse = [] if uneven is None else np.flatnonzero(uneven == uneven.max()).tolist()
+    for axis, (before, after) in enumerate(zip(volume.shape[-3:], shape, strict=True)):
+        if before != after:
+            matrix = axis_matrix(before, after, 0 if coarse == [axis] else order).astype(np.float32)
+            volume = np.moveaxis(np.tensordot(matrix, volume, (1, axis - 3)), 0, axis - 3)
+    return volume
+
+
+def axis_matrix(old: int, new: int, order: int) -> np.ndarray:
+    """Return the matrix (new, old) that interpolates along an axis: order 0 nearest, 1 linear, 3 cubic splines.
+
+    Voxel i of the new axis lies at (i + 1/2) * old / new - 1/2 of the old one, which goes on with its last voxels.
+    """
+    centre = (np.arange(new)[:, None] + 0.5) * old / new
+    if order == 0:
+        return np.eye(old)[np.minimum(np.floor(centre[:, 0]).astype(int), old - 1)]
+    if order == 1:
+        return np.maximum(1 - abs(np.clip(centre - 0.5, 0, old - 1) - np.arange(old)), 0)
+    knots = np.arange(-12, old + 12)  # 12 voxels further on, a spline no longer feels where they end
+    away = abs(centre - 0.5 - knots)
+    basis = np.where(away < 1, 4 - 6 * away**2 + 3 * away**3, np.maximum(2 - away, 0) ** 3)
+    system = np.maximum(2 - abs(knots[:, None] - knots), 0) ** 3 - 4 * np.eye(len(knots))  # 4 on the diagonal, 1 beside
+    return basis @ np.linalg.solve(system, np.eye(old)[np.clip(knots, 0, old - 1)])
+
+
+def keep_largest(labels: np.ndarray, classes: list[list[int]]) -> np.ndarray:
+    """Return a copy of a label map with only the largest component of each of the classes (lists of labels)."""
+    result = labels.copy()
+    for united in classes:
+        mask = sitk.GetImageFromArray(np.isin(labels, united).astype(np.uint8))
+        parts = sitk.GetArrayFromImage(sitk.ConnectedComponent(mask, True))
+        sizes = np.bincount(parts.ravel())
+        result[(parts > 0) & (sizes[parts] < sizes[1:].max(initial=0))] = 0
+    return result

@@ -1,0 +1,69 @@
+"""The NumPy resampling beside an ONNX model, against SciPy and this package's own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from e2enet.data.preparation.preprocess import normalise
+from e2enet.data.preparation.resample import nearest_indices, resample_image, separate_axis
+from e2enet.export import scan_grid
+from e2enet.inference.largest_component import keep_largest
+
+SIZES = [(5, 8), (8, 5), (1, 3), (2, 7), (30, 18), (40, 57)]
+
+
+@pytest.mark.parametrize(("old", "new"), SIZES)
+def test_splines_are_scipys(old: int, new: int) -> None:
+    expected = ndimage.zoom(np.eye(old), (new / old, 1), order=3, mode="nearest", grid_mode=True)
+    np.testing.assert_allclose(scan_grid.axis_matrix(old, new, 3), expected, atol=3e-8)
+
+
+@pytest.mark.parametrize(("old", "new"), SIZES)
+def test_linear_is_torchs_and_nearest_is_ours(old: int, new: int) -> None:
+    unit = torch.eye(old, dtype=torch.float64)
+    expected = torch.nn.functional.interpolate(unit[None], size=new, mode="linear", align_corners=False)[0].T
+    np.testing.assert_allclose(scan_grid.axis_matrix(old, new, 1), expected, atol=1e-12)
+    np.testing.assert_array_equal(scan_grid.axis_matrix(old, new, 0), np.eye(old)[nearest_indices(old, new)])
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [((1.0, 1.0, 1.0), (1.5, 1.2, 0.7)), ((5.0, 1.0, 1.0), (2.0, 1.5, 1.5)), ((1.0, 1.0, 1.0), (1.0, 4.0, 1.0))],
+)
+def test_volumes_are_resampled_as_in_preparation(old: tuple[float, ...], new: tuple[float, ...]) -> None:
+    volume = np.random.default_rng(0).normal(size=(9, 12, 10)).astype(np.float32)
+    shape = [max(1, round(o / n * size)) for o, n, size in zip(old, new, volume.shape, strict=True)]
+    expected = resample_image(volume, shape, separate_axis(old, new))
+    found = scan_grid.resample(volume, shape, np.array(old), np.array(new), 3)
+    np.testing.assert_allclose(np.clip(found, volume.min(), volume.max()), expected, atol=2e-6)
+    assert expected.std() > 0.3
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        {"scheme": "ct", "lower": -1.0, "upper": 1.5, "mean": 0.2, "std": 0.8},
+        {"scheme": "zscore", "nonzero": False},
+        {"scheme": "zscore", "nonzero": True},
+        {"scheme": "none"},
+    ],
+)
+def test_channels_are_normalised_as_in_preparation(way: dict) -> None:
+    channel = np.random.default_rng(1).normal(3, 2, size=(4, 5, 6)).astype(np.float32)
+    inside = np.zeros(channel.shape, dtype=bool)
+    inside[1:3, 1:4, 2:5] = True
+    expected = channel.copy()
+    normalise(expected, way, inside)
+    np.testing.assert_allclose(scan_grid.normalise(channel, way, inside), expected, atol=1e-6)
+
+
+def test_largest_components_are_ours() -> None:
+    labels = (np.random.default_rng(2).random((8, 9, 7)) < 0.08).astype(np.uint8)
+    labels[labels > 0] = np.random.default_rng(3).integers(1, 4, size=int(labels.sum()))
+    classes = [[1], [2, 3], [5]]
+    expected = keep_largest(labels, [tuple(united) for united in classes])
+    np.testing.assert_array_equal(scan_grid.keep_largest(labels, classes), expected)
+    assert 0 < (expected > 0).sum() < (labels > 0).sum()
