@@ -22,7 +22,7 @@ NAMED = 5  # cases that a message lists
 
 @dataclass(frozen=True)
 class Found:
-    """What a viewer is to show, the folder of the first predictions, and warnings about what is left out."""
+    """What a viewer is to show, the first origin as it was given, and warnings about what is left out."""
 
     entries: list[Entry]
     folder: Path
@@ -97,7 +97,7 @@ def find_entries(sources: Sequence[Path], images: Path | None = None, labels: Pa
         )
         for case in shown
     ]
-    return Found(entries, origins[0].run or origins[0].folder, warnings)
+    return Found(entries, sources[0], warnings)
 
 
 def probabilities_of(prediction: Path, case: str) -> Path | None:

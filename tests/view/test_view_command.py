@@ -56,6 +56,14 @@ def test_a_run_is_shown_with_its_dataset(run: Path, read_script: Any, capsys: py
     assert f" kB; open {run / 'viewer' / 'index.html'} in a browser" in printed
 
 
+def test_a_folder_of_a_run_is_shown_with_its_dataset_and_has_a_viewer_of_its_own(run: Path, read_script: Any) -> None:
+    save(run / "test" / "case_0.nii.gz", reference_values())
+    main([str(run / "test")])
+    assert cases_of(run / "test" / "viewer", read_script) == {"case_0": [1.0]}
+    content = read_script(run / "test" / "viewer" / "list.js")
+    assert content["title"] == "first, test" and not (run / "viewer").exists()
+
+
 def test_two_runs_stand_side_by_side(
     run: Path, tmp_path: Path, read_script: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

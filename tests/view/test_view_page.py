@@ -152,13 +152,14 @@ def check_outlines(tiles: list[dict[str, Any]], picture: np.ndarray, labels: np.
     """Check that there is white along every edge between two labels and nowhere else on the edges of voxels."""
     for tile in tiles:
         plane = labels.take(tile["slice"], tile["axis"]).astype(int)
-        for i, j in np.ndindex(plane.shape[0] - 1, plane.shape[1]):
-            row, column = pixel(tile, i + 1, j + 0.5)
-            whitest = picture[row - 1 : row + 2, column - 1 : column + 2].min(axis=-1).max()
-            if plane[i, j] != plane[i + 1, j]:
-                assert whitest > 150, f"{whitest} at {i} {j} of {tile}"
-            elif plane[i, j]:
-                assert whitest < 150, f"{whitest} at {i} {j} of {tile}"
+        for right, up in ((1, 0), (0, 1)):  # the next voxel across, and up
+            for i, j in np.ndindex(plane.shape[0] - right, plane.shape[1] - up):
+                row, column = pixel(tile, i + (right or 0.5), j + (up or 0.5))
+                whitest = picture[row - 1 : row + 2, column - 1 : column + 2].min(axis=-1).max()
+                if plane[i, j] != plane[i + right, j + up]:
+                    assert whitest > 150, f"{whitest} at {i} {j} of {tile}"
+                else:
+                    assert whitest < 150, f"{whitest} at {i} {j} of {tile}"
 
 
 def pixel(tile: dict[str, Any], i: float, j: float) -> tuple[int, int]:
