@@ -159,13 +159,14 @@ def test_prepare_commands_compose(arguments: list[str]) -> None:
     compose_data(arguments)
 
 
-@pytest.mark.parametrize("name", ["evaluate", "report"])
-def test_other_commands_parse(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [(name, given) for name in ("evaluate", "report", "view", "export") for given in arguments_of(name) if given],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_other_commands_parse(name: str, arguments: list[str]) -> None:
     program = importlib.import_module(f"{COMMANDS[name].module}.__main__")
-    calls = [arguments for arguments in arguments_of(name) if arguments]
-    assert calls
-    for arguments in calls:
-        program._parser().parse_intermixed_args(arguments)
+    program._parser().parse_intermixed_args(arguments)
 
 
 def test_documented_commands_exist() -> None:
@@ -191,6 +192,14 @@ def test_every_choice_of_every_group_is_documented() -> None:
     documented = {group: sorted(re.findall(r"`(\w+)`", choices)) for group, choices in rows.items()}
     folders = [folder for folder in CONF.iterdir() if folder.is_dir() and folder.name != "hydra"]
     assert documented == {name: list(group_options(name)) for name in [*(f.name for f in folders), "experiments"]}
+
+
+def test_every_extra_is_documented() -> None:
+    text = (PROJECT / "pyproject.toml").read_text(encoding="utf-8").partition("[project.optional-dependencies]")[2]
+    extras = re.findall(r"^(\w+) = \[", text.partition("\n[")[0], re.MULTILINE)
+    page = (PROJECT / "docs" / "installation.md").read_text(encoding="utf-8")
+    cells = re.findall(r"^\| (`.+?`) \|", page, re.MULTILINE)
+    assert len(extras) > 5 and sorted(extras) == sorted(re.findall(r"`(\w+)`", " ".join(cells)))
 
 
 def test_the_readme_marks_the_two_commands_of_the_gate() -> None:
