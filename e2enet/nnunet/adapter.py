@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from e2enet.common.config_rules import ENGINES
 from e2enet.common.errors import InputError
 from e2enet.network import E2ENet
 from e2enet.network.nnunet_arguments import e2enet_arguments
 
 Pass = Callable[[Tensor], Any]
-ENGINES = ("auto", "sparse", "dense")
 
 
 class E2ENetAdapter(nn.Module):
