@@ -94,17 +94,22 @@ def recomputed_parts(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 @pytest.fixture(scope="session")
 def launch() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run a script of the project in two processes of one thread each, on gloo; return when both have ended.
+    """Run a program of the project in two processes of one thread each, on gloo; return when both have ended.
 
-    `launch("torchrun" | "srun" | "lightning", script, *arguments)`. SLURM itself is not needed: for "srun" both
-    processes get the variables that it would set. With "lightning" the script starts the second process itself.
+    `launch("torchrun" | "srun" | "lightning", program, *arguments)`. The program is a script ("tests/x.py") or a
+    command of `e2enet` ("train"), which is launched as docs/several_gpus.md says. SLURM itself is not needed: for
+    "srun" both processes get the variables that it would set. With "lightning" the program starts the second itself.
     """
     return launch_two
 
 
-def launch_two(launcher: str, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def launch_two(launcher: str, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     root = Path(__file__).parents[1]
-    program = [sys.executable, str(root / script), *arguments]
+    if name.endswith(".py"):
+        called = [str(root / name)]
+    else:
+        called = ["-m", f"e2enet.commands.{name}"] if launcher == "torchrun" else ["-m", "e2enet", name]
+    program = [sys.executable, *called, *arguments]
     plain = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(root)}
     environments = [plain]
     if launcher == "torchrun":

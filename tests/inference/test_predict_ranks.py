@@ -1,4 +1,4 @@
-"""predict.py in two processes: each case is predicted once, and the outcome of all is reported once."""
+"""e2enet predict in two processes: each case is predicted once, and the outcome of all is reported once."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_cases_are_shared_and_reported_once(
 ) -> None:
     checkpoint = write_checkpoint()
     arguments = [f"checkpoint={checkpoint}", f"input={scans}", f"output={tmp_path}/two", "device=cpu"]
-    result = launch(launcher, "predict.py", *arguments)
+    result = launch(launcher, "predict", *arguments)
     # The second process had b, and the first one reports it after its own cases a and c.
     assert result.returncode == 1, result.stderr
     assert result.stdout.count("1 of 4 cases failed:") == 1 and result.stdout.count("  - b: ") == 1

@@ -1,4 +1,4 @@
-"""train.py in two processes with every launcher: one run folder, written once, and the same numbers."""
+"""e2enet train in two processes with every launcher: one run folder, written once, and the same numbers."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def train(root: Path, launch: Callable[..., Any]) -> Callable[[str], tuple[Path,
     def run(launcher: str) -> tuple[Path, str]:
         if launcher not in done:
             folders = [f"paths.data={root}/data", f"paths.prepared={root}/prepared", f"run_folder={root}/{launcher}"]
-            result = launch(launcher, "train.py", *OVERRIDES, *folders)
+            result = launch(launcher, "train", *OVERRIDES, *folders)
             assert result.returncode == 0, result.stderr
             done[launcher] = (root / launcher, result.stdout)
         return done[launcher]
