@@ -10,9 +10,9 @@ REQUIREMENT = re.compile(r'^\s*(?:wandb = \[)?"([\w-]+)>=([\d.]+)', re.MULTILINE
 
 
 def lower_bounds() -> dict[str, str]:
-    """Return package -> lower bound of the base and of the extras that users install."""
+    """Return package -> lower bound of the base and of the extras in `all`."""
     text = (PROJECT / "pyproject.toml").read_text(encoding="utf-8")
-    return dict(REQUIREMENT.findall(text.partition("dependencies = [")[2].partition("baselines = [")[0]))
+    return dict(REQUIREMENT.findall(text.partition("dependencies = [")[2].partition("all = [")[0]))
 
 
 def pins(name: str) -> dict[str, str]:
@@ -37,5 +37,5 @@ def test_the_locked_versions_are_within_the_bounds() -> None:
 
 def test_no_upper_bound_stands_without_a_reason() -> None:
     text = (PROJECT / "pyproject.toml").read_text(encoding="utf-8").partition("dependencies = [")[2]
-    bounded = [line for line in text.partition("baselines = [")[0].splitlines() if re.search(r'"[^"]*<', line)]
+    bounded = [line for line in text.partition("all = [")[0].splitlines() if re.search(r'"[^"]*<', line)]
     assert bounded and all("#" in line for line in bounded)

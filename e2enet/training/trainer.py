@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.strategies import DDPStrategy
+from torch.nn.parallel import DistributedDataParallel
 
 from e2enet.common.console import console
 from e2enet.common.signatures import build_nested, build_part
@@ -31,6 +33,10 @@ from e2enet.training.module import PATCHES, WHOLE_CASES, SegmentationModule
 from e2enet.training.parts import RunParts
 from e2enet.training.run_folder import Claim
 from e2enet.training.timing import LoaderWait, TimeKeeper
+
+_NEW = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+# DDP's argument by its name in this version of torch: 2.6 has the older one.
+KEEP_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEW else "broadcast_buffers": False}
 
 # Arguments given to a callback that has such parameters.
 SUPPLIED_TO_CALLBACKS = frozenset({"run_folder", "labels", "scheme", "plan", "loader"})
@@ -115,7 +121,7 @@ def _strategy(options: Mapping[str, Any]) -> Any:
         return build_nested(strategy)
     # The buffers are kernel masks. Broadcasting them before every forward pass would silently overwrite masks that
     # differ by mistake. It would also hang, since processes validate different numbers of cases, one pass for each.
-    return DDPStrategy(forward_sync_buffers=False)
+    return DDPStrategy(**KEEP_BUFFERS)
 
 
 def _profiler(chosen: Any, folder: Path) -> Profiler | None:

@@ -28,7 +28,7 @@ from e2enet.training.loggers import MetricsFile
 from e2enet.training.parts import read_parts
 from e2enet.training.run import build_module
 from e2enet.training.run_folder import Claim
-from e2enet.training.trainer import build_trainer
+from e2enet.training.trainer import KEEP_BUFFERS, build_trainer
 from tests.training.conftest import TinySparse
 
 Record = dict[str, Any]
@@ -131,7 +131,7 @@ def train_without_lightning(rank: int | None, bucket_view: bool = False) -> Reco
     model.forward = lambda image: model.training_step([image], 0)  # type: ignore[method-assign,assignment]
     network, first_pass = model, nullcontext
     if rank is not None:
-        network = DistributedDataParallel(model, forward_sync_buffers=False, gradient_as_bucket_view=bucket_view)
+        network = DistributedDataParallel(model, **KEEP_BUFFERS, gradient_as_bucket_view=bucket_view)
         first_pass = network.no_sync
     record: Record = {"masks": [], "norms": []}
     images = torch.randn(8, 2, 2, 4, 2, 5, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

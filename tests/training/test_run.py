@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import signal
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def test_the_run_folder_is_complete(overrides: list[str], tmp_path: Path) -> Non
     assert active / kernels == cost["density"] and {entry["column"] for entry in flows} == {1, 2}
     kept = read_run_split(folder)
     assert kept is not None and (kept.folds, len(kept.train), len(kept.validation)) == (5, 4, 1)
-    assert json.loads((folder / "versions.json").read_text())["packages"]["torch"] == torch.__version__
+    assert json.loads((folder / "versions.json").read_text())["packages"]["torch"] == version("torch")
     figures = {path.name for path in (folder / "figures").iterdir()}
     assert {"learning_curves.png", "dsff.png"} <= figures and any(name.startswith("validation_") for name in figures)
     logged = {name for row in rows(folder) for name, cell in row.items() if cell}

@@ -83,7 +83,7 @@ def test_a_run_of_another_length_has_the_rates_of_one_that_always_had_it(
         module = make_module("~schedule.warmup", target, f"schedule.interval={interval}")
         rates, path = Rates(tmp_path / f"middle_of_{epochs}.ckpt"), source and tmp_path / f"{source}.ckpt"
         trainer = quiet_trainer(tmp_path, TrainLossLogger(), rates, max_epochs=epochs)
-        trainer.fit(module, loader((2, 8, 8), 4, 2), ckpt_path=path, weights_only=True)
+        trainer.fit(module, loader((2, 8, 8), 4, 2), ckpt_path=path)
         trainer.save_checkpoint(tmp_path / f"end_of_{epochs}.ckpt")
         return rates.found
 
