@@ -29,6 +29,7 @@ from e2enet.export.bundle_parts import PreprocessScand, RestoreLabelsd, WindowPr
 from e2enet.inference.checkpoint import load_model
 from e2enet.inference.largest_component import classes_of
 from e2enet.inference.sliding_window import predict_probabilities
+from e2enet.training.checkpoints import write_compact
 
 pytest.importorskip("ignite")
 KINDS = ["classes", "coarse", "ct", "two_channels", "regions", "file_axes"]
@@ -120,6 +121,17 @@ def test_monais_own_checks(make_run, scans, tmp_path: Path, monkeypatch) -> None
     assert all(
         torch.equal(value, expected[name.removeprefix("network.")]) for name, value in network.state_dict().items()
     )
+
+
+def test_a_compact_checkpoint_gives_the_same_bundle(make_run, tmp_path: Path) -> None:
+    run = make_run()
+    compact = write_compact(run / "checkpoints" / "best.ckpt")
+    first, second = (export(path, tmp_path / name) for name, path in (("best", run), ("compact", compact)))
+    weights = [torch.load(folder / "models" / "model.pt", weights_only=True) for folder in (first, second)]
+    assert weights[0].keys() == weights[1].keys() and any(name.endswith("kernel_mask") for name in weights[0])
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    for name in ("inference.json", "metadata.json"):
+        assert (first / "configs" / name).read_text() == (second / "configs" / name).read_text()
 
 
 def test_the_files_of_the_specification(make_run, tmp_path: Path) -> None:
