@@ -105,7 +105,7 @@ def test_links_and_pictures_exist(document: Path) -> None:
 def test_train_commands_compose(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     # The check also refuses what this machine cannot run, which is no error of the documentation.
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("e2enet.configuration.conflicts.has_gpu", lambda: True)
     monkeypatch.setattr("e2enet.network.baselines.PLAIN_UNET_PACKAGE", "torch")
     monkeypatch.setattr("e2enet.configuration.conflicts._login_problem", lambda: None)
     monkeypatch.setattr("e2enet.configuration.conflicts.trainer_problem", lambda _: None)

@@ -106,9 +106,14 @@ def _density_one(masks: bool, updates: bool, density: float) -> str | None:
     return None
 
 
+def has_gpu() -> bool:
+    """Return whether torch can use a GPU of this machine."""
+    return torch.cuda.is_available()
+
+
 def on_cpu(accelerator: str) -> bool:
     """Whether training with `trainer.accelerator` runs on a CPU."""
-    return accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
+    return accelerator == "cpu" or (accelerator == "auto" and not has_gpu())
 
 
 def _precision_and_device(precision: Any, accelerator: str) -> str | None:
@@ -118,7 +123,7 @@ def _precision_and_device(precision: Any, accelerator: str) -> str | None:
 
 
 def _device_exists(accelerator: str) -> str | None:
-    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+    if accelerator in ("gpu", "cuda") and not has_gpu():
         return f"trainer.accelerator={accelerator}: this machine has no GPU that torch can use; expected auto | cpu"
     return None
 

@@ -35,7 +35,7 @@ COMPANIONS = {
 @pytest.fixture
 def able(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pretend to have a GPU and every package: the check also refuses what this machine cannot run."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("e2enet.configuration.conflicts.has_gpu", lambda: True)
     monkeypatch.setattr("e2enet.network.baselines.PLAIN_UNET_PACKAGE", "torch")
     monkeypatch.setattr("e2enet.configuration.conflicts.LOGGER_PACKAGES", {})
     monkeypatch.setattr("e2enet.configuration.conflicts.trainer_problem", lambda _: None)

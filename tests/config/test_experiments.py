@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 from omegaconf import DictConfig
 
 from e2enet.common.configs import as_plain, compose_config, group_options
@@ -36,7 +35,7 @@ SMALL = ["training=small", "data=phantom"]
 @pytest.fixture(autouse=True)
 def a_machine_that_can(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pretend to have a GPU and every package: the check also refuses what this machine cannot run."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("e2enet.configuration.conflicts.has_gpu", lambda: True)
     monkeypatch.setattr("e2enet.network.baselines.PLAIN_UNET_PACKAGE", "torch")
 
 
