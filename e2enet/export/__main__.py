@@ -1,4 +1,4 @@
-"""Export a trained model: e2enet export RUN --to bundle|onnx|torch [--output FOLDER]"""
+"""Export a trained model: e2enet export RUN --to bundle|onnx|torch|card [--output FOLDER]"""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ TARGETS = {
     "bundle": Target("e2enet.export.bundle:write_bundle", "a MONAI bundle, which python -m monai.bundle run executes"),
     "onnx": Target("e2enet.export.onnx_model:write_onnx", "model.onnx, and a script that predicts scans without torch"),
     "torch": Target("e2enet.export.torch_program:write_torch", "model.pt2 (torch.export), which torch alone loads"),
+    "card": Target("e2enet.export.card:write_card", "compact.ckpt with a model card, to share a trained model"),
 }
 DESCRIPTION = """\
 Hands a trained model to other tools: as a folder that holds the network with its weights, and all that is needed to

@@ -70,10 +70,11 @@ def _save(checkpoint: Mapping[str, Any], stream: BinaryIO) -> None:
         raise
 
 
-def write_compact(checkpoint: Path) -> Path:
-    """Write compact.ckpt beside a checkpoint: only what prediction needs, with only active kernels in fusion layers.
+def write_compact(checkpoint: Path, path: Path | None = None) -> Path:
+    """Write compact.ckpt: only what prediction needs, with only active kernels in fusion layers.
 
-    It has neither optimizer nor counters, so no run can resume from it. Return its path.
+    By default it lies beside the checkpoint. It has neither optimizer nor counters, so no run can resume from it.
+    Return its path.
 
     Raises:
         InputError: the checkpoint cannot be read, or the disk is full.
@@ -81,7 +82,7 @@ def write_compact(checkpoint: Path) -> Path:
     content = read_checkpoint(checkpoint, mmap=True)
     weights = {name: value for name, value in content["state_dict"].items() if name.startswith(NETWORK_PREFIX)}
     compact = {"hyper_parameters": content["hyper_parameters"], "state_dict": pack_kernels(weights)}
-    path = checkpoint.with_name(COMPACT)
+    path = path or checkpoint.with_name(COMPACT)
     AtomicCheckpointIO().save_checkpoint(compact, path)
     return path
 

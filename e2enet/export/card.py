@@ -1,0 +1,160 @@
+"""A model to share: compact.ckpt, with a model card that is written from the run's own records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from e2enet.common.errors import InputError
+from e2enet.inference.checkpoint import LoadedModel
+from e2enet.runs.folders import CONFIG_FILE
+from e2enet.training.checkpoints import COMPACT, write_compact
+
+RECORDS = ("summary.json", "cost.json", "split.json", "versions.json")
+CARD = """\
+# {name}: {classes}
+
+E2ENet ([arXiv 2312.04727](https://arxiv.org/abs/2312.04727)) that segments {classes} in 3D scans with {channels}.
+Trained by e2enet {version}; this card is written from the run's records.
+
+## Use
+
+```bash
+pip install "e2enet[train]"
+e2enet predict checkpoint={checkpoint} input=SCANS output=LABELS
+```
+
+SCANS is a scan, or a folder of scans that are named as those of the training data. LABELS gets a label image for each
+of them, on the scan's own grid:
+
+| value | class |
+|---|---|
+{label_rows}
+
+## Intended use
+
+Research on segmentation, and as a starting point of training (`initial_weights={checkpoint}`). **Not for diagnosis.**
+The model expects scans like those that it was trained on: {channels}, the same region of the body, a spacing near
+{spacing} mm (slices first).
+
+## Training data
+
+{name}: {train} training and {validation} validation cases (fold {fold}).
+
+Source, population, scanners and licence of the data: TO BE FILLED IN.
+
+## Training
+
+| | |
+|---|---|
+| network | {network}, {levels} levels, {params} parameters and {flops} GFLOP a patch at a density of {density} |
+| plan | patch {patch} voxels at {spacing} mm, slices along the {axis} axis |
+| recipe | {epochs} epochs of {steps} steps of {batch} patches, seed {seed}, precision {precision} |
+| software | {packages}, Python {python} |
+| code | {commit} |
+| machine | {machine} |
+
+## Scores
+
+Of the {validation} validation cases, mean (standard deviation) over cases. {chosen}
+
+| class | Dice | NSD ({tolerance:g} mm) | HD95, mm | cases |
+|---|---|---|---|---|
+{score_rows}
+{mean_row}
+
+## Limits
+
+- Trained once, with one seed, on {train} cases of one source. Other scanners, protocols, ages and diseases are
+  untested.
+- The scores are of cases of the same source.
+- The model looks for these classes in any scan, also where there are none.
+
+## Licence
+
+Of the weights: TO BE FILLED IN by who trained them, within the terms of the data.
+"""
+
+
+def write_card(model: LoadedModel, folder: Path) -> None:
+    """Write compact.ckpt and README.md, the model card, into a folder.
+
+    Raises:
+        InputError: the model does not lie in the folder of a run that was trained and scored to its end.
+    """
+    run = model.path.resolve().parent.parent
+    missing = [name for name in (CONFIG_FILE, *RECORDS) if not (run / name).is_file()]
+    if missing:
+        raise InputError(f"{run}: {', '.join(missing)} missing; the folder of a run that has ended expected")
+    text = card_text(model, run)
+    write_compact(model.path, folder / COMPACT)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def card_text(model: LoadedModel, run: Path) -> str:
+    """Return the model card of a run's model, in Markdown."""
+    config = OmegaConf.load(run / CONFIG_FILE)
+    assert isinstance(config, DictConfig)
+    summary, cost, split, versions = (json.loads((run / name).read_text(encoding="utf-8")) for name in RECORDS)
+    packages, machine, plan = versions["packages"], versions["machine"], model.plan
+    names = ("torch", "lightning", "monai", "numpy")
+    return CARD.format(
+        name=config.data.name,
+        classes=", ".join(name for label, name in model.scheme.names.items() if label != 0),
+        channels=f"the channel{'s' * (len(model.channels) > 1)} {', '.join(model.channels)}",
+        version=packages["e2enet"],
+        checkpoint=COMPACT,
+        label_rows="\n".join(f"| {label} | {name} |" for label, name in model.scheme.names.items()),
+        spacing=" x ".join(f"{edge:.3g}" for edge in plan.spacing),
+        train=len(split["train"]),
+        validation=len(split["validation"]),
+        fold=config.fold,
+        network=type(model.network).__name__,
+        levels=len(plan.strides) + 1,
+        params=f"{cost['exact']['params'] / 1e6:.2f} M",
+        flops=f"{cost['exact']['flops'] / 1e9:.3g}",
+        density=f"{cost['density']:.2g}",
+        patch=" x ".join(map(str, plan.patch_size)),
+        axis=("right-left", "anterior-posterior", "superior-inferior")[plan.depth_axis],
+        epochs=config.training.epochs,
+        steps=config.training.steps_per_epoch,
+        batch=plan.batch_size,
+        seed=config.seed,
+        precision=config.training.precision,
+        packages=", ".join(f"{name} {packages[name]}" for name in names),
+        python=versions["python"],
+        commit=_commit(versions["git"]),
+        machine=", ".join([machine["processor"], f"{machine['cores']} cores", *machine["gpus"]]),
+        chosen=_chosen(config),
+        tolerance=config.final.nsd_tolerance,
+        score_rows="\n".join(_row(entry["name"], entry, entry["n"]) for entry in summary["classes"].values()),
+        mean_row=_row("**mean of classes**", summary["mean"], summary["n_cases"]),
+    )
+
+
+def _commit(git: Mapping[str, Any]) -> str:
+    if git["commit"] is None:
+        return "an installed package"
+    return f"commit {git['commit']}" + (f", {git['changed_files']} files changed" if git["changed_files"] else "")
+
+
+def _chosen(config: DictConfig) -> str:
+    chosen = "whole validation cases" if config.training.validate_full else "patches of the validation cases"
+    return f"The checkpoint with the best score on {chosen} was taken, so the scores are slightly optimistic."
+
+
+def _row(name: str, entry: Mapping[str, Any], cases: int) -> str:
+    cells = [_cell(entry, key, digits) for key, digits in (("dice", 3), ("nsd", 3), ("hd95", 2))]
+    return f"| {' | '.join([name, *cells, str(cases)])} |"
+
+
+def _cell(entry: Mapping[str, Any], key: str, digits: int) -> str:
+    """Return a score with its standard deviation over cases, "-" if no case has one."""
+    value, spread = entry[key], entry.get("sd", {}).get(key)
+    if value is None:
+        return "-"
+    return f"{value:.{digits}f}" + (f" ({spread:.{digits}f})" if spread is not None else "")
