@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import re
 import runpy
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
@@ -28,6 +29,7 @@ COMMANDS = {
     "view": Command("e2enet.view", "write a folder that shows predictions in a browser, without a server"),
     "export": Command("e2enet.export", "hand a trained model to MONAI, ONNX or torch.export"),
 }
+HELP = ("--help", "-h")
 USAGE = "usage: e2enet COMMAND [arguments]; e2enet COMMAND --help explains a command"
 INPUT_ERROR, INTERRUPTED = 2, 130  # of e2enet.common.errors.ExitCode
 # Distributions that are imported by another name.
@@ -37,7 +39,8 @@ DISTRIBUTIONS = {"hydra": "hydra-core", "ignite": "pytorch-ignite", "yaml": "ome
 def main() -> None:
     """Run the command that the command line names."""
     arguments = sys.argv[1:]
-    if not arguments or arguments[0] in ("--help", "-h"):
+    if not arguments or arguments[0] in HELP:
+        _end_with_reader()
         width = max(map(len, COMMANDS))
         print("\n".join([USAGE, "", *(f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items())]))
         return
@@ -56,6 +59,8 @@ def run_command(name: str, arguments: Sequence[str]) -> None:
     command's own.
     """
     sys.argv[1:] = arguments
+    if any(word in HELP for word in arguments):
+        _end_with_reader()
     try:
         runpy.run_module(COMMANDS[name].module, run_name="__main__", alter_sys=True)
     except KeyboardInterrupt:  # while modules are loaded: what runs afterwards has its own word for it
@@ -84,6 +89,15 @@ def extra_of(module: str) -> str | None:
 
 def _normal(distribution: str) -> str:
     return distribution.lower().replace("_", "-")
+
+
+def _end_with_reader() -> None:
+    """End without a word when the reader of the output does, as other programs do: e2enet train --help | head.
+
+    Only for help: where there is work, the signal would also come from the pipes of worker processes.
+    """
+    if hasattr(signal, "SIGPIPE"):  # not on Windows
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
 
 def _exit(text: str, code: int) -> NoReturn:

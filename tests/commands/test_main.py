@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,19 @@ sys.meta_path.insert(0, Refuse())
 """
     done = e2enet(command, "--help", before=refuse)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGPIPE"), reason="this system has no SIGPIPE")
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("train", "--help"), ("predict", "-h"), ("view", "--help")])
+def test_help_ends_quietly_with_its_reader(arguments: tuple[str, ...]) -> None:
+    """As in `e2enet train --help | head -n 1`, where head closes the pipe."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "e2enet", *arguments]
+    done = subprocess.run(command, env=environment, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (-signal.SIGPIPE, "")
 
 
 def test_an_unknown_command_is_told_with_the_known_ones() -> None:
