@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,10 +114,13 @@ def write_case(folder: Path, number: int, entry: Entry, *, whole: bool = False) 
     inside = np.any([meaning.scheme.foreground(labels[box]) for labels in labelled], axis=0)
     for stored, channel in zip(content["channels"], channels, strict=True):
         stored["label_window"] = volumes.label_window(channel[box], inside)
-    num_bytes = _write_script(folder / f"{number}.js", f"case({number}, ", content)
+    num_bytes = 0
     for index, pane in enumerate(entry.panes):
         if pane.probabilities is not None:
-            num_bytes += _write_probabilities(folder, number, index, pane.probabilities, part, meaning.scheme)
+            encoded = _encode_probabilities(pane.probabilities, part, meaning.scheme)
+            content["probabilities"] = [channel["name"] for channel in encoded]
+            num_bytes += _write_script(folder / f"{number}-{index}.js", f"probabilities({number}, {index}, ", encoded)
+    num_bytes += _write_script(folder / f"{number}.js", f"case({number}, ", content)
     line = {
         "case": entry.case.id,
         "note": entry.note,
@@ -179,17 +182,20 @@ def _write_script(path: Path, call: str, content: Any) -> int:
     return len(text)
 
 
-def _write_probabilities(folder: Path, number: int, index: int, source: Path, part: _Part, scheme: LabelScheme) -> int:
-    """Write the probabilities of each class or region, without background, in a script that is loaded on demand."""
-    names = list(scheme.class_names.values())[1:]
-    channels: Iterator[np.ndarray] = volumes.read_probabilities(source, part.geometry)
-    if not scheme.regions:
-        next(channels)  # of background
-    encoded = [
-        {"name": name, "data": volumes.encode_nifti(channel[part.box], part.affine, 1 / 255)}
-        for name, channel in zip(names, channels, strict=False)
+def _encode_probabilities(source: Path, part: _Part, scheme: LabelScheme) -> list[dict[str, str]]:
+    """Return name and probabilities of each class or region, without background.
+
+    A class that has no name, since no dataset.json names it, is called by its label.
+    """
+    channels = enumerate(volumes.read_probabilities(source, part.geometry), start=1 if scheme.regions else 0)
+    return [
+        {
+            "name": scheme.class_names.get(label, str(label)),
+            "data": volumes.encode_nifti(channel[part.box], part.affine, 1 / 255),
+        }
+        for label, channel in channels
+        if label != 0
     ]
-    return _write_script(folder / f"{number}-{index}.js", f"probabilities({number}, {index}, ", encoded)
 
 
 def _content(

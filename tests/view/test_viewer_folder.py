@@ -157,6 +157,11 @@ def test_probabilities_keep_their_place(dataset: Path, tmp_path: Path, read_scri
         np.testing.assert_allclose(np.asarray(image.dataobj), np.asarray(expected.dataobj), atol=0.5 / 255 + 1e-6)
         np.testing.assert_allclose(image.affine, expected.affine, atol=1e-5)
     assert written.line["panes"][0]["probabilities"]
+    unnamed = Meaning(LabelScheme({0: "background", 1: "1", 3: "3"}))  # of files in which no voxel is 2
+    write_case(tmp_path, 0, Entry(entry.case, (pane,), unnamed))
+    again = read_script(tmp_path / "0-0.js")
+    assert [channel["name"] for channel in again] == read_script(tmp_path / "0.js")["probabilities"] == ["1", "2", "3"]
+    assert [channel["data"] for channel in again] == [channel["data"] for channel in channels]
     np.savez(tmp_path / "other.npz", probabilities=np.zeros((4, 12, 24, 20), np.float16))  # nnU-Net's order of axes
     pane = Pane("network", entry.panes[0].prediction, tmp_path / "other.npz")
     with pytest.raises(InputError, match=r"other.npz: holds float16 of shape \(4, 12, 24, 20\).*20, 24, 12"):
