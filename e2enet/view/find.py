@@ -57,7 +57,7 @@ def find_entries(sources: Sequence[Path], images: Path | None = None, labels: Pa
         labels: Folder of references; None: those of the run's dataset, or none.
 
     Raises:
-        InputError: a folder is missing or holds nothing to show, or no scans are known.
+        InputError: a folder is missing or holds nothing to show, no scans are known, or `labels` fits no prediction.
     """
     origins = [_predictions(source) for source in sources]
     names = [origin.name for origin in origins]
@@ -79,6 +79,8 @@ def find_entries(sources: Sequence[Path], images: Path | None = None, labels: Pa
     if labels is not None:
         references = _label_images(labels, "the references")
         cases = {name: replace(case, label=references.get(name)) for name, case in cases.items()}
+        if meaning is not None and meaning.label_map:
+            warnings.append(f"{labels}: read without data.label_map of the run, {dict(meaning.label_map)}")
     chosen = [case for case in origins[0].files if all(case in origin.files for origin in origins)]
     lost = [case for case in chosen if case not in cases]
     shown = [case for case in chosen if case in cases]
@@ -89,6 +91,8 @@ def find_entries(sources: Sequence[Path], images: Path | None = None, labels: Pa
         warnings.append(f"not shown: {_listed(lost)}, whose scans are not in {images or 'the dataset'}")
     if not shown:
         raise InputError("\n  - ".join([f"{sources[0]}: no prediction can be shown with its scan", *warnings]))
+    if labels is not None:
+        warnings += _unscored([case for case in shown if cases[case].label is None], len(shown), labels)
     if meaning is None or labels is not None:
         meaning = _named(meaning, labels, origins[0].folder, [cases[case] for case in shown], origins)
     entries = [
@@ -98,6 +102,13 @@ def find_entries(sources: Sequence[Path], images: Path | None = None, labels: Pa
         for case in shown
     ]
     return Found(entries, sources[0], warnings)
+
+
+def _unscored(cases: Sequence[str], num_shown: int, labels: Path) -> list[str]:
+    """Return a warning about the cases without a reference in `labels`; InputError if all of them are."""
+    if len(cases) == num_shown:
+        raise InputError(f"{labels}: has no reference of {_listed(cases)}; expected files named like the predictions")
+    return [f"without a score: {_listed(cases)}, whose references are not in {labels}"] * bool(cases)
 
 
 def probabilities_of(prediction: Path, case: str) -> Path | None:

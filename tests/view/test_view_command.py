@@ -96,6 +96,28 @@ def test_predictions_without_references_have_no_scores(dataset: Path, tmp_path: 
     assert read_script(tmp_path / "v" / "list.js")["meanings"][0]["labels"][0]["name"] == "liver"
 
 
+def test_references_that_are_missing_are_told(dataset: Path, run: Path) -> None:
+    sources, images = [dataset / "predictions"], dataset / "imagesTs"
+    assert find_entries(sources, images, dataset / "labelsTs").warnings == []
+    (dataset / "labelsTs" / "good.nii.gz").unlink()
+    found = find_entries(sources, images, dataset / "labelsTs")
+    assert found.warnings == [f"without a score: good, whose references are not in {dataset / 'labelsTs'}"]
+    assert [entry.case.label is None for entry in found.entries] == [True, False]
+    shutil.move(dataset / "labelsTs" / "poor.nii.gz", dataset / "labelsTs" / "label_poor.nii.gz")
+    with pytest.raises(InputError, match=r"labelsTs: has no reference of good, poor; expected files named like the"):
+        find_entries(sources, images, dataset / "labelsTs")
+
+
+def test_a_label_map_is_not_left_out_in_silence(run: Path) -> None:
+    labels = run.parents[1] / "raw" / "Task09_Tiny" / "labelsTr"
+    assert find_entries([run], labels=labels).warnings == []
+    config = OmegaConf.load(run / "config.yaml")
+    config.data.label_map = {3: 2}
+    OmegaConf.save(config, run / "config.yaml")
+    found = find_entries([run], labels=labels)
+    assert found.warnings == [f"{labels}: read without data.label_map of the run, {{3: 2}}"]
+
+
 def test_labels_without_names_are_called_by_their_values(dataset: Path) -> None:
     (dataset / "dataset.json").unlink()
     found = find_entries([dataset / "predictions"], dataset / "imagesTs", dataset / "labelsTs")
