@@ -47,6 +47,18 @@ const settled = number => until(() => document.body.dataset.state !== "loading" 
   const second = state.current;
   press("ArrowUp");
   await settled(first);
+  // Leave the other case while its volumes are made, and let that end after the return.
+  const make = niivue.NVImage.new;
+  let release = null;
+  niivue.NVImage.new = (...given) => new Promise(done => { release = () => done(make.apply(niivue.NVImage, given)); });
+  press("ArrowDown");
+  await until(() => release);
+  niivue.NVImage.new = make;
+  press("ArrowUp");
+  await settled(first);
+  release();
+  await new Promise(resolve => setTimeout(resolve, 500));
+  const late = { address: location.hash, isOwn: state.data.scan === state.panes[0].scan };
   for (const key of KEYS) press(key);
   for (const pane of state.panes) pane.planes.setIsOrientationTextVisible(false);
   setOpacity(1);
@@ -63,7 +75,7 @@ const settled = number => until(() => document.body.dataset.state !== "loading" 
   const solid = state.panes[0].solidCanvas.getBoundingClientRect();
   await new Promise(resolve => requestAnimationFrame(() => requestAnimationFrame(resolve)));
   await fetch("SERVER/found", { method: "POST", mode: "no-cors", body: JSON.stringify({
-    first, second, panes, solid, fill: document.body.dataset.fill, order: state.order,
+    first, second, late, panes, solid, fill: document.body.dataset.fill, order: state.order,
     message: document.querySelector("#message").textContent,
     title: document.title, legend: [...document.querySelectorAll("#legend [data-value]")].map(row => row.textContent),
     scripts: document.body.querySelectorAll("script").length,
@@ -174,6 +186,7 @@ def as_ras(values: np.ndarray) -> np.ndarray:
 def check_list_and_names(found: dict[str, Any]) -> None:
     """Check that the worst case came first, that keys stepped to the other and back, and that names stayed texts."""
     assert found["order"] == [1, 0] and (found["first"], found["second"]) == (1, 0)  # poor, good
+    assert found["late"] == {"address": "#case=1", "isOwn": True}  # the case that was left stays left
     assert found["title"] == MARKUP and found["legend"][1].startswith(MARKUP)
     assert found["scripts"] == 7  # those of the page and the probe
 

@@ -79,7 +79,8 @@ function describe() {
   $("channel").replaceChildren(...content.channels.map(({ name }, value) => make("option", { value, text: name })));
   $("channel-choice").hidden = content.channels.length < 2;
   const shape = one.shape.join(" \u00d7 ");
-  const stored = one.exact ? `${shape} voxels` : `${shape} of ${one.whole_shape.join(" \u00d7 ")} voxels, around the labels, as 8 bit`;
+  const whole = one.whole_shape.join(" \u00d7 ");
+  const stored = `${shape}${shape === whole ? " voxels" : ` of ${whole} voxels, around the labels`}${one.exact ? "" : ", as 8 bit"}`;
   $("facts").textContent = `${stored}, ${size(one.bytes)}`;
   reflect();
 }
@@ -194,12 +195,14 @@ function moveTo(voxel) {
 async function changeChannel(index) {
   const { data } = state, { voxel } = state;
   const scan = await readVolume(data.content.channels[index].data);
-  if (data !== state.data) return;
+  if (data !== state.data || index !== Number($("channel").value)) return;
   data.scan = scan;
   data.channel = index;
   for (const [number, pane] of state.panes.entries()) await pane.setScan(scan, windowOf(data.content.channels[index]), data.panes[number].prediction);
+  if (data !== state.data) return;
   await show();
   moveTo(voxel);
+  if (!state.scan) for (const pane of state.panes) pane.setScanVisible(false);
 }
 
 function step(change) {

@@ -102,11 +102,12 @@ class Pane {
   /** Show another scan; `grid` is a label volume, which has the same grid. */
   async setScan(scan, window, grid) {
     this.scan = scan;
+    const fill = colourFile(grid), solidFill = colourFile(grid, grid.dims.map(size => Math.ceil(size / MAX_3D)));
     const image = await niivue.NVImage.new(scan.buffer, "scan.nii", "gray", 1, null, ...window);
-    this.fill = colourFile(grid);
-    const overlay = await niivue.NVImage.new(this.fill.buffer, "fill.nii", "gray", 1);
-    this.solidFill = colourFile(grid, grid.dims.map(size => Math.ceil(size / MAX_3D)));
-    const solid = await niivue.NVImage.new(this.solidFill.buffer, "labels.nii", "gray", 1);
+    const overlay = await niivue.NVImage.new(fill.buffer, "fill.nii", "gray", 1);
+    const solid = await niivue.NVImage.new(solidFill.buffer, "labels.nii", "gray", 1);
+    if (this.scan !== scan) return;  // the next one was asked for meanwhile
+    [this.fill, this.solidFill] = [fill, solidFill];
     this.planes.volumes = [image, overlay];
     this.planes.setVolume(image, 0);
     this.solid.volumes = [solid];

@@ -135,6 +135,7 @@ async function open(number) {
     for (const [index, pane] of state.panes.entries()) {
       await pane.setScan(volumes[0], windowOf(content.channels[0]), panes[index].prediction);
     }
+    if (turn !== state.loading) return;
     state.data = { content, channel: 0, scan: volumes[0], reference: volumes[1], panes };
     history.replaceState(null, "", `#case=${number}`);
     says("");
