@@ -11,7 +11,7 @@ from e2enet.report.pictures.gallery import Picture, ShownCase
 from e2enet.report.pictures.scans import ScanReader
 from e2enet.report.results.runs import Runs
 from e2enet.view.case_script import Entry, Meaning, Pane
-from e2enet.view.write import PAGE, require_viewer_folder, write_viewer
+from e2enet.view.write import PAGE, write_viewer
 
 FOLDER = "viewer"
 
@@ -21,11 +21,7 @@ def link_viewer(runs: Runs, pictures: Mapping[str, Sequence[Picture]], output: P
 
     A case that two pictures show alike, such as the worst of a row and one that is compared, is there once for each.
     Pictures that could not be drawn have no cases, so nothing is written if the scans are on another machine.
-
-    Raises:
-        InputError: output/viewer exists and is no viewer.
     """
-    require_viewer_folder(output / FOLDER)
     reader = ScanReader(runs)
     entries: list[Entry] = []
     linked: dict[str, list[Picture]] = {}

@@ -19,7 +19,9 @@ from e2enet.report.results.runs import load_runs
 from e2enet.report.tables.markup import joined, markdown_text, to_latex, to_markdown, write_values
 from e2enet.report.tables.sections import Report, Section, build_report
 from e2enet.report.tables.table import Table
+from e2enet.report.viewer import FOLDER as VIEWER
 from e2enet.report.viewer import link_viewer
+from e2enet.view.write import require_viewer_folder
 
 SHARES = ("best", "dice", "nsd")  # columns of jobs in [0, 1], written in percent as in all tables
 
@@ -47,10 +49,12 @@ def write_report(
         viewer: Whether to write output/viewer too, which shows the cases of the pictures in planes and 3D.
 
     Raises:
-        InputError: the folder holds no sweep, or no experiment has such rows.
+        InputError: the folder holds no sweep, no experiment has such rows, or output/viewer is no viewer.
     """
     runs = load_runs(folder)
     output = output or folder / FOLDER
+    if viewer:
+        require_viewer_folder(output / VIEWER)
     report = build_report(runs, options, count=count_row, reference=reference)
     written = write_tables(report, output)
     for section in report.sections:

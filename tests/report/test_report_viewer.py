@@ -20,6 +20,7 @@ from e2enet.report.results.options import Options
 from e2enet.report.results.runs import load_runs
 from e2enet.report.tables.sections import Report, build_report
 from e2enet.report.viewer import link_viewer
+from e2enet.report.write import write_report
 from tests.report.conftest import ABLATION, CASES, FakeJob, write_sweep
 
 SHAPE = (10, 8, 4)
@@ -106,7 +107,9 @@ def test_without_scans_there_is_no_viewer_and_no_link(report: Report, tmp_path: 
 
 
 def test_a_folder_of_the_users_is_not_replaced(report: Report, tmp_path: Path) -> None:
-    (tmp_path / "viewer").mkdir()
-    (tmp_path / "viewer" / "notes.txt").write_text("mine")
+    output = tmp_path / "report"
+    (output / "viewer").mkdir(parents=True)
+    (output / "viewer" / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match=r"viewer: exists and is no viewer"):
-        link_viewer(report.runs, {}, tmp_path)
+        write_report(report.runs.folder, Options(resamples=100), output=output, viewer=True)
+    assert [path.name for path in output.rglob("*")] == ["viewer", "notes.txt"]  # told before anything is written
