@@ -65,7 +65,7 @@ def find_entries(sources: Sequence[Path], images: Path | None = None, labels: Pa
         names = [f"{origin.folder.resolve().parent.name}/{name}" for origin, name in zip(origins, names, strict=True)]
     warnings: list[str] = []
     run = next((origin.run for origin in origins if origin.run is not None), None)
-    cases, meaning = _of_run(run) if run is not None else ({}, None)
+    cases, meaning = ({}, None) if run is None else _of_run(run, images, warnings)
     if images is None and not cases:
         images = _beside(labels)
         if images is None:
@@ -145,12 +145,21 @@ def _label_images(folder: Path, what: str) -> dict[str, Path]:
     return found
 
 
-def _of_run(run: Path) -> tuple[dict[str, Case], Meaning]:
-    """Return the labelled and other cases of a run's dataset, and what its labels mean."""
+def _of_run(run: Path, images: Path | None, warnings: list[str]) -> tuple[dict[str, Case], Meaning | None]:
+    """Return the labelled and other cases of a run's dataset, and what its labels mean.
+
+    Without the dataset, which may lie on another machine: nothing and a warning if `images` are given, else InputError.
+    """
     from e2enet.data.command import dataset_of_run
     from e2enet.runs.folders import read_config
 
-    dataset = dataset_of_run(read_config(run), run / CONFIG)
+    try:
+        dataset = dataset_of_run(read_config(run), run / CONFIG)
+    except InputError as error:
+        if images is None:
+            raise InputError(f"{error}, or --images FOLDER and --labels FOLDER") from error
+        warnings.append(f"the dataset of {run} is not used: {error}")
+        return {}, None
     cases = {case.id: case for case in (*dataset.training, *dataset.validation, *dataset.test)}
     return cases, Meaning(dataset.scheme, dataset.label_map, dataset.regions, dataset.channels)
 

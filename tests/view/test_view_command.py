@@ -96,7 +96,7 @@ def test_predictions_without_references_have_no_scores(dataset: Path, tmp_path: 
     assert read_script(tmp_path / "v" / "list.js")["meanings"][0]["labels"][0]["name"] == "liver"
 
 
-def test_references_that_are_missing_are_told(dataset: Path, run: Path) -> None:
+def test_references_that_are_missing_are_told(dataset: Path) -> None:
     sources, images = [dataset / "predictions"], dataset / "imagesTs"
     assert find_entries(sources, images, dataset / "labelsTs").warnings == []
     (dataset / "labelsTs" / "good.nii.gz").unlink()
@@ -116,6 +116,19 @@ def test_a_label_map_is_not_left_out_in_silence(run: Path) -> None:
     OmegaConf.save(config, run / "config.yaml")
     found = find_entries([run], labels=labels)
     assert found.warnings == [f"{labels}: read without data.label_map of the run, {{3: 2}}"]
+
+
+def test_a_run_without_its_dataset_is_shown_with_the_folders_that_are_given(run: Path) -> None:
+    raw = run.parents[1] / "raw" / "Task09_Tiny"
+    moved = raw.rename(run.parents[1] / "moved")
+    with pytest.raises(InputError, match=r"Task09_Tiny: no such folder; .*, or --images FOLDER and --labels FOLDER$"):
+        find_entries([run])
+    found = find_entries([run], moved / "imagesTr", moved / "labelsTr")
+    assert [entry.case.id for entry in found.entries] == ["case_1", "case_3"]
+    assert found.entries[0].case.label == moved / "labelsTr" / "case_1.nii.gz"
+    assert found.entries[0].meaning.scheme.names[1] == "liver"  # of the dataset.json above the references
+    (warning,) = found.warnings
+    assert warning.startswith(f"the dataset of {run} is not used: {raw}: no such folder")
 
 
 def test_labels_without_names_are_called_by_their_values(dataset: Path) -> None:
