@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -273,4 +272,4 @@ def test_the_same_voxels_give_the_same_files(dataset: Path, tmp_path: Path) -> N
         str(path.relative_to(tmp_path / name)): path.read_bytes() for path in (tmp_path / name).rglob("*.*")
     }
     assert files("a") == files("b")
-    assert json.loads(json.dumps(sorted(files("a"))))[0] == "NIIVUE_LICENSE.txt"
+    assert min(files("a")) == "NIIVUE_LICENSE.txt"

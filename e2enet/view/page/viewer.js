@@ -130,7 +130,7 @@ async function open(number) {
     const panes = content.panes.map((_, index) => ({
       prediction: volumes[2 + 2 * index], difference: volumes[3 + 2 * index], probabilities: null,
     }));
-    await preparePanes(panes.length);
+    await preparePanes(panes.length, turn);
     if (turn !== state.loading) return;
     for (const [index, pane] of state.panes.entries()) {
       await pane.setScan(volumes[0], windowOf(content.channels[0]), panes[index].prediction);
@@ -151,8 +151,8 @@ async function open(number) {
   }
 }
 
-/** Have as many panes as predictions; two move together. */
-async function preparePanes(count) {
+/** Have as many panes as predictions; two move together. What a later click does not need is dropped. */
+async function preparePanes(count, turn) {
   if (state.panes.length === count) return;
   for (const pane of state.panes) pane.element.remove();
   state.panes = [];
@@ -161,6 +161,9 @@ async function preparePanes(count) {
     $("panes").append(element);
     const pane = new Pane(element, voxel => index === 0 || pane.planesCanvas.matches(":focus") ? tell(voxel) : null);
     await pane.start();
+    if (turn !== state.loading) { element.remove(); return; }
+    pane.setView(state.view);
+    pane.setCrosshair(state.crosshair);
     state.panes.push(pane);
   }
   for (const part of ["planes", "solid"]) {
@@ -168,10 +171,6 @@ async function preparePanes(count) {
       const others = state.panes.filter(other => other !== pane).map(other => other[part]);
       if (others.length) pane[part].broadcastTo(others, { "2d": true, "3d": true, zoomPan: true, cal_min: true, cal_max: true });
     }
-  }
-  for (const pane of state.panes) {
-    pane.setView(state.view);
-    pane.setCrosshair(state.crosshair);
   }
 }
 
