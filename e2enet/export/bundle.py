@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from e2enet.common.errors import InputError
 from e2enet.common.files import write_json
 from e2enet.data.formats.listing import NIFTI_ENDINGS
 from e2enet.export import bundle_parts
@@ -28,9 +29,23 @@ VERSION = "0.1.0"
 
 
 def write_bundle(model: LoadedModel, folder: Path) -> None:
-    """Write configs/, models/model.pt, docs/README.md and LICENSE into a folder."""
+    """Write configs/, models/model.pt, docs/README.md and LICENSE into a folder.
+
+    Raises:
+        InputError: the checkpoint holds text that MONAI would evaluate instead of reading it.
+    """
     settings = _network_settings(model)
     name = str(read_hyper_parameters(model.path).get("dataset", {}).get("name", "scans"))
+    stored = {
+        "name": name,
+        "labels": model.labels,
+        "regions": model.scheme.regions,
+        "channels": model.channels,
+        "spacing_unit": model.spacing_unit,
+        "network": settings,
+        "layout": _renamed(model.layout, "layout"),
+    }
+    _require_plain(stored, str(model.path))
     write_json(folder / "configs" / "metadata.json", metadata(model, name))
     write_json(folder / "configs" / "inference.json", inference_config(model, settings))
     (folder / "models").mkdir()
@@ -204,6 +219,24 @@ def _renamed(section: Any, name: str) -> dict[str, Any] | None:
     if not isinstance(section, Mapping):
         return None
     return {name if key == "_target_" else str(key): value for key, value in section.items()}
+
+
+def _require_plain(value: Any, place: str) -> None:
+    """Raise InputError for what MONAI's parser would run or replace: a checkpoint may come from anybody."""
+    if isinstance(value, str) and value.startswith(("$", "@", "%")):
+        raise InputError(
+            f"{place} is {value!r}: text without $, @ or % at its start expected, since MONAI evaluates it"
+        )
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            raise InputError(
+                f"{place} holds _target_={value['_target_']!r}: plain values expected, since MONAI builds it"
+            )
+        for key, one in value.items():
+            _require_plain(one, f"{place}: {key}")
+    elif isinstance(value, list | tuple):
+        for one in value:
+            _require_plain(one, place)
 
 
 def _part(name: str, **arguments: Any) -> dict[str, Any]:

@@ -25,11 +25,13 @@ from e2enet.data.formats.volume import read_volume
 from e2enet.data.planning.plan import Plan
 from e2enet.data.preparation.preprocess import preprocess
 from e2enet.export.__main__ import main
+from e2enet.export.bundle import write_bundle
 from e2enet.export.bundle_parts import PreprocessScand, RestoreLabelsd, WindowProbabilities
 from e2enet.inference.checkpoint import load_model
 from e2enet.inference.largest_component import classes_of
 from e2enet.inference.sliding_window import predict_probabilities
 from e2enet.training.checkpoints import write_compact
+from tests.export.conftest import LABELS
 
 pytest.importorskip("ignite")
 KINDS = ["classes", "coarse", "ct", "two_channels", "regions", "file_axes"]
@@ -199,6 +201,24 @@ def test_restoring_is_the_way_back(scans) -> None:
     assert restored.dtype == torch.uint8 and restored.meta["filename_or_obj"] == str(path)
     np.testing.assert_array_equal(restored.numpy()[0], labels)
     np.testing.assert_allclose(restored.affine.numpy(), nib.load(path).affine, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"channels": ["$__import__('os').abort()"]}, r"channels is \"\$__import__\('os'\)"),
+        ({"channels": ["%/etc/config.json"]}, "text without .* expected"),
+        ({"spacing_unit": "$1 / 0"}, r"spacing_unit is '\$1 / 0'"),
+        ({"labels": {**LABELS, 1: "@run"}}, "labels: 1 is '@run'"),
+        ({"layout": {"_target_": "mine.Layout", "root": {"_target_": "os.abort"}}}, "root holds _target_='os.abort'"),
+    ],
+)
+def test_text_that_monai_would_run_is_refused(changes: dict[str, Any], message: str, make_run, tmp_path: Path) -> None:
+    """Reading a checkpoint runs nothing of it; its bundle must not either."""
+    model = load_model(make_run(dataset=changes))
+    with pytest.raises(InputError, match=f"best.ckpt: .*{message}"):
+        write_bundle(model, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_mistakes_are_named(tmp_path: Path, scans) -> None:
