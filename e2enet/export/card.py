@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from e2enet.common.errors import InputError
+from e2enet.common.files import read_json
 from e2enet.inference.checkpoint import LoadedModel
 from e2enet.runs.folders import CONFIG_FILE
-from e2enet.training.checkpoints import COMPACT, write_compact
+from e2enet.training.checkpoints import BEST, COMPACT, write_compact
 
 RECORDS = ("summary.json", "cost.json", "split.json", "versions.json")
 CARD = """\
@@ -84,12 +84,15 @@ def write_card(model: LoadedModel, folder: Path) -> None:
     """Write compact.ckpt and README.md, the model card, into a folder.
 
     Raises:
-        InputError: the model does not lie in the folder of a run that was trained and scored to its end.
+        InputError: the model does not lie in the folder of a run that was trained and scored to its end, or is not the
+            one that was scored.
     """
     run = model.path.resolve().parent.parent
     missing = [name for name in (CONFIG_FILE, *RECORDS) if not (run / name).is_file()]
     if missing:
         raise InputError(f"{run}: {', '.join(missing)} missing; the folder of a run that has ended expected")
+    if model.path.name not in (BEST, COMPACT) and model.path.with_name(BEST).is_file():
+        raise InputError(f"{model.path}: the run's scores are those of {BEST}, which is expected")
     text = card_text(model, run)
     write_compact(model.path, folder / COMPACT)
     (folder / "README.md").write_text(text, encoding="utf-8")
@@ -99,7 +102,7 @@ def card_text(model: LoadedModel, run: Path) -> str:
     """Return the model card of a run's model, in Markdown."""
     config = OmegaConf.load(run / CONFIG_FILE)
     assert isinstance(config, DictConfig)
-    summary, cost, split, versions = (json.loads((run / name).read_text(encoding="utf-8")) for name in RECORDS)
+    summary, cost, split, versions = (read_json(run / name) for name in RECORDS)
     packages, machine, plan = versions["packages"], versions["machine"], model.plan
     names = ("torch", "lightning", "monai", "numpy")
     return CARD.format(

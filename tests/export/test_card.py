@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,4 +87,15 @@ def test_a_run_that_has_not_ended_has_no_card(
     with pytest.raises(SystemExit):
         main([str(run), "--to", "card", "--output", str(tmp_path / "card")])
     assert "summary.json missing; the folder of a run that has ended expected" in capsys.readouterr().err
+    assert not (tmp_path / "card").exists()
+
+
+def test_a_checkpoint_that_was_not_scored_has_no_card(
+    make_run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoints = complete(make_run()) / "checkpoints"
+    shutil.copyfile(checkpoints / "best.ckpt", checkpoints / "last.ckpt")
+    with pytest.raises(SystemExit):
+        main([str(checkpoints / "last.ckpt"), "--to", "card", "--output", str(tmp_path / "card")])
+    assert "last.ckpt: the run's scores are those of best.ckpt" in capsys.readouterr().err
     assert not (tmp_path / "card").exists()
