@@ -12,6 +12,7 @@ from pathlib import Path
 import onnxscript  # noqa: F401  torch's exporter needs it: where it is missing, this says so before any work
 import torch
 
+from e2enet.common.errors import InputError
 from e2enet.common.files import write_json
 from e2enet.export.description import describe_model
 from e2enet.export.plain_network import dynamic_dims, example_input, plain_network
@@ -24,7 +25,13 @@ OPSET = 18  # of 2022: onnxruntime reads it from version 1.14 on
 
 
 def write_onnx(model: LoadedModel, folder: Path) -> None:
-    """Write model.onnx (`export_onnx`), model.json (`describe_model`) and predict.py (`onnx_predict`) into a folder."""
+    """Write model.onnx (`export_onnx`), model.json (`describe_model`) and predict.py (`onnx_predict`) into a folder.
+
+    Raises:
+        InputError: lengths in the model's scans do not count in mm, as the script reads them.
+    """
+    if model.spacing_unit not in (None, "mm"):
+        raise InputError(f"{model.path}: its scans' lengths count in {model.spacing_unit}; mm expected by predict.py")
     export_onnx(model, folder / MODEL_FILE)
     write_json(folder / DESCRIPTION_FILE, describe_model(model))
     for name, copy in SCRIPTS.items():

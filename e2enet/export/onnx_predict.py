@@ -52,4 +52,4 @@ def main(scans, output):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:-1], sys.argv[-1])
+    main(sys.argv[1:-1], sys.argv[-1]) if len(sys.argv) > 2 else sys.exit(__doc__)

@@ -31,10 +31,15 @@ def read_scan(files: list[str], model: dict[str, Any]) -> Scan:
         images = [images[0][..., channel] for channel in range(images[0].GetSize()[3])]
     if len(images) != len(model["channels"]):
         raise SystemExit(f"{files}: {len(images)} channels, {len(model['channels'])} expected: {model['channels']}")
+    grids = [[*one.GetSize(), *one.GetSpacing(), *one.GetOrigin(), *one.GetDirection()] for one in images]
+    if any(not np.allclose(grids[0], grid, rtol=0, atol=1e-3) for grid in grids):
+        raise SystemExit(f"{files}: differ in their grids; channels on one grid expected")
     oriented = images if model["file_axes"] else [sitk.DICOMOrient(image, "RAS") for image in images]
     depth = model["plan"]["depth_axis"]
     axes = [depth, *(axis for axis in range(3) if axis != depth)]
     array = np.stack([sitk.GetArrayFromImage(image).T.transpose(axes) for image in oriented])
+    if not np.isfinite(array).all() or not array.any():
+        raise SystemExit(f"{files}: finite values expected, of which some are not zero")
     crop = tuple(slice(place.min(), place.max() + 1) for place in np.nonzero((array != 0).any(0)))
     return Scan(array, np.array(oriented[0].GetSpacing())[axes], crop, axes, images[0], oriented[0])
 
@@ -56,7 +61,8 @@ def restore(probabilities: np.ndarray, scan: Scan, model: dict[str, Any]) -> Any
     """Return the label image on the scan's own grid of the network's probabilities (K, d, h, w)."""
     shape = [part.stop - part.start for part in scan.crop]
     found = resample(probabilities, shape, np.array(model["plan"]["spacing"]), scan.spacing, 1)
-    labels = np.zeros(scan.array.shape[1:], np.uint8 if max(map(int, model["labels"])) < 256 else np.int16)
+    highest = max(*map(int, model["labels"]), *model["regions_class_order"])
+    labels = np.zeros(scan.array.shape[1:], np.uint8 if highest < 256 else np.int16)
     inside = labels[scan.crop]
     if model["regions"]:
         for region, label in zip(found, model["regions_class_order"], strict=True):

@@ -178,6 +178,8 @@ def test_a_wrong_number_of_channels_is_told(make_run, scans, tmp_path: Path) -> 
     done = subprocess.run(program, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "1 channels, 2 expected: ['MRI0', 'MRI1']" in done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "out.nii.gz").exists()
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "python predict.py SCAN [SCAN ..] LABELS" in done.stderr
 
 
 def test_postprocessing_of_other_classes_is_refused(make_run, tmp_path: Path) -> None:
@@ -196,4 +198,10 @@ def test_errors_name_the_file(tmp_path: Path, capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         export(tmp_path / "no_run", tmp_path / "onnx")
     assert stop.value.code == 2 and f"{tmp_path}/no_run: no such checkpoint" in capsys.readouterr().err
-    assert issubclass(InputError, ValueError) and not (tmp_path / "onnx").exists()
+    assert not (tmp_path / "onnx").exists()
+
+
+def test_other_units_than_mm_are_refused(make_run, tmp_path: Path) -> None:
+    model = load_model(make_run(dataset={"spacing_unit": "um"}))
+    with pytest.raises(InputError, match=r"best\.ckpt: its scans' lengths count in um; mm expected by predict\.py"):
+        onnx_model.write_onnx(model, tmp_path)

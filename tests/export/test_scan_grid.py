@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813
 import torch
 from scipy import ndimage
 
@@ -67,3 +70,22 @@ def test_largest_components_are_ours() -> None:
     expected = keep_largest(labels, [tuple(united) for united in classes])
     np.testing.assert_array_equal(scan_grid.keep_largest(labels, classes), expected)
     assert 0 < (expected > 0).sum() < (labels > 0).sum()
+
+
+@pytest.mark.parametrize(
+    ("value", "origin", "message"),
+    [
+        (1.0, 5.0, "differ in their grids; channels on one grid expected"),
+        (0.0, 0.0, "finite values expected, of which some are not zero"),
+        (float("nan"), 0.0, "finite values expected"),
+    ],
+)
+def test_scans_that_cannot_be_used_are_told(value: float, origin: float, message: str, tmp_path: Path) -> None:
+    files = [str(tmp_path / f"{channel}.nii.gz") for channel in range(2)]
+    for channel, file in enumerate(files):
+        image = sitk.GetImageFromArray(np.full((3, 4, 5), value, np.float32))
+        image.SetOrigin((0.0, 0.0, channel * origin))
+        sitk.WriteImage(image, file)
+    model = {"channels": ["T1", "T2"], "file_axes": False, "plan": {"depth_axis": 2}}
+    with pytest.raises(SystemExit, match=message):
+        scan_grid.read_scan(files, model)
