@@ -62,7 +62,7 @@ class E2ENetAdapter(nn.Module):
     @property
     def decoder(self) -> DeepSupervision:
         """What nnU-Net switches deep supervision by."""
-        return DeepSupervision(self.network)
+        return DeepSupervision(self)
 
     def forward(self, x: Tensor) -> Any:
         return self._pass(x)(x)
@@ -109,17 +109,19 @@ class E2ENetAdapter(nn.Module):
 class DeepSupervision:
     """The switch of an E2ENet's deep supervision, as nnU-Net knows it: in training and eval mode alike."""
 
-    def __init__(self, network: E2ENet) -> None:
-        self._network = network
+    def __init__(self, adapter: E2ENetAdapter) -> None:
+        self._adapter = adapter
 
     @property
     def deep_supervision(self) -> bool:
         """Whether the logits of every head are returned."""
-        return self._network.deep_supervision
+        return self._adapter.network.deep_supervision
 
     @deep_supervision.setter
     def deep_supervision(self, enabled: bool) -> None:
-        self._network.deep_supervision = self._network.deep_supervision_in_eval = enabled
+        network = self._adapter.network
+        network.deep_supervision = network.deep_supervision_in_eval = enabled
+        self._adapter.forget_engine()  # which returns what the network returned when it was made
 
 
 def _forget_engine(adapter: Any, _: Any) -> None:

@@ -60,6 +60,16 @@ def test_deep_supervision_is_switched_through_the_decoder(training: bool) -> Non
     assert len(adapter(patch())) == 2 and adapter.decoder.deep_supervision
 
 
+def test_the_switch_reaches_an_engine_that_is_in_use() -> None:
+    adapter = make_adapter(deep_supervision=True, engine="sparse").eval()
+    with torch.inference_mode():
+        heads = adapter(patch())
+        adapter.decoder.deep_supervision = False
+        alone = adapter(patch())
+    assert len(heads) == 2 and isinstance(alone, Tensor) and torch.equal(alone, heads[0])
+    assert isinstance(adapter._prediction_pass, CompactNetwork)
+
+
 def test_built_without_deep_supervision_it_returns_one_output() -> None:
     assert isinstance(make_adapter().train()(patch()), Tensor)
     assert not make_adapter().decoder.deep_supervision
