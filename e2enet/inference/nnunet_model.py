@@ -255,9 +255,13 @@ def _unsupported(configuration: Mapping[str, Any]) -> list[str]:
     preprocessor = configuration.get("preprocessor_name", "DefaultPreprocessor")
     if preprocessor != "DefaultPreprocessor":
         problems.append(f"preprocessor_name is {preprocessor!r}: DefaultPreprocessor expected")
-    for name in ("resampling_fn_data", "resampling_fn_probabilities"):
+    for name, order in (("resampling_fn_data", 3), ("resampling_fn_probabilities", 1)):
         if configuration.get(name, "resample_data_or_seg_to_shape") != "resample_data_or_seg_to_shape":
             problems.append(f"{name} is {configuration[name]!r}: resample_data_or_seg_to_shape expected")
+        expected: dict[str, Any] = {"is_seg": False, "order": order, "order_z": 0, "force_separate_z": None}
+        given = configuration.get(f"{name}_kwargs", expected)
+        if not isinstance(given, Mapping) or {**expected, **given} != expected:
+            problems.append(f"{name}_kwargs is {given!r}: {expected} expected")
     return problems
 
 

@@ -42,7 +42,10 @@ def export_to_nnunet(checkpoints: Sequence[str | Path], folder: str | Path) -> P
     if folder.exists():
         raise InputError(f"{folder}: exists already; remove it or choose another folder")
     models = load_ensemble(checkpoints)
-    raise_problems(_problems(models[0]), f"{models[0].path}: nnU-Net cannot predict as it does:")
+    for model in models:
+        raise_problems(_problems(model), f"{model.path}: nnU-Net cannot predict as it does:")
+        if _network_of(model) != _network_of(models[0]):
+            raise InputError(f"{model.path}: the network of {models[0].path} expected, since folds share their plans")
     with atomic_path(folder) as unfinished:
         write_json(unfinished / PLANS, _plans(models[0], folder.name))
         write_json(unfinished / DATASET, _dataset(models[0]))
@@ -66,10 +69,10 @@ def import_from_nnunet(checkpoint: str | Path, path: str | Path) -> Path:
     path = Path(path)
     if path.exists() or path.suffix != ".ckpt":
         raise InputError(f"{path}: a free place expected whose name ends in .ckpt")
+    load_model(checkpoint)  # what cannot be used is told by its own name
     content = read_nnunet_checkpoint(Path(checkpoint))
     with atomic_path(path) as unfinished:
         torch.save(content, unfinished)
-        load_model(unfinished)  # what cannot be used is not kept
     return path
 
 
@@ -128,6 +131,12 @@ def _plans(model: LoadedModel, name: str) -> dict[str, Any]:
         "label_manager": "LabelManager",
         "foreground_intensity_properties_per_channel": statistics,
     }
+
+
+def _network_of(model: LoadedModel) -> Any:
+    """What the plans say of a model's network and masks."""
+    configuration = _plans(model, "")["configurations"][CONFIGURATION]
+    return configuration["architecture"], configuration.get("dsff")
 
 
 def _dataset(model: LoadedModel) -> dict[str, Any]:

@@ -114,12 +114,15 @@ def find_dataset(dataset: str) -> str:
     A folder also sets the environment variable nnUNet_raw or nnUNet_preprocessed that is not set yet.
 
     Raises:
-        InputError: no such dataset, or nnU-Net's environment variables are not set.
+        InputError: no such dataset, the folder lies elsewhere, or nnU-Net's environment variables are not set.
     """
     path = Path(dataset).expanduser()
     if path.is_dir():
         path = path.resolve()
-        os.environ.setdefault(RAW if (path / "imagesTr").is_dir() else PREPROCESSED, str(path.parent))
+        variable = RAW if (path / "imagesTr").is_dir() else PREPROCESSED
+        place = os.environ.setdefault(variable, str(path.parent))
+        if Path(place).resolve() != path.parent:
+            raise InputError(f"{path}: {variable} is {place}; a folder in it expected")
         dataset = path.name
     raise_problems(
         [f"{name} is not set: nnU-Net's folder expected" for name in (RAW, PREPROCESSED) if name not in os.environ],

@@ -78,7 +78,9 @@ def read_length(configuration: Mapping[str, Any], name: str) -> TrainingLength:
 
 
 def _section(configuration: Mapping[str, Any], section: str, name: str, known: Mapping[str, Any]) -> dict[str, Any]:
-    given = configuration.get(section) or {}
+    given = configuration.get(section)
+    if given is None:
+        return {}
     if not isinstance(given, Mapping):
         raise InputError(f"{name}.{section} of the plans is {given!r}: an object expected")
     unknown = [f"{key}: unknown; known are {', '.join(known)}" for key in given if key not in known]

@@ -136,6 +136,11 @@ class nnUNetTrainerE2ENet(nnUNetTrainer):  # noqa: N801 - nnU-Net's trainers are
         """Restore what `save_checkpoint` wrote."""
         super().load_checkpoint(filename_or_checkpoint)
         content = torch.load(filename_or_checkpoint, map_location="cpu", weights_only=False, mmap=True)
+        if self.dsff is None and STATE in content:
+            raise InputError(
+                f"{filename_or_checkpoint}: was trained with DSFF, {self.configuration_name}.dsff has enabled false. "
+                "Expected the plans that it was trained with"
+            )
         if self.dsff is not None:
             if STATE not in content:
                 raise InputError(

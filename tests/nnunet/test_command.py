@@ -123,7 +123,9 @@ def _voxels(patch: Any) -> int:
     return depth * height * width
 
 
-def test_a_dataset_is_named_by_folder_name_or_number(nnunet: NNUNet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dataset_is_named_by_folder_name_or_number(
+    nnunet: NNUNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from e2enet.common.errors import InputError
     from e2enet.nnunet.plans import find_dataset
 
@@ -132,6 +134,9 @@ def test_a_dataset_is_named_by_folder_name_or_number(nnunet: NNUNet, monkeypatch
             assert find_dataset(given) == NAME
         with pytest.raises(InputError, match=f"7: one dataset of .* expected, by folder, name or number: {NAME}"):
             find_dataset("7")
+        (elsewhere := tmp_path / NAME / "imagesTr").mkdir(parents=True)  # of the same name, and another dataset
+        with pytest.raises(InputError, match=f"{elsewhere.parent}: nnUNet_raw is .*; a folder in it expected"):
+            find_dataset(str(elsewhere.parent))
         monkeypatch.delenv("nnUNet_raw")
         assert find_dataset(str(nnunet.dataset)) == NAME
         monkeypatch.delenv("nnUNet_preprocessed")

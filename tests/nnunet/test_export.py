@@ -125,6 +125,15 @@ def test_what_nnunet_would_predict_otherwise_is_refused(tmp_path: Path, changes:
     assert not (tmp_path / "model").exists()
 
 
+def test_folds_of_other_networks_are_refused(tmp_path: Path) -> None:
+    """Another shift has weights of the same shapes: nnU-Net would load them and predict otherwise."""
+    first = write_checkpoint(tmp_path / "one.ckpt")
+    other = write_checkpoint(tmp_path / "two.ckpt", network=NETWORK | {"shift_size": 3})
+    with pytest.raises(InputError, match=r"two\.ckpt: the network of .*one\.ckpt expected"):
+        export_to_nnunet([first, other], tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
 def test_an_imported_checkpoint_is_the_model(tmp_path: Path) -> None:
     source = write_model(tmp_path / "model", make_adapter()) / "fold_0" / "checkpoint_final.pth"
     path = import_from_nnunet(source, tmp_path / "one.ckpt")

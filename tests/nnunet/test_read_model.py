@@ -257,6 +257,8 @@ def test_numpy_is_not_opened_to_what_runs_code(tmp_path: Path) -> None:
         (lambda p, c: c.update(inference_allowed_mirroring_axes=(7,)), r"mirror_axes are \[7\]"),
         (lambda p, c: c.pop("network_weights"), "is no checkpoint of nnU-Net v2"),
         (lambda p, c: c["network_weights"].pop("network.heads.0.weight"), r"lacks heads\.0\.weight"),
+        (lambda p, c: p["configurations"]["3d_fullres"].update(resampling_fn_data_kwargs={"is_seg": False, "order": 1}),
+         r"resampling_fn_data_kwargs is .*'order': 1\}: .*'order': 3"),
         (lambda p, c: p.pop("foreground_intensity_properties_per_channel"), r"lower is None: a number expected"),
     ],
 )  # fmt: skip

@@ -43,6 +43,7 @@ def test_a_section_says_otherwise() -> None:
         ({"density": "0.1"}, r"density='0.1': expected a share"),
         ({"enabled": 1}, r"enabled is 1: true or false expected"),
         ({"density_by_dim0": {"wide": 0.2}}, r"density_by_dim0 is \{'wide': 0.2\}: whole numbers as keys"),
+        (False, r"3d_fullres.dsff of the plans is False: an object expected"),
         ([0.2], r"3d_fullres.dsff of the plans is \[0.2\]: an object expected"),
     ],
 )

@@ -225,6 +225,9 @@ def test_other_settings_are_not_resumed(nnunet: NNUNet, trained: Path) -> None:
         trainer = nnunet.trainer(configuration={"dsff": {"density": 0.1}})
         with pytest.raises(InputError, match=r"density is 0.1, 0.3 in the checkpoint"):
             trainer.load_checkpoint(str(trained / "fold_0" / "checkpoint_final.pth"))
+        trainer = nnunet.trainer(configuration={"dsff": {"enabled": False}})
+        with pytest.raises(InputError, match=r"checkpoint_final.pth: was trained with DSFF, .* enabled false"):
+            trainer.load_checkpoint(str(trained / "fold_0" / "checkpoint_final.pth"))
 
 
 def test_a_checkpoint_is_whole_or_absent(nnunet: NNUNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
