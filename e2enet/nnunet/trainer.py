@@ -158,7 +158,8 @@ class nnUNetTrainerE2ENet(nnUNetTrainer):  # noqa: N801 - nnU-Net's trainers are
                     f"{'; '.join(changed)}. Expected the plans that it was trained with"
                 )
             self.dsff.load_state_dict(content[STATE])
-        self._random_state = content.get(RANDOM)
+        if not self.is_ddp:  # the state is the first process's: with it, all would draw the same patches
+            self._random_state = content.get(RANDOM)
 
     def _settings(self) -> dict[str, Any]:
         return dsff_settings(self.configuration_manager.configuration, self.configuration_name)
