@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from e2enet.export.description import model_words
 from e2enet.inference.checkpoint import LoadedModel
 
 README = """\
@@ -69,15 +70,11 @@ def readme_text(model: LoadedModel, name: str) -> str:
         )
         how = f"The network returns a probability for each of these regions, later ones over earlier ones: {regions}."
     return README.format(
+        **model_words(model),
         name=name,
-        classes=", ".join(label for value, label in scheme.names.items() if value != 0),
-        channels=f"the channel{'s' * (len(model.channels) > 1)} {', '.join(model.channels)}",
         channel_rows="\n".join(f"| {index} | {channel} |" for index, channel in enumerate(model.channels)),
-        label_rows="\n".join(f"| {value} | {label} |" for value, label in scheme.names.items()),
         how=how,
-        patch=" x ".join(map(str, plan.patch_size)),
         spacing=" x ".join(f"{edge:g}" for edge in plan.spacing),
-        axis=("right-left", "anterior-posterior", "superior-inferior")[plan.depth_axis],
         parts="e2enet.export.bundle_parts",
     )
 

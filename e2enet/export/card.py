@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from e2enet.common.errors import InputError
 from e2enet.common.files import read_json
+from e2enet.export.description import model_words
 from e2enet.inference.checkpoint import LoadedModel
 from e2enet.runs.folders import CONFIG_FILE
 from e2enet.training.checkpoints import BEST, COMPACT, write_compact
@@ -106,12 +107,10 @@ def card_text(model: LoadedModel, run: Path) -> str:
     packages, machine, plan = versions["packages"], versions["machine"], model.plan
     names = ("torch", "lightning", "monai", "numpy")
     return CARD.format(
+        **model_words(model),
         name=config.data.name,
-        classes=", ".join(name for label, name in model.scheme.names.items() if label != 0),
-        channels=f"the channel{'s' * (len(model.channels) > 1)} {', '.join(model.channels)}",
         version=packages["e2enet"],
         checkpoint=COMPACT,
-        label_rows="\n".join(f"| {label} | {name} |" for label, name in model.scheme.names.items()),
         spacing=" x ".join(f"{edge:.3g}" for edge in plan.spacing),
         train=len(split["train"]),
         validation=len(split["validation"]),
@@ -121,8 +120,6 @@ def card_text(model: LoadedModel, run: Path) -> str:
         params=f"{cost['exact']['params'] / 1e6:.2f} M",
         flops=f"{cost['exact']['flops'] / 1e9:.3g}",
         density=f"{cost['density']:.2g}",
-        patch=" x ".join(map(str, plan.patch_size)),
-        axis=("right-left", "anterior-posterior", "superior-inferior")[plan.depth_axis],
         epochs=config.training.epochs,
         steps=config.training.steps_per_epoch,
         batch=plan.batch_size,

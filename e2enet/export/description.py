@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from e2enet.data.formats.grid import AXIS_NAMES
 from e2enet.export.plain_network import size_steps
 from e2enet.inference.checkpoint import LoadedModel
 from e2enet.inference.largest_component import find_postprocessing, require_labels
@@ -43,3 +44,15 @@ def keep_largest_of(model: LoadedModel) -> list[list[int]]:
         return []
     require_labels(choice, model.scheme)
     return [[label] if isinstance(label, int) else list(label) for label in choice.classes]
+
+
+def model_words(model: LoadedModel) -> dict[str, str]:
+    """Return how texts about a model call its classes, channels, table of labels, patch and depth axis."""
+    names, channels = model.scheme.names, model.channels
+    return {
+        "classes": ", ".join(name for label, name in names.items() if label != 0),
+        "channels": f"the channel{'s' * (len(channels) > 1)} {', '.join(channels)}",
+        "label_rows": "\n".join(f"| {label} | {name} |" for label, name in names.items()),
+        "patch": " x ".join(map(str, model.plan.patch_size)),
+        "axis": AXIS_NAMES[model.plan.depth_axis],
+    }

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from e2enet.common.errors import InputError, raise_problems
 from e2enet.common.files import read_remembered
 from e2enet.inference.finished import FOLDER as RECORDS
+from e2enet.runs.folders import CONFIG_FILE, read_config
 from e2enet.view.case_script import Entry, Meaning, Pane
 
 if TYPE_CHECKING:
     from e2enet.data.formats.naming import Case
 
-CONFIG = "config.yaml"
 VALIDATION = "validation"
 NAMED = 5  # cases that a message lists
 
@@ -122,7 +122,7 @@ def probabilities_of(prediction: Path, case: str) -> Path | None:
 def _predictions(source: Path) -> _Predictions:
     if (source / "sweep.json").is_file():
         raise InputError(f"{source}: a sweep; expected one or two of its runs, or `e2enet report {source} --viewer`")
-    run = next((folder for folder in (source, source.resolve().parent) if (folder / CONFIG).is_file()), None)
+    run = next((folder for folder in (source, source.resolve().parent) if (folder / CONFIG_FILE).is_file()), None)
     folder = source / VALIDATION if run == source else source
     if run == source and not folder.is_dir():
         raise InputError(f"{folder}: no such folder; expected the predictions of a run that ended (final.predict=true)")
@@ -151,10 +151,9 @@ def _of_run(run: Path, images: Path | None, warnings: list[str]) -> tuple[dict[s
     Without the dataset, which may lie on another machine: nothing and a warning if `images` are given, else InputError.
     """
     from e2enet.data.command import dataset_of_run
-    from e2enet.runs.folders import read_config
 
     try:
-        dataset = dataset_of_run(read_config(run), run / CONFIG)
+        dataset = dataset_of_run(read_config(run), run / CONFIG_FILE)
     except InputError as error:
         if images is None:
             raise InputError(f"{error}, or --images FOLDER and --labels FOLDER") from error

@@ -18,11 +18,11 @@ from e2enet.data.checking.case import CaseFacts
 from e2enet.data.checking.repair import Repair
 from e2enet.data.checking.run import Report
 from e2enet.data.formats.dataset import RawDataset
+from e2enet.data.formats.grid import AXIS_NAMES
 from e2enet.data.formats.problems import in_short
 
 CASE_COLUMNS = ("case", "part", "shape", "spacing", "orientation", "channels", "type", "label type", "voxels of labels")
 STYLES = {"error": "red", "warning": "yellow"}
-AXIS_NAMES = ("right-left", "anterior-posterior", "superior-inferior")
 
 
 def require_report_file(path: Path) -> None:

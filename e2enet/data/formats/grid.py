@@ -22,6 +22,7 @@ SAME_GRID = 0.1
 ROUNDING = 1e-3  # a smaller offset is the rounding of float32 headers, and not reported
 HEADER_DIGITS = 1e-4  # an offset of 0.1 may be stored as 0.10001
 TIE_TOLERANCE = 0.01
+AXIS_NAMES = ("right-left", "anterior-posterior", "superior-inferior")  # of RAS
 # The three low bits of a header's xyzt_units. As in ITK, all other codes mean mm.
 MILLIMETRES = {1: 1e3, 2: 1.0, 3: 1e-3}
 UNITS = {1: "metres", 2: "mm", 3: "microns"}

@@ -17,6 +17,7 @@ from e2enet.data.formats.grid import Geometry
 from e2enet.data.formats.naming import Case
 from e2enet.data.formats.volume import read_label_on, read_volume
 from e2enet.report.results.runs import Runs
+from e2enet.runs.folders import CONFIG_FILE
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +82,7 @@ class ScanReader:
 
     def _read_dataset(self, key: str) -> RawDataset:
         """List the raw dataset of a job's config.yaml; relative paths start from the working directory."""
-        path = self.runs.job_folder(key) / "config.yaml"
+        path = self.runs.job_folder(key) / CONFIG_FILE
         config: Mapping[str, Any] | None = self.runs.configs.get(key)
         if config is None:
             raise InputError(f"{path}: no such file; expected the config of a run")
