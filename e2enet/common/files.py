@@ -32,18 +32,19 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
     The sibling keeps the whole suffix (`.nii.gz`), since writers choose the format by it. Its name starts with a dot,
     so that listings do not take a file left by a crash for data. Parents are created. If the block raises, the sibling
-    is removed and an earlier `path` stays. A folder cannot replace an existing path.
+    is removed and an earlier `path` stays. A folder replaces an empty folder only (`require_new_folder`).
 
     Raises:
         InputError: names `path`; the disk is full or not writable.
     """
     path = Path(path)
-    temporary = path.parent / f"{TEMPORARY}{uuid.uuid4().hex[:8]}-{path.name}"
+    place = path.resolve() if path.is_dir() else path  # a folder cannot take the place of a link to a folder
+    temporary = place.parent / f"{TEMPORARY}{uuid.uuid4().hex[:8]}-{place.name}"
     with _named_where_not_writable(path, temporary):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
-            os.replace(temporary, path)
+            os.replace(temporary, place)
         except BaseException:
             if temporary.is_dir():
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -69,6 +70,26 @@ def unusable_folder(folder: str | Path, *, writable: bool = True) -> str | None:
     if writable and not os.access(there, os.W_OK | os.X_OK):
         return f"{there} cannot be written to; the permission to write expected"
     return None
+
+
+def require_new_folder(folder: str | Path, name: str | None = None, *, also: str = "") -> None:
+    """Raise InputError unless a folder is missing or empty, and can be written. Nothing is written.
+
+    Call it before long work whose result goes there.
+
+    Args:
+        folder: Its path.
+        name: What the message calls it, such as "--output FOLDER"; None: its path.
+        also: What else the caller accepts there, such as "an earlier viewer".
+    """
+    folder = Path(folder)
+    problem = unusable_folder(folder)
+    if problem is None and folder.is_dir():
+        with naming_unreadable(folder):
+            if any(folder.iterdir()):
+                problem = f"is there and not empty; a new or empty folder{f', or {also},' * bool(also)} expected"
+    if problem is not None:
+        raise InputError(f"{name or folder}: {problem}")
 
 
 def require_writable(folder: str | Path) -> None:

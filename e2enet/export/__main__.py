@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from e2enet.common.console import say
-from e2enet.common.errors import InputError, exit_on_input_error
-from e2enet.common.files import atomic_path, unusable_folder
+from e2enet.common.errors import exit_on_input_error
+from e2enet.common.files import atomic_path, require_new_folder
 
 
 class Target(NamedTuple):
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Load the model named on the command line and write it in the form that was asked for."""
     given = _parser().parse_args(arguments)
     output = given.output or Path(f"{_name(given.run)}-{given.to}")
-    _require_new(output)
+    require_new_folder(output, f"--output {output}")
     # These import torch. First the target: a package that it lacks is told before the model is read.
     write = pkgutil.resolve_name(TARGETS[given.to].write)
     from e2enet.inference.checkpoint import load_model
@@ -72,15 +72,6 @@ def _name(run: Path) -> str:
     if path.suffix in (".ckpt", ".pth"):
         path = path.parent.parent if path.parent.name == "checkpoints" else path.with_suffix("")
     return path.name
-
-
-def _require_new(output: Path) -> None:
-    """Raise InputError if the output exists, unless as an empty folder, or cannot be written."""
-    if output.is_dir() and any(output.iterdir()):
-        raise InputError(f"--output {output}: is there and not empty; a new folder expected")
-    problem = unusable_folder(output)
-    if problem:
-        raise InputError(f"--output {output}: {problem}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from e2enet.common.errors import InputError, raise_problems
-from e2enet.common.files import atomic_path, write_json
+from e2enet.common.files import atomic_path, require_new_folder, write_json
 from e2enet.inference.checkpoint import LoadedModel, load_ensemble, load_model
 from e2enet.inference.nnunet_model import DATASET, INTENSITIES, NORMALISATION, PLANS, read_nnunet_checkpoint
 from e2enet.network import E2ENet
@@ -33,14 +33,13 @@ def export_to_nnunet(checkpoints: Sequence[str | Path], folder: str | Path) -> P
 
     Args:
         checkpoints: Of train.py: files or run folders, of one plan and dataset.
-        folder: A free place.
+        folder: A new or empty folder.
 
     Raises:
-        InputError: the folder exists already, or nnU-Net has nothing that would predict as the checkpoints do.
+        InputError: the folder is not empty, or nnU-Net has nothing that would predict as the checkpoints do.
     """
     folder = Path(folder)
-    if folder.exists():
-        raise InputError(f"{folder}: exists already; remove it or choose another folder")
+    require_new_folder(folder)
     models = load_ensemble(checkpoints)
     for model in models:
         raise_problems(_problems(model), f"{model.path}: nnU-Net cannot predict as it does:")

@@ -10,8 +10,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from e2enet.common.console import track
-from e2enet.common.errors import InputError, raise_problems
-from e2enet.common.files import TEMPORARY, atomic_path
+from e2enet.common.errors import raise_problems
+from e2enet.common.files import TEMPORARY, atomic_path, require_new_folder
 from e2enet.inference.contours import DASHES, label_styles
 from e2enet.view.agreement import DIFFERENCES
 from e2enet.view.case_script import Entry, Meaning, Written, grid_problems, script, write_case
@@ -50,10 +50,8 @@ def spell_size(num_bytes: int) -> str:
 
 def require_viewer_folder(folder: Path) -> None:
     """Raise InputError if `folder` holds anything but a viewer: nothing else is ever replaced."""
-    if folder.is_dir() and not any(folder.iterdir()):
-        return
-    if folder.exists() and not is_viewer(folder):
-        raise InputError(f"{folder}: exists and is no viewer; expected another folder (--output) or an earlier viewer")
+    if not is_viewer(folder):
+        require_new_folder(folder, also="an earlier viewer")
 
 
 def is_viewer(folder: Path) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from e2enet.common.errors import InputError
-from e2enet.common.files import atomic_path, read_json, write_csv, write_json
+from e2enet.common.files import atomic_path, read_json, require_new_folder, write_csv, write_json
 
 
 def test_file_appears_complete_and_the_suffix_is_kept(tmp_path: Path) -> None:
@@ -50,6 +50,37 @@ def test_folders_are_atomic_too(tmp_path: Path) -> None:
         temporary.mkdir()
         (temporary / "x.txt").write_text("whole")
     assert (tmp_path / "data" / "x.txt").read_text() == "whole"
+
+
+def test_a_folder_replaces_an_empty_one_also_behind_a_link(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "link").symlink_to("far")
+    require_new_folder(tmp_path / "link")
+    with atomic_path(tmp_path / "link") as temporary:
+        temporary.mkdir()
+        (temporary / "x.txt").write_text("whole")
+    assert (tmp_path / "far" / "x.txt").read_text() == "whole" and (tmp_path / "link").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["far", "link"]
+
+
+def test_only_a_new_or_empty_folder_is_taken_for_a_new_result(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("mine")
+    for free in ("empty", "new", "empty/deep/new"):
+        require_new_folder(tmp_path / free)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "full"] and not any(
+        (tmp_path / "empty").iterdir()
+    )
+    told = "is there and not empty; a new or empty folder"
+    with pytest.raises(InputError, match=rf"^{tmp_path}/full: {told} expected$"):
+        require_new_folder(tmp_path / "full")
+    with pytest.raises(InputError, match=rf"^--output x: {told}, or an earlier viewer, expected$"):
+        require_new_folder(tmp_path / "full", "--output x", also="an earlier viewer")
+    file = tmp_path / "full" / "file"
+    for path in (file, file / "below"):
+        with pytest.raises(InputError, match=f"^{path}: {file} is a file; a folder expected$"):
+            require_new_folder(path)
 
 
 def test_json_takes_numpy_values(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_long_ids_are_never_cut(toy: Any, capsys: pytest.CaptureFixture[str]) ->
         (["report=raw/toy/dataset.json"], ["dataset.json: holds something else than a report"]),
         (["repair=raw"], ["repair=raw: a folder apart from the dataset"]),
         (["repair=raw/toy/fixed"], ["a folder apart from the dataset"]),
-        (["repair=full"], ["repair=full: a new or empty folder expected"]),
+        (["repair=full"], ["repair=full: is there and not empty; a new or empty folder expected"]),
     ],
 )
 def test_wrong_usage(

@@ -190,7 +190,8 @@ def test_the_seed_decides_every_byte(tmp_path: Path, write: Callable[..., Path])
 
 def test_a_folder_is_never_written_over(tmp_path: Path) -> None:
     (tmp_path / "amos22").mkdir()
-    with pytest.raises(InputError, match="amos22: exists already"):
+    (tmp_path / "amos22" / "mine.txt").touch()
+    with pytest.raises(InputError, match="amos22: is there and not empty; a new or empty folder expected"):
         write_amos(tmp_path / "amos22")
     with pytest.raises(InputError, match="num_cases=0"):
         write_btcv(tmp_path / "x", 0)

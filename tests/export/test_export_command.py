@@ -62,7 +62,7 @@ def test_a_folder_with_content_is_not_replaced(make_run, tmp_path: Path, capsys)
     main([str(run), "--to", "note", "--output", str(output)])  # an empty one is filled
     assert [path.name for path in output.iterdir()] == ["note.txt"]
     told = refusal([str(run), "--to", "note", "--output", str(output)], capsys)
-    assert told == f"error: --output {output}: is there and not empty; a new folder expected\n"
+    assert told == f"error: --output {output}: is there and not empty; a new or empty folder expected\n"
     output = tmp_path / "run" / "checkpoints" / "best.ckpt"
     assert f"--output {output}: {output} is a file" in refusal(
         [str(run), "--to", "note", "--output", str(output)], capsys

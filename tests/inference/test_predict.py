@@ -271,7 +271,8 @@ def test_command(write_checkpoint, scans, tmp_path):
     assert (tmp_path / "out" / "viewer" / "index.html").is_file()
     (tmp_path / "out" / "viewer" / "list.js").unlink()  # anything but a viewer: told before anything is predicted
     refused = run_command(*given, "viewer=true", "overwrite=true", folder=folder)
-    assert refused.returncode == 2 and "viewer: exists and is no viewer; expected another" in refused.stderr
+    expected = "viewer: is there and not empty; a new or empty folder, or an earlier viewer, expected"
+    assert refused.returncode == 2 and expected in refused.stderr
 
 
 def test_command_lists_every_mistake(tmp_path):

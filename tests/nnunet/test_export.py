@@ -160,7 +160,7 @@ def test_the_command_converts_both_ways(tmp_path: Path, capsys: pytest.CaptureFi
         (["one.ckpt"], "at least one checkpoint and the place to write to"),
         (["a.pth", "b.pth", "c.ckpt"], "one checkpoint of nnU-Net at a time"),
         (["a.pth", "model"], "a free place expected whose name ends in .ckpt"),
-        (["one.ckpt", "there"], "there: exists already"),
+        (["one.ckpt", "there"], "there: is there and not empty; a new or empty folder expected"),
     ],
 )
 def test_wrong_calls_end_with_one_line(
@@ -172,6 +172,7 @@ def test_wrong_calls_end_with_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "mine.txt").touch()
     with pytest.raises(SystemExit) as end:
         main(["convert", *arguments])
     assert end.value.code == 2 and message in capsys.readouterr().err

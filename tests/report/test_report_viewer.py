@@ -110,6 +110,6 @@ def test_a_folder_of_the_users_is_not_replaced(report: Report, tmp_path: Path) -
     output = tmp_path / "report"
     (output / "viewer").mkdir(parents=True)
     (output / "viewer" / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"viewer: exists and is no viewer"):
+    with pytest.raises(InputError, match=r"viewer: is there and not empty; .* or an earlier viewer, expected"):
         write_report(report.runs.folder, Options(resamples=100), output=output, viewer=True)
     assert [path.name for path in output.rglob("*")] == ["viewer", "notes.txt"]  # told before anything is written

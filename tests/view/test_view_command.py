@@ -187,5 +187,6 @@ def test_a_folder_that_is_no_viewer_stays(run: Path, tmp_path: Path, capsys: pyt
     with pytest.raises(SystemExit) as stopped:
         main([str(run), "--output", str(tmp_path / "mine")])
     assert stopped.value.code == 2
-    assert "mine: exists and is no viewer; expected another folder (--output)" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "mine: is there and not empty; a new or empty folder, or an earlier viewer, expected" in told
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["scan.nii.gz"]

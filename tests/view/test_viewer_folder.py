@@ -225,7 +225,7 @@ def test_only_a_viewer_is_replaced(dataset: Path, tmp_path: Path) -> None:
     folder = tmp_path / "viewer"
     folder.mkdir()
     (folder / "thesis.txt").write_text("years of work")
-    with pytest.raises(InputError, match=r"viewer: exists and is no viewer; expected another folder"):
+    with pytest.raises(InputError, match=r"viewer: is there and not empty; .* or an earlier viewer, expected"):
         write_viewer(folder, "title", [entry_of(dataset)])
     assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
     (folder / "thesis.txt").unlink()

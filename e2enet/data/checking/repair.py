@@ -11,7 +11,7 @@ from typing import Any
 import nibabel as nib
 
 from e2enet.common.errors import InputError
-from e2enet.common.files import atomic_path
+from e2enet.common.files import atomic_path, require_new_folder
 from e2enet.data.checking.case import CaseFacts
 from e2enet.data.formats.grid import same_directions
 from e2enet.data.formats.itk import write_itk
@@ -51,8 +51,7 @@ def require_repair_folder(target: Path, dataset: Path) -> None:
     """Raise InputError unless `target` is a new or empty folder outside of the dataset."""
     if target.resolve().is_relative_to(dataset.resolve()) or dataset.resolve().is_relative_to(target.resolve()):
         raise InputError(f"repair={target}: a folder apart from the dataset ({dataset}) expected")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"repair={target}: a new or empty folder expected")
+    require_new_folder(target, f"repair={target}")
 
 
 def repair_labels(facts: Iterable[CaseFacts], dataset: Path, target: Path) -> list[Repair]:

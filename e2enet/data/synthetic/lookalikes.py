@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from e2enet.common.errors import InputError
-from e2enet.common.files import atomic_path, write_json
+from e2enet.common.files import atomic_path, require_new_folder, write_json
 from e2enet.data.synthetic.scans import CT, MRI_BRIGHT, MRI_DARK, Scan, draw_organs, draw_tumour
 from e2enet.data.synthetic.stored import Encoding, Grid, save_image, save_label
 
@@ -279,8 +279,7 @@ def _missing_tissue(index: int) -> tuple[str, ...]:
 def _new_folder(folder: Path, num_cases: int) -> Iterator[Path]:
     if num_cases < 1:
         raise InputError(f"num_cases={num_cases}: at least 1 expected")
-    if Path(folder).exists():
-        raise InputError(f"{folder}: exists already; remove it or choose another folder")
+    require_new_folder(folder)
     with atomic_path(folder) as unfinished:
         yield unfinished
 
