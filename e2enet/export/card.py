@@ -13,7 +13,8 @@ from e2enet.common.files import read_json
 from e2enet.export.description import model_words
 from e2enet.inference.checkpoint import LoadedModel
 from e2enet.runs.folders import CONFIG_FILE
-from e2enet.training.checkpoints import BEST, COMPACT, write_compact
+from e2enet.training.checkpoints import BEST
+from e2enet.training.compact import COMPACT, write_compact
 
 RECORDS = ("summary.json", "cost.json", "split.json", "versions.json")
 CARD = """\

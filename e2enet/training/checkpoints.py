@@ -17,14 +17,12 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from e2enet.common.console import say
 from e2enet.common.files import atomic_path, sync_to_disk
-from e2enet.inference.checkpoint import NETWORK_PREFIX, read_checkpoint
-from e2enet.network.packed import pack_kernels
 from e2enet.training.loggers import metrics_file
 from e2enet.training.module import PATCHES, SCORES, WHOLE_CASES, SegmentationModule
 from e2enet.training.run_state import RunState, generator_states, set_generator_states
 from e2enet.training.stopping import StopSignals, requeue
 
-BEST, LAST, PREVIOUS, COMPACT = "best.ckpt", "last.ckpt", "previous.ckpt", "compact.ckpt"
+BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
 
 
 def monitored(validate_full: int | None) -> str:
@@ -68,23 +66,6 @@ def _save(checkpoint: Mapping[str, Any], stream: BinaryIO) -> None:
         if isinstance(error.__context__, OSError):
             raise error.__context__ from error
         raise
-
-
-def write_compact(checkpoint: Path, path: Path | None = None) -> Path:
-    """Write compact.ckpt: only what prediction needs, with only active kernels in fusion layers.
-
-    By default it lies beside the checkpoint. It has neither optimizer nor counters, so no run can resume from it.
-    Return its path.
-
-    Raises:
-        InputError: the checkpoint cannot be read, or the disk is full.
-    """
-    content = read_checkpoint(checkpoint, mmap=True)
-    weights = {name: value for name, value in content["state_dict"].items() if name.startswith(NETWORK_PREFIX)}
-    compact = {"hyper_parameters": content["hyper_parameters"], "state_dict": pack_kernels(weights)}
-    path = path or checkpoint.with_name(COMPACT)
-    AtomicCheckpointIO().save_checkpoint(compact, path)
-    return path
 
 
 class BestCheckpoint(Checkpoint):

@@ -22,7 +22,8 @@ from e2enet.inference.checkpoint import load_model
 from e2enet.network.build import trust_network
 from e2enet.network.granularity import chosen_group_size
 from e2enet.system.ranks import current_team, is_rank_zero
-from e2enet.training.checkpoints import BestCheckpoint, write_compact
+from e2enet.training.checkpoints import BestCheckpoint
+from e2enet.training.compact import write_compact
 from e2enet.training.final import score_run
 from e2enet.training.initial_weights import check_shapes, load_initial_weights
 from e2enet.training.loggers import build_loggers, finish_wandb

@@ -30,7 +30,7 @@ from e2enet.export.bundle_parts import PreprocessScand, RestoreLabelsd, WindowPr
 from e2enet.inference.checkpoint import load_model
 from e2enet.inference.largest_component import classes_of
 from e2enet.inference.sliding_window import predict_probabilities
-from e2enet.training.checkpoints import write_compact
+from e2enet.training.compact import write_compact
 from tests.export.conftest import LABELS
 
 pytest.importorskip("ignite")

@@ -16,7 +16,7 @@ from e2enet.inference.config import PredictConfig
 from e2enet.inference.run import run_prediction
 from e2enet.network.build import build_network
 from e2enet.network.dsff import fusion_layers, init_masks, set_group_size
-from e2enet.training.checkpoints import write_compact
+from e2enet.training.compact import write_compact
 
 Write = Callable[..., Path]
 PREFIXES = ("network.", "network._orig_mod.")
