@@ -18,7 +18,7 @@ from e2enet.common.errors import InputError
 from e2enet.common.files import write_json
 from e2enet.data.formats.listing import NIFTI_ENDINGS
 from e2enet.export import bundle_parts
-from e2enet.export.bundle_texts import licence_text, readme_text
+from e2enet.export.bundle_texts import LICENCE, readme_text
 from e2enet.export.description import describe_model
 from e2enet.inference.checkpoint import LoadedModel, read_hyper_parameters
 
@@ -53,7 +53,7 @@ def write_bundle(model: LoadedModel, folder: Path) -> None:
     torch.save(state, folder / "models" / "model.pt")
     (folder / "docs").mkdir()
     (folder / "docs" / "README.md").write_text(readme_text(model, name), encoding="utf-8")
-    (folder / "LICENSE").write_text(licence_text(), encoding="utf-8")
+    (folder / "LICENSE").write_text(LICENCE, encoding="utf-8")
 
 
 def inference_config(model: LoadedModel, network: Mapping[str, Any]) -> dict[str, Any]:

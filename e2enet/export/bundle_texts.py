@@ -33,8 +33,8 @@ of them, on the scan's own grid. Its voxels are those that `e2enet predict` writ
 
 {how}
 
-The network sees patches of {patch} voxels at a spacing of {spacing} mm. Both are named in the frame of the plan: the
-scan's axes in RAS order, the axis of the slices ({axis}) first.
+The network sees patches of {patch} voxels at a spacing of {spacing} mm. Both name {axis} first,
+along which the slices lie, then the other two in {order}.
 
 ## Parts
 
@@ -50,6 +50,7 @@ A config is code: run bundles from people whom you trust.
 The authors, the copyright (`configs/metadata.json`), the licence of the weights (`LICENSE`), scores and limits. The
 model is for research, not for diagnosis.
 """
+# LICENSE, the same for every model. A run does not know the licence of its weights.
 LICENCE = """\
 Configuration files (configs/, docs/): Apache License, Version 2.0 (SPDX: Apache-2.0),
 https://www.apache.org/licenses/LICENSE-2.0
@@ -77,8 +78,3 @@ def readme_text(model: LoadedModel, name: str) -> str:
         spacing=" x ".join(f"{edge:g}" for edge in plan.spacing),
         parts="e2enet.export.bundle_parts",
     )
-
-
-def licence_text() -> str:
-    """Return LICENSE, which names that of the configs and leaves that of the weights to who trained them."""
-    return LICENCE

@@ -54,7 +54,7 @@ Source, population, scanners and licence of the data: TO BE FILLED IN.
 | | |
 |---|---|
 | network | {network}, {levels} levels, {params} parameters and {flops} GFLOP a patch at a density of {density} |
-| plan | patch {patch} voxels at {spacing} mm, slices along the {axis} axis |
+| plan | patch {patch} voxels at {spacing} mm, slices along {axis} |
 | recipe | {epochs} epochs of {steps} steps of {batch} patches, seed {seed}, precision {precision} |
 | software | {packages}, Python {python} |
 | code | {commit} |

@@ -47,12 +47,16 @@ def keep_largest_of(model: LoadedModel) -> list[list[int]]:
 
 
 def model_words(model: LoadedModel) -> dict[str, str]:
-    """Return how texts about a model call its classes, channels, table of labels, patch and depth axis."""
-    names, channels = model.scheme.names, model.channels
+    """Return how texts about a model call its classes, channels, table of labels, patch, order of axes and depth axis.
+
+    Axes of a model with `file_axes` lie in any direction of the body, so they are numbered, not named.
+    """
+    names, channels, depth_axis = model.scheme.names, model.channels, model.plan.depth_axis
     return {
         "classes": ", ".join(name for label, name in names.items() if label != 0),
         "channels": f"the channel{'s' * (len(channels) > 1)} {', '.join(channels)}",
         "label_rows": "\n".join(f"| {label} | {name} |" for label, name in names.items()),
         "patch": " x ".join(map(str, model.plan.patch_size)),
-        "axis": AXIS_NAMES[model.plan.depth_axis],
+        "order": "the order of the file" if model.file_axes else "RAS order",
+        "axis": f"axis {depth_axis} of the file" if model.file_axes else f"the {AXIS_NAMES[depth_axis]} axis",
     }

@@ -27,6 +27,7 @@ from e2enet.data.preparation.preprocess import preprocess
 from e2enet.export.__main__ import main
 from e2enet.export.bundle import write_bundle
 from e2enet.export.bundle_parts import PreprocessScand, RestoreLabelsd, WindowProbabilities
+from e2enet.export.bundle_texts import LICENCE
 from e2enet.inference.checkpoint import load_model
 from e2enet.inference.largest_component import classes_of
 from e2enet.inference.sliding_window import predict_probabilities
@@ -67,6 +68,22 @@ def test_monai_writes_the_labels_of_predict(kind: str, make_run, scans, predicte
     config = str(bundle / "configs" / "inference.json")
     run_bundle(config_file=config, bundle_root=str(bundle), dataset_dir=str(folder), output_dir=str(output))
     assert_labels(output, predicted(run, folder))
+
+
+@pytest.mark.parametrize(
+    ("kind", "depth_axis", "axis", "order"),
+    [
+        ("classes", 2, "the superior-inferior axis", "RAS order"),
+        ("classes", 0, "the right-left axis", "RAS order"),
+        ("file_axes", 0, "axis 0 of the file", "the order of the file"),
+    ],
+)
+def test_the_readme_names_the_axes(kind: str, depth_axis: int, axis: str, order: str, make_run, tmp_path: Path) -> None:
+    """Axes of a model that nnU-Net trained keep the directions of the file: they have no anatomical names."""
+    bundle = export(make_run(kind, depth_axis=depth_axis), tmp_path / "bundle")
+    text = " ".join((bundle / "docs" / "README.md").read_text().split())
+    assert f"Both name {axis} first, along which the slices lie, then the other two in {order}." in text
+    assert (bundle / "LICENSE").read_text() == LICENCE
 
 
 def test_the_documented_command_runs_it(make_run, scans, predicted, tmp_path: Path) -> None:
