@@ -8,15 +8,17 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from e2enet.common.console import say
 from e2enet.common.errors import InputError
 from e2enet.common.files import read_json
 from e2enet.export.description import model_words
 from e2enet.inference.checkpoint import LoadedModel
 from e2enet.runs.folders import CONFIG_FILE
 from e2enet.training.checkpoints import BEST
-from e2enet.training.compact import COMPACT, write_compact
+from e2enet.training.compact import COMPACT, Origin, find_origin, write_compact
 
 RECORDS = ("summary.json", "cost.json", "split.json", "versions.json")
+UNKNOWN = "a checkpoint that the file does not name"
 CARD = """\
 # {name}: {classes}
 
@@ -54,6 +56,7 @@ Source, population, scanners and licence of the data: TO BE FILLED IN.
 | | |
 |---|---|
 | network | {network}, {levels} levels, {params} parameters and {flops} GFLOP a patch at a density of {density} |
+| weights | from {weights} |
 | plan | patch {patch} voxels at {spacing} mm, slices along {axis} |
 | recipe | {epochs} epochs of {steps} steps of {batch} patches, seed {seed}, precision {precision} |
 | software | {packages}, Python {python} |
@@ -62,39 +65,40 @@ Source, population, scanners and licence of the data: TO BE FILLED IN.
 
 ## Scores
 
-Of the {validation} validation cases, mean (standard deviation) over cases. {chosen}
-
-| class | Dice | NSD ({tolerance:g} mm) | HD95, mm | cases |
-|---|---|---|---|---|
-{score_rows}
-{mean_row}
+{scores}
 
 ## Limits
 
 - Trained once, with one seed, on {train} cases of one source. Other scanners, protocols, ages and diseases are
   untested.
-- The scores are of cases of the same source.
+- Scores, if any, are of cases of the same source.
 - The model looks for these classes in any scan, also where there are none.
 
 ## Licence
 
 Of the weights: TO BE FILLED IN by who trained them, within the terms of the data.
 """
+SCORES = """\
+Of the {validation} validation cases, mean (standard deviation) over cases. {chosen}
+
+| class | Dice | NSD ({tolerance:g} mm) | HD95, mm | cases |
+|---|---|---|---|---|
+{score_rows}
+{mean_row}"""
 
 
 def write_card(model: LoadedModel, folder: Path) -> None:
     """Write compact.ckpt and README.md, the model card, into a folder.
 
+    The card holds the run's scores if they are of this model's weights; if not, it says so.
+
     Raises:
-        InputError: the model does not lie in the folder of a run that was trained and scored to its end, or is not the
-            one that was scored.
+        InputError: the model does not lie in the folder of a run that was trained and scored to its end.
     """
     run = model.path.resolve().parent.parent
     missing = [name for name in (CONFIG_FILE, *RECORDS) if not (run / name).is_file()]
     if missing:
         raise InputError(f"{run}: {', '.join(missing)} missing; the folder of a run that has ended expected")
-    if model.path.name not in (BEST, COMPACT) and model.path.with_name(BEST).is_file():
-        raise InputError(f"{model.path}: the run's scores are those of {BEST}, which is expected")
     text = card_text(model, run)
     write_compact(model.path, folder / COMPACT)
     (folder / "README.md").write_text(text, encoding="utf-8")
@@ -106,6 +110,7 @@ def card_text(model: LoadedModel, run: Path) -> str:
     assert isinstance(config, DictConfig)
     summary, cost, split, versions = (read_json(run / name) for name in RECORDS)
     packages, machine, plan = versions["packages"], versions["machine"], model.plan
+    origin = find_origin(model.path)
     names = ("torch", "lightning", "monai", "numpy")
     return CARD.format(
         **model_words(model),
@@ -130,7 +135,22 @@ def card_text(model: LoadedModel, run: Path) -> str:
         python=versions["python"],
         commit=_commit(versions["git"]),
         machine=", ".join([machine["processor"], f"{machine['cores']} cores", *machine["gpus"]]),
-        chosen=_chosen(config),
+        weights=origin or UNKNOWN,
+        scores=_scores(model, origin, summary, config),
+    )
+
+
+def _scores(model: LoadedModel, origin: Origin | None, summary: Mapping[str, Any], config: DictConfig) -> str:
+    """Return the section about scores: those of the run, if this model is the one that was scored."""
+    scored = Origin(**summary["checkpoint"]) if "checkpoint" in summary else None  # None: of an earlier version
+    file = scored.file if scored else BEST
+    if origin is None or (origin.step != scored.step if scored else origin.file != BEST):
+        reason = f"the run scored {scored or BEST}, and these weights are from {origin or UNKNOWN}"
+        say(f"{model.path}: the card has no scores: {reason}")
+        return f"There are none: {reason}."
+    return SCORES.format(
+        validation=summary["n_cases"],
+        chosen=_chosen(config) if file == BEST else f"They are those of {scored}.",
         tolerance=config.final.nsd_tolerance,
         score_rows="\n".join(_row(entry["name"], entry, entry["n"]) for entry in summary["classes"].values()),
         mean_row=_row("**mean of classes**", summary["mean"], summary["n_cases"]),

@@ -17,17 +17,20 @@ WEIGHT, MASK = ".weight", ".kernel_mask"
 # Larger kernels are not packed. A file holds every byte of its masks, and each byte unpacks to at most 2 KiB of
 # float32: the file's own size bounds the memory that it can ask for.
 MAX_VALUES = 512
+DIMENSIONS = 5  # of a weight that is not packed
 
 
 def pack_kernels(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a state dict with the weights of its fusion layers packed. Its names may have any prefix.
 
-    Other tensors are those of `state`, not copies.
+    Other tensors are those of `state`, not copies. Weights that are packed already stay as they are.
     """
     packed = dict(state)
     for name, mask in state.items():
         weight = name.removesuffix(MASK) + WEIGHT
-        if name.endswith(MASK) and weight in state and state[weight].shape[2:].numel() <= MAX_VALUES:
+        if not name.endswith(MASK) or weight not in state:
+            continue
+        if state[weight].ndim == DIMENSIONS and state[weight].shape[2:].numel() <= MAX_VALUES:
             packed[weight] = state[weight][mask]
     return packed
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from e2enet.inference.predictor import WindowSettings, predict_cases
 from e2enet.inference.run import AMP_TYPES, resolve_device
 from e2enet.network.engine import select_validation
 from e2enet.system.ranks import SINGLE_PROCESS, Team
+from e2enet.training.compact import find_origin
 from e2enet.training.parts import FinalSettings, RunParts
 
 # Training precision -> its name in e2enet.inference.
@@ -35,7 +36,7 @@ def score_run(
     All processes of a team predict. Then the first one scores; the others return None.
 
     Write RUN/validation/<case><file ending> with RUN/scores.csv and RUN/summary.json, and the same three of the
-    test cases to RUN/test. Print both tables.
+    test cases to RUN/test. Print both tables. Each summary names the checkpoint that was scored.
     """
     device = resolve_device("cpu" if parts.trainer["accelerator"] == "cpu" else "auto")
     amp_dtype = AMP_TYPES[PRECISIONS[str(parts.training["precision"])]]
@@ -88,6 +89,8 @@ def _score(
         regions=model.regions,
         unit=model.spacing_unit,
     )
+    origin = find_origin(model.path)
+    summary |= {"checkpoint": asdict(origin)} if origin else {}
     write_scores(scores_folder, scores, summary)
     console.print(scores_table(summary, title=title))
     return summary

@@ -68,6 +68,7 @@ def make_checkpoint(
             if parameter.ndim == 1:  # norms and biases of a trained network are not 1 and 0
                 parameter += 0.2 * torch.randn(parameter.shape)
     content = {
+        "global_step": 500,
         "state_dict": {f"network.{name}": value for name, value in model.state_dict().items()},
         "hyper_parameters": {
             "network": {"_target_": "e2enet.network.E2ENet", **settings},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,10 @@ import pytest
 import torch
 
 from e2enet.common.configs import compose_config
+from e2enet.common.files import write_json
 from e2enet.export.__main__ import main
 from e2enet.inference.checkpoint import load_model
+from e2enet.training.compact import Origin, find_origin, write_compact
 from e2enet.training.records import write_config
 
 SCORES = {"dice": 0.91234, "nsd": 0.9, "hd95": 2.345}
@@ -26,6 +27,7 @@ RECORDS: dict[str, Any] = {
             "1": {"name": "liver", **SCORES, "n": 2, "sd": {"dice": 0.01, "nsd": 0.02, "hd95": 0.3}},
             "2": {"name": "spleen", "dice": None, "nsd": None, "hd95": None, "n": 0},
         },
+        "checkpoint": {"file": "best.ckpt", "step": 500},
     },
     "cost.json": {"density": 0.3, "exact": {"params": 356309, "flops": 523854848}, "patch_size": [8, 16, 16]},
     "split.json": {"train": ["a", "b", "c"], "validation": ["d", "e"], "test": []},
@@ -90,12 +92,73 @@ def test_a_run_that_has_not_ended_has_no_card(
     assert not (tmp_path / "card").exists()
 
 
-def test_a_checkpoint_that_was_not_scored_has_no_card(
-    make_run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def scores_of(card: Path) -> str:
+    text = (card / "README.md").read_text()
+    return text[text.index("## Scores") + len("## Scores") : text.index("## Limits")].strip()
+
+
+def at_step(checkpoint: Path, copy: str, step: int) -> Path:
+    """Write a copy of a checkpoint as that of another step of the run."""
+    path = checkpoint.with_name(copy)
+    torch.save(torch.load(checkpoint, weights_only=True) | {"global_step": step}, path)
+    return path
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_scores_of_other_weights_are_not_in_the_card(
+    packed: bool, make_run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoints = complete(make_run()) / "checkpoints"
-    shutil.copyfile(checkpoints / "best.ckpt", checkpoints / "last.ckpt")
-    with pytest.raises(SystemExit):
-        main([str(checkpoints / "last.ckpt"), "--to", "card", "--output", str(tmp_path / "card")])
-    assert "last.ckpt: the run's scores are those of best.ckpt" in capsys.readouterr().err
-    assert not (tmp_path / "card").exists()
+    last = at_step(checkpoints / "best.ckpt", "last.ckpt", 700)
+    main([str(write_compact(last) if packed else last), "--to", "card", "--output", str(tmp_path / "card")])
+    reason = "the run scored best.ckpt, step 500, and these weights are from last.ckpt, step 700"
+    assert scores_of(tmp_path / "card") == f"There are none: {reason}."
+    assert f"the card has no scores: {reason}" in " ".join(capsys.readouterr().out.split())
+    assert "| weights | from last.ckpt, step 700 |" in (tmp_path / "card" / "README.md").read_text().splitlines()
+    assert find_origin(tmp_path / "card" / "compact.ckpt") == Origin("last.ckpt", 700)
+
+
+def test_a_packed_checkpoint_that_was_scored_has_its_scores(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    best = complete(make_run()) / "checkpoints" / "best.ckpt"
+    compact = write_compact(write_compact(best, best.with_name("first.ckpt")))
+    best.unlink()
+    main([str(compact), "--to", "card", "--output", str(tmp_path / "card")])
+    assert "| liver | 0.912 (0.010) |" in scores_of(tmp_path / "card")
+    assert find_origin(tmp_path / "card" / "compact.ckpt") == Origin("best.ckpt", 500)
+
+
+def test_the_last_checkpoint_has_the_scores_if_it_was_scored(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    """A run that validated no class has no best.ckpt."""
+    run = complete(make_run())
+    (run / "checkpoints" / "best.ckpt").rename(run / "checkpoints" / "last.ckpt")
+    write_json(run / "summary.json", RECORDS["summary.json"] | {"checkpoint": {"file": "last.ckpt", "step": 500}})
+    main([str(run / "checkpoints" / "last.ckpt"), "--to", "card", "--output", str(tmp_path / "card")])
+    scores = scores_of(tmp_path / "card")
+    assert "They are those of last.ckpt, step 500" in scores and "| liver | 0.912 (0.010) |" in scores
+
+
+def test_runs_and_packed_checkpoints_of_earlier_versions(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    """Their summary.json does not name best.ckpt, and their compact.ckpt does not name a checkpoint."""
+    run = complete(make_run())
+    best = run / "checkpoints" / "best.ckpt"
+    write_json(
+        run / "summary.json", {key: value for key, value in RECORDS["summary.json"].items() if key != "checkpoint"}
+    )
+    main([str(run), "--to", "card", "--output", str(tmp_path / "best")])
+    assert "| liver | 0.912 (0.010) |" in scores_of(tmp_path / "best")
+    content = torch.load(write_compact(best), weights_only=True)
+    del content["packed_from"]
+    torch.save(content, best.with_name("compact.ckpt"))
+    main([str(best.with_name("compact.ckpt")), "--to", "card", "--output", str(tmp_path / "packed")])
+    expected = (
+        "There are none: the run scored best.ckpt, and these weights are from a checkpoint that the file does not name."
+    )
+    assert scores_of(tmp_path / "packed") == expected
+    assert find_origin(tmp_path / "packed" / "compact.ckpt") is None
+
+
+@pytest.mark.parametrize("stored", ["best.ckpt", {"file": "best.ckpt"}, {"file": 1, "step": 2}, None])
+def test_an_origin_of_another_kind_is_none(stored: Any, make_run: Callable[..., Path]) -> None:
+    best = make_run() / "checkpoints" / "best.ckpt"
+    torch.save(torch.load(best, weights_only=True) | {"packed_from": stored}, best)
+    assert find_origin(best) is None

@@ -61,12 +61,13 @@ def equal(ours: LoadedModel, theirs: LoadedModel) -> bool:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_it_gives_the_same_model(variant: str, write_checkpoint: Write) -> None:
+def test_it_gives_the_same_model(variant: str, write_checkpoint: Write, tmp_path: Path) -> None:
     best = write_checkpoint("run/checkpoints/best.ckpt", edit=VARIANTS[variant])
     compact = write_compact(best)
     assert compact == best.with_name("compact.ckpt") and len(list(best.parent.iterdir())) == 2
     ours, theirs = load_model(compact), load_model(best)
     assert equal(ours, theirs) and not ours.network.training
+    assert equal(load_model(write_compact(compact, tmp_path / "again.ckpt")), theirs)
     assert (ours.plan, ours.labels, ours.channels) == (theirs.plan, theirs.labels, theirs.channels)
     sizes = [{layer.group_size for layer in fusion_layers(model.network).values()} for model in (ours, theirs)]
     assert sizes[0] == sizes[1] and (sizes[0] == {8}) == (variant == "groups")

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from e2enet.common.configs import compose_config
+from e2enet.common.files import read_json
 from e2enet.inference.checkpoint import LoadedModel, load_model
 from e2enet.inference.config import PredictConfig
 from e2enet.inference.run import run_prediction
@@ -18,6 +19,7 @@ from e2enet.network.dsff import density
 from e2enet.network.e2enet import E2ENet
 from e2enet.network.engine.inference import CompactNetwork
 from e2enet.system.ranks import Team
+from e2enet.training.compact import Origin, find_origin
 from e2enet.training.final import score_run
 from e2enet.training.parts import read_parts
 from e2enet.training.resume import resumed_config
@@ -31,6 +33,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("compact")
     given = [
         *SMALL_RUN,
+        "final.predict=true",
+        "final.mirror=false",
+        "final.overlay=false",
         "data.num_test=1",
         "network.base_features=8",
         "training.epochs=2",
@@ -57,7 +62,12 @@ def test_a_run_writes_it_where_asked(run: Path) -> None:
     states = [model.network.state_dict() for model in models]
     assert all(torch.equal(states[1][name], value) for name, value in states[0].items())
     assert density(models[1].network) == pytest.approx(0.2, abs=0.01)
-    assert set(torch.load(compact, weights_only=True)) == {"hyper_parameters", "state_dict"}
+    content, step = torch.load(compact, weights_only=True), torch.load(best, weights_only=True)["global_step"]
+    assert set(content) == {"hyper_parameters", "state_dict", "packed_from"}
+    # The scores of the run say the same.
+    assert (
+        content["packed_from"] == read_json(run / "summary.json")["checkpoint"] == {"file": "best.ckpt", "step": step}
+    )
     assert compact.stat().st_size < best.stat().st_size / 3
 
     (scans,) = (run.parent / "data").glob("phantom*/imagesTs")
@@ -95,6 +105,8 @@ def test_without_a_best_checkpoint_the_last_is_packed(run: Path) -> None:
     try:
         run_training(resumed_config(compose_config(given), given), run)
         states = [load_model(checkpoints / name).network.state_dict() for name in ("compact.ckpt", "last.ckpt")]
+        scored = [find_origin(checkpoints / "compact.ckpt"), Origin(**read_json(run / "summary.json")["checkpoint"])]
     finally:
         kept.rename(checkpoints / "best.ckpt")
     assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
+    assert scored[0] == scored[1] == find_origin(checkpoints / "last.ckpt")
