@@ -21,7 +21,8 @@ EPILOG = """\
 Of a run, scans and references are those of its dataset. Other predictions need --images, or --labels in a folder
 called labelsTr or labelsTs with imagesTr or imagesTs beside it. Class names come from a dataset.json there, or beside
 the predictions.
-A scan of more than 32 MiB is cropped to its labels with a margin of 20 mm and stored as 8 bit; --whole keeps it.
+A scan of more than 32 MiB is cropped to its labels, if it has any, with a margin of 20 mm and stored as 8 bit;
+--whole keeps it.
 Exit code: 0 written, 2 wrong input (nothing is written).
 
 Examples:

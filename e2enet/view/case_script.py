@@ -60,15 +60,6 @@ class Entry:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class Written:
-    """A written case: its line in the list (plain containers) and the bytes of its scripts."""
-
-    line: dict[str, Any]
-    num_bytes: int
-    is_cropped: bool
-
-
 def grid_problems(entry: Entry) -> list[str]:
     """List the label images of a case that are unreadable or not on the scan's grid, from the headers alone."""
     unit, label = entry.case.unit, entry.case.label
@@ -85,8 +76,10 @@ def grid_problems(entry: Entry) -> list[str]:
     return problems
 
 
-def write_case(folder: Path, number: int, entry: Entry, *, whole: bool = False) -> Written:
-    """Write the scripts of a case into `folder`, named by its number; `whole` keeps large scans as they are.
+def write_case(folder: Path, number: int, entry: Entry, *, whole: bool = False) -> dict[str, Any]:
+    """Write the scripts of a case into `folder`, named by its number; return its line in the list of cases.
+
+    `whole` keeps large scans as they are.
 
     Raises:
         InputError: names the file. It cannot be read, or lies on another grid than the scan.
@@ -121,7 +114,7 @@ def write_case(folder: Path, number: int, entry: Entry, *, whole: bool = False) 
             content["probabilities"] = [channel["name"] for channel in encoded]
             num_bytes += _write_script(folder / f"{number}-{index}.js", f"probabilities({number}, {index}, ", encoded)
     num_bytes += _write_script(folder / f"{number}.js", f"case({number}, ", content)
-    line = {
+    return {
         "case": entry.case.id,
         "note": entry.note,
         "shape": list(scans[0].array.shape),
@@ -131,7 +124,6 @@ def write_case(folder: Path, number: int, entry: Entry, *, whole: bool = False) 
         "reference": reference is not None,
         "panes": [_pane_line(pane, agreement) for pane, agreement in zip(entry.panes, agreements, strict=True)],
     }
-    return Written(line, num_bytes, is_large)
 
 
 @dataclass(frozen=True, eq=False)

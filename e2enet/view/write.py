@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
 from e2enet.common.console import track
 from e2enet.common.errors import raise_problems
-from e2enet.common.files import TEMPORARY, atomic_path, require_new_folder
+from e2enet.common.files import atomic_path, remove_temporaries, require_new_folder
 from e2enet.inference.contours import DASHES, label_styles
 from e2enet.view.agreement import DIFFERENCES
-from e2enet.view.case_script import Entry, Meaning, Written, grid_problems, script, write_case
+from e2enet.view.case_script import Entry, Meaning, grid_problems, script, write_case
 
 PAGE = "index.html"
-CASES = "cases"
+CASES = "cases"  # the folder of the cases; after a replacement, with a sign of its own behind
 LIST = "list.js"
 MARK = "// A viewer of e2enet: replaced by the next one that is written to this folder.\n"
 IGNORED_COLOUR = "#8A94A3"
@@ -27,18 +28,24 @@ DIFFERENCE_COLOURS = ("#FF4D4D", "#4DB2FF", "#FFE04D")
 
 @dataclass(frozen=True)
 class Viewer:
-    """A written viewer: its page, the number of cases, their bytes, and how many were cropped to their labels."""
+    """A written viewer: its page, the number of cases and their bytes.
+
+    `num_rounded` counts the cases that are stored as 8 bit, `num_cropped` those of them that were cropped to their
+    labels. A large scan without any label stays whole.
+    """
 
     page: Path
     num_cases: int
     num_bytes: int
+    num_rounded: int
     num_cropped: int
 
     def describe(self) -> str:
         """Return a line for the console."""
         cases = f"{self.num_cases} case{'s' * (self.num_cases != 1)}, {spell_size(self.num_bytes)}"
-        cropped = f", {self.num_cropped} of them cropped to their labels and stored as 8 bit" * bool(self.num_cropped)
-        return f"{cases}{cropped}; open {self.page} in a browser"
+        rounded = f", {self.num_rounded} of them stored as 8 bit" * bool(self.num_rounded)
+        cropped = f" and {self.num_cropped} cropped to the labels" * bool(self.num_cropped)
+        return f"{cases}{rounded}{cropped}; open {self.page} in a browser"
 
 
 def spell_size(num_bytes: int) -> str:
@@ -63,8 +70,10 @@ def is_viewer(folder: Path) -> bool:
 def write_viewer(folder: Path, title: str, entries: Sequence[Entry], *, whole: bool = False) -> Viewer:
     """Write the viewer of some cases; an earlier viewer in `folder` is replaced when the new one is complete.
 
+    At no moment is there neither: whatever stops this, `folder` shows the earlier viewer or the new one.
+
     Args:
-        folder: Where the viewer goes. It is written beside its place and moved there at the end.
+        folder: Where the viewer goes.
         title: Heading of the page.
         entries: The cases in the order of their numbers; the page sorts them by Dice.
         whole: Whether large scans are kept whole with their own values.
@@ -76,29 +85,50 @@ def write_viewer(folder: Path, title: str, entries: Sequence[Entry], *, whole: b
     raise_problems([problem for entry in entries for problem in grid_problems(entry)], "these cases cannot be shown:")
     meanings = [_plain(entry.meaning) for entry in entries]
     different = [meaning for index, meaning in enumerate(meanings) if meaning not in meanings[:index]]
-    written: list[Written] = []
-    old = folder.parent / f"{TEMPORARY}{uuid.uuid4().hex[:8]}-{folder.name}"
-    with atomic_path(folder) as temporary:
-        (temporary / CASES).mkdir(parents=True)
-        for number, entry in enumerate(track(entries, "Writing the viewer's cases")):
-            written.append(write_case(temporary / CASES, number, entry, whole=whole))
-        lines = [
-            {**one.line, "meaning": different.index(meaning)} for one, meaning in zip(written, meanings, strict=True)
-        ]
-        content = {"title": title, "meanings": different, "cases": lines}
+    with _place_of(folder) as place:
+        earlier = list(place.glob(f"{CASES}*"))
+        name = f"{CASES}-{uuid.uuid4().hex[:8]}" if earlier else CASES
+        with atomic_path(place / name) as cases:
+            cases.mkdir()
+            lines = [
+                {**write_case(cases, number, entry, whole=whole), "meaning": different.index(meanings[number])}
+                for number, entry in enumerate(track(entries, "Writing the viewer's cases"))
+            ]
+        content = {"title": title, "folder": name, "meanings": different, "cases": lines}
         content["differences"] = [
             {"value": value, "name": name, "colour": colour}
             for (value, name), colour in zip(DIFFERENCES.items(), DIFFERENCE_COLOURS, strict=True)
         ]
-        (temporary / LIST).write_text(MARK + script("list(", content), encoding="ascii")
         for source in files("e2enet.view").joinpath("page").iterdir():
-            (temporary / source.name).write_bytes(source.read_bytes())
-        if folder.exists():
-            folder.rename(old)
-    shutil.rmtree(old, ignore_errors=True)
+            _replace(place / source.name, source.read_bytes())
+        # The list names the folder of its cases: until it is replaced, the page shows the earlier ones.
+        _replace(place / LIST, (MARK + script("list(", content)).encode("ascii"))
+        for path in earlier:
+            shutil.rmtree(path, ignore_errors=True)
     return Viewer(
-        folder / PAGE, len(written), sum(one.num_bytes for one in written), sum(one.is_cropped for one in written)
+        folder / PAGE,
+        len(lines),
+        sum(line["bytes"] for line in lines),
+        sum(not line["exact"] for line in lines),
+        sum(line["shape"] != line["whole_shape"] for line in lines),
     )
+
+
+@contextmanager
+def _place_of(folder: Path) -> Iterator[Path]:
+    """Yield the folder to write a viewer to: the earlier viewer itself, else a new one that then becomes `folder`."""
+    if is_viewer(folder):
+        remove_temporaries(folder)
+        yield folder
+        return
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        yield temporary
+
+
+def _replace(path: Path, content: bytes) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def _plain(meaning: Meaning) -> dict[str, object]:

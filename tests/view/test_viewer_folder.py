@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import re
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from e2enet.inference.spool import spool_probabilities
 from e2enet.view import volumes
 from e2enet.view.agreement import CONFUSED, EXTRA, MISSED
 from e2enet.view.case_script import Entry, Meaning, Pane, write_case
-from e2enet.view.write import MARK, write_viewer
+from e2enet.view.write import write_viewer
 from tests.view.conftest import (
     LABELS,
     MARKUP,
@@ -51,7 +50,7 @@ def as_ras(values: np.ndarray, affine: np.ndarray | None = None) -> nib.Nifti1Im
 
 
 def test_voxels_and_affines_come_back(dataset: Path, tmp_path: Path, read_script: Any, decode: Any) -> None:
-    written = write_case(tmp_path, 7, entry_of(dataset))
+    line = write_case(tmp_path, 7, entry_of(dataset))
     content = read_script(tmp_path / "7.js")
     expected = {"scan": as_ras(scan_values(1)), "reference": as_ras(reference_values())}
     expected["prediction"] = as_ras(predicted_values())
@@ -70,8 +69,8 @@ def test_voxels_and_affines_come_back(dataset: Path, tmp_path: Path, read_script
     low, high = np.percentile(inside, (5, 95))
     half = (high - low) / 2
     assert content["channels"][0]["label_window"] == pytest.approx([low - half, high + half])
-    assert written.line["exact"] and written.line["shape"] == written.line["whole_shape"] == [24, 20, 12]
-    assert written.num_bytes == written.line["bytes"] == (tmp_path / "7.js").stat().st_size
+    assert line["exact"] and line["shape"] == line["whole_shape"] == [24, 20, 12]
+    assert line["bytes"] == (tmp_path / "7.js").stat().st_size
 
 
 def test_the_difference_and_where_the_page_opens(dataset: Path, tmp_path: Path, read_script: Any, decode: Any) -> None:
@@ -86,6 +85,22 @@ def test_the_difference_and_where_the_page_opens(dataset: Path, tmp_path: Path, 
     for axis, index in enumerate(content["focus"]):
         wrong = (difference > 0).sum(axis=tuple({0, 1, 2} - {axis}))
         assert wrong[index] == wrong.max()
+
+
+def test_a_large_scan_without_labels_stays_whole_and_is_not_called_cropped(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(volumes, "MAX_BYTES", 2 * np.prod(SHAPE) - 1)
+    monkeypatch.setattr(volumes, "MARGIN", 2.0)
+    save(dataset / "predictions" / "good.nii.gz", np.zeros(SHAPE, np.uint8))
+    unlabelled = entry_of(dataset, "good", label=False)
+    line = write_case(tmp_path, 0, unlabelled)
+    assert not line["exact"] and line["shape"] == line["whole_shape"] == [24, 20, 12]
+    told = write_viewer(tmp_path / "one", "title", [unlabelled]).describe()
+    assert ", 1 of them stored as 8 bit; open" in told
+    told = write_viewer(tmp_path / "two", "title", [unlabelled, entry_of(dataset)]).describe()
+    assert ", 2 of them stored as 8 bit and 1 cropped to the labels; open" in told
+    assert "8 bit" not in write_viewer(tmp_path / "two", "title", [unlabelled], whole=True).describe()
 
 
 def test_places_in_the_file_follow_from_those_on_the_page(
@@ -107,8 +122,8 @@ def test_a_large_scan_is_cropped_and_rounded(
 ) -> None:
     monkeypatch.setattr(volumes, "MAX_BYTES", 2 * np.prod(SHAPE) - 1)
     monkeypatch.setattr(volumes, "MARGIN", 2.0)
-    written = write_case(tmp_path, 0, entry_of(dataset))
-    assert written.is_cropped and not written.line["exact"]
+    line = write_case(tmp_path, 0, entry_of(dataset))
+    assert not line["exact"] and (line["shape"], line["whole_shape"]) == ([23, 20, 10], [24, 20, 12])
     content = read_script(tmp_path / "0.js")
     scan, whole = decode(content["channels"][0]["data"]), as_ras(scan_values(1))
     # RAS: x from file axis 1 (1 mm, labelled 3..21), y from axis 0 (1.5 mm, 2..17), z from axis 2 (2 mm, 2..9).
@@ -122,7 +137,7 @@ def test_a_large_scan_is_cropped_and_rounded(
     assert np.abs(np.asarray(scan.dataobj) - np.clip(part, low, high)).max() <= (high - low) / 255 / 2 + 1e-3
     kept = write_case(tmp_path, 1, entry_of(dataset), whole=True)
     again = decode(read_script(tmp_path / "1.js")["channels"][0]["data"])
-    assert not kept.is_cropped and kept.line["exact"]
+    assert kept["exact"] and kept["shape"] == kept["whole_shape"] == [24, 20, 12]
     np.testing.assert_array_equal(np.asarray(again.dataobj), np.asarray(whole.dataobj))
 
 
@@ -145,7 +160,7 @@ def test_probabilities_keep_their_place(dataset: Path, tmp_path: Path, read_scri
         spool.write(tmp_path / "poor.npz", geometry)
     entry = entry_of(dataset)
     pane = Pane("network", entry.panes[0].prediction, tmp_path / "poor.npz")
-    written = write_case(tmp_path, 0, Entry(entry.case, (pane,), entry.meaning))
+    line = write_case(tmp_path, 0, Entry(entry.case, (pane,), entry.meaning))
     channels = read_script(tmp_path / "0-0.js")
     assert [channel["name"] for channel in channels] == ["liver", MARKUP, "spleen"]  # without background
     assert read_script(tmp_path / "0.js")["probabilities"] == ["liver", MARKUP, "spleen"]
@@ -155,7 +170,7 @@ def test_probabilities_keep_their_place(dataset: Path, tmp_path: Path, read_scri
         image = decode(channel["data"])
         np.testing.assert_allclose(np.asarray(image.dataobj), np.asarray(expected.dataobj), atol=0.5 / 255 + 1e-6)
         np.testing.assert_allclose(image.affine, expected.affine, atol=1e-5)
-    assert written.line["panes"][0]["probabilities"]
+    assert line["panes"][0]["probabilities"]
     unnamed = Meaning(LabelScheme({0: "background", 1: "1", 3: "3"}))  # of files in which no voxel is 2
     write_case(tmp_path, 0, Entry(entry.case, (pane,), unnamed))
     again = read_script(tmp_path / "0-0.js")
@@ -219,35 +234,6 @@ def test_niivue_is_the_file_that_its_note_names() -> None:
     digest = hashlib.sha256((PAGE / "niivue.js").read_bytes()).hexdigest()
     assert f"SHA-256: {digest}\n" in note
     assert "niivue 0.69.0" in note and "BSD 2-Clause License" in note
-
-
-def test_only_a_viewer_is_replaced(dataset: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "viewer"
-    folder.mkdir()
-    (folder / "thesis.txt").write_text("years of work")
-    with pytest.raises(InputError, match=r"viewer: is there and not empty; .* or an earlier viewer, expected"):
-        write_viewer(folder, "title", [entry_of(dataset)])
-    assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
-    (folder / "thesis.txt").unlink()
-    write_viewer(folder, "first", [entry_of(dataset), entry_of(dataset, "good")])
-    viewer = write_viewer(folder, "second", [entry_of(dataset)])
-    assert (folder / "list.js").read_text().startswith(MARK) and "second" in (folder / "list.js").read_text()
-    assert [path.name for path in (folder / "cases").iterdir()] == ["0.js"]
-    assert not list(tmp_path.glob(".tmp-*"))
-    assert viewer.num_cases == 1 and viewer.page == folder / "index.html"
-    size = (folder / "cases" / "0.js").stat().st_size
-    assert viewer.describe() == f"1 case, {size / 1000:.0f} kB; open {folder / 'index.html'} in a browser"
-
-
-def test_a_failure_leaves_the_earlier_viewer(dataset: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "viewer"
-    write_viewer(folder, "first", [entry_of(dataset)])
-    path = save(dataset / "predictions" / "good.nii.gz", reference_values())
-    content = bytearray(gzip.decompress(path.read_bytes()))
-    path.write_bytes(gzip.compress(content[:-100]))  # the header is right, the voxels are cut off
-    with pytest.raises(InputError, match=r"good.nii.gz: the voxels cannot be read"):
-        write_viewer(folder, "second", [entry_of(dataset), entry_of(dataset, "good")])
-    assert "first" in (folder / "list.js").read_text() and not list(tmp_path.glob(".tmp-*"))
 
 
 def test_all_grids_are_compared_before_anything_is_written(

@@ -1,4 +1,4 @@
-// The page's state: the list of cases, and the layers of the one that is shown. list.js and cases/*.js call `e2enet.list`, `.case` and
+// The page's state: the list of cases, and the layers of the one that is shown. list.js and the cases' scripts call `e2enet.list`, `.case` and
 // `.probabilities`. Names come from outside: they are only ever set as text.
 "use strict";
 
@@ -12,18 +12,18 @@ const waiting = new Map();
 
 const e2enet = {
   list(content) { start(content); },
-  case(number, content) { settle(`cases/${number}.js`, content); },
-  probabilities(number, index, content) { settle(`cases/${number}-${index}.js`, content); },
+  case(number, content) { settle(`${number}.js`, content); },
+  probabilities(number, index, content) { settle(`${number}-${index}.js`, content); },
 };
 
-/** Run a script of this folder; the promise gives what it hands over. Files cannot be fetched from disk. */
+/** Run a script from the folder of the cases; the promise gives what it hands over. Files cannot be fetched from disk. */
 function load(file) {
   return new Promise((resolve, reject) => {
     const script = document.createElement("script");
     waiting.set(file, resolve);
     script.onload = () => script.remove();
-    script.onerror = () => { script.remove(); reject(new Error(`${file} is missing beside index.html`)); };
-    script.src = file;
+    script.onerror = () => { script.remove(); reject(new Error(`${script.getAttribute("src")} is missing beside index.html`)); };
+    script.src = `${state.list.folder}/${file}`;
     document.head.append(script);
   });
 }
@@ -120,7 +120,7 @@ async function open(number) {
   mark();
   says("loading \u2026");
   try {
-    const content = await load(`cases/${number}.js`);
+    const content = await load(`${number}.js`);
     const volumes = await Promise.all([
       readVolume(content.channels[0].data),
       content.reference === null ? null : readVolume(content.reference),
@@ -235,7 +235,7 @@ async function show() {
 async function probability(index) {
   const own = state.data.panes[index];
   if (!line().panes[index].probabilities) return null;
-  own.probabilities ??= await load(`cases/${state.current}-${index}.js`);
+  own.probabilities ??= await load(`${state.current}-${index}.js`);
   const chosen = own.probabilities[Math.min(state.probability, own.probabilities.length - 1)];
   return chosen.volume ??= await readVolume(chosen.data);
 }
