@@ -118,6 +118,8 @@ class nnUNetTrainerE2ENet(nnUNetTrainer):  # noqa: N801 - nnU-Net's trainers are
 
     def save_checkpoint(self, filename: str) -> None:
         """Write nnU-Net's checkpoint with the state of DSFF and of the random numbers, whole or not at all."""
+        # nnU-Net's method makes the dictionary and stores it in one go, and has no place for more keys or another
+        # trainer's name. So it is written to memory and read back: one more copy of weights and moments meanwhile.
         buffer = io.BytesIO()
         super().save_checkpoint(buffer)  # nnU-Net hands it to torch.save; other ranks write nothing
         if not buffer.tell():
@@ -135,6 +137,8 @@ class nnUNetTrainerE2ENet(nnUNetTrainer):  # noqa: N801 - nnU-Net's trainers are
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """Restore what `save_checkpoint` wrote."""
         super().load_checkpoint(filename_or_checkpoint)
+        # nnU-Net's method keeps what it read to itself, and takes no dictionary, though its annotation says so (2.8.1).
+        # So the file is opened again. `mmap` reads from it only what is used below, not weights and moments.
         content = torch.load(filename_or_checkpoint, map_location="cpu", weights_only=False, mmap=True)
         if self.dsff is None and STATE in content:
             raise InputError(
