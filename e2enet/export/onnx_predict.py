@@ -3,7 +3,6 @@
 A scan is one file with all channels, or a file per channel. Needs numpy, SimpleITK and onnxruntime.
 """
 
-import itertools
 import json
 import pathlib
 import sys
@@ -11,7 +10,7 @@ import sys
 import numpy as np
 import onnxruntime
 import SimpleITK as sitk  # noqa: N813
-from scan_grid import prepare, read_scan, restore
+from scan_grid import gaussian_weights, mirrorings, pad_to_patch, prepare, read_scan, restore, windows
 
 FOLDER = pathlib.Path(__file__).parent
 
@@ -19,28 +18,19 @@ FOLDER = pathlib.Path(__file__).parent
 def predict(session, image, model):
     """Average probabilities (K, D, H, W) over windows, weighted towards their centres, and over mirrored copies."""
     patch = model["plan"]["patch_size"]
-    before = [max(edge - size, 0) // 2 for edge, size in zip(patch, image.shape[1:], strict=True)]
-    after = [max(edge - size, 0) - part for edge, size, part in zip(patch, image.shape[1:], before, strict=True)]
-    image = np.pad(image, [(0, 0), *zip(before, after, strict=True)])
-    curves = [np.exp(-32 * ((np.arange(edge) - (edge - 1) / 2) / edge) ** 2) for edge in patch]  # sigma = edge / 8
-    weight = np.maximum(np.einsum("d,h,w", *curves), 1e-3).astype(np.float32)
-    ends = [size - edge for edge, size in zip(patch, image.shape[1:], strict=True)]
-    steps = [max(int(edge * model["step"]), 1) for edge in patch]
-    starts = [(*range(0, end, step), end) for end, step in zip(ends, steps, strict=True)]
+    image, inside = pad_to_patch(image, patch)
+    weight = gaussian_weights(patch)
     sums = np.zeros((len(model["regions"] or model["labels"]), *image.shape[1:]), np.float32)
     weights = np.zeros(image.shape[1:], np.float32)
-    for corner in itertools.product(*starts):
-        box = (slice(None), *(slice(first, first + edge) for first, edge in zip(corner, patch, strict=True)))
-        for chosen in itertools.product(*(((), (axis + 1,)) for axis in model["mirror_axes"])):
-            axes = sum(chosen, ())
+    for box in windows(image.shape[1:], patch, model["step"]):
+        for axes in mirrorings(model["mirror_axes"]):
             (logits,) = session.run(None, {"image": np.flip(image[box], axes)[None]})
             logits = np.flip(logits[0], axes)
             odds = np.exp(logits - logits.max(0))
-            found = 1 / (1 + np.exp(-logits)) if model["regions"] else odds / odds.sum(0)
-            sums[box] += weight * found
+            probabilities = 1 / (1 + np.exp(-logits)) if model["regions"] else odds / odds.sum(0)
+            sums[box] += weight * probabilities
             weights[box[1:]] += weight
-    place = [slice(first, size - last) for first, last, size in zip(before, after, weights.shape, strict=True)]
-    return (sums / weights)[:, place[0], place[1], place[2]]
+    return (sums / weights)[inside]
 
 
 def main(scans, output):
@@ -48,7 +38,8 @@ def main(scans, output):
     model = json.loads((FOLDER / "model.json").read_text(encoding="utf-8"))
     session = onnxruntime.InferenceSession(str(FOLDER / "model.onnx"), providers=["CPUExecutionProvider"])
     scan = read_scan(scans, model)
-    sitk.WriteImage(restore(predict(session, prepare(scan, model), model), scan, model), output, useCompression=True)
+    labels = restore(predict(session, prepare(scan, model), model), scan, model)
+    sitk.WriteImage(labels, output, useCompression=True)
 
 
 if __name__ == "__main__":

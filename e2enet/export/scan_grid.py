@@ -1,8 +1,10 @@
-"""Bring a scan to the grid of a network and the result back to that of the scan, with numpy and SimpleITK alone.
+"""Bring a scan to the grid of a network, into windows, and the result back, with numpy and SimpleITK alone.
 
 `model` is the content of model.json. `export --to onnx` copies this file, which imports nothing of its package.
 """
 
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,6 +57,34 @@ def prepare(scan: Scan, model: dict[str, Any]) -> np.ndarray:
     channels = [normalise(channel, way, inside) for channel, way in zip(array, plan["normalisation"], strict=True)]
     channels = [np.clip(resample(c, shape, scan.spacing, target, 3), c.min(), c.max()) for c in channels]
     return np.stack(channels).astype(np.float32)
+
+
+def pad_to_patch(image: np.ndarray, patch: Sequence[int]) -> tuple[np.ndarray, tuple[slice, ...]]:
+    """Return an image (C, D, H, W) with zeros around it, no smaller than a patch, and where the image lies in it."""
+    missing = [max(edge - size, 0) for edge, size in zip(patch, image.shape[1:], strict=True)]
+    margins = [(0, 0), *((part // 2, part - part // 2) for part in missing)]
+    place = tuple(slice(first, first + size) for (first, _), size in zip(margins, image.shape, strict=True))
+    return np.pad(image, margins), (slice(None), *place[1:])
+
+
+def windows(shape: Sequence[int], patch: Sequence[int], step: float) -> Iterator[tuple[slice, ...]]:
+    """Yield boxes (C, D, H, W) of a patch that cover an image, `step` of a patch apart; the last end where it ends."""
+    ends = [size - edge for size, edge in zip(shape, patch, strict=True)]
+    starts = [(*range(0, end, max(int(edge * step), 1)), end) for end, edge in zip(ends, patch, strict=True)]
+    for corner in itertools.product(*starts):
+        yield (slice(None), *(slice(first, first + edge) for first, edge in zip(corner, patch, strict=True)))
+
+
+def gaussian_weights(patch: Sequence[int]) -> np.ndarray:
+    """Return weights (D, H, W) of a patch's voxels: 1 in the centre, sigma an eighth of each edge, at least 1e-3."""
+    curves = [np.exp(-32 * ((np.arange(edge) - (edge - 1) / 2) / edge) ** 2) for edge in patch]
+    return np.maximum(np.einsum("d,h,w", *curves), 1e-3).astype(np.float32)
+
+
+def mirrorings(axes: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Yield the axes of (C, D, H, W) to flip for every way to mirror an image along some of `axes` of (D, H, W)."""
+    for chosen in itertools.product(*(((), (axis + 1,)) for axis in axes)):
+        yield sum(chosen, ())
 
 
 def restore(probabilities: np.ndarray, scan: Scan, model: dict[str, Any]) -> Any:

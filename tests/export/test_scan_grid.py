@@ -13,6 +13,7 @@ from scipy import ndimage
 from e2enet.data.preparation.preprocess import normalise
 from e2enet.data.preparation.resample import nearest_indices, resample_image, separate_axis
 from e2enet.export import scan_grid
+from e2enet.inference import windows
 from e2enet.inference.largest_component import keep_largest
 
 SIZES = [(5, 8), (8, 5), (1, 3), (2, 7), (30, 18), (40, 57)]
@@ -43,6 +44,27 @@ def test_volumes_are_resampled_as_in_preparation(old: tuple[float, ...], new: tu
     found = scan_grid.resample(volume, shape, np.array(old), np.array(new), 3)
     np.testing.assert_allclose(np.clip(found, volume.min(), volume.max()), expected, atol=2e-6)
     assert expected.std() > 0.3
+
+
+@pytest.mark.parametrize("shape", [(7, 20, 9), (10, 8, 33)])
+def test_windows_are_those_of_predict(shape: tuple[int, ...]) -> None:
+    patch, step = (8, 8, 12), 0.5
+    image = np.random.default_rng(4).normal(size=(2, *shape)).astype(np.float32)
+    padded, inside = scan_grid.pad_to_patch(image, patch)
+    ours, place = windows.pad_to_patch(torch.from_numpy(image), patch)
+    np.testing.assert_array_equal(padded, ours)
+    assert inside == (slice(None), *place) and np.array_equal(padded[inside], image)
+    grid = windows.WindowGrid.over(shape, patch, step)
+    expected = [(slice(None), *grid.box(corner)) for first in grid.starts[0] for corner in grid.layer(first)]
+    assert list(scan_grid.windows(padded.shape[1:], patch, step)) == expected and len(expected) > 3
+    np.testing.assert_allclose(scan_grid.gaussian_weights(patch), windows.gaussian_weights(patch), rtol=1e-6)
+
+
+def test_mirrorings_are_those_of_predict() -> None:
+    for axes in [(), (1,), (0, 2), (0, 1, 2)]:
+        expected = {tuple(axis + 1 for axis in subset) for subset in windows.mirror_subsets(axes)}
+        found = list(scan_grid.mirrorings(axes))
+        assert set(found) == expected and len(found) == len(expected) == 2 ** len(axes)
 
 
 @pytest.mark.parametrize(
