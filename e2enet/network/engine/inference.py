@@ -1,7 +1,7 @@
 """A trained E2ENet as a program of engine layers, for inference on a CPU.
 
-Each call of the traced network becomes a layer of the engine with active kernels only. Channels that no layer reads are
-not computed.
+Each operation of the network's program becomes a layer of the engine with active kernels only. Channels that no layer
+reads are not computed.
 """
 
 from __future__ import annotations
@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from e2enet.network.blocks import ConvBlock
 from e2enet.network.e2enet import E2ENet, check_input
 from e2enet.network.engine.active import ActiveKernels
 from e2enet.network.engine.dense import DenseConvolution, bfloat16_is_native
@@ -24,11 +22,19 @@ from e2enet.network.engine.lazy_volumes import LazyVolumes, Norm
 from e2enet.network.engine.self_check import check_itself
 from e2enet.network.engine.sparse_layers import Convolution, Expansion, Pooling
 from e2enet.network.engine.timing_cache import TimingCache
-from e2enet.network.engine.trace import Call, kernel_mask, trace
-from e2enet.network.layers import StrideUp3d, Triple
+from e2enet.network.layers import Triple
 from e2enet.network.operations import refuse_tools
-from e2enet.network.pooling import StrideMaxPool3d
-from e2enet.network.shift import channel_shifts
+from e2enet.network.program import (
+    BLOCK,
+    EXPANSION,
+    HEAD,
+    POOLING,
+    Operation,
+    Program,
+    implementation,
+    last_reads,
+    read_program,
+)
 
 Layer = Callable[[Sequence[LazyVolumes]], LazyVolumes]
 SPARSE, DENSE, BFLOAT16 = "sparse", "dense", "bfloat16"
@@ -75,7 +81,7 @@ class CompactNetwork(nn.Module):
         super().__init__()
         refuse(unknown(model))
         self.in_channels, self.num_classes, self.strides = model.in_channels, model.num_classes, model.strides
-        self.steps, self.outputs = program(model)
+        self.steps, self.outputs = plan_inference(model)
         self.every_head = model.deep_supervision_in_eval
         self.ways: dict[tuple[str, Triple], str] = {}  # the chosen one by layer and input size
         self._choices: TimingCache | None = None
@@ -130,81 +136,88 @@ def _run_of(make: Callable[[], Layer], sources: Sequence[LazyVolumes]) -> Callab
     return partial(make(), sources)
 
 
-def program(model: E2ENet) -> tuple[list[PlannedOp], tuple[int, ...]]:
+def plan_inference(model: E2ENet) -> tuple[list[PlannedOp], tuple[int, ...]]:
     """Return the steps of a model's inference and the numbers of its logits' values; value 0 is the input."""
-    calls, results = trace(model, training=False)
-    live = _live_channels(calls, results, model.in_channels)
+    program = read_program(model, training=False)
+    live = _live_channels(program, model.in_channels)
     steps = []
-    for call in calls:
-        if not live[call.output].any():
+    for operation in program.operations:
+        if not live[operation.output].any():
             continue
-        inputs = tuple(number for number in call.inputs if live[number].any())
-        kept = np.concatenate([live[number] for number in call.inputs])
-        steps.append(PlannedOp(call.name, *_engine_layer(call.module, live[call.output], kept), inputs, call.output))
-    last = {number: index for index, step in enumerate(steps) for number in step.inputs if number not in results}
-    for index, step in enumerate(steps):
-        step.done = tuple(number for number in dict.fromkeys(step.inputs) if last.get(number) == index)
-    return steps, results
+        inputs = tuple(number for number in operation.inputs if live[number].any())
+        kept = np.concatenate([live[number] for number in operation.inputs])
+        plan = implementation("the engine in prediction", LAYERS, operation)
+        steps.append(
+            PlannedOp(operation.name, *plan(operation, live[operation.output], kept), inputs, operation.output)
+        )
+    done = last_reads([(step.inputs, step.output) for step in steps], program.results)
+    for step in steps:
+        step.done = done[step.output]
+    return steps, program.results
 
 
-def _live_channels(calls: Sequence[Call], results: Sequence[int], in_channels: int) -> dict[int, np.ndarray]:
+def _live_channels(program: Program, in_channels: int) -> dict[int, np.ndarray]:
     """Return which channels of each value reach a result; all of the input and of the results do."""
     live = {0: np.ones(in_channels, bool)}
-    for call in calls:
-        count = len(live[call.inputs[0]]) if isinstance(call.module, StrideMaxPool3d) else len(_mask(call.module))
-        live[call.output] = np.full(count, call.output in results)
-    for call in reversed(calls):
-        own = live[call.output]
-        if isinstance(call.module, StrideMaxPool3d):
+    for operation in program.operations:
+        pools = operation.kind == POOLING
+        count = len(live[operation.inputs[0]]) if pools else len(operation.kernels())
+        live[operation.output] = np.full(count, operation.output in program.results)
+    for operation in reversed(program.operations):
+        own = live[operation.output]
+        if operation.kind == POOLING:
             read = own
         else:
-            read = np.asarray(_mask(call.module)[own].any(axis=0))
+            read = np.asarray(operation.kernels().numpy()[own].any(axis=0))
             read[0] |= own.any() and not read.any()  # at least one, for the size
-        ends = np.cumsum([len(live[number]) for number in call.inputs])
-        for number, part in zip(call.inputs, np.split(read, ends[:-1]), strict=True):
+        ends = np.cumsum([len(live[number]) for number in operation.inputs])
+        for number, part in zip(operation.inputs, np.split(read, ends[:-1]), strict=True):
             live[number] |= part
     return live
 
 
-def _mask(module: nn.Module) -> np.ndarray:
-    """Return the active kernels (outputs, inputs) of a block, a head or a transposed convolution."""
-    active = kernel_mask(module).numpy()
-    return active.T if isinstance(module, nn.ConvTranspose3d) else active
+# A layer's description, the layer and further ways to run it.
+Plan = tuple[str, Layer, dict[str, Callable[[], Layer]]]
 
 
-def _engine_layer(
-    module: nn.Module, outputs: np.ndarray, inputs: np.ndarray
-) -> tuple[str, Layer, dict[str, Callable[[], Layer]]]:
-    """Return a module's description, its engine layer and other ways to run it, for the channels kept (bool)."""
-    if isinstance(module, StrideMaxPool3d):
-        return f"pooling by {module.stride}", Pooling(module.stride, np.flatnonzero(outputs[inputs])), {}
-    mask = _mask(module)[outputs][:, inputs]
-    if isinstance(module, StrideUp3d):
-        weights = _array(module.weight)[inputs][:, outputs]
-        stride: Any = module.stride
-        up = ActiveKernels.of_expansion(mask.T, stride)
-        return (
-            f"transposed {weights.shape} with {mask.sum()} active",
-            Expansion(up, up.gather_weights(weights), stride),
-            {},
-        )
-    conv: Any = module.conv if isinstance(module, ConvBlock) else module
-    norm: Norm | None = None
-    shifts = np.zeros(len(inputs), np.int64)
-    if isinstance(module, ConvBlock):
-        shifts = np.array(channel_shifts(len(inputs), module.shift_size))
-        scale, offset = _array(module.norm.weight)[outputs], _array(module.norm.bias)[outputs]
-        norm = scale, offset, module.norm.eps, module.norm.slope
-    weights, shifts = _array(conv.weight)[outputs][:, inputs], shifts[inputs]
+def _pooling(operation: Operation, outputs: np.ndarray, inputs: np.ndarray) -> Plan:
+    stride = operation.module.stride
+    return f"pooling by {stride}", Pooling(stride, np.flatnonzero(outputs[inputs])), {}
+
+
+def _expansion(operation: Operation, outputs: np.ndarray, inputs: np.ndarray) -> Plan:
+    mask, stride = operation.mask().numpy()[inputs][:, outputs], operation.conv.stride
+    weights = _array(operation.conv.weight)[inputs][:, outputs]
+    up = ActiveKernels.of_expansion(mask, stride)
+    described = f"transposed {weights.shape} with {mask.sum()} active"
+    return described, Expansion(up, up.gather_weights(weights), stride), {}
+
+
+def _convolution(operation: Operation, outputs: np.ndarray, inputs: np.ndarray) -> Plan:
+    conv, norm = operation.conv, operation.norm
+    mask = operation.mask().numpy()[outputs][:, inputs]
+    pending: Norm | None = None
+    if norm is not None:
+        pending = _array(norm.weight)[outputs], _array(norm.bias)[outputs], norm.eps, norm.slope
+    weights, shifts = _array(conv.weight)[outputs][:, inputs], np.array(operation.shifts())[inputs]
     description = f"convolution {weights.shape} with {mask.sum()} active, stride {conv.stride}"
     kernels = ActiveKernels.of_convolution(mask, shifts, conv.kernel_size)
     padding = int(conv.padding[1]), int(conv.padding[2])
-    layer = Convolution(kernels, kernels.gather_weights(weights), conv.stride, padding, norm)
+    layer = Convolution(kernels, kernels.gather_weights(weights), conv.stride, padding, pending)
     others: dict[str, Callable[[], Layer]] = {
         name: partial(_dense, layer, weights.shape, shifts, dtype)
         for name, dtype in ((DENSE, torch.float32), (BFLOAT16, torch.bfloat16))
     }
     return description, layer, others
+
+
+# Each takes an operation and which of its output and input channels are kept (bool).
+LAYERS: dict[str, Callable[[Operation, np.ndarray, np.ndarray], Plan]] = {
+    BLOCK: _convolution,
+    EXPANSION: _expansion,
+    POOLING: _pooling,
+    HEAD: _convolution,
+}
 
 
 def _dense(layer: Convolution, shape: tuple[int, ...], shifts: np.ndarray, dtype: torch.dtype) -> Layer:

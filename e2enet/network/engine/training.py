@@ -11,9 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from e2enet.network.blocks import ConvBlock
 from e2enet.network.compiled import run_in_threads
 from e2enet.network.e2enet import E2ENet, check_input
 from e2enet.network.engine.active import ActiveKernels
@@ -29,11 +28,9 @@ from e2enet.network.engine.known import refuse, settings, unknown_in_training
 from e2enet.network.engine.lazy_volumes import LazyVolumes, Norm
 from e2enet.network.engine.self_check import check_itself
 from e2enet.network.engine.sparse_layers import Convolution, Expansion, Pooling
-from e2enet.network.engine.trace import kernel_mask, trace
-from e2enet.network.layers import StrideUp3d, Triple
+from e2enet.network.layers import Triple
 from e2enet.network.operations import refuse_tools
-from e2enet.network.pooling import StrideMaxPool3d
-from e2enet.network.shift import channel_shifts
+from e2enet.network.program import BLOCK, EXPANSION, HEAD, POOLING, Operation, implementation, read_program
 
 WeightGradients = dict[Tensor, np.ndarray]
 
@@ -72,8 +69,11 @@ class TrainingEngine:
     def __init__(self, model: E2ENet) -> None:
         refuse(unknown_in_training(model))
         self.model = model
-        self.calls, self.results = trace(model, training=model.training)
-        self.layers = {call.output: _trained(call.module) for call in self.calls}
+        self.program = read_program(model, training=model.training)
+        self.layers: Layers = {
+            operation.output: implementation("the engine in training", LAYERS, operation)(operation)
+            for operation in self.program.operations
+        }
         self.settings = settings(model)
         check_itself(model, self, training=model.training)
 
@@ -85,9 +85,8 @@ class TrainingEngine:
         check_input(x, self.model.in_channels, self.model.strides)
         if x.requires_grad:
             raise ValueError("the engine gives its input no gradient, and this one asks for it; run the network itself")
-        parameters = dict.fromkeys(p for call in self.calls for p in call.module.parameters())
-        logits = _Pass.apply(self, x, *parameters)
-        return list(logits) if len(self.results) > 1 else logits[0]
+        logits = _Pass.apply(self, x, *self.program.parameters())
+        return list(logits) if len(self.program.results) > 1 else logits[0]
 
     def refreshed(self) -> Layers:
         """Return new layers with the current weights and masks; later calls and other threads do not change them."""
@@ -100,8 +99,9 @@ class TrainingEngine:
     def forward(self, layers: Layers, sample: Tensor) -> Values:
         """Return all values of one sample's (C, D, H, W) forward pass."""
         values = {0: LazyVolumes.of(np.ascontiguousarray(sample.permute(0, 2, 3, 1).numpy()))}
-        for call in self.calls:
-            values[call.output] = layers[call.output].forward([values[number] for number in call.inputs])
+        for operation in self.program.operations:
+            sources = [values[number] for number in operation.inputs]
+            values[operation.output] = layers[operation.output].forward(sources)
         return values
 
     def backward(self, layers: Layers, values: Values, logits: Sequence[Tensor | None]) -> WeightGradients:
@@ -111,20 +111,20 @@ class TrainingEngine:
         """
         found: WeightGradients = {}
         gradients: dict[int, Gradient] = {}
-        for number, given in zip(self.results, logits, strict=True):
+        for number, given in zip(self.program.results, logits, strict=True):
             if given is not None:
                 gradients[number] = own = Gradient(values[number])
                 own.values[:] = given.permute(0, 2, 3, 1).numpy()
                 own.written[:] = True
-        for call in reversed(self.calls):
-            output, gradient = values.pop(call.output), gradients.pop(call.output, None)
+        for operation in reversed(self.program.operations):
+            output, gradient = values.pop(operation.output), gradients.pop(operation.output, None)
             if gradient is None:  # no logits with a gradient depend on it
                 continue
-            sources = [values[number] for number in call.inputs]
-            wanted = [number for number in call.inputs if number != 0]  # the input gets none
+            sources = [values[number] for number in operation.inputs]
+            wanted = [number for number in operation.inputs if number != 0]  # the input gets none
             gradients |= {number: Gradient(values[number]) for number in wanted if number not in gradients}
             into = [gradients[number] for number in wanted]
-            found |= layers[call.output].backward(sources, output, gradient, into)
+            found |= layers[operation.output].backward(sources, output, gradient, into)
         return found
 
 
@@ -139,7 +139,7 @@ class _Pass(torch.autograd.Function):
         ctx.passes = _each(lambda index: engine.forward(ctx.layers, samples[index]), len(samples))
         return tuple(
             torch.stack([torch.from_numpy(values[number].stacked()) for values in ctx.passes]).permute(0, 1, 4, 2, 3)
-            for number in engine.results
+            for number in engine.program.results
         )
 
     @staticmethod
@@ -186,30 +186,20 @@ def _each(work: Callable[[int], Any], count: int) -> list[Any]:
     return found
 
 
-def _trained(module: nn.Module) -> TrainedLayer:
-    if isinstance(module, StrideMaxPool3d):
-        return TrainedPooling(module)
-    return TrainedExpansion(module) if isinstance(module, StrideUp3d) else TrainedConvolution(module)
-
-
 class TrainedConvolution:
     """A block, or a head: depth-shift, convolution of concatenated sources, instance norm with activation."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        conv: Any = module.conv if isinstance(module, ConvBlock) else module
-        self.conv = conv
-        self.norm: Any = module.norm if isinstance(module, ConvBlock) else None
-        self.shift_size = module.shift_size if isinstance(module, ConvBlock) else 1
-        self.stride: Triple = conv.stride
-        self.padding: tuple[int, int] = conv.padding[1:]
+    def __init__(self, operation: Operation) -> None:
+        self.operation, self.conv, self.norm = operation, operation.conv, operation.norm
+        self.stride: Triple = self.conv.stride
+        self.padding: tuple[int, int] = self.conv.padding[1:]
         self.mask: Tensor | None = None
 
     def refresh(self) -> None:
-        mask = kernel_mask(self.module)
+        mask = self.operation.mask()
         if self.mask is None or not torch.equal(mask, self.mask):
             self.mask = mask.clone()
-            described = mask.numpy(), np.array(channel_shifts(mask.shape[1], self.shift_size)), self.conv.kernel_size
+            described = mask.numpy(), np.array(self.operation.shifts()), self.conv.kernel_size
             self.kernels = ActiveKernels.of_convolution(*described)
             self.opposite = (
                 ActiveKernels.of_strided_gradient(*described, self.stride, self.padding)
@@ -247,18 +237,18 @@ class TrainedConvolution:
 class TrainedExpansion:
     """A transposed convolution whose kernel equals its stride."""
 
-    def __init__(self, module: StrideUp3d) -> None:
-        self.module = module
-        self.stride: Any = module.stride
+    def __init__(self, operation: Operation) -> None:
+        self.operation, self.conv = operation, operation.conv
+        self.stride: Triple = self.conv.stride
         self.mask: Tensor | None = None
 
     def refresh(self) -> None:
-        mask = kernel_mask(self.module)
+        mask = self.operation.mask()
         if self.mask is None or not torch.equal(mask, self.mask):
             self.mask = mask.clone()
             self.kernels = ActiveKernels.of_expansion(mask.numpy(), self.stride)
             self.opposite = ActiveKernels.of_expansion_gradient(mask.numpy(), self.stride)
-        self.weight = _array(self.module.weight)
+        self.weight = _array(self.conv.weight)
         self.layer = Expansion(self.kernels, self.kernels.gather_weights(self.weight), self.stride)
 
     def forward(self, sources: Sequence[LazyVolumes]) -> LazyVolumes:
@@ -272,15 +262,15 @@ class TrainedExpansion:
         products = correlate(self.opposite, [signal], source, stride=self.stride)
         if into:
             add_convolution(self.opposite, self.opposite.gather_weights(self.weight), signal, into, stride=self.stride)
-        return {self.module.weight: self.opposite.scatter_weights(products, self.weight.shape)}
+        return {self.conv.weight: self.opposite.scatter_weights(products, self.weight.shape)}
 
 
 class TrainedPooling:
     """Max pooling with kernel = stride."""
 
-    def __init__(self, module: StrideMaxPool3d) -> None:
-        self.stride = module.stride
-        self.layer = Pooling(module.stride)
+    def __init__(self, operation: Operation) -> None:
+        self.stride: Triple = operation.module.stride
+        self.layer = Pooling(self.stride)
 
     def refresh(self) -> None:
         pass
@@ -294,6 +284,14 @@ class TrainedPooling:
         for source, part in zip(sources, into, strict=False):
             add_unpooled(source, gradient.signal().stacked(), self.stride, part)
         return {}
+
+
+LAYERS: dict[str, Callable[[Operation], TrainedLayer]] = {
+    BLOCK: TrainedConvolution,
+    EXPANSION: TrainedExpansion,
+    POOLING: TrainedPooling,
+    HEAD: TrainedConvolution,
+}
 
 
 def _array(tensor: Tensor) -> np.ndarray:

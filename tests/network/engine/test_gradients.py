@@ -20,6 +20,7 @@ from e2enet.network.engine.gradients import Gradient, correlate
 from e2enet.network.engine.training import TrainedConvolution, TrainedExpansion, TrainedPooling
 from e2enet.network.layers import StrideUp3d
 from e2enet.network.pooling import StrideMaxPool3d
+from e2enet.network.program import Operation
 from tests.network.engine.test_sparse_layers import KERNELS, signal, values
 
 few = settings(max_examples=60, deadline=None)
@@ -71,6 +72,11 @@ def masked(conv: Any, density: float, draw: torch.Generator) -> None:
     apply_masks(conv)
 
 
+def alone(module: nn.Module) -> Operation:
+    """Return the operation of a module in no network."""
+    return Operation("alone", module, (0,), 1)
+
+
 @few
 @given(
     kernel=st.sampled_from(KERNELS),
@@ -99,7 +105,7 @@ def test_a_block_goes_backward_as_torch_does(
     masked(block.conv, density, draw)
     sources = [torch.randn(count, *size, generator=draw) for count, _ in channels]
     begun = [old for _, old in channels]
-    assert_gradients(TrainedConvolution(block), lambda own, x: own(*x), block, sources, draw, begun)
+    assert_gradients(TrainedConvolution(alone(block)), lambda own, x: own(*x), block, sources, draw, begun)
 
 
 @few
@@ -120,7 +126,7 @@ def test_an_expansion_goes_backward_as_torch_does(
     up = StrideUp3d(channels, outputs, stride)
     masked(up, density, draw)
     sources = [torch.randn(channels, *coarse, generator=draw)]
-    assert_gradients(TrainedExpansion(up), lambda own, x: own(*x), up, sources, draw, [begun])
+    assert_gradients(TrainedExpansion(alone(up)), lambda own, x: own(*x), up, sources, draw, [begun])
 
 
 @few
@@ -135,7 +141,7 @@ def test_a_pooling_goes_backward_as_torch_does(stride: Any, coarse: Any, begun: 
     size = [edge * step for edge, step in zip(coarse, stride, strict=True)]
     pool = StrideMaxPool3d(stride)
     sources = [torch.randn(3, *size, generator=draw)]
-    assert_gradients(TrainedPooling(pool), lambda own, x: own(*x)[1], pool, sources, draw, [begun])
+    assert_gradients(TrainedPooling(alone(pool)), lambda own, x: own(*x)[1], pool, sources, draw, [begun])
 
 
 @pytest.mark.parametrize("threads", [1, 3])
