@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
+from e2enet.common.arguments import label_of, renumbering_of
 from e2enet.common.console import console, say
 from e2enet.common.errors import exit_on_input_error
 from e2enet.data.formats.grid import Unit
@@ -81,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--label-map",
         metavar="VALUE=LABEL",
-        type=_renumbering,
+        type=renumbering_of,
         action="append",
         default=[],
         help="a value of the references is this label, e.g. 4=3 for BraTS (may be repeated)",
@@ -97,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--ignore",
         metavar="LABEL",
-        type=_label,
+        type=label_of,
         help="the references' label of voxels to leave out of every score; a label of dataset.json called ignore is",
     )
     add(
@@ -116,22 +117,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _renumbering(text: str) -> tuple[int, int]:
-    value, _, label = text.partition("=")
-    return _label(value), _label(label)
-
-
 def _region(text: str) -> tuple[str, tuple[int, ...]]:
     name, _, labels = text.rpartition("=")
     if not name.strip():
         raise argparse.ArgumentTypeError(f'{text!r}: NAME=LABELS expected, e.g. "whole tumour=1,2,3"')
-    return name.strip(), tuple(_label(label) for label in labels.split(","))
-
-
-def _label(text: str) -> int:
-    if not text.strip().isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r}: a whole number from 0 expected")
-    return int(text)
+    return name.strip(), tuple(label_of(label) for label in labels.split(","))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ from e2enet.common.console import say
 from e2enet.report.pictures.gallery import Picture, ShownCase
 from e2enet.report.pictures.scans import ScanReader
 from e2enet.report.results.runs import Runs
-from e2enet.view.case_script import Entry, Meaning, Pane
+from e2enet.view.case_script import Entry, Pane
+from e2enet.view.find import probabilities_of
+from e2enet.view.meaning import Meaning
 from e2enet.view.write import PAGE, write_viewer
 
 FOLDER = "viewer"
@@ -40,10 +42,10 @@ def link_viewer(runs: Runs, pictures: Mapping[str, Sequence[Picture]], output: P
 
 def _entry(shown: ShownCase, reader: ScanReader) -> Entry:
     first = shown.predictions[0][1]
-    dataset = reader.dataset(first.key)
-    panes = tuple(Pane(name, reader.prediction_file(score.key, score.case)) for name, score in shown.predictions)
-    rows = " and ".join(name for name, _ in shown.predictions)
-    meaning = Meaning(dataset.scheme, dataset.label_map, dataset.regions, dataset.channels)
+    files = [(name, reader.prediction_file(score.key, score.case)) for name, score in shown.predictions]
+    panes = tuple(Pane(name, path, probabilities_of(path, first.case)) for name, path in files)
+    rows = " and ".join(name for name, _ in files)
+    meaning = Meaning.of_dataset(reader.dataset(first.key))
     return Entry(reader.case(first.key, first.case), panes, meaning, f"{rows}: {shown.title}")
 
 

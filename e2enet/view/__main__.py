@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from e2enet.common.arguments import renumbering_of
 from e2enet.common.console import say
 from e2enet.common.errors import exit_on_input_error
 
@@ -20,7 +21,7 @@ second one, the cases that both have stand side by side.
 EPILOG = """\
 Of a run, scans and references are those of its dataset. Other predictions need --images, or --labels in a folder
 called labelsTr or labelsTs with imagesTr or imagesTs beside it. Class names come from a dataset.json there, or beside
-the predictions.
+the predictions. References are renumbered as the run's data.label_map says, or --label-map.
 A scan of more than 32 MiB is cropped to its labels, if it has any, with a margin of 20 mm and stored as 8 bit;
 --whole keeps it.
 Exit code: 0 written, 2 wrong input (nothing is written).
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sources = [given.predictions, *([] if given.other is None else [given.other])]
     if given.output is not None:
         require_viewer_folder(given.output)
-    found = find_entries(sources, given.images, given.labels)
+    found = find_entries(sources, given.images, given.labels, dict(given.label_map) or None)
     for warning in found.warnings:
         say(f"warning: {warning}", style="yellow")
     folder = given.output or found.folder / "viewer"
@@ -64,6 +65,14 @@ def _parser() -> argparse.ArgumentParser:
     add("predictions", metavar="RUN_OR_PREDICTIONS", type=Path, help="a run folder or a folder of predictions")
     add("other", metavar="OTHER", type=Path, nargs="?", help="a second one, to compare case by case")
     add("--labels", metavar="FOLDER", type=Path, help="references, named like the predictions")
+    add(
+        "--label-map",
+        metavar="VALUE=LABEL",
+        type=renumbering_of,
+        action="append",
+        default=[],
+        help="a value of the references is this label, e.g. 4=3 for BraTS (may be repeated; default: as in the run)",
+    )
     add("--images", metavar="FOLDER", type=Path, help="scans, named like the predictions (case_0000 .. for channels)")
     add("--output", metavar="FOLDER", type=Path, help="where to write (default: viewer in RUN_OR_PREDICTIONS)")
     add("--whole", action="store_true", help="keep large scans whole and with their own values")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +18,8 @@ from e2enet.data.formats.scheme import LabelScheme
 from e2enet.data.formats.volume import read_geometry, read_label_on, read_volume
 from e2enet.view import volumes
 from e2enet.view.agreement import Agreement, compare_labels
+from e2enet.view.meaning import Meaning
 from e2enet.view.volumes import Box, Scan
-
-
-@dataclass(frozen=True)
-class Meaning:
-    """What labels and channels mean.
-
-    Attributes:
-        scheme: Names, regions that a network learned, ignore label.
-        label_map: Value in the references' files -> label.
-        regions: Name -> labels united, scored beside what was learned.
-        channels: Names of the images' channels; numbers where they are not known.
-    """
-
-    scheme: LabelScheme
-    label_map: Mapping[int, int] = field(default_factory=dict)
-    regions: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    channels: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING
 
 from e2enet.common.errors import InputError, raise_problems
 from e2enet.common.files import read_remembered
+from e2enet.data.formats.labels import LabelTable
 from e2enet.inference.finished import FOLDER as RECORDS
-from e2enet.runs.folders import CONFIG_FILE, read_config
-from e2enet.view.case_script import Entry, Meaning, Pane
+from e2enet.runs.folders import CONFIG_FILE
+from e2enet.view.case_script import Entry, Pane
+from e2enet.view.meaning import Meaning, resolve_meaning
+from e2enet.view.trained import Run, named_otherwise, run_of
 
 if TYPE_CHECKING:
     from e2enet.data.formats.naming import Case
@@ -46,7 +49,12 @@ class _Predictions:
         return f"{self.run.resolve().name}{part}"
 
 
-def find_entries(sources: Sequence[Path], images: Path | None = None, labels: Path | None = None) -> Found:
+def find_entries(
+    sources: Sequence[Path],
+    images: Path | None = None,
+    labels: Path | None = None,
+    label_map: Mapping[int, int] | None = None,
+) -> Found:
     """Find the cases to show.
 
     Args:
@@ -55,32 +63,25 @@ def find_entries(sources: Sequence[Path], images: Path | None = None, labels: Pa
         images: Folder of the scans, named like the predictions, with channels as in nnU-Net's layout; None: those of
             the run's dataset, or `imagesTr` beside `labels` called `labelsTr` (Ts likewise).
         labels: Folder of references; None: those of the run's dataset, or none.
+        label_map: Value in the references -> label; None: that of the run, or none.
 
     Raises:
-        InputError: a folder is missing or holds nothing to show, no scans are known, or `labels` fits no prediction.
+        InputError: a folder is missing or holds nothing to show, no scans are known, `labels` fits no prediction, or
+            the labels of two runs mean different things.
     """
     origins = [_predictions(source) for source in sources]
     names = [origin.name for origin in origins]
     if len(set(names)) < len(names):
         names = [f"{origin.folder.resolve().parent.name}/{name}" for origin, name in zip(origins, names, strict=True)]
+    run = run_of({origin.run: name for origin, name in zip(origins, names, strict=True) if origin.run is not None})
     warnings: list[str] = []
-    run = next((origin.run for origin in origins if origin.run is not None), None)
-    cases, meaning = ({}, None) if run is None else _of_run(run, images, warnings)
-    if images is None and not cases:
+    if images is None and (run is None or run.dataset is None):
         images = _beside(labels)
         if images is None:
-            raise InputError(
-                f"{sources[0]}: predictions without a run; expected --images FOLDER, the scans that they were made of"
-            )
-    if images is not None:
-        scans = _scans(images)
-        known = {case.id: case.label for case in cases.values()}
-        cases = {case.id: replace(case, label=known.get(case.id)) for case in scans}
-    if labels is not None:
-        references = _label_images(labels, "the references")
-        cases = {name: replace(case, label=references.get(name)) for name, case in cases.items()}
-        if meaning is not None and meaning.label_map:
-            warnings.append(f"{labels}: read without data.label_map of the run, {dict(meaning.label_map)}")
+            raise InputError(_wanted(sources[0], run))
+    if run is not None and run.dataset is None:
+        warnings.append(f"the dataset of {run.folder} is not used: {run.problem}")
+    cases = _cases(run, images, labels)
     chosen = [case for case in origins[0].files if all(case in origin.files for origin in origins)]
     lost = [case for case in chosen if case not in cases]
     shown = [case for case in chosen if case in cases]
@@ -91,10 +92,19 @@ def find_entries(sources: Sequence[Path], images: Path | None = None, labels: Pa
         warnings.append(f"not shown: {_listed(lost)}, whose scans are not in {images or 'the dataset'}")
     if not shown:
         raise InputError("\n  - ".join([f"{sources[0]}: no prediction can be shown with its scan", *warnings]))
+    references = [label for case in shown if (label := cases[case].label)]
     if labels is not None:
         warnings += _unscored([case for case in shown if cases[case].label is None], len(shown), labels)
-    if meaning is None or labels is not None:
-        meaning = _named(meaning, labels, origins[0].folder, [cases[case] for case in shown], origins)
+    if label_map is not None and not references:
+        raise InputError(f"label map {dict(label_map)}: no reference to renumber; expected --labels FOLDER")
+    table = LabelTable() if run is None else run.table
+    table = table if label_map is None else replace(table, label_map=label_map)
+    if run is not None and run.dataset is not None:
+        meaning = replace(Meaning.of_dataset(run.dataset), label_map=table.label_map)
+        warnings += named_otherwise(meaning, table, labels, run.name)
+    else:
+        predicted = [origin.files[case] for origin in origins for case in shown]
+        meaning = resolve_meaning(table, labels, references, origins[0].folder, predicted)
     entries = [
         Entry(
             cases[case], tuple(_pane(origin, case, name) for origin, name in zip(origins, names, strict=True)), meaning
@@ -102,6 +112,12 @@ def find_entries(sources: Sequence[Path], images: Path | None = None, labels: Pa
         for case in shown
     ]
     return Found(entries, sources[0], warnings)
+
+
+def _wanted(source: Path, run: Run | None) -> str:
+    if run is not None:
+        return f"{run.problem}, or --images FOLDER and --labels FOLDER"
+    return f"{source}: predictions without a run; expected --images FOLDER, the scans that they were made of"
 
 
 def _unscored(cases: Sequence[str], num_shown: int, labels: Path) -> list[str]:
@@ -145,22 +161,17 @@ def _label_images(folder: Path, what: str) -> dict[str, Path]:
     return found
 
 
-def _of_run(run: Path, images: Path | None, warnings: list[str]) -> tuple[dict[str, Case], Meaning | None]:
-    """Return the labelled and other cases of a run's dataset, and what its labels mean.
-
-    Without the dataset, which may lie on another machine: nothing and a warning if `images` are given, else InputError.
-    """
-    from e2enet.data.command import dataset_of_run
-
-    try:
-        dataset = dataset_of_run(read_config(run), run / CONFIG_FILE)
-    except InputError as error:
-        if images is None:
-            raise InputError(f"{error}, or --images FOLDER and --labels FOLDER") from error
-        warnings.append(f"the dataset of {run} is not used: {error}")
-        return {}, None
-    cases = {case.id: case for case in (*dataset.training, *dataset.validation, *dataset.test)}
-    return cases, Meaning(dataset.scheme, dataset.label_map, dataset.regions, dataset.channels)
+def _cases(run: Run | None, images: Path | None, labels: Path | None) -> dict[str, Case]:
+    """Return the cases by id: of the run's dataset, or with the scans and references of the given folders."""
+    cases = {} if run is None else run.cases
+    if images is not None:
+        unit = None if run is None else run.data.get("spacing_unit")
+        known = {name: case.label for name, case in cases.items()}
+        cases = {case.id: replace(case, label=known.get(case.id), unit=unit) for case in _scans(images)}
+    if labels is not None:
+        references = _label_images(labels, "the references")
+        cases = {name: replace(case, label=references.get(name)) for name, case in cases.items()}
+    return cases
 
 
 def _scans(images: Path) -> list[Case]:
@@ -178,31 +189,6 @@ def _beside(labels: Path | None) -> Path | None:
         return None
     images = labels.resolve().with_name(labels.resolve().name.replace("labels", "images", 1))
     return images if images.is_dir() else None
-
-
-def _named(
-    known: Meaning | None,
-    labels: Path | None,
-    predictions: Path,
-    cases: Sequence[Case],
-    origins: Sequence[_Predictions],
-) -> Meaning:
-    """Name the labels by a dataset.json beside the references or the predictions, else by their values in the files."""
-    from e2enet.data.formats.description import read_class_names
-    from e2enet.data.formats.scheme import LabelScheme
-    from e2enet.evaluation.images import read_label_image
-
-    for folder in (labels, predictions):
-        scheme = None if folder is None else read_class_names(folder)
-        if scheme is not None:
-            return Meaning(scheme)
-    if known is not None:
-        return Meaning(known.scheme, {}, known.regions, known.channels)
-    files = [case.label for case in cases if case.label] or [
-        origin.files[case.id] for origin in origins for case in cases
-    ]
-    values = {value for path in files for value in read_label_image(path).values}
-    return Meaning(LabelScheme({0: "background", **{value: str(value) for value in sorted(values - {0})}}))
 
 
 def _listed(cases: Sequence[str]) -> str:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from e2enet.data.formats.naming import Case
 from e2enet.inference.checkpoint import LoadedModel
-from e2enet.view.case_script import Entry, Meaning, Pane
+from e2enet.view.case_script import Entry, Pane
 from e2enet.view.find import probabilities_of
+from e2enet.view.meaning import Meaning
 from e2enet.view.write import write_viewer
 
 FOLDER = "viewer"

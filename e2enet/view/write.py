@@ -15,7 +15,8 @@ from e2enet.common.errors import raise_problems
 from e2enet.common.files import atomic_path, remove_temporaries, require_new_folder
 from e2enet.inference.contours import DASHES, label_styles
 from e2enet.view.agreement import DIFFERENCES
-from e2enet.view.case_script import Entry, Meaning, grid_problems, script, write_case
+from e2enet.view.case_script import Entry, grid_problems, script, write_case
+from e2enet.view.meaning import Meaning
 
 PAGE = "index.html"
 CASES = "cases"  # the folder of the cases; after a replacement, with a sign of its own behind

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from e2enet.data.config_rules import SCHEMA
 from e2enet.data.formats.label_section import read_scheme
 from e2enet.data.formats.labels import LabelTable, learned_region_problems, map_scheme, resolve_labels
 from e2enet.data.formats.problems import Problem
-from e2enet.data.formats.scheme import LabelScheme, lossy_labels
+from e2enet.data.formats.scheme import LabelScheme, lossy_labels, scheme_difference
 
 TUMOUR = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
 BRATS = LabelScheme(
@@ -71,6 +72,24 @@ def test_regions_are_the_outputs_in_their_order() -> None:
     assert kidney.names == {0: "background", 1: "kidney", 2: "tumour", 3: "masses"} and kidney.order == (1, 3, 2)
     united = scheme_of({"background": 0, "whole": [1, 2], "ignore": 3}, [1])
     assert united.num_outputs == 1 and united.ignore == 3 and united.names[2] == "label 2"
+
+
+def test_the_first_difference_of_two_schemes_is_told() -> None:
+    names = ("a", "b")
+    plain = LabelScheme({0: "background", 1: "liver", 2: "spleen"})
+    assert scheme_difference(plain, LabelScheme({2: "spleen", 1: "liver", 0: "background"}), names) is None
+    other = LabelScheme({0: "background", 1: "liver", 2: "kidney", 3: "spleen"})
+    assert scheme_difference(plain, other, names) == "label 2 is 'spleen' in a and 'kidney' in b"
+    less, ignoring = LabelScheme({0: "background", 1: "liver"}), replace(plain, ignore=3)
+    assert scheme_difference(plain, less, names) == "label 2 is 'spleen' in a and no class in b"
+    assert scheme_difference(plain, ignoring, names) == "label 3 is no class in a and 'ignore' in b"
+    inner, outer = {"both": (1, 2), "spleen": (2,)}, {"spleen": (2,), "both": (1, 2)}
+    assert scheme_difference(plain, replace(plain, regions=inner, order=(1, 2)), names) == (
+        "label 1 is 'liver' in a and 'both' in b"
+    )
+    first, second = replace(plain, regions=inner, order=(1, 2)), replace(plain, regions=inner, order=(1, 1))
+    assert "regions_class_order': [1, 2]} in a and {" in str(scheme_difference(first, second, names))
+    assert scheme_difference(first, replace(plain, regions=outer, order=(2, 1)), names) is not None
 
 
 def test_a_scheme_comes_back_from_plain_containers() -> None:

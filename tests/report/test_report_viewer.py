@@ -6,6 +6,7 @@ import base64
 import gzip
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,14 @@ ROWS = {"s90": 1, "s80": 2}  # row: the voxels along x that its predictions miss
 @pytest.fixture
 def report(tmp_path: Path) -> Report:
     """Two rows of one finished job each, with scans, references and predictions of all cases."""
+    return report_of(tmp_path, {})
+
+
+def report_of(tmp_path: Path, more: Mapping[str, str]) -> Report:
+    """Write such rows; `more` are further overrides by row."""
     raw = tmp_path / "data" / "Task99_Tiny"
     overrides = ("training=small", "data=msd", "data.name=Task99_Tiny", f"paths.data={raw.parent}")
-    jobs = tuple(FakeJob(row, overrides=overrides) for row in ROWS)
+    jobs = tuple(FakeJob(row, overrides=(*overrides, *more.get(row, "").split())) for row in ROWS)
     sweep = write_sweep(tmp_path / "sweep", jobs, {"sparsity": ABLATION})
     labels = np.zeros(SHAPE, np.uint8)
     labels[1:8, 2:6, 1:3], labels[4:8, 6:8, 1:3] = 1, 2
@@ -95,6 +101,50 @@ def test_two_rows_show_the_same_case_with_their_own_predictions(report: Report, 
         np.testing.assert_array_equal(np.asarray(image.dataobj), missing(labels, row))
     assert len(content["meanings"]) == 1  # both rows have one dataset
     assert [label["name"] for label in content["meanings"][0]["labels"]] == ["anterior", "<b>posterior</b>"]
+
+
+def test_kept_probabilities_of_each_row_are_there(report: Report, tmp_path: Path) -> None:
+    """One case of one row has them: as `predict probabilities=true` leaves them in the folder of the predictions."""
+    folder = report.runs.job_folder(
+        next(job["key"] for job in report.runs.jobs.to_dict("records") if job["row"] == "s80")
+    )
+    pictures = draw_pictures(report, tmp_path / "figures", compare=("s90", "s80"))
+    case = pictures["sparsity"][-1].cases[0].predictions[1][1].case
+    stored = np.zeros((3, *SHAPE), np.float16)
+    stored[1, 2, 3, 1] = 0.75
+    np.savez(folder / "validation" / f"{case}.npz", probabilities=stored)
+    record = folder / "validation" / ".predicted" / f"{case}.json"
+    record.parent.mkdir()
+    record.write_text(json.dumps({"more": [".npz"]}))
+    link_viewer(report.runs, pictures, tmp_path)
+    pair = listed(tmp_path / "viewer")["cases"][4]
+    assert pair["case"] == case and [pane["probabilities"] for pane in pair["panes"]] == [False, True]
+    assert not (tmp_path / "viewer" / "cases" / "4-0.js").exists()
+    text = (
+        (tmp_path / "viewer" / "cases" / "4-1.js").read_text().removeprefix("e2enet.probabilities(4, 1, ").strip()[:-2]
+    )
+    channels = {
+        one["name"]: nib.Nifti1Image.from_bytes(gzip.decompress(base64.b64decode(one["data"])))
+        for one in json.loads(text)
+    }
+    assert list(channels) == ["anterior", "<b>posterior</b>"]
+    expected = np.zeros(SHAPE)
+    expected[2, 3, 1] = round(0.75 * 255) / 255
+    np.testing.assert_allclose(channels["anterior"].get_fdata(), expected, atol=1e-6)
+
+
+def test_rows_whose_labels_differ_are_not_put_side_by_side(tmp_path: Path) -> None:
+    report = report_of(tmp_path, {"s80": "+data.label_map={2:1}"})
+    pictures = draw_pictures(report, tmp_path / "figures", compare=("s90", "s80"))
+    (problem,) = [picture.problem for picture in pictures["sparsity"] if picture.problem]
+    assert problem.startswith(
+        "label 1 is 'anterior' in S = 0.9 and 'anterior + <b>posterior</b>' in S = 0.8 (data.label"
+    )
+    assert problem.endswith("; expected rows whose labels mean the same")
+    link_viewer(report.runs, pictures, tmp_path)
+    assert [len(case["panes"]) for case in listed(tmp_path / "viewer")["cases"]] == [1, 1, 1, 1]
+    meanings = listed(tmp_path / "viewer")["meanings"]
+    assert [len(meaning["labels"]) for meaning in meanings] == [1, 2]  # each row its own
 
 
 def test_without_scans_there_is_no_viewer_and_no_link(report: Report, tmp_path: Path) -> None:

@@ -12,6 +12,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
+
+from e2enet.common.configs import compose_config
 
 MARKUP = "<script>document.title = 'hacked'</script>"
 LABELS = {"background": 0, "liver": 1, MARKUP: 2, "spleen": 3}
@@ -60,6 +63,11 @@ def save(path: Path, values: np.ndarray, affine: np.ndarray | None = None) -> Pa
     return path
 
 
+def as_ras(values: np.ndarray, affine: np.ndarray | None = None) -> nib.Nifti1Image:
+    """Reorder by nibabel's own rule."""
+    return nib.as_closest_canonical(nib.Nifti1Image(values, awkward_affine() if affine is None else affine))
+
+
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
     """A folder with imagesTs, labelsTs and dataset.json of two cases, and predictions: one right, one with errors."""
@@ -83,6 +91,34 @@ def handed_over(path: Path) -> Any:
 def decoded(text: str) -> nib.Nifti1Image:
     """Return the image that a page decodes from base64 text."""
     return nib.Nifti1Image.from_bytes(gzip.decompress(base64.b64decode(text)))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder as training leaves it, and its dataset: Task09_Tiny with five cases, two of them validated."""
+    dataset = tmp_path / "raw" / "Task09_Tiny"
+    names = [f"case_{index}" for index in range(5)]
+    for index, name in enumerate(names):
+        save(dataset / "imagesTr" / f"{name}.nii.gz", scan_values(index))
+        save(dataset / "labelsTr" / f"{name}.nii.gz", reference_values())
+    content: dict[str, Any] = {"name": "tiny", "modality": {"0": "CT"}, "numTraining": 5, "test": []}
+    content["labels"] = {"0": "background", "1": "liver", "2": MARKUP, "3": "spleen"}
+    content["training"] = [
+        {"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"} for name in names
+    ]
+    (dataset / "dataset.json").write_text(json.dumps(content))
+    folder = tmp_path / "runs" / "first"
+    save(folder / "validation" / "case_1.nii.gz", predicted_values())
+    save(folder / "validation" / "case_3.nii.gz", reference_values())
+    config = compose_config(["data=msd", "data.name=Task09_Tiny", f"paths.data={tmp_path / 'raw'}"])
+    OmegaConf.save(config, folder / "config.yaml", resolve=True)
+    return folder
+
+
+def means_of(viewer: Path) -> dict[str, list[float | None]]:
+    """Return {case: mean Dice of each prediction}."""
+    content = handed_over(viewer / "list.js")
+    return {one["case"]: [pane["mean"] for pane in one["panes"]] for one in content["cases"]}
 
 
 @pytest.fixture

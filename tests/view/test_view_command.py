@@ -9,46 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from omegaconf import OmegaConf
 
-from e2enet.common.configs import compose_config
 from e2enet.common.errors import InputError
 from e2enet.view.__main__ import main
 from e2enet.view.find import find_entries, probabilities_of
-from tests.view.conftest import MARKUP, predicted_values, reference_values, save, scan_values
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """A run folder as training leaves it, and its dataset: Task09_Tiny with five cases, two of them validated."""
-    dataset = tmp_path / "raw" / "Task09_Tiny"
-    names = [f"case_{index}" for index in range(5)]
-    for index, name in enumerate(names):
-        save(dataset / "imagesTr" / f"{name}.nii.gz", scan_values(index))
-        save(dataset / "labelsTr" / f"{name}.nii.gz", reference_values())
-    content: dict[str, Any] = {"name": "tiny", "modality": {"0": "CT"}, "numTraining": 5, "test": []}
-    content["labels"] = {"0": "background", "1": "liver", "2": MARKUP, "3": "spleen"}
-    content["training"] = [
-        {"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"} for name in names
-    ]
-    (dataset / "dataset.json").write_text(json.dumps(content))
-    folder = tmp_path / "runs" / "first"
-    save(folder / "validation" / "case_1.nii.gz", predicted_values())
-    save(folder / "validation" / "case_3.nii.gz", reference_values())
-    config = compose_config(["data=msd", "data.name=Task09_Tiny", f"paths.data={tmp_path / 'raw'}"])
-    OmegaConf.save(config, folder / "config.yaml", resolve=True)
-    return folder
-
-
-def cases_of(viewer: Path, read_script: Any) -> dict[str, list[float | None]]:
-    """Return {case: mean Dice of each prediction}."""
-    content = read_script(viewer / "list.js")
-    return {one["case"]: [pane["mean"] for pane in one["panes"]] for one in content["cases"]}
+from tests.view.conftest import MARKUP, means_of, reference_values, save, scan_values
 
 
 def test_a_run_is_shown_with_its_dataset(run: Path, read_script: Any, capsys: pytest.CaptureFixture[str]) -> None:
     main([str(run)])
-    found = cases_of(run / "viewer", read_script)
+    found = means_of(run / "viewer")
     assert found["case_3"] == [1.0] and 0.5 < found["case_1"][0] < 1.0 and len(found) == 2
     labels = read_script(run / "viewer" / "list.js")["meanings"][0]["labels"]
     assert [label["name"] for label in labels] == ["liver", MARKUP, "spleen"]
@@ -59,7 +29,7 @@ def test_a_run_is_shown_with_its_dataset(run: Path, read_script: Any, capsys: py
 def test_a_folder_of_a_run_is_shown_with_its_dataset_and_has_a_viewer_of_its_own(run: Path, read_script: Any) -> None:
     save(run / "test" / "case_0.nii.gz", reference_values())
     main([str(run / "test")])
-    assert cases_of(run / "test" / "viewer", read_script) == {"case_0": [1.0]}
+    assert means_of(run / "test" / "viewer") == {"case_0": [1.0]}
     content = read_script(run / "test" / "viewer" / "list.js")
     assert content["title"] == "first, test" and not (run / "viewer").exists()
 
@@ -71,7 +41,7 @@ def test_two_runs_stand_side_by_side(
     save(other / "validation" / "case_1.nii.gz", reference_values())
     (other / "validation" / "case_3.nii.gz").unlink()
     main([str(run), str(other), "--output", str(tmp_path / "both")])
-    first, second = cases_of(tmp_path / "both", read_script)["case_1"]
+    first, second = means_of(tmp_path / "both")["case_1"]
     assert first < 1.0 and second == 1.0
     content = read_script(tmp_path / "both" / "list.js")
     assert [pane["name"] for pane in content["cases"][0]["panes"]] == ["first", "second"]
@@ -81,7 +51,7 @@ def test_two_runs_stand_side_by_side(
 
 def test_a_folder_of_predictions_with_labels_takes_the_images_beside_them(dataset: Path, read_script: Any) -> None:
     main([str(dataset / "predictions"), "--labels", str(dataset / "labelsTs")])
-    found = cases_of(dataset / "predictions" / "viewer", read_script)
+    found = means_of(dataset / "predictions" / "viewer")
     assert found["good"] == [1.0] and found["poor"][0] < 1.0
     labels = read_script(dataset / "predictions" / "viewer" / "list.js")["meanings"][0]["labels"]
     assert [label["name"] for label in labels] == ["liver", MARKUP, "spleen"]
@@ -90,7 +60,7 @@ def test_a_folder_of_predictions_with_labels_takes_the_images_beside_them(datase
 def test_predictions_without_references_have_no_scores(dataset: Path, tmp_path: Path, read_script: Any) -> None:
     shutil.move(dataset / "dataset.json", dataset / "predictions" / "dataset.json")  # as nnU-Net leaves it
     main([str(dataset / "predictions"), "--images", str(dataset / "imagesTs"), "--output", str(tmp_path / "v")])
-    assert cases_of(tmp_path / "v", read_script) == {"good": [None], "poor": [None]}
+    assert means_of(tmp_path / "v") == {"good": [None], "poor": [None]}
     content = read_script(tmp_path / "v" / "cases" / "0.js")
     assert content["reference"] is None and content["panes"][0]["difference"] is None
     assert read_script(tmp_path / "v" / "list.js")["meanings"][0]["labels"][0]["name"] == "liver"
@@ -106,16 +76,6 @@ def test_references_that_are_missing_are_told(dataset: Path) -> None:
     shutil.move(dataset / "labelsTs" / "poor.nii.gz", dataset / "labelsTs" / "label_poor.nii.gz")
     with pytest.raises(InputError, match=r"labelsTs: has no reference of good, poor; expected files named like the"):
         find_entries(sources, images, dataset / "labelsTs")
-
-
-def test_a_label_map_is_not_left_out_in_silence(run: Path) -> None:
-    labels = run.parents[1] / "raw" / "Task09_Tiny" / "labelsTr"
-    assert find_entries([run], labels=labels).warnings == []
-    config = OmegaConf.load(run / "config.yaml")
-    config.data.label_map = {3: 2}
-    OmegaConf.save(config, run / "config.yaml")
-    found = find_entries([run], labels=labels)
-    assert found.warnings == [f"{labels}: read without data.label_map of the run, {{3: 2}}"]
 
 
 def test_a_run_without_its_dataset_is_shown_with_the_folders_that_are_given(run: Path) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pytest
 
@@ -20,12 +19,14 @@ from e2enet.inference.contours import COLOURS
 from e2enet.inference.spool import spool_probabilities
 from e2enet.view import volumes
 from e2enet.view.agreement import CONFUSED, EXTRA, MISSED
-from e2enet.view.case_script import Entry, Meaning, Pane, write_case
+from e2enet.view.case_script import Entry, Pane, write_case
+from e2enet.view.meaning import Meaning
 from e2enet.view.write import write_viewer
 from tests.view.conftest import (
     LABELS,
     MARKUP,
     SHAPE,
+    as_ras,
     awkward_affine,
     predicted_values,
     reference_values,
@@ -42,11 +43,6 @@ def entry_of(dataset: Path, case: str = "poor", *, scheme: LabelScheme = SCHEME,
     reference = dataset / "labelsTs" / f"{case}.nii.gz" if label else None
     pane = Pane("network", dataset / "predictions" / f"{case}.nii.gz")
     return Entry(Case(case, images, reference), (pane,), Meaning(scheme, channels=("CT",)))
-
-
-def as_ras(values: np.ndarray, affine: np.ndarray | None = None) -> nib.Nifti1Image:
-    """Reorder by nibabel's own rule."""
-    return nib.as_closest_canonical(nib.Nifti1Image(values, awkward_affine() if affine is None else affine))
 
 
 def test_voxels_and_affines_come_back(dataset: Path, tmp_path: Path, read_script: Any, decode: Any) -> None:

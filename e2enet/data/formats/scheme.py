@@ -93,6 +93,18 @@ def class_key(united: Sequence[int]) -> str:
     return "+".join(map(str, united))
 
 
+def scheme_difference(first: LabelScheme, second: LabelScheme, names: tuple[str, str]) -> str | None:
+    """Return the first thing that two schemes tell otherwise, with the names of their owners; None if they agree."""
+    called = first.file_names, second.file_names
+    for label in sorted(called[0].keys() | called[1].keys()):
+        one, other = (repr(own[label]) if label in own else "no class" for own in called)
+        if one != other:
+            return f"label {label} is {one} in {names[0]} and {other} in {names[1]}"
+    if first.special != second.special:  # such as two orders of the same regions
+        return f"regions are {first.special} in {names[0]} and {second.special} in {names[1]}"
+    return None
+
+
 def scheme_problems(scheme: LabelScheme) -> list[str]:
     """Return what is wrong with a scheme's ignore label, regions and order. Labels are numbered as in training."""
     problems = []

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from e2enet.common.errors import InputError
+from e2enet.data.formats.scheme import scheme_difference
 from e2enet.inference.contours import (
     LabelStyle,
     intensity_window,
@@ -59,9 +61,15 @@ def draw_worst_and_best(reader: ScanReader, chosen: Sequence[CaseScore]) -> Figu
 
 
 def draw_side_by_side(reader: ScanReader, names: tuple[str, str], pairs: Sequence[CasePair]) -> Figure:
-    """Draw a line per case: image, reference, and the predictions of two models. InputError as above."""
+    """Draw a line per case: image, reference, and the predictions of two models.
+
+    InputError as above, and if the labels of the two mean different things.
+    """
     lines = []
     for pair in pairs:
+        first, second = (reader.dataset(score.key).scheme for score in (pair.first, pair.second))
+        if found := scheme_difference(first, second, names):
+            raise InputError(f"{found}; expected rows whose labels mean the same")
         scan = reader.scan(pair.first.key, pair.first.case)
         panels = [Panel("image"), Panel("reference", scan.reference)]
         for name, score in zip(names, (pair.first, pair.second), strict=True):
