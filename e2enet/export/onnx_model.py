@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
-import onnxscript  # noqa: F401  torch's exporter needs it: where it is missing, this says so before any work
+import onnxscript  # torch's exporter needs it: if it is missing, this says so before any work
 import torch
+from torch.torch_version import TorchVersion
 
 from e2enet.common.errors import InputError
 from e2enet.common.files import write_json
@@ -21,15 +23,18 @@ from e2enet.inference.checkpoint import LoadedModel
 MODEL_FILE = "model.onnx"
 DESCRIPTION_FILE = "model.json"
 SCRIPTS = {"onnx_predict.py": "predict.py", "scan_grid.py": "scan_grid.py"}  # file here -> its copy
-OPSET = 18  # of 2022: onnxruntime reads it from version 1.14 on
+# Of 2022: onnxruntime reads both from version 1.14 on. Exporters mark their files with newer formats than they use.
+OPSET, IR_VERSION = 18, 8
 
 
 def write_onnx(model: LoadedModel, folder: Path) -> None:
     """Write model.onnx (`export_onnx`), model.json (`describe_model`) and predict.py (`onnx_predict`) into a folder.
 
     Raises:
-        InputError: lengths in the model's scans do not count in mm, as the script reads them.
+        InputError: lengths in the model's scans do not count in mm, as the script reads them; or torch and onnxscript
+            do not fit.
     """
+    _require_versions_that_fit()
     if model.spacing_unit not in (None, "mm"):
         raise InputError(f"{model.path}: its scans' lengths count in {model.spacing_unit}; mm expected by predict.py")
     export_onnx(model, folder / MODEL_FILE)
@@ -54,21 +59,35 @@ def export_onnx(model: LoadedModel, path: Path) -> None:
             input_names=["image"],
             output_names=["logits"],
             opset_version=OPSET,
+            optimize=True,  # torch 2.6 leaves it out by itself
             verbose=False,
         )
     assert program is not None
+    program.model.ir_version = IR_VERSION
     program.save(path)
+
+
+def _require_versions_that_fit() -> None:
+    # From 0.3 on, onnxscript needs onnx-ir, whose later versions fail on the functions in torch 2.6's graphs.
+    if torch.__version__ < "2.7" and TorchVersion(onnxscript.__version__) >= "0.3":
+        found = f"torch {torch.__version__} writes no ONNX with onnxscript {onnxscript.__version__}"
+        raise InputError(f"{found}; torch 2.7 or later expected, or: pip install 'onnxscript<0.3'")
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide what torch's exporter warns of: packages that are not needed, and its own use of older functions."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Hide what torch's exporter tells: packages that are not needed, its own use of older functions, its rewriting.
+
+    Torch 2.6 warns of sizes beyond 2**31 voxels, too.
+    """
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.fx.experimental.symbolic_shapes")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

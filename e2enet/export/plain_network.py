@@ -21,6 +21,8 @@ from e2enet.network.dsff import apply_masks, fusion_layers
 from e2enet.network.layers import PlaneConv3d, StrideUp3d
 from e2enet.network.norm import InstanceNormAct
 
+MAX_BATCH = 2**31 - 1  # torch 2.6 refuses a batch without an upper bound
+
 
 class PlainNormAct(nn.Module):
     """`InstanceNormAct` of (B, C, D, H, W), float32, in plain operations.
@@ -73,7 +75,7 @@ def dynamic_dims(plan: Plan) -> dict[int, Any]:
     At least two steps are asked for, since torch.export would make a case of its own of a deepest level with an edge of
     one voxel. An axis that is a single step long in the plan's patch keeps this length.
     """
-    dims: dict[int, Any] = {0: Dim("batch", min=1)}
+    dims: dict[int, Any] = {0: Dim("batch", min=1, max=MAX_BATCH)}
     for axis, (name, (step, free)) in enumerate(zip(("depth", "height", "width"), _axes(plan), strict=True), 2):
         if free:
             steps = Dim(f"{name}_steps" if step > 1 else name, min=2)

@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from torch.torch_version import TorchVersion
 
 from e2enet.common.errors import InputError
 from e2enet.common.files import write_json
@@ -22,7 +23,7 @@ from e2enet.inference.largest_component import classes_of
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
-pytest.importorskip("onnxscript")
+onnxscript = pytest.importorskip("onnxscript")
 from e2enet.export import onnx_model  # noqa: E402
 from e2enet.export.__main__ import main  # noqa: E402
 
@@ -106,6 +107,7 @@ def test_the_graph_is_of_standard_operations(make_run, tmp_path: Path) -> None:
     model = onnx.load(folder / "model.onnx")
     onnx.checker.check_model(model)
     assert [(domain.domain, domain.version) for domain in model.opset_import] == [("", 18)]
+    assert model.ir_version == 8  # of the same time; onnxruntime 1.17 refuses that of torch's exporter
     assert {node.domain for node in model.graph.node} == {""} and not model.functions
     kinds = [node.op_type for node in model.graph.node]
     network = load_model(tmp_path / "run").network
@@ -205,3 +207,14 @@ def test_other_units_than_mm_are_refused(make_run, tmp_path: Path) -> None:
     model = load_model(make_run(dataset={"spacing_unit": "um"}))
     with pytest.raises(InputError, match=r"best\.ckpt: its scans' lengths count in um; mm expected by predict\.py"):
         onnx_model.write_onnx(model, tmp_path)
+
+
+def test_versions_that_do_not_fit_are_refused(make_run, tmp_path: Path, monkeypatch, capsys) -> None:
+    run = make_run()
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.6.0+cpu"))
+    monkeypatch.setattr(onnxscript, "__version__", "0.7.2")
+    with pytest.raises(SystemExit) as stop:
+        export(run, tmp_path / "onnx")
+    told = "torch 2.6.0+cpu writes no ONNX with onnxscript 0.7.2; torch 2.7 or later expected, or: pip install"
+    assert stop.value.code == 2 and told in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "onnx").exists()
