@@ -1,6 +1,6 @@
 """The page in a browser, opened from disk: each class's colour is where the label is, and keys do what the page says.
 
-Chromium draws by SwiftShader, so no GPU is needed. The tests skip where there is no Chromium.
+Chromium draws by SwiftShader, so no GPU is needed. Without Chromium the tests skip and say so.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from e2enet.view.write import DIFFERENCE_COLOURS, write_viewer
 from tests.view.conftest import MARKUP, awkward_affine, predicted_values, reference_values
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+REASON = "no Chromium here (apt-get install chromium): the viewer's page is not opened"
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=REASON)
 PATIENCE = 120  # seconds
 FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--use-gl=angle", "--use-angle=swiftshader"),
@@ -60,6 +62,7 @@ const settled = number => until(() => document.body.dataset.state !== "loading" 
   await new Promise(resolve => setTimeout(resolve, 500));
   const late = { address: location.hash, isOwn: state.data.scan === state.panes[0].scan };
   for (const key of KEYS) press(key);
+  await until(() => state.fill !== "probability" || $("position").textContent.includes("probability"));
   for (const pane of state.panes) pane.planes.setIsOrientationTextVisible(false);
   setOpacity(1);
   await until(() => state.panes.every(pane => [pane.planesCanvas, pane.solidCanvas].every(
@@ -76,7 +79,8 @@ const settled = number => until(() => document.body.dataset.state !== "loading" 
   await new Promise(resolve => requestAnimationFrame(() => requestAnimationFrame(resolve)));
   await fetch("SERVER/found", { method: "POST", mode: "no-cors", body: JSON.stringify({
     first, second, late, panes, solid, fill: document.body.dataset.fill, order: state.order,
-    message: document.querySelector("#message").textContent,
+    message: document.querySelector("#message").textContent, position: $("position").textContent,
+    keys: ["difference", "probability"].filter(name => !$(`${name}-key`).hidden),
     title: document.title, legend: [...document.querySelectorAll("#legend [data-value]")].map(row => row.textContent),
     scripts: document.body.querySelectorAll("script").length,
   }) });
@@ -116,8 +120,7 @@ class Waiting(BaseHTTPRequestHandler):
 
 def browse(page: Path, keys: str) -> tuple[dict[str, Any], np.ndarray]:
     """Open the page, press keys and return what a script in it found, and the picture (H, W, RGB in 0..255)."""
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine: the page is not opened")
+    assert CHROMIUM is not None
     handler = type("Handler", (Waiting,), {"is_found": threading.Event()})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -221,6 +224,24 @@ def test_each_colour_is_where_its_label_is(viewer: Path, key: str) -> None:
         check_colours(tiles, picture, labels, colours)
     solid = picture[round(found["solid"]["top"]) : 640, round(found["solid"]["left"]) : round(found["solid"]["right"])]
     assert np.count_nonzero(np.ptp(solid, axis=-1) > 60) > 500  # coloured surfaces, whatever their shading
+
+
+def test_probabilities_are_coloured_and_told(dataset: Path) -> None:
+    """Class 1 is certain where it is predicted and nowhere else; the others have no probability at all."""
+    predicted = predicted_values() == 1
+    stored = np.stack([~predicted, predicted, 0 * predicted, 0 * predicted]).astype(np.float16)
+    np.savez(dataset / "predictions" / "poor.npz", probabilities=stored)
+    record = dataset / "predictions" / ".predicted" / "poor.json"
+    record.parent.mkdir()
+    record.write_text(json.dumps({"more": [".npz"]}))
+    found = find_entries([dataset / "predictions"], labels=dataset / "labelsTs")
+    probed, picture = browse(write_viewer(dataset / "viewer", "title", found.entries).page, "4rc")
+    assert probed["message"] == "" and (probed["fill"], probed["keys"]) == ("probability", ["probability"])
+    (tiles,) = probed["panes"]
+    at = tuple(next(tile["slice"] for tile in tiles if tile["axis"] == axis) for axis in range(3))
+    expected = float(as_ras(predicted.astype(np.uint8))[at])
+    assert f"probability {expected:.2f}" in probed["position"]
+    check_colours(tiles, picture, as_ras(predicted.astype(np.uint8)), {1: "#FFFADC"})
 
 
 def test_two_predictions_stand_side_by_side(dataset: Path) -> None:

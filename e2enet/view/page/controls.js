@@ -40,7 +40,7 @@ function buildControls() {
 /** Draw again after a change of the controls. */
 function refresh() {
   reflect();
-  if (state.data) show().catch(error => says(error.message));
+  if (state.data) show().then(() => { if (state.voxel) tell(state.voxel); }).catch(error => says(error.message));
 }
 
 /** Make the buttons show the state. */
@@ -51,7 +51,7 @@ function reflect() {
   $("scan").setAttribute("aria-pressed", state.scan);
   $("contrast").setAttribute("aria-pressed", state.contrast);
   $("class-choice").hidden = state.fill !== "probability";
-  if ($("difference-key")) $("difference-key").hidden = state.fill !== "difference";
+  for (const fill of ["difference", "probability"]) if ($(`${fill}-key`)) $(`${fill}-key`).hidden = state.fill !== fill;
   for (const row of document.querySelectorAll("#legend [data-value]")) {
     row.setAttribute("aria-pressed", !state.hidden.has(Number(row.dataset.value)));
   }
@@ -110,7 +110,10 @@ function describeClasses(one) {
     key.append(make("tr", {}, make("td", {}, swatch), make("td", { text: name })));
   }
   const absent = state.classes.length - shown.length;
-  const legend = [key, classes];
+  const bar = make("i"), part = HEAT.map(([at, ...colour]) => `rgba(${colour}, ${heatOpacity(at) / 255}) ${at / 2.55}%`);
+  bar.style.setProperty("--heat", part.join(", "));
+  const scale = make("p", { id: "probability-key" }, make("span", { text: "Probability" }), "0", bar, "1");
+  const legend = [key, scale, classes];
   if (regions.length) legend.push(make("table", {}, make("tr", {}, make("th"), make("th", { text: "Regions" }), ...(learned ? scored : [])), ...regions));
   if (absent) legend.push(make("p", { class: "soft", text: `${absent} ${absent === 1 ? "class is" : "classes are"} not in this case` }));
   if (one.panes.length > 1) {

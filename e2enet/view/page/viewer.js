@@ -94,7 +94,8 @@ function drawList() {
       bar.style.setProperty("--dice", pane.mean);
       return make("span", { class: "score", title: `Dice of ${pane.name}: mean over classes, percent` }, bar, percent(pane.mean));
     });
-    const button = make("button", { type: "button", "data-number": number }, make("span", { class: "name", text: one.case }), ...scores);
+    const button = make("button", { type: "button", "data-number": number }, make("span", { class: "name", text: one.case }));
+    if (scores.length) button.append(make("span", { class: "scores" }, ...scores));
     if (one.note) button.append(make("span", { class: "note", text: one.note }));
     button.onclick = () => open(number);
     return make("li", {}, button);
@@ -115,7 +116,7 @@ async function open(number) {
   if (number === state.current && state.data) return;
   const turn = ++state.loading;
   state.current = number;
-  state.data = null;
+  state.data = state.voxel = null;
   document.body.dataset.state = "loading";
   mark();
   says("loading \u2026");
@@ -192,13 +193,15 @@ function table(entries) {
   return colours;
 }
 
-/** Colours of a probability from 0 to 255: transparent, blue, yellow, white. */
+/** Colours of a probability from 0 to 255: blue, yellow, white; the less, the more transparent. */
+const HEAT = [[0, 32, 60, 140], [90, 70, 130, 190], [170, 240, 190, 60], [255, 255, 250, 220]];
+const heatOpacity = value => value < 3 ? 0 : Math.min(255, 90 + value);
+
 function heat() {
-  const stops = [[0, 32, 60, 140], [90, 70, 130, 190], [170, 240, 190, 60], [255, 255, 250, 220]];
   return Uint32Array.from({ length: 256 }, (_, value) => {
-    const next = Math.max(1, stops.findIndex(stop => stop[0] >= value)), [a, b] = [stops[next - 1], stops[next]];
+    const next = Math.max(1, HEAT.findIndex(stop => stop[0] >= value)), [a, b] = [HEAT[next - 1], HEAT[next]];
     const part = (value - a[0]) / (b[0] - a[0]), mix = [1, 2, 3].map(place => Math.round(a[place] + part * (b[place] - a[place])));
-    return value < 3 ? 0 : ((Math.min(255, 90 + value) << 24) | (mix[2] << 16) | (mix[1] << 8) | mix[0]) >>> 0;
+    return heatOpacity(value) && ((heatOpacity(value) << 24) | (mix[2] << 16) | (mix[1] << 8) | mix[0]) >>> 0;
   });
 }
 
