@@ -57,6 +57,7 @@ RULES: dict[str, Rule] = {
     "final.step": share,
     "final.nsd_tolerance": positive,
     "final.overlay": flag,
+    "final.probabilities": flag,
     "final.compact": flag,
     "training.base_features": optional(whole(1)),
     "training.epochs": whole(1),

@@ -31,6 +31,7 @@ WITHOUT_EFFECT = (
     "training.engine",
     "training.compile",
     "final.overlay",
+    "final.probabilities",
     "final.compact",
     "trainer.accelerator",
     "trainer.strategy",

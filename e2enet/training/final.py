@@ -35,8 +35,9 @@ def score_run(
 
     All processes of a team predict. Then the first one scores; the others return None.
 
-    Write RUN/validation/<case><file ending> with RUN/scores.csv and RUN/summary.json, and the same three of the
-    test cases to RUN/test. Print both tables. Each summary names the checkpoint that was scored.
+    Write RUN/validation/<case><file ending>, with the `.png` and `.npz` that `final` asks for, RUN/scores.csv and
+    RUN/summary.json, and the same of the test cases to RUN/test. Print both tables. Each summary names the checkpoint
+    that was scored.
     """
     device = resolve_device("cpu" if parts.trainer["accelerator"] == "cpu" else "auto")
     amp_dtype = AMP_TYPES[PRECISIONS[str(parts.training["precision"])]]
@@ -66,13 +67,13 @@ def _score(
     """Predict into one folder, write the scores to another, print the table."""
     cases = cases[: final.max_cases]
     # Overwrite: files of an earlier end of a resumed run come from other weights.
-    overlay = final.overlay
     failures = predict_cases(
         [model],
         cases,
         predictions,
         settings,
-        overlay=overlay,
+        overlay=final.overlay,
+        probabilities=final.probabilities,
         overwrite=True,
         file_ending=model.file_ending,
         team=team,

@@ -28,6 +28,7 @@ class FinalSettings:
     step: float
     nsd_tolerance: float
     overlay: bool
+    probabilities: bool = False
     compact: bool = False
 
 

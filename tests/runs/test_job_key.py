@@ -16,7 +16,7 @@ CONFIG: dict[str, Any] = {
     "data": {"name": "phantom", "num_workers": 2},
     "trainer": {"devices": 1, "accelerator": "auto"},
     "training": {"epochs": 20, "checkpoint_activations": False},
-    "final": {"mirror": True, "overlay": False, "compact": False},
+    "final": {"mirror": True, "overlay": False, "probabilities": False, "compact": False},
 }
 
 
@@ -33,7 +33,7 @@ def changed(section: str, **values: Any) -> dict[str, Any]:
         changed("trainer", accelerator="cpu", strategy="auto", progress=False, probe=False, log_every=1),
         changed("training", checkpoint_activations=True, checkpoint_every=9),
         {**CONFIG, "training": {"epochs": 20}},  # from a version without the keys
-        changed("final", overlay=True, compact=True),
+        changed("final", overlay=True, probabilities=True, compact=True),
         {**CONFIG, "final": {"mirror": True}},
         {**CONFIG, "initial_weights": None, "pretraining": None},
         changed("data", transforms=None),

@@ -150,6 +150,7 @@ FINAL = {
     "final.mirror": False,
     "final.step": 0.25,
     "final.overlay": True,
+    "final.probabilities": True,
     "final.max_cases": 1,
     "final.nsd_tolerance": 2.5,
 }
@@ -245,9 +246,9 @@ def test_the_loss_and_the_optimizer_are_the_configs(parts: Parts) -> None:
 def test_what_follows_training_is_the_configs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found: dict[str, Any] = {}
 
-    def predict(models: Any, cases: Any, folder: Any, settings: Any, *, overlay: bool, **_: Any) -> dict[str, str]:
-        found.update({"final.mirror": settings.mirror, "final.step": settings.step, "final.overlay": overlay})
-        found["final.max_cases"] = len(cases)
+    def predict(models: Any, cases: Any, folder: Any, settings: Any, **more: Any) -> dict[str, str]:
+        found.update({"final.mirror": settings.mirror, "final.step": settings.step, "final.max_cases": len(cases)})
+        found.update({f"final.{key}": more[key] for key in ("overlay", "probabilities")})
         found["amp_dtype"] = settings.amp_dtype
         return {}
 
@@ -259,6 +260,7 @@ def test_what_follows_training_is_the_configs(monkeypatch: pytest.MonkeyPatch, t
     model = replace(model, network=nn.Identity(), file_ending=".nii.gz")
     monkeypatch.setattr(final, "load_model", lambda _: model)
     monkeypatch.setattr(final, "select_validation", lambda network, *_, **__: network)
+    monkeypatch.setattr(final, "find_origin", lambda _: None)
     monkeypatch.setattr(final, "predict_cases", predict)
     monkeypatch.setattr(final, "score_files", score)
     monkeypatch.setattr(final, "write_scores", lambda *_: None)
