@@ -23,6 +23,9 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # parallel test processes share t
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores)))
 
 
+# Triton reads it once, when it is imported: kernels for GPUs are interpreted on the CPU.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # Files that take minutes start first. Otherwise one of two test processes would end up alone with the last of them.
 LONG = (
     *("test_real_scans", "test_stopped_runs", "test_lookalikes", "test_one_judgement", "test_ddp_commands"),

@@ -8,7 +8,7 @@ stride is a matrix product of voxels by weights.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -73,22 +73,32 @@ def active_weight(conv: nn.Module) -> Tensor:
     Raises:
         ValueError: the mask is not bool with one value for each kernel.
     """
-    weight, mask = conv.weight, conv._buffers.get("kernel_mask")  # a parametrization replaces the attribute `weight`
+    weight, mask = conv.weight, checked_mask(conv)  # a parametrization replaces the attribute `weight`
     assert isinstance(weight, Tensor)
     if mask is None:
         return weight
-    shape = weight.shape[:2]
-    if mask.dtype != torch.bool or mask.shape != shape:
-        raise ValueError(
-            f"kernel_mask is {mask.dtype} of shape {tuple(mask.shape)}, expected torch.bool of {tuple(shape)}"
-        )
-    inactive = ~mask.view(*shape, 1, 1, 1)
+    inactive = ~mask.view(*weight.shape[:2], 1, 1, 1)
     if plain_operations():  # the compiler fuses this, and cannot partition writes in place
         finite = weight.nan_to_num(0, 0, 0)
         return torch.where(inactive, finite - finite.detach(), weight)
     active = weight.clone()
     active.detach().masked_fill_(inactive, 0)  # values only: the gradient stays that of a copy
     return active
+
+
+def checked_mask(conv: nn.Module) -> Tensor | None:
+    """Return a convolution's `kernel_mask`, or None if it has none.
+
+    Raises:
+        ValueError: it is not bool with one value for each kernel.
+    """
+    mask: Tensor | None = conv._buffers.get("kernel_mask")
+    shape = cast(Tensor, conv.weight).shape[:2]
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != shape):
+        raise ValueError(
+            f"kernel_mask is {mask.dtype} of shape {tuple(mask.shape)}, expected torch.bool of {tuple(shape)}"
+        )
+    return mask
 
 
 def to_channels_last(x: Tensor) -> Tensor:

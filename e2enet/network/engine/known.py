@@ -1,6 +1,6 @@
-"""Check that the engine supports everything that a network computes; anything else must be refused.
+"""Check that an engine supports everything that a network computes; anything else must be refused.
 
-The engine does not run a network's modules; it reads their values. A bias, a hook, an attribute or a module that it
+An engine does not run a network's modules; it reads their values. A bias, a hook, an attribute or a module that it
 does not read would be missing from its result. A network is therefore compared with what the engine was written for.
 """
 
@@ -50,10 +50,11 @@ COMPILED = "_compiled_call_impl"  # set by torch's compiler, which runs the same
 KEPT = frozenset({*HOOKS, *CONTENTS, *OF_FILES, COMPILED})
 
 
-def unknown(network: nn.Module) -> str | None:
-    """Return the first thing of a network that the engine does not know, as the end of a sentence, or None.
+def unknown(network: nn.Module, *, on_cpu: bool = True) -> str | None:
+    """Return the first thing of a network that an engine does not know, as the end of a sentence, or None.
 
-    With None, the engine computes what the network does in float32 on a CPU, up to rounding.
+    With None, the engine computes what the network does, up to rounding. on_cpu: it computes in float32 on a CPU, so
+    the network must too.
     """
     if any(value for name, value in vars(torch_module).items() if name.startswith(GLOBAL_HOOKS)):
         return "a hook is registered for the modules of every network"
@@ -61,20 +62,20 @@ def unknown(network: nn.Module) -> str | None:
         made = isinstance(network, E2ENet)
         return f"{type(network).__name__} is {'a class made of E2ENet, which may differ' if made else 'no E2ENet'}"
     for name, module in network.named_modules():
-        problem = next(chain(_problems_of_any(module), PROBLEMS[type(module)](module)), None)
+        problem = next(chain(_problems_of_any(module, on_cpu), PROBLEMS[type(module)](module)), None)
         if problem is not None:
             return f"{f'its {name}' if name else 'the network'} {problem}"
     return None
 
 
-def unknown_in_training(network: nn.Module) -> str | None:
+def unknown_in_training(network: nn.Module, *, on_cpu: bool = True) -> str | None:
     """Return the same for training, in which no weight may be shared: each layer would give its own gradient."""
     names: dict[int, str] = {}
     for name, parameter in network.named_parameters(remove_duplicate=False):
         other = names.setdefault(id(parameter), name)
         if other != name:
             return f"its {other} and {name} are one parameter"
-    return unknown(network)
+    return unknown(network, on_cpu=on_cpu)
 
 
 def settings(network: E2ENet) -> list[Any]:
@@ -90,10 +91,11 @@ def refuse(reason: str | None) -> None:
         raise InputError(f"the engine cannot run this network: {reason}; expected engine=dense")
 
 
-def _problems_of_any(module: nn.Module) -> Iterator[str]:
+def _problems_of_any(module: nn.Module, on_cpu: bool) -> Iterator[str]:
     """Yield what no module may have.
 
-    These are other children, hooks, methods of its own, and tensors (masks apart) that are not float32 on the CPU.
+    These are other children, hooks, methods of its own, and tensors of another class or layout. With `on_cpu` they are
+    also tensors elsewhere, and (masks apart) of another dtype than float32.
     """
     kind = type(module)
     for name, child in module._modules.items():
@@ -108,12 +110,12 @@ def _problems_of_any(module: nn.Module) -> Iterator[str]:
     for name, tensor in chain(module._parameters.items(), module._buffers.items()):
         if tensor is None:
             continue
-        wanted = torch.bool if name == "kernel_mask" else torch.float32
+        wanted = torch.bool if name == "kernel_mask" else torch.float32 if on_cpu else tensor.dtype
         if type(tensor) not in (nn.Parameter, Tensor) or tensor.layout != torch.strided:
             yield f"has a {name} of type {type(tensor).__name__} and layout {tensor.layout}"
         if tensor.dtype != wanted:
-            yield f"has a {name} of {tensor.dtype}, and the engine computes in float32"
-        if tensor.device.type != "cpu":
+            yield f"has a {name} of {tensor.dtype}, expected {wanted}"
+        if on_cpu and tensor.device.type != "cpu":
             yield f"has a {name} on {tensor.device}"
 
 

@@ -86,7 +86,7 @@ CHANGES: dict[str, tuple[Callable[[E2ENet], Any], str]] = {
         "holds a module ParametrizedPlaneConv3d, conv",
     ),
     "spectral norm by hooks": (lambda m: nn.utils.spectral_norm(block(m).conv), "encoder.0.1.conv has a"),
-    "float64": (lambda m: m.double(), "has a weight of torch.float64, and the engine computes in float32"),
+    "float64": (lambda m: m.double(), "has a weight of torch.float64, expected torch.float32"),
     "one half": (lambda m: node(m).bfloat16(), "has a weight of torch.bfloat16"),
     "mask of numbers": (lambda m: node(m).up.register_buffer("kernel_mask", torch.ones(12, 6)), "mask of torch.float"),
     "shape of a weight": (

@@ -1,0 +1,139 @@
+"""Compile the fused path's Triton kernels for GPUs that are not there, and read what the assembler says of them.
+
+The kernels of a step are recorded on torch's meta device with the shapes and dtypes of that step, so what is compiled
+is what a GPU would start. `ptxas` comes with triton; `cuobjdump`, beside it, tells registers and spilled bytes.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+CAPABILITIES = (80, 90, 100)
+USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
+TYPES = {
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.uint8: "*u8",
+    torch.int64: "*i64",
+    torch.bool: "*i1",
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A kernel as it is started: types of its arguments, constants, and which arguments are multiples of 16."""
+
+    kernel: Any
+    signature: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[str, Any], ...]
+    aligned: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """The kernel's name."""
+        name: str = self.kernel.fn.__name__
+        return name
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a compiled variant uses of a multiprocessor."""
+
+    variant: Variant
+    capability: int
+    registers: int
+    spilled: int  # bytes of stack and local memory, for each thread
+
+
+@contextmanager
+def recording() -> Iterator[list[Variant]]:
+    """Collect the variants that fused operations on the meta device would start on a GPU."""
+    from triton.runtime.jit import JITFunction
+
+    found: dict[Variant, None] = {}
+
+    def record(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        found[variant_of(kernel, args)] = None
+
+    variants: list[Variant] = []
+    with mock.patch.object(JITFunction, "run", record), _Launches():
+        yield variants
+    variants.extend(found)
+
+
+class _Launches(TorchDispatchMode):
+    """Calls the launcher of every fused operation besides the operation itself."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        from e2enet.network.fused import launch
+        from e2enet.network.fused.operations import TRAFFIC
+
+        if func in TRAFFIC:
+            getattr(launch, func._schema.name.removeprefix("e2enet::fused_"))(*args)
+        return func(*args, **(kwargs or {}))
+
+
+def variant_of(kernel: Any, args: Sequence[Any]) -> Variant:
+    """Return how triton would specialise a kernel for arguments, all given by position."""
+    signature, constants, aligned = [], [], []
+    for index, (parameter, value) in enumerate(zip(kernel.params, args, strict=True)):
+        if parameter.is_constexpr or (type(value) is int and value == 1):
+            kind = "constexpr"
+            constants.append((parameter.name, value))
+        elif isinstance(value, Tensor):
+            kind = TYPES[value.dtype]
+            aligned.append(index)
+        elif isinstance(value, float):
+            kind = "fp32"
+        else:
+            kind = "i32" if -(2**31) <= value < 2**31 else "i64"
+            if value % 16 == 0:
+                aligned.append(index)
+        signature.append((parameter.name, kind))
+    return Variant(kernel, tuple(signature), tuple(constants), tuple(aligned))
+
+
+def compile_for(variant: Variant, capability: int) -> Usage:
+    """Compile a variant for a compute capability, such as 90, and return what it uses."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    positions = {parameter.name: (index,) for index, parameter in enumerate(variant.kernel.params)}
+    source = ASTSource(
+        variant.kernel,
+        signature=dict(variant.signature),
+        constexprs={positions[name]: value for name, value in variant.constants},
+        attrs={(index,): [["tt.divisibility", 16]] for index in variant.aligned},
+    )
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+    registers, stack, _, local = _usage(compiled.asm["cubin"])
+    return Usage(variant, capability, registers, stack + local)
+
+
+def _usage(cubin: bytes) -> list[int]:
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        done = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
+    match = USAGE.search(done.stdout)
+    if match is None:
+        raise RuntimeError(f"{tool} told no registers: {done.stdout}")
+    return [int(number) for number in match.groups()]

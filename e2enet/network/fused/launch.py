@@ -1,0 +1,268 @@
+"""Start the Triton kernels: the functions that `operations` registers for CUDA, with the arguments of `reference`.
+
+Grids depend on shapes alone, so that sums are taken in the same order on every device and in every run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from math import prod
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton import language as tl
+
+from e2enet.network.fused import kernels_backward, kernels_forward
+from e2enet.network.fused.volumes import PLACE, channels_of, size_of, steps_of, voxels
+from e2enet.network.layers import to_channels_last
+from e2enet.network.operations import empty_channels_last
+
+VECTOR = 8  # channels that a thread reads at once, where groups begin at multiples of it
+TILE = 2048  # voxels times channels that a program holds
+PROGRAMS = 1024  # of a kernel that sums: about eight for each multiprocessor of a large GPU
+CHUNKS = 32  # partial sums that are added at once
+MOST_SOURCES, MOST_READERS = 3, 4
+LARGEST = 2**31 - 1  # values of a sample: places in it are 32 bit numbers
+DTYPES = {
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+    torch.float32: tl.float32,
+    torch.float64: tl.float64,
+}
+
+
+def prepare(
+    sources: Sequence[Tensor],
+    affines: Sequence[Tensor | None],
+    slopes: Sequence[float],
+    shift_size: int,
+    depth_stride: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Start `kernels_forward.prepare`."""
+    assert len(sources) <= MOST_SOURCES
+    sources = [_in_memory_order(source) for source in sources]
+    counts = [channels_of(source) for source in sources]
+    depth, height, width = size_of(sources[0])
+    depth_out, total = -(-depth // depth_stride), sum(counts)
+    out = empty_channels_last(sources[0].new_empty(0, dtype=dtype), (len(sources[0]), total, depth_out, height, width))
+    block_c = min(map(_block_of, counts))
+    block_v = TILE // block_c
+    group, margin = _groups(total, shift_size)
+    blocks = [triton.cdiv(count, block_c) for count in counts]
+    starts = [sum(counts[:index]) for index in range(len(counts))]
+    unused: Any = (out, out, 1.0, 1, 0)
+    given = [
+        (source, out if affine is None else affine, slope, count, block)
+        for source, affine, slope, count, block in zip(sources, affines, slopes, counts, blocks, strict=True)
+    ]
+    first, second, third = [*given, unused, unused][:MOST_SOURCES]
+    has = [*(affine is not None for affine in affines), False, False][:MOST_SOURCES]
+    steps = [*map(steps_of, sources), (1, 1, 1), (1, 1, 1)][:MOST_SOURCES]
+    grid = triton.cdiv(depth_out * height * width, block_v), sum(blocks), len(out)
+    with _on(out):
+        kernels_forward.prepare[grid](
+            *first, *second, *third[:4], out, total, depth, height, width, depth_out, group, margin,
+            *has, *steps[0], *steps[1], *steps[2], len(sources), depth_stride,
+            _vector(*counts, *starts, group, block_c), block_v, block_c,
+        )  # fmt: skip
+    return out
+
+
+def statistics(values: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Start `kernels_forward.moments` and `kernels_forward.norm_table`."""
+    values = _in_memory_order(values)
+    batch, channels = values.shape[:2]
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    block_c, block_v, chunks, tiles = _chunks(values)
+    partial = values.new_empty((batch, chunks, 2, channels), dtype=dtype)
+    table = values.new_empty((batch, 4, channels), dtype=dtype)
+    count = voxels(values)
+    with _on(values):
+        kernels_forward.moments[chunks, triton.cdiv(channels, block_c), batch](
+            values, partial, count, channels, tiles, block_v, block_c
+        )
+        kernels_forward.norm_table[triton.cdiv(channels, block_c), batch](
+            partial, weight, bias, table, eps, count, channels, chunks, tiles * block_v, CHUNKS, block_c
+        )
+    return table
+
+
+def pool(values: Tensor, affine: Tensor | None, slope: float, window: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Start `kernels_forward.pool`."""
+    values = _in_memory_order(values)
+    batch, channels, *size = values.shape
+    coarse = [edge // step for edge, step in zip(size, window, strict=True)]
+    pooled = empty_channels_last(values, (batch, channels, *coarse))
+    largest = torch.empty_like(pooled, dtype=torch.uint8)
+    block_c = _block_of(channels)
+    block_v = TILE // 2 // block_c
+    with _on(values):
+        kernels_forward.pool[triton.cdiv(prod(coarse), block_v), triton.cdiv(channels, block_c), batch](
+            values, values if affine is None else affine, slope, pooled, largest, channels, *size,
+            affine is not None, *window, block_v, block_c,
+        )  # fmt: skip
+    return pooled, largest
+
+
+def gather_gradient(
+    values: Tensor,
+    affine: Tensor,
+    slope: float,
+    grads: Sequence[Tensor],
+    largest: Sequence[Tensor | None],
+    places: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """Start `kernels_backward.gather_gradient` and `kernels_backward.add_chunks`."""
+    assert 1 <= len(grads) <= MOST_READERS
+    values = _in_memory_order(values)
+    batch, channels, *size = values.shape
+    block_c, block_v, chunks, tiles = _chunks(values, TILE // 2)
+    out = empty_channels_last(values, values.shape)
+    partial = affine.new_empty((batch, chunks, 2, channels))
+    sums = affine.new_empty((batch, 2, channels))
+    given: list[Any] = []
+    constants: list[Any] = []
+    aligned = [channels, block_c]
+    for index, (grad, chosen) in enumerate(zip(grads, largest, strict=True)):
+        start, shift_size, depth_stride, *window = places[PLACE * index : PLACE * (index + 1)]
+        group, margin = _groups(grad.shape[1], shift_size)
+        aligned += [start, group, grad.shape[1]]
+        given += [_in_memory_order(grad), values if chosen is None else chosen, grad.shape[1], start, group, margin]
+        constants += [depth_stride, chosen is not None, *window]
+    for _ in range(MOST_READERS - len(grads)):
+        given += [values, values, 1, 0, 1, 0]
+        constants += [1, False, 1, 1, 1]
+    with _on(values):
+        kernels_backward.gather_gradient[chunks, triton.cdiv(channels, block_c), batch](
+            values, affine, slope, out, partial, channels, *size, tiles, *given, *constants,
+            len(grads), _vector(*aligned), block_v, block_c,
+        )  # fmt: skip
+        kernels_backward.add_chunks[triton.cdiv(2 * channels, 64), batch](
+            partial, sums, 2 * channels, chunks, CHUNKS, 64
+        )
+    return out, sums
+
+
+def norm_gradient(grad: Tensor, values: Tensor, affine: Tensor, sums: Tensor) -> Tensor:
+    """Start `kernels_backward.norm_gradient`."""
+    values, grad = _in_memory_order(values), _in_memory_order(grad)
+    batch, channels = values.shape[:2]
+    out, count, block_c = empty_channels_last(values, values.shape), voxels(values), _block_of(channels)
+    block_v = TILE // block_c
+    with _on(values):
+        kernels_backward.norm_gradient[triton.cdiv(count, block_v), triton.cdiv(channels, block_c), batch](
+            grad, values, affine, sums, out, count, channels, block_v, block_c
+        )
+    return out
+
+
+def block_gradient(grad: Tensor, place: Sequence[int], products: Sequence[int]) -> Tensor:
+    """Start `kernels_backward.block_gradient`."""
+    grad, out = _in_memory_order(grad), grad.new_empty(list(products))
+    start, shift_size, depth_stride, *_ = place
+    channels, total, size = channels_of(out), grad.shape[1], size_of(out)
+    group, margin = _groups(total, shift_size)
+    block_c = _block_of(channels)
+    block_v = TILE // block_c
+    with _on(grad):
+        kernels_backward.block_gradient[triton.cdiv(prod(size), block_v), triton.cdiv(channels, block_c), len(out)](
+            grad, out, channels, total, start, group, margin, *size, depth_stride, *steps_of(out),
+            _vector(channels, total, start, group, block_c), block_v, block_c,
+        )  # fmt: skip
+    return out
+
+
+def active_weights(weights: Sequence[Tensor], masks: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor]:
+    """Start `kernels_forward.active_weights`, once for all weights."""
+    shapes = [(weight.shape[0], weight.shape[1], prod(weight.shape[2:])) for weight in weights]
+    # Each begins at 16 bytes or more, as vectors and tensor cores ask for.
+    starts = [0]
+    for shape in shapes:
+        starts.append(starts[-1] + -(-prod(shape) // 16) * 16)
+    flat = weights[0].new_empty(starts[-1], dtype=dtype)
+    table = _table(
+        flat.device,
+        tuple(
+            (weight.data_ptr(), 0 if mask is None else mask.data_ptr(), start, *shape)
+            for weight, mask, start, shape in zip(_contiguous(weights), masks, starts, shapes, strict=False)
+        ),
+    )
+    with _on(flat):
+        kernels_forward.active_weights[len(weights), 64](table, flat, DTYPES[weights[0].dtype], 1024)
+    return [
+        flat[start : start + prod(shape)].view(shape[0], shape[2], shape[1])
+        for start, shape in zip(starts, shapes, strict=False)
+    ]
+
+
+def weight_gradients(grads: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
+    """Start `kernels_backward.weight_gradients`, once for all gradients."""
+    found = [torch.empty_like(weight, memory_format=torch.contiguous_format) for weight in weights]
+    rows = tuple(
+        (grad.data_ptr(), out.data_ptr(), grad.shape[0], grad.shape[2], grad.shape[1], *grad.stride())
+        for grad, out in zip(grads, found, strict=True)
+    )
+    with _on(grads[0]):
+        kernels_backward.weight_gradients[len(grads), 64](
+            _table(grads[0].device, rows), DTYPES[grads[0].dtype], DTYPES[weights[0].dtype], 1024
+        )
+    return found
+
+
+@lru_cache(maxsize=8)
+def _table(device: torch.device, rows: tuple[tuple[int, ...], ...]) -> Tensor:
+    """Return rows of numbers on the device. Addresses mostly stay from step to step, and the copy with them."""
+    return torch.tensor(rows, dtype=torch.int64).to(device, non_blocking=True)
+
+
+def _contiguous(weights: Sequence[Tensor]) -> Sequence[Tensor]:
+    wrong = next((weight for weight in weights if not weight.is_contiguous()), None)
+    if wrong is not None:
+        raise ValueError(f"a weight of shape {tuple(wrong.shape)} is not contiguous; expected one that is")
+    return weights
+
+
+def _in_memory_order(values: Tensor) -> Tensor:
+    """Return values with their channels together, as the kernels read them."""
+    if values[0].numel() > LARGEST:
+        raise ValueError(f"{values[0].numel()} values in a sample, more than {LARGEST}: expected a smaller patch")
+    return to_channels_last(values) if values.ndim == 5 else values.contiguous()
+
+
+def _groups(channels: int, shift_size: int) -> tuple[int, int]:
+    """Return how many channels a group of the depth-shift has, and the shift of group 0 with the sign changed.
+
+    One group more is left over by `torch.chunk` now and then (`shift.group_shifts`); here it has no channels.
+    """
+    return -(-channels // shift_size), shift_size // 2
+
+
+def _block_of(channels: int) -> int:
+    """Return how many channels a program takes: a power of two from 16 to 64 that divides them, or covers them."""
+    return next((size for size in (64, 32, 16) if channels % size == 0), min(triton.next_power_of_2(channels), 64))
+
+
+def _vector(*numbers: int) -> int:
+    """Return VECTOR if all numbers are multiples of it, else 1."""
+    return VECTOR if not any(number % VECTOR for number in numbers) else 1
+
+
+def _chunks(values: Tensor, tile: int = TILE) -> tuple[int, int, int, int]:
+    """Return channels and voxels of a block, and how many chunks of how many blocks a sample is summed in."""
+    batch, channels = values.shape[:2]
+    block_c = _block_of(channels)
+    block_v = tile // block_c
+    blocks = triton.cdiv(voxels(values), block_v)
+    wanted = max(1, PROGRAMS // (batch * triton.cdiv(channels, block_c)))
+    tiles = triton.cdiv(blocks, wanted)
+    return block_c, block_v, triton.cdiv(blocks, tiles), tiles
+
+
+def _on(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Make a GPU the current one, where kernels are started."""
+    return torch.cuda.device(tensor.device) if tensor.device.type == "cuda" else nullcontext()

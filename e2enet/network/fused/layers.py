@@ -1,0 +1,213 @@
+"""What each kind of operation does in a fused pass, forward and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from e2enet.network.fused import operations
+from e2enet.network.fused.volumes import Reader, Volumes
+from e2enet.network.layers import from_planes, to_planes
+from e2enet.network.program import BLOCK, EXPANSION, HEAD, POOLING, Operation
+
+Readers = list[list[Reader] | None]  # of each source; None: it needs no gradient
+
+
+@dataclass
+class Pass:
+    """One forward pass: its precision, the weights as it used them, and what its backward pass has found.
+
+    weights: by operation, (dim 0, taps, dim 1) of `ACTIVE_WEIGHTS`. weight_gradients: in the same form.
+    sums: (B, 2, C) of each block, of which the norm's gradients are made.
+    """
+
+    dtype: torch.dtype
+    weights: Mapping[str, Tensor]
+    weight_gradients: dict[str, Tensor] = field(default_factory=dict)
+    sums: dict[str, Tensor] = field(default_factory=dict)
+
+
+class FusedLayer(Protocol):
+    """An operation of a program in a fused pass."""
+
+    def forward(self, run: Pass, sources: Sequence[Volumes]) -> Volumes: ...
+
+    def backward(
+        self, run: Pass, sources: Sequence[Volumes], output: Volumes, readers: Sequence[Reader], into: Readers
+    ) -> None:
+        """Add to `into` what the sources' gradients are made of, and to `run` the parameters' gradients.
+
+        The readers are those of the output.
+        """
+
+
+class Block:
+    """Concatenation with depth-shift, convolution, instance norm and activation; the norm is left to the readers."""
+
+    def __init__(self, operation: Operation) -> None:
+        self.name, self.conv, self.norm = operation.name, operation.conv, operation.norm
+        self.shift_size = operation.shift_size
+        self.planes = self.conv.kernel_size[0] == 1 and self.conv.padding[0] == 0
+        self.depth_stride = self.conv.stride[0] if self.planes else 1  # other kernels stride inside the convolution
+
+    def forward(self, run: Pass, sources: Sequence[Volumes]) -> Volumes:
+        x, weight = self._input(run, sources), self._weight(run)
+        if self.planes:
+            planes = torch.conv2d(to_planes(x), weight, None, self.conv.stride[1:], self.conv.padding[1:])
+            values = from_planes(planes, len(x))
+        else:
+            values = torch.conv3d(x, weight, None, self.conv.stride, self.conv.padding)
+        affine = operations.STATISTICS(values, self.norm.weight, self.norm.bias, self.norm.eps)
+        return Volumes(values, affine, self.norm.slope)
+
+    def backward(
+        self, run: Pass, sources: Sequence[Volumes], output: Volumes, readers: Sequence[Reader], into: Readers
+    ) -> None:
+        values, affine = output.values, output.affine
+        assert affine is not None
+        gathered, run.sums[self.name] = operations.GATHER_GRADIENT(
+            values, affine, output.slope, *operations.reader_arguments(readers)
+        )
+        grad = operations.NORM_GRADIENT(gathered, values, affine, run.sums[self.name])
+        del gathered
+        x, weight = self._input(run, sources), self._weight(run)
+        wanted = [any(one is not None for one in into), True, False]
+        if self.planes:
+            stride, padding = self.conv.stride[1:], self.conv.padding[1:]
+            found, grad_weight, _ = torch.ops.aten.convolution_backward(
+                to_planes(grad), to_planes(x), weight, None, stride, padding, (1, 1), False, (0, 0), 1, wanted
+            )
+            grad_x = None if found is None else from_planes(found, len(x))
+        else:
+            grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+                grad, x, weight, None, self.conv.stride, self.conv.padding, (1, 1, 1), False, (0, 0, 0), 1, wanted
+            )
+        run.weight_gradients[self.name] = grad_weight.flatten(2).transpose(1, 2)
+        if grad_x is not None:
+            _hand_on(grad_x, sources, into, self.shift_size, self.depth_stride)
+
+    def _input(self, run: Pass, sources: Sequence[Volumes]) -> Tensor:
+        return prepare(sources, run.dtype, self.shift_size, self.depth_stride)
+
+    def _weight(self, run: Pass) -> Tensor:
+        """Return (O, C, height, width), or with the depth for a convolution of volumes, in channels-last memory."""
+        weight = run.weights[self.name]
+        outputs, _, inputs = weight.shape
+        taps = self.conv.kernel_size[1:] if self.planes else self.conv.kernel_size
+        return weight.view(outputs, *taps, inputs).movedim(-1, 1)
+
+
+class Head:
+    """A convolution of 1 x 1 x 1: a product of voxels by weights."""
+
+    def __init__(self, operation: Operation) -> None:
+        self.name = operation.name
+
+    def forward(self, run: Pass, sources: Sequence[Volumes]) -> Volumes:
+        x = prepare(sources, run.dtype)
+        logits = rows(x) @ run.weights[self.name][:, 0].T
+        return Volumes(from_rows(logits, x))
+
+    def backward(
+        self, run: Pass, sources: Sequence[Volumes], output: Volumes, readers: Sequence[Reader], into: Readers
+    ) -> None:
+        (reader,) = readers
+        grad, x = rows(reader.grad.to(run.dtype)), prepare(sources, run.dtype)
+        run.weight_gradients[self.name] = (grad.T @ rows(x)).unsqueeze(1)
+        _hand_on(from_rows(grad @ run.weights[self.name][:, 0], x), sources, into)
+
+
+class Expansion:
+    """A transposed convolution whose kernel is its stride: one product; its readers find the voxels in it."""
+
+    def __init__(self, operation: Operation) -> None:
+        self.name, self.stride = operation.name, operation.conv.stride
+
+    def forward(self, run: Pass, sources: Sequence[Volumes]) -> Volumes:
+        x = prepare(sources, run.dtype)
+        batch, _, *size = x.shape
+        products = rows(x) @ self._weight(run)
+        return Volumes(products.view(batch, *size, *self.stride, -1))
+
+    def backward(
+        self, run: Pass, sources: Sequence[Volumes], output: Volumes, readers: Sequence[Reader], into: Readers
+    ) -> None:
+        (reader,) = readers  # the block that it belongs to
+        shape = output.values.shape
+        grad = operations.BLOCK_GRADIENT(reader.grad, reader.place, shape).view(-1, shape[4:].numel())
+        x, weight = prepare(sources, run.dtype), self._weight(run)
+        found = rows(x).T @ grad
+        run.weight_gradients[self.name] = found.view_as(run.weights[self.name])
+        _hand_on(from_rows(grad @ weight.T, x), sources, into)
+
+    def _weight(self, run: Pass) -> Tensor:
+        return run.weights[self.name].flatten(1)  # (C, taps * outputs)
+
+
+class Pooling:
+    """Max pooling of the activated source. Its readers' gradients go to the source with where the maxima were."""
+
+    def __init__(self, operation: Operation) -> None:
+        self.window = operation.module.stride
+
+    def forward(self, run: Pass, sources: Sequence[Volumes]) -> Volumes:
+        (source,) = sources
+        pooled, largest = operations.POOL(source.values, source.affine, source.slope, self.window)
+        return Pooled(pooled, largest=largest)
+
+    def backward(
+        self, run: Pass, sources: Sequence[Volumes], output: Volumes, readers: Sequence[Reader], into: Readers
+    ) -> None:
+        assert isinstance(output, Pooled)
+        if into[0] is not None:
+            into[0].extend(replace(reader, largest=output.largest, window=self.window) for reader in readers)
+
+
+@dataclass(frozen=True)
+class Pooled(Volumes):
+    """A pooled volume, and the number of each window's largest voxel, uint8 (B, C, D, H, W)."""
+
+    largest: Tensor | None = None
+
+
+LAYERS: dict[str, Callable[[Operation], FusedLayer]] = {
+    BLOCK: Block,
+    EXPANSION: Expansion,
+    POOLING: Pooling,
+    HEAD: Head,
+}
+
+
+def prepare(sources: Sequence[Volumes], dtype: torch.dtype, shift_size: int = 1, depth_stride: int = 1) -> Tensor:
+    """Return what a convolution reads, (B, C, D / depth_stride, H, W), channels-last."""
+    values, affines = [source.values for source in sources], [source.affine for source in sources]
+    found: Tensor = operations.PREPARE(
+        values, affines, [source.slope for source in sources], shift_size, depth_stride, dtype
+    )
+    return found
+
+
+def rows(x: Tensor) -> Tensor:
+    """Return (B, C, D, H, W) as (voxels, C): a view if it is channels-last."""
+    return x.permute(0, 2, 3, 4, 1).reshape(-1, x.shape[1])
+
+
+def from_rows(values: Tensor, like: Tensor) -> Tensor:
+    """Return (voxels, C) as (B, C, D, H, W), with batch and size of `like`."""
+    batch, _, *size = like.shape
+    return values.view(batch, *size, -1).permute(0, 4, 1, 2, 3)
+
+
+def _hand_on(
+    grad: Tensor, sources: Sequence[Volumes], into: Readers, shift_size: int = 1, depth_stride: int = 1
+) -> None:
+    """Give each source its part of a prepared input's gradient."""
+    start = 0
+    for source, readers in zip(sources, into, strict=True):
+        if readers is not None:
+            readers.append(Reader(grad, start, shift_size, depth_stride))
+        start += source.channels

@@ -1,0 +1,183 @@
+"""A fused pass of an E2ENet: its program's operations, forward and backward, as one operation of autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from e2enet.common.errors import InputError
+from e2enet.network.e2enet import E2ENet, check_input
+from e2enet.network.engine.known import settings, unknown_in_training
+from e2enet.network.fused import operations
+from e2enet.network.fused.layers import LAYERS, FusedLayer, Pass, Readers
+from e2enet.network.fused.volumes import Reader, Volumes
+from e2enet.network.layers import checked_mask, to_channels_last
+from e2enet.network.operations import refuse_tools
+from e2enet.network.program import Program, implementation, read_program
+
+BACKEND = "the fused pass"
+
+
+class FusedNetwork(nn.Module):
+    """Runs an E2ENet so that few bytes are moved; logits and gradients are the network's up to rounding.
+
+    Input: (B, C, D, H, W) on the network's device. Output: what the network returns in its mode, in the dtype of
+    autocast or else of the parameters. Parameters stay the network's own. Weights and masks are read at every call, so
+    they may change between calls. The input gets no gradient, and gradients cannot be differentiated again.
+
+    Args:
+        network: an E2ENet on any device; on CUDA the kernels need triton.
+
+    Raises:
+        InputError: something of the network has no fused form.
+        ValueError: the input has the wrong shape or requires a gradient.
+    """
+
+    def __init__(self, network: E2ENet) -> None:
+        super().__init__()
+        self.network = network
+        self.training = network.training
+        self._settings: list[Any] = []
+        self._pass: tuple[Program, dict[int, FusedLayer]] | None = None
+        self._read()
+
+    @torch.compiler.disable
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        refuse_tools(BACKEND)
+        network = self.network
+        check_input(x, network.in_channels, network.strides)
+        if x.requires_grad:
+            raise ValueError(f"{BACKEND} gives its input no gradient, and this one asks for it; run the network itself")
+        program, layers = self._read()
+        parameters = program.parameters()
+        keep = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
+        work = _Work(program, layers, _precision(network, x), keep)
+        logits = _FusedPass.apply(work, to_channels_last(x), *parameters)
+        every_head = network.deep_supervision if network.training else network.deep_supervision_in_eval
+        return list(logits) if every_head else logits[0]
+
+    def _read(self) -> tuple[Program, dict[int, FusedLayer]]:
+        """Return the network's program and its layers; it is traced again when something other than values changed."""
+        reason = unknown_in_training(self.network, on_cpu=False)
+        if reason is not None:
+            raise InputError(f"{BACKEND} cannot run this network: {reason}; expected engine=dense")
+        current = settings(self.network)
+        if self._pass is None or current != self._settings:
+            program = read_program(self.network, training=self.network.training)
+            self._pass, self._settings = (program, fused_layers(program)), current
+        return self._pass
+
+
+class _Work(NamedTuple):
+    """What a pass runs: `keep` what its backward pass needs, or nothing."""
+
+    program: Program
+    layers: Mapping[int, FusedLayer]
+    dtype: torch.dtype
+    keep: bool
+
+
+def _precision(network: E2ENet, x: Tensor) -> torch.dtype:
+    """Return the dtype that torch would compute in here."""
+    kind = x.device.type
+    if kind != "meta" and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return next(network.parameters()).dtype
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """A pass chooses its precision itself."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
+class _FusedPass(torch.autograd.Function):
+    """All operations of a program. Kept for the backward pass: what convolutions and expansions wrote."""
+
+    @staticmethod
+    def forward(ctx: Any, work: _Work, x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+        with torch._C._AutoDispatchBelowAutograd(), _without_autocast(x.device):
+            run = Pass(work.dtype, active_weights(work.program, work.dtype))
+            values = run_forward(work, run, Volumes(x))
+        ctx.save_for_backward(x, *parameters)  # torch checks that weights stay unchanged
+        ctx.set_materialize_grads(False)  # logits without a gradient have None, as the network's
+        ctx.work, ctx.run, ctx.values = work, run, values if work.keep else None
+        return tuple(values[number].values for number in work.program.results)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("create_graph=True: fused gradients cannot be differentiated; run the network itself")
+        if ctx.values is None:
+            raise RuntimeError("going backward a second time: what the forward pass kept was let go the first time")
+        x, *parameters = ctx.saved_tensors  # raises if one was changed
+        values, ctx.values = ctx.values, None
+        with torch._C._AutoDispatchBelowAutograd(), _without_autocast(x.device):
+            run_backward(ctx.work, ctx.run, values, grads)
+            found = parameter_gradients(ctx.work.program, ctx.run)
+        return None, None, *(found.get(id(parameter)) for parameter in parameters)
+
+
+def fused_layers(program: Program) -> dict[int, FusedLayer]:
+    """Return what runs each operation, by the number of its output."""
+    return {one.output: implementation(BACKEND, LAYERS, one)(one) for one in program.operations}
+
+
+def active_weights(program: Program, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the weights of every operation by its name, (dim 0, taps, dim 1), with zeros for inactive kernels."""
+    owners = _owners(program)
+    weights, masks = [conv.weight for conv in owners.values()], [checked_mask(conv) for conv in owners.values()]
+    return dict(zip(owners, operations.ACTIVE_WEIGHTS(weights, masks, dtype), strict=True))
+
+
+def run_forward(work: _Work, run: Pass, x: Volumes) -> dict[int, Volumes]:
+    """Return the values of a forward pass by number: all of them to go backward (`keep`), else the results alone."""
+    values, done = {0: x}, work.program.last_reads()
+    for operation in work.program.operations:
+        sources = [values[number] for number in operation.inputs]
+        values[operation.output] = work.layers[operation.output].forward(run, sources)
+        for number in () if work.keep else done[operation.output]:
+            del values[number]
+    return values
+
+
+def run_backward(work: _Work, run: Pass, values: dict[int, Volumes], grads: Sequence[Tensor | None]) -> None:
+    """Fill `run` with the gradients of the parameters. Each of `values` is released after its use."""
+    program = work.program
+    readers: dict[int, list[Reader]] = {
+        number: [Reader(grad, 0)] for number, grad in zip(program.results, grads, strict=True) if grad is not None
+    }
+    for operation in reversed(program.operations):
+        output, own = values.pop(operation.output), readers.pop(operation.output, None)
+        if own is None:  # no logits with a gradient depend on it
+            continue
+        sources = [values[number] for number in operation.inputs]
+        into: Readers = [None if number == 0 else readers.setdefault(number, []) for number in operation.inputs]
+        work.layers[operation.output].backward(run, sources, output, own, into)
+
+
+def parameter_gradients(program: Program, run: Pass) -> dict[int, Tensor]:
+    """Return the gradients that a backward pass found, by the parameter's id."""
+    owners, names = _owners(program), list(run.weight_gradients)
+    weights = [owners[name].weight for name in names]
+    grads = operations.WEIGHT_GRADIENTS([run.weight_gradients[name] for name in names], weights)
+    found = {id(weight): grad for weight, grad in zip(weights, grads, strict=True)}
+    blocks = [one for one in program.operations if one.name in run.sums]
+    if blocks:
+        sums = torch.cat([run.sums[one.name] for one in blocks], dim=2).sum(0).to(blocks[0].norm.weight.dtype)
+        zeros = torch.zeros_like(sums[0])
+        start = 0
+        for one in blocks:
+            norm, stop = one.norm, start + one.conv.out_channels
+            found[id(norm.bias)], found[id(norm.weight)] = sums[0, start:stop], sums[1, start:stop]
+            found[id(one.conv.bias)] = zeros[start:stop]  # the norm subtracts it again
+            start = stop
+    return found
+
+
+def _owners(program: Program) -> dict[str, Any]:
+    """Return the modules with a weight, by their operation's name."""
+    return {one.name: one.conv for one in program.operations if getattr(one.conv, "weight", None) is not None}

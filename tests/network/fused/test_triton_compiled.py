@@ -1,0 +1,43 @@
+"""Every kernel of a step, compiled for GPUs that are not there: it compiles, and no register is spilled.
+
+Triton decides when it is imported whether kernels are interpreted (as in the other tests here) or compiled, so this is
+a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="needs triton, which torch's CUDA wheels bring")
+
+PROJECT = Path(__file__).parents[3]
+KERNELS = {
+    *("prepare", "moments", "norm_table", "pool", "active_weights"),
+    *("gather_gradient", "add_chunks", "norm_gradient", "block_gradient", "weight_gradients"),
+}
+ROW = re.compile(r"│\s*(\w+)\s*│\s*(\d+)\s*│\s*(\w+)\s*│\s*(\d+)\s*│\s*(\d+)\s*│\s*(\d+)\s*│")
+
+
+@pytest.mark.parametrize(
+    "precisions", [["float16"], pytest.param(["bfloat16", "float32"], marks=pytest.mark.slow)], ids=str
+)
+def test_no_kernel_spills(precisions: list[str]) -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu", "--parts", "compile", "--precisions", *precisions]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    rows = ROW.findall(done.stdout)
+    assert {row[:3] for row in rows} == {
+        (precision, capability, kernel)
+        for precision in precisions
+        for capability in ("80", "90", "100")
+        for kernel in KERNELS
+    }
+    assert all(int(variants) > 0 and 0 < int(registers) <= 255 for *_, variants, registers, _ in rows)
+    assert [row for row in rows if row[5] != "0"] == []
