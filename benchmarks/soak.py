@@ -28,7 +28,7 @@ from pathlib import Path
 from benchmarks.measuring import new_table, show
 from benchmarks.network import processor
 from e2enet.common.files import atomic_path, write_csv
-from e2enet.system.memory import resident
+from e2enet.system.memory import resident_of
 
 ROOT = Path(__file__).resolve().parents[1]
 EPOCH_STEPS = 100
@@ -99,7 +99,9 @@ def watch_run(steps: int, folder: Path) -> dict[str, Readings]:
             step = latest_step(run / "metrics.csv")
             if 0 < step < steps:  # after its last step the run ends and frees its memory
                 for name, pid in process_names(process.pid).items():
-                    readings.setdefault(name, Readings()).add(step, resident(pid) / MIB)
+                    size = resident_of(pid)
+                    if size is not None:  # else it has just ended
+                        readings.setdefault(name, Readings()).add(step, size / MIB)
             time.sleep(READ_EVERY)
     if process.returncode != 0:
         raise SystemExit(f"{' '.join(command)} ended with exit code {process.returncode}")

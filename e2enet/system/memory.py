@@ -60,9 +60,14 @@ def available_memory(root: Path = Path("/")) -> int:
     return max(0, min([machine, *_left_by_cgroups(root)]))
 
 
-def resident(process: int | str = "self") -> int:
-    """Return the resident bytes of this process, or of another by its id; outside Linux, this process's own peak."""
-    return _status("VmRSS", process) or _peak_by_getrusage()
+def resident() -> int:
+    """Return the resident bytes of this process; outside Linux, the most that it has held."""
+    return _status("VmRSS") or _peak_by_getrusage()
+
+
+def resident_of(process: int) -> int | None:
+    """Return the resident bytes of another process by its id; None if it has ended, and outside Linux."""
+    return _status("VmRSS", process)
 
 
 def resident_peak() -> int:
@@ -99,8 +104,10 @@ def limited_memory(more: int) -> Iterator[None]:
 
 
 def _status(field: str, process: int | str = "self") -> int | None:
-    path = Path(f"/proc/{process}/status")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    try:
+        lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
+    except OSError:  # no such process, or no /proc
+        lines = []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
 
 

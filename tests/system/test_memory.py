@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from e2enet.system.memory import available_memory, forget_peak, limited_memory, resident, resident_peak
+from e2enet.system import memory
+from e2enet.system.memory import (
+    available_memory,
+    forget_peak,
+    limited_memory,
+    resident,
+    resident_of,
+    resident_peak,
+)
 
 PROGRAM = """
 import resource, sys
@@ -109,3 +117,20 @@ def test_the_peak_begins_anew_where_it_is_forgotten() -> None:
     assert resident_peak() < resident() + 50 * 2**20
     np.ones(200 * 2**20, np.uint8)
     assert resident_peak() >= resident() + 150 * 2**20
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="read from /proc")
+def test_memory_of_another_process() -> None:
+    program = "import numpy as np; held = np.ones(300 * 2**20, np.uint8); print('held', flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"held\n"
+        size = resident_of(process.pid)
+        assert size is not None and 300 * 2**20 < size < 500 * 2**20
+        process.communicate(b"\n")
+    assert resident_of(process.pid) is None
+
+
+def test_without_proc_only_the_own_memory_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "Path", lambda path: Path("/nowhere") / path.removeprefix("/"))
+    assert resident_of(1) is None
+    assert resident() == resident_peak() > 10 * 2**20
