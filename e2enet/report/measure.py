@@ -37,8 +37,8 @@ def measure_runs(folder: str | Path, *, again: bool = False, device: str = "auto
     Jobs whose networks cost the same (`network_key`) are measured once. A network measured before is skipped unless
     `again`. Figures of another machine or device are replaced, since they cannot be compared. Each figure is measured
     in a process of its own (`measure_network`). Per job: `latency_s` (seconds per patch), `peak_bytes` (of training
-    steps), `device`, `machine`, `commands` and `measured` (when). A network that fails has `error`, lacks the figures
-    not reached, and is tried again next time.
+    steps), `device`, `machine`, `commands` and `measured` (when). A figure that cannot be measured is missing; `error`
+    says which and why. The other one is kept, since neither depends on the other. Both are tried again next time.
 
     Raises:
         InputError: no such device, the folder holds no sweep, or a checkpoint cannot be read.
@@ -85,7 +85,8 @@ def network_key(run: Path) -> str:
 
 
 def _measure(run: Path, device: str, repeats: int) -> dict[str, Any]:
-    """Measure both figures of one network, or return the error of the first that failed."""
+    """Measure both figures of one network; `error` names those that cannot be measured."""
+    errors = []
     entry: dict[str, Any] = {"commands": {}, "measured": datetime.now(timezone.utc).isoformat(timespec="seconds")}
     for figure, name in FIGURES.items():
         arguments = ["-m", "e2enet.report.measure_network", str(run), figure, "--device", device]
@@ -93,10 +94,11 @@ def _measure(run: Path, device: str, repeats: int) -> dict[str, Any]:
         entry["commands"][figure] = shlex.join(["python", *arguments])
         done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            return {**entry, "error": _reason(done)}
+            errors.append(f"{figure}: {_reason(done)}")
+            continue
         result = json.loads(done.stdout.splitlines()[-1])
         entry |= {name: result[name], "device": result["device"], "machine": result["machine"]}
-    return entry
+    return {**entry, "error": "; ".join(errors)} if errors else entry
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:
@@ -136,11 +138,9 @@ def parse_measuring(parser: argparse.ArgumentParser, arguments: Sequence[str] | 
 def _table(entries: Mapping[str, Mapping[str, Any]]) -> Table:
     table = Table("job", "device", "latency s", "peak MiB", "measured")
     for name, entry in entries.items():
-        if "error" in entry:
-            table.add_row(name, "-", "-", "-", entry["error"])
-        else:
-            figures = f"{entry['latency_s']:.4f}", f"{entry['peak_bytes'] / 2**20:.1f}"
-            table.add_row(name, entry["device"], *figures, entry["measured"][:10])
+        seconds = f"{entry['latency_s']:.4f}" if "latency_s" in entry else "-"
+        peak = f"{entry['peak_bytes'] / 2**20:.1f}" if "peak_bytes" in entry else "-"
+        table.add_row(name, entry.get("device", "-"), seconds, peak, entry.get("error", entry["measured"][:10]))
     return table
 
 

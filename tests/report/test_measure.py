@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -73,15 +74,15 @@ def write_run(tmp_path: Path) -> Write:
 class FakeProcesses:
     """Stand-in for `subprocess.run`: record the measurements and answer with their number."""
 
-    def __init__(self, fails: str = "") -> None:
+    def __init__(self) -> None:
         self.calls: list[tuple[str, str]] = []
-        self.fails = fails
+        self.fails: tuple[str, ...] = ()  # (run, figure), or (run, "") for both figures
         self.place: dict[str, Any] = {"device": "cpu", "machine": machine()}
 
     def __call__(self, command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
         run, figure = Path(command[3]).name, command[4]
         self.calls.append((run, figure))
-        if run == self.fails:
+        if self.fails in ((run, figure), (run, "")):
             return subprocess.CompletedProcess(command, -9, "", "")
         name = {"latency": "latency_s", "memory": "peak_bytes"}[figure]
         answer = {name: float(len(self.calls)), **self.place}
@@ -152,17 +153,23 @@ def test_figures_of_another_machine_or_device_are_not_kept(
     assert measure_runs(folder, device="cpu") == read_measured(folder) and len(processes.calls) == 8
 
 
-def test_a_network_that_cannot_be_measured_does_not_stop_the_others(
-    write_run: Write, processes: FakeProcesses, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("fails", "kept"), [("memory", "latency_s"), ("latency", "peak_bytes"), ("", None)])
+def test_a_figure_that_cannot_be_measured_does_not_stop_the_others(
+    fails: str, kept: str | None, write_run: Write, processes: FakeProcesses, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_run("a", features=2).parent
     write_run("b", features=4)
-    processes.fails = "a"
+    processes.fails = ("a", fails)
     main([str(folder), "--device", "cpu"])
-    entries = by_run(folder)
-    assert "signal 9" in entries["a"]["error"] and "latency_s" not in entries["a"]
-    assert entries["b"]["latency_s"] == 2.0 and "signal 9" in capsys.readouterr().out
-    processes.fails = ""
+    entries, told = by_run(folder), capsys.readouterr().out
+    assert [name for name in ("latency_s", "peak_bytes") if name in entries["a"]] == ([kept] if kept else [])
+    for figure in [fails] if fails else ["latency", "memory"]:
+        assert f"{figure}: ended by signal 9" in entries["a"]["error"]
+    assert (entries["b"]["latency_s"], entries["b"]["peak_bytes"]) == (3.0, 4.0) and "signal 9" in told
+    shown = {"latency_s": "1.0000", "peak_bytes": f"{2 / 2**20:.1f}"}
+    (line,) = [line for line in told.splitlines() if re.match(r"\W*a\b", line)]
+    assert kept is None or shown[kept] in line
+    processes.fails = ()
     measure_runs(folder, device="cpu")  # measures a again
     assert "error" not in by_run(folder)["a"] and processes.calls[-2:] == [("a", "latency"), ("a", "memory")]
 

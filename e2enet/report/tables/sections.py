@@ -170,8 +170,11 @@ def _cost_notes(lines: tuple[Line, ...], options: Options) -> tuple[str, ...]:
         "GFLOP: of one patch, 2 per multiply-add of active kernels; paper counts every output voxel of a transposed "
         "convolution with the whole kernel, as the published columns do, exact does not."
     ]
-    if any(is_known(line["latency_s"]) for line in lines):
-        notes.append("Latency of one patch and peak memory of a training step: measured, see measured.json.")
+    if any(is_known(line[figure]) for line in lines for figure in ("latency_s", "peak_bytes")):
+        notes.append(
+            "Latency of one patch and peak memory of a training step: measured, see measured.json, which also says why "
+            "a figure is missing."
+        )
     if any(is_known(line["pt"]) for line in lines):
         notes.append(
             f"PT = {options.accuracy:g} Dice / Dice_max + {options.cost:g} (P_min / P + F_min / F), F by the paper's "
