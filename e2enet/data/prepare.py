@@ -18,7 +18,7 @@ HELP = """\
 usage: e2enet prepare data=NAME paths.data=DIR [KEY=VALUE ..]
 
 Reads every training case once for the fingerprint, plans (plan=auto or plan=paper, and the keys of plan), and writes
-each case cropped, resampled and normalised below paths.prepared, where e2enet train finds it. Finished cases are kept:
+each case cropped, normalised and resampled below paths.prepared, where e2enet train finds it. Finished cases are kept:
 a run that was stopped is resumed, and a changed file is prepared again. A plan.json that was edited is used. The disk
 and memory that it needs are told before it starts; if they do not fit, it does not start. Without training=, the plan
 is that of training=paper, which leaves everything to the rules.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
+from e2enet import network
 from e2enet.common.configs import as_plain, compose_config
 from e2enet.common.errors import InputError
 from e2enet.inference.checkpoint import LoadedModel
@@ -56,6 +58,10 @@ class Parts:
         return self.module.configure_optimizers()
 
 
+class OwnDSFF(network.DSFF):
+    """What a section `dsff` of one's own names."""
+
+
 # Key, a value other than the default, and where it is found. Sections with a `_target_` are checked after building.
 Line = tuple[str, Any, Callable[[Parts], Any]]
 DATA: list[Line] = [
@@ -91,6 +97,11 @@ DATA: list[Line] = [
     ("fold", 1, lambda parts: parts.data.choice.fold),
 ]
 DSFF: list[Line] = [
+    (
+        "dsff._target_",
+        f"{__name__}.OwnDSFF",
+        lambda parts: f"{__name__}.{type(parts.callback(DSFFCallback).dsff).__name__}",
+    ),
     ("dsff.density", 0.3, lambda parts: parts.callback(DSFFCallback).density),
     ("dsff.start", "erk", lambda parts: parts.callback(DSFFCallback).start),
     ("dsff.density_by_dim0", {48: 0.4}, lambda parts: parts.callback(DSFFCallback).density_by_dim0),
@@ -171,13 +182,12 @@ ELSEWHERE = {
     "dsff.updates": "tests/training/test_dsff_callback.py",
     "training.base_features": "tests/config/test_experiments.py",
     "network._target_": "tests/network/test_baselines.py",
-    "dsff._target_": "tests/training/test_extensions.py",
     "network.width": "tests/network/test_baselines.py",
     "network.shift_input": "tests/network/test_e2enet.py",
     "network.kernel_size": "tests/network/test_e2enet.py",
     "network.inner_kernel_size": "tests/network/test_e2enet.py",
     "network.fusion": "tests/network/test_e2enet.py",
-    "loss._target_": "test_the_loss_and_the_optimizer",
+    "loss._target_": "test_the_loss_and_the_optimizer_are_the_configs",
     "optimizer._target_": "tests/training/test_module.py",
     "schedule._target_": "tests/training/test_module.py",
     "trainer.deterministic": "tests/training",
@@ -236,6 +246,11 @@ def test_no_key_is_forgotten() -> None:
     assert keys - {key for key, _, _ in LINES} - set(ELSEWHERE) == set()
 
 
+@pytest.mark.parametrize("place", [place for place in ELSEWHERE.values() if re.match(r"tests/|test_", place)])
+def test_the_other_places_exist(place: str) -> None:
+    assert (Path(__file__).parents[2] / place).exists() or place in globals()
+
+
 def test_the_loss_and_the_optimizer_are_the_configs(parts: Parts) -> None:
     assert isinstance(parts.module.loss.loss, DiceCrossEntropy)
     assert type(parts.optimizer).__name__ == "AdamW"
@@ -259,6 +274,7 @@ def test_what_follows_training_is_the_configs(monkeypatch: pytest.MonkeyPatch, t
     model = LoadedModel(*[None] * len(fields(LoadedModel)))  # type: ignore[arg-type]
     model = replace(model, network=nn.Identity(), file_ending=".nii.gz")
     monkeypatch.setattr(final, "load_model", lambda _: model)
+    monkeypatch.setattr(final, "find_origin", lambda _: None)
     monkeypatch.setattr(final, "select_validation", lambda network, *_, **__: network)
     monkeypatch.setattr(final, "find_origin", lambda _: None)
     monkeypatch.setattr(final, "predict_cases", predict)
