@@ -97,11 +97,7 @@ DATA: list[Line] = [
     ("fold", 1, lambda parts: parts.data.choice.fold),
 ]
 DSFF: list[Line] = [
-    (
-        "dsff._target_",
-        f"{__name__}.OwnDSFF",
-        lambda parts: f"{__name__}.{type(parts.callback(DSFFCallback).dsff).__name__}",
-    ),
+    ("dsff._target_", f"{__name__}.OwnDSFF", lambda parts: class_path(parts.callback(DSFFCallback).dsff)),
     ("dsff.density", 0.3, lambda parts: parts.callback(DSFFCallback).density),
     ("dsff.start", "erk", lambda parts: parts.callback(DSFFCallback).start),
     ("dsff.density_by_dim0", {48: 0.4}, lambda parts: parts.callback(DSFFCallback).density_by_dim0),
@@ -286,6 +282,10 @@ def test_what_follows_training_is_the_configs(monkeypatch: pytest.MonkeyPatch, t
     cases: Any = [SimpleNamespace(id=name, label=tmp_path) for name in "abc"]
     final.score_run(read_parts(config), tmp_path, tmp_path / "best.ckpt", cases, [])
     assert found == FINAL | {"amp_dtype": torch.bfloat16}
+
+
+def class_path(thing: object) -> str:
+    return f"{type(thing).__module__}.{type(thing).__qualname__}"
 
 
 def leaves(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
