@@ -41,9 +41,10 @@ def score_folder(
 
     Files are paired by name (see `pairing`). `names` are the classes {label: name}, or a `LabelScheme`. Without `names`
     the classes come from the dataset.json in or above `labels`, else from the values in the references, in both cases
-    renumbered by `label_map`. `ignore` is the label of voxels left out of every score, if no dataset.json names it.
+    renumbered by `label_map`. `ignore` is the label of voxels left out of every score, if no dataset.json names one.
     `unit` is the length unit of the references' files; None: as each header says. A prediction without a reference is
-    a warning. A reference without a prediction raises InputError. For the rest see `score_files`.
+    a warning. A reference without a prediction raises InputError, as does another label in `ignore` than the one that
+    is called ignore in dataset.json. For the rest see `score_files`.
     """
     predictions, labels = Path(predictions), Path(labels)
     heading = f"the predictions in {predictions} cannot be scored against {labels}:"
@@ -60,6 +61,11 @@ def score_folder(
         warnings.append(f"no dataset.json names the classes: scored are the references' values {list(names)}")
     scheme = _as_scheme(names)
     if ignore is not None:
+        if scheme.ignore not in (None, ignore):
+            raise InputError(
+                f"{labels}: dataset.json calls {scheme.ignore} ignore, and --ignore is {ignore}: the same label, or no "
+                "--ignore, expected"
+            )
         kept = {label: name for label, name in scheme.names.items() if label != ignore}
         scheme = replace(scheme, names=kept, ignore=ignore)
     if not set(scheme.names) - {0}:

@@ -89,6 +89,23 @@ def test_files_may_hold_anything_where_the_reference_is_ignored(tmp_path: Path) 
         score_files(pairs, SPARSE)
 
 
+def test_another_ignore_label_than_that_of_dataset_json_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prediction, reference = maps()
+    save(tmp_path / "p" / "a.nii.gz", prediction)
+    save(tmp_path / "labelsTr" / "a.nii.gz", reference)
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "a": 1, "b": 2, "ignore": 3}}))
+    given = [str(tmp_path / "p"), str(tmp_path / "labelsTr"), "--ignore"]
+    with pytest.raises(SystemExit):
+        main([*given, "4"])
+    told = " ".join(capsys.readouterr().err.split())
+    assert "labelsTr: dataset.json calls 3 ignore, and --ignore is 4: the same label, or no --ignore, expected" in told
+    assert not (tmp_path / "p" / "summary.json").exists()
+    main([*given, "3"])
+    assert list(json.loads((tmp_path / "p" / "summary.json").read_text())["classes"]) == ["1", "2"]
+
+
 def test_trained_regions_stand_in_the_place_of_classes(tmp_path: Path) -> None:
     prediction, reference = maps()
     reference[reference == 3] = 0
