@@ -16,6 +16,7 @@ ROOMS = (
     *("nnunet", "configuration", "sweeps", "view", "report", "export", "commands"),
 )
 MAX_LINES = 300
+MAX_COLUMNS = 120
 MAX_FUNCTION_LINES = 60
 
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -100,6 +101,15 @@ def test_the_import_check_itself(room: str | None, source: str, wrong: set[str])
 def test_every_folder_is_a_known_room() -> None:
     assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == set(ROOMS)
     assert {room_of(path) for path in FILES} == {None, *ROOMS}
+
+
+def test_lines_of_configs_are_short() -> None:
+    """Ruff checks those of Python files."""
+    files = [path for folder in ("conf", "experiments") for path in (PROJECT / folder).rglob("*.yaml")]
+    assert len(files) > 60
+    for path in files:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert [number for number, line in enumerate(lines, 1) if len(line) > MAX_COLUMNS] == [], path
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
