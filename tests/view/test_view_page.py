@@ -6,6 +6,7 @@ Chromium draws by SwiftShader, so no GPU is needed. Without Chromium the tests s
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import threading
@@ -24,7 +25,7 @@ from e2enet.inference.contours import COLOURS
 from e2enet.view.agreement import CONFUSED, EXTRA, MISSED
 from e2enet.view.find import find_entries
 from e2enet.view.write import DIFFERENCE_COLOURS, write_viewer
-from tests.view.conftest import MARKUP, awkward_affine, predicted_values, reference_values
+from tests.view.conftest import MARKUP, awkward_affine, predicted_values, reference_values, save
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 REASON = "no Chromium here (apt-get install chromium): the viewer's page is not opened"
@@ -80,6 +81,7 @@ const settled = number => until(() => document.body.dataset.state !== "loading" 
   await fetch("SERVER/found", { method: "POST", mode: "no-cors", body: JSON.stringify({
     first, second, late, panes, solid, fill: document.body.dataset.fill, order: state.order,
     message: document.querySelector("#message").textContent, position: $("position").textContent,
+    titles: state.panes.map(pane => pane.title.innerText),
     keys: ["difference", "probability"].filter(name => !$(`${name}-key`).hidden),
     title: document.title, legend: [...document.querySelectorAll("#legend [data-value]")].map(row => row.textContent),
     scripts: document.body.querySelectorAll("script").length,
@@ -227,20 +229,25 @@ def test_each_colour_is_where_its_label_is(viewer: Path, key: str) -> None:
 
 
 def test_probabilities_are_coloured_and_told(dataset: Path) -> None:
-    """Class 1 is certain where it is predicted and nowhere else; the others have no probability at all."""
+    """Class 1 is certain where it is predicted and nowhere else. The second prediction has no probabilities."""
     predicted = predicted_values() == 1
     stored = np.stack([~predicted, predicted, 0 * predicted, 0 * predicted]).astype(np.float16)
     np.savez(dataset / "predictions" / "poor.npz", probabilities=stored)
     record = dataset / "predictions" / ".predicted" / "poor.json"
     record.parent.mkdir()
     record.write_text(json.dumps({"more": [".npz"]}))
-    found = find_entries([dataset / "predictions"], labels=dataset / "labelsTs")
+    others = dataset / "others"
+    for case in ("good", "poor"):
+        save(others / f"{case}.nii.gz", reference_values())
+    found = find_entries([dataset / "predictions", others], labels=dataset / "labelsTs")
     probed, picture = browse(write_viewer(dataset / "viewer", "title", found.entries).page, "4rc")
     assert probed["message"] == "" and (probed["fill"], probed["keys"]) == ("probability", ["probability"])
-    (tiles,) = probed["panes"]
+    assert re.fullmatch(r"A: predictions Dice [0-9.]+ %", probed["titles"][0])
+    assert probed["titles"][1] == "B: others Dice 100.0 %, no probability kept"
+    tiles, _ = probed["panes"]
     at = tuple(next(tile["slice"] for tile in tiles if tile["axis"] == axis) for axis in range(3))
     expected = float(as_ras(predicted.astype(np.uint8))[at])
-    assert f"probability {expected:.2f}" in probed["position"]
+    assert f"probability A {expected:.2f}" in probed["position"] and "probability B" not in probed["position"]
     check_colours(tiles, picture, as_ras(predicted.astype(np.uint8)), {1: "#FFFADC"})
 
 

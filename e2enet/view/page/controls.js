@@ -52,6 +52,7 @@ function reflect() {
   $("contrast").setAttribute("aria-pressed", state.contrast);
   $("class-choice").hidden = state.fill !== "probability";
   for (const fill of ["difference", "probability"]) if ($(`${fill}-key`)) $(`${fill}-key`).hidden = state.fill !== fill;
+  for (const text of document.querySelectorAll(".without")) text.hidden = state.fill !== "probability";
   for (const row of document.querySelectorAll("#legend [data-value]")) {
     row.setAttribute("aria-pressed", !state.hidden.has(Number(row.dataset.value)));
   }
@@ -70,6 +71,7 @@ function describe() {
     const { name, mean } = one.panes[index];
     const letter = one.panes.length > 1 ? `${"AB"[index]}: ` : "";
     pane.title.replaceChildren(make("b", { text: letter + name }), mean === null ? "" : ` Dice ${percent(mean)} %`);
+    if (!one.panes[index].probabilities) pane.title.append(make("span", { class: "without", text: ", no probability kept" }));
   }
   describeClasses(one);
   const regions = meaning().regions, names = state.data.content.probabilities;
@@ -116,6 +118,7 @@ function describeClasses(one) {
   const legend = [key, scale, classes];
   if (regions.length) legend.push(make("table", {}, make("tr", {}, make("th"), make("th", { text: "Regions" }), ...(learned ? scored : [])), ...regions));
   if (absent) legend.push(make("p", { class: "soft", text: `${absent} ${absent === 1 ? "class is" : "classes are"} not in this case` }));
+  if (!shown.length && !absent) legend.push(make("p", { class: "soft", text: "nothing is labelled" }));
   if (one.panes.length > 1) {
     const lines = one.panes.map((pane, index) => make("p", { class: "soft", text: `${"AB"[index]}: ${pane.name}` }));
     legend.unshift(make("div", {}, ...lines));
