@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from e2enet.common.errors import InputError
+from e2enet.configuration.check import check_command_line
+
 # A network of two levels, patches of 8 x 16 x 16, a single pass over everything.
 TINY = (
     "data.num_train=5",
@@ -43,3 +46,12 @@ def tiny(tiny_root: Path, tmp_path: Path) -> list[str]:
         f"paths.prepared={tiny_root}/prepared",
         f"paths.runs={tmp_path}/runs",
     ]
+
+
+def problems(line: str) -> list[str]:
+    """Return the problem lines of a refused command line; [] if it is accepted."""
+    try:
+        check_command_line(line.split())
+    except InputError as error:
+        return [text.removeprefix("  - ") for text in str(error).splitlines()[1:]]
+    return []

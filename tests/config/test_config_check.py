@@ -6,7 +6,6 @@ import inspect
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,26 +15,17 @@ from e2enet.common.config_check import Part
 from e2enet.common.configs import ROOT, compose_config
 from e2enet.common.errors import InputError
 from e2enet.common.overrides import force_added
-from e2enet.configuration import conflicts
 from e2enet.configuration.check import check_command_line
 from e2enet.configuration.rules import DSFF as DSFF_PART
 from e2enet.configuration.rules import NETWORK
 from e2enet.network import DSFF, E2ENet
+from tests.config.conftest import problems
 
 OTHERS = {
     "plain_unet": "e2enet.network.baselines.PlainUNet",
     "dynunet": "e2enet.network.baselines.DynUNet",
     "swin_unetr": "e2enet.network.baselines.SwinUNETR",
 }
-
-
-def problems(line: str) -> list[str]:
-    """Return the problem lines of a refused command line; [] if it is accepted."""
-    try:
-        check_command_line(line.split())
-    except InputError as error:
-        return [text.removeprefix("  - ") for text in str(error).splitlines()[1:]]
-    return []
 
 
 def test_all_mistakes_are_told_at_once() -> None:
@@ -289,33 +279,3 @@ def test_it_is_printed_with_keys_that_the_defaults_lack(capsys: pytest.CaptureFi
     )
     assert done.returncode == 0, done.stderr
     assert OmegaConf.create(done.stdout).optimizer.momentum == 0.9
-
-
-@pytest.mark.parametrize("key", ["paths.data", "paths.prepared", "paths.runs", "run_folder"])
-def test_a_file_in_the_place_of_a_folder(key: str, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    for place in (tmp_path / "file", tmp_path / "file" / "below"):
-        assert problems(f"{key}={place}") == [f"{key}={place}: {tmp_path}/file is a file; a folder expected"]
-
-
-@pytest.mark.parametrize("key", ["paths.prepared", "paths.runs", "run_folder"])
-def test_a_folder_that_cannot_be_written_to(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
-    found = f"{key}={tmp_path}/new: {tmp_path} cannot be written to; the permission to write expected"
-    assert problems(f"{key}={tmp_path}/new") == [found]
-
-
-@pytest.mark.parametrize(("logged_in", "mode"), [(False, None), (True, None), (False, "offline")])
-def test_online_needs_a_login_before_anything_starts(
-    logged_in: bool, mode: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    conflicts._login_problem.cache_clear()
-    monkeypatch.setattr("wandb.login", lambda prompt: logged_in)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    if mode:
-        monkeypatch.setenv("WANDB_MODE", mode)
-    expected = "logger.wandb.offline=false: this machine is not logged in to Weights & Biases; expected "
-    expected += "logger.wandb.offline=true, "
-    found = problems("logger=wandb logger.wandb.offline=false")
-    assert found == ([] if logged_in or mode else [f"{expected}or `wandb login`"])
-    conflicts._login_problem.cache_clear()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,24 +12,15 @@ import pytest
 import torch
 import torchio as tio
 
-from e2enet.common.configs import as_plain, compose_config
 from e2enet.common.errors import InputError
-from e2enet.common.overrides import renamed
-from e2enet.configuration.check import check_command_line, config_problems
 from e2enet.data.augmentation.recipe import build_augmentation, read_recipe
-from e2enet.data.augmentation.step import AugmentationStep, Patch, Triple, uniform
-from e2enet.data.command import build_datamodule
 from e2enet.data.loaders.loading import collate_patches, patch_loader
 from e2enet.data.loaders.patches import frame_affine
 from e2enet.data.loaders.sampling import EpochSampler, PatchDataset
 from e2enet.data.preparation.foreground import sample_coordinates, write_coordinates
 from e2enet.data.preparation.store import PreparedCase
-from e2enet.runs.job_key import job_key
-from e2enet.training.records import write_config
-from e2enet.training.resume import resumed_config, run_identity
+from tests.data.own_steps import HERE, PATCH
 
-PATCH = (6, 8, 10)
-HERE = __name__
 BIAS = {"_target_": "torchio.RandomBiasField", "coefficients": 0.3}
 AFFINE = {"_target_": "torchio.RandomAffine", "degrees": 20}
 SHIFT = {"_target_": "monai.transforms.RandShiftIntensity", "offsets": 0.5, "prob": 1.0}
@@ -44,53 +34,6 @@ BOTH = {
 }
 ONE_OF = {"_target_": "monai.transforms.OneOf", "transforms": [SHIFT, {**SHIFT, "offsets": 3.0}]}
 NESTED = {"_target_": "monai.transforms.Compose", "transforms": [ONE_OF]}
-
-
-class Offset(AugmentationStep):
-    """Add a drawn number to each channel, and record the patches."""
-
-    def __init__(self, low: float = 0.0, high: float = 1.0) -> None:
-        self.low, self.high = low, high
-        self.seen: list[Patch] = []
-
-    def draw(self, channels: int) -> list[float]:
-        return [uniform(self.low, self.high) for _ in range(channels)]
-
-    def apply(self, patch: Patch, drawn: list[float]) -> Patch:
-        self.seen.append(patch._replace(affine=patch.affine.copy()))
-        return patch._replace(image=patch.image + torch.tensor(drawn).view(-1, 1, 1, 1))
-
-
-class MiddleOfMore(AugmentationStep):
-    """Read two more voxels on each side, and return the middle."""
-
-    def draw(self, channels: int) -> int:
-        return 2
-
-    def box_size(self, drawn: int, size: Triple) -> Triple:
-        d, h, w = (edge + 2 * drawn for edge in size)
-        return d, h, w
-
-    def apply(self, patch: Patch, drawn: int) -> Patch:
-        middle = (..., *(slice(drawn, drawn + edge) for edge in patch.size))
-        return patch._replace(image=patch.image[middle], label=patch.label[middle])
-
-
-class Wrong(AugmentationStep):
-    """Return a wrong result of the given kind."""
-
-    def __init__(self, how: str) -> None:
-        self.how = how
-
-    def draw(self, channels: int) -> Any:
-        return (lambda: 0) if self.how == "unpicklable" else 1
-
-    def apply(self, patch: Patch, drawn: Any) -> Patch:
-        if self.how == "raises":
-            raise ZeroDivisionError("nothing left")
-        return (
-            patch._replace(label=patch.label.float()) if self.how == "floats" else patch._replace(image=patch.image[1:])
-        )
 
 
 @pytest.fixture
@@ -227,114 +170,3 @@ def test_what_a_step_may_not_give_is_told_with_its_name(case: PreparedCase, step
 def test_whatever_else_a_step_raises_is_told_with_its_name(case: PreparedCase) -> None:
     with pytest.raises(RuntimeError, match=r"augmentation.mine: ZeroDivisionError: nothing left"):
         make_dataset(case, {"mine": own("Wrong", how="raises")})[(0, 0)]
-
-
-def test_a_config_entry_becomes_a_step_of_the_data_module() -> None:
-    nested = (
-        "{_target_: torchio.OneOf, transforms: [{_target_: torchio.RandomBlur}, {_target_: torchio.RandomGhosting}]}"
-    )
-    given = [
-        "++augmentation.one={_target_: torchio.RandomBiasField, coefficients: 0.3, p: 0.5}",
-        f"++augmentation.two={nested}",
-    ]
-    config = compose_config([*given, "augmentation.noise=null", "data.augment_on=device"])
-    assert config_problems(config) == []
-    module = build_datamodule(config)
-    assert module.augment_on == "device"
-    steps = build_augmentation(PATCH, (), module.augmentation).steps
-    assert list(steps)[-2:] == ["one", "two"] and "noise" not in steps
-    bias = steps["one"].transform  # type: ignore[attr-defined]
-    assert bias.probability == 0.5 and bias.coefficients_range == (-0.3, 0.3)
-
-
-def told(*given: str) -> str:
-    with pytest.raises(InputError) as caught:
-        check_command_line(given)
-    return str(caught.value)
-
-
-def test_every_mistake_is_told_before_anything_starts() -> None:
-    text = told(
-        "augmentation.a={_target_: torchio.RandomBiasFiel}",
-        "augmentation.b={_target_: torchio.RandomGamma, logg: 3}",
-        "augmentation.noise.p=1.5",
-        "augmentation.blur.strenght=[1,2]",
-        "augmentation.spatial.degrees=200",
-        "augmentation.mirror.mirror_axes=[0]",
-        "augmentation.contrast.strength=0.5",
-        "augmentation.order=[nois,blur,blur]",
-        "data.transforms=[]",
-    )
-    for words in (
-        "augmentation.a._target_: torchio.RandomBiasFiel cannot be imported",
-        "augmentation.noise.p=1.5: expected a number in [0, 1]",
-        "augmentation.blur.strenght: unknown key; did you mean augmentation.blur.strength?",
-        "augmentation.spatial.degrees=200: expected a number in [0, 180]",
-        "augmentation.mirror.mirror_axes: unknown key",
-        "augmentation.contrast.strength=0.5: expected a list of 2 items",
-        "augmentation.order: nois is no step; did you mean noise?; blur stands twice; lacks spatial, noise, brightness",
-        "gamma, mirror, a, b (a step that is null may be left out)",
-        "data.transforms: each is a step of the group augmentation now",
-    ):
-        assert words in text, text
-
-
-def test_steps_are_built_and_tried_before_anything_starts() -> None:
-    text = told(
-        "augmentation.a={_target_: torchio.RandomBlur, sdt: 3}",
-        "augmentation.b={_target_: torch.nn.ReLU}",
-        "augmentation.c={_target_: torchio.RandomNoise, p: 3}",
-        "augmentation.contrast.strength=[0.5,0.9]",
-        "augmentation.d={_target_: torchio.CropOrPad, target_shape: 4}",
-        f"augmentation.e={{_target_: {HERE}.Wrong, how: raises}}",
-        f"augmentation.f={{_target_: {HERE}.Wrong, how: unpicklable}}",
-    )
-    for words in (
-        "augmentation.a: torchio.RandomBlur cannot be built: ",
-        "augmentation.b: torch.nn.ReLU is a ReLU; an AugmentationStep, or a transform of TorchIO or MONAI expected",
-        "augmentation.c: torchio.RandomNoise cannot be built: ",
-        "intensity_steps.Contrast cannot be built: strength=[0.5, 0.9]: [low, high] expected, 1 between them",
-        "augmentation.d: CropOrPad changes the image from (1, 16, 32, 32) to (1, 4, 4, 4)",
-        "augmentation.e: ZeroDivisionError: nothing left (on a patch of [16, 32, 32] voxels)",
-        "augmentation.f: ",
-    ):
-        assert words in text, text
-
-
-def test_the_recipe_by_its_earlier_name() -> None:
-    assert renamed("data.augmentation=mirror") == "augmentation=mirror"
-    assert renamed("data.augment_on=device") == "data.augment_on=device"
-    assert list(compose_config(["augmentation=mirror"]).augmentation) == ["order", "mirror"]
-    assert "data.augmentation: is a group of its own now" in told("++data={augmentation: mirror}")
-
-
-def test_another_order_is_another_job() -> None:
-    def content(*given: str) -> dict[str, Any]:
-        return as_plain(compose_config([*given, "run_folder=x"]))
-
-    names = [name for name in read_recipe("nnunet") if name != "order"]
-    turned = f"augmentation.order=[{','.join(reversed(names))}]"
-    plain = content()
-    assert job_key(content(f"augmentation.order=[{','.join(names)}]")) == job_key(plain) != job_key(content(turned))
-    swapped = {**plain, "augmentation": dict(reversed(plain["augmentation"].items()))}
-    assert job_key(swapped) == job_key(content(turned))
-
-
-def test_a_run_does_not_go_on_with_another_recipe(tmp_path: Path) -> None:
-    write_config(tmp_path / "config.yaml", compose_config([f"run_folder={tmp_path}"]))
-    for given, told_of in (
-        ("augmentation.noise.p=0.3", r"augmentation.noise.p=0.3: the run has 0.1"),
-        ("augmentation.blur=null", r"augmentation.blur=None: the run has {'_target_'"),
-        ("augmentation=mirror", r"augmentation=mirror: augmentation.spatial._target_ would be None"),
-    ):
-        line = [f"resume={tmp_path}", given]
-        with pytest.raises(InputError, match=told_of):
-            resumed_config(compose_config(line), line)
-    data: Any = SimpleNamespace(
-        plan=SimpleNamespace(to_dict=dict), train_cases=[], val_cases=[], dataset=SimpleNamespace()
-    )
-    data.dataset.scheme = SimpleNamespace(to_plain=dict)
-    plain = as_plain(compose_config([f"run_folder={tmp_path}"]))
-    swapped = {**plain, "augmentation": dict(reversed(plain["augmentation"].items()))}
-    had, now = run_identity(plain, data), run_identity(swapped, data)
-    assert [key for key in had if had[key] != now[key]] == ["augmentation.order"]
