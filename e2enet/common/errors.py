@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import threading
@@ -39,6 +40,15 @@ def raise_problems(problems: Sequence[str], heading: str) -> None:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its type if the message is empty."""
     return str(error).strip().split("\n", 1)[0] or type(error).__name__
+
+
+def refused_part(error: BaseException) -> str:
+    """Return what torch's `weights_only` refused in a file, as " (posix.system)", or "" if it names nothing.
+
+    The rest of torch's message advises to load the file without it.
+    """
+    found = re.search(r"GLOBAL (\S+)", str(error))
+    return f" ({found[1]})" if found else ""
 
 
 def printable(text: str, encoding: str | None = None) -> str:

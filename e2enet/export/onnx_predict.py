@@ -35,6 +35,8 @@ def predict(session, image, model):
 
 def main(scans, output):
     """Read, prepare, predict, restore, write."""
+    if output.exists() or not output.absolute().parent.is_dir():
+        sys.exit(f"{output}: a new file in a folder that exists expected")
     model = json.loads((FOLDER / "model.json").read_text(encoding="utf-8"))
     session = onnxruntime.InferenceSession(str(FOLDER / "model.onnx"), providers=["CPUExecutionProvider"])
     scan = read_scan(scans, model)
@@ -43,4 +45,4 @@ def main(scans, output):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:-1], sys.argv[-1]) if len(sys.argv) > 2 else sys.exit(__doc__)
+    main(sys.argv[1:-1], pathlib.Path(sys.argv[-1])) if len(sys.argv) > 2 else sys.exit(__doc__)

@@ -28,7 +28,10 @@ class Scan(NamedTuple):
 
 def read_scan(files: list[str], model: dict[str, Any]) -> Scan:
     """Read a scan from one file with all channels or from a file per channel."""
-    images = [sitk.ReadImage(file, sitk.sitkFloat32) for file in files]
+    try:
+        images = [sitk.ReadImage(file, sitk.sitkFloat32) for file in files]
+    except RuntimeError as error:
+        raise SystemExit(f"{files}: cannot be read: {str(error).splitlines()[-1]}") from error
     if images[0].GetDimension() == 4:
         images = [images[0][..., channel] for channel in range(images[0].GetSize()[3])]
     if len(images) != len(model["channels"]):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from e2enet.common.errors import InputError, first_line, raise_problems
+from e2enet.common.errors import InputError, first_line, raise_problems, refused_part
 from e2enet.data.formats.grid import Unit
 from e2enet.data.formats.listing import FILE_ENDINGS, spell_endings
 from e2enet.data.formats.scheme import LabelScheme, scheme_problems
@@ -189,7 +189,7 @@ def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path}: is no checkpoint, or holds pickled objects, which could run code when loaded and are "
-            f"refused; expected tensors and plain containers ({first_line(error)})"
+            f"refused; expected tensors and plain containers{refused_part(error)}"
         ) from error
     except Exception as error:  # a damaged file can make the unpickler raise anything
         raise InputError(f"{path}: cannot be read as a checkpoint of e2enet train ({first_line(error)})") from error

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from e2enet.common.errors import InputError, first_line, raise_problems
+from e2enet.common.errors import InputError, first_line, raise_problems, refused_part
 from e2enet.common.files import read_json
 from e2enet.data.formats.label_section import read_scheme
 from e2enet.network.nnunet_arguments import ADAPTER, e2enet_arguments
@@ -171,7 +171,7 @@ def _read(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path}: is no checkpoint, or holds pickled objects, which could run code when loaded and are refused; "
-            f"expected tensors, plain containers and NumPy's numbers ({first_line(error)})"
+            f"expected tensors, plain containers and NumPy's numbers{refused_part(error)}"
         ) from error
     except Exception as error:  # a damaged file makes the unpickler raise anything
         raise InputError(f"{path}: cannot be read as a checkpoint of nnU-Net ({first_line(error)})") from error

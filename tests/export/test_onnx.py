@@ -184,6 +184,26 @@ def test_a_wrong_number_of_channels_is_told(make_run, scans, tmp_path: Path) -> 
     assert done.returncode == 1 and "python predict.py SCAN [SCAN ..] LABELS" in done.stderr
 
 
+def test_a_scan_is_never_written_over(make_run, scans, tmp_path: Path) -> None:
+    """Whoever forgets the last argument names a scan in its place."""
+    script, scan = export(make_run(), tmp_path / "onnx") / "predict.py", scans() / "oblique.nii.gz"
+    (tmp_path / "text.nii.gz").write_text("no scan")
+    before = scan.read_bytes()
+    for files, message in (
+        ([scan, scan], f"{scan}: a new file in a folder that exists expected"),
+        (
+            [scan, tmp_path / "no" / "out.nii.gz"],
+            f"{tmp_path}/no/out.nii.gz: a new file in a folder that exists expected",
+        ),
+        ([tmp_path / "gone.nii.gz", tmp_path / "out.nii.gz"], "gone.nii.gz']: cannot be read: "),
+        ([tmp_path / "text.nii.gz", tmp_path / "out.nii.gz"], "text.nii.gz']: cannot be read: "),
+    ):
+        program = [sys.executable, str(script), *map(str, files)]
+        done = subprocess.run(program, capture_output=True, text=True, check=False)
+        assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+    assert scan.read_bytes() == before and not (tmp_path / "out.nii.gz").exists()
+
+
 def test_postprocessing_of_other_classes_is_refused(make_run, tmp_path: Path) -> None:
     run = make_run()
     write_postprocessing(run)
