@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import pkgutil
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +47,13 @@ def resolve_target(name: str) -> Callable[..., Any]:
         TypeError: the name is neither a class nor a function.
         Exception: whatever importing it raises.
     """
-    found = pkgutil.resolve_name(name)
+    try:
+        found = pkgutil.resolve_name(name)
+    except AttributeError:
+        # It is raised for a module that cannot be imported, too. Importing that one tells why.
+        with suppress(ModuleNotFoundError):
+            importlib.import_module(name.rpartition(".")[0])
+        raise
     if not callable(found):
         raise TypeError(f"{name} is no class or function")
     return found

@@ -77,14 +77,15 @@ def run_process_group(command: list[str], folder: Path, show: Callable[[str], No
         )
     tail: deque[str] = deque(maxlen=TAIL)
     reader = threading.Thread(target=_forward, args=(process, folder / OUTPUT_FILE, show, tail), daemon=True)
-    reader.start()
     try:
+        reader.start()  # takes a while on a busy machine: Ctrl-C meanwhile ends the job, too
         return process.wait(), tail
     except Exception as error:
         raise KeyboardInterrupt(str(error)) from error
     finally:
         _end(process)
-        reader.join(DRAIN)
+        if reader.is_alive():
+            reader.join(DRAIN)
 
 
 @contextmanager

@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import EMAWeightAveraging
 
 from e2enet.network.dsff import apply_masks
+
+try:
+    from lightning.pytorch.callbacks import EMAWeightAveraging
+except ImportError as error:
+    raise ImportError("weight averaging needs Lightning 2.6 or later") from error
 
 
 class MaskedWeightAveraging(EMAWeightAveraging):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from e2enet.common.signatures import annotation_rule, build_nested, build_part, signature_of
+from e2enet.common.signatures import annotation_rule, build_nested, build_part, resolve_target, signature_of
 
 
 class Named(TypedDict, total=False):
@@ -25,6 +26,18 @@ def test_named_needed_and_any() -> None:
     assert found.rules["b"].accepts(1) and not found.rules["b"].accepts("1")
     assert found.rules["c"].accepts(None) and not found.rules["c"].accepts(1)  # older code writes Optional this way
     assert signature_of(torch.optim.SGD).needed == ["params"]
+
+
+def test_a_module_that_cannot_be_imported_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "parts_of_mine").mkdir()
+    (tmp_path / "parts_of_mine" / "broken.py").write_text("from torch.optim import NotYet\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ImportError, match=r"cannot import name 'NotYet' from 'torch\.optim'"):
+        resolve_target("parts_of_mine.broken.Optimizer")
+    with pytest.raises(AttributeError, match=r"module 'torch\.optim' has no attribute 'NotYet'"):
+        resolve_target("torch.optim.NotYet")
+    with pytest.raises(AttributeError, match="no attribute 'absent'"):
+        resolve_target("torch.optim.absent.NotYet")
 
 
 def test_options_of_a_typed_dict_are_named() -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import torch
 
@@ -43,6 +44,8 @@ def able(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("group", "option"), FILES)
 def test_composes_and_passes_the_check(group: str, option: str, able: None) -> None:
+    if option == "weight_averaging" and not hasattr(pl.callbacks, "EMAWeightAveraging"):
+        pytest.skip("this version of Lightning averages no weights: 2.6 does")
     config = compose_config([f"{group}={option}", *COMPANIONS.get((group, option), [])])
     assert config_problems(config) == []
 

@@ -7,13 +7,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
-from typing import TextIO
+from types import SimpleNamespace
+from typing import Any, TextIO
 
 import pytest
 from rich.console import Console
 
+from e2enet.sweeps import process_group
 from e2enet.sweeps.process_group import job_environment, run_process_group
 
 ENVIRONMENT = """
@@ -87,13 +90,36 @@ class _Closed(io.StringIO):
 
 
 @pytest.mark.parametrize("terminal", [_Closed(), io.TextIOWrapper(io.BytesIO(), encoding="ascii")])
-def test_output_that_cannot_be_shown_does_not_stop_the_job(terminal: TextIO, tmp_path: Path) -> None:
+def test_output_that_cannot_be_shown_does_not_stop_the_job(
+    terminal: TextIO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_group, "DRAIN", 300)  # on a busy machine rich takes longer for this line than that
     # More than a pipe holds: the job would block for ever if the output were not read.
     program = "print('\\u2502' * 99 * 10000); print('end')"
     code, tail = run_process_group(
         [sys.executable, "-X", "utf8", "-c", program], tmp_path, Console(file=terminal).print
     )
     assert code == 0 and tail[-1] == "end" and (tmp_path / "output.log").stat().st_size > 900_000
+
+
+def test_ctrl_c_while_its_reader_starts_ends_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def start_process(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        made.append(subprocess.Popen(*arguments, **options))
+        return made[0]
+
+    def interrupted(_: threading.Thread) -> None:
+        raise KeyboardInterrupt
+
+    # The module's name for subprocess alone is replaced: asyncio and others use it, too.
+    stand_in = SimpleNamespace(**{name: getattr(subprocess, name) for name in ("PIPE", "STDOUT", "TimeoutExpired")})
+    stand_in.Popen = start_process
+    monkeypatch.setattr(process_group, "subprocess", stand_in)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(threading.Thread, "start", interrupted)
+        run_process_group([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path, print)
+    assert made[0].poll() == -signal.SIGTERM
 
 
 def test_a_helper_that_outlives_its_job_keeps_nobody(tmp_path: Path) -> None:

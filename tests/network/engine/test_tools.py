@@ -59,7 +59,7 @@ def test_an_export_is_refused(engine: tuple[str, Any]) -> None:
     name, run = engine
     if name == "a compact network":
         with pytest.raises(RuntimeError, match=r"torch\.export cannot look into a compact network"):
-            torch.export.export(run, (X,))
+            torch.export.export(run, (X,), strict=False)  # else torch 2.6 refuses it in its own words
 
 
 class Watch(TorchDispatchMode):
