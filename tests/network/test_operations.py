@@ -70,8 +70,10 @@ def test_torch_finds_nothing_wrong_with_an_operation(name: str) -> None:
 
 
 def test_every_operation_is_tried() -> None:
-    registered = {str(one).split("::")[1] for one in torch._C._dispatch_get_all_op_names() if "e2enet::" in str(one)}
-    assert registered == set(SAMPLES)
+    names = [str(one) for one in torch._C._dispatch_get_all_op_names()]
+    registered = {name.removeprefix("e2enet::") for name in names if name.startswith("e2enet::")}
+    # Those of e2enet.network.fused have tests of their own, which may have imported them into this process.
+    assert {name for name in registered if not name.startswith("fused_")} == set(SAMPLES)
 
 
 LAYERS: dict[str, tuple[Callable[..., Any], list[Tensor]]] = {

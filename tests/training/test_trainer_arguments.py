@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -97,6 +98,14 @@ def test_early_stopping_ends_a_run_with_its_scores(places: list[str], tmp_path: 
 averaging = pytest.mark.skipif(
     not hasattr(pl.callbacks, "EMAWeightAveraging"), reason="this version of Lightning averages no weights: 2.6 does"
 )
+
+
+def test_an_older_lightning_averages_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(pl.callbacks, "EMAWeightAveraging", raising=False)
+    monkeypatch.delitem(sys.modules, "e2enet.training.weight_averaging", raising=False)
+    monkeypatch.delattr("e2enet.training.weight_averaging", raising=False)
+    (problem,) = config_problems(compose_config(["callbacks=weight_averaging"]))
+    assert "cannot be imported: weight averaging needs Lightning 2.6 or later" in problem
 
 
 @averaging
