@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.autograd import Variable
 from torch.optim import Optimizer
 
 from e2enet.network import dsff
 from e2enet.system.ranks import in_process_group
+
+# By the bytes of a number: the integer of this width.
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @torch.no_grad()
 def hold_masks(model: nn.Module, optimizer: Optimizer) -> None:
     """Zero inactive weights, and every optimizer moment of kernels whose weights are all zero.
 
-    The second set holds the inactive kernels and those just regrown, which start with zero moments too. Any state
-    tensor shaped like the weight is a moment: SGD's momentum, AdamW's two averages.
+    The second set holds the inactive kernels and those just regrown, which start with zero moments too. An update of
+    the masks needs this; between updates `DeadKernels.hold` does, with fewer kernels.
     """
     dsff.apply_masks(model)
     for layer in dsff.fusion_layers(model).values():
         empty = dsff.kernel_scores(layer.weight) == 0
-        for value in optimizer.state.get(layer.weight, {}).values():
-            if isinstance(value, Tensor) and value.shape == layer.weight.shape:
-                zero_kernels(value, empty)
+        for moment in moments(layer, optimizer):
+            zero_kernels(moment, empty)
+
+
+def moments(layer: Any, optimizer: Optimizer) -> list[Tensor]:
+    """Return the optimizer's moments of a layer's weight: SGD's momentum, AdamW's two averages.
+
+    Any state tensor shaped like the weight is a moment.
+    """
+    state = optimizer.state.get(layer.weight, {}).values()
+    return [value for value in state if isinstance(value, Tensor) and value.shape == layer.weight.shape]
 
 
 @torch.no_grad()
@@ -35,11 +47,13 @@ def zero_kernels(tensor: Tensor, kernels: Tensor) -> None:
     tensor.masked_fill_(dsff.expand_mask(kernels, tensor), 0.0)
 
 
-class DeadGradients:
-    """Hooks on the fusion weights that zero the gradients of inactive kernels as soon as they are accumulated.
+class DeadKernels:
+    """Keeps inactive kernels dead between updates of the masks: their gradients, weights and moments.
 
-    Everything that reads `.grad` then finds zeros: clipping, a gradient scaler, the exchange between processes. In
-    steps that grow by gradient, the full gradients of every backward pass are summed separately.
+    Hooks on the fusion weights zero the gradients of inactive kernels at the end of every backward pass. Everything
+    that reads `.grad` then finds zeros: clipping, a gradient scaler. In data-parallel training each gradient is zeroed
+    before the processes exchange it. In steps that grow by gradient, the full gradients of every backward pass are
+    summed separately.
 
     Args:
         model: Its fusion layers' weights must require gradients.
@@ -48,13 +62,20 @@ class DeadGradients:
 
     def __init__(self, model: nn.Module, sums_wanted: Callable[[], bool]) -> None:
         self._layers = dsff.fusion_layers(model)
+        self._active = ActiveWeights(self._layers)
         self._sums_wanted = sums_wanted
         self._sums: dict[str, Tensor] = {}
+        self._backward_pass = -1  # the number of the one that ends with `_zero_gradients`
         self._handles = []
         for name, layer in self._layers.items():
             self._handles.append(layer.weight.register_hook(partial(self._add, name)))
-            # Data-parallel training reads gradients after this hook, so it exchanges zeros on every rank.
-            self._handles.append(layer.weight.register_post_accumulate_grad_hook(partial(self._zero, layer)))
+            self._handles.append(layer.weight.register_post_accumulate_grad_hook(partial(self._accumulated, name)))
+
+    def hold(self, optimizer: Optimizer) -> None:
+        """Zero inactive weights and their optimizer moments; call it after a step."""
+        weights = [(name, layer.weight.detach()) for name, layer in self._layers.items()]
+        state = [(name, moment) for name, layer in self._layers.items() for moment in moments(layer, optimizer)]
+        self._active.zero_others([*weights, *state])
 
     def take_scores(self) -> dict[str, Tensor]:
         """Return each layer's `kernel_scores` of the summed gradients, and clear the sums.
@@ -77,18 +98,81 @@ class DeadGradients:
         for handle in self._handles:
             handle.remove()
 
+    @torch.no_grad()
     def _add(self, name: str, gradient: Tensor) -> None:
         # Called before `gradient` is added to `.grad`: a zero `.grad` means that this is a step's first backward pass.
         # Older sums may be left: a gradient scaler, say, may have skipped a step, whose gradients were then zeroed.
         if not self._sums_wanted():
             return
         earlier = self._layers[name].weight.grad
-        if name in self._sums and earlier is not None and bool(earlier.any()):
-            self._sums[name] += gradient.detach()
+        if name in self._sums and earlier is not None:
+            # Not an `if` on the value of `any`, which would wait for the device.
+            self._sums[name] = torch.where(earlier.any(), self._sums[name], 0.0) + gradient
         else:
-            self._sums[name] = gradient.detach().clone()  # `.grad` may become this very tensor, and `_zero` changes it
+            self._sums[name] = gradient.detach().clone()  # `.grad` may become this very tensor, which is then zeroed
 
-    @staticmethod
-    def _zero(layer: Any, weight: Tensor) -> None:
-        if weight.grad is not None:
-            zero_kernels(weight.grad, ~layer.kernel_mask)
+    def _accumulated(self, name: str, weight: Tensor) -> None:
+        """Zero this weight's gradient now, or all gradients when the backward pass ends."""
+        number = torch._C._current_graph_task_id()
+        if in_process_group() or number == -1:
+            # Data-parallel training reads the gradient right after this hook, and exchanges zeros.
+            if weight.grad is not None:
+                zero_kernels(weight.grad, ~self._layers[name].kernel_mask)
+        elif number != self._backward_pass:
+            self._backward_pass = number
+            Variable._execution_engine.queue_callback(self._zero_gradients)
+
+    def _zero_gradients(self) -> None:
+        gradients = {name: layer.weight.grad for name, layer in self._layers.items()}
+        self._active.zero_others([(name, grad) for name, grad in gradients.items() if grad is not None])
+
+
+class ActiveWeights:
+    """Multiplies by 1 where a weight is active and by 0 where it is not: all layers in one kernel on a GPU.
+
+    The factors are integers as wide as the weights, and multiply the bits of a number. So NaN and infinity become zero,
+    too, and active numbers keep their bits. They are kept from step to step, since a product with masks (dim 0, dim 1)
+    would be a kernel per layer. They take as much memory as the fusion weights.
+    """
+
+    def __init__(self, layers: Mapping[str, Any]) -> None:
+        self._layers = layers
+        self._kept: dict[str, tuple[Tensor, int | None, Tensor, Tensor]] = {}  # mask, its version, its copy, factors
+
+    @torch.no_grad()
+    def zero_others(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Zero the inactive part of tensors in place, each given with the layer's name and shaped like its weight."""
+        numbers, factors = [], []
+        found = {name: self._factors(name) for name in self._layers}
+        for name, tensor in tensors:
+            integer, factor = INTEGERS.get(tensor.element_size()), found[name]
+            if factor is not None and factor.dtype == integer and factor.device == tensor.device:
+                numbers.append(tensor.view(integer))
+                factors.append(factor)
+            else:  # a moment in another precision, say
+                zero_kernels(tensor, ~self._layers[name].kernel_mask.to(tensor.device))
+        if numbers:
+            torch._foreach_mul_(numbers, factors)
+
+    @torch.inference_mode(False)  # training could not use what is made in inference mode
+    def _factors(self, name: str) -> Tensor | None:
+        """Return a layer's factors for its present mask; None if there is no integer as wide as its weight.
+
+        On a CPU the values of the masks are compared. On a GPU that would wait for the device, so the versions are: a
+        mask written through `.data`, which does not change its version, is noticed at the next update.
+        """
+        layer = self._layers[name]
+        mask, weight = layer.kernel_mask, layer.weight
+        version = None if mask.is_inference() else mask._version
+        if name in self._kept:
+            before, then, copied, factors = self._kept[name]
+            by_version = before is mask and version is not None and version == then
+            if torch.equal(copied, mask) if mask.device.type == "cpu" else by_version:
+                return factors
+        integer = INTEGERS.get(weight.element_size())
+        if integer is None:
+            return None
+        factors = torch.empty_like(weight, dtype=integer, requires_grad=False)
+        factors.copy_(dsff.expand_mask(mask, weight))
+        self._kept[name] = mask, version, mask.clone(), factors
+        return factors

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from e2enet.common.errors import InputError, raise_problems
 from e2enet.network import dsff
-from e2enet.network.dead_kernels import DeadGradients, hold_masks
+from e2enet.network.dead_kernels import DeadKernels, hold_masks
 from e2enet.network.dsff_settings import wrong_settings
 from e2enet.network.granularity import chosen_group_size
 from e2enet.network.mask_agreement import require_equal_masks
@@ -99,7 +99,7 @@ class DSFF:
         self._period = 0
         self._total = 0
         self._model: nn.Module | None = None
-        self._gradients: DeadGradients | None = None
+        self._dead: DeadKernels | None = None
         self._step_hook: RemovableHandle | None = None
 
     def draw(self, model: nn.Module) -> None:
@@ -157,21 +157,21 @@ class DSFF:
         self._period = max(1, round(steps))
         self._remember_active(model)
         require_equal_masks(model, "when training starts")
-        hold_masks(model, optimizer)
-        self._gradients = gradients = DeadGradients(model, lambda: self.wants_dense_gradients)
+        self._dead = dead = DeadKernels(model, lambda: self.wants_dense_gradients)
+        dead.hold(optimizer)
         # A post hook: it fires once per real step, neither on accumulated batches nor on steps that the gradient
         # scaler skips.
         self._step_hook = optimizer.register_step_post_hook(
-            lambda opt, args, kwargs: self._after_step(model, opt, gradients)
+            lambda opt, args, kwargs: self._after_step(model, opt, dead)
         )
         return self
 
     def remove(self) -> None:
         """Remove the hooks from model and optimizer. Masks and counters stay as they are."""
-        if self._gradients is not None and self._step_hook is not None:
-            self._gradients.remove()
+        if self._dead is not None and self._step_hook is not None:
+            self._dead.remove()
             self._step_hook.remove()
-        self._gradients = self._step_hook = None
+        self._dead = self._step_hook = None
 
     def __enter__(self) -> DSFF:
         return self
@@ -215,7 +215,7 @@ class DSFF:
         self.last_churn = state_dict["last_churn"]
         self.ever_active = dict(state_dict["ever_active"])
 
-    def _after_step(self, model: nn.Module, optimizer: Optimizer, gradients: DeadGradients) -> None:
+    def _after_step(self, model: nn.Module, optimizer: Optimizer, dead: DeadKernels) -> None:
         if _skipped(optimizer):
             return
         self.step += 1
@@ -224,13 +224,15 @@ class DSFF:
             churn = dsff.update_masks(
                 model,
                 self.fraction(self.step),
-                scores=gradients.take_scores() if self.growth == "gradient" else None,
+                scores=dead.take_scores() if self.growth == "gradient" else None,
                 generator=seeded_generator(self.seed, self.num_updates),
             )
             self.last_churn = sum(churn.values()) / len(churn)
             self._remember_active(model)
             require_equal_masks(model, f"after update {self.num_updates} at step {self.step}")
-        hold_masks(model, optimizer)
+            hold_masks(model, optimizer)  # moments of regrown kernels, too
+        else:
+            dead.hold(optimizer)
 
     def _update_due(self, step: int) -> bool:
         # No update after the very last step: kernels that it regrows would never be trained.
