@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_
 from torch.optim import Optimizer
 
 from e2enet.common.console import say
@@ -25,7 +26,7 @@ from e2enet.network.engine import select_training, select_validation
 from e2enet.network.recompute import checkpoint_activations
 from e2enet.training.dice import DiceCounts
 from e2enet.training.losses import build_loss, sum_over_processes
-from e2enet.training.nonfinite import LEFT_OUT, NonFiniteGuard, scale_gradients, without_gradient
+from e2enet.training.nonfinite import LEFT_OUT, NonFiniteGuard, without_gradient
 from e2enet.training.schedules import schedule_after
 from e2enet.training.step_parts import build_schedule
 
@@ -145,15 +146,34 @@ class SegmentationModule(pl.LightningModule):
         """
         assert optimizer_closure is not None
         first = [optimizer_closure()]  # forward and backward
-        if batches := self.guard.batches_to_step(self):
-            # Lightning has divided each loss by `accumulate`. The step may have fewer batches: the last of an epoch, or
-            # one with batches left out.
-            scale_gradients(self.parameters(), self.trainer.accumulate_grad_batches / batches)
+        if self.guard.may_step(self):
             # Optimizers that call the closure more than once (LBFGS) evaluate it again.
             super().optimizer_step(epoch, batch_idx, optimizer, lambda: first.pop() if first else optimizer_closure())
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip gradients as Lightning does, by the norm that the guard has checked."""
+        norm = self.guard.take_norm(self)
+        if norm is None or not gradient_clip_val or gradient_clip_algorithm not in (None, "norm"):
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:
+            clip_grads_with_norm_(self.parameters(), gradient_clip_val, norm)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep no weights of a step whose loss or gradient was not finite."""
+        self.guard.settle(self)
+
+    def on_train_end(self) -> None:
+        """Judge the last step of a run that ends within an epoch."""
+        self.guard.settle(self)
+
     def on_validation_start(self) -> None:
         """Drop the cached network of an earlier validation, which had other weights."""
+        self.guard.settle(self)
         self.__dict__.pop("_validated", None)
 
     @torch.compiler.set_stance("force_eager")

@@ -2,12 +2,17 @@
 
 Such a step would make every weight NaN. By default the run stops and the recorded batch can be inspected. If the batch
 is left out, weights, masks and optimizer stay unchanged; only counters and schedule advance.
+
+On a GPU the host is ahead of the device, and reading a value makes it wait. So a run that stops at the first bad value
+reads the values of a step while the device computes the next one. The device itself zeroes gradients that are not
+finite, so that weights stay finite until then; what those weights give is never kept.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,10 +22,9 @@ from torch.nn.utils import get_total_norm
 
 from e2enet.common.console import say
 from e2enet.common.errors import InputError
-from e2enet.common.files import write_json
+from e2enet.network.dead_kernels import INTEGERS
+from e2enet.training.nonfinite_record import Place, gradient_scaler, record_folder, write_record
 
-FOLDER = "nonfinite"  # in the run folder: a file per batch
-MAX_NAMED = 10  # non-finite weights named in a record
 LEFT_OUT = "left_out"  # marks the output of a training step whose batch is left out
 
 
@@ -33,13 +37,21 @@ class NonFiniteGuard:
     Args:
         most_skips: Batches that may be left out in a row, without an optimizer step between them. One more stops the
             run. None stops it at the first.
+
+    Attributes:
+        reads_late: Whether values are read a step later, without waiting for the device, if no batch may be left out.
+            None: on a GPU.
     """
 
     def __init__(self, most_skips: int | None) -> None:
         self.most_skips = most_skips
+        self.reads_late: bool | None = None
         self.skips = 0
         self.used = 0  # batches of this epoch that were used in a step; `TrainLossLogger` resets it each epoch
         self._batches: list[Mapping[str, Any]] = []  # accumulated for the next optimizer step
+        self._losses: list[Tensor] = []  # theirs, if values are read late
+        self._unread: list[_Step] = []
+        self._norm: tuple[list[tuple[int, int]], Tensor] | None = None
 
     def check_loss(self, module: pl.LightningModule, loss: Tensor, batch: Mapping[str, Any]) -> bool:
         """Whether to run the backward pass for the loss of a batch.
@@ -48,59 +60,131 @@ class NonFiniteGuard:
             InputError: the loss is not finite and the run must stop.
         """
         loss = loss.detach()
-        finite = bool(torch.isfinite(loss))
-        if module.trainer.strategy.reduce_boolean_decision(finite):
+        late = self._late(loss.device)
+        finite = late or bool(torch.isfinite(loss))
+        if late:
+            self._losses.append(loss)
+        if late or module.trainer.strategy.reduce_boolean_decision(finite):
             # Keep only the ids of earlier batches: their voxels would stay on the device until the step.
             self._batches = [*({"case": earlier["case"]} for earlier in self._batches), batch]
             return True
         self._judge(module, "loss", None if finite else float(loss), [] if finite else [batch])
         return False
 
-    def batches_to_step(self, module: pl.LightningModule) -> int:
-        """Return how many batches the next optimizer step accumulates; 0 if the step is left out.
+    def may_step(self, module: pl.LightningModule) -> bool:
+        """Whether to take an optimizer step; gradients are then those of the mean loss of its batches.
 
         Raises:
             InputError: the gradients are not finite and the run must stop.
         """
         batches, self._batches = self._batches, []
+        losses, self._losses = self._losses, []
         if not batches:
-            return 0
-        if _scaler(module.trainer) is None:
-            norm = get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
-            # The same on all processes: they have exchanged their gradients.
-            if not bool(torch.isfinite(norm)):
-                self._judge(module, "gradient norm", float(norm), batches)
-                return 0
+            return False
+        gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+        # Lightning has divided each loss by `accumulate`. The step may have fewer batches: the last of an epoch, or one
+        # with batches left out.
+        scale_gradients(gradients, module.trainer.accumulate_grad_batches / len(batches))
+        norm = None
+        if gradient_scaler(module.trainer) is None:
+            norm = get_total_norm(gradients)  # the same on all processes: they have exchanged their gradients
+        if losses:
+            norm = self._read_later(module, batches, losses, norm, gradients)
+        elif norm is not None and not bool(torch.isfinite(norm)):
+            self._judge(module, "gradient norm", float(norm), batches)
+            return False
+        self._norm = None if norm is None else (_state(gradients), norm)
         self.skips = 0
         self.used += len(batches)
-        return len(batches)
+        return True
+
+    def take_norm(self, module: pl.LightningModule) -> Tensor | None:
+        """Return the norm of the present gradients if `may_step` computed it and nobody changed them since."""
+        known, self._norm = self._norm, None
+        gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+        return known[1] if known is not None and known[0] == _state(gradients) else None
+
+    def settle(self, module: pl.LightningModule) -> None:
+        """Judge all steps so far, waiting for the device if needed; call it before anything of them is kept.
+
+        Raises:
+            InputError: a loss or gradient was not finite.
+        """
+        while self._unread:
+            self._judge_late(module, self._unread.pop(0))
 
     def end_epoch(self, module: pl.LightningModule) -> None:
         """Check at the end of an epoch that it used at least one batch.
 
         Raises:
-            InputError: all of its batches were left out.
+            InputError: all of its batches were left out, or a value that was not read yet is not finite.
         """
+        self.settle(module)
         if self.used == 0:
             trainer = module.trainer
             raise InputError(
                 f"epoch {trainer.current_epoch}: all of its {trainer.num_training_batches} batches were left out "
-                f"(training.skip_nonfinite={self.most_skips}), so that nothing was trained: see {_folder(trainer)}. "
-                "Look at these cases, or lower optimizer.lr"
+                f"(training.skip_nonfinite={self.most_skips}), so that nothing was trained: see "
+                f"{record_folder(trainer)}. Look at these cases, or lower optimizer.lr"
             )
 
+    def _late(self, device: torch.device) -> bool:
+        if self.most_skips is not None:
+            return False  # a batch to leave out must be known before its gradients mix with others and weights move
+        return device.type == "cuda" if self.reads_late is None else self.reads_late
+
+    def _read_later(
+        self,
+        module: pl.LightningModule,
+        batches: list[Mapping[str, Any]],
+        losses: list[Tensor],
+        norm: Tensor | None,
+        gradients: list[Tensor],
+    ) -> Tensor | None:
+        """Let the device zero gradients that are not finite, and judge the step before this one; return their norm."""
+        values = torch.stack([*losses, *([] if norm is None else [norm])]).float()
+        bad = (~values.isfinite()).any().float()
+        bad = torch.as_tensor(module.trainer.strategy.reduce(bad, reduce_op="sum"))  # processes with a bad value
+        self._unread.append(
+            _Step(Place.now(module.trainer), batches, len(losses), OnHost(torch.cat([values, bad[None]])))
+        )
+        while len(self._unread) > 1:
+            self._judge_late(module, self._unread.pop(0))
+        if norm is None:
+            return None
+        zero_unless(gradients, bad == 0)
+        return torch.where(bad == 0, norm, 0.0)
+
+    def _judge_late(self, module: pl.LightningModule, step: _Step) -> None:
+        *values, processes = step.values.read()
+        if not processes:
+            return
+        bad = [index for index, value in enumerate(values) if not math.isfinite(value)]
+        if not bad:
+            self._judge(module, "loss", None, [], step.place)
+        elif bad[0] < step.num_losses:
+            batches = [step.batches[index] for index in bad if index < step.num_losses]
+            self._judge(module, "loss", values[bad[0]], batches, step.place)
+        else:
+            self._judge(module, "gradient norm", values[bad[0]], step.batches, step.place)
+
     def _judge(
-        self, module: pl.LightningModule, what: str, value: float | None, batches: Sequence[Mapping[str, Any]]
+        self,
+        module: pl.LightningModule,
+        what: str,
+        value: float | None,
+        batches: Sequence[Mapping[str, Any]],
+        place: Place | None = None,
     ) -> None:
         """Record this process's batches, then stop the run or count a skip; no batches: another process's was bad."""
         trainer = module.trainer
-        place = f"epoch {trainer.current_epoch}, batch {trainer.fit_loop.epoch_loop.batch_idx}"
+        place = place or Place.now(trainer)
         if batches:
-            path = write_record(module, what, value, batches)
+            path = write_record(module, what, value, batches, place)
             cases = ", ".join(dict.fromkeys(case for batch in batches for case in batch["case"]))
             message = f"{what} is {value} at {place}, cases {cases}: statistics of the batch in {path}"
         else:
-            message = f"{what} is not finite at {place} in another process: see {_folder(trainer)}"
+            message = f"{what} is not finite at {place} in another process: see {record_folder(trainer)}"
         self.skips += 1
         if self.most_skips is not None and self.skips <= self.most_skips:
             say(f"{message}; left out ({self.skips} in a row, at most {self.most_skips})")
@@ -117,6 +201,43 @@ class NonFiniteGuard:
         )
 
 
+@dataclass(frozen=True)
+class _Step:
+    """A step whose values are not read yet: of its losses, of the gradients' norm (if it was computed), and at last the
+    number of processes with a bad value.
+    """
+
+    place: Place
+    batches: list[Mapping[str, Any]]
+    num_losses: int
+    values: OnHost
+
+
+class OnHost:
+    """Copies numbers to the host without waiting; `read` waits only if they are not there yet."""
+
+    def __init__(self, values: Tensor) -> None:
+        if values.device.type != "cuda":
+            self._values, self._copied = values.cpu(), None
+            return
+        self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        self._values.copy_(values, non_blocking=True)
+        self._copied = torch.cuda.Event()
+        self._copied.record(torch.cuda.current_stream(values.device))
+
+    def read(self) -> list[float]:
+        """Return the numbers."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        found: list[float] = self._values.tolist()
+        return found
+
+
+def _state(gradients: Iterable[Tensor]) -> list[tuple[int, int]]:
+    """Return what changes if a gradient is replaced or written to."""
+    return [(id(gradient), gradient._version) for gradient in gradients]
+
+
 def without_gradient(loss: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
     """Return a scalar with the value of `loss` and zero gradient for every parameter.
 
@@ -126,68 +247,15 @@ def without_gradient(loss: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor
     return loss.detach() + torch.stack(zeros).sum()
 
 
-def scale_gradients(parameters: Iterable[nn.Parameter], factor: float) -> None:
-    """Multiply all gradients by `factor`; a factor of 1 keeps them bit for bit."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+def scale_gradients(gradients: list[Tensor], factor: float) -> None:
+    """Multiply gradients by `factor`; a factor of 1 keeps them bit for bit."""
     if factor != 1 and gradients:
         torch._foreach_mul_(gradients, factor)
 
 
-def write_record(
-    module: pl.LightningModule, what: str, value: float | None, batches: Sequence[Mapping[str, Any]]
-) -> Path:
-    """Write epoch, batch, settings and case statistics as JSON (NaN and Infinity in Python's spelling)."""
-    trainer = module.trainer
-    epoch, batch = trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_idx
-    path = _folder(trainer) / f"epoch_{epoch}_batch_{batch}_rank_{trainer.global_rank}.json"
-    scaler = _scaler(trainer)
-    bad = [name for name, weight in module.named_parameters() if not bool(torch.isfinite(weight).all())]
-    write_json(
-        path,
-        {
-            what.replace(" ", "_"): value,
-            "epoch": epoch,
-            "batch": batch,
-            "step": trainer.global_step,
-            "rank": trainer.global_rank,
-            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
-            "precision": trainer.precision,
-            "grad_scale": None if scaler is None else scaler.get_scale(),
-            # If there are any, the batch is not the cause.
-            "nonfinite_weights": {"count": len(bad), "first": bad[:MAX_NAMED]},
-            "cases": [case for batch in batches for case in case_statistics(batch)],
-        },
-    )
-    return path
-
-
-def case_statistics(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return statistics for each case of a batch {"image": (B, C, D, H, W), "label": (B, D, H, W), "case": ids}.
-
-    They are the labels that occur and, per channel, the number of non-finite voxels and the minimum, maximum, mean and
-    standard deviation of the finite ones (None without any). A batch without voxels, {"case": ids}, gives only the ids.
-    """
-    if "image" not in batch:
-        return [{"case": case} for case in batch["case"]]
-    samples = zip(batch["case"], batch["image"], batch["label"], strict=True)
-    return [
-        {"case": case, "labels": label.unique().tolist(), "channels": [*map(_channel_statistics, image)]}
-        for case, image, label in samples
-    ]
-
-
-def _channel_statistics(channel: Tensor) -> dict[str, Any]:
-    finite = channel[torch.isfinite(channel)].double()
-    names = ("min", "max", "mean", "std")
-    known: list[float | None] = [None] * len(names)
-    if finite.numel():
-        known = [float(value) for value in (finite.min(), finite.max(), finite.mean(), finite.std(correction=0))]
-    return dict(zip(names, known, strict=True)) | {"nonfinite_voxels": channel.numel() - finite.numel()}
-
-
-def _scaler(trainer: pl.Trainer) -> torch.amp.GradScaler | None:
-    return getattr(trainer.precision_plugin, "scaler", None)
-
-
-def _folder(trainer: pl.Trainer) -> Path:
-    return Path(trainer.default_root_dir) / FOLDER
+def zero_unless(gradients: Sequence[Tensor], keep: Tensor) -> None:
+    """Zero gradients, NaN included, unless the scalar `keep` on their device is true; the host does not read it."""
+    for size, integer in INTEGERS.items():  # bits times 1 or 0
+        bits = [gradient.view(integer) for gradient in gradients if gradient.element_size() == size]
+        if bits:
+            torch._foreach_mul_(bits, keep.to(integer))

@@ -25,7 +25,8 @@ from e2enet.network.dsff import fusion_layers, kernel_scores
 from e2enet.training.callbacks import TrainLossLogger
 from e2enet.training.dsff_callback import DSFFCallback
 from e2enet.training.module import SegmentationModule
-from e2enet.training.nonfinite import case_statistics, without_gradient
+from e2enet.training.nonfinite import without_gradient
+from e2enet.training.nonfinite_record import case_statistics
 from e2enet.training.step_parts import training_settings
 from tests.training.conftest import quiet_trainer
 
@@ -280,11 +281,15 @@ def main(folder: Path) -> None:
     module = make_module("training.skip_nonfinite=1", apart)
     masks = DSFFCallback(0.5, update_every=2, update_until=0.5)
     fit(module, folder / "skip", data, masks, **options)
-    try:
-        fit(make_module(apart), folder / "stop", data, **options)
-    except InputError as error:
-        found = {"weights": weights(module), "step": masks.step, "error": str(error)}
-        torch.save(found, folder / f"rank{rank}.pt")
+    found = {"weights": weights(module), "step": masks.step}
+    for name in ("stop", "late"):
+        module = make_module(apart)
+        module.guard.reads_late = name == "late"
+        try:
+            fit(module, folder / name, data, **options)
+        except InputError as error:
+            found |= {name: str(error), f"{name}_weights": weights(module)}
+    torch.save(found, folder / f"rank{rank}.pt")
 
 
 @pytest.mark.slow
@@ -299,11 +304,14 @@ def test_two_processes_decide_alike(tmp_path: Path) -> None:
     assert first["step"] == second["step"] == 3  # of four batches
     assert_equal(first["weights"], second["weights"])
     assert all(value.isfinite().all() for value in first["weights"].values())
-    for folder in ("skip", "stop"):
+    for folder in ("skip", "stop", "late"):
         (record,) = records(tmp_path / folder)  # written by the second process alone
         assert record["rank"] == 1 and [case["case"] for case in record["cases"]] == ["case_10", "case_11"]
-    assert f"in another process: see {tmp_path}/stop/nonfinite" in first["error"]
-    assert f"cases case_10, case_11: statistics of the batch in {tmp_path}/stop/nonfinite/" in second["error"]
+    for name in ("stop", "late"):
+        assert f"in another process: see {tmp_path}/{name}/nonfinite" in first[name]
+        assert f"cases case_10, case_11: statistics of the batch in {tmp_path}/{name}/nonfinite/" in second[name]
+        assert_equal(first[f"{name}_weights"], second[f"{name}_weights"])
+        assert all(value.isfinite().all() for value in first[f"{name}_weights"].values())
     assert "in another process" in done.stdout and "left out (1 in a row, at most 1)" in done.stdout
 
 
