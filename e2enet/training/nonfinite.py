@@ -142,31 +142,28 @@ class NonFiniteGuard:
         gradients: list[Tensor],
     ) -> Tensor | None:
         """Let the device zero gradients that are not finite, and judge the step before this one; return their norm."""
-        values = torch.stack([*losses, *([] if norm is None else [norm])]).float()
-        bad = (~values.isfinite()).any().float()
-        bad = torch.as_tensor(module.trainer.strategy.reduce(bad, reduce_op="sum"))  # processes with a bad value
-        self._unread.append(
-            _Step(Place.now(module.trainer), batches, len(losses), OnHost(torch.cat([values, bad[None]])))
-        )
+        own = torch.stack(losses).double()  # holds a norm of any precision
+        bad = (~own.isfinite()).any().double()
+        bad = torch.as_tensor(module.trainer.strategy.reduce(bad, reduce_op="sum"))  # processes with a bad loss
+        size = torch.zeros_like(bad) if norm is None else norm.double()
+        values = OnHost(torch.cat([own, torch.stack([bad, size])]))
+        self._unread.append(_Step(Place.now(module.trainer), batches, values))
         while len(self._unread) > 1:
             self._judge_late(module, self._unread.pop(0))
         if norm is None:
             return None
-        zero_unless(gradients, bad == 0)
-        return torch.where(bad == 0, norm, 0.0)
+        fine = (bad == 0) & norm.isfinite()
+        zero_unless(gradients, fine)
+        return torch.where(fine, norm, 0.0)
 
     def _judge_late(self, module: pl.LightningModule, step: _Step) -> None:
-        *values, processes = step.values.read()
-        if not processes:
-            return
-        bad = [index for index, value in enumerate(values) if not math.isfinite(value)]
-        if not bad:
-            self._judge(module, "loss", None, [], step.place)
-        elif bad[0] < step.num_losses:
-            batches = [step.batches[index] for index in bad if index < step.num_losses]
-            self._judge(module, "loss", values[bad[0]], batches, step.place)
-        else:
-            self._judge(module, "gradient norm", values[bad[0]], step.batches, step.place)
+        *losses, processes, norm = step.values.read()
+        if processes:
+            own = {index: loss for index, loss in enumerate(losses) if not math.isfinite(loss)}
+            batches = [step.batches[index] for index in own]
+            self._judge(module, "loss", next(iter(own.values()), None), batches, step.place)
+        elif not math.isfinite(norm):
+            self._judge(module, "gradient norm", norm, step.batches, step.place)
 
     def _judge(
         self,
@@ -203,13 +200,10 @@ class NonFiniteGuard:
 
 @dataclass(frozen=True)
 class _Step:
-    """A step whose values are not read yet: of its losses, of the gradients' norm (if it was computed), and at last the
-    number of processes with a bad value.
-    """
+    """A step that is not judged yet: its losses, how many processes have a bad loss, and the gradients' norm."""
 
     place: Place
     batches: list[Mapping[str, Any]]
-    num_losses: int
     values: OnHost
 
 

@@ -30,6 +30,7 @@ from e2enet.training.checkpoints import (
 )
 from e2enet.training.dsff_callback import DSFFCallback
 from e2enet.training.module import PATCHES, WHOLE_CASES, SegmentationModule
+from e2enet.training.overflow import OverflowCounter
 from e2enet.training.parts import RunParts
 from e2enet.training.run_folder import Claim
 from e2enet.training.timing import LoaderWait, TimeKeeper
@@ -60,7 +61,7 @@ def build_trainer(
     options.pop("probe")
     bars = options.pop("enable_progress_bar") and console.is_terminal
     loader_wait = LoaderWait(_profiler(options.pop("profiler", None), run_folder))
-    callbacks: list[pl.Callback] = [*_dsff(parts), claim, TrainLossLogger()]
+    callbacks: list[pl.Callback] = [*_dsff(parts), claim, TrainLossLogger(), OverflowCounter()]
     callbacks.append(TimeKeeper(loader_wait, options["log_every_n_steps"]))
     callbacks.append(CostFile(run_folder / "cost.json"))
     callbacks.append(RichProgressBar() if bars else EpochPrinter())
