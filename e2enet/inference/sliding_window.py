@@ -7,7 +7,6 @@ windows still reach are held (`window_sums.WindowSums`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from e2enet.common.errors import InputError
+from e2enet.inference.mirroring import MirroredPasses, stack_on
 from e2enet.inference.window_sums import WindowSums, device_of_sums, forget_earlier
 from e2enet.inference.windows import WindowGrid, in_batches, mirror_subsets, pad_to_patch
 
@@ -49,7 +49,7 @@ def predict_planes(
         patch_size: in voxels; a smaller image is padded with zeros on both sides.
         step: distance of neighbouring windows as a share of the patch, in (0, 1].
         mirror_axes: among (0, 1, 2) = (D, H, W); the mean is over all subsets of them, flipped and flipped back.
-        batch_size: windows predicted at once.
+        batch_size: windows predicted at once; on a GPU with as many of their mirrored copies as fit into memory.
         device: of the networks. If a GPU has enough memory, it also sums the windows, and the planes are on it.
         amp_dtype: the dtype of autocast, None for float32; probabilities are summed in float32.
         on_window: called with the number of windows just done.
@@ -64,27 +64,32 @@ def predict_planes(
     if not 0 < step <= 1:
         raise ValueError(f"step must be in (0, 1], got {step}")
     device = torch.device(device)
-    passes = list(product(networks, mirror_subsets(mirror_axes)))
+    subsets = mirror_subsets(mirror_axes)
     volume, place = pad_to_patch(torch.as_tensor(image, dtype=torch.float32), patch_size)
     grid = WindowGrid.over(volume.shape[1:], patch_size, step)
     depths = grid.starts[0]
     sums: WindowSums | None = None
     forget_earlier(device)
+    passes = MirroredPasses(
+        subsets,
+        device,
+        amp_dtype,
+        leaves_room=lambda num_classes: device_of_sums(grid, num_classes, device) == device,
+        retry=lambda: forget_earlier(device),
+    )
     for depth, following in zip(depths, [*depths[1:], grid.shape[0]], strict=True):
         totals: list[Tensor] = []
         for corners in in_batches(grid.layer(depth), batch_size):
-            boxes = [(slice(None), *grid.box(corner)) for corner in corners]
-            windows = torch.stack([volume[box] for box in boxes]).to(device)
-            for network, mirrored in passes:
-                with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
-                    logits = network(windows.flip([axis + 2 for axis in mirrored]) if mirrored else windows)
-                totals.append(_total(logits))
-                if sums is None:
-                    num_classes = logits.shape[1]
-                    place_of_sums = device_of_sums(grid, num_classes, device)
-                    sums = WindowSums(grid, num_classes, len(passes), place_of_sums, sigmoid=sigmoid)
-                for corner, window in zip(corners, logits.to(sums.device), strict=True):
-                    sums.add(window, corner, mirrored)
+            windows = stack_on(device, [volume[(slice(None), *grid.box(corner))] for corner in corners])
+            for network in networks:
+                for mirrored, logits in passes.run(network, windows):
+                    totals.append(_total(logits))
+                    if sums is None:
+                        num_classes, times = logits.shape[1], len(networks) * len(subsets)
+                        place_of_sums = device_of_sums(grid, num_classes, device)
+                        sums = WindowSums(grid, num_classes, times, place_of_sums, sigmoid=sigmoid)
+                    for corner, window in zip(corners, logits.to(sums.device), strict=True):
+                        sums.add(window, corner, mirrored)
             if on_window is not None:
                 on_window(len(corners))
         assert sums is not None

@@ -78,7 +78,7 @@ class WindowSums:
 
 
 def forget_earlier(device: torch.device) -> None:
-    """Reset the GPU's peak memory, so that `device_of_sums` reads that of the next case."""
+    """Reset the GPU's peak memory, so that `device_of_sums` reads that of the next case or of a smaller batch."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 

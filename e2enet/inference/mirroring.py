@@ -1,0 +1,87 @@
+"""Mirrored copies of windows: on a GPU as many of them in one batch as its memory holds.
+
+One window seldom fills a GPU, and eight mirrored copies are there anyway. On a CPU a batch of copies is no faster than
+one copy after the other (docs/performance.md), and takes more memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+Mirrored = tuple[int, ...]
+
+# Messages of libraries below torch, whose errors are not torch.OutOfMemoryError, in lower case.
+OUT_OF_MEMORY = ("out of memory", "alloc_failed")
+
+
+def copies_at_once(device: torch.device, copies: int) -> int:
+    """Return how many of a window's mirrored copies to try in one batch on a device."""
+    return copies if device.type == "cuda" else 1
+
+
+class MirroredPasses:
+    """Runs networks on mirrored copies of windows, several copies in one batch.
+
+    If memory runs out, or the first batch leaves too little for the sums of windows, it goes on with half as many.
+
+    Args:
+        mirrored: the subsets of (0, 1, 2) = (D, H, W) along which copies are mirrored.
+        device: of networks and windows.
+        amp_dtype: the dtype of autocast, None for float32.
+        leaves_room: number of classes -> whether the memory left suffices; called once after a batch.
+        retry: called before a batch is tried again with fewer copies.
+    """
+
+    def __init__(
+        self,
+        mirrored: Sequence[Mirrored],
+        device: torch.device,
+        amp_dtype: torch.dtype | None,
+        leaves_room: Callable[[int], bool],
+        retry: Callable[[], None],
+    ) -> None:
+        self.mirrored, self.device, self.amp_dtype = list(mirrored), device, amp_dtype
+        self.copies = copies_at_once(device, len(self.mirrored))
+        self._leaves_room, self._retry = leaves_room, retry
+        self._settled = False
+
+    def run(self, network: nn.Module, windows: Tensor) -> Iterator[tuple[Mirrored, Tensor]]:
+        """Yield (axes, logits (B, K, *patch)) for each mirrored copy of the windows (B, C, *patch), still mirrored."""
+        done = 0
+        while done < len(self.mirrored):
+            chosen = self.mirrored[done : done + self.copies]
+            logits = self._try(network, windows, chosen)
+            if logits is None:
+                continue
+            done += len(chosen)
+            yield from zip(chosen, logits.split(len(windows)), strict=True)
+
+    def _try(self, network: nn.Module, windows: Tensor, chosen: list[Mirrored]) -> Tensor | None:
+        """Return the logits of a batch of copies, one after the other; None if fewer must be tried."""
+        logits: Tensor | None = None
+        try:
+            batch = [windows.flip([axis + 2 for axis in axes]) if axes else windows for axes in chosen]
+            with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
+                logits = network(torch.cat(batch) if len(batch) > 1 else batch[0])
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            if len(chosen) == 1 or not any(words in str(error).lower() for words in OUT_OF_MEMORY):
+                raise
+        if logits is not None and (self._settled or len(chosen) == 1 or self._leaves_room(logits.shape[1])):
+            self._settled = True
+            return logits
+        # Here the error, which keeps the failed batch's memory, is gone.
+        self.copies = (len(chosen) + 1) // 2
+        del logits
+        self._retry()
+        return None
+
+
+def stack_on(device: torch.device, parts: Sequence[Tensor]) -> Tensor:
+    """Stack tensors of the host on a device. A GPU copies them from pinned memory, while the host goes on."""
+    if device.type != "cuda":
+        return torch.stack(list(parts)).to(device)
+    pinned = torch.empty(len(parts), *parts[0].shape, dtype=parts[0].dtype, pin_memory=True)
+    return torch.stack(list(parts), out=pinned).to(device, non_blocking=True)

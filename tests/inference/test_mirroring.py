@@ -1,0 +1,108 @@
+"""Mirrored copies in one batch: the same probabilities, and fewer at once if memory does not suffice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from e2enet.inference import mirroring, sliding_window
+from e2enet.inference.mirroring import MirroredPasses, copies_at_once, stack_on
+from e2enet.inference.sliding_window import predict_probabilities
+from tests.inference.test_sliding_window import PATCH, one_sided_network
+
+CPU = torch.device("cpu")
+
+
+class Bounded(nn.Module):
+    """A network that remembers its batches and has memory for `most` samples."""
+
+    def __init__(self, most: int, error: Exception | None = None) -> None:
+        super().__init__()
+        self.network, self.most, self.batches = one_sided_network(0), most, list[int]()
+        self.error = error or torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.batches.append(len(x))
+        if len(x) > self.most:
+            raise self.error
+        out: Tensor = self.network(x)
+        return out
+
+
+@pytest.fixture
+def all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirroring, "copies_at_once", lambda device, copies: copies)
+
+
+def predicted(*networks: nn.Module, batch_size: int = 1) -> Tensor:
+    image = torch.randn(1, 4, 9, 8, generator=torch.Generator().manual_seed(0))  # two windows
+    return predict_probabilities(list(networks), image, PATCH, mirror_axes=(0, 1, 2), batch_size=batch_size)
+
+
+def test_copies_at_once_by_device() -> None:
+    assert copies_at_once(CPU, 8) == 1 and copies_at_once(torch.device("cuda:1"), 8) == 8
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize(
+    ("most", "batches"),
+    [(8, [8, 8]), (7, [8, 4, 4, 4, 4]), (3, [8, 4, 2, 2, 2, 2, 2, 2, 2, 2]), (1, [8, 4, 2, *[1] * 16])],
+)
+def test_a_batch_of_copies_gives_what_single_ones_give(
+    most: int, batches: list[int], batch_size: int, all_at_once: None, monkeypatch: Any
+) -> None:
+    network, other = Bounded(most * batch_size), Bounded(8)
+    together = predicted(network, other, batch_size=batch_size)
+    if batch_size == 1:
+        assert network.batches == batches
+    monkeypatch.undo()
+    single = Bounded(2)
+    expected = predicted(single, single)
+    assert set(single.batches) == {1}
+    torch.testing.assert_close(together, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes do not fit"), torch.OutOfMemoryError("out of memory")])
+def test_other_errors_and_a_single_copy_without_memory_are_raised(error: Exception, all_at_once: None) -> None:
+    network = Bounded(0, error)
+    with pytest.raises(type(error), match=str(error)):
+        predicted(network)
+    assert network.batches == ([8, 4, 2, 1] if "memory" in str(error) else [8])
+
+
+def test_cudnn_without_memory_counts_too(all_at_once: None) -> None:
+    network = Bounded(2, RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
+    predicted(network)
+    assert network.batches[:3] == [8, 4, 2]
+
+
+def test_fewer_copies_leave_room_for_the_sums(all_at_once: None, monkeypatch: Any) -> None:
+    network, asked = Bounded(8), list[int]()
+
+    def room(grid: Any, num_classes: int, device: torch.device) -> torch.device:
+        asked.append(num_classes)
+        return torch.device("meta") if network.batches[-1] > 2 else device
+
+    monkeypatch.setattr(sliding_window, "device_of_sums", room)
+    found = predicted(network)
+    assert network.batches == [8, 4, *[2] * 8] and asked == [3] * 4  # thrice for a batch, and once for the sums
+    monkeypatch.undo()
+    torch.testing.assert_close(found, predicted(Bounded(1)), rtol=0, atol=1e-6)
+
+
+def test_every_copy_comes_with_its_axes_and_is_still_mirrored(all_at_once: None) -> None:
+    windows = torch.arange(24.0).view(1, 1, 2, 3, 4).repeat(2, 1, 1, 1, 1) + torch.tensor([0, 100]).view(2, 1, 1, 1, 1)
+    subsets = [(), (0,), (1, 2)]
+    passes = MirroredPasses(subsets, CPU, None, lambda classes: True, lambda: None)
+    found = list(passes.run(nn.Identity(), windows))
+    assert [axes for axes, _ in found] == subsets
+    for axes, logits in found:
+        assert torch.equal(logits, windows.flip([axis + 2 for axis in axes]))
+
+
+def test_windows_are_stacked() -> None:
+    parts = [torch.full((1, 2, 2, 2), value) for value in (1.0, 2.0)]
+    assert torch.equal(stack_on(CPU, parts), torch.stack(parts))
