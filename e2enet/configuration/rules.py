@@ -32,11 +32,12 @@ from e2enet.network.build import OFFERED as OFFERED_TO_NETWORKS
 from e2enet.network.build import SUPPLIED as SUPPLIED_TO_NETWORKS
 from e2enet.network.e2enet import KERNEL_SIZES
 from e2enet.runs.ablations import ABLATION_RULE
+from e2enet.system.precision import AUTO
 from e2enet.training.loggers import SUPPLIED as SUPPLIED_TO_LOGGERS
 from e2enet.training.trainer import SUPPLIED_TO_CALLBACKS
 
 KERNEL_RULE = choice(*(list(kernel) for kernel in KERNEL_SIZES))
-PRECISIONS = (32, "32-true", "bf16-mixed", "16-mixed", 64, "64-true")
+PRECISIONS = (AUTO, 32, "32-true", "bf16-mixed", "16-mixed", 64, "64-true")
 DEVICES = Rule(
     lambda v: v in (-1, "auto") or whole(1).accepts(v) or (list_of(whole(0)).accepts(v) and len(set(v)) == len(v) > 0),
     "a whole number >= 1, -1 or auto (all there are), or a list of devices such as [0,2]",

@@ -27,6 +27,7 @@ from e2enet.inference.nnunet_model import nnunet_folds
 from e2enet.inference.predictor import WindowSettings, predict_cases
 from e2enet.network.build import trust_network
 from e2enet.network.engine import select_engine
+from e2enet.system.determinism import set_prediction_flags
 from e2enet.system.memory import give_back_freed_memory
 from e2enet.system.ranks import joined_team, launched
 
@@ -68,6 +69,7 @@ def run_prediction(config: PredictConfig, view: Viewing | None = None) -> dict[s
         say(f"warning: {warning}")
     if postprocessing is not None:
         say(f"postprocessing: {postprocessing.describe()} ({postprocessing.path})")
+    set_prediction_flags(device)
     settings = WindowSettings(
         mirror=config.mirror,
         step=config.step,

@@ -66,5 +66,7 @@ def _without(section: Mapping[str, Any], paths: tuple[str, ...], prefix: str = "
         path = f"{prefix}{key}"
         if path in paths or value is None:
             continue
+        if (path, value) == ("training.precision", "auto"):
+            value = 32  # the default of earlier versions, and what `auto` means on a CPU: their jobs are found
         kept[str(key)] = _without(value, paths, f"{path}.") if isinstance(value, Mapping) else value
     return kept

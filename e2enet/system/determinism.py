@@ -25,17 +25,20 @@ class TorchFlags:
         deterministic: use operations that give the same bits each time, if they exist.
         only_warn: warn about other operations instead of raising.
         benchmark: let cuDNN measure its algorithms at the first input of each size.
+        tf32: let tensor cores round the factors of float32 products to 10 bits, as cuDNN's convolutions do anyway.
     """
 
     deterministic: bool
     only_warn: bool
     benchmark: bool
+    tf32: bool
 
 
 def torch_flags(deterministic: bool | str, *, on_gpu: bool) -> TorchFlags:
     """Return the flags for `trainer.deterministic` (False, True or "warn") on a device."""
     chosen = deterministic is True or (deterministic == "warn" and on_gpu)
-    return TorchFlags(deterministic=chosen, only_warn=deterministic == "warn", benchmark=on_gpu and not deterministic)
+    benchmark = on_gpu and not deterministic
+    return TorchFlags(deterministic=chosen, only_warn=deterministic == "warn", benchmark=benchmark, tf32=on_gpu)
 
 
 def set_torch_flags(deterministic: bool | str, accelerator: str) -> TorchFlags:
@@ -45,6 +48,15 @@ def set_torch_flags(deterministic: bool | str, accelerator: str) -> TorchFlags:
     torch.use_deterministic_algorithms(flags.deterministic, warn_only=flags.only_warn)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = flags.benchmark
+    if flags.tf32:
+        torch.set_float32_matmul_precision("high")
     if flags.deterministic and on_gpu:  # cuBLAS needs it, before its first product
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     return flags
+
+
+def set_prediction_flags(device: torch.device) -> None:
+    """Set this process's flags for prediction: on a GPU, windows of one size pay for measuring cuDNN's algorithms."""
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from e2enet.common.configs import as_plain
 from e2enet.data.command import build_datamodule
 from e2enet.data.datamodule import SegmentationDataModule
+from e2enet.system.precision import resolve_precision
 from e2enet.training.pretraining import pretraining_config
 from e2enet.training.step_parts import training_settings
 
@@ -42,7 +43,8 @@ class RunParts:
         data: The data module, not yet prepared.
         network: The section `network`, kept in checkpoints.
         dsff: The section `dsff`, with `enabled` and `_target_`.
-        training: The section `training` with loss, optimizer and schedule added, as kept in checkpoints.
+        training: The section `training` with loss, optimizer and schedule added, as kept in checkpoints. Its precision
+            is that of this machine, never `auto`.
         trainer: The section `trainer`.
         callbacks: Name -> section, or None for no callback.
         loggers: Name -> section, or None for no logger.
@@ -71,6 +73,7 @@ def read_parts(config: DictConfig) -> RunParts:
     """Return the parts of a checked config; InputError if the data module or pretraining cannot be built."""
     content = as_plain(config)
     training = training_settings(config)
+    training["precision"] = resolve_precision(training["precision"], content["trainer"]["accelerator"])
     return RunParts(
         config=content,
         seed=content["seed"],

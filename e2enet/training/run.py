@@ -79,6 +79,8 @@ def run_training(
     pl.seed_everything(config.seed, workers=True, verbose=False)
     parts = read_parts(config)
     data = parts.data
+    if is_rank_zero() and parts.training["precision"] not in (32, parts.config["training"]["precision"]):
+        say(f"training.precision=auto: {parts.training['precision']} on this GPU")
     checkpoint, later = _where_to_begin(parts.resume, run_folder, parts.training["epochs"])
     _quiet()
     data.prepare_data()

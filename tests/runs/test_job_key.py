@@ -57,3 +57,8 @@ def test_what_changes_the_weights_counts(other: dict[str, Any]) -> None:
 def test_what_follows_training_counts_for_the_job_alone() -> None:
     other = changed("final", mirror=False)
     assert job_key(other) != job_key(CONFIG) and training_key(other) == training_key(CONFIG)
+
+
+def test_the_default_precision_finds_jobs_of_versions_that_trained_in_float32() -> None:
+    keys = [job_key(changed("training", precision=precision)) for precision in ("auto", 32, "bf16-mixed")]
+    assert keys[0] == keys[1] != keys[2]
