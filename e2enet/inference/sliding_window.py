@@ -80,7 +80,8 @@ def predict_planes(
     for depth, following in zip(depths, [*depths[1:], grid.shape[0]], strict=True):
         totals: list[Tensor] = []
         for corners in in_batches(grid.layer(depth), batch_size):
-            windows = stack_on(device, [volume[(slice(None), *grid.box(corner))] for corner in corners])
+            boxes = [(slice(None), *grid.box(corner)) for corner in corners]
+            windows = stack_on(device, [volume[box] for box in boxes])
             for network in networks:
                 for mirrored, logits in passes.run(network, windows):
                     totals.append(_total(logits))
