@@ -1,6 +1,6 @@
-"""Tools of every benchmark: medians of warm runs, separate processes, tables.
+"""Tools of every benchmark: medians of warm runs, separate processes, Markdown tables.
 
-Only the standard library is imported until a table is made, so that nnU-Net's interpreter can use this file too.
+Only the standard library is imported, so that nnU-Net's interpreter, and machines with little installed, can use it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -64,18 +65,42 @@ def peak_bytes() -> int:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
 
 
-def new_table(title: str, columns: Sequence[str], *, left: int = 1) -> Any:
-    """Return a rich table; the first `left` columns are text, the others numbers."""
-    from rich.table import Table
+@dataclass
+class Table:
+    """A Markdown table; the first `left` columns are text, the others numbers."""
 
-    table = Table(title=title)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number < left else "right")
-    return table
+    title: str
+    columns: Sequence[str]
+    left: int = 1
+    rows: list[Sequence[str]] = field(default_factory=list)
+
+    def add_row(self, *cells: str) -> None:
+        """Add a row of as many cells as there are columns."""
+        if len(cells) != len(self.columns):
+            raise ValueError(f"{self.title}: a row of {len(cells)} cells; expected {len(self.columns)}")
+        self.rows.append(cells)
+
+    def __str__(self) -> str:
+        lines = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in (self.columns, *self.rows)]
+        widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
+        rule = ["-" * (width - (number >= self.left)) for number, width in enumerate(widths)]
+        rule[self.left :] = [dashes + ":" for dashes in rule[self.left :]]
+
+        def written(cells: Sequence[str]) -> str:
+            padded = [
+                cell.ljust(width) if number < self.left else cell.rjust(width)
+                for number, (cell, width) in enumerate(zip(cells, widths, strict=True))
+            ]
+            return f"| {' | '.join(padded)} |"
+
+        return "\n".join([f"\n{self.title}\n", *map(written, [lines[0], rule, *lines[1:]])])
 
 
-def show(table: Any) -> None:
-    """Print a table of `new_table`, as wide as it needs."""
-    from rich.console import Console
+def new_table(title: str, columns: Sequence[str], *, left: int = 1) -> Table:
+    """Return an empty table; the first `left` columns are text, the others numbers."""
+    return Table(title, columns, left)
 
-    Console(width=140).print(table)
+
+def show(table: Table) -> None:
+    """Print a table, and at once, since what follows may take minutes."""
+    print(table, flush=True)

@@ -21,7 +21,7 @@ KERNELS = {
     *("prepare", "moments", "norm_table", "pool", "active_weights"),
     *("gather_gradient", "add_chunks", "norm_gradient", "block_gradient", "weight_gradients"),
 }
-ROW = re.compile(r"│\s*(\w+)\s*│\s*(\d+)\s*│\s*(\w+)\s*│\s*(\d+)\s*│\s*(\d+)\s*│\s*(\d+)\s*│")
+ROW = re.compile(r"^\| (\w+) +\| (\d+) +\| (\w+) +\| +(\d+) \| +(\d+) \| +(\d+) \|$", re.MULTILINE)
 
 
 @pytest.mark.parametrize(
