@@ -1,108 +1,154 @@
-"""The GPU path: its kernels and bytes, counted and compiled without a GPU.
+"""The GPU path in one command: counted and compiled anywhere; right, timed and trained where there is a GPU.
 
-    python -m benchmarks.gpu                               # every part
-    python -m benchmarks.gpu --parts count                 # kernels, bytes and memory of a training step
-    python -m benchmarks.gpu --parts compile               # every Triton kernel for GPUs that need not be there
+    python -m benchmarks.gpu                               # every part, at most eight minutes
+    python -m benchmarks.gpu --parts count compile         # these need no GPU
+    python -m benchmarks.gpu --small                       # every part in small sizes; a CPU can run it
+    python -m benchmarks.gpu --json figures.json
 
-Work: batch 2 of 128 x 128 x 128, one channel, base 48, six levels, 16 classes, density 0.2, every head. `count` runs on
-torch's meta device: every operation is one kernel that reads its inputs and writes its outputs once; the fused path
-states its own. nnU-Net's plain U-Net is counted alike (`pip install --no-deps dynamic-network-architectures`).
+It needs torch, triton, numpy, numba and e2enet's own code, and no network. Parts:
+
+- count: kernels, bytes and memory of a training step, counted on torch's meta device;
+- parity: logits and gradients of plain, fused and groups against float64, in every precision;
+- step: time, memory and kernels of a training step: plain, fused, groups, compiled, nnU-Net's plain U-Net
+  (`pip install --no-deps dynamic-network-architectures`; left out where it is missing);
+- train: 200 steps with DSFF and a gradient scaler that skips some; DSFF's invariants after each;
+- resume: a training that is killed and resumed ends as one that was not, bit for bit;
+- ddp: one process of DistributedDataParallel (NCCL) around and above the fused network;
+- predict: a scan of 512 x 512 x 400 voxels, 16 classes, by sliding windows;
+- batch: the largest batch that fits;
+- compile: registers and spilled bytes of every Triton kernel.
+
+Each part runs in a process of its own with a share of the time, so a part that fails, hangs or kills its process ends
+no other. The last table holds everything. Exit code 1: some part failed. A goal that is missed is no failure.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import os
+import signal
+import subprocess
 import sys
-from collections.abc import Callable
-from importlib.util import find_spec
-from typing import Any
+import tempfile
+import time
+import traceback
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
 
-from benchmarks.measuring import new_table, show
-from benchmarks.network import STRIDES, make_network, processor
-from e2enet.network import E2ENet
-from e2enet.network.dsff import init_masks
-from e2enet.network.fused.network import FusedNetwork
+from benchmarks.gpu_options import SMALL, Work, add_arguments, read_work
+from benchmarks.gpu_report import Report, everything, read_report
+from benchmarks.measuring import show
+from benchmarks.network import processor
+from e2enet.common.errors import ExitCode, first_line
+from e2enet.common.files import write_json
 
-PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-DENSITY = 0.2
+# In this order; of the whole time, a part gets this share at most, so that one that hangs leaves some to the others.
+SHARES = {
+    "count": 0.15,
+    "parity": 0.25,
+    "step": 0.35,
+    "train": 0.2,
+    "resume": 0.2,
+    "ddp": 0.15,
+    "predict": 0.25,
+    "batch": 0.2,
+    "compile": 0.6,
+}
+ANYWHERE = ("count", "compile")  # these need no GPU
 
 
-def main() -> None:
+def main() -> int:
     options = parse_arguments()
+    work = read_work(options)
+    if options.worker:
+        return run_worker(options.parts[0], work, Report(options.worker))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(ExitCode.TERMINATED))  # `run_part` then ends the part
     print("command: python -m benchmarks.gpu", *sys.argv[1:])
-    print(f"machine: {processor()}, torch {torch.__version__}")
-    for part in options.parts:
-        PARTS[part](options)
+    print(f"machine: {machine(work)}")
+    start = time.monotonic()
+    able = work.on_gpu or work.sizes.network == SMALL.network
+    chosen = options.parts or [name for name in SHARES if able or name in ANYWHERE]
+    unable = [name for name in SHARES if not able and name in (options.parts or SHARES) and name not in ANYWHERE]
+    if unable and options.parts:
+        raise SystemExit(f"--parts {' '.join(unable)}: no GPU here; expected --small, or count and compile")
+    if unable:
+        print(f"left out, since there is no GPU (--small runs them on a CPU): {', '.join(unable)}")
+    reports = {name: run_part(name, work) for name in SHARES if name in chosen}
+    show(everything(reports))
+    failed = [name for name, report in reports.items() if report.failures]
+    print(f"{time.monotonic() - start:.0f} s; failed: {', '.join(failed) or 'none'}")
+    if options.json:
+        figures = {name: report.figures for name, report in reports.items() if report.figures}
+        failures = {name: reports[name].failures for name in failed}
+        write_json(options.json, {"machine": machine(work), **figures, "failures": failures})
+    return int(bool(failed))
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
-    parser.add_argument("--capabilities", nargs="+", type=int, default=[80, 90, 100], help="of GPUs: 90 is an H100")
-    parser.add_argument("--patch", nargs=3, type=int, default=[128, 128, 128], metavar=("D", "H", "W"))
-    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--parts", nargs="+", choices=SHARES)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures into it")
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)  # the file of a part's report
+    add_arguments(parser)
     return parser.parse_args()
 
 
-def count(options: argparse.Namespace) -> None:
-    """Print kernels, bytes and what is saved for the backward pass, of a step in half precision."""
-    from benchmarks.gpu_count import count_step
-
-    network = on_meta(torch.float16)
-    rows: dict[str, Any] = {"E2ENet by torch": network, "E2ENet, fused": FusedNetwork(network)}
-    if find_spec("dynamic_network_architectures") is None:
-        print("nnU-Net's U-Net left out: dynamic-network-architectures is not installed")
-    else:
-        rows["nnU-Net's PlainConvUNet"] = make_network("plainconvunet").to("meta", torch.float16).train()
-    columns = "kernels, forward", "backward", "GB, forward", "backward", "GB saved", "waits"
-    table = new_table("a training step in half precision, counted", ("network", *columns))
-    x = torch.empty(options.batch, 1, *options.patch, device="meta", dtype=torch.float16)
-    for name, run in rows.items():
-        network.zero_grad()
-        forward, backward, saved = count_step(run, x)
-        gigabytes = [f"{value / 1e9:.1f}" for value in (forward.bytes, backward.bytes, saved)]
-        table.add_row(
-            name, str(forward.kernels), str(backward.kernels), *gigabytes, str(forward.waits + backward.waits)
-        )
-    show(table)
+def machine(work: Work) -> str:
+    """Return the device's name, and the versions of what computes there."""
+    names = [torch.cuda.get_device_name()] if work.on_gpu else []
+    try:
+        triton = version("triton")
+    except PackageNotFoundError:
+        triton = "not installed"
+    cuda = f" (CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()})" if work.on_gpu else ""
+    python = ".".join(map(str, sys.version_info[:3]))
+    return ", ".join([*names, processor(), f"torch {torch.__version__}{cuda}", f"triton {triton}", f"Python {python}"])
 
 
-def compile_kernels(options: argparse.Namespace) -> None:
-    """Print registers and spilled bytes of every kernel of a step, compiled for each GPU and precision."""
-    if find_spec("triton") is None:
-        print("compile left out: triton is not installed (torch's CUDA wheels bring it)")
-        return
-    from benchmarks.gpu_compile import compile_for, recording
+def run_part(name: str, work: Work) -> Report:
+    """Run a part in a process of its own and return what it found; what ends that process is one of its failures."""
+    limit = min(SHARES[name] * work.seconds, work.deadline - time.monotonic())
+    if limit < 1:
+        report = Report()
+        report.fail("not run: the time was over (--minutes)")
+        return report
+    print(f"\n{name} ..", flush=True)
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "report"
+        command = [sys.executable, "-m", "benchmarks.gpu", "--parts", name, "--worker", str(file)]
+        process = subprocess.Popen([*command, *work.arguments(limit)], start_new_session=True)
+        reason = ""
+        try:
+            code = process.wait(limit)
+            if code < 0:
+                reason = f"its process was ended by {signal.Signals(-code).name}"
+        except subprocess.TimeoutExpired:
+            reason, code = f"not done after {limit:.0f} s, its share of the time (--minutes)", 1
+        finally:
+            with suppress(ProcessLookupError):  # the part and whatever it started
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        report = read_report(file)
+        if reason or (code != 0 and not report.failures):
+            report.fail(reason or f"its process ended with exit code {code}")
+    print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
+    return report
 
-    table = new_table(
-        "Triton kernels", ("precision", "sm", "kernel", "variants", "registers, most", "spilled bytes, most"), left=3
-    )
-    for precision in options.precisions:
-        dtype = PRECISIONS[precision]
-        x = torch.empty(options.batch, 1, *options.patch, device="meta", dtype=dtype)
-        with recording() as variants:
-            logits = FusedNetwork(on_meta(dtype))(x)
-            torch.autograd.backward(logits, [torch.empty_like(one) for one in logits])
-        for capability in options.capabilities:
-            usages = [compile_for(variant, capability) for variant in variants]
-            for name in dict.fromkeys(usage.variant.name for usage in usages):
-                own = [usage for usage in usages if usage.variant.name == name]
-                most = max(usage.registers for usage in own), max(usage.spilled for usage in own)
-                table.add_row(precision, str(capability), name, str(len(own)), *map(str, most))
-    show(table)
 
+def run_worker(name: str, work: Work, report: Report) -> int:
+    """Run a part here; an exception is told in the report, and its traceback on stderr."""
+    try:
+        importlib.import_module(f"benchmarks.gpu_{name}").run(work, report)
+    except Exception as error:
+        traceback.print_exc()
+        report.fail(f"{type(error).__name__}: {first_line(error)}")
+    return int(bool(report.failures))
 
-def on_meta(dtype: torch.dtype) -> E2ENet:
-    """Return the network of the work on the meta device, in training mode."""
-    network = E2ENet(1, 16, STRIDES)
-    init_masks(network, DENSITY, generator=torch.Generator().manual_seed(0))
-    return network.to("meta", dtype).train()
-
-
-PARTS: dict[str, Callable[[argparse.Namespace], None]] = {"count": count, "compile": compile_kernels}
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

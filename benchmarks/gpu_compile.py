@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,7 +21,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-CAPABILITIES = (80, 90, 100)
+from benchmarks.gpu_networks import make_contender
+from benchmarks.gpu_options import PRECISIONS, Work
+from benchmarks.gpu_report import Report, tell
+
 USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 TYPES = {
     torch.float16: "*fp16",
@@ -31,6 +35,39 @@ TYPES = {
     torch.int64: "*i64",
     torch.bool: "*i1",
 }
+
+
+def run(work: Work, report: Report) -> None:
+    """Tell registers and spilled bytes of every kernel of a step, compiled for each GPU and precision."""
+    if find_spec("triton") is None:
+        report.find("kernels", "left out: triton is not installed (torch's CUDA wheels bring it)")
+        return
+    rows = []
+    for precision in work.precisions:
+        variants = variants_of_step(work, PRECISIONS[precision])
+        for capability in work.capabilities:
+            usages = [compile_for(variant, capability) for variant in variants]
+            for name in dict.fromkeys(usage.variant.name for usage in usages):
+                own = [usage for usage in usages if usage.variant.name == name]
+                most = max(usage.registers for usage in own), max(usage.spilled for usage in own)
+                rows.append([precision, str(capability), name, str(len(own)), *map(str, most)])
+            spilled = sorted({usage.variant.name for usage in usages if usage.spilled})
+            found = f"{len(usages)} variants, spilled by {', '.join(spilled) or 'none'}"
+            report.require(f"{precision}, sm_{capability}", found, "none", held=bool(usages) and not spilled)
+            report.keep(f"{precision} sm_{capability}", {"variants": len(usages), "spilled": spilled})
+    columns = "precision", "sm", "kernel", "variants", "registers, most", "spilled bytes, most"
+    tell("Triton kernels", columns, rows, left=3)
+
+
+def variants_of_step(work: Work, dtype: torch.dtype) -> list[Variant]:
+    """Return the kernels that a training step of the work starts on a GPU."""
+    network, fused = make_contender("fused", work.sizes.network, "cpu")
+    network.to("meta", dtype)
+    x = torch.empty(work.sizes.batch, 1, *work.sizes.patch, device="meta", dtype=dtype)
+    with recording() as variants:
+        logits = fused(x)
+        torch.autograd.backward(logits, [torch.empty_like(one) for one in logits])
+    return variants
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.gpu_networks import CONTENDERS, make_contender, mask, missing
+from benchmarks.gpu_options import FULL, Work
+from benchmarks.gpu_report import Report, tell
+
 # What these write is not read before; other operations in place read what they change.
 OVERWRITE = {"aten::copy_", "aten::zero_", "aten::fill_"}
 FREE = {  # allocations, and a view that its schema calls a copy
@@ -25,6 +29,43 @@ FREE = {  # allocations, and a view that its schema calls a copy
     "aten::_unsafe_view",
 }
 WAITS = "aten::_local_scalar_dense"  # a value is read on the host: it waits for the device
+
+
+# Of a step of `FULL` in half precision: kernels, bytes forward and backward, bytes saved.
+BUDGET = 420, 52e9, 100e9, 9e9
+
+
+def run(work: Work, report: Report) -> None:
+    """Tell kernels, bytes and what is saved for the backward pass, of a step in half precision with S = 0.8."""
+    x = torch.empty(work.sizes.batch, 1, *work.sizes.patch, device="meta", dtype=torch.float16)
+    rows = []
+    for name in ("plain", "fused", "plain_unet"):
+        problem = missing(name)
+        if problem is not None:
+            report.find(CONTENDERS[name], f"left out: {problem}")
+            continue
+        network, run_by = make_contender(name, work.sizes.network, "cpu")
+        if name != "plain_unet":
+            mask(network, groups=False)
+        network.to("meta", torch.float16)
+        forward, backward, saved = count_step(run_by, x)
+        gigabytes = [value / 1e9 for value in (forward.bytes, backward.bytes, saved)]
+        kernels = [forward.kernels, backward.kernels]
+        report.keep(name, {"kernels": kernels, "gb": gigabytes[:2], "saved_gb": gigabytes[2]})
+        waits = forward.waits + backward.waits
+        numbers = [f"{value:.1f}" for value in gigabytes]
+        rows.append([CONTENDERS[name], *map(str, kernels), *numbers, str(waits)])
+        found = f"{sum(kernels)} kernels, {numbers[0]} + {numbers[1]} GB, {numbers[2]} GB saved"
+        if name == "fused" and (work.sizes.patch, work.sizes.batch) == (FULL.patch, FULL.batch):
+            most, *limits = BUDGET
+            found_bytes = forward.bytes, backward.bytes, saved
+            held = sum(kernels) <= most and all(own <= limit for own, limit in zip(found_bytes, limits, strict=True))
+            expected = f"{most}, {limits[0] / 1e9:.0f} + {limits[1] / 1e9:.0f} GB, {limits[2] / 1e9:.0f} GB"
+            report.require(CONTENDERS[name], found, f"at most {expected}", held=held)
+        else:
+            report.find(CONTENDERS[name], found)
+    columns = "kernels, forward", "backward", "GB, forward", "backward", "GB saved", "waits"
+    tell("a training step in half precision, counted", ("network", *columns), rows)
 
 
 @dataclass
