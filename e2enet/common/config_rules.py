@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-ENGINES = ("auto", "dense", "sparse")  # what may run a network: e2enet/network/engine/select.py
+ENGINES = ("auto", "dense", "sparse", "fused")  # what may run a network: e2enet/network/engine/select.py
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,7 @@ def _checkpoint_activations(checkpoint_activations: bool, network: Mapping[str, 
     return None
 
 
-def _sparse_engine(
+def _own_engine(
     engine: str,
     network: Mapping[str, Any],
     accelerator: str,
@@ -145,15 +145,16 @@ def _sparse_engine(
     compiled: bool,
     checkpoint_activations: bool,
 ) -> str | None:
+    ungrouped = not on_cpu(accelerator) and granularity != "group"
     reasons = {
         f"{network['_target_']} is no E2ENet": not is_e2enet(network),
-        f"with trainer.accelerator={accelerator}, {ONLY_GROUPS}": not on_cpu(accelerator) and granularity != "group",
+        f"with trainer.accelerator={accelerator}, {ONLY_GROUPS}": engine == "sparse" and ungrouped,
         COMPILED: compiled,
         RECOMPUTED: checkpoint_activations,
     }
     wrong = [reason for reason, holds in reasons.items() if holds]
-    if engine == "sparse" and wrong:
-        return f"training.engine=sparse: {' and '.join(wrong)}; expected training.engine=auto or dense"
+    if engine in ("sparse", "fused") and wrong:
+        return f"training.engine={engine}: {' and '.join(wrong)}; expected training.engine=auto or dense"
     return None
 
 
@@ -280,7 +281,7 @@ CONFLICTS: tuple[Conflict, ...] = (
             "training.compile",
             "training.checkpoint_activations",
         ),
-        _sparse_engine,
+        _own_engine,
     ),
     Conflict(("training.accumulate", "training.steps_per_epoch"), _accumulate_and_epoch),
     Conflict(("initial_weights", "pretraining", "resume"), _initial_weights),

@@ -185,7 +185,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: isinstance(value, list) and all(map(_is_path, value)),
         "a list of classes",
     ),
-    "engine": (lambda value: value in ENGINES, "auto, dense or sparse"),
+    "engine": (lambda value: value in ENGINES, "auto, dense, sparse or fused"),
     "experiment": (_is_name, "null or an experiment's name"),
     "row": (_is_name, "null or a row's name"),
     "seed": (_is_seed, "null, all or a whole number from 0"),

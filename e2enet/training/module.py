@@ -48,7 +48,7 @@ class SegmentationModule(pl.LightningModule):
     `weights_only=True`.
 
     The DSFF callback sets `needs_dense_gradients` for steps that need the gradients of inactive kernels too. Such
-    steps run in torch, whatever `training.engine` is.
+    steps run in torch or fused, whatever `training.engine` is.
 
     Args:
         network: the `network` config group, for `build_network`.
@@ -88,6 +88,7 @@ class SegmentationModule(pl.LightningModule):
         self.guard = NonFiniteGuard(training.get("skip_nonfinite"))
         self.scores: dict[str, float] = {}
         self.needs_dense_gradients = False
+        self.way: str | None = None  # how `training.engine=auto` takes steps on a GPU (`engine_choice`)
         self.patch_counts, self.case_counts = (
             DiceCounts(
                 len(self.scheme.class_names), ignore=self.scheme.ignore, regions=list(self.scheme.regions.values())
@@ -99,8 +100,9 @@ class SegmentationModule(pl.LightningModule):
         """Compile the network in place if the config asks for it: parameter names and checkpoints stay the same.
 
         Only training batches use the compiled network. Validation runs it uncompiled, since its windows have other
-        sizes.
+        sizes. All processes take steps in the way that the first one has chosen.
         """
+        self.way = self.trainer.strategy.broadcast(self.way)
         if self.training_config.get("compile", False):
             self.network.compile()
 
@@ -110,7 +112,7 @@ class SegmentationModule(pl.LightningModule):
 
     def training_pass(self, network: nn.Module) -> Callable[[Tensor], Any]:
         """Return the function that runs the network, or a copy of it, in training steps: see `select_training`."""
-        return select_training(network, self._engine, amp_dtype=_amp_dtype(network))
+        return select_training(network, self._engine, amp_dtype=amp_dtype_of(network))
 
     @cached_property  # selected in the first step; never registered as a submodule
     def _own_pass(self) -> Callable[[Tensor], Any]:
@@ -118,15 +120,17 @@ class SegmentationModule(pl.LightningModule):
 
     @cached_property  # for the weights of one validation
     def _validated(self) -> nn.Module:
-        return select_validation(self.network, self._engine, amp_dtype=_amp_dtype(self.network))
+        return select_validation(self.network, self._engine, amp_dtype=amp_dtype_of(self.network))
 
     @property
     def _engine(self) -> str:
-        return str(self.training_config.get("engine", "dense"))
+        engine = str(self.training_config.get("engine", "dense"))
+        return self.way if engine == "auto" and self.way is not None else engine
 
     def training_step(self, batch: Mapping[str, Any], batch_index: int) -> Tensor | dict[str, Any]:
         """Return the loss of a batch of patches; for a batch left out, a marked loss without gradient."""
-        output = (self.network if self.needs_dense_gradients else self._own_pass)(batch["image"])
+        by_torch = self.needs_dense_gradients and self._engine != "fused"
+        output = (self.network if by_torch else self._own_pass)(batch["image"])
         heads = [output] if isinstance(output, Tensor) else output
         loss: Tensor = self.loss(heads, batch["label"])
         if not self.guard.check_loss(self, loss, batch):
@@ -245,7 +249,7 @@ class SegmentationModule(pl.LightningModule):
             self.plan.patch_size,
             mirror_axes=(),
             device=self.device,
-            amp_dtype=_amp_dtype(self.network),
+            amp_dtype=amp_dtype_of(self.network),
             sigmoid=bool(self.scheme.regions),
         )
         try:
@@ -261,7 +265,7 @@ class SegmentationModule(pl.LightningModule):
         return max(1, self.trainer.max_epochs or 1)
 
 
-def _amp_dtype(network: nn.Module) -> torch.dtype | None:
+def amp_dtype_of(network: nn.Module) -> torch.dtype | None:
     """Return the dtype of the active autocast for a network's device; None without autocast."""
     kind = next(network.parameters()).device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None

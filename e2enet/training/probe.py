@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from e2enet.common.console import say
 from e2enet.common.errors import InputError
-from e2enet.common.files import write_json
+from e2enet.common.files import read_json, write_json
 from e2enet.network.recompute import run_once
 from e2enet.system.memory import available_memory, forget_peak, limited_memory, resident_peak
 from e2enet.system.workload import gigabytes
@@ -76,9 +77,20 @@ def probe_step(trainer: pl.Trainer, module: SegmentationModule) -> Probe:
         if device.type == "cuda":
             largest = largest_from(batch_size, lambda size: _try_step(trainer, module, size) is not None)
             probe = Probe(**asdict(probe) | {"largest_batch": largest})
-    write_json(Path(trainer.default_root_dir) / FILE, asdict(probe))
+    file = Path(trainer.default_root_dir) / FILE
+    chosen = {"engine": kept["engine"]} if "engine" in (kept := read_probe(file)) else {}
+    write_json(file, asdict(probe) | chosen)
     say(_in_words(probe, module))
     return probe
+
+
+def read_probe(file: Path) -> dict[str, Any]:
+    """Return what was written to a run's probe.json; nothing if there is no file, or one that was damaged."""
+    try:
+        found = read_json(file)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _fitting(trainer: pl.Trainer, module: SegmentationModule) -> int:

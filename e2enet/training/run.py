@@ -24,6 +24,7 @@ from e2enet.network.granularity import chosen_group_size
 from e2enet.system.ranks import current_team, is_rank_zero
 from e2enet.training.checkpoints import BestCheckpoint
 from e2enet.training.compact import write_compact
+from e2enet.training.engine_choice import choose_engine
 from e2enet.training.final import score_run
 from e2enet.training.initial_weights import check_shapes, load_initial_weights
 from e2enet.training.loggers import build_loggers, finish_wandb
@@ -107,6 +108,8 @@ def run_training(
         loggers = build_loggers(parts.loggers, run_folder, goes_on=goes_on, config=parts.config)
         trainer = build_trainer(parts, module, run_folder, loggers, identity, own)
         path = checkpoint.path if checkpoint else None
+        if trainer.is_global_zero:
+            choose_engine(trainer, module)
         # Not if a pretraining has already formed a process group: the loss would wait for the other processes.
         if parts.trainer["probe"] and trainer.is_global_zero and not distributed.is_initialized():
             probe_step(trainer, module)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from e2enet.common.errors import InputError
+from e2enet.common.errors import InputError, first_line
 from e2enet.network.cost import count_cost
 from e2enet.network.dsff import density
 from e2enet.network.e2enet import E2ENet, half_precision_pays_on_cpu
 from e2enet.network.engine.known import unknown, unknown_in_training
+from e2enet.network.engine.self_check import check_itself
 from e2enet.network.recompute import run_once
 
 logger = logging.getLogger(__name__)
@@ -70,42 +71,54 @@ def select_engine(
 ) -> nn.Module:
     """Return the network as `engine` runs it: itself (dense), or one that multiplies active kernels only (sparse).
 
-    `compact` makes the sparse one. `auto` chooses it if it can run and was faster on a patch (D, H, W). On a CPU each
-    of its layers then runs in its fastest way. Measured times are remembered, see `TimingCache`. With `amp_dtype`
-    bfloat16, layers may run in it.
+    `compact` makes the sparse one, and `fused` gives a `FusedNetwork`. On a CPU `auto` chooses the sparse one if it can
+    run and was faster on a patch (D, H, W); each of its layers then runs in its fastest way. On a GPU it chooses the
+    fastest of all that can run. Measured times are remembered, see `TimingCache`. With `amp_dtype` bfloat16, layers may
+    run in it.
 
     Raises:
-        InputError: engine=sparse, but only torch can run the network.
+        InputError: engine=sparse or fused, but only torch can run the network.
     """
     if engine == "dense":
         return network
+    if engine == "fused":
+        return _fused(network.to(device), "engine=fused")
     if device.type == "cpu":  # `unsupported` checks where the weights are
         network.to(device)
     reason = unsupported(network, device)
-    if reason is not None and engine == "sparse":
-        raise InputError(f"engine=sparse: {reason}; expected engine=auto or dense")
-    if reason is not None:
-        return _by_torch(network, reason)
-    assert isinstance(network, E2ENet)
-    network.to(device)
     if engine == "sparse":
-        return compact(network, choose=False)
+        if reason is not None:
+            raise InputError(f"engine=sparse: {reason}; expected engine=auto or dense")
+        return compact(network.to(device), choose=False)
+    others: dict[str, nn.Module] = {}
     try:
-        sparse = compact(network, bfloat16=amp_dtype == torch.bfloat16)
+        if reason is not None:
+            raise InputError(reason)
+        others["sparse"] = compact(network.to(device), bfloat16=amp_dtype == torch.bfloat16)
     except InputError as error:
-        return _by_torch(network, str(error))
-    return _faster(network, sparse, device, patch_size, amp_dtype)
+        if device.type == "cpu":
+            return _by_torch(network, str(error))
+    if device.type != "cpu" and isinstance(network, E2ENet):
+        others |= _right_fused(network.to(device))
+    return _fastest(network, others, device, patch_size, amp_dtype) if others else network
 
 
 def select_training(network: nn.Module, engine: str, *, amp_dtype: torch.dtype | None) -> Callable[[torch.Tensor], Any]:
-    """Return what runs a network in training steps: itself (dense), or an engine of active kernels only (sparse).
+    """Return what runs a network in training steps.
 
-    The engine is a `TrainingEngine` on a CPU and, with group granularity, a `GroupedNetwork` elsewhere. See
-    `takes_active_kernels` for `auto`. Call it in training mode. amp_dtype: of the autocast that surrounds the steps.
+    That is itself (dense), itself compiled (compiled), a `FusedNetwork` (fused), or an engine of active kernels only
+    (sparse): a `TrainingEngine` on a CPU and, with group granularity, a `GroupedNetwork` elsewhere. See
+    `takes_active_kernels` for `auto`; on a GPU, `fused.trial` replaces it by one of these before. Call it in training
+    mode. amp_dtype: of the autocast that surrounds the steps.
 
     Raises:
-        InputError: engine=sparse, but only torch can run the network.
+        InputError: engine=sparse or fused, but only torch can run the network.
     """
+    if engine == "fused":
+        return _fused(network, "training.engine=fused")
+    if engine == "compiled":
+        network.compile()
+        return network
     if not takes_active_kernels(network, engine, amp_dtype):
         return network
     assert isinstance(network, E2ENet)
@@ -119,8 +132,11 @@ def select_training(network: nn.Module, engine: str, *, amp_dtype: torch.dtype |
 def select_validation(network: nn.Module, engine: str, *, amp_dtype: torch.dtype | None) -> nn.Module:
     """Return what runs a network in a run's validation and final prediction, by the same rule as `select_training`.
 
-    On a CPU a sparse one holds the current weights and masks.
+    On a CPU a sparse one holds the current weights and masks. A compiled run is validated uncompiled, since its windows
+    have other sizes.
     """
+    if engine == "fused":
+        return _fused(network, "training.engine=fused")
     if not takes_active_kernels(network, engine, amp_dtype):
         return network
     found: nn.Module = _or_torch(network, engine, partial(compact, choose=False))
@@ -137,7 +153,7 @@ def takes_active_kernels(network: nn.Module, engine: str, amp_dtype: torch.dtype
     Raises:
         InputError: engine=sparse, but only torch can run the network.
     """
-    if engine == "dense":
+    if engine in ("dense", "compiled"):
         return False
     device = _device(network)
     reason = _unsupported_in_training(network, device) or unsupported(network, device)
@@ -199,16 +215,40 @@ def _by_torch(network: nn.Module, reason: str) -> nn.Module:
 _log_once = cache(logger.warning)  # the network is a library too, and prints nothing
 
 
-def _faster(
-    network: E2ENet,
-    sparse: nn.Module,
+def _fused(network: nn.Module, setting: str) -> nn.Module:
+    """Return the network's fused pass; raise InputError with the setting that asked for it if there is none."""
+    from e2enet.network.fused.network import FusedNetwork
+
+    try:
+        if getattr(network, "run_part", run_once) is not run_once:
+            raise InputError(RECOMPUTED)
+        return FusedNetwork(cast(E2ENet, network))
+    except InputError as error:
+        raise InputError(f"{setting}: {error}") from None
+
+
+def _right_fused(network: nn.Module) -> dict[str, nn.Module]:
+    """Return {"fused": the network's fused pass}, or nothing, with one line in the log, if it fails or is wrong."""
+    try:
+        fused = _fused(network, "engine=auto")
+        check_itself(cast(E2ENet, network), fused, training=False)
+        return {"fused": fused}
+    except Exception as error:  # whatever a compiler or a driver raises
+        _log_once(f"{type(error).__name__}: {first_line(error)}; torch runs the network")
+        return {}
+
+
+def _fastest(
+    network: nn.Module,
+    others: Mapping[str, nn.Module],
     device: torch.device,
     patch_size: Sequence[int],
     amp_dtype: torch.dtype | None,
 ) -> nn.Module:
-    """Return the faster of both on a patch, by remembered or new times."""
+    """Return the fastest of a network and the others that run it on a patch, by remembered or new times."""
     from e2enet.network.engine.timing_cache import TimingCache
 
+    assert isinstance(network, E2ENet)
     x = torch.zeros(1, network.in_channels, *patch_size, device=device)
 
     def run(candidate: nn.Module) -> Tensor:
@@ -216,13 +256,14 @@ def _faster(
         head: Tensor = output[0] if isinstance(output, list) else output
         return head[0, 0, 0, 0, 0].cpu()  # waits for a GPU
 
-    ways = {name: partial(partial, run, one) for name, one in (("sparse", sparse), ("torch", network))}
+    candidates = {**others, "torch": network}
+    ways = {name: partial(partial, run, one) for name, one in candidates.items()}
     cost = count_cost(network, patch_size)
     size, precision = " x ".join(map(str, patch_size)), f", {amp_dtype} allowed" if amp_dtype else ""
     where = f" on {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
     described = f"network of {cost.params} parameters and {cost.flops} FLOPs on {size}{precision}{where}"
     with torch.no_grad(), torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
-        return sparse if TimingCache().fastest(described, ways, SECONDS) == "sparse" else network
+        return candidates[TimingCache().fastest(described, ways, SECONDS)]
 
 
 def _device(network: nn.Module) -> torch.device:

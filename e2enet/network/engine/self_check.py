@@ -23,17 +23,18 @@ ADVICE = "expected engine=dense for this network"
 def check_itself(network: E2ENet, run: Callable[[Tensor], Any], *, training: bool) -> None:
     """Compare the logits of `run` on a small input with the network's, in float32, in training or eval mode.
 
-    The input is random, the same each time, and as small as the strides allow. Heads whose own logits are not finite
-    are not compared.
+    The input is random, the same each time, and as small as the strides allow; it lies where the network does. Heads
+    whose own logits are not finite are not compared.
 
     Raises:
         InputError: number or shapes of the logits differ, or their values by more than TOLERANCE.
     """
     size = small_size(network)
-    x = torch.randn(1, network.in_channels, *size, generator=torch.Generator().manual_seed(0))
+    device = next(network.parameters()).device
+    x = torch.randn(1, network.in_channels, *size, generator=torch.Generator().manual_seed(0)).to(device)
     before, network.training = network.training, training
     try:
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
             expected, found = _heads(E2ENet.forward(network, x)), _heads(run(x))
     finally:
         network.training = before

@@ -1,0 +1,150 @@
+"""Choose how a GPU takes training steps: by torch, fused or compiled, whichever is right and fastest."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from e2enet.common.errors import first_line
+from e2enet.network.e2enet import E2ENet
+from e2enet.network.engine.self_check import small_size
+from e2enet.network.fused.network import FusedNetwork
+
+logger = logging.getLogger(__name__)
+
+DENSE, FUSED, COMPILED = "dense", "fused", "compiled"
+RUNS = 3  # timed, after one untimed run that compiles kernels
+# How far gradients may be from torch's, as a share of their norm: in float32 each parameter's, with autocast all of
+# them together, whose rounding is some hundredths. A wrong term is as large as the gradient.
+TOLERANCE, AMP_TOLERANCE = 0.05, 0.2
+# Gradients smaller than this share of the largest are mostly rounding.
+NEGLIGIBLE = 1e-3
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One way to take a step: its seconds, forward and backward, or why it was not taken."""
+
+    seconds: float | None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The fastest of the ways that are right, and every trial by its way."""
+
+    way: str
+    trials: Mapping[str, Trial]
+
+
+def choose_way(
+    network: E2ENet, *, batch_size: int, patch_size: Sequence[int], amp_dtype: torch.dtype | None = None
+) -> Choice:
+    """Verify every way of `make_ways` on a small input, time it on a batch of patches, and return the fastest.
+
+    A way that fails, or that gives other logits or gradients than the network itself, is left out, with one line in the
+    log. If torch's own way fails, for example for want of memory, the others are still tried.
+
+    Args:
+        network: in training mode, on the device where it will be trained. It stays as it is.
+        batch_size, patch_size: of the training; (D, H, W).
+        amp_dtype: of the autocast that will surround the steps.
+    """
+    device = next(network.parameters()).device
+    small = _noise(network, 2, small_size(network))
+    large = _noise(network, batch_size, patch_size)
+    own = copy.deepcopy(network)
+    expected = _step(own, own, small, None)
+    trials: dict[str, Trial] = {}
+    for way, make in make_ways().items():
+        try:
+            trials[way] = _try(make, network, expected, small, large, amp_dtype)
+        except Exception as error:  # whatever a compiler or a driver raises: the run goes on another way
+            trials[way] = Trial(None, f"{type(error).__name__}: {first_line(error)}")
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        if trials[way].problem is not None:
+            logger.warning(f"training.engine=auto: {way} is left out: {trials[way].problem}")
+    timed = {way: trial.seconds for way, trial in trials.items() if trial.seconds is not None}
+    return Choice(min(timed, key=timed.__getitem__) if timed else DENSE, trials)
+
+
+def make_ways() -> dict[str, Callable[[E2ENet], nn.Module]]:
+    """Return what runs a network in each way."""
+
+    def compiled(network: E2ENet) -> nn.Module:
+        network.compile()
+        return network
+
+    return {DENSE: lambda network: network, FUSED: FusedNetwork, COMPILED: compiled}
+
+
+def _try(
+    make: Callable[[E2ENet], nn.Module],
+    network: E2ENet,
+    expected: list[Tensor],
+    small: Tensor,
+    large: Tensor,
+    amp_dtype: torch.dtype | None,
+) -> Trial:
+    own = copy.deepcopy(network)
+    run = make(own)
+    found = _step(own, run, small, None)
+    negligible = NEGLIGIBLE * max(map(_norm, expected))
+    wrong = max(_difference(one, right, negligible) for one, right in zip(found, expected, strict=True))
+    if not wrong <= TOLERANCE:  # NaN too
+        return Trial(None, f"a parameter's gradient differs by {wrong:.0%} from torch's, more than {TOLERANCE:.0%}")
+    if amp_dtype is not None:
+        wrong = _difference(torch.cat(_step(own, run, small, amp_dtype)), torch.cat(expected))
+        if not wrong <= AMP_TOLERANCE:
+            return Trial(None, f"gradients in {amp_dtype} differ by {wrong:.0%}, more than {AMP_TOLERANCE:.0%}")
+    seconds = []
+    for _ in range(1 + RUNS):
+        start = time.perf_counter()
+        _step(own, run, large, amp_dtype)
+        seconds.append(time.perf_counter() - start)
+    return Trial(statistics.median(seconds[1:]))
+
+
+def _noise(network: E2ENet, batch_size: int, size: Sequence[int]) -> Tensor:
+    draw = torch.Generator().manual_seed(0)
+    return torch.randn(batch_size, network.in_channels, *size, generator=draw).to(next(network.parameters()).device)
+
+
+def _step(network: E2ENet, run: Any, x: Tensor, dtype: torch.dtype | None) -> list[Tensor]:
+    """Return the means of each head's logits and the gradient of each parameter as vectors; waits for the device."""
+    network.zero_grad()
+    with torch.autocast(x.device.type, dtype=dtype, enabled=dtype is not None):
+        found = run(x)
+    heads = found if isinstance(found, list) else [found]
+    loss = torch.stack([(head.float() * _weights(head)).square().mean() for head in heads]).sum()
+    loss.backward()
+    means = [head.detach().float().mean((0, 2, 3, 4)) for head in heads]
+    # A bias before a norm has no gradient but rounding.
+    gradients = [p.grad.float().flatten() for name, p in network.named_parameters()
+                 if p.grad is not None and not name.endswith(".conv.bias")]  # fmt: skip
+    values = [value.cpu() for value in (*means, *gradients)]
+    network.zero_grad()
+    return values
+
+
+def _weights(head: Tensor) -> Tensor:
+    """Return another weight for every class: each logit counts."""
+    return torch.linspace(0.5, 1.5, head.shape[1], device=head.device).view(-1, 1, 1, 1)
+
+
+def _difference(found: Tensor, expected: Tensor, negligible: float = 1e-30) -> float:
+    """Return the norm of the difference as a share of the expected vector's norm."""
+    return _norm(found - expected) / max(_norm(expected), negligible)
+
+
+def _norm(vector: Tensor) -> float:
+    return float(vector.norm())

@@ -1,0 +1,73 @@
+"""`training.engine=auto` on a GPU: how steps are taken is tried once, before training, and kept in probe.json."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+
+from e2enet.common.console import say
+from e2enet.common.files import write_json
+from e2enet.network.e2enet import E2ENet
+from e2enet.network.fused.trial import Choice, choose_way
+from e2enet.network.recompute import run_once
+from e2enet.training.module import SegmentationModule, amp_dtype_of
+from e2enet.training.probe import FILE, read_probe
+
+
+def choose_engine(trainer: pl.Trainer, module: SegmentationModule) -> None:
+    """Set `module.way` to the fastest right way to take steps (`fused.trial`), and write all trials to probe.json.
+
+    A resumed run takes the way of its probe.json, if device and torch are the same: it goes on as it began. Nothing is
+    tried for another `training.engine`, another network, a step that is compiled or recomputed, or on a CPU, where
+    network and machine decide.
+    """
+    device, network = trainer.strategy.root_device, module.network
+    if not (_may_choose(module) and _has_ways(device)):
+        return
+    assert isinstance(network, E2ENet)
+    file = Path(trainer.default_root_dir) / FILE
+    where = {"device": _name(device), "torch": torch.__version__}
+    before = read_probe(file)
+    kept = before.get("engine", {})
+    if {key: kept.get(key) for key in where} == where and isinstance(kept.get("way"), str):
+        module.way = kept["way"]
+        return
+    own = copy.deepcopy(network).to(device).train()
+    with trainer.precision_plugin.train_step_context():
+        amp_dtype = amp_dtype_of(own)
+    plan = module.plan
+    choice = choose_way(own, batch_size=plan.batch_size, patch_size=plan.patch_size, amp_dtype=amp_dtype)
+    module.way = choice.way
+    trials = {way: asdict(trial) for way, trial in choice.trials.items()}
+    write_json(file, before | {"engine": where | {"way": choice.way, "trials": trials}})
+    say(_in_words(choice))
+
+
+def _may_choose(module: SegmentationModule) -> bool:
+    training, network = module.training_config, module.network
+    return (
+        training.get("engine") == "auto"
+        and type(network) is E2ENet
+        and network.run_part is run_once
+        and not training.get("compile", False)
+    )
+
+
+def _has_ways(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _in_words(choice: Choice) -> str:
+    told = [
+        f"{way} {trial.seconds:.3f} s" if trial.seconds is not None else f"{way} left out"
+        for way, trial in choice.trials.items()
+    ]
+    return f"training.engine=auto takes {choice.way}: a step without the optimizer takes {', '.join(told)}"

@@ -1,0 +1,163 @@
+"""How a GPU takes steps: the fastest way that is right, and a line for whatever fails."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+import re
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo as dynamo
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from e2enet.common.errors import InputError
+from e2enet.network import E2ENet
+from e2enet.network.cost import Cost
+from e2enet.network.engine import select_engine, select_training, select_validation
+from e2enet.network.engine.timing_cache import TimingCache
+from e2enet.network.fused import trial
+from e2enet.network.fused.network import FusedNetwork
+from e2enet.network.fused.trial import COMPILED, DENSE, FUSED, choose_way
+from e2enet.network.recompute import checkpoint_activations
+from tests.network.fused.test_fused_network import make
+
+SIZE = (4, 8, 8)
+META = torch.device("meta")
+
+
+class Slow(nn.Module):
+    """Runs a network, and is timed as it says."""
+
+    def __init__(self, network: E2ENet, wrong: Any = None) -> None:
+        super().__init__()
+        self.network, self.wrong = network, wrong
+
+    def forward(self, x: Tensor) -> Any:
+        heads = self.network(x)
+        return heads if self.wrong is None else [self.wrong(head) for head in heads]
+
+
+def ways(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float], **made: Any) -> None:
+    """Let the named ways run, in the seconds given."""
+    monkeypatch.setattr(trial, "make_ways", lambda: {DENSE: Slow, **made})
+    clock = iter([value for way in (DENSE, *made) for value in [0, seconds[way]] * (1 + trial.RUNS)])
+    monkeypatch.setattr(trial.time, "perf_counter", lambda: next(clock))
+
+
+@pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16])
+def test_the_real_ways_are_right_on_a_cpu(amp_dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    dynamo.reset()
+    eager = CompileCounterWithBackend("eager")  # needs no compiler
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=eager))
+    network = make(torch.float32)
+    before = copy.deepcopy(network.state_dict())
+    choice = choose_way(network, batch_size=1, patch_size=SIZE, amp_dtype=amp_dtype)
+    assert eager.frame_count > 0
+    for way in (DENSE, FUSED, COMPILED):
+        assert choice.trials[way].problem is None and choice.trials[way].seconds > 0, choice  # type: ignore[operator]
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(p.grad is None for p in network.parameters()) and network._compiled_call_impl is None
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [({DENSE: 2, FUSED: 1}, FUSED), ({DENSE: 1, FUSED: 2}, DENSE)])
+def test_the_fastest_is_taken(
+    seconds: dict[str, float], expected: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ways(monkeypatch, seconds, **{FUSED: FusedNetwork})
+    choice = choose_way(make(torch.float32), batch_size=1, patch_size=SIZE)
+    assert choice.way == expected and {way: one.seconds for way, one in choice.trials.items()} == seconds
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("wrong", "problem"),
+    [
+        (lambda head: head * 1.2, "gradient differs by [0-9]+%"),
+        (lambda head: head * torch.nan, "gradient differs by nan%"),
+        (lambda head: 1 / 0, "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_what_is_wrong_or_fails_is_left_out_with_one_line(
+    wrong: Any, problem: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ways(monkeypatch, {DENSE: 2, FUSED: 1}, **{FUSED: lambda network: Slow(network, wrong)})
+    with caplog.at_level(logging.WARNING):
+        choice = choose_way(make(torch.float32), batch_size=1, patch_size=SIZE)
+    assert choice.way == DENSE and choice.trials[FUSED].seconds is None
+    (record,) = caplog.records
+    assert record.message.startswith("training.engine=auto: fused is left out: ")
+    assert choice.trials[FUSED].problem in record.message
+    assert re.search(problem, record.message), record.message
+
+
+def test_a_wrong_gradient_of_one_small_layer_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wrong(FusedNetwork):
+        def __init__(self, network: E2ENet) -> None:
+            super().__init__(network)
+            node: Any = network.decoder.columns[0][0]  # type: ignore[union-attr]
+            node.blocks[0].norm.bias.register_hook(lambda grad: grad * 1.2)
+
+    ways(monkeypatch, {DENSE: 2, FUSED: 1}, **{FUSED: Wrong})
+    problem = choose_way(make(torch.float32), batch_size=1, patch_size=SIZE).trials[FUSED].problem
+    assert problem is not None and problem.startswith("a parameter's gradient differs by 20%")
+
+
+def test_where_torch_has_no_memory_another_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Large(Slow):
+        def forward(self, x: Tensor) -> Any:
+            if x.shape[2:] == (8, 16, 16):
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().forward(x)
+
+    monkeypatch.setattr(trial, "make_ways", lambda: {DENSE: Large, FUSED: FusedNetwork})
+    choice = choose_way(make(torch.float32), batch_size=1, patch_size=(8, 16, 16))
+    assert choice.way == FUSED and "out of memory" in str(choice.trials[DENSE].problem)
+
+
+def test_engines_by_name() -> None:
+    network = make(torch.float32)
+    assert isinstance(select_training(network, FUSED, amp_dtype=None), FusedNetwork)
+    assert isinstance(select_validation(network.eval(), FUSED, amp_dtype=None), FusedNetwork)
+    predicting = select_engine(network, FUSED, device=torch.device("cpu"), patch_size=SIZE)
+    x = torch.randn(1, 2, 4, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(predicting(x), network(x), rtol=1e-4, atol=1e-4)
+    for way in (DENSE, COMPILED):
+        assert select_validation(network, way, amp_dtype=None) is network
+    assert select_training(network.train(), COMPILED, amp_dtype=None) is network
+    assert network._compiled_call_impl is not None
+
+
+def test_an_engine_that_cannot_be_fused_is_told() -> None:
+    with pytest.raises(
+        InputError, match=r"training\.engine=fused: the fused pass cannot run this network: Conv3d is no"
+    ):
+        select_training(nn.Conv3d(1, 1, 1), FUSED, amp_dtype=None)
+    network = make(torch.float32)
+    checkpoint_activations(network)
+    with pytest.raises(InputError, match="recomputes torch's own pass"):
+        select_training(network, FUSED, amp_dtype=None)
+
+
+@pytest.mark.parametrize("winner", ["fused", "torch"])
+def test_prediction_elsewhere_takes_the_fastest_that_is_right(winner: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU; here its part is taken by the meta device, whose values cannot be compared."""
+    network = make(torch.float32).to("meta").eval()
+    offered: list[set[str]] = []
+
+    def fastest(self: TimingCache, described: str, ways: Any, seconds: float) -> str:
+        offered.append(set(ways))
+        return winner
+
+    monkeypatch.setattr(TimingCache, "fastest", fastest)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: torch.no_grad())
+    assert select_engine(network, "auto", device=META, patch_size=SIZE) is network and offered == []  # not verified
+    monkeypatch.setattr("e2enet.network.engine.select.count_cost", lambda *_: Cost(0, 0))
+    monkeypatch.setattr("e2enet.network.engine.select.check_itself", lambda *_, **__: None)
+    chosen = select_engine(network, "auto", device=META, patch_size=SIZE)
+    assert offered == [{"fused", "torch"}]
+    assert chosen is network if winner == "torch" else isinstance(chosen, FusedNetwork)

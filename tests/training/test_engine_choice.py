@@ -1,0 +1,117 @@
+"""training.engine=auto on a GPU: tried once, kept in probe.json, and taken again by a resumed run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from e2enet.network.fused.network import FusedNetwork
+from e2enet.network.fused.trial import Choice, Trial
+from e2enet.training import engine_choice
+from e2enet.training.engine_choice import choose_engine
+from e2enet.training.probe import probe_step
+from tests.training.conftest import quiet_trainer
+from tests.training.test_module import make_module
+from tests.training.test_step_settings import fit
+
+TRIALS = {"dense": Trial(2.0), "fused": Trial(1.0), "compiled": Trial(None, "RuntimeError: no compiler")}
+
+
+@pytest.fixture
+def trials(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Take this machine for one with a GPU, and keep what was asked for."""
+    asked: list[dict[str, Any]] = []
+
+    def choose(network: Any, **workload: Any) -> Choice:
+        asked.append(workload)
+        return Choice("fused", TRIALS)
+
+    monkeypatch.setattr(engine_choice, "_has_ways", lambda device: True)
+    monkeypatch.setattr(engine_choice, "choose_way", choose)
+    return asked
+
+
+def test_the_choice_is_told_kept_and_taken(
+    trials: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, trainer = make_module(), quiet_trainer(tmp_path)
+    choose_engine(trainer, module)
+    assert trials == [{"batch_size": module.plan.batch_size, "patch_size": module.plan.patch_size, "amp_dtype": None}]
+    assert module.way == "fused"
+    assert isinstance(module.training_pass(module.network), FusedNetwork)
+    text = " ".join(capsys.readouterr().out.split())
+    assert "takes fused: a step without the optimizer takes dense 2.000 s, fused 1.000 s, compiled left out" in text
+    kept = json.loads((tmp_path / "probe.json").read_text())["engine"]
+    assert kept == {
+        "device": "cpu",
+        "torch": torch.__version__,
+        "way": "fused",
+        "trials": {
+            "dense": {"seconds": 2.0, "problem": None},
+            "fused": {"seconds": 1.0, "problem": None},
+            "compiled": {"seconds": None, "problem": "RuntimeError: no compiler"},
+        },
+    }
+    probe_step(trainer, module)
+    after = json.loads((tmp_path / "probe.json").read_text())
+    assert after["engine"] == kept and after["seconds"] > 0
+
+
+def test_a_resumed_run_goes_on_as_it_began(trials: list[dict[str, Any]], tmp_path: Path) -> None:
+    file = tmp_path / "probe.json"
+    choose_engine(quiet_trainer(tmp_path), make_module())
+    again = make_module()
+    choose_engine(quiet_trainer(tmp_path), again)
+    assert again.way == "fused" and len(trials) == 1
+    elsewhere = json.loads(file.read_text())
+    elsewhere["engine"]["device"] = "another GPU"
+    file.write_text(json.dumps(elsewhere))
+    choose_engine(quiet_trainer(tmp_path), make_module())
+    assert len(trials) == 2
+    file.write_text("{")  # damaged: tried again
+    choose_engine(quiet_trainer(tmp_path), make_module())
+    assert len(trials) == 3
+
+
+@pytest.mark.parametrize(
+    "override", ["training.engine=dense", "training.engine=fused", "training.compile=true",
+                 "training.checkpoint_activations=true", "network=swin_unetr"],
+)  # fmt: skip
+def test_nothing_is_tried_for_other_settings(override: str, trials: list[dict[str, Any]], tmp_path: Path) -> None:
+    module = make_module(*([override] if override != "network=swin_unetr" else []))
+    if override == "network=swin_unetr":
+        module.network = torch.nn.Conv3d(2, 2, 1)
+    choose_engine(quiet_trainer(tmp_path), module)
+    assert trials == [] and module.way is None and not (tmp_path / "probe.json").exists()
+
+
+def test_nothing_is_tried_on_a_cpu(tmp_path: Path) -> None:
+    module = make_module()
+    choose_engine(quiet_trainer(tmp_path), module)
+    assert module.way is None and not (tmp_path / "probe.json").exists()
+
+
+@pytest.mark.parametrize("growth", ["random", "gradient"])
+def test_fused_training_is_that_of_the_network(growth: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    masked, _ = fit(tmp_path, "training.engine=dense", growth=growth)
+    passes: list[bool] = []
+    run = FusedNetwork.forward
+
+    def counted(self: FusedNetwork, x: torch.Tensor) -> Any:
+        passes.append(self.network.training)
+        return run(self, x)
+
+    monkeypatch.setattr(FusedNetwork, "forward", counted)
+    fused, _ = fit(tmp_path, "training.engine=fused", growth=growth)
+    # Every step, those of growth by gradient included: it finds the gradients of inactive kernels too.
+    assert passes.count(True) == 8 and passes.count(False) > 0
+    found, expected = fused.state_dict(), masked.state_dict()
+    for name in expected:
+        if name.endswith("kernel_mask"):
+            assert torch.equal(found[name], expected[name]), name
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-3)
+    assert fused.scores == pytest.approx(masked.scores, abs=0.02)
