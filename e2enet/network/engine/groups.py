@@ -85,7 +85,7 @@ class GroupInputs:
         return out[:, : self.layer.out_channels]
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
-        self._refresh()
+        self.refresh()
         if self.channels is None:
             return x, weight, bias, 1
         if weight.device.type != "cpu":
@@ -101,7 +101,7 @@ class GroupInputs:
         return gathered.view(batch, *size, -1).permute(0, 4, 1, 2, 3), weight, F.pad(bias, (0, more)), groups
 
     @torch.inference_mode(False)  # training could not use a table made in inference mode
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
         """Read the mask, unless it is the one that was read last.
 
         On a CPU the values are compared. On a GPU that would wait for the device, so the versions are compared, see

@@ -106,16 +106,17 @@ def select_engine(
 def select_training(network: nn.Module, engine: str, *, amp_dtype: torch.dtype | None) -> Callable[[torch.Tensor], Any]:
     """Return what runs a network in training steps.
 
-    That is itself (dense), itself compiled (compiled), a `FusedNetwork` (fused), or an engine of active kernels only
-    (sparse): a `TrainingEngine` on a CPU and, with group granularity, a `GroupedNetwork` elsewhere. See
-    `takes_active_kernels` for `auto`; on a GPU, `fused.trial` replaces it by one of these before. Call it in training
-    mode. amp_dtype: of the autocast that surrounds the steps.
+    That is itself (dense), itself compiled (compiled), a `FusedNetwork` (fused; groups, with active kernels only where
+    masks have group granularity), or an engine of active kernels only (sparse). This is a `TrainingEngine` on a CPU
+    and, with group granularity, a `GroupedNetwork` elsewhere. See `takes_active_kernels` for `auto`; on a GPU,
+    `fused.trial` replaces it by one of these before. Call it in training mode. amp_dtype: of the autocast that
+    surrounds the steps.
 
     Raises:
         InputError: engine=sparse or fused, but only torch can run the network.
     """
-    if engine == "fused":
-        return _fused(network, "training.engine=fused")
+    if engine in ("fused", "groups"):
+        return _fused(network, "training.engine=fused", groups=engine == "groups")
     if engine == "compiled":
         network.compile()
         return network
@@ -135,8 +136,8 @@ def select_validation(network: nn.Module, engine: str, *, amp_dtype: torch.dtype
     On a CPU a sparse one holds the current weights and masks. A compiled run is validated uncompiled, since its windows
     have other sizes.
     """
-    if engine == "fused":
-        return _fused(network, "training.engine=fused")
+    if engine in ("fused", "groups"):
+        return _fused(network, "training.engine=fused", groups=engine == "groups")
     if not takes_active_kernels(network, engine, amp_dtype):
         return network
     found: nn.Module = _or_torch(network, engine, partial(compact, choose=False))
@@ -215,14 +216,14 @@ def _by_torch(network: nn.Module, reason: str) -> nn.Module:
 _log_once = cache(logger.warning)  # the network is a library too, and prints nothing
 
 
-def _fused(network: nn.Module, setting: str) -> nn.Module:
+def _fused(network: nn.Module, setting: str, *, groups: bool = False) -> nn.Module:
     """Return the network's fused pass; raise InputError with the setting that asked for it if there is none."""
     from e2enet.network.fused.network import FusedNetwork
 
     try:
         if getattr(network, "run_part", run_once) is not run_once:
             raise InputError(RECOMPUTED)
-        return FusedNetwork(cast(E2ENet, network))
+        return FusedNetwork(cast(E2ENet, network), groups=groups)
     except InputError as error:
         raise InputError(f"{setting}: {error}") from None
 

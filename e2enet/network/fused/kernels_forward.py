@@ -42,17 +42,15 @@ def place_in_blocks(d, h, w, height, width, channels, SD: tl.constexpr, SH: tl.c
 
 @triton.jit
 def prepare_part(
-    values, affine, slope, out, sample, block_v, block_c, channels, start, total, depth, height, width, depth_out,
-    group, margin, HAS_AFFINE: tl.constexpr, SD: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
-    DEPTH_STRIDE: tl.constexpr, VECTOR: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_C: tl.constexpr,
+    values, affine, slope, out, sample, block_v, c, inside_c, target, shift, channels, total, depth, height, width,
+    depth_out, HAS_AFFINE: tl.constexpr, SD: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
+    DEPTH_STRIDE: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """Write one source's channels of a convolution's input."""
+    """Write one source's channels `c`, moved by `shift`, to the channels `target` of a convolution's input."""
     v = block_v * BLOCK_V + tl.arange(0, BLOCK_V)
-    c = block_c * BLOCK_C + tl.arange(0, BLOCK_C)
-    inside_v, inside_c = v < depth_out * height * width, c < channels
+    inside_v = v < depth_out * height * width
     w, h = v % width, v // width % height
     d = v // (width * height) * DEPTH_STRIDE
-    shift = tl.max_constancy((start + c) // group - margin, VECTOR)
     read = d[:, None] - shift[None, :]
     inside = inside_v[:, None] & inside_c[None, :]
     valid = inside & (read >= 0) & (read < depth)
@@ -65,8 +63,69 @@ def prepare_part(
     x = wide(tl.load(own + place, mask=valid, other=0.0))
     if HAS_AFFINE:
         x = tl.where(valid, seen(x, affine, sample, c, inside_c, channels, slope), 0.0)
-    target = out + sample * depth_out * height * width * total
-    tl.store(target + (v * total)[:, None] + (start + c)[None, :], x.to(out.dtype.element_ty), mask=inside)
+    first = out + sample * depth_out * height * width * total
+    tl.store(first + (v * total)[:, None] + target[None, :], x.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def prepare_block(
+    values, affine, slope, out, sample, block_v, block_c, channels, start, total, depth, height, width, depth_out,
+    group, margin, HAS_AFFINE: tl.constexpr, SD: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
+    DEPTH_STRIDE: tl.constexpr, VECTOR: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Write a block of one source's channels, which begin at `start` of the concatenated ones."""
+    c = block_c * BLOCK_C + tl.arange(0, BLOCK_C)
+    shift = tl.max_constancy((start + c) // group - margin, VECTOR)
+    prepare_part(
+        values, affine, slope, out, sample, block_v, c, c < channels, start + c, shift, channels, total,
+        depth, height, width, depth_out, HAS_AFFINE, SD, SH, SW, DEPTH_STRIDE, BLOCK_V,
+    )  # fmt: skip
+
+
+@triton.jit
+def prepare_columns_of(
+    values, affine, slope, out, sample, block_v, k, target, inside_c, channels, start, total, depth, height, width,
+    depth_out, group, margin, HAS_AFFINE: tl.constexpr, SD: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
+    DEPTH_STRIDE: tl.constexpr, BLOCK_V: tl.constexpr,
+):  # fmt: skip
+    """Write those of the chosen channels `k` that are one source's."""
+    own = inside_c & (k >= start) & (k < start + channels)
+    prepare_part(
+        values, affine, slope, out, sample, block_v, k - start, own, target, k // group - margin, channels, total,
+        depth, height, width, depth_out, HAS_AFFINE, SD, SH, SW, DEPTH_STRIDE, BLOCK_V,
+    )  # fmt: skip
+
+
+@triton.jit
+def prepare_columns(
+    values_0, affine_0, slope_0, channels_0, blocks_0, values_1, affine_1, slope_1, channels_1, blocks_1,
+    values_2, affine_2, slope_2, channels_2, out, total, depth, height, width, depth_out, group, margin, columns,
+    AFFINE_0: tl.constexpr, AFFINE_1: tl.constexpr, AFFINE_2: tl.constexpr,
+    SD_0: tl.constexpr, SH_0: tl.constexpr, SW_0: tl.constexpr,
+    SD_1: tl.constexpr, SH_1: tl.constexpr, SW_1: tl.constexpr,
+    SD_2: tl.constexpr, SH_2: tl.constexpr, SW_2: tl.constexpr,
+    SOURCES: tl.constexpr, DEPTH_STRIDE: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Write the chosen channels of a convolution's input: a program writes a block of them, of any source."""
+    block_v, block_c, sample = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    target = block_c * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside_c = target < total
+    k = tl.load(columns + target, mask=inside_c, other=0).to(tl.int32)
+    prepare_columns_of(
+        values_0, affine_0, slope_0, out, sample, block_v, k, target, inside_c, channels_0, 0, total,
+        depth, height, width, depth_out, group, margin, AFFINE_0, SD_0, SH_0, SW_0, DEPTH_STRIDE, BLOCK_V,
+    )  # fmt: skip
+    if SOURCES > 1:
+        prepare_columns_of(
+            values_1, affine_1, slope_1, out, sample, block_v, k, target, inside_c, channels_1, channels_0, total,
+            depth, height, width, depth_out, group, margin, AFFINE_1, SD_1, SH_1, SW_1, DEPTH_STRIDE, BLOCK_V,
+        )  # fmt: skip
+    if SOURCES > 2:
+        prepare_columns_of(
+            values_2, affine_2, slope_2, out, sample, block_v, k, target, inside_c, channels_2,
+            channels_0 + channels_1, total, depth, height, width, depth_out, group, margin,
+            AFFINE_2, SD_2, SH_2, SW_2, DEPTH_STRIDE, BLOCK_V,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -83,20 +142,20 @@ def prepare(
     """Write a convolution's input from up to three sources: a program writes a block of one of them."""
     block_v, block_c, sample = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     if SOURCES == 1 or block_c < blocks_0:
-        prepare_part(
+        prepare_block(
             values_0, affine_0, slope_0, out, sample, block_v, block_c, channels_0, 0, total,
             depth, height, width, depth_out, group, margin, AFFINE_0, SD_0, SH_0, SW_0,
             DEPTH_STRIDE, VECTOR, BLOCK_V, BLOCK_C,
         )  # fmt: skip
     else:
         if SOURCES == 2 or block_c < blocks_0 + blocks_1:
-            prepare_part(
+            prepare_block(
                 values_1, affine_1, slope_1, out, sample, block_v, block_c - blocks_0, channels_1, channels_0, total,
                 depth, height, width, depth_out, group, margin, AFFINE_1, SD_1, SH_1, SW_1,
                 DEPTH_STRIDE, VECTOR, BLOCK_V, BLOCK_C,
             )  # fmt: skip
         else:
-            prepare_part(
+            prepare_block(
                 values_2, affine_2, slope_2, out, sample, block_v, block_c - blocks_0 - blocks_1, channels_2,
                 channels_0 + channels_1, total, depth, height, width, depth_out, group, margin,
                 AFFINE_2, SD_2, SH_2, SW_2, DEPTH_STRIDE, VECTOR, BLOCK_V, BLOCK_C,

@@ -42,17 +42,18 @@ def prepare(
     shift_size: int,
     depth_stride: int,
     dtype: torch.dtype,
+    columns: Tensor | None,
 ) -> Tensor:
-    """Start `kernels_forward.prepare`."""
+    """Start `kernels_forward.prepare`, or `prepare_columns` for chosen channels."""
     assert len(sources) <= MOST_SOURCES
     sources = [_in_memory_order(source) for source in sources]
     counts = [channels_of(source) for source in sources]
     depth, height, width = size_of(sources[0])
-    depth_out, total = -(-depth // depth_stride), sum(counts)
+    depth_out, total = -(-depth // depth_stride), sum(counts) if columns is None else len(columns)
     out = empty_channels_last(sources[0].new_empty(0, dtype=dtype), (len(sources[0]), total, depth_out, height, width))
-    block_c = min(map(_block_of, counts))
+    block_c = min(map(_block_of, counts)) if columns is None else _block_of(total)
     block_v = TILE // block_c
-    group, margin = _groups(total, shift_size)
+    group, margin = _groups(sum(counts), shift_size)
     blocks = [triton.cdiv(count, block_c) for count in counts]
     starts = [sum(counts[:index]) for index in range(len(counts))]
     unused: Any = (out, out, 1.0, 1, 0)
@@ -63,13 +64,19 @@ def prepare(
     first, second, third = [*given, unused, unused][:MOST_SOURCES]
     has = [*(affine is not None for affine in affines), False, False][:MOST_SOURCES]
     steps = [*map(steps_of, sources), (1, 1, 1), (1, 1, 1)][:MOST_SOURCES]
-    grid = triton.cdiv(depth_out * height * width, block_v), sum(blocks), len(out)
+    places = total, depth, height, width, depth_out, group, margin
+    constants = *has, *steps[0], *steps[1], *steps[2], len(sources), depth_stride
+    across = triton.cdiv(depth_out * height * width, block_v)
     with _on(out):
-        kernels_forward.prepare[grid](
-            *first, *second, *third[:4], out, total, depth, height, width, depth_out, group, margin,
-            *has, *steps[0], *steps[1], *steps[2], len(sources), depth_stride,
-            _vector(*counts, *starts, group, block_c), block_v, block_c,
-        )  # fmt: skip
+        if columns is None:
+            vector = _vector(*counts, *starts, group, block_c)
+            kernels_forward.prepare[across, sum(blocks), len(out)](
+                *first, *second, *third[:4], out, *places, *constants, vector, block_v, block_c
+            )
+        else:
+            kernels_forward.prepare_columns[across, triton.cdiv(total, block_c), len(out)](
+                *first, *second, *third[:4], out, *places, columns, *constants, block_v, block_c
+            )
     return out
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,13 +22,15 @@ class Pass:
     """One forward pass: its precision, the weights as it used them, and what its backward pass has found.
 
     weights: by operation, (dim 0, taps, dim 1) of `ACTIVE_WEIGHTS`. weight_gradients: in the same form.
-    sums: (B, 2, C) of each block, of which the norm's gradients are made.
+    sums: (B, 2, C) of each block, of which the norm's gradients are made. groups: what a block's masks were in the
+    forward pass, for blocks that run by groups.
     """
 
     dtype: torch.dtype
     weights: Mapping[str, Tensor]
     weight_gradients: dict[str, Tensor] = field(default_factory=dict)
     sums: dict[str, Tensor] = field(default_factory=dict)
+    groups: dict[str, Any] = field(default_factory=dict)
 
 
 class FusedLayer(Protocol):
@@ -57,10 +59,12 @@ class Block:
     def forward(self, run: Pass, sources: Sequence[Volumes]) -> Volumes:
         x, weight = self._input(run, sources), self._weight(run)
         if self.planes:
-            planes = torch.conv2d(to_planes(x), weight, None, self.conv.stride[1:], self.conv.padding[1:])
+            stride, padding = self.conv.stride[1:], self.conv.padding[1:]
+            planes = torch.conv2d(to_planes(x), weight, None, stride, padding, groups=self._groups(run))
             values = from_planes(planes, len(x))
         else:
-            values = torch.conv3d(x, weight, None, self.conv.stride, self.conv.padding)
+            values = torch.conv3d(x, weight, None, self.conv.stride, self.conv.padding, groups=self._groups(run))
+        values = values[:, : self.conv.out_channels]
         affine = operations.STATISTICS(values, self.norm.weight, self.norm.bias, self.norm.eps)
         return Volumes(values, affine, self.norm.slope)
 
@@ -77,17 +81,17 @@ class Block:
         x, weight = self._input(run, sources), self._weight(run)
         wanted = [any(one is not None for one in into), True, False]
         if self.planes:
-            stride, padding = self.conv.stride[1:], self.conv.padding[1:]
-            found, grad_weight, _ = torch.ops.aten.convolution_backward(
-                to_planes(grad), to_planes(x), weight, None, stride, padding, (1, 1), False, (0, 0), 1, wanted
-            )
-            grad_x = None if found is None else from_planes(found, len(x))
+            given, read, sizes = to_planes(self._padded(grad, weight)), to_planes(x), slice(1, None)
         else:
-            grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
-                grad, x, weight, None, self.conv.stride, self.conv.padding, (1, 1, 1), False, (0, 0, 0), 1, wanted
-            )
-        run.weight_gradients[self.name] = grad_weight.flatten(2).transpose(1, 2)
-        if grad_x is not None:
+            given, read, sizes = self._padded(grad, weight), x, slice(None)
+        ones = (1,) * read[0, 0].ndim
+        found, grad_weight, _ = torch.ops.aten.convolution_backward(
+            given, read, weight, None, self.conv.stride[sizes], self.conv.padding[sizes], ones, False,
+            [0] * len(ones), self._groups(run), wanted,
+        )  # fmt: skip
+        run.weight_gradients[self.name] = self._whole_weight(run, grad_weight.flatten(2).transpose(1, 2))
+        if found is not None:
+            grad_x = self._whole_input(run, from_planes(found, len(x)) if self.planes else found)
             _hand_on(grad_x, sources, into, self.shift_size, self.depth_stride)
 
     def _input(self, run: Pass, sources: Sequence[Volumes]) -> Tensor:
@@ -95,10 +99,29 @@ class Block:
 
     def _weight(self, run: Pass) -> Tensor:
         """Return (O, C, height, width), or with the depth for a convolution of volumes, in channels-last memory."""
-        weight = run.weights[self.name]
+        return self._with_taps(run.weights[self.name])
+
+    def _with_taps(self, weight: Tensor) -> Tensor:
         outputs, _, inputs = weight.shape
         taps = self.conv.kernel_size[1:] if self.planes else self.conv.kernel_size
         return weight.view(outputs, *taps, inputs).movedim(-1, 1)
+
+    # What a convolution by groups does in another way.
+
+    def _groups(self, run: Pass) -> int:
+        return 1
+
+    def _padded(self, grad: Tensor, weight: Tensor) -> Tensor:
+        """Return the gradient of all outputs of the convolution that ran."""
+        return grad
+
+    def _whole_weight(self, run: Pass, grad: Tensor) -> Tensor:
+        """Return the gradient of the layer's own weight, (O, taps, C)."""
+        return grad
+
+    def _whole_input(self, run: Pass, grad: Tensor) -> Tensor:
+        """Return the gradient of all input channels, each once."""
+        return grad
 
 
 class Head:
@@ -182,11 +205,20 @@ LAYERS: dict[str, Callable[[Operation], FusedLayer]] = {
 }
 
 
-def prepare(sources: Sequence[Volumes], dtype: torch.dtype, shift_size: int = 1, depth_stride: int = 1) -> Tensor:
-    """Return what a convolution reads, (B, C, D / depth_stride, H, W), channels-last."""
+def prepare(
+    sources: Sequence[Volumes],
+    dtype: torch.dtype,
+    shift_size: int = 1,
+    depth_stride: int = 1,
+    columns: Tensor | None = None,
+) -> Tensor:
+    """Return what a convolution reads, (B, C, D / depth_stride, H, W), channels-last.
+
+    columns: which of the sources' channels, (C,) int64, in any order and some of them several times; None: all.
+    """
     values, affines = [source.values for source in sources], [source.affine for source in sources]
     found: Tensor = operations.PREPARE(
-        values, affines, [source.slope for source in sources], shift_size, depth_stride, dtype
+        values, affines, [source.slope for source in sources], shift_size, depth_stride, dtype, columns
     )
     return found
 

@@ -13,11 +13,12 @@ from e2enet.common.errors import InputError
 from e2enet.network.e2enet import E2ENet, check_input
 from e2enet.network.engine.known import settings, unknown_in_training
 from e2enet.network.fused import operations
+from e2enet.network.fused.grouped import GroupedBlock
 from e2enet.network.fused.layers import LAYERS, FusedLayer, Pass, Readers
 from e2enet.network.fused.volumes import Reader, Volumes
 from e2enet.network.layers import checked_mask, to_channels_last
 from e2enet.network.operations import refuse_tools
-from e2enet.network.program import Program, implementation, read_program
+from e2enet.network.program import BLOCK, Program, implementation, read_program
 
 BACKEND = "the fused pass"
 
@@ -31,15 +32,17 @@ class FusedNetwork(nn.Module):
 
     Args:
         network: an E2ENet on any device; on CUDA the kernels need triton.
+        groups: multiply active kernels only where masks have group granularity (`grouped`); inactive kernels of these
+            layers get zero gradients.
 
     Raises:
         InputError: something of the network has no fused form.
         ValueError: the input has the wrong shape or requires a gradient.
     """
 
-    def __init__(self, network: E2ENet) -> None:
+    def __init__(self, network: E2ENet, *, groups: bool = False) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.groups = network, groups
         self.training = network.training
         self._settings: list[Any] = []
         self._pass: tuple[Program, dict[int, FusedLayer]] | None = None
@@ -68,7 +71,7 @@ class FusedNetwork(nn.Module):
         current = settings(self.network)
         if self._pass is None or current != self._settings:
             program = read_program(self.network, training=self.network.training)
-            self._pass, self._settings = (program, fused_layers(program)), current
+            self._pass, self._settings = (program, fused_layers(program, groups=self.groups)), current
         return self._pass
 
 
@@ -121,9 +124,14 @@ class _FusedPass(torch.autograd.Function):
         return None, None, *(found.get(id(parameter)) for parameter in parameters)
 
 
-def fused_layers(program: Program) -> dict[int, FusedLayer]:
+def fused_layers(program: Program, *, groups: bool) -> dict[int, FusedLayer]:
     """Return what runs each operation, by the number of its output."""
-    return {one.output: implementation(BACKEND, LAYERS, one)(one) for one in program.operations}
+    layers = {}
+    for operation in program.operations:
+        by_groups = groups and operation.kind == BLOCK and getattr(operation.conv, "group_size", 1) > 1
+        table: Mapping[str, Any] = LAYERS | {BLOCK: GroupedBlock} if by_groups else LAYERS
+        layers[operation.output] = implementation(BACKEND, table, operation)(operation)
+    return layers
 
 
 def active_weights(program: Program, dtype: torch.dtype) -> dict[str, Tensor]:

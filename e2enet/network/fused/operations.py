@@ -62,8 +62,10 @@ def _empty_prepared(
     shift_size: int,
     depth_stride: int,
     dtype: torch.dtype,
+    columns: Tensor | None,
 ) -> Tensor:
-    first, channels = sources[0], sum(channels_of(source) for source in sources)
+    first = sources[0]
+    channels = sum(channels_of(source) for source in sources) if columns is None else len(columns)
     depth, height, width = size_of(first)
     shape = first.shape[0], channels, -(-depth // depth_stride), height, width
     return empty_channels_last(first.new_empty(0, dtype=dtype), shape)
@@ -101,12 +103,13 @@ def _moved_by_gathering(
 
 PREPARE = _register(
     "prepare",
-    "(Tensor[] sources, Tensor?[] affines, float[] slopes, int shift_size, int depth_stride, ScalarType dtype)"
-    " -> Tensor",
+    "(Tensor[] sources, Tensor?[] affines, float[] slopes, int shift_size, int depth_stride, ScalarType dtype,"
+    " Tensor? columns) -> Tensor",
     _empty_prepared,
     1,
-    lambda out, sources, affines, slopes, shift_size, depth_stride, dtype: (
-        nbytes(*sources) // depth_stride + nbytes(*affines, out)
+    # With columns, whole sources too: memory is read in sectors of 16 channels, of which some are nearly always wanted.
+    lambda out, sources, affines, slopes, shift_size, depth_stride, dtype, columns: (
+        nbytes(*sources) // depth_stride + nbytes(*affines, out, columns)
     ),
 )
 STATISTICS = _register(

@@ -24,12 +24,17 @@ def prepare(
     shift_size: int,
     depth_stride: int,
     dtype: torch.dtype,
+    columns: Tensor | None,
 ) -> Tensor:
-    """Return a convolution's input (B, C, D / depth_stride, H, W): sources normalised, activated, joined, shifted."""
+    """Return a convolution's input (B, C, D / depth_stride, H, W): sources normalised, activated, joined, shifted.
+
+    With `columns`, these channels of it.
+    """
     whole = torch.cat([activate(*one) for one in zip(sources, affines, slopes, strict=True)], dim=1)
     groups = group_shifts(whole.shape[1], shift_size)
     moved = torch.cat([shift_depth(whole[:, start:stop], shift) for start, stop, shift in groups], dim=1)
-    return to_channels_last(moved[:, :, ::depth_stride].to(dtype))
+    chosen = moved if columns is None else moved.index_select(1, columns)
+    return to_channels_last(chosen[:, :, ::depth_stride].to(dtype))
 
 
 def activate(values: Tensor, affine: Tensor | None, slope: float) -> Tensor:

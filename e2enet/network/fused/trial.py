@@ -1,4 +1,4 @@
-"""Choose how a GPU takes training steps: by torch, fused or compiled, whichever is right and fastest."""
+"""Choose how a GPU takes training steps: by torch, fused, by groups or compiled, whichever is right and fastest."""
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from e2enet.common.errors import first_line
+from e2enet.network.dsff import expand_mask, fusion_layers
 from e2enet.network.e2enet import E2ENet
+from e2enet.network.engine.groups import grouped_layers
 from e2enet.network.engine.self_check import small_size
 from e2enet.network.fused.network import FusedNetwork
 
 logger = logging.getLogger(__name__)
 
-DENSE, FUSED, COMPILED = "dense", "fused", "compiled"
+DENSE, FUSED, GROUPS, COMPILED = "dense", "fused", "groups", "compiled"
 RUNS = 3  # timed, after one untimed run that compiles kernels
 # How far gradients may be from torch's, as a share of their norm: in float32 each parameter's, with autocast all of
 # them together, whose rounding is some hundredths. A wrong term is as large as the gradient.
@@ -64,7 +67,7 @@ def choose_way(
     own = copy.deepcopy(network)
     expected = _step(own, own, small, None)
     trials: dict[str, Trial] = {}
-    for way, make in make_ways().items():
+    for way, make in make_ways(network).items():
         try:
             trials[way] = _try(make, network, expected, small, large, amp_dtype)
         except Exception as error:  # whatever a compiler or a driver raises: the run goes on another way
@@ -77,14 +80,17 @@ def choose_way(
     return Choice(min(timed, key=timed.__getitem__) if timed else DENSE, trials)
 
 
-def make_ways() -> dict[str, Callable[[E2ENet], nn.Module]]:
-    """Return what runs a network in each way."""
+def make_ways(network: E2ENet) -> dict[str, Callable[[E2ENet], nn.Module]]:
+    """Return what runs copies of a network in each way; `groups` needs masks of group granularity."""
 
     def compiled(network: E2ENet) -> nn.Module:
         network.compile()
         return network
 
-    return {DENSE: lambda network: network, FUSED: FusedNetwork, COMPILED: compiled}
+    ways: dict[str, Callable[[E2ENet], nn.Module]] = {DENSE: lambda network: network, FUSED: FusedNetwork}
+    if grouped_layers(network):
+        ways[GROUPS] = partial(FusedNetwork, groups=True)
+    return ways | {COMPILED: compiled}
 
 
 def _try(
@@ -129,6 +135,8 @@ def _step(network: E2ENet, run: Any, x: Tensor, dtype: torch.dtype | None) -> li
     loss.backward()
     means = [head.detach().float().mean((0, 2, 3, 4)) for head in heads]
     # A bias before a norm has no gradient but rounding.
+    for layer in fusion_layers(network).values():  # by groups, inactive kernels have no gradient
+        layer.weight.grad.mul_(expand_mask(layer.kernel_mask, layer.weight))
     gradients = [p.grad.float().flatten() for name, p in network.named_parameters()
                  if p.grad is not None and not name.endswith(".conv.bias")]  # fmt: skip
     values = [value.cpu() for value in (*means, *gradients)]

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from e2enet.common.errors import InputError
 from e2enet.network import E2ENet
-from e2enet.network.dsff import fusion_layers, init_masks, update_masks
+from e2enet.network.dsff import expand_mask, fusion_layers, init_masks, set_group_size, update_masks
+from e2enet.network.engine.groups import grouped_layers
 from e2enet.network.fused.network import FusedNetwork
 from e2enet.network.layers import to_channels_last
 
@@ -49,10 +50,31 @@ def step(model: E2ENet, run: Any, x: Tensor, heads: int | None = None) -> tuple[
     }
 
 
+def name_of(model: E2ENet, layer: nn.Module) -> str:
+    return next(f"{name}.weight" for name, module in model.named_modules() if module is layer)
+
+
+def in_groups(model: E2ENet, density: float = 0.4) -> None:
+    """Draw masks that groups of four output channels share; the last group of six is smaller."""
+    for layer in fusion_layers(model).values():
+        layer.kernel_mask.fill_(True)
+    set_group_size(model, 4)
+    init_masks(model, density, generator=torch.Generator().manual_seed(0))
+
+
 def assert_same(
-    model: E2ENet, x: Tensor, *, heads: int | None = None, run: Any = None, tolerance: float = 1e-10
+    model: E2ENet,
+    x: Tensor,
+    *,
+    heads: int | None = None,
+    run: Any = None,
+    tolerance: float = 1e-10,
+    active_only: bool = False,
 ) -> None:
+    """Compare logits and gradients; `active_only`: inactive kernels of convolutions have gradient zero."""
     expected, wanted = step(model, model, x, heads)
+    for layer in grouped_layers(model) if active_only else ():
+        wanted[name_of(model, layer)].mul_(expand_mask(layer.kernel_mask, layer.weight))  # type: ignore[union-attr]
     found, grads = step(model, run or FusedNetwork(model), x, heads)
     assert len(found) == len(expected)
     for own, logits in zip(found, expected, strict=True):
@@ -89,6 +111,49 @@ def test_logits_and_gradients_are_the_networks(arguments: dict[str, Any]) -> Non
     arguments.pop("in_channels", None)
     model = make(**arguments)
     assert_same(model, image(model, size=(6, 16, 8) if "strides" in arguments else SIZE))
+
+
+@pytest.mark.parametrize("arguments", [{}, {"kernel_size": (3, 3, 3)}, {"shift_size": 5, "base_features": 9}], ids=str)
+def test_groups_multiply_their_own_inputs_alone(arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make(**arguments)
+    in_groups(model)
+    groups: list[int] = []
+    for name in ("conv2d", "conv3d"):
+        convolve = getattr(torch, name)
+        monkeypatch.setattr(
+            torch, name, lambda *args, own=convolve, **kwargs: groups.append(kwargs["groups"]) or own(*args, **kwargs)
+        )
+    fused, x = FusedNetwork(model, groups=True), image(model)
+    assert_same(model, x, run=fused, active_only=True)
+    assert len([count for count in groups if count > 1]) == len(grouped_layers(model)) > 5
+    assert_same(model, x, run=FusedNetwork(model))  # without groups every kernel has its gradient
+    update_masks(model, 0.5, generator=torch.Generator().manual_seed(3))
+    assert_same(model, x, run=fused, active_only=True)
+    layer = grouped_layers(model)[0]
+    layer.kernel_mask[0] = ~layer.kernel_mask[0]  # no group structure: it runs as every block does
+    loss = fused(x)[0].square().mean()
+    loss.backward()
+    expected = model(x)[0].square().mean()
+    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_a_pass_goes_backward_by_the_masks_of_its_forward_pass() -> None:
+    model = make()
+    in_groups(model)
+    x, fused = image(model), FusedNetwork(model, groups=True)
+    _, wanted = step(model, fused, x)
+    model.zero_grad()
+    logits = fused(x)
+    for layer in fusion_layers(model).values():
+        layer.kernel_mask.copy_(~layer.kernel_mask)
+    draw = torch.Generator().manual_seed(2)
+    grads = [torch.randn(one.shape, dtype=torch.float64, generator=draw) for one in logits]
+    torch.autograd.backward(logits, grads)
+    for name, parameter in model.named_parameters():
+        expected = wanted[name]
+        assert (parameter.grad is None) == (expected is None)
+        if expected is not None:
+            assert torch.equal(parameter.grad, expected), name  # type: ignore[arg-type]
 
 
 def test_any_number_of_samples_and_odd_sizes() -> None:

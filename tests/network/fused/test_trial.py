@@ -6,6 +6,7 @@ import copy
 import functools
 import logging
 import re
+from functools import partial
 from typing import Any
 
 import pytest
@@ -21,9 +22,9 @@ from e2enet.network.engine import select_engine, select_training, select_validat
 from e2enet.network.engine.timing_cache import TimingCache
 from e2enet.network.fused import trial
 from e2enet.network.fused.network import FusedNetwork
-from e2enet.network.fused.trial import COMPILED, DENSE, FUSED, choose_way
+from e2enet.network.fused.trial import COMPILED, DENSE, FUSED, GROUPS, choose_way
 from e2enet.network.recompute import checkpoint_activations
-from tests.network.fused.test_fused_network import make
+from tests.network.fused.test_fused_network import in_groups, make
 
 SIZE = (4, 8, 8)
 META = torch.device("meta")
@@ -43,7 +44,7 @@ class Slow(nn.Module):
 
 def ways(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float], **made: Any) -> None:
     """Let the named ways run, in the seconds given."""
-    monkeypatch.setattr(trial, "make_ways", lambda: {DENSE: Slow, **made})
+    monkeypatch.setattr(trial, "make_ways", lambda network: {DENSE: Slow, **made})
     clock = iter([value for way in (DENSE, *made) for value in [0, seconds[way]] * (1 + trial.RUNS)])
     monkeypatch.setattr(trial.time, "perf_counter", lambda: next(clock))
 
@@ -56,11 +57,31 @@ def test_the_real_ways_are_right_on_a_cpu(amp_dtype: torch.dtype | None, monkeyp
     network = make(torch.float32)
     before = copy.deepcopy(network.state_dict())
     choice = choose_way(network, batch_size=1, patch_size=SIZE, amp_dtype=amp_dtype)
-    assert eager.frame_count > 0
+    assert eager.frame_count > 0 and set(choice.trials) == {DENSE, FUSED, COMPILED}
     for way in (DENSE, FUSED, COMPILED):
         assert choice.trials[way].problem is None and choice.trials[way].seconds > 0, choice  # type: ignore[operator]
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(p.grad is None for p in network.parameters()) and network._compiled_call_impl is None
+
+
+def test_groups_are_a_way_where_masks_have_them() -> None:
+    network = make(torch.float32)
+    assert set(trial.make_ways(network)) == {DENSE, FUSED, COMPILED}
+    in_groups(network)
+    ways = trial.make_ways(network)
+    assert list(ways) == [DENSE, FUSED, GROUPS, COMPILED]
+    run = ways[GROUPS](network)
+    assert isinstance(run, FusedNetwork) and run.groups
+
+
+def test_groups_are_compared_by_active_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = make(torch.float32)
+    in_groups(network)
+    ways(monkeypatch, {DENSE: 2, GROUPS: 1}, **{GROUPS: partial(FusedNetwork, groups=True)})
+    choice = choose_way(network, batch_size=1, patch_size=SIZE)
+    assert choice.way == GROUPS and choice.trials[GROUPS].problem is None
+    chosen = select_training(network, GROUPS, amp_dtype=None)
+    assert isinstance(chosen, FusedNetwork) and chosen.groups
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [({DENSE: 2, FUSED: 1}, FUSED), ({DENSE: 1, FUSED: 2}, DENSE)])
@@ -113,7 +134,7 @@ def test_where_torch_has_no_memory_another_way_is_taken(monkeypatch: pytest.Monk
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return super().forward(x)
 
-    monkeypatch.setattr(trial, "make_ways", lambda: {DENSE: Large, FUSED: FusedNetwork})
+    monkeypatch.setattr(trial, "make_ways", lambda network: {DENSE: Large, FUSED: FusedNetwork})
     choice = choose_way(make(torch.float32), batch_size=1, patch_size=(8, 16, 16))
     assert choice.way == FUSED and "out of memory" in str(choice.trials[DENSE].problem)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from e2enet.network.fused import operations, reference
 from e2enet.network.fused.network import FusedNetwork
 from e2enet.network.layers import to_channels_last
-from tests.network.fused.test_fused_network import assert_same, image, make
+from tests.network.fused.test_fused_network import assert_same, image, in_groups, make
 from tests.network.fused.test_operations import order, to_meta
 
 pytest.importorskip("triton", reason="needs triton, which torch's CUDA wheels bring")
@@ -51,11 +51,11 @@ def assert_close(found: Any, expected: Any, dtype: torch.dtype, scale: float = 4
     sources=st.lists(
         st.tuples(st.sampled_from([1, 3, 8, 16, 24]), st.booleans(), st.booleans()), min_size=1, max_size=3
     ),
-    seed=st.integers(0, 99),
+    columns=st.none() | st.integers(1, 40), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_prepare(
     interpreted: Any, size: Any, steps: Any, batch: int, shift_size: int, depth_stride: int, dtype: torch.dtype,
-    sources: Any, seed: int,
+    sources: Any, columns: int | None, seed: int,
 ) -> None:  # fmt: skip
     draw = torch.Generator().manual_seed(seed)
     values: list[Tensor] = []
@@ -68,7 +68,9 @@ def test_prepare(
             else volume(draw, dtype, batch, channels, *whole)
         )
         affines.append(table(draw, dtype, batch, channels) if normed and not blocks else None)
-    arguments = values, affines, [0.01] * len(values), shift_size, depth_stride, dtype
+    total = sum(channels for channels, _, _ in sources)
+    chosen = None if columns is None else torch.randint(total, (columns,), generator=draw)
+    arguments = values, affines, [0.01] * len(values), shift_size, depth_stride, dtype, chosen
     found, expected = interpreted.prepare(*arguments), reference.prepare(*arguments)
     assert order(found) == order(operations.PREPARE(*to_meta(arguments)))
     assert_close(found, expected, dtype)
@@ -204,12 +206,13 @@ def test_weights_and_their_gradients(interpreted: Any, dtype: torch.dtype) -> No
 def test_too_many_voxels_for_32_bits_are_refused(interpreted: Any) -> None:
     huge = torch.empty(1, 64, 512, 512, 512, device="meta", dtype=torch.float16)
     with pytest.raises(ValueError, match=r"8589934592 values in a sample, more than 2147483647"):
-        interpreted.prepare([huge], [None], [1.0], 3, 1, torch.float16)
+        interpreted.prepare([huge], [None], [1.0], 3, 1, torch.float16, None)
 
 
+@pytest.mark.parametrize("groups", [False, True])
 @pytest.mark.parametrize("arguments", [{}, {"kernel_size": (3, 3, 3), "base_features": 8}])
 def test_a_whole_step_by_the_kernels(
-    interpreted: Any, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any]
+    interpreted: Any, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], groups: bool
 ) -> None:
     used = set()
 
@@ -224,5 +227,7 @@ def test_a_whole_step_by_the_kernels(
         if key.isupper() and hasattr(func, "default"):
             monkeypatch.setattr(operations, key, through(func.default._schema.name.removeprefix("e2enet::fused_")))
     model = make(**arguments)
-    assert_same(model, image(model, 2, (4, 8, 8)), run=FusedNetwork(model))
+    if groups:
+        in_groups(model)
+    assert_same(model, image(model, 2, (4, 8, 8)), run=FusedNetwork(model, groups=groups), active_only=groups)
     assert len(used) == len(operations.TRAFFIC)

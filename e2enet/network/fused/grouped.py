@@ -1,0 +1,96 @@
+"""Blocks whose masks have group granularity, with active kernels only: chosen channels, then a grouped convolution.
+
+`prepare` writes the channels that each group of outputs reads, one group after the other, in the same pass that applies
+norm, activation and shift. See `network.engine.groups` for what a group reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from e2enet.network.engine.groups import GroupInputs, nan_where_changed
+from e2enet.network.fused.layers import Block, Pass, from_rows, prepare, rows
+from e2enet.network.fused.volumes import Volumes
+from e2enet.network.layers import to_channels_last
+from e2enet.network.program import Operation
+
+
+class Table(NamedTuple):
+    """Input channels that each group reads, padded (groups, inputs), and those of each output, (outputs, kept).
+
+    None and None if the mask has no group structure, or no active kernel.
+    """
+
+    channels: Tensor | None
+    kernels: Tensor | None
+
+
+class GroupedBlock(Block):
+    """A block that multiplies only the inputs of its groups of output channels.
+
+    Inactive kernels get zero gradients, as DSFF sets them anyway. With a mask that has no group structure it runs as
+    every block does.
+    """
+
+    def __init__(self, operation: Operation) -> None:
+        super().__init__(operation)
+        self.inputs = GroupInputs(self.conv)
+
+    def _table(self, run: Pass) -> Table:
+        """Return what the groups read, as it was in the forward pass."""
+        if self.name not in run.groups:
+            self.inputs.refresh()
+            channels = self.inputs.channels
+            kernels = None if channels is None else self.inputs.kernels % self.conv.in_channels
+            run.groups[self.name] = Table(channels, kernels)
+        table: Table = run.groups[self.name]
+        return table
+
+    def _input(self, run: Pass, sources: Sequence[Volumes]) -> Tensor:
+        channels = self._table(run).channels
+        columns = None if channels is None else channels.flatten()
+        return prepare(sources, run.dtype, self.shift_size, self.depth_stride, columns)
+
+    def _weight(self, run: Pass) -> Tensor:
+        channels, kernels = self._table(run)
+        if channels is None or kernels is None:
+            return super()._weight(run)
+        whole, (outputs, kept), (groups, inputs) = run.weights[self.name], kernels.shape, channels.shape
+        active = whole.gather(2, _every_tap(kernels, whole.shape[1]))
+        if whole.device.type == "cuda":
+            active = nan_where_changed(active, self.conv.kernel_mask, self.inputs.seen[2])  # type: ignore[index]
+        more = groups * min(self.conv.group_size, outputs) - outputs
+        return self._with_taps(F.pad(active, (0, inputs - kept, 0, 0, 0, more)))
+
+    def _groups(self, run: Pass) -> int:
+        channels = self._table(run).channels
+        return 1 if channels is None else len(channels)
+
+    def _padded(self, grad: Tensor, weight: Tensor) -> Tensor:
+        more = len(weight) - grad.shape[1]
+        return to_channels_last(F.pad(grad, (0, 0, 0, 0, 0, 0, 0, more))) if more else grad
+
+    def _whole_weight(self, run: Pass, grad: Tensor) -> Tensor:
+        _, kernels = self._table(run)
+        if kernels is None:
+            return grad
+        outputs, kept = kernels.shape
+        whole = grad.new_zeros((outputs, grad.shape[1], self.conv.in_channels))
+        return whole.scatter_(2, _every_tap(kernels, grad.shape[1]), grad[:outputs, :, :kept])
+
+    def _whole_input(self, run: Pass, grad: Tensor) -> Tensor:
+        """Sum the gradients of channels that several groups read, by a product, always in the same order."""
+        channels, _ = self._table(run)
+        if channels is None:
+            return grad
+        chosen = F.one_hot(channels.flatten(), self.conv.in_channels).to(grad.dtype)
+        return from_rows(rows(grad) @ chosen, grad)
+
+
+def _every_tap(kernels: Tensor, taps: int) -> Tensor:
+    """Return (outputs, kept) as (outputs, taps, kept)."""
+    return kernels.unsqueeze(1).expand(-1, taps, -1)
