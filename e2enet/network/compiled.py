@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from e2enet.network.loop_cache import compile_cached
+from e2enet.network.loop_cache import CHECK_BOUNDS, compile_cached
 
 VALUES_PER_PART = 2**19  # 2 MiB in float32: a part takes much longer than the microseconds of handing it out
 
@@ -30,7 +30,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     import numba  # here: importing it takes longer than the rest of the network, and only the CPU path needs it
 
     # Fused multiply-adds are allowed: the product is not rounded. NaN, infinity and the order of sums are kept.
-    options: dict[str, Any] = {"nogil": True, "fastmath": {"contract"}}
+    options: dict[str, Any] = {"nogil": True, "fastmath": {"contract"}, "boundscheck": CHECK_BOUNDS}
     return compile_cached(partial(numba.njit, **options), function)
 
 

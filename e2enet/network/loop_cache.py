@@ -21,6 +21,8 @@ from types import CodeType
 from typing import Any
 
 ROOM, NAME = Path(__file__).parent, "e2enet.network"
+# The debug mode of `engine.checks`, for whoever changes the loops. numba then checks the indices of arrays.
+CHECK_BOUNDS = os.environ.get("E2ENET_ENGINE_CHECKS", "0") not in ("", "0")
 PREFIX, KEPT = "loops-", 4  # the last folders stay, a few MB each: users switch between branches
 _lock = threading.Lock()
 
@@ -55,7 +57,7 @@ def cache_folder() -> Path | None:
 
     settings: Any = numba.config
     user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "e2enet"
-    name = PREFIX + code_key(ROOM, NAME)
+    name = PREFIX + code_key(ROOM, NAME) + ("-checked" if CHECK_BOUNDS else "")
     for parent in [Path(settings.CACHE_DIR)] if settings.CACHE_DIR else [ROOM / "__pycache__", user]:
         if _is_open(parent / name):
             return parent / name

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from e2enet.network.engine import checks
 from e2enet.network.engine.lazy_volumes import LazyVolumes, Norm, empty_volume
 from e2enet.network.engine.sparse_layers import moments
 from e2enet.network.engine.tile_plan import run
@@ -78,7 +79,8 @@ class DenseConvolution:
             columns = max(1, min(width, dense_loops.BLOCK_VALUES // (count * depth)))
             shifts = self.shifts[start : start + count]
             where = source.memory[0], source.places(), source.affine, shifts, start
-            run(partial(dense_loops.lay_out, columns, top, *where, x), rows * ceil(width / columns))
+            lay_out = checks.watch(dense_loops.lay_out)
+            run(partial(lay_out, columns, top, *where, x), rows * ceil(width / columns))
             start += count
         return torch.from_numpy(x).to(self.dtype)
 
@@ -95,4 +97,4 @@ class DenseConvolution:
         from e2enet.network.engine import dense_loops
 
         rows = convolved.float().contiguous().numpy()
-        run(partial(dense_loops.take_over, rows, top, values, totals), rows.shape[1])
+        run(partial(checks.watch(dense_loops.take_over), rows, top, values, totals), rows.shape[1])

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from e2enet.network.compiled import run_in_threads
-from e2enet.network.engine import gradient_inner_loops, inner_loops
+from e2enet.network.engine import checks, gradient_inner_loops, inner_loops
 from e2enet.network.engine.active import ActiveKernels
-from e2enet.network.engine.lazy_volumes import LazyVolumes, empty_volume
+from e2enet.network.engine.lazy_volumes import LazyVolumes, empty_volume, unchanged
 from e2enet.network.engine.sparse_layers import convolve, expand
 from e2enet.network.engine.tile_plan import TilePlan, run, thread_buffer, tile_source
 from e2enet.network.engine.tiling import tile_volume
@@ -57,27 +57,27 @@ def add_convolution(
     padding: tuple[int, int] = (0, 0),
 ) -> None:
     """Add a convolution of `source` to the gradients of concatenated values."""
-    own = kernels.nonzero_outputs
-    targets, done = _targets(into)
-    _, height, width, depth = into[0].values.shape
-    convolve(kernels, weights, [source], (depth, height, width), targets[own], stride, padding, done[own])
-    _note_written(into, own)
+    out, written = _joined(into)
+    convolve(kernels, weights, [source], out, stride, padding, written)
+    _note_written(into, kernels.nonzero_outputs)
 
 
 def add_expansion(
     kernels: ActiveKernels, weights: np.ndarray, source: LazyVolumes, into: Sequence[Gradient], stride: Triple
 ) -> None:
     """Add an expansion of `source` to the gradients of concatenated values."""
-    own = kernels.nonzero_outputs
-    targets, done = _targets(into)
-    expand(kernels, weights, [source], stride, targets[own], done[own])
-    _note_written(into, own)
+    out, written = _joined(into)
+    expand(kernels, weights, [source], out, stride, written)
+    _note_written(into, kernels.nonzero_outputs)
 
 
-def _targets(into: Sequence[Gradient]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the channels' addresses in concatenated gradients, and which of them are written already."""
-    addresses = np.concatenate([LazyVolumes.of(part.values).addresses for part in into])
-    return addresses, np.concatenate([part.written for part in into])
+def _joined(into: Sequence[Gradient]) -> tuple[LazyVolumes, np.ndarray]:
+    """Return concatenated gradients, and which of their channels are written already."""
+    parts = [LazyVolumes.of(part.values) for part in into]
+    addresses = np.concatenate([part.addresses for part in parts])
+    memory = tuple(part.values for part in into)
+    whole = LazyVolumes(addresses, unchanged(len(addresses)), parts[0].size, memory)
+    return whole, np.concatenate([part.written for part in into])
 
 
 def _note_written(into: Sequence[Gradient], channels: np.ndarray) -> None:
@@ -118,13 +118,15 @@ def correlate(
     )
     products = np.zeros((parts, len(kernels.rows), gradient_inner_loops.padded(kernels.taps)), np.float32)
 
+    loop = checks.watch(gradient_loops.correlate, sources, [gradient], plane=plane)
+
     def part(number: int, first: int, last: int) -> None:
         tile, beside = (
             thread_buffer("tile", *work.shape),
             thread_buffer("gradient", len(outputs), tiling.rows, tiling.columns, LANES),
         )
         own = work.kernel_list._replace(weights=products[number])
-        gradient_loops.correlate(first, last, codes, tile, beside, work.tiles, work.tile_source, read, own)
+        loop(first, last, codes, tile, beside, work.tiles, work.tile_source, read, own)
 
     run_in_threads(part, [(i, tiles * i // parts, tiles * (i + 1) // parts) for i in range(parts)])
     return products.sum(axis=0)[:, : kernels.taps]
@@ -143,10 +145,11 @@ def norm_gradient(value: LazyVolumes, gradient: LazyVolumes) -> tuple[np.ndarray
         gradient_inner_loops.norm_sums().address, gradient_inner_loops.norm_gradient().address
     )
     results, voxels = np.empty((len(moments), 2)), int(np.prod(value.size))
+    loop = checks.watch(gradient_loops.norm, [value], [gradient], writes=[gradient])
 
     def channels(first: int, last: int) -> None:
         addresses = value.addresses, gradient.addresses
-        gradient_loops.norm(first, last, codes, *addresses, voxels, value.affine, moments, results)
+        loop(first, last, codes, *addresses, voxels, value.affine, moments, results)
 
     run(channels, len(moments))
     return results[:, 0], results[:, 1]
@@ -156,13 +159,13 @@ def add_unpooled(source: LazyVolumes, coarse: np.ndarray, stride: Triple, into: 
     """Add the gradient of a max pooling, `coarse` (C, H / sh, W / sw, D / sd), to that of its input."""
     from e2enet.network.engine import gradient_loops
 
-    volumes = list(source.volumes())
+    volumes, loop = list(source.volumes()), checks.watch(gradient_loops.unpool)
 
     def channels(first: int, last: int) -> None:
         for channel in range(first, last):
             sign = np.float32(1 if source.affine[channel, 0] >= 0 else -1)
             target, add = into.values[channel], bool(into.written[channel])
-            gradient_loops.unpool(volumes[channel], sign, stride, coarse[channel], add, target)
+            loop(volumes[channel], sign, stride, coarse[channel], add, target)
 
     run(channels, len(coarse))
     into.written[:] = True

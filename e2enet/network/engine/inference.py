@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from e2enet.network.e2enet import E2ENet, check_input
+from e2enet.network.engine import checks
 from e2enet.network.engine.active import ActiveKernels
 from e2enet.network.engine.dense import DenseConvolution, bfloat16_is_native
 from e2enet.network.engine.known import refuse, unknown
@@ -103,7 +104,8 @@ class CompactNetwork(nn.Module):
         values = {0: LazyVolumes.of(np.ascontiguousarray(sample.permute(0, 2, 3, 1).numpy()))}
         for step in self.steps:
             sources = [values[number] for number in step.inputs]
-            values[step.output] = self._layer(step, sources)(sources)
+            with checks.named(step.name):
+                values[step.output] = self._layer(step, sources)(sources)
             for number in step.done:
                 del values[number]
         return [torch.from_numpy(values[number].stacked()).permute(0, 3, 1, 2) for number in self.outputs]

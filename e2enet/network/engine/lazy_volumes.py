@@ -9,6 +9,7 @@ from math import prod
 
 import numpy as np
 
+from e2enet.network.engine import checks
 from e2enet.network.engine.vector_code import LANES
 from e2enet.network.layers import Triple
 
@@ -63,12 +64,16 @@ class LazyVolumes:
 
     def places(self) -> np.ndarray:
         """Return each channel's index in `memory[0]`, (C,) int64; -1 for channels that are zero everywhere."""
+        if checks.ON:
+            checks.require_volumes("source", self.addresses, [self])
         whole = self.memory[0]
         places = (self.addresses - whole.ctypes.data) // (4 * prod(self.size))
         return np.where((places >= 0) & (places < len(whole)), places, -1)
 
     def volumes(self) -> Iterator[np.ndarray]:
         """Yield (H, W, D) of every channel, before norm and activation."""
+        if checks.ON:
+            checks.require_volumes("source", self.addresses, [self])
         depth, height, width = self.size
         for address in self.addresses.tolist():
             first = ctypes.cast(address, ctypes.POINTER(ctypes.c_float))
@@ -82,6 +87,8 @@ def unchanged(channels: int) -> np.ndarray:
 
 def empty_volume(shape: tuple[int, ...]) -> np.ndarray:
     """Return uninitialised float32 memory that is aligned to vectors."""
+    if checks.ON:
+        return checks.guarded_volume(shape)
     count = int(np.prod(shape))
     whole = np.empty(count + LANES, np.float32)
     start = -(whole.ctypes.data // 4) % LANES

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from e2enet.network.engine import inner_loops
+from e2enet.network.engine import checks, inner_loops
 from e2enet.network.engine.active import ActiveKernels
 from e2enet.network.engine.lazy_volumes import LazyVolumes, Norm, empty_volume
 from e2enet.network.engine.tile_plan import TilePlan, run, thread_buffer
@@ -43,9 +43,7 @@ class Convolution:
         )
         out = empty_volume((int(nonzero.sum()), height, width, depth))
         signal = LazyVolumes.of(out, nonzero)
-        totals = convolve(
-            self.kernels, self.weights, sources, signal.size, signal.addresses[nonzero], self.stride, self.padding
-        )
+        totals = convolve(self.kernels, self.weights, sources, signal, self.stride, self.padding)
         if self.norm is not None:
             found = np.zeros((2, len(nonzero)))
             found[:, nonzero] = moments(out, totals)
@@ -57,19 +55,19 @@ def convolve(
     kernels: ActiveKernels,
     weights: np.ndarray,
     sources: Sequence[LazyVolumes],
-    size: Triple,
-    targets: np.ndarray,
+    out: LazyVolumes,
     stride: Triple,
     padding: tuple[int, int],
     add: np.ndarray | bool = False,
 ) -> np.ndarray:
-    """Write the sums of a convolution into volumes of `size` (D, H, W) at the addresses `targets`, one per output.
+    """Write the sums of a convolution into the volumes of `out`, for outputs that have kernels.
 
-    add: for which outputs sums are added to the volumes' values. Returns the totals of each output's sums and of their
-    squares, float64 (tiles, outputs, 2).
+    add: for which channels of `out` sums are added to the volumes' values. Returns the totals of each written output's
+    sums and of their squares, float64 (tiles, outputs, 2).
     """
     from e2enet.network.engine import loops
 
+    targets, size = out.addresses[kernels.nonzero_outputs], out.size
     plane, steps = kernels.plane, (stride[1], stride[2])
     tiling = tile_volume(size, len(kernels.reads), plane, steps, torch.get_num_threads())
     work = TilePlan(kernels, weights, sources, tiling, stride=stride, padding=padding)
@@ -77,23 +75,24 @@ def convolve(
     codes = loops.Codes(
         inner_loops.filling(stride[0]).address,
         inner_loops.plane_convolution(plane, steps).address,
-        np.where(
-            np.broadcast_to(add, targets.shape),
-            inner_loops.storing("add").address,
-            inner_loops.storing(written).address,
-        ),
+        np.where(_of_outputs(add, kernels), inner_loops.storing("add").address, inner_loops.storing(written).address),
     )
+    loop = checks.watch(loops.convolve, sources, writes=[out], plane=plane)
     totals = np.zeros((len(work.tiles.places), len(targets), 2))
 
     def part(first: int, last: int) -> None:
         sums = thread_buffer("sums", inner_loops.ROWS, inner_loops.COLUMNS, LANES)
         buffers = thread_buffer("tile", *work.shape), sums, thread_buffer("totals", 2, LANES)
-        loops.convolve(
-            first, last, codes, *buffers, work.tiles, work.tile_source, work.kernel_list, targets, size, totals
-        )
+        loop(first, last, codes, *buffers, work.tiles, work.tile_source, work.kernel_list, targets, size, totals)
 
     run(part, len(totals))
+    checks.require_written(out, kernels.nonzero_outputs)
     return totals
+
+
+def _of_outputs(channels: np.ndarray | bool, kernels: ActiveKernels) -> np.ndarray:
+    """Return the values of those channels, or the one of all, that have kernels."""
+    return np.broadcast_to(channels, kernels.nonzero_outputs.shape)[kernels.nonzero_outputs]
 
 
 def moments(values: np.ndarray, totals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -115,7 +114,7 @@ class Expansion:
         nonzero = self.kernels.nonzero_outputs
         depth, height, width = (edge * step for edge, step in zip(sources[0].size, self.stride, strict=True))
         signal = LazyVolumes.of(empty_volume((int(nonzero.sum()), height, width, depth)), nonzero)
-        expand(self.kernels, self.weights, sources, self.stride, signal.addresses[nonzero])
+        expand(self.kernels, self.weights, sources, signal, self.stride)
         return signal
 
 
@@ -123,8 +122,8 @@ def expand(
     kernels: ActiveKernels,
     weights: np.ndarray,
     sources: Sequence[LazyVolumes],
+    out: LazyVolumes,
     stride: Triple,
-    targets: np.ndarray,
     add: np.ndarray | bool = False,
 ) -> None:
     """Write a block of stride (depth, row, column) voxels for each voxel of the sources; the rest as in `convolve`."""
@@ -138,17 +137,19 @@ def expand(
     codes = loops.Codes(
         inner_loops.filling(1).address,
         inner_loops.expansion(positions, columns).address,
-        np.where(np.broadcast_to(add, targets.shape), adds, writes),
+        np.where(_of_outputs(add, kernels), adds, writes),
     )
+    loop, targets = checks.watch(loops.expand, sources, writes=[out]), out.addresses[kernels.nonzero_outputs]
 
     def part(first: int, last: int) -> None:
         buffers = thread_buffer("tile", *work.shape), thread_buffer("sums", positions, columns, LANES)
-        loops.expand(
+        loop(
             first, last, codes, *buffers, work.tiles, work.tile_source, work.kernel_list, stride, columns,
             np.empty(in_plane, np.int64), targets,
         )  # fmt: skip
 
     run(part, len(work.tiles.places))
+    checks.require_written(out, kernels.nonzero_outputs)
 
 
 class Pooling:
@@ -164,12 +165,12 @@ class Pooling:
         depth, height, width = (edge // step for edge, step in zip(source.size, self.stride, strict=True))
         channels = np.arange(len(source.addresses)) if self.channels is None else self.channels
         out = empty_volume((len(channels), height, width, depth))
-        volumes = list(source.volumes())
+        volumes, loop = list(source.volumes()), checks.watch(loops.pool)
 
         def pool(first: int, last: int) -> None:
             for row in range(first, last):
                 channel = channels[row]
-                loops.pool(volumes[channel], source.affine[channel], self.stride, out[row])
+                loop(volumes[channel], source.affine[channel], self.stride, out[row])
 
         run(pool, len(out))
         return LazyVolumes.of(out)

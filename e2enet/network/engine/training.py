@@ -15,6 +15,7 @@ from torch import Tensor
 
 from e2enet.network.compiled import run_in_threads
 from e2enet.network.e2enet import E2ENet, check_input
+from e2enet.network.engine import checks
 from e2enet.network.engine.active import ActiveKernels
 from e2enet.network.engine.gradients import (
     Gradient,
@@ -61,8 +62,7 @@ class TrainingEngine:
     gets no gradient.
 
     Raises:
-        InputError: the engine does not know the network, also after a later change, or gives other logits on a small
-            input.
+        InputError: the engine does not know the network, also if changed later, or its logits differ on a small input.
         ValueError: the input has the wrong shape or requires a gradient.
     """
 
@@ -101,7 +101,8 @@ class TrainingEngine:
         values = {0: LazyVolumes.of(np.ascontiguousarray(sample.permute(0, 2, 3, 1).numpy()))}
         for operation in self.program.operations:
             sources = [values[number] for number in operation.inputs]
-            values[operation.output] = layers[operation.output].forward(sources)
+            with checks.named(operation.name):
+                values[operation.output] = layers[operation.output].forward(sources)
         return values
 
     def backward(self, layers: Layers, values: Values, logits: Sequence[Tensor | None]) -> WeightGradients:
@@ -124,7 +125,8 @@ class TrainingEngine:
             wanted = [number for number in operation.inputs if number != 0]  # the input gets none
             gradients |= {number: Gradient(values[number]) for number in wanted if number not in gradients}
             into = [gradients[number] for number in wanted]
-            found |= layers[operation.output].backward(sources, output, gradient, into)
+            with checks.named(f"{operation.name}, backward"):
+                found |= layers[operation.output].backward(sources, output, gradient, into)
         return found
 
 
