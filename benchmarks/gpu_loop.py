@@ -24,7 +24,7 @@ OPTIMIZERS: dict[str, Any] = {
     "SGD": lambda parameters: torch.optim.SGD(parameters, 0.01, momentum=0.99, nesterov=True),
     "AdamW, fused": lambda parameters: torch.optim.AdamW(parameters, 1e-3, fused=True),
 }
-GROWTH = {"SGD": "gradient", "AdamW, fused": "random"}
+GROWTH = {"SGD": "random", "AdamW, fused": "gradient"}
 
 
 class Loop:

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def main() -> None:
     """Train to the end, from the checkpoint in the folder if there is one; print each step when it is done."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--hold", type=int, metavar="STEP", help="wait after this step: the process is killed there")
     add_arguments(parser)
     options = parser.parse_args()
     work, folder = read_work(options), options.folder
@@ -46,6 +48,8 @@ def main() -> None:
         if loop.done % EVERY == 0:
             loop.save(checkpoint)
         print(f"done {loop.done}", flush=True)
+        if loop.done == options.hold:
+            time.sleep(work.seconds_left())
     loop.save(folder / END)
 
 
@@ -58,16 +62,20 @@ def run(work: Work, report: Report) -> None:
         for folder in (whole, killed):
             folder.mkdir()
         train(work, whole)
-        last = train(work, killed, kill_at=kill_at)
-        report.require("killed", f"after step {last}", f"before step {steps}", held=not (killed / END).exists())
+        train(work, killed, kill_at=kill_at)
+        report.require("killed", f"after step {kill_at}", f"before step {steps}", held=not (killed / END).exists())
+        before = read(killed / CHECKPOINT)["masks"]["num_updates"]
         start = train(work, killed, starts=True)
         expected = kill_at // EVERY * EVERY
         report.require("resumed", f"from step {start}", f"from the checkpoint of {expected}", held=start == expected)
-        ends = [torch.load(folder / END, map_location="cpu", weights_only=True) for folder in (whole, killed)]
+        ends = [read(folder / END) for folder in (whole, killed)]
+    after = ends[0]["masks"]["num_updates"]
+    told = f"{before} before the checkpoint, {after - before} after it"
+    report.require("updates of the masks", told, "some before and after", held=0 < before < after)
     different = differences(*ends)
     value = f"other: {', '.join(different[:4])}" if different else f"{steps} steps, the same bits"
     report.require("its end against the whole training's", value, "the same bits", held=not different)
-    report.keep("resume", {"resumed_from": start, "killed_after": last, "different": different})
+    report.keep("resume", {"resumed_from": start, "killed_after": kill_at, "different": different})
 
 
 def train(work: Work, folder: Path, *, kill_at: int | None = None, starts: bool = False) -> int:
@@ -77,6 +85,8 @@ def train(work: Work, folder: Path, *, kill_at: int | None = None, starts: bool 
         RuntimeError: it ended by itself before its time, with its last words.
     """
     command = [sys.executable, "-m", "benchmarks.gpu_resume", str(folder), *work.arguments(work.seconds_left())]
+    if kill_at is not None:
+        command += ["--hold", str(kill_at)]
     told: dict[str, int] = {}
     with (folder / "errors").open("w+") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
@@ -98,6 +108,12 @@ def train(work: Work, folder: Path, *, kill_at: int | None = None, starts: bool 
     if code != (0 if kill_at is None else -signal.SIGKILL):
         raise RuntimeError(f"a training ended with exit code {code}: {said.splitlines()[-1] if said else 'no message'}")
     return told["from" if starts else "done"]
+
+
+def read(file: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint."""
+    content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    return content
 
 
 def differences(first: Any, second: Any) -> list[str]:

@@ -188,6 +188,7 @@ def test_a_loop_resumes_from_its_checkpoint(tmp_path: Path) -> None:
         whole.step()
     middle = state(whole, "middle")
     resumed = Loop(WORK, "SGD", steps=8, overflows={1, 6}, checkpoint=tmp_path / "middle.pt")
+    assert resumed.masks.step == whole.masks.step >= 2 and resumed.masks.num_updates >= 1
     assert resumed.done == 4 and gpu_resume.differences(state(resumed, "again"), middle) == []
     for _ in range(4):
         whole.step()
