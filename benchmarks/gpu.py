@@ -43,8 +43,8 @@ from benchmarks.gpu_options import SMALL, Work, add_arguments, read_work
 from benchmarks.gpu_report import Report, everything, read_report
 from benchmarks.measuring import show
 from benchmarks.network import processor
-from e2enet.common.errors import ExitCode, first_line
-from e2enet.common.files import write_json
+from e2enet.common.errors import ExitCode, exit_on_input_error, first_line
+from e2enet.common.files import require_writable, write_json
 
 # In this order; of the whole time, a part gets this share at most, so that one that hangs leaves some to the others.
 SHARES = {
@@ -61,6 +61,7 @@ SHARES = {
 ANYWHERE = ("count", "compile")  # these need no GPU
 
 
+@exit_on_input_error("stopped")
 def main() -> int:
     options = parse_arguments()
     work = read_work(options)
@@ -70,6 +71,8 @@ def main() -> int:
     print("command: python -m benchmarks.gpu", *sys.argv[1:])
     print(f"machine: {machine(work)}")
     start = time.monotonic()
+    if options.json:
+        require_writable(options.json.parent)
     able = work.on_gpu or work.sizes.network == SMALL.network
     chosen = options.parts or [name for name in SHARES if able or name in ANYWHERE]
     unable = [name for name in SHARES if not able and name in (options.parts or SHARES) and name not in ANYWHERE]

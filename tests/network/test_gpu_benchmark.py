@@ -94,6 +94,13 @@ def test_what_needs_a_gpu_is_told() -> None:
     )
 
 
+def test_figures_that_cannot_be_written_are_told_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    refused = run("--parts", "count", "--json", str(tmp_path / "file" / "figures.json"))
+    assert refused.returncode == 2 and "count .." not in refused.stdout
+    assert f"{tmp_path / 'file'}: cannot be written" in refused.stderr
+
+
 def program(folder: Path, text: str) -> str:
     path = folder / "python"
     path.write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
