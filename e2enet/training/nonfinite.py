@@ -142,23 +142,22 @@ class NonFiniteGuard:
         gradients: list[Tensor],
     ) -> Tensor | None:
         """Let the device zero gradients that are not finite, and judge the step before this one; return their norm."""
-        own = torch.stack(losses).double()  # holds a norm of any precision
-        bad = (~own.isfinite()).any().double()
-        bad = torch.as_tensor(module.trainer.strategy.reduce(bad, reduce_op="sum"))  # processes with a bad loss
-        size = torch.zeros_like(bad) if norm is None else norm.double()
-        values = OnHost(torch.cat([own, torch.stack([bad, size])]))
+        spoilt = (torch.stack(losses) * 0).sum()  # NaN if one of them is NaN or infinite, else 0; so is a sum of these
+        spoilt = torch.as_tensor(module.trainer.strategy.reduce(spoilt, reduce_op="sum"))
+        size = spoilt if norm is None else norm
+        values = OnHost(torch.stack([*losses, spoilt, size]))
         self._unread.append(_Step(Place.now(module.trainer), batches, values))
         while len(self._unread) > 1:
             self._judge_late(module, self._unread.pop(0))
         if norm is None:
             return None
-        fine = (bad == 0) & norm.isfinite()
+        fine = spoilt + norm * 0 == 0
         zero_unless(gradients, fine)
         return torch.where(fine, norm, 0.0)
 
     def _judge_late(self, module: pl.LightningModule, step: _Step) -> None:
-        *losses, processes, norm = step.values.read()
-        if processes:
+        *losses, spoilt, norm = step.values.read()
+        if math.isnan(spoilt):
             own = {index: loss for index, loss in enumerate(losses) if not math.isfinite(loss)}
             batches = [step.batches[index] for index in own]
             self._judge(module, "loss", next(iter(own.values()), None), batches, step.place)
@@ -200,7 +199,7 @@ class NonFiniteGuard:
 
 @dataclass(frozen=True)
 class _Step:
-    """A step that is not judged yet: its losses, how many processes have a bad loss, and the gradients' norm."""
+    """A step that is not judged yet: its losses, NaN if a process has a bad one (else 0), and the gradients' norm."""
 
     place: Place
     batches: list[Mapping[str, Any]]
