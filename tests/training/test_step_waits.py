@@ -130,11 +130,17 @@ def test_nothing_of_a_bad_step_is_kept(kept: str, tmp_path: Path) -> None:
         def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
             trainer.save_checkpoint(tmp_path / f"{trainer.global_step}.ckpt")
 
+    ended: list[int] = []
+
+    class End(pl.Callback):
+        def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+            ended.append(trainer.current_epoch)
+
     module = make_module()
     module.guard.reads_late = True
     # The last batch of an epoch, or of a run that stops within an epoch, is bad: no step follows that tells of it.
-    number = 6 if kept == "end" else 4
-    callbacks = [Save()] if kept == "checkpoint" else []
+    number = 6 if kept in ("checkpoint", "end") else 4
+    callbacks = [End(), *([Save()] if kept == "checkpoint" else [])]
     options = {"max_steps": 2} if kept == "end" else {"max_epochs": 2}
     with pytest.raises(InputError, match=r"loss is nan at epoch 0, batch 1, cases case_2, case_3"):
         if kept == "validation":
@@ -142,6 +148,7 @@ def test_nothing_of_a_bad_step_is_kept(kept: str, tmp_path: Path) -> None:
             module.on_train_epoch_end = lambda: module.on_validation_start()  # type: ignore[method-assign]
             module.guard.end_epoch = lambda module: None  # type: ignore[method-assign]
         fit(module, tmp_path, samples(range(number), bad=[3]), *callbacks, **options)
+    assert ended == ([] if kept in ("checkpoint", "epoch") else [0])
     assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == (["1.ckpt"] if kept == "checkpoint" else [])
 
 
