@@ -15,7 +15,7 @@ from e2enet.network.engine.dense import DenseConvolution
 from e2enet.network.engine.gradients import Gradient, correlate, norm_gradient
 from e2enet.network.engine.lazy_volumes import LazyVolumes, empty_volume
 from e2enet.network.engine.sparse_layers import Pooling
-from e2enet.network.engine.tiling import Tiling
+from e2enet.network.engine.tiling import LaneRun, Tiling
 from tests.network.engine.test_checks import SIZE, convolution, expansion, volumes
 
 
@@ -46,6 +46,11 @@ def tile_before(source: LazyVolumes, layer: Any, patch: pytest.MonkeyPatch) -> N
     patch.setattr(Tiling, "tiles", lambda tiling: np.subtract(tiles(tiling), [0, 4, 0]))
 
 
+def tile_beside(source: LazyVolumes, layer: Any, patch: pytest.MonkeyPatch) -> None:
+    tiles = Tiling.tiles
+    patch.setattr(Tiling, "tiles", lambda tiling: np.concatenate([tiles(tiling), [[0, 0, 12]]]))
+
+
 def vector_beyond(source: LazyVolumes, layer: Any, patch: pytest.MonkeyPatch) -> None:
     tiles = Tiling.tiles
     patch.setattr(Tiling, "tiles", lambda tiling: np.add(tiles(tiling), [9, 0, 0]))
@@ -59,10 +64,6 @@ def missing_tile(source: LazyVolumes, layer: Any, patch: pytest.MonkeyPatch) -> 
 def slices_beyond(source: LazyVolumes, layer: Any, patch: pytest.MonkeyPatch) -> None:
     table = tile_plan.lane_run_table
     patch.setattr(tile_plan, "lane_run_table", lambda vectors: np.add(table(vectors), [0, 0, 1, 0]))
-
-
-def slices_not_masked(source: LazyVolumes, layer: Any, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(tile_plan, "slice_bits", lambda lane_run, *_: ((1 << lane_run.count) - 1) << lane_run.lane)
 
 
 def kernel_beyond(source: LazyVolumes, layer: Any, patch: pytest.MonkeyPatch) -> None:
@@ -100,6 +101,14 @@ def a_row_less(tile: np.ndarray) -> np.ndarray:
     return empty_volume(tile[:, :-1].shape)
 
 
+def a_column_less(tile: np.ndarray) -> np.ndarray:
+    return empty_volume(tile[:, :, :-1].shape)
+
+
+def not_aligned(tile: np.ndarray) -> np.ndarray:
+    return empty_volume((tile.size + 1,))[1:].reshape(tile.shape)
+
+
 FAULTS: dict[str, tuple[Any, str]] = {
     "a source's address": (moved_source, r"tile 0 \(vector 0, row 0, column 0\): source channel 2 lies outside"),
     "a source's address by a value": (
@@ -109,6 +118,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "a source's size": (wrong_size, "tile 0 .*: source channel 0 .* has no volumes of this size"),
     "a tile beyond the volume": (tile_beyond, r"tile \d \(vector 0, row 12, column 0\) lies outside of the plane of 9"),
     "a tile before the volume": (tile_before, r"tile 0 \(vector 0, row -4, column 0\) lies outside of the plane of 9"),
+    "a tile beside its strip": (tile_beside, r"tile \d \(vector 0, row 0, column 12\) lies outside of the plane"),
     "a vector beyond the volume": (vector_beyond, r"tile 0 \(vector 9, .*\) is of \d vectors"),
     "a missing tile": (missing_tile, r"nobody wrote \d+ voxels of output channel 0"),
     "slices beyond the volume": (slices_beyond, r"tile 0 .* has slices 1 \.\. 7 of volumes of 7 slices"),
@@ -118,6 +128,8 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "narrow offsets": (kernels_of_32_bits, "the offsets of kernels: int32"),
     "few weights": (few_weights, r"the weights of kernels: \(11, \d\), expected \(12, \d\)"),
     "a small tile": (small_buffer("tile", a_row_less), "kernel 0, of output 0, reads channel 0 to row"),
+    "a narrow tile": (small_buffer("tile", a_column_less), "kernel 0, of output 0, reads channel 0 to row"),
+    "a tile between vectors": (small_buffer("tile", not_aligned), "the tile of the source is not aligned to vectors"),
     "a tile with gaps": (small_buffer("tile", lambda tile: tile[:, :-1]), "the tile of the source: float32, strides"),
     "a small buffer": (small_buffer("sums", lambda sums: sums[:1]), "the buffer of sums holds 64 .*, expected 256"),
 }
@@ -132,12 +144,18 @@ def test_a_fault_in_what_a_convolution_is_given(monkeypatch: pytest.MonkeyPatch,
         layer([source])
 
 
-def test_slices_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    slices_not_masked(volumes(), None, monkeypatch)
-    with pytest.raises(
-        BoundsError, match=r"^an operation, convolve: tile 0 .*: source slices 1 \.\. 7 of volumes of 7"
-    ):
-        convolution()([volumes()])
+@pytest.mark.parametrize(("unmasked", "slices"), [(1, "1 .. 7"), (-1, "-1 .. 5")])
+def test_slices_that_are_not_there(monkeypatch: pytest.MonkeyPatch, unmasked: int, slices: str) -> None:
+    """One of the shifts reads all lanes, whether their slices exist or not."""
+    masked = tile_plan.slice_bits
+
+    def bits(lane_run: LaneRun, shift: int, *sizes: int) -> int:
+        every = ((1 << lane_run.count) - 1) << lane_run.lane
+        return every if shift == unmasked else masked(lane_run, shift, *sizes)
+
+    monkeypatch.setattr(tile_plan, "slice_bits", bits)
+    with pytest.raises(BoundsError, match=rf"^an operation, convolve: tile 0 .*: source slices {slices} of volumes of"):
+        convolution(channels=6)([volumes(6)])
 
 
 EXPANSION_FAULTS = {
@@ -172,6 +190,13 @@ def test_outputs_that_lie_elsewhere() -> None:
     out.addresses[1] = volumes().addresses[0]
     with pytest.raises(BoundsError, match="output channel 1 lies outside of its memory"):
         convolve()
+
+
+def test_streams_need_whole_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = tile_plan.lane_run_table
+    monkeypatch.setattr(tile_plan, "lane_run_table", lambda vectors: np.subtract(table(vectors), [0, 0, 0, 1]))
+    with pytest.raises(BoundsError, match=r"tile 0 .* streams parts of vectors: 15 slices from lane 0 on"):
+        convolution()([volumes(size=(16, 8, 8))])
 
 
 def test_streams_need_aligned_outputs() -> None:
