@@ -218,10 +218,11 @@ def test_the_readme_marks_the_two_commands_of_the_gate() -> None:
     assert marked["main"].endswith("&& python train.py") and marked["tests"].endswith(tests)
 
 
-def test_figures_are_drawn_by_their_script(tmp_path: Path) -> None:
-    script = runpy.run_path(str(PROJECT / "docs" / "figures" / "draw.py"))
+@pytest.mark.parametrize(("name", "page"), [("draw.py", "concepts.md"), ("draw_tile.py", "engine_internals.md")])
+def test_figures_are_drawn_by_their_script(name: str, page: str, tmp_path: Path) -> None:
+    script = runpy.run_path(str(PROJECT / "docs" / "figures" / name))
     drawn = script["main"](tmp_path)
     for path in drawn:
         assert path.stat().st_size > 10_000
         assert (PROJECT / "docs" / "figures" / path.name).is_file()
-        assert f"figures/{path.name}" in (PROJECT / "docs" / "concepts.md").read_text(encoding="utf-8")
+        assert f"figures/{path.name}" in (PROJECT / "docs" / page).read_text(encoding="utf-8")
