@@ -12,7 +12,7 @@ from e2enet.common.console import say
 from e2enet.common.errors import InputError
 from e2enet.common.files import read_json
 from e2enet.export.description import model_words
-from e2enet.inference.checkpoint import LoadedModel
+from e2enet.inference.checkpoint import LoadedModel, read_hyper_parameters
 from e2enet.runs.folders import CONFIG_FILE
 from e2enet.training.checkpoints import BEST
 from e2enet.training.compact import COMPACT, Origin, find_origin, write_compact
@@ -130,7 +130,8 @@ def card_text(model: LoadedModel, run: Path) -> str:
         steps=config.training.steps_per_epoch,
         batch=plan.batch_size,
         seed=config.seed,
-        precision=config.training.precision,
+        # `auto` of the config is what the run's machine made of it: the checkpoint holds that.
+        precision=read_hyper_parameters(model.path).get("training", {}).get("precision", config.training.precision),
         packages=", ".join(f"{name} {packages[name]}" for name in names),
         python=versions["python"],
         commit=_commit(versions["git"]),

@@ -44,7 +44,9 @@ def complete(run: Path) -> Path:
     """Write what a finished run holds beside its checkpoint."""
     for name, content in RECORDS.items():
         (run / name).write_text(json.dumps(content))
-    write_config(run / "config.yaml", compose_config(["data=msd", "data.name=Task09_Spleen", "seed=7"]))
+    write_config(
+        run / "config.yaml", compose_config(["data=msd", "data.name=Task09_Spleen", "seed=7", "training.precision=32"])
+    )
     return run
 
 
@@ -162,3 +164,12 @@ def test_an_origin_of_another_kind_is_none(stored: Any, make_run: Callable[..., 
     best = make_run() / "checkpoints" / "best.ckpt"
     torch.save(torch.load(best, weights_only=True) | {"packed_from": stored}, best)
     assert find_origin(best) is None
+
+
+def test_the_precision_is_the_one_that_auto_meant(
+    make_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {"training": {"precision": "bf16-mixed"}}
+    monkeypatch.setattr("e2enet.export.card.read_hyper_parameters", lambda path: own)
+    main([str(complete(make_run())), "--to", "card", "--output", str(tmp_path / "card")])
+    assert ", seed 7, precision bf16-mixed |" in (tmp_path / "card" / "README.md").read_text()
