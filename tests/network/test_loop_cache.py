@@ -19,14 +19,14 @@ from e2enet.network.compiled import compiled
 CONVOLVES = """
 import numpy as np, torch, torch.nn.functional as F
 from e2enet.network.engine import inner_loops
-from e2enet.network.engine.active import Kernels
+from e2enet.network.engine.active import ActiveKernels
 from e2enet.network.engine.sparse_layers import Convolution
-from e2enet.network.engine.lazy_volumes import Signal
+from e2enet.network.engine.lazy_volumes import LazyVolumes
 torch.manual_seed(0)
 x, w = torch.randn(2, 4, 9, 11), torch.randn(3, 2, 1, 3, 3)
-kernels = Kernels.of_convolution(np.ones((3, 2), bool), np.zeros(2, np.int64), (1, 3, 3))
-layer = Convolution(kernels, kernels.pack(w.numpy()), (1, 1, 1), (1, 1), None)
-found = layer([Signal.of(np.ascontiguousarray(x.permute(0, 2, 3, 1).numpy()))]).stacked()
+kernels = ActiveKernels.of_convolution(np.ones((3, 2), bool), np.zeros(2, np.int64), (1, 3, 3))
+layer = Convolution(kernels, kernels.gather_weights(w.numpy()), (1, 1, 1), (1, 1), None)
+found = layer([LazyVolumes.of(np.ascontiguousarray(x.permute(0, 2, 3, 1).numpy()))]).stacked()
 expected = F.conv3d(x[None], w, padding=(0, 1, 1))[0].permute(0, 2, 3, 1)
 print(inner_loops.ROWS, inner_loops.COLUMNS, float((torch.from_numpy(found) - expected).abs().max()))
 """
