@@ -24,9 +24,9 @@ from benchmarks.gpu_report import Report, tell
 
 # What these write is not read before; other operations in place read what they change.
 OVERWRITE = {"aten::copy_", "aten::zero_", "aten::fill_"}
-FREE = {  # allocations, and a view that its schema calls a copy
+FREE = {  # allocations, and views that schemas call copies or changes
     *("aten::empty", "aten::new_empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty_strided"),
-    "aten::_unsafe_view",
+    *("aten::_unsafe_view", "aten::set_"),
 }
 WAITS = "aten::_local_scalar_dense"  # a value is read on the host: it waits for the device
 

@@ -61,6 +61,9 @@ def unknown(network: nn.Module, *, on_cpu: bool = True) -> str | None:
     if type(network) is not E2ENet:
         made = isinstance(network, E2ENet)
         return f"{type(network).__name__} is {'a class made of E2ENet, which may differ' if made else 'no E2ENet'}"
+    kinds = dict.fromkeys((p.dtype, p.device) for p in network.parameters())
+    if len(kinds) > 1 and not on_cpu:
+        return f"its parameters are of several kinds: {', '.join(f'{dtype} on {device}' for dtype, device in kinds)}"
     for name, module in network.named_modules():
         problem = next(chain(_problems_of_any(module, on_cpu), PROBLEMS[type(module)](module)), None)
         if problem is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -20,13 +21,16 @@ from e2enet.network.program import Operation
 
 
 class Table(NamedTuple):
-    """Input channels that each group reads, padded (groups, inputs), and those of each output, (outputs, kept).
+    """What groups read in one pass.
 
-    None and None if the mask has no group structure, or no active kernel.
+    channels: input channels that each group reads, padded (groups, inputs). kernels: those of each output, (outputs,
+    kept). Both are None if the mask has no group structure, or no active kernel. factor: of the weights, 1, or NaN if
+    they are those of an old mask (`nan_where_changed`).
     """
 
     channels: Tensor | None
     kernels: Tensor | None
+    factor: Tensor
 
 
 class GroupedBlock(Block):
@@ -46,7 +50,9 @@ class GroupedBlock(Block):
             self.inputs.refresh()
             channels = self.inputs.channels
             kernels = None if channels is None else self.inputs.kernels % self.conv.in_channels
-            run.groups[self.name] = Table(channels, kernels)
+            one = torch.ones((), dtype=run.dtype, device=self.conv.weight.device)
+            factor = nan_where_changed(one, self.conv.kernel_mask, self.inputs.seen[2])  # type: ignore[index]
+            run.groups[self.name] = Table(channels, kernels, factor)
         table: Table = run.groups[self.name]
         return table
 
@@ -56,13 +62,11 @@ class GroupedBlock(Block):
         return prepare(sources, run.dtype, self.shift_size, self.depth_stride, columns)
 
     def _weight(self, run: Pass) -> Tensor:
-        channels, kernels = self._table(run)
+        channels, kernels, factor = self._table(run)
         if channels is None or kernels is None:
             return super()._weight(run)
         whole, (outputs, kept), (groups, inputs) = run.weights[self.name], kernels.shape, channels.shape
-        active = whole.gather(2, _every_tap(kernels, whole.shape[1]))
-        if whole.device.type == "cuda":
-            active = nan_where_changed(active, self.conv.kernel_mask, self.inputs.seen[2])  # type: ignore[index]
+        active = whole.gather(2, _every_tap(kernels, whole.shape[1])) * factor
         more = groups * min(self.conv.group_size, outputs) - outputs
         return self._with_taps(F.pad(active, (0, inputs - kept, 0, 0, 0, more)))
 
@@ -75,7 +79,7 @@ class GroupedBlock(Block):
         return to_channels_last(F.pad(grad, (0, 0, 0, 0, 0, 0, 0, more))) if more else grad
 
     def _whole_weight(self, run: Pass, grad: Tensor) -> Tensor:
-        _, kernels = self._table(run)
+        kernels = self._table(run).kernels
         if kernels is None:
             return grad
         outputs, kept = kernels.shape
@@ -84,7 +88,7 @@ class GroupedBlock(Block):
 
     def _whole_input(self, run: Pass, grad: Tensor) -> Tensor:
         """Sum the gradients of channels that several groups read, by a product, always in the same order."""
-        channels, _ = self._table(run)
+        channels = self._table(run).channels
         if channels is None:
             return grad
         chosen = F.one_hot(channels.flatten(), self.conv.in_channels).to(grad.dtype)

@@ -51,6 +51,7 @@ def prepare(
     depth, height, width = size_of(sources[0])
     depth_out, total = -(-depth // depth_stride), sum(counts) if columns is None else len(columns)
     out = empty_channels_last(sources[0].new_empty(0, dtype=dtype), (len(sources[0]), total, depth_out, height, width))
+    _check_size(out)
     block_c = min(map(_block_of, counts)) if columns is None else _block_of(total)
     block_v = TILE // block_c
     group, margin = _groups(sum(counts), shift_size)
@@ -82,7 +83,7 @@ def prepare(
 
 def statistics(values: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Start `kernels_forward.moments` and `kernels_forward.norm_table`."""
-    values = _in_memory_order(values)
+    values, weight, bias = _in_memory_order(values), weight.contiguous(), bias.contiguous()
     batch, channels = values.shape[:2]
     dtype = torch.promote_types(values.dtype, torch.float32)
     block_c, block_v, chunks, tiles = _chunks(values)
@@ -186,6 +187,8 @@ def block_gradient(grad: Tensor, place: Sequence[int], products: Sequence[int]) 
 
 def active_weights(weights: Sequence[Tensor], masks: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor]:
     """Start `kernels_forward.active_weights`, once for all weights."""
+    weights = [weight.contiguous() for weight in weights]
+    masks = [None if mask is None else mask.contiguous() for mask in masks]
     shapes = [(weight.shape[0], weight.shape[1], prod(weight.shape[2:])) for weight in weights]
     # Each begins at 16 bytes or more, as vectors and tensor cores ask for.
     starts = [0]
@@ -196,7 +199,7 @@ def active_weights(weights: Sequence[Tensor], masks: Sequence[Tensor | None], dt
         flat.device,
         tuple(
             (weight.data_ptr(), 0 if mask is None else mask.data_ptr(), start, *shape)
-            for weight, mask, start, shape in zip(_contiguous(weights), masks, starts, shapes, strict=False)
+            for weight, mask, start, shape in zip(weights, masks, starts, shapes, strict=False)
         ),
     )
     with _on(flat):
@@ -227,18 +230,16 @@ def _table(device: torch.device, rows: tuple[tuple[int, ...], ...]) -> Tensor:
     return torch.tensor(rows, dtype=torch.int64).to(device, non_blocking=True)
 
 
-def _contiguous(weights: Sequence[Tensor]) -> Sequence[Tensor]:
-    wrong = next((weight for weight in weights if not weight.is_contiguous()), None)
-    if wrong is not None:
-        raise ValueError(f"a weight of shape {tuple(wrong.shape)} is not contiguous; expected one that is")
-    return weights
-
-
 def _in_memory_order(values: Tensor) -> Tensor:
     """Return values with their channels together, as the kernels read them."""
+    _check_size(values)
+    return to_channels_last(values) if values.ndim == 5 else values.contiguous()
+
+
+def _check_size(values: Tensor) -> None:
+    """Raise ValueError if places in a sample need more than 32 bits."""
     if values[0].numel() > LARGEST:
         raise ValueError(f"{values[0].numel()} values in a sample, more than {LARGEST}: expected a smaller patch")
-    return to_channels_last(values) if values.ndim == 5 else values.contiguous()
 
 
 def _groups(channels: int, shift_size: int) -> tuple[int, int]:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from e2enet.common.errors import InputError
 from e2enet.network.fused import operations
 from e2enet.network.fused.volumes import Reader, Volumes
-from e2enet.network.layers import from_planes, to_planes
+from e2enet.network.layers import from_planes, to_channels_last, to_planes
 from e2enet.network.program import BLOCK, EXPANSION, HEAD, POOLING, Operation
 
+LARGEST_WINDOW = 256  # voxels of a pooled window: the number of its largest one is a byte
 Readers = list[list[Reader] | None]  # of each source; None: it needs no gradient
 
 
@@ -64,7 +67,7 @@ class Block:
             values = from_planes(planes, len(x))
         else:
             values = torch.conv3d(x, weight, None, self.conv.stride, self.conv.padding, groups=self._groups(run))
-        values = values[:, : self.conv.out_channels]
+        values = to_channels_last(values[:, : self.conv.out_channels])  # copied once here, or by every reader
         affine = operations.STATISTICS(values, self.norm.weight, self.norm.bias, self.norm.eps)
         return Volumes(values, affine, self.norm.slope)
 
@@ -176,6 +179,11 @@ class Pooling:
 
     def __init__(self, operation: Operation) -> None:
         self.window = operation.module.stride
+        if prod(self.window) > LARGEST_WINDOW:
+            raise InputError(
+                f"{operation.name}: the fused pass pools at most {LARGEST_WINDOW} voxels to one, not "
+                f"{' x '.join(map(str, self.window))}; expected engine=dense"
+            )
 
     def forward(self, run: Pass, sources: Sequence[Volumes]) -> Volumes:
         (source,) = sources

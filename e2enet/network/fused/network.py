@@ -57,8 +57,8 @@ class FusedNetwork(nn.Module):
             raise ValueError(f"{BACKEND} gives its input no gradient, and this one asks for it; run the network itself")
         program, layers = self._read()
         parameters = program.parameters()
-        keep = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
-        work = _Work(program, layers, _precision(network, x), keep)
+        kept = read_backward(program) if torch.is_grad_enabled() else frozenset()
+        work = _Work(program, layers, _precision(network, x), kept)
         logits = _FusedPass.apply(work, to_channels_last(x), *parameters)
         every_head = network.deep_supervision if network.training else network.deep_supervision_in_eval
         return list(logits) if every_head else logits[0]
@@ -76,12 +76,12 @@ class FusedNetwork(nn.Module):
 
 
 class _Work(NamedTuple):
-    """What a pass runs: `keep` what its backward pass needs, or nothing."""
+    """What a pass runs, and the numbers of the values that its backward pass needs."""
 
     program: Program
     layers: Mapping[int, FusedLayer]
     dtype: torch.dtype
-    keep: bool
+    kept: frozenset[int]
 
 
 def _precision(network: E2ENet, x: Tensor) -> torch.dtype:
@@ -107,8 +107,10 @@ class _FusedPass(torch.autograd.Function):
             values = run_forward(work, run, Volumes(x))
         ctx.save_for_backward(x, *parameters)  # torch checks that weights stay unchanged
         ctx.set_materialize_grads(False)  # logits without a gradient have None, as the network's
-        ctx.work, ctx.run, ctx.values = work, run, values if work.keep else None
-        return tuple(values[number].values for number in work.program.results)
+        ctx.work, ctx.run, ctx.values = work, run, values
+        logits = {number: _as_own(values[number].values) for number in work.program.results}
+        ctx.mark_non_differentiable(*(logits[number] for number in logits.keys() - _trained(work.program)))
+        return tuple(logits.values())
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -117,11 +119,44 @@ class _FusedPass(torch.autograd.Function):
         if ctx.values is None:
             raise RuntimeError("going backward a second time: what the forward pass kept was let go the first time")
         x, *parameters = ctx.saved_tensors  # raises if one was changed
-        values, ctx.values = ctx.values, None
+        values, run, ctx.values, ctx.run = ctx.values, ctx.run, None, None  # a loss that is kept holds neither
         with torch._C._AutoDispatchBelowAutograd(), _without_autocast(x.device):
-            run_backward(ctx.work, ctx.run, values, grads)
-            found = parameter_gradients(ctx.work.program, ctx.run)
+            run_backward(ctx.work, run, values, grads)
+            found = parameter_gradients(ctx.work.program, run)
         return None, None, *(found.get(id(parameter)) for parameter in parameters)
+
+
+def _as_own(logits: Tensor) -> Tensor:
+    """Return a tensor of the same memory that is no view.
+
+    Torch lets nobody change a view among several outputs in place. And the backward pass keeps the given tensor: as an
+    output it would hold that pass, and so itself, for ever.
+    """
+    return logits.new_empty(0).set_(logits.untyped_storage(), logits.storage_offset(), logits.shape, logits.stride())
+
+
+def read_backward(program: Program) -> frozenset[int]:
+    """Return the numbers of the values that a backward pass reads: what trained operations read and wrote.
+
+    Operations before the first trained one, such as those of a frozen encoder, go backward not at all.
+    """
+    trained = _trained(program)
+    return frozenset(
+        number
+        for operation in program.operations
+        if operation.output in trained
+        for number in (*operation.inputs, operation.output)
+    )
+
+
+def _trained(program: Program) -> set[int]:
+    """Return the numbers of the values that have a gradient: a parameter that they depend on requires one."""
+    trained: set[int] = set()
+    for operation in program.operations:
+        own = any(parameter.requires_grad for parameter in operation.module.parameters())
+        if own or not trained.isdisjoint(operation.inputs):
+            trained.add(operation.output)
+    return trained
 
 
 def fused_layers(program: Program, *, groups: bool) -> dict[int, FusedLayer]:
@@ -142,28 +177,30 @@ def active_weights(program: Program, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def run_forward(work: _Work, run: Pass, x: Volumes) -> dict[int, Volumes]:
-    """Return the values of a forward pass by number: all of them to go backward (`keep`), else the results alone."""
+    """Return the values of a forward pass by number: its results, and those kept for the backward pass."""
     values, done = {0: x}, work.program.last_reads()
     for operation in work.program.operations:
         sources = [values[number] for number in operation.inputs]
         values[operation.output] = work.layers[operation.output].forward(run, sources)
-        for number in () if work.keep else done[operation.output]:
-            del values[number]
+        for number in done[operation.output]:
+            if number not in work.kept:
+                del values[number]
     return values
 
 
 def run_backward(work: _Work, run: Pass, values: dict[int, Volumes], grads: Sequence[Tensor | None]) -> None:
     """Fill `run` with the gradients of the parameters. Each of `values` is released after its use."""
-    program = work.program
+    program, trained = work.program, _trained(work.program)
     readers: dict[int, list[Reader]] = {
         number: [Reader(grad, 0)] for number, grad in zip(program.results, grads, strict=True) if grad is not None
     }
     for operation in reversed(program.operations):
-        output, own = values.pop(operation.output), readers.pop(operation.output, None)
-        if own is None:  # no logits with a gradient depend on it
+        output, own = values.pop(operation.output, None), readers.pop(operation.output, None)
+        if operation.output not in trained or own is None:  # or no logits with a gradient depend on it
             continue
+        assert output is not None
         sources = [values[number] for number in operation.inputs]
-        into: Readers = [None if number == 0 else readers.setdefault(number, []) for number in operation.inputs]
+        into: Readers = [readers.setdefault(number, []) if number in trained else None for number in operation.inputs]
         work.layers[operation.output].backward(run, sources, output, own, into)
 
 

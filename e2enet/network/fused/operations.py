@@ -159,7 +159,7 @@ ACTIVE_WEIGHTS = _register(
 WEIGHT_GRADIENTS = _register(
     "weight_gradients",
     "(Tensor[] grads, Tensor[] weights) -> Tensor[]",
-    lambda grads, weights: [torch.empty_like(weight) for weight in weights],
+    lambda grads, weights: [weight.new_empty(weight.shape) for weight in weights],
     1,
     lambda out, grads, weights: nbytes(*grads, *out),
 )

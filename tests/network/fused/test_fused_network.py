@@ -277,6 +277,14 @@ def test_another_network_is_refused() -> None:
 
     with pytest.raises(InputError, match="cannot run this network: Other is a class made of E2ENet"):
         FusedNetwork(Other(1, 2, [(1, 2, 2)], base_features=4))
+    strides = [(1, 2, 2), (1, 16, 32), (1, 1, 2)]
+    with pytest.raises(InputError, match=r"down: the fused pass pools at most 256 voxels to one, not 1 x 16 x 32"):
+        FusedNetwork(make(strides=strides))
+    assert FusedNetwork(make(strides=[(1, 2, 2), (1, 16, 16), (1, 1, 2)]))
+    model = make()
+    model.heads.float()
+    with pytest.raises(InputError, match=r"of several kinds: torch.float64 on cpu, torch.float32 on cpu"):
+        FusedNetwork(model)
     model = make()
     fused = FusedNetwork(model)
     model.encoder[0].register_forward_hook(lambda *_: None)

@@ -199,14 +199,42 @@ def test_weights_and_their_gradients(interpreted: Any, dtype: torch.dtype) -> No
     grads = [*(torch.randn(one.shape, generator=draw).to(dtype) for one in found[:3]), last.flatten(2).transpose(1, 2)]
     back, wanted = interpreted.weight_gradients(grads, weights), reference.weight_gradients(grads, weights)
     assert all(torch.equal(one, two) and one.is_contiguous() for one, two in zip(back, wanted, strict=True))
-    with pytest.raises(ValueError, match="not contiguous"):
-        interpreted.active_weights([weights[1].transpose(0, 1)], [None], dtype)
+    turned = [weights[0].transpose(0, 1), weights[2].transpose(0, 1)], [masks[0].T, None], dtype  # type: ignore[union-attr]
+    assert_close(interpreted.active_weights(*turned), reference.active_weights(*turned), dtype)
+
+
+def test_channels_are_read_together_only_where_they_move_together(
+    interpreted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hint to the compiler, which the interpreter does not read."""
+    told: list[int] = []
+    vector = interpreted._vector
+    monkeypatch.setattr(interpreted, "_vector", lambda *numbers: told.append(vector(*numbers)) or told[-1])
+    draw = torch.Generator().manual_seed(0)
+    for counts, shift_size, expected in (
+        ([48, 48], 3, 8), ([24], 3, 8), ([48, 40], 3, 1), ([24, 4], 1, 1), ([12, 36], 3, 1), ([40], 5, 8),
+    ):  # fmt: skip
+        sources = [volume(draw, torch.float32, 1, channels, 2, 2, 2) for channels in counts]
+        interpreted.prepare(sources, [None] * len(counts), [1.0] * len(counts), shift_size, 1, torch.float32, None)
+        start, total = sum(counts[:-1]), sum(counts)
+        grad, place = volume(draw, torch.float32, 1, total, 2, 2, 2), [start, shift_size, 1, 1, 1, 1]
+        affine = table(draw, torch.float32, 1, counts[-1])
+        interpreted.gather_gradient(sources[-1], affine, 0.01, [grad], [None], place)
+        interpreted.block_gradient(grad, place, [1, 1, 1, 1, 2, 2, 2, counts[-1]])
+        assert told == [expected] * 3, counts
+        told.clear()
 
 
 def test_too_many_voxels_for_32_bits_are_refused(interpreted: Any) -> None:
     huge = torch.empty(1, 64, 512, 512, 512, device="meta", dtype=torch.float16)
     with pytest.raises(ValueError, match=r"8589934592 values in a sample, more than 2147483647"):
         interpreted.prepare([huge], [None], [1.0], 3, 1, torch.float16, None)
+    large = torch.empty(1, 48, 256, 256, 256, device="meta", dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"2415919104 values in a sample"):  # of the joined input, not of its parts
+        interpreted.prepare([large] * 3, [None] * 3, [1.0] * 3, 3, 1, torch.float16, None)
+    with pytest.raises(ValueError, match=r"3355443200 values in a sample"):
+        columns = torch.empty(200, device="meta", dtype=torch.int64)
+        interpreted.prepare([large], [None], [1.0], 3, 1, torch.float16, columns)
 
 
 @pytest.mark.parametrize("groups", [False, True])
