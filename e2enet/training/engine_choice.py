@@ -11,8 +11,9 @@ import torch
 
 from e2enet.common.console import say
 from e2enet.common.files import write_json
+from e2enet.network.dsff import fusion_layers
 from e2enet.network.e2enet import E2ENet
-from e2enet.network.fused.trial import Choice, choose_way
+from e2enet.network.fused.trial import WAYS, Choice, choose_way
 from e2enet.network.recompute import run_once
 from e2enet.training.module import SegmentationModule, amp_dtype_of
 from e2enet.training.probe import FILE, read_probe
@@ -21,30 +22,38 @@ from e2enet.training.probe import FILE, read_probe
 def choose_engine(trainer: pl.Trainer, module: SegmentationModule) -> None:
     """Set `module.way` to the fastest right way to take steps (`fused.trial`), and write all trials to probe.json.
 
-    A resumed run takes the way of its probe.json, if device and torch are the same: it goes on as it began. Nothing is
-    tried for another `training.engine`, another network, a step that is compiled or recomputed, or on a CPU, where
-    network and machine decide.
+    A resumed run takes the way of its probe.json, if device, torch and workload are the same: it goes on as it began.
+    Nothing is tried for another `training.engine`, another network, a step that is compiled or recomputed, or on a CPU,
+    where network and machine decide.
     """
     device, network = trainer.strategy.root_device, module.network
     if not (_may_choose(module) and _has_ways(device)):
         return
     assert isinstance(network, E2ENet)
     file = Path(trainer.default_root_dir) / FILE
-    where = {"device": _name(device), "torch": torch.__version__}
-    before = read_probe(file)
-    kept = before.get("engine", {})
-    if {key: kept.get(key) for key in where} == where and isinstance(kept.get("way"), str):
-        module.way = kept["way"]
-        return
     own = copy.deepcopy(network).to(device).train()
     with trainer.precision_plugin.train_step_context():
         amp_dtype = amp_dtype_of(own)
     plan = module.plan
+    where = {"device": _name(device), "torch": torch.__version__, "workload": _workload(module, amp_dtype)}
+    before = read_probe(file)
+    kept = before.get("engine")
+    if isinstance(kept, dict) and {key: kept.get(key) for key in where} == where and kept.get("way") in WAYS:
+        module.way = kept["way"]
+        return
     choice = choose_way(own, batch_size=plan.batch_size, patch_size=plan.patch_size, amp_dtype=amp_dtype)
     module.way = choice.way
     trials = {way: asdict(trial) for way, trial in choice.trials.items()}
     write_json(file, before | {"engine": where | {"way": choice.way, "trials": trials}})
     say(_in_words(choice))
+
+
+def _workload(module: SegmentationModule, amp_dtype: torch.dtype | None) -> str:
+    """Describe a step. A start that failed may have left the choice for another one in the folder."""
+    plan, count = module.plan, sum(parameter.numel() for parameter in module.network.parameters())
+    groups = max((layer.group_size for layer in fusion_layers(module.network).values()), default=1)
+    size = " x ".join(map(str, (plan.batch_size, *plan.patch_size)))
+    return f"network of {count} parameters in groups of {groups} on {size} in {amp_dtype or torch.float32}"
 
 
 def _may_choose(module: SegmentationModule) -> bool:

@@ -118,6 +118,12 @@ class SegmentationModule(pl.LightningModule):
     def _own_pass(self) -> Callable[[Tensor], Any]:
         return self.training_pass(self.network)
 
+    @cached_property
+    def _dense_pass(self) -> Callable[[Tensor], Any]:
+        """Finds the gradients of inactive kernels too: fused if steps are, which torch may have no memory for."""
+        fused = self._engine in ("fused", "groups")
+        return select_training(self.network, "fused", amp_dtype=amp_dtype_of(self.network)) if fused else self.network
+
     @cached_property  # for the weights of one validation
     def _validated(self) -> nn.Module:
         return select_validation(self.network, self._engine, amp_dtype=amp_dtype_of(self.network))
@@ -129,8 +135,7 @@ class SegmentationModule(pl.LightningModule):
 
     def training_step(self, batch: Mapping[str, Any], batch_index: int) -> Tensor | dict[str, Any]:
         """Return the loss of a batch of patches; for a batch left out, a marked loss without gradient."""
-        by_torch = self.needs_dense_gradients and self._engine != "fused"
-        output = (self.network if by_torch else self._own_pass)(batch["image"])
+        output = (self._dense_pass if self.needs_dense_gradients else self._own_pass)(batch["image"])
         heads = [output] if isinstance(output, Tensor) else output
         loss: Tensor = self.loss(heads, batch["label"])
         if not self.guard.check_loss(self, loss, batch):

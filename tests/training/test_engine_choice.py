@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 
@@ -49,6 +51,7 @@ def test_the_choice_is_told_kept_and_taken(
     assert kept == {
         "device": "cpu",
         "torch": torch.__version__,
+        "workload": kept["workload"],
         "way": "fused",
         "trials": {
             "dense": {"seconds": 2.0, "problem": None},
@@ -67,14 +70,22 @@ def test_a_resumed_run_goes_on_as_it_began(trials: list[dict[str, Any]], tmp_pat
     again = make_module()
     choose_engine(quiet_trainer(tmp_path), again)
     assert again.way == "fused" and len(trials) == 1
-    elsewhere = json.loads(file.read_text())
-    elsewhere["engine"]["device"] = "another GPU"
-    file.write_text(json.dumps(elsewhere))
-    choose_engine(quiet_trainer(tmp_path), make_module())
-    assert len(trials) == 2
+    other = json.loads(file.read_text())["engine"] | {"way": "compiled"}
+    for number, changed in enumerate(
+        (other | {"device": "another GPU"}, other | {"way": "another"}, other | {"workload": "another"}, "damaged"),
+        start=2,
+    ):
+        file.write_text(json.dumps({"engine": changed}))
+        again = make_module()
+        choose_engine(quiet_trainer(tmp_path), again)
+        assert again.way == "fused" and len(trials) == number
     file.write_text("{")  # damaged: tried again
     choose_engine(quiet_trainer(tmp_path), make_module())
-    assert len(trials) == 3
+    assert len(trials) == 6
+    larger = make_module()  # begun anew in the folder of a start that failed
+    larger.plan = dataclasses.replace(larger.plan, batch_size=larger.plan.batch_size + 1)
+    choose_engine(quiet_trainer(tmp_path), larger)
+    assert len(trials) == 7
 
 
 @pytest.mark.parametrize(
@@ -115,3 +126,28 @@ def test_fused_training_is_that_of_the_network(growth: str, tmp_path: Path, monk
             assert torch.equal(found[name], expected[name]), name
     torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-3)
     assert fused.scores == pytest.approx(masked.scores, abs=0.02)
+
+
+def test_training_by_groups_is_that_of_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Groups(pl.Callback):
+        def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+            module.way = "groups"
+
+    shape: dict[str, Any] = {"growth": "gradient", "group_size": 4}
+    masked, _ = fit(tmp_path, "training.engine=dense", "network.base_features=8", **shape)
+    passes: list[bool] = []
+    run = FusedNetwork.forward
+
+    def counted(self: FusedNetwork, x: torch.Tensor) -> Any:
+        passes.extend([self.groups] if self.network.training else [])
+        return run(self, x)
+
+    monkeypatch.setattr(FusedNetwork, "forward", counted)
+    grouped, _ = fit(tmp_path, "training.engine=auto", "network.base_features=8", watched=[Groups()], **shape)
+    # Before each of three growths by gradient, a step finds the gradients of inactive kernels, also fused.
+    assert len(passes) == 8 and passes.count(False) == 3
+    found, expected = grouped.state_dict(), masked.state_dict()
+    for name in expected:
+        if name.endswith("kernel_mask"):
+            assert torch.equal(found[name], expected[name]), name
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-3)

@@ -118,7 +118,7 @@ def select_training(network: nn.Module, engine: str, *, amp_dtype: torch.dtype |
     if engine in ("fused", "groups"):
         return _fused(network, "training.engine=fused", groups=engine == "groups")
     if engine == "compiled":
-        network.compile()
+        network.compile(dynamic=False)  # as `fused.trial` timed it
         return network
     if not takes_active_kernels(network, engine, amp_dtype):
         return network

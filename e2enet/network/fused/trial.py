@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 import statistics
 import time
@@ -23,7 +24,7 @@ from e2enet.network.fused.network import FusedNetwork
 
 logger = logging.getLogger(__name__)
 
-DENSE, FUSED, GROUPS, COMPILED = "dense", "fused", "groups", "compiled"
+WAYS = DENSE, FUSED, GROUPS, COMPILED = "dense", "fused", "groups", "compiled"
 RUNS = 3  # timed, after one untimed run that compiles kernels
 # How far gradients may be from torch's, as a share of their norm: in float32 each parameter's, with autocast all of
 # them together, whose rounding is some hundredths. A wrong term is as large as the gradient.
@@ -72,6 +73,7 @@ def choose_way(
             trials[way] = _try(make, network, expected, small, large, amp_dtype)
         except Exception as error:  # whatever a compiler or a driver raises: the run goes on another way
             trials[way] = Trial(None, f"{type(error).__name__}: {first_line(error)}")
+        gc.collect()  # copies and graphs of this way, some of which refer to each other
         if device.type == "cuda":
             torch.cuda.empty_cache()
         if trials[way].problem is not None:
@@ -84,7 +86,7 @@ def make_ways(network: E2ENet) -> dict[str, Callable[[E2ENet], nn.Module]]:
     """Return what runs copies of a network in each way; `groups` needs masks of group granularity."""
 
     def compiled(network: E2ENet) -> nn.Module:
-        network.compile()
+        network.compile(dynamic=False)  # after the small input torch would take sizes for variable: slower code
         return network
 
     ways: dict[str, Callable[[E2ENet], nn.Module]] = {DENSE: lambda network: network, FUSED: FusedNetwork}
@@ -105,7 +107,8 @@ def _try(
     run = make(own)
     found = _step(own, run, small, None)
     negligible = NEGLIGIBLE * max(map(_norm, expected))
-    wrong = max(_difference(one, right, negligible) for one, right in zip(found, expected, strict=True))
+    differences = [_difference(one, right, negligible) for one, right in zip(found, expected, strict=True)]
+    wrong = float(torch.tensor(differences).max())  # NaN if one is: Python's max() may pass over it
     if not wrong <= TOLERANCE:  # NaN too
         return Trial(None, f"a parameter's gradient differs by {wrong:.0%} from torch's, more than {TOLERANCE:.0%}")
     if amp_dtype is not None:
@@ -136,7 +139,8 @@ def _step(network: E2ENet, run: Any, x: Tensor, dtype: torch.dtype | None) -> li
     means = [head.detach().float().mean((0, 2, 3, 4)) for head in heads]
     # A bias before a norm has no gradient but rounding.
     for layer in fusion_layers(network).values():  # by groups, inactive kernels have no gradient
-        layer.weight.grad.mul_(expand_mask(layer.kernel_mask, layer.weight))
+        if layer.weight.grad is not None:
+            layer.weight.grad.mul_(expand_mask(layer.kernel_mask, layer.weight))
     gradients = [p.grad.float().flatten() for name, p in network.named_parameters()
                  if p.grad is not None and not name.endswith(".conv.bias")]  # fmt: skip
     values = [value.cpu() for value in (*means, *gradients)]

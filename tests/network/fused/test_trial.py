@@ -6,6 +6,7 @@ import copy
 import functools
 import logging
 import re
+import weakref
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from e2enet.common.errors import InputError
 from e2enet.network import E2ENet
 from e2enet.network.cost import Cost
+from e2enet.network.dsff import fusion_layers
 from e2enet.network.engine import select_engine, select_training, select_validation
 from e2enet.network.engine.timing_cache import TimingCache
 from e2enet.network.fused import trial
@@ -62,6 +64,9 @@ def test_the_real_ways_are_right_on_a_cpu(amp_dtype: torch.dtype | None, monkeyp
         assert choice.trials[way].problem is None and choice.trials[way].seconds > 0, choice  # type: ignore[operator]
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(p.grad is None for p in network.parameters()) and network._compiled_call_impl is None
+    # The small input must not make torch take the sizes of a patch for variable, which gives slower code.
+    arguments = [node.meta.get("example_value") for graph in eager.graphs for node in graph.graph.nodes]
+    assert len(arguments) > 0 and not any(isinstance(one, torch.SymInt) for one in arguments)
 
 
 def test_groups_are_a_way_where_masks_have_them() -> None:
@@ -115,16 +120,47 @@ def test_what_is_wrong_or_fails_is_left_out_with_one_line(
     assert re.search(problem, record.message), record.message
 
 
-def test_a_wrong_gradient_of_one_small_layer_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("factor", "problem"), [(1.2, "20%"), (torch.nan, "nan%")])
+def test_a_wrong_gradient_of_one_small_layer_is_seen(
+    factor: float, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Wrong(FusedNetwork):
         def __init__(self, network: E2ENet) -> None:
             super().__init__(network)
             node: Any = network.decoder.columns[0][0]  # type: ignore[union-attr]
-            node.blocks[0].norm.bias.register_hook(lambda grad: grad * 1.2)
+            node.blocks[0].norm.bias.register_hook(lambda grad: grad * factor)
 
     ways(monkeypatch, {DENSE: 2, FUSED: 1}, **{FUSED: Wrong})
-    problem = choose_way(make(torch.float32), batch_size=1, patch_size=SIZE).trials[FUSED].problem
-    assert problem is not None and problem.startswith("a parameter's gradient differs by 20%")
+    told = choose_way(make(torch.float32), batch_size=1, patch_size=SIZE).trials[FUSED].problem
+    assert told is not None and told.startswith(f"a parameter's gradient differs by {problem}")
+
+
+def test_a_network_whose_encoder_is_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = make(torch.float32)
+    for part in (network.encoder, *fusion_layers(network).values()):
+        part.requires_grad_(False)
+    ways(monkeypatch, {DENSE: 2, FUSED: 1}, **{FUSED: FusedNetwork})
+    choice = choose_way(network, batch_size=1, patch_size=SIZE)
+    assert choice.way == FUSED and choice.trials[FUSED].problem is None
+
+
+def test_nothing_of_a_way_is_left_when_the_next_one_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[Any] = []
+
+    class Failing(FusedNetwork):
+        def forward(self, x: Tensor) -> Any:
+            heads = super().forward(x)
+            self.last = self, heads  # as compiled code may, it refers to itself
+            tried.append(weakref.ref(self))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def after(network: E2ENet) -> nn.Module:
+        assert tried and all(one() is None for one in tried)
+        return network
+
+    monkeypatch.setattr(trial, "make_ways", lambda network: {FUSED: Failing, DENSE: after})
+    choice = choose_way(make(torch.float32), batch_size=1, patch_size=SIZE)
+    assert "out of memory" in str(choice.trials[FUSED].problem) and choice.trials[DENSE].problem is None
 
 
 def test_where_torch_has_no_memory_another_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
