@@ -10,7 +10,6 @@ any other network.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -87,7 +86,7 @@ class _ShiftConcat(torch.autograd.Function):
     def forward(ctx: Any, shift_size: int, *sources: Tensor) -> Tensor:
         counts = [source.shape[1] for source in sources]
         ctx.starts, ctx.counts, ctx.shift_size = [0, *accumulate(counts[:-1])], counts, shift_size
-        ctx.steps = [(1, 1, 1) if source.ndim == 5 else tuple(source.shape[3::2]) for source in sources]
+        ctx.steps = [() if source.ndim == 5 else tuple(source.shape[3::2]) for source in sources]
         out: Tensor = below_autograd(OPERATION, sources, shift_size)
         return out
 
@@ -116,7 +115,10 @@ def _empty_shift_concat(sources: Sequence[Tensor], shift_size: int) -> Tensor:
 
 
 def _shift_concat_backward(grad: Tensor, start: int, count: int, steps: Sequence[int], shift_size: int) -> Tensor:
-    """Return one source's part of a concatenation's gradient: `count` channels from `start`, in blocks of `steps`."""
+    """Return one source's part of a concatenation's gradient: `count` channels from `start`.
+
+    steps: of the blocks in which the source came, such as (1, 2, 2); empty if it came as a volume.
+    """
     out = _empty_shift_concat_backward(grad, start, count, steps, shift_size)
     for slab in _part(grad, start, count, shift_size):
         given = grad[:, slab.target : slab.target + slab.stop - slab.start]
@@ -127,7 +129,7 @@ def _shift_concat_backward(grad: Tensor, start: int, count: int, steps: Sequence
 def _empty_shift_concat_backward(grad: Tensor, start: int, count: int, steps: Sequence[int], shift_size: int) -> Tensor:
     """Blocks lie in memory as `StrideUp3d` writes them, (sd, sh, B, D / sd, H / sh, W / sw, sw, C)."""
     batch, _, *size = grad.shape
-    if math.prod(steps) == 1:
+    if not steps:
         return empty_channels_last(grad, (batch, count, *size))
     (sd, sh, sw), (depth, height, width) = steps, (edge // step for edge, step in zip(size, steps, strict=True))
     return grad.new_empty((sd, sh, batch, depth, height, width, sw, count)).permute(2, 7, 3, 0, 4, 1, 5, 6)
@@ -138,7 +140,7 @@ def plain_part(grad: Tensor, start: int, count: int, steps: Sequence[int], shift
     slabs = _part(grad, start, count, shift_size)
     given = [grad[:, slab.target : slab.target + slab.stop - slab.start] for slab in slabs]
     whole = torch.cat([shift_depth(part, -slab.shift) for part, slab in zip(given, slabs, strict=True)], dim=1)
-    return whole if math.prod(steps) == 1 else as_blocks(whole, steps)
+    return as_blocks(whole, steps) if steps else whole
 
 
 def _part(grad: Tensor, start: int, count: int, shift_size: int) -> list[Slab]:

@@ -38,7 +38,7 @@ def test_slabs_cut_where_source_or_shift_changes() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("stride", [(1, 2, 2), (2, 2, 2), (3, 1, 2)])
+@pytest.mark.parametrize("stride", [(1, 2, 2), (2, 2, 2), (3, 1, 2), (1, 1, 1)])
 @pytest.mark.parametrize("shift_size", [1, 3, 5, 11])
 def test_blocks_give_what_their_whole_gives(stride: tuple[int, int, int], shift_size: int) -> None:
     torch.manual_seed(0)

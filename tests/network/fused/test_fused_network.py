@@ -104,6 +104,7 @@ def assert_same(
         {"deep_supervision": False},
         {"strides": [(3, 1, 2), (1, 4, 1)], "in_channels": 2},
         {"strides": [(2, 2, 2)]},
+        {"strides": [(1, 1, 1), (2, 1, 2)]},
     ],
     ids=str,
 )
