@@ -25,6 +25,7 @@ from benchmarks.gpu_networks import make_contender
 from benchmarks.gpu_options import PRECISIONS, Work
 from benchmarks.gpu_report import Report, tell
 
+CHOSEN = 48  # values of masks are unknown here, and kernels depend on the number alone
 USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 TYPES = {
     torch.float16: "*fp16",
@@ -113,14 +114,20 @@ def recording() -> Iterator[list[Variant]]:
 
 
 class _Launches(TorchDispatchMode):
-    """Calls the launcher of every fused operation besides the operation itself."""
+    """Calls the launcher of every fused operation besides the operation itself.
+
+    For the inputs of fusion blocks it calls also that of `CHOSEN` channels, as masks of groups do.
+    """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         from e2enet.network.fused import launch
-        from e2enet.network.fused.operations import TRAFFIC
+        from e2enet.network.fused.operations import PREPARE, TRAFFIC
 
         if func in TRAFFIC:
             getattr(launch, func._schema.name.removeprefix("e2enet::fused_"))(*args)
+        if func is PREPARE.default and len(args[0]) > 1:
+            given = [*args[:-1], args[0][0].new_empty(CHOSEN, dtype=torch.int64)]
+            launch.prepare(*given)
         return func(*args, **(kwargs or {}))
 
 

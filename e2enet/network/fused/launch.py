@@ -53,10 +53,11 @@ def prepare(
     out = empty_channels_last(sources[0].new_empty(0, dtype=dtype), (len(sources[0]), total, depth_out, height, width))
     _check_size(out)
     block_c = min(map(_block_of, counts)) if columns is None else _block_of(total)
-    block_v = TILE // block_c
     group, margin = _groups(sum(counts), shift_size)
     blocks = [triton.cdiv(count, block_c) for count in counts]
     starts = [sum(counts[:index]) for index in range(len(counts))]
+    vector = _vector(*counts, *starts, group, block_c)
+    block_v = (TILE if vector > 1 or columns is not None else TILE // 2) // block_c  # each voxel alone: more registers
     unused: Any = (out, out, 1.0, 1, 0)
     given = [
         (source, out if affine is None else affine, slope, count, block)
@@ -70,7 +71,6 @@ def prepare(
     across = triton.cdiv(depth_out * height * width, block_v)
     with _on(out):
         if columns is None:
-            vector = _vector(*counts, *starts, group, block_c)
             kernels_forward.prepare[across, sum(blocks), len(out)](
                 *first, *second, *third[:4], out, *places, *constants, vector, block_v, block_c
             )

@@ -18,7 +18,7 @@ pytest.importorskip("triton", reason="needs triton, which torch's CUDA wheels br
 
 PROJECT = Path(__file__).parents[3]
 KERNELS = {
-    *("prepare", "moments", "norm_table", "pool", "active_weights"),
+    *("prepare", "prepare_columns", "moments", "norm_table", "pool", "active_weights"),
     *("gather_gradient", "add_chunks", "norm_gradient", "block_gradient", "weight_gradients"),
 }
 ROW = re.compile(r"^\| (\w+) +\| (\d+) +\| (\w+) +\| +(\d+) \| +(\d+) \| +(\d+) \|$", re.MULTILINE)
