@@ -35,7 +35,7 @@ def test_a_step_stays_within_its_budget(network: E2ENet) -> None:
     plain_forward, plain_backward, plain_saved = count_step(network, x)
     assert forward.kernels + backward.kernels < 0.45 * (plain_forward.kernels + plain_backward.kernels)
     assert forward.bytes + backward.bytes < 0.7 * (plain_forward.bytes + plain_backward.bytes)
-    assert saved < 0.42 * plain_saved
+    assert saved < 0.45 * plain_saved
 
 
 def test_every_operation_of_a_step_is_a_convolution_a_product_or_stated(network: E2ENet) -> None:
