@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.gpu_networks import make_contender
 from benchmarks.gpu_options import PRECISIONS, Work
 from benchmarks.gpu_report import Report, tell
+from e2enet.network.fused.network import FusedNetwork
 
 CHOSEN = 48  # values of masks are unknown here, and kernels depend on the number alone
 USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
@@ -61,12 +62,11 @@ def run(work: Work, report: Report) -> None:
 
 
 def variants_of_step(work: Work, dtype: torch.dtype) -> list[Variant]:
-    """Return the kernels that a training step of the work starts on a GPU."""
-    network, fused = make_contender("fused", work.sizes.network, "cpu")
-    network.to("meta", dtype)
-    x = torch.empty(work.sizes.batch, 1, *work.sizes.patch, device="meta", dtype=dtype)
+    """Return the kernels that a training step of the work starts on a GPU: parameters are float32, as with autocast."""
+    network, _ = make_contender("fused", work.sizes.network, "cpu")
+    x = torch.empty(work.sizes.batch, 1, *work.sizes.patch, device="meta")
     with recording() as variants:
-        logits = fused(x)
+        logits = FusedNetwork(network.to("meta"), dtype=dtype)(x)
         torch.autograd.backward(logits, [torch.empty_like(one) for one in logits])
     return variants
 

@@ -132,7 +132,7 @@ def test_it_compiles_and_pickles() -> None:
 
 
 def test_wrong_arguments_are_named() -> None:
-    with pytest.raises(InputError, match="engine is 'fast': auto, dense, sparse expected"):
+    with pytest.raises(InputError, match="engine is 'fast': auto, dense, sparse, fused expected"):
         make_adapter(engine="fast")
     with pytest.raises(InputError, match="dropout_op"):
         make_adapter(dropout_op=nn.Dropout3d)

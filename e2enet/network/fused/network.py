@@ -26,23 +26,24 @@ BACKEND = "the fused pass"
 class FusedNetwork(nn.Module):
     """Runs an E2ENet so that few bytes are moved; logits and gradients are the network's up to rounding.
 
-    Input: (B, C, D, H, W) on the network's device. Output: what the network returns in its mode, in the dtype of
-    autocast or else of the parameters. Parameters stay the network's own. Weights and masks are read at every call, so
+    Input: (B, C, D, H, W) on the network's device. Output: what the network returns in its mode, in the dtype
+    that it computes in. Parameters stay the network's own. Weights and masks are read at every call, so
     they may change between calls. The input gets no gradient, and gradients cannot be differentiated again.
 
     Args:
         network: an E2ENet on any device; on CUDA the kernels need triton.
         groups: multiply active kernels only where masks have group granularity (`grouped`); inactive kernels of these
             layers get zero gradients.
+        dtype: to compute in; None: that of autocast, else of the parameters.
 
     Raises:
         InputError: something of the network has no fused form.
         ValueError: the input has the wrong shape or requires a gradient.
     """
 
-    def __init__(self, network: E2ENet, *, groups: bool = False) -> None:
+    def __init__(self, network: E2ENet, *, groups: bool = False, dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        self.network, self.groups = network, groups
+        self.network, self.groups, self.dtype = network, groups, dtype
         self.training = network.training
         self._settings: list[Any] = []
         self._pass: tuple[Program, dict[int, FusedLayer]] | None = None
@@ -58,7 +59,7 @@ class FusedNetwork(nn.Module):
         program, layers = self._read()
         parameters = program.parameters()
         kept = read_backward(program) if torch.is_grad_enabled() else frozenset()
-        work = _Work(program, layers, _precision(network, x), kept)
+        work = _Work(program, layers, self.dtype or _precision(network, x), kept)
         logits = _FusedPass.apply(work, to_channels_last(x), *parameters)
         every_head = network.deep_supervision if network.training else network.deep_supervision_in_eval
         return list(logits) if every_head else logits[0]

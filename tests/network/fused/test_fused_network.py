@@ -237,6 +237,16 @@ def test_half_precision_by_autocast(dtype: torch.dtype) -> None:
             assert float(alike) > 1 - 5 * limit, name
 
 
+def test_a_precision_of_its_own() -> None:
+    model = make(torch.float32)
+    x = image(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, wanted = step(model, FusedNetwork(model), x)
+    found, grads = step(model, FusedNetwork(model, dtype=torch.bfloat16), x)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert all(grad is None or torch.equal(grad, wanted[name]) for name, grad in grads.items())  # type: ignore[arg-type]
+
+
 def test_autograd_itself_keeps_input_and_parameters_alone() -> None:
     model = make(torch.float32)
     x = image(model)
