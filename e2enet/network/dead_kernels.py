@@ -12,6 +12,7 @@ from torch.autograd import Variable
 from torch.optim import Optimizer
 
 from e2enet.network import dsff
+from e2enet.network.seen_mask import SeenMask
 from e2enet.system.ranks import in_process_group
 
 # By the bytes of a number: the integer of this width.
@@ -137,7 +138,7 @@ class ActiveWeights:
 
     def __init__(self, layers: Mapping[str, Any]) -> None:
         self._layers = layers
-        self._kept: dict[str, tuple[Tensor, int | None, Tensor, Tensor]] = {}  # mask, its version, its copy, factors
+        self._kept: dict[str, tuple[SeenMask, Tensor]] = {}  # the mask that the factors were made of, and they
 
     @torch.no_grad()
     def zero_others(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
@@ -158,21 +159,18 @@ class ActiveWeights:
     def _factors(self, name: str) -> Tensor | None:
         """Return a layer's factors for its present mask; None if there is no integer as wide as its weight.
 
-        On a CPU the values of the masks are compared. On a GPU that would wait for the device, so the versions are: a
-        mask written through `.data`, which does not change its version, is noticed at the next update.
+        A mask that a GPU writes through `.data` is noticed at the next update, see `SeenMask`.
         """
         layer = self._layers[name]
         mask, weight = layer.kernel_mask, layer.weight
-        version = None if mask.is_inference() else mask._version
         if name in self._kept:
-            before, then, copied, factors = self._kept[name]
-            by_version = before is mask and version is not None and version == then
-            if torch.equal(copied, mask) if mask.device.type == "cpu" else by_version:
+            seen, factors = self._kept[name]
+            if seen.is_current(mask):
                 return factors
         integer = INTEGERS.get(weight.element_size())
         if integer is None:
             return None
         factors = torch.empty_like(weight, dtype=integer, requires_grad=False)
         factors.copy_(dsff.expand_mask(mask, weight))
-        self._kept[name] = mask, version, mask.clone(), factors
+        self._kept[name] = SeenMask(mask), factors
         return factors

@@ -23,6 +23,7 @@ from e2enet.network.dsff import fusion_layers
 from e2enet.network.e2enet import E2ENet
 from e2enet.network.granularity import shared_inputs
 from e2enet.network.layers import PlaneConv3d, active_weight
+from e2enet.network.seen_mask import SeenMask
 
 MULTIPLE = 8  # each group's input channels are padded to a multiple of this, for tensor cores in half precision
 
@@ -75,7 +76,7 @@ class GroupInputs:
 
     def __init__(self, layer: Any) -> None:
         self.layer = layer
-        self.seen: tuple[Tensor, int | None, Tensor] | None = None  # the mask that was read last, its version, a copy
+        self.seen: SeenMask | None = None  # the mask that was read last
         self.channels: Tensor | None = None
 
     def convolve(self, x: Tensor) -> Tensor:
@@ -89,7 +90,7 @@ class GroupInputs:
         if self.channels is None:
             return x, weight, bias, 1
         if weight.device.type != "cpu":
-            weight = nan_where_changed(weight, self.layer.kernel_mask, self.seen[2])  # type: ignore[index]
+            weight = nan_where_changed(weight, self.layer.kernel_mask, self.seen.copy)  # type: ignore[union-attr]
         outputs, kept = self.kernels.shape
         groups, inputs = self.channels.shape
         more = groups * min(self.layer.group_size, outputs) - outputs
@@ -102,19 +103,11 @@ class GroupInputs:
 
     @torch.inference_mode(False)  # training could not use a table made in inference mode
     def refresh(self) -> None:
-        """Read the mask, unless it is the one that was read last.
-
-        On a CPU the values are compared. On a GPU that would wait for the device, so the versions are compared, see
-        `nan_where_changed`.
-        """
+        """Read the mask, unless it is the one that was read last; see `nan_where_changed` for what a GPU may miss."""
         mask = self.layer.kernel_mask
-        version = None if mask.is_inference() else mask._version
-        if self.seen is not None:
-            before, then, copied = self.seen
-            by_version = before is mask and version is not None and then == version
-            if torch.equal(copied, mask) if mask.device.type == "cpu" else by_version:
-                return
-        self.seen = mask, version, mask.clone()
+        if self.seen is not None and self.seen.is_current(mask):
+            return
+        self.seen = SeenMask(mask)
         channels = shared_inputs(self.layer)
         if channels is None or channels.shape[1] == 0:
             self.channels = None

@@ -51,7 +51,7 @@ class GroupedBlock(Block):
             channels = self.inputs.channels
             kernels = None if channels is None else self.inputs.kernels % self.conv.in_channels
             one = torch.ones((), dtype=run.dtype, device=self.conv.weight.device)
-            factor = nan_where_changed(one, self.conv.kernel_mask, self.inputs.seen[2])  # type: ignore[index]
+            factor = nan_where_changed(one, self.conv.kernel_mask, self.inputs.seen.copy)  # type: ignore[union-attr]
             run.groups[self.name] = Table(channels, kernels, factor)
         table: Table = run.groups[self.name]
         return table
