@@ -103,6 +103,11 @@ class E2ENet(nn.Module):
             self.heads[1:].requires_grad_(False)
         self.apply(_initialise)
 
+    @property
+    def gives_every_head(self) -> bool:
+        """Whether a forward pass in the present mode returns a list of every head's logits."""
+        return self.deep_supervision if self.training else self.deep_supervision_in_eval
+
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         check_input(x, self.in_channels, self.strides)
         if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and not half_precision_pays_on_cpu():
@@ -116,7 +121,7 @@ class E2ENet(nn.Module):
         for stage in self.encoder:
             x = self.run_part(stage, x)
             column.append(x)
-        every_head = self.deep_supervision if self.training else self.deep_supervision_in_eval
+        every_head = self.gives_every_head
         outputs = self.decoder(column, len(self.heads) if every_head else 1, self.run_part)
         logits = [head(output) for head, output in zip(self.heads, outputs, strict=False)]
         return logits if every_head else logits[0]

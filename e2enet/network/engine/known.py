@@ -83,9 +83,11 @@ def unknown_in_training(network: nn.Module, *, on_cpu: bool = True) -> str | Non
 
 def settings(network: E2ENet) -> list[Any]:
     """Return what the engine's layers depend on besides weights and masks. Other settings make another network."""
-    every_head = network.deep_supervision if network.training else network.deep_supervision_in_eval
     names = "stride", "kernel_size", "shift_size"
-    return [every_head, *((module, *(getattr(module, name, 0) for name in names)) for module in network.modules())]
+    return [
+        network.gives_every_head,
+        *((module, *(getattr(module, name, 0) for name in names)) for module in network.modules()),
+    ]
 
 
 def refuse(reason: str | None) -> None:

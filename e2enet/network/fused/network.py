@@ -58,11 +58,11 @@ class FusedNetwork(nn.Module):
             raise ValueError(f"{BACKEND} gives its input no gradient, and this one asks for it; run the network itself")
         program, layers = self._read()
         parameters = program.parameters()
-        kept = read_backward(program) if torch.is_grad_enabled() else frozenset()
-        work = _Work(program, layers, self.dtype or _precision(network, x), kept)
+        trained = trained_values(program)
+        kept = read_backward(program, trained) if torch.is_grad_enabled() else frozenset()
+        work = _Work(program, layers, self.dtype or _precision(network, x), trained, kept)
         logits = _FusedPass.apply(work, to_channels_last(x), *parameters)
-        every_head = network.deep_supervision if network.training else network.deep_supervision_in_eval
-        return list(logits) if every_head else logits[0]
+        return list(logits) if network.gives_every_head else logits[0]
 
     def _read(self) -> tuple[Program, dict[int, FusedLayer]]:
         """Return the network's program and its layers; it is traced again when something other than values changed."""
@@ -77,11 +77,12 @@ class FusedNetwork(nn.Module):
 
 
 class _Work(NamedTuple):
-    """What a pass runs, and the numbers of the values that its backward pass needs."""
+    """What a pass runs, and the numbers of the values that have a gradient and that its backward pass needs."""
 
     program: Program
     layers: Mapping[int, FusedLayer]
     dtype: torch.dtype
+    trained: frozenset[int]
     kept: frozenset[int]
 
 
@@ -110,7 +111,7 @@ class _FusedPass(torch.autograd.Function):
         ctx.set_materialize_grads(False)  # logits without a gradient have None, as the network's
         ctx.work, ctx.run, ctx.values = work, run, values
         logits = {number: _as_own(values[number].values) for number in work.program.results}
-        ctx.mark_non_differentiable(*(logits[number] for number in logits.keys() - _trained(work.program)))
+        ctx.mark_non_differentiable(*(logits[number] for number in logits.keys() - work.trained))
         return tuple(logits.values())
 
     @staticmethod
@@ -136,12 +137,11 @@ def _as_own(logits: Tensor) -> Tensor:
     return logits.new_empty(0).set_(logits.untyped_storage(), logits.storage_offset(), logits.shape, logits.stride())
 
 
-def read_backward(program: Program) -> frozenset[int]:
+def read_backward(program: Program, trained: frozenset[int]) -> frozenset[int]:
     """Return the numbers of the values that a backward pass reads: what trained operations read and wrote.
 
     Operations before the first trained one, such as those of a frozen encoder, go backward not at all.
     """
-    trained = _trained(program)
     return frozenset(
         number
         for operation in program.operations
@@ -150,14 +150,14 @@ def read_backward(program: Program) -> frozenset[int]:
     )
 
 
-def _trained(program: Program) -> set[int]:
+def trained_values(program: Program) -> frozenset[int]:
     """Return the numbers of the values that have a gradient: a parameter that they depend on requires one."""
     trained: set[int] = set()
     for operation in program.operations:
         own = any(parameter.requires_grad for parameter in operation.module.parameters())
         if own or not trained.isdisjoint(operation.inputs):
             trained.add(operation.output)
-    return trained
+    return frozenset(trained)
 
 
 def fused_layers(program: Program, *, groups: bool) -> dict[int, FusedLayer]:
@@ -191,7 +191,7 @@ def run_forward(work: _Work, run: Pass, x: Volumes) -> dict[int, Volumes]:
 
 def run_backward(work: _Work, run: Pass, values: dict[int, Volumes], grads: Sequence[Tensor | None]) -> None:
     """Fill `run` with the gradients of the parameters. Each of `values` is released after its use."""
-    program, trained = work.program, _trained(work.program)
+    program, trained = work.program, work.trained
     readers: dict[int, list[Reader]] = {
         number: [Reader(grad, 0)] for number, grad in zip(program.results, grads, strict=True) if grad is not None
     }
