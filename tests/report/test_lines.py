@@ -84,6 +84,19 @@ def test_tests_are_against_the_reference_with_holm(lines: list[dict[str, Any]]) 
     np.testing.assert_allclose([line["p_holm"] for line in lines], holm([line["p"] for line in lines]))
 
 
+def test_tests_have_effect_sizes_in_points_of_dice(lines: list[dict[str, Any]], written_sweep: Path) -> None:
+    runs = load_runs(written_sweep)
+    labels = dict(zip(runs.jobs["key"], runs.jobs["label"], strict=True))
+    scored = runs.cases.assign(row=runs.cases["key"].map(labels))
+    means = scored.groupby(["row", "case", "class"])["dice"].mean().groupby(["row", "case"]).mean()
+    differences = 100 * (means["S = 0.9"] - means["S = 0.8"])
+    assert lines[0]["against"] == "S = 0.8" and (differences < 0).all()
+    assert lines[0]["difference"] == pytest.approx(differences.median()) and lines[0]["rank_biserial"] == -1
+    assert differences.min() <= lines[0]["difference_low"] < lines[0]["difference"] < lines[0]["difference_high"] < 0
+    for line in (lines[1], *lines[3:]):
+        assert line["against"] is None and math.isnan(line["difference"]) and math.isnan(line["rank_biserial"])
+
+
 def test_a_row_that_no_longer_composes_is_not_counted(written_sweep: Path) -> None:
     def renamed(overrides: Sequence[str], setting: Mapping[str, Any]) -> Mapping[str, float]:
         raise InputError("no such key")

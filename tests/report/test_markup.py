@@ -116,6 +116,7 @@ def test_p_values(p: float, shown: str) -> None:
 def test_accuracy_cells() -> None:
     line = {"label": "S = 0.8", "published_dice": "90.1-90.2", "published_params": 9.44, "state": "2 of 2", "runs": 2}
     line |= {"dice": 87.654, "dice_sd": 0.321, "dice_low": 86.0, "dice_high": 89.0, "nsd": 95.0, "hd95": 1.234}
+    line |= {"difference": 1.234, "difference_low": -0.5, "difference_high": 2.0, "rank_biserial": -0.25}
     line |= {"p": 0.25, "p_holm": 0.5, "reference": True, "cases": 52, "missed": 1, "structures": 208, "invented": 3}
     table = Table("", accuracy_columns(Options(confidence=0.9), several_datasets=False), (line,))
     shown = dict(zip(((c.group, c.heading) for c in table.shown()), table.cells()[0], strict=True))
@@ -130,7 +131,12 @@ def test_accuracy_cells() -> None:
         ("obtained", "HD95 (mm)"): "1.23",
         ("test", "p"): "0.25",
         ("test", "p (Holm)"): "0.5",
+        ("test", "median difference (90 % interval)"): "+1.23 (-0.50 to 2.00)",
+        ("test", "rank-biserial r"): "-0.25",
         ("", "cases"): "52",
         ("", "missed"): "1 of 208",
         ("", "invented"): "3",
     }
+    # One case has a difference but no interval.
+    single = replace(table, lines=({**line, "difference_low": math.nan},))
+    assert "+1.23" in single.cells()[0]

@@ -83,18 +83,25 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def paired_wilcoxon(scores: pd.DataFrame, reference: pd.DataFrame) -> tuple[float, int]:
-    """Return two-sided p of Wilcoxon's signed-rank test on per-case means over classes, and the number of pairs.
+def paired_differences(scores: pd.DataFrame, reference: pd.DataFrame) -> np.ndarray:
+    """Return the differences of two rows' per-case means over classes, scores - reference, of the cases that both have.
 
-    Both arguments are `case_class_means`. Pairs are the cases that both scored. Equal pairs are dropped (Wilcoxon's
-    rule). Differences of equal size share the mean of their ranks. p is 1 if all pairs are equal, and NaN without
-    pairs. It is exact for few cases; then it cannot be small: 5 pairs give 0.0625 or more.
+    Both arguments are `case_class_means`.
     """
     own, other = (table.mean(axis=1).dropna() for table in (scores, reference))
     common = own.index.intersection(other.index)
-    differences = (own[common] - other[common]).to_numpy()
     # The order of a sum changes its last digit. Rounding keeps equal pairs, and differences of equal size, equal.
-    differences = differences.round(12)
+    return (own[common] - other[common]).to_numpy().round(12)
+
+
+def paired_wilcoxon(scores: pd.DataFrame, reference: pd.DataFrame) -> tuple[float, int]:
+    """Return two-sided p of Wilcoxon's signed-rank test on `paired_differences`, and the number of pairs.
+
+    Equal pairs are dropped (Wilcoxon's rule). Differences of equal size share the mean of their ranks. p is 1 if all
+    pairs are equal, and NaN without pairs. It is exact for few cases; then it cannot be small: 5 pairs give 0.0625 or
+    more.
+    """
+    differences = paired_differences(scores, reference)
     if not len(differences):
         return float("nan"), 0
     if not differences.any():

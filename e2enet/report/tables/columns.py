@@ -29,6 +29,8 @@ def accuracy_columns(options: Options, *, several_datasets: bool) -> tuple[Colum
         Column("HD95 (mm)", number("hd95", 2), OBTAINED, best=Best("hd95", largest=False)),
         Column("p", lambda line: p_text(line["p"]), TEST, optional=True),
         Column("p (Holm)", lambda line: p_text(line["p_holm"]), TEST, optional=True, brief=True),
+        Column(f"median difference ({100 * options.confidence:g} % interval)", _difference, TEST, optional=True),
+        Column("rank-biserial r", lambda line: _signed(line["rank_biserial"]), TEST, optional=True),
         Column("cases", lambda line: _count(line, "cases")),
         Column("missed", _missed, brief=True),
         Column("invented", lambda line: _count(line, "invented"), brief=True),
@@ -90,6 +92,18 @@ def _label(line: Line) -> str:
 def _mean_and_deviation(line: Line) -> str:
     mean, deviation = number("dice", 2)(line), number("dice_sd", 2)(line)
     return f"{mean} ± {deviation}" if deviation else mean
+
+
+def _difference(line: Line) -> str:
+    """Return the median difference in points of Dice with its interval: "+1.20 (0.80 to 1.55)"."""
+    median = _signed(line["difference"])
+    if not median or not is_known(line["difference_low"]):
+        return median
+    return f"{median} ({line['difference_low']:.2f} to {line['difference_high']:.2f})"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}" if is_known(value) else ""
 
 
 def _count(line: Line, key: str) -> str:

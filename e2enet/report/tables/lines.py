@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from e2enet.common.errors import InputError
-from e2enet.report.results import statistics
+from e2enet.report.results import effects, statistics
 from e2enet.report.results.options import Options
 from e2enet.report.results.runs import FINISHED, Runs
 from e2enet.report.tables.differences import dataset_names
@@ -25,6 +25,7 @@ from e2enet.runs.ablations import row_setting
 # Counts a row of overrides at the paper's scale: params in M, GFLOP by both conventions.
 Counter = Callable[[Sequence[str], Mapping[str, Any]], Mapping[str, float]]
 PERCENT = 100.0
+EFFECTS = ("difference", "difference_low", "difference_high", "rank_biserial")
 
 
 def experiment_lines(
@@ -54,7 +55,7 @@ def experiment_lines(
     ]
     where = f"experiment {experiment}" if experiment else "the sweep"
     references = _references(groups, reference or ablation.get("reference"), where)
-    _add_tests(lines, groups, [statistics.case_class_means(own) for own in cases], references)
+    _add_tests(lines, groups, [statistics.case_class_means(own) for own in cases], references, options)
     _add_trade_off(lines, groups, options)
     return lines
 
@@ -153,20 +154,39 @@ def _references(groups: Sequence[Group], reference: str | None, where: str) -> l
 
 
 def _add_tests(
-    lines: Sequence[dict[str, Any]], groups: Sequence[Group], scores: Sequence[pd.DataFrame], references: Sequence[int]
+    lines: Sequence[dict[str, Any]],
+    groups: Sequence[Group],
+    scores: Sequence[pd.DataFrame],
+    references: Sequence[int],
+    options: Options,
 ) -> None:
-    """Test each line against the reference's line (`_partner`), with Holm's correction over the table's tests."""
+    """Test each line against the reference's line (`_partner`), with Holm's correction over the table's tests.
+
+    `against` is the label of that line, None if no case was scored by both.
+    """
     alone = sum(group.is_tested for group in groups) < 2
     for index, line in enumerate(lines):
         # A single line has nothing to be compared with.
-        line |= {"reference": index in references and not alone, "p": math.nan, "pairs": 0}
+        line |= {"reference": index in references and not alone, "against": None, "p": math.nan, "pairs": 0}
+        line |= dict.fromkeys(EFFECTS, math.nan)
         tested = groups[index].is_tested and index not in references
         partner = _partner(groups, index, references) if tested else None
         # Cases of two datasets may have the same names.
         if partner is not None and line["data"] == lines[partner]["data"]:
             line["p"], line["pairs"] = statistics.paired_wilcoxon(scores[index], scores[partner])
+            line["against"] = lines[partner]["label"] if line["pairs"] else None
+            line |= _effects(statistics.paired_differences(scores[index], scores[partner]), options)
     for line, adjusted in zip(lines, statistics.holm([line["p"] for line in lines]), strict=True):
         line["p_holm"] = adjusted
+
+
+def _effects(differences: np.ndarray, options: Options) -> dict[str, float]:
+    """Return the effect sizes of a line, by the names of EFFECTS. Differences of Dice are in points of percent."""
+    interval = effects.median_interval(
+        differences, confidence=options.confidence, resamples=options.resamples, seed=options.seed
+    )
+    points = [PERCENT * value for value in interval]
+    return dict(zip(EFFECTS, [*points, effects.rank_biserial(differences)], strict=True))
 
 
 def _partner(groups: Sequence[Group], index: int, candidates: Sequence[int]) -> int | None:
