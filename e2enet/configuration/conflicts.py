@@ -17,6 +17,7 @@ from e2enet.common.config_check import Conflict
 from e2enet.common.errors import InputError, first_line
 from e2enet.common.signatures import resolve_target
 from e2enet.common.steps import order_problem
+from e2enet.configuration.dsff_conflicts import DSFF_CONFLICTS
 from e2enet.configuration.trials import network_problem, trainer_problem
 from e2enet.data.augmentation.trial import recipe_problem
 from e2enet.data.config_rules import folder_conflict
@@ -92,18 +93,6 @@ def _network(
         lacks = f"dsff.enabled=true: {network['_target_']} has no fusion layers to mask; use dsff=dense"
         return lacks if masks and not fusion else None
     return network_problem(network, masks, strides, patch_size)
-
-
-def _fractions(schedule: str, initial: float, final: float) -> str | None:
-    if schedule == "cosine" and final > initial:
-        return f"dsff.fraction_final={final}: more than dsff.fraction_initial={initial}, and a cosine falls"
-    return None
-
-
-def _density_one(masks: bool, updates: bool, density: float) -> str | None:
-    if masks and updates and density == 1:
-        return "dsff.density=1: updates would only reset kernels to zero; use dsff=dense (or dsff.updates=false)"
-    return None
 
 
 def has_gpu() -> bool:
@@ -266,8 +255,7 @@ CONFLICTS: tuple[Conflict, ...] = (
     Conflict(("network.inner_kernel_size", "network.fusion"), _inner_kernel_and_fusion),
     Conflict(("plan.patch_size", "plan.strides"), _patch_and_strides),
     Conflict(("network", "dsff.enabled", "plan.strides", "plan.patch_size"), _network),
-    Conflict(("dsff.fraction_schedule", "dsff.fraction_initial", "dsff.fraction_final"), _fractions),
-    Conflict(("dsff.enabled", "dsff.updates", "dsff.density"), _density_one),
+    *DSFF_CONFLICTS,
     Conflict(("training.precision", "trainer.accelerator"), _precision_and_device),
     Conflict(("trainer.accelerator",), _device_exists),
     Conflict(("trainer", "dsff.enabled"), _trainer),

@@ -115,7 +115,7 @@ DSFF = Part(
         "density": share,
         "start": choice("uniform", "erk"),
         "granularity": choice("kernel", "group"),
-        "update_unit": choice("steps", "epochs"),
+        "update_unit": choice("steps", "epochs", "run"),
         "growth": choice("random", "gradient"),
         "fraction_schedule": choice("cosine", "constant"),
         "density_by_dim0": optional(table_of(whole(1), share)),
@@ -124,6 +124,11 @@ DSFF = Part(
         "update_until": share,
         "fraction_initial": number(0, 1),
         "fraction_final": number(0, 1),
+        "density_initial": optional(share),
+        "prune_by": choice(None, "magnitude", "sensitivity"),
+        "prune_over": choice(None, "layer", "network"),
+        "regrown_weights": choice(None, "zero", "drawn"),
+        "regrown_warmup": optional(whole(1)),
     },
 )
 LOSS = Part(rules=dict.fromkeys(("smooth", "dice_weight", "cross_entropy_weight"), number(0)))

@@ -20,15 +20,18 @@ INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @torch.no_grad()
-def hold_masks(model: nn.Module, optimizer: Optimizer) -> None:
-    """Zero inactive weights, and every optimizer moment of kernels whose weights are all zero.
+def hold_masks(model: nn.Module, optimizer: Optimizer, regrown: Mapping[str, Tensor] | None = None) -> None:
+    """Zero inactive weights, and every optimizer moment of kernels whose weights are all zero or that are `regrown`.
 
-    The second set holds the inactive kernels and those just regrown, which start with zero moments too. An update of
-    the masks needs this; between updates `DeadKernels.hold` does, with fewer kernels.
+    These hold the inactive kernels and those just regrown, which start with zero moments too. An update of the masks
+    needs this; between updates `DeadKernels.hold` does, with fewer kernels. regrown: bool (dim 0, dim 1) by layer, for
+    kernels that grow with other weights than zero.
     """
     dsff.apply_masks(model)
-    for layer in dsff.fusion_layers(model).values():
+    for name, layer in dsff.fusion_layers(model).items():
         empty = dsff.kernel_scores(layer.weight) == 0
+        if regrown is not None:
+            empty |= regrown[name]
         for moment in moments(layer, optimizer):
             zero_kernels(moment, empty)
 
@@ -46,6 +49,19 @@ def moments(layer: Any, optimizer: Optimizer) -> list[Tensor]:
 def zero_kernels(tensor: Tensor, kernels: Tensor) -> None:
     """Zero the chosen kernels (bool (dim0, dim1)) of a tensor (dim0, dim1, ...) in place, NaN included."""
     tensor.masked_fill_(dsff.expand_mask(kernels, tensor), 0.0)
+
+
+def scores_of(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return each layer's `kernel_scores` of its gradient; a kernel whose gradient is NaN scores zero."""
+    return {name: dsff.kernel_scores(gradient).nan_to_num(nan=0.0) for name, gradient in gradients.items()}
+
+
+@torch.no_grad()
+def sensitivities(layers: Mapping[str, Any], gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the sum of |weight x gradient| of every kernel, (dim 0, dim 1) by layer: a first-order estimate of the
+    loss without it (Molchanov et al. 2019). A kernel whose gradient is NaN scores zero.
+    """
+    return scores_of({name: layers[name].weight * gradient for name, gradient in gradients.items()})
 
 
 class DeadKernels:
@@ -78,21 +94,20 @@ class DeadKernels:
         state = [(name, moment) for name, layer in self._layers.items() for moment in moments(layer, optimizer)]
         self._active.zero_others([*weights, *state])
 
-    def take_scores(self) -> dict[str, Tensor]:
-        """Return each layer's `kernel_scores` of the summed gradients, and clear the sums.
+    def take_gradients(self) -> dict[str, Tensor]:
+        """Return each layer's gradient, summed over the step's backward passes, and clear the sums.
 
-        The sums run over all processes, which must call this together. A layer without a gradient scores zero, and so
-        does a kernel whose gradient is NaN.
+        The sums run over all processes, which must call this together. A layer without a gradient has zeros.
         """
-        scores = {}
+        found = {}
         for name, layer in self._layers.items():
             total = self._sums.pop(name, None)
             if total is None:
                 total = torch.zeros_like(layer.weight)
             if in_process_group():
                 distributed.all_reduce(total)  # a mean would give the same order
-            scores[name] = dsff.kernel_scores(total).nan_to_num(nan=0.0)
-        return scores
+            found[name] = total
+        return found
 
     def remove(self) -> None:
         """Remove the hooks."""

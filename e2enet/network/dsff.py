@@ -21,9 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from e2enet.network.granularity import active_units, prune_units, regrow_units, unit_mask, unit_scores, unit_shape
-
-Generator = torch.Generator | None
+from e2enet.network.erdos_renyi import erdos_renyi_kernel as erdos_renyi_kernel
+from e2enet.network.granularity import active_units, regrow_units, unit_mask, unit_shape
+from e2enet.network.kernels import Generator, expand_mask
+from e2enet.network.kernels import kernel_scores as kernel_scores
+from e2enet.network.kernels import prune_count as prune_count
+from e2enet.network.kernels import prune_kernels as prune_kernels
+from e2enet.network.kernels import regrow_kernels as regrow_kernels
+from e2enet.network.mask_update import Rule, replace_kernels
 
 
 def register_fusion_layer(conv: Any, *, flows: Mapping[str, int] | None = None) -> None:
@@ -68,52 +73,6 @@ def set_group_size(model: nn.Module, group_size: int) -> None:
             raise ValueError(f"{name}: {error}") from error
 
 
-# ---------------------------------------------------------------------------------------------- one layer
-
-
-def kernel_scores(tensor: Tensor) -> Tensor:
-    """Return the L1 norm of every kernel of a weight or a gradient, shape (dim 0, dim 1), in float32 or wider."""
-    wide = tensor if tensor.dtype == torch.float64 else tensor.float()
-    return wide.abs().flatten(2).sum(dim=2)
-
-
-def prune_count(active: int, fraction: float) -> int:
-    """Return n = ceil(fraction * active), the number of active kernels that an update replaces.
-
-    A product that floating point puts just above a whole number (0.07 * 100 = 7.000000000000001) counts as whole.
-    """
-    if not 0 <= fraction <= 1:
-        raise ValueError(f"fraction must lie in 0..1, got {fraction}")
-    return min(active, math.ceil(round(fraction * active, 9)))
-
-
-def prune_kernels(weight: Tensor, mask: Tensor, fraction: float) -> Tensor:
-    """Return `mask` without the `prune_count` active kernels of smallest L1 norm; ties fall to the lower index.
-
-    weight: (dim0, dim1, ...), mask: bool (dim0, dim1). Neither is changed.
-
-    Raises:
-        ValueError: if fraction is outside 0..1 or the shapes disagree.
-    """
-    _check_mask(mask, weight.shape[:2])
-    return prune_units(mask, prune_count(int(mask.sum()), fraction), kernel_scores(weight.detach()))
-
-
-def regrow_kernels(mask: Tensor, count: int, *, scores: Tensor | None = None, generator: Generator = None) -> Tensor:
-    """Return `mask` with `count` more kernels active: those of largest `scores`, or random ones without scores.
-
-    mask: bool (dim0, dim1); scores: (dim0, dim1), usually `kernel_scores(weight.grad)`. Random choice is drawn on the
-    CPU from `generator`, so it does not depend on the device.
-
-    Raises:
-        ValueError: if fewer than `count` kernels are inactive.
-    """
-    if scores is not None:
-        _check_mask(mask, scores.shape)
-        scores = scores.reshape(1, -1)
-    return regrow_units(mask.reshape(1, -1), [count], scores=scores, generator=generator).view_as(mask)
-
-
 def prune_fraction(step: int, total_steps: int, *, initial: float = 0.5, final: float = 0.001) -> float:
     """Return the share of active kernels to replace at `step`: cosine from `initial` (0) to `final` (total_steps).
 
@@ -123,9 +82,6 @@ def prune_fraction(step: int, total_steps: int, *, initial: float = 0.5, final: 
         raise ValueError(f"need step >= 0 and total_steps >= 1, got {step} and {total_steps}")
     progress = min(step, total_steps) / total_steps
     return final + (initial - final) * (1 + math.cos(math.pi * progress)) / 2
-
-
-# ---------------------------------------------------------------------------------------------- a network
 
 
 def init_masks(
@@ -190,7 +146,7 @@ def update_masks(
     Kernels just pruned may regrow. Regrown weights are zero: a dead kernel holds zeros already, and a kernel that is
     pruned and regrown in the same update loses its weights, as it would one step later. With groups, the connections
     with the smallest mean norm of their kernels are pruned over the whole layer. Each group then regrows as many as it
-    lost, by the mean score of their kernels.
+    lost, by the mean score of their kernels. `mask_update.replace_kernels` knows other rules.
 
     Args:
         fraction: share of each layer's active kernels, or of its groups' connections, to replace.
@@ -200,20 +156,8 @@ def update_masks(
     Returns:
         churn by layer: the share of active kernels that were not active before.
     """
-    churn = {}
-    for name, layer in fusion_layers(model).items():
-        before, active = layer.kernel_mask.clone(), active_units(layer)
-        count = prune_count(int(active.sum()), fraction)
-        kept = prune_units(active, count, unit_scores(layer, kernel_scores(layer.weight.detach())))
-        lost = (active.sum(dim=1) - kept.sum(dim=1)).tolist()
-        growth = None if scores is None else unit_scores(layer, scores[name])
-        after = unit_mask(layer, regrow_units(kept, lost, scores=growth, generator=generator))
-        # Only kernels that stayed active throughout keep their weights.
-        with torch.no_grad():
-            layer.weight.masked_fill_(~expand_mask(unit_mask(layer, kept), layer.weight), 0)
-        layer.kernel_mask.copy_(after)
-        churn[name] = int((after & ~before).sum()) / int(before.sum())
-    return churn
+    updates = replace_kernels(fusion_layers(model), Rule(fraction, growth=scores), generator=generator)
+    return {name: update.churn for name, update in updates.items()}
 
 
 @torch.no_grad()
@@ -221,11 +165,6 @@ def apply_masks(model: nn.Module) -> None:
     """Zero the inactive weights of every fusion layer in place."""
     for layer in fusion_layers(model).values():
         layer.weight.masked_fill_(~expand_mask(layer.kernel_mask, layer.weight), 0)
-
-
-def expand_mask(mask: Tensor, weight: Tensor) -> Tensor:
-    """Return a (dim0, dim1) mask shaped to broadcast over a weight (dim0, dim1, ...)."""
-    return mask.view(*mask.shape, *[1] * (weight.ndim - 2))
 
 
 def density(model: nn.Module) -> float:
@@ -264,29 +203,3 @@ def iterate_flows(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
             yield from zip(
                 [name] * len(flows), flows, layer.kernel_mask.split(list(flows.values()), dim=1), strict=True
             )
-
-
-def erdos_renyi_kernel(shapes: Mapping[str, tuple[int, ...]], density: float) -> dict[str, float]:
-    """Return a density per layer proportional to (dim0 + dim1 + sum of kernel sizes) / (product of all sizes).
-
-    The factor makes the active kernels of all layers `density` of all kernels. Layers that would exceed 1 become dense,
-    and the others share the remaining kernels (Evci et al. 2020, Appendix A).
-    """
-    kernels = {name: shape[0] * shape[1] for name, shape in shapes.items()}
-    raw = {name: sum(shape) / math.prod(shape) for name, shape in shapes.items()}
-    dense: set[str] = set()
-    while True:
-        wanted = density * sum(kernels.values()) - sum(kernels[name] for name in dense)
-        free = [name for name in shapes if name not in dense]
-        if not free:
-            return dict.fromkeys(shapes, 1.0)
-        factor = wanted / sum(raw[name] * kernels[name] for name in free)
-        full = {name for name in free if factor * raw[name] > 1}
-        if not full:
-            return {name: 1.0 if name in dense else factor * raw[name] for name in shapes}
-        dense |= full
-
-
-def _check_mask(mask: Tensor, shape: torch.Size) -> None:
-    if mask.dtype != torch.bool or mask.shape != shape:
-        raise ValueError(f"expected a bool mask of shape {tuple(shape)}, got {mask.dtype} {tuple(mask.shape)}")

@@ -12,10 +12,13 @@ from torch.utils.hooks import RemovableHandle
 
 from e2enet.common.errors import InputError, raise_problems
 from e2enet.network import dsff
-from e2enet.network.dead_kernels import DeadKernels, hold_masks
-from e2enet.network.dsff_settings import wrong_settings
+from e2enet.network.dead_kernels import DeadKernels, hold_masks, scores_of, sensitivities
+from e2enet.network.dsff_schedule import UpdateSchedule
+from e2enet.network.dsff_settings import untrained_layers, wrong_settings
 from e2enet.network.granularity import chosen_group_size
 from e2enet.network.mask_agreement import require_equal_masks
+from e2enet.network.mask_update import Rule, replace_kernels
+from e2enet.network.regrown import RegrownWarmup
 
 
 class DSFF:
@@ -33,7 +36,7 @@ class DSFF:
     start and at every update.
 
     Args:
-        density: active kernels / all kernels per layer at the start.
+        density: active kernels / all kernels per layer, at the start unless `density_initial` is given.
         start: "uniform" (the same density everywhere) or "erk" (Erdos-Renyi-kernel).
         density_by_dim0: densities of layers whose weight has this first dimension, e.g. {48: 0.2} (released
             code).
@@ -41,13 +44,22 @@ class DSFF:
         group_size: output channels of a group.
         updates: False keeps the first masks for ever (static).
         update_every: period of prune and regrow, in `update_unit`.
-        update_unit: "steps" (optimizer steps) or "epochs" (4.8 epochs of 250 steps = 1200 steps).
+        update_unit: "steps" (optimizer steps), "epochs" (4.8 epochs of 250 steps = 1200 steps) or "run" (share of the
+            run's steps: 0.05 is at most 19 updates, whatever the run's length).
         update_until: share of the run's optimizer steps after which masks stay as they are.
         growth: "random" or "gradient" (largest gradient magnitude).
         fraction_schedule: "cosine" (from `fraction_initial` to `fraction_final` at `update_until`) or
             "constant".
         fraction_initial: share of active kernels pruned at the first update.
         fraction_final: share at the end of the updates.
+        density_initial: density at the start, from which it falls to `density` by a cosine; None: it is `density` from
+            the start.
+        prune_by: "magnitude" (smallest L1 norm; None means it too) or "sensitivity" (smallest sum of |weight x
+            gradient|, Molchanov et al. 2019, with the gradients of the update's step).
+        prune_over: "layer" (each keeps its count; None means it too) or "network" (kernels of all layers compete by
+            their mean score per weight; only the sum is kept).
+        regrown_weights: "zero" (None means it too) or "drawn" (normal, as wide as the layer's active weights).
+        regrown_warmup: optimizer steps over which the learning rate of regrown kernels rises from 0; None: no such.
         seed: random draws depend only on it and the update's number, so all ranks draw the same.
 
     Attributes:
@@ -76,6 +88,11 @@ class DSFF:
         fraction_schedule: str = "cosine",
         fraction_initial: float = 0.5,
         fraction_final: float = 0.001,
+        density_initial: float | None = None,
+        prune_by: str | None = None,
+        prune_over: str | None = None,
+        regrown_weights: str | None = None,
+        regrown_warmup: int | None = None,
         seed: int = 0,
     ) -> None:
         self.density = density
@@ -90,17 +107,21 @@ class DSFF:
         self.fraction_schedule = fraction_schedule
         self.fraction_initial = fraction_initial
         self.fraction_final = fraction_final
+        self.density_initial = density_initial
+        self.prune_by = prune_by
+        self.prune_over = prune_over
+        self.regrown_weights = regrown_weights
+        self.regrown_warmup = regrown_warmup
         self.seed = seed
         raise_problems(wrong_settings(vars(self)), "DSFF:")
         self.step = 0
         self.num_updates = 0
         self.last_churn: float | None = None
         self.ever_active: dict[str, Tensor] = {}
-        self._period = 0
-        self._total = 0
-        self._model: nn.Module | None = None
+        self._warmup = RegrownWarmup(regrown_warmup or 0)
+        self._schedule = UpdateSchedule(total=1, period=1, updates=False)
         self._dead: DeadKernels | None = None
-        self._step_hook: RemovableHandle | None = None
+        self._step_hooks: list[RemovableHandle] = []
 
     def draw(self, model: nn.Module) -> None:
         """Draw the masks, unless the model already has masks from a checkpoint. `attach` calls this.
@@ -119,7 +140,7 @@ class DSFF:
         if all(bool(layer.kernel_mask.all()) for layer in layers.values()):
             dsff.init_masks(
                 model,
-                self.density,
+                self.density_initial or self.density,
                 generator=seeded_generator(self.seed, 0),
                 start=self.start,
                 density_by_dim0=self.density_by_dim0,
@@ -140,38 +161,34 @@ class DSFF:
         Raises:
             InputError: it is attached already, or an argument is not as described above.
         """
-        if self._step_hook is not None:
+        if self._step_hooks:
             raise InputError("DSFF is attached already; expected remove() before another attach()")
         self.draw(model)
-        problems = _untrained_layers(model, optimizer)
+        problems = untrained_layers(model, optimizer)
         if total_steps < 1:
             problems.append(f"total_steps={total_steps}: expected the optimizer steps of the whole run, >= 1")
-        steps = self.update_every
-        if self.update_unit == "epochs":
-            if epochs is None or epochs <= 0:
-                problems.append(f'epochs={epochs}: expected a number > 0, since update_unit is "epochs"')
-            else:
-                steps = self.update_every * total_steps / epochs
+        if self.update_unit == "epochs" and (epochs is None or epochs <= 0):
+            problems.append(f'epochs={epochs}: expected a number > 0, since update_unit is "epochs"')
         raise_problems(problems, "DSFF:")
-        self._total = total_steps
-        self._period = max(1, round(steps))
+        self._schedule = UpdateSchedule.of(self, total_steps, epochs)
         self._remember_active(model)
         require_equal_masks(model, "when training starts")
-        self._dead = dead = DeadKernels(model, lambda: self.wants_dense_gradients)
+        self._dead = dead = DeadKernels(model, self._needs_gradients)
         dead.hold(optimizer)
-        # A post hook: it fires once per real step, neither on accumulated batches nor on steps that the gradient
-        # scaler skips.
-        self._step_hook = optimizer.register_step_post_hook(
-            lambda opt, args, kwargs: self._after_step(model, opt, dead)
-        )
+        # These fire once per real step, neither on accumulated batches nor on steps that the gradient scaler skips.
+        self._step_hooks = [
+            optimizer.register_step_pre_hook(lambda *_: self._warmup.before(dsff.fusion_layers(model))),
+            optimizer.register_step_post_hook(lambda opt, args, kwargs: self._after_step(model, opt, dead)),
+        ]
         return self
 
     def remove(self) -> None:
         """Remove the hooks from model and optimizer. Masks and counters stay as they are."""
-        if self._dead is not None and self._step_hook is not None:
+        if self._dead is not None:
             self._dead.remove()
-            self._step_hook.remove()
-        self._dead = self._step_hook = None
+        for hook in self._step_hooks:
+            hook.remove()
+        self._dead, self._step_hooks = None, []
 
     def __enter__(self) -> DSFF:
         return self
@@ -185,14 +202,16 @@ class DSFF:
 
         Only a loop that may leave these out (an engine that runs active kernels only) needs to check it.
         """
-        return self.growth == "gradient" and self._update_due(self.step + 1)
+        return self.growth == "gradient" and self._schedule.due(self.step + 1)
+
+    def _needs_gradients(self) -> bool:
+        return self._schedule.due(self.step + 1) and (self.growth == "gradient" or self.prune_by == "sensitivity")
 
     def fraction(self, step: int) -> float:
         """Share of each layer's active kernels that an update at this optimizer step prunes."""
         if self.fraction_schedule == "constant":
             return self.fraction_initial
-        end = max(1, round(self.update_until * self._total))
-        return dsff.prune_fraction(min(step, end), end, initial=self.fraction_initial, final=self.fraction_final)
+        return self._schedule.fraction(step, self.fraction_initial, self.fraction_final)
 
     def share_ever_active(self) -> float:
         """Share of kernels active at any time so far (the in-time over-parameterisation)."""
@@ -206,6 +225,7 @@ class DSFF:
             "num_updates": self.num_updates,
             "last_churn": self.last_churn,
             "ever_active": dict(self.ever_active),
+            "warmup": self._warmup.state_dict(),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -214,30 +234,41 @@ class DSFF:
         self.num_updates = state_dict["num_updates"]
         self.last_churn = state_dict["last_churn"]
         self.ever_active = dict(state_dict["ever_active"])
+        if "warmup" in state_dict:  # runs of earlier versions had none
+            self._warmup.load_state_dict(state_dict["warmup"])
 
     def _after_step(self, model: nn.Module, optimizer: Optimizer, dead: DeadKernels) -> None:
         if _skipped(optimizer):
             return
         self.step += 1
-        if self._update_due(self.step):
-            self.num_updates += 1
-            churn = dsff.update_masks(
-                model,
-                self.fraction(self.step),
-                scores=dead.take_scores() if self.growth == "gradient" else None,
-                generator=seeded_generator(self.seed, self.num_updates),
-            )
-            self.last_churn = sum(churn.values()) / len(churn)
-            self._remember_active(model)
-            require_equal_masks(model, f"after update {self.num_updates} at step {self.step}")
-            hold_masks(model, optimizer)  # moments of regrown kernels, too
+        self._warmup.after(dsff.fusion_layers(model))
+        if self._schedule.due(self.step):
+            self._update(model, optimizer, dead)
         else:
             dead.hold(optimizer)
 
-    def _update_due(self, step: int) -> bool:
-        # No update after the very last step: kernels that it regrows would never be trained.
-        last = min(self.update_until * self._total, self._total - 1)
-        return self.updates and step <= last and step % self._period == 0
+    def _update(self, model: nn.Module, optimizer: Optimizer, dead: DeadKernels) -> None:
+        self.num_updates += 1
+        gradients = dead.take_gradients() if self.growth == "gradient" or self.prune_by == "sensitivity" else {}
+        layers, counts = dsff.fusion_layers(model), None
+        if self.density_initial is not None:
+            density = self._schedule.density(self.step, self.density_initial, self.density)
+            counts = dsff.active_kernels(model, density, start=self.start, density_by_dim0=self.density_by_dim0)
+        rule = Rule(
+            self.fraction(self.step),
+            counts=counts,
+            pruning=sensitivities(layers, gradients) if self.prune_by == "sensitivity" else None,
+            growth=scores_of(gradients) if self.growth == "gradient" else None,
+            across=self.prune_over == "network",
+        )
+        drawn, generator = self.regrown_weights == "drawn", seeded_generator(self.seed, self.num_updates)
+        done = replace_kernels(layers, rule, drawn=drawn, generator=generator)
+        self.last_churn = sum(update.churn for update in done.values()) / len(done)
+        self._remember_active(model)
+        require_equal_masks(model, f"after update {self.num_updates} at step {self.step}")
+        grown = {name: update.grown for name, update in done.items()}
+        hold_masks(model, optimizer, grown)
+        self._warmup.begin(grown)
 
     def _remember_active(self, model: nn.Module) -> None:
         masks = {name: layer.kernel_mask.detach().cpu() for name, layer in dsff.fusion_layers(model).items()}
@@ -266,18 +297,3 @@ def _skipped(optimizer: Optimizer) -> bool:
     """
     found = getattr(optimizer, "found_inf", None)
     return found is not None and bool(found)
-
-
-def _untrained_layers(model: nn.Module, optimizer: Optimizer) -> list[str]:
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    layers = dsff.fusion_layers(model).items()
-    wrong = [
-        f"{name}.weight: requires no gradient; expected one to train"
-        for name, layer in layers
-        if not layer.weight.requires_grad
-    ]
-    return wrong + [
-        f"{name}.weight: the optimizer does not hold it; expected all fusion layers' weights"
-        for name, layer in layers
-        if id(layer.weight) not in held
-    ]

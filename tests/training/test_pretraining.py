@@ -98,6 +98,16 @@ def test_a_sparse_run_draws_masks_for_dense_weights(tiny: list[str], tmp_path: P
     assert shares == pytest.approx([0.25] * len(shares), abs=0.05)
 
 
+def test_masks_that_moved_between_layers_are_taken_over(tiny: list[str], tmp_path: Path) -> None:
+    over = ["dsff.prune_over=network", "dsff.prune_by=sensitivity", "dsff.update_every=1"]
+    source = train([*tiny, *over], tmp_path / "source")
+    state = weights(train([*tiny, *over, *still(source)], tmp_path / "run"))
+    before = masks(weights(source))
+    counts = {name: int(mask.sum()) for name, mask in before.items()}
+    assert all(torch.equal(mask, before[name]) for name, mask in masks(state).items())
+    assert len({count / before[name].numel() for name, count in counts.items()}) > 1
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
