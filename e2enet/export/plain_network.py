@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from e2enet.data.planning.plan import Plan
 from e2enet.network.dsff import apply_masks, fusion_layers
 from e2enet.network.layers import PlaneConv3d, StrideUp3d
 from e2enet.network.norm import InstanceNormAct
+from e2enet.network.program import BLOCK, EXPANSION, HEAD, KINDS, POOLING, entry
 
 MAX_BATCH = 2**31 - 1  # torch 2.6 refuses a batch without an upper bound
 
@@ -46,6 +47,9 @@ def plain_network(network: nn.Module) -> nn.Module:
     """Return a copy of a network on the CPU, in eval mode, whose layers are torch's own with masks in the weights.
 
     Layers that are not of this project stay as they are.
+
+    Raises:
+        InputError: the network has an operation that is not in `PLAIN`.
     """
     plain = copy.deepcopy(network).cpu().eval().requires_grad_(False)
     apply_masks(plain)
@@ -88,14 +92,20 @@ def _axes(plan: Plan) -> Sequence[tuple[int, bool]]:
     return [(step, edge > step) for step, edge in zip(size_steps(plan), plan.patch_size, strict=True)]
 
 
-def _replace_layers(module: nn.Module) -> None:
+def _replace_layers(module: nn.Module, prefix: str = "") -> None:
     for name, child in module.named_children():
-        if isinstance(child, PlaneConv3d | StrideUp3d):
-            setattr(module, name, _plain_convolution(child))
-        elif isinstance(child, InstanceNormAct):
-            setattr(module, name, PlainNormAct(child))
+        kind = KINDS.get(type(child))
+        if kind is not None:
+            setattr(module, name, entry("the export", PLAIN, kind, f"{prefix}{name}", "an entry in PLAIN")(child))
+        elif type(child) in PARTS:
+            setattr(module, name, PARTS[type(child)](child))
         else:
-            _replace_layers(child)
+            _replace_layers(child, f"{prefix}{name}.")
+
+
+def _plain_block(block: nn.Module) -> nn.Module:
+    _replace_layers(block)
+    return block
 
 
 def _plain_convolution(layer: PlaneConv3d | StrideUp3d) -> nn.Module:
@@ -105,6 +115,23 @@ def _plain_convolution(layer: PlaneConv3d | StrideUp3d) -> nn.Module:
         plain = kind(layer.in_channels, layer.out_channels, **options, bias=layer.bias is not None)
     plain.weight, plain.bias = layer.weight, layer.bias
     return plain
+
+
+def _as_it_is(layer: nn.Module) -> nn.Module:
+    return layer
+
+
+# What each kind of operation becomes, and what the layers become that blocks are made of.
+PLAIN: dict[str, Callable[[Any], nn.Module]] = {
+    BLOCK: _plain_block,
+    EXPANSION: _plain_convolution,
+    POOLING: _as_it_is,
+    HEAD: _as_it_is,
+}
+PARTS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
+    PlaneConv3d: _plain_convolution,
+    InstanceNormAct: PlainNormAct,
+}
 
 
 def _mean(x: Tensor) -> Tensor:

@@ -6,18 +6,21 @@ that meet in a node.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from e2enet.network.decoders import FusionGrid
 from e2enet.network.dsff import fusion_layers
+from e2enet.network.e2enet import E2ENet
+from e2enet.network.program import BLOCK, EXPANSION, HEAD, POOLING, Program, find_program
 
-# Besides the flows that a layer names (forward, up, down): a node's transposed convolution, which brings the upward
+# Besides the flows that meet in a node (forward, up, down): a node's transposed convolution, which brings the upward
 # flow to the node's resolution, and its second convolution, which follows the concatenated flows.
 TRANSPOSED, INNER = "transposed", "inner"
+# What a flow is called by the operation that it comes from; nothing reads a head.
+FLOWS: dict[str, str | None] = {BLOCK: "forward", EXPANSION: "up", POOLING: "down", HEAD: None}
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,8 @@ class Connection:
 
     Attributes:
         layer: The layer's name in the network.
-        level: i of the node X[i, j]; 0 is full resolution. None outside a grid.
-        column: j of the node X[i, j], from 1. None outside a grid.
+        level: i of the node X[i, j]; 0 is full resolution. None in other networks than E2ENet.
+        column: j of the node X[i, j], from 1. None in other networks than E2ENet.
         flow: "forward" (from the node to the left), "up" (from the level below), "down" (from the level above),
             "transposed" (the node's transposed convolution) or "inner" (its second convolution).
         active: Active kernels.
@@ -45,39 +48,51 @@ class Connection:
 def connections(network: nn.Module) -> list[Connection]:
     """Return the connections of every fusion layer in the network's order; empty without fusion layers.
 
-    A flow that a layer lacks (down at level 0) is left out. Layers that other networks register with
-    `register_fusion_layer` have no place. A layer without named flows has the flow "transposed" or "inner", by its
-    kind.
+    The flows of an E2ENet are what its operations read. A flow that a layer lacks (down at level 0) is left out. Layers
+    that other networks register with `register_fusion_layer` have no place, and the flows that they were registered
+    with, else "transposed" or "inner", by their kind.
+
+    Raises:
+        InputError: an E2ENet has an operation that is not in `FLOWS`.
     """
-    nodes = {name: place for grid, module in _grids(network) for name, place in _nodes(grid, module)}
+    nodes = {id(layer): node for module in network.modules() for layer, node in _nodes(module)}
     found = []
     for name, layer in fusion_layers(network).items():
-        level, column = next((place for node, place in nodes.items() if name.startswith(node)), (None, None))
-        for flow, mask in _flows(layer):
-            found.append(Connection(name, level, column, flow, int(mask.sum()), mask.numel()))
+        level, column, flows = nodes.get(id(layer)) or (None, None, layer.flows or _own_flow(layer))
+        for flow, mask in zip(flows, layer.kernel_mask.split(list(flows.values()), dim=1), strict=True):
+            if mask.numel():
+                found.append(Connection(name, level, column, flow, int(mask.sum()), mask.numel()))
     return found
 
 
-def _grids(network: nn.Module) -> Iterator[tuple[str, FusionGrid]]:
-    for name, module in network.named_modules():
-        if isinstance(module, FusionGrid):
-            yield f"{name}." if name else "", module
+def _nodes(network: nn.Module) -> Iterator[tuple[Any, tuple[int, int, Mapping[str, int]]]]:
+    """Yield each fusion layer of an E2ENet with its level, its column, and the channels that it reads of each flow."""
+    program = find_program(network)
+    if program is None:
+        return
+    assert isinstance(network, E2ENet)
+    names = program.implementations("the report on connections", FLOWS, "an entry in FLOWS")
+    every = range(len(program.operations) + 1)
+    channels = program.walk(network.in_channels, lambda operation, read: operation.output_channels(sum(read)), every)
+    columns = program.walk(0, lambda operation, read: max(read) + (operation.kind == EXPANSION), every)
+    levels = _levels(program)
+    for operation in program.operations:
+        if "kernel_mask" in operation.conv._buffers:
+            conv, inputs, output = operation.conv, operation.inputs, operation.output
+            flows = {str(names[number]): channels[number] for number in inputs} if len(inputs) > 1 else _own_flow(conv)
+            yield conv, (levels[output], columns[output], flows)
 
 
-def _nodes(prefix: str, grid: FusionGrid) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Yield (prefix of its layers' names, (level, column)) of every node."""
-    for index, nodes in enumerate(grid.columns):
-        assert isinstance(nodes, nn.ModuleList)
-        for level in range(len(nodes)):
-            # The dot keeps column 1 apart from column 10.
-            yield f"{prefix}columns.{index}.{level}.", (level, index + 1)
+def _levels(program: Program) -> dict[int, int]:
+    """Return the level of each value: going backward from the heads, an expansion reads what is one level deeper."""
+    levels = {number: level for level, number in enumerate(program.results)}
+    deeper = {EXPANSION: 1, POOLING: -1}
+    for operation in reversed(program.operations):
+        for number in operation.inputs:  # the decoder, which comes first here, reads what each encoder stage wrote
+            levels.setdefault(number, levels[operation.output] + deeper.get(operation.kind, 0))
+    return levels
 
 
-def _flows(layer: Any) -> Iterator[tuple[str, Any]]:
-    """Yield (flow, its part of the mask); parts without kernels are left out."""
-    flows = layer.flows
-    if flows is None:
-        flows = {TRANSPOSED if getattr(layer, "transposed", False) else INNER: layer.kernel_mask.shape[1]}
-    for flow, part in zip(flows, layer.kernel_mask.split(list(flows.values()), dim=1), strict=True):
-        if part.numel():
-            yield flow, part
+def _own_flow(layer: Any) -> dict[str, int]:
+    """Return the one flow of a layer that joins none."""
+    return {TRANSPOSED if getattr(layer, "transposed", False) else INNER: layer.kernel_mask.shape[1]}

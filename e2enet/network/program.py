@@ -7,7 +7,8 @@ that a backend lacks is refused by its name before anything is computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,9 +16,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from e2enet.common.errors import InputError
-from e2enet.network.blocks import ConvBlock
+from e2enet.network.blocks import BlockStack, ConvBlock
+from e2enet.network.decoders import FusionGrid, FusionNode, UNetDecoder
 from e2enet.network.e2enet import E2ENet
-from e2enet.network.layers import StrideUp3d
+from e2enet.network.layers import PlaneConv3d, StrideUp3d, Triple
+from e2enet.network.norm import InstanceNormAct
 from e2enet.network.pooling import StrideMaxPool3d
 from e2enet.network.shift import channel_shifts
 
@@ -30,7 +33,23 @@ KINDS: dict[type[nn.Module], str] = {
     StrideMaxPool3d: POOLING,
     nn.Conv3d: HEAD,
 }
+# Which modules each module of an E2ENet may hold. A plain convolution is a head; one with a norm belongs to a block.
+CHILDREN: dict[type[nn.Module], tuple[type[nn.Module], ...]] = {
+    E2ENet: (nn.ModuleList, FusionGrid, UNetDecoder),
+    FusionGrid: (nn.ModuleList,),
+    UNetDecoder: (nn.ModuleList,),
+    FusionNode: (StrideUp3d, StrideMaxPool3d, BlockStack),
+    nn.ModuleList: (nn.ModuleList, BlockStack, FusionNode, StrideUp3d, nn.Conv3d),
+    BlockStack: (ConvBlock,),
+    ConvBlock: (PlaneConv3d, InstanceNormAct),
+    PlaneConv3d: (),
+    InstanceNormAct: (),
+    StrideUp3d: (),
+    StrideMaxPool3d: (),
+    nn.Conv3d: (),
+}
 V = TypeVar("V")
+G = TypeVar("G")
 T = TypeVar("T")
 
 
@@ -80,6 +99,15 @@ class Operation:
         """Return by how many slices each input channel of a block or head moves before the convolution."""
         return channel_shifts(self.conv.in_channels, self.shift_size)
 
+    def output_channels(self, inputs: int) -> int:
+        """Return the channels of the output for this number of input channels, which a pooling keeps."""
+        channels: int = getattr(self.conv, "out_channels", inputs)
+        return channels
+
+    def output_size(self, size: Triple) -> Triple:
+        """Return (D, H, W) of the output for inputs of a size."""
+        return implementation("the program", SIZES, self, "an entry in SIZES")(self.conv, size)
+
 
 @dataclass(frozen=True)
 class Program:
@@ -94,6 +122,44 @@ class Program:
     def last_reads(self) -> dict[int, tuple[int, ...]]:
         """Return, by an operation's output, the values that no later operation reads; results are kept."""
         return last_reads([(operation.inputs, operation.output) for operation in self.operations], self.results)
+
+    def walk(self, x: V, compute: Callable[[Operation, list[V]], V], kept: Container[int] = ()) -> dict[int, V]:
+        """Compute every operation in its order, and return the results and the values of `kept` by their numbers.
+
+        Any other value is released as soon as no later operation reads it.
+
+        Args:
+            x: the network's input.
+            compute: returns the output of an operation from its inputs.
+            kept: numbers of values.
+        """
+        values, done = {0: x}, self.last_reads()
+        for operation in self.operations:
+            values[operation.output] = compute(operation, [values[number] for number in operation.inputs])
+            for number in done[operation.output]:
+                if number not in kept:
+                    del values[number]
+        return values
+
+    def walk_back(
+        self, values: dict[int, V], gradients: dict[int, G], compute: Callable[[Operation, list[V], V, G], None]
+    ) -> None:
+        """Go through the operations backward, where gradients reach their outputs.
+
+        Args:
+            values: of the forward pass, by number. Each is released after its use.
+            gradients: of the results, by number. `compute` adds those of other values.
+            compute: takes an operation, its inputs, its output and the output's gradient.
+        """
+        for operation in reversed(self.operations):
+            output, gradient = values.pop(operation.output, None), gradients.pop(operation.output, None)
+            if gradient is not None:  # else no logits with a gradient depend on it
+                assert output is not None
+                compute(operation, [values[number] for number in operation.inputs], output, gradient)
+
+    def implementations(self, backend: str, table: Mapping[str, T], expected: str = "engine=dense") -> dict[int, T]:
+        """Return what a backend has for each operation, by the number of its output; see `implementation`."""
+        return {operation.output: implementation(backend, table, operation, expected) for operation in self.operations}
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the parameters of every operation, each once, in the order of the operations."""
@@ -129,23 +195,79 @@ def read_program(model: E2ENet, *, training: bool) -> Program:
     return Program(tuple(operations), tuple(numbers[skip_views(node)] for node in results))
 
 
-def implementation(backend: str, table: Mapping[str, Callable[..., T]], operation: Operation) -> Callable[..., T]:
-    """Return what computes an operation in a backend.
+def find_program(network: nn.Module) -> Program | None:
+    """Return the program of an E2ENet, with every head; None if the network computes, or holds, anything else.
+
+    So a program that is found tells all that the network computes.
+    """
+    if not isinstance(network, E2ENet):
+        return None
+    kind = type(network)
+    if kind.forward is not E2ENet.forward or kind._forward is not E2ENet._forward:
+        return None
+    known = CHILDREN | {kind: CHILDREN[E2ENet]}
+    if any(type(child) not in known[type(module)] for module in network.modules() for child in module.children()):
+        return None
+    with _every_head(network):
+        return read_program(network, training=False)
+
+
+@contextmanager
+def _every_head(network: E2ENet) -> Iterator[None]:
+    before, network.deep_supervision_in_eval = network.deep_supervision_in_eval, True
+    try:
+        yield
+    finally:
+        network.deep_supervision_in_eval = before
+
+
+def implementation(backend: str, table: Mapping[str, T], operation: Operation, expected: str = "engine=dense") -> T:
+    """Return what a backend has for an operation.
 
     Args:
         backend: its name, for the message.
-        table: what computes each kind of operation.
+        table: what it has for each kind of operation.
         operation: one of a program.
+        expected: what helps a user without it, for the message.
 
     Raises:
         InputError: the table has no entry for this kind.
     """
-    if operation.kind not in table:
-        raise InputError(
-            f"{operation.name}: {backend} has no operation {operation.kind!r}, only {', '.join(table)}; "
-            "expected engine=dense"
-        )
-    return table[operation.kind]
+    return entry(backend, table, operation.kind, operation.name, expected)
+
+
+def entry(backend: str, table: Mapping[str, T], kind: str, name: str, expected: str) -> T:
+    """Return a backend's entry for a kind of operation; as `implementation`, for a module by its name."""
+    if kind not in table:
+        raise InputError(f"{name}: {backend} has no operation {kind!r}, only {', '.join(table)}; expected {expected}")
+    return table[kind]
+
+
+def _convolved(conv: Any, size: Triple) -> Triple:
+    depth, height, width = (
+        (edge + 2 * pad - taps) // step + 1
+        for edge, pad, taps, step in zip(size, conv.padding, conv.kernel_size, conv.stride, strict=True)
+    )
+    return depth, height, width
+
+
+def _expanded(conv: Any, size: Triple) -> Triple:
+    depth, height, width = (edge * step for edge, step in zip(size, conv.stride, strict=True))
+    return depth, height, width
+
+
+def _pooled(pooling: Any, size: Triple) -> Triple:
+    depth, height, width = (edge // step for edge, step in zip(size, pooling.stride, strict=True))
+    return depth, height, width
+
+
+# Each takes the module that holds the stride, and the size of its inputs.
+SIZES: dict[str, Callable[[Any, Triple], Triple]] = {
+    BLOCK: _convolved,
+    EXPANSION: _expanded,
+    POOLING: _pooled,
+    HEAD: _convolved,
+}
 
 
 class _Unchecked(nn.Module):

@@ -60,3 +60,24 @@ def test_networks_without_grid() -> None:
         Connection("0", None, None, "inner", 6, 6),
         Connection("1", None, None, "transposed", 6, 6),
     ]
+
+
+def test_places_follow_from_what_an_operation_reads() -> None:
+    """Nothing but the program tells them: not names, and not sizes, which two levels may share."""
+    model = E2ENet(1, 3, ((1, 1, 1), (2, 2, 2), (1, 1, 1)), base_features=2)
+    init_masks(model, 0.4, generator=torch.Generator().manual_seed(0))
+    for network, prefix in ((model, ""), (nn.ModuleDict({"inside": model}), "inside.")):
+        found = connections(network)
+        assert {(c.level, c.column) for c in found} == {(0, 1), (1, 1), (2, 1), (0, 2), (1, 2), (0, 3)}
+        for connection in found:
+            node = f"{prefix}decoder.columns.{int(connection.column or 0) - 1}.{connection.level}."
+            assert connection.layer.startswith(node)
+    for _, layer in fusion_layers(model).items():
+        layer.flows = None  # as if nobody had named them
+    assert [c.flow for c in connections(nn.ModuleDict({"inside": model}))] == [c.flow for c in found]
+    unet = tiny(fusion="unet")
+    register_fusion_layer(unet.decoder.stages[1][0].conv)
+    assert [(c.level, c.column, c.flow, c.kernels) for c in connections(unet)] == [
+        (1, 1, "up", 4 * 4),
+        (1, 1, "forward", 4 * 4),
+    ]

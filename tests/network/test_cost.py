@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from e2enet.network import E2ENet
-from e2enet.network.cost import count_cost
+from e2enet.network.cost import CONVENTIONS, count_cost
 from e2enet.network.dsff import init_masks
+from e2enet.network.program import find_program
 
 FIVE_STRIDES = [(2, 2, 2)] * 5
 
@@ -82,6 +85,27 @@ def test_one_layer_by_hand() -> None:
     cost = count_cost(network, (4, 6, 8))
     assert cost.params == 3 * 5 * 9 + 5
     assert cost.flops == 2 * 3 * 5 * 9 * 4 * 6 * 8
+
+
+class OtherForward(E2ENet):
+    """The same network, whose program is not read, since its forward pass could be any: torch's meta device counts."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"fusion": "unet"}, {"kernel_size": (3, 3, 3), "inner_kernel_size": (1, 3, 3)}, {"deep_supervision": False}],
+)
+def test_the_program_tells_what_a_forward_pass_multiplies(settings: dict[str, Any]) -> None:
+    costs = []
+    for kind in (E2ENet, OtherForward):
+        network = kind(2, 3, [(1, 2, 2), (2, 2, 2), (1, 1, 1), (2, 1, 2)], base_features=4, **settings)
+        init_masks(network, 0.3, generator=torch.Generator().manual_seed(0))
+        assert (find_program(network) is None) == (kind is OtherForward)
+        costs.append([count_cost(network, (4, 8, 24), convention) for convention in CONVENTIONS])
+    assert costs[0] == costs[1] and costs[0][0] != costs[0][1]
 
 
 def test_every_head_is_counted_whatever_the_mode_and_nothing_changes() -> None:

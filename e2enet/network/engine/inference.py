@@ -32,7 +32,6 @@ from e2enet.network.program import (
     POOLING,
     Operation,
     Program,
-    implementation,
     last_reads,
     read_program,
 )
@@ -141,6 +140,7 @@ def _run_of(make: Callable[[], Layer], sources: Sequence[LazyVolumes]) -> Callab
 def plan_inference(model: E2ENet) -> tuple[list[PlannedOp], tuple[int, ...]]:
     """Return the steps of a model's inference and the numbers of its logits' values; value 0 is the input."""
     program = read_program(model, training=False)
+    plans = program.implementations("the engine in prediction", LAYERS)
     live = _live_channels(program, model.in_channels)
     steps = []
     for operation in program.operations:
@@ -148,10 +148,8 @@ def plan_inference(model: E2ENet) -> tuple[list[PlannedOp], tuple[int, ...]]:
             continue
         inputs = tuple(number for number in operation.inputs if live[number].any())
         kept = np.concatenate([live[number] for number in operation.inputs])
-        plan = implementation("the engine in prediction", LAYERS, operation)
-        steps.append(
-            PlannedOp(operation.name, *plan(operation, live[operation.output], kept), inputs, operation.output)
-        )
+        planned = plans[operation.output](operation, live[operation.output], kept)
+        steps.append(PlannedOp(operation.name, *planned, inputs, operation.output))
     done = last_reads([(step.inputs, step.output) for step in steps], program.results)
     for step in steps:
         step.done = done[step.output]

@@ -16,31 +16,16 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from e2enet.common.errors import InputError
-from e2enet.network.blocks import BlockStack, ConvBlock
-from e2enet.network.decoders import FusionGrid, FusionNode, UNetDecoder
+from e2enet.network.blocks import ConvBlock
 from e2enet.network.e2enet import KERNEL_SIZES, E2ENet
 from e2enet.network.layers import PlaneConv3d, StrideUp3d
 from e2enet.network.norm import InstanceNormAct
 from e2enet.network.pooling import StrideMaxPool3d
+from e2enet.network.program import CHILDREN
 from e2enet.network.recompute import recompute, run_once
 
 LARGEST_DEPTH_STRIDE = 4  # 16 lanes of 4 slices each fill the 64 bits of one integer
 ONES, NO_PADDING = (1, 1, 1), (0, 0, 0)
-# Which modules each kind may hold. A plain convolution is a head; one with a norm belongs to a block.
-CHILDREN: dict[type, tuple[type, ...]] = {
-    E2ENet: (nn.ModuleList, FusionGrid, UNetDecoder),
-    FusionGrid: (nn.ModuleList,),
-    UNetDecoder: (nn.ModuleList,),
-    FusionNode: (StrideUp3d, StrideMaxPool3d, BlockStack),
-    nn.ModuleList: (nn.ModuleList, BlockStack, FusionNode, StrideUp3d, nn.Conv3d),
-    BlockStack: (ConvBlock,),
-    ConvBlock: (PlaneConv3d, InstanceNormAct),
-    PlaneConv3d: (),
-    InstanceNormAct: (),
-    StrideUp3d: (),
-    StrideMaxPool3d: (),
-    nn.Conv3d: (),
-}
 # Attributes of every torch module: contents, which are checked separately, and hooks that only run for state dicts.
 CONTENTS = {"training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
 OF_FILES = {name for name in vars(nn.Module()) if "state_dict" in name}
