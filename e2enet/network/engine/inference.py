@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from e2enet.network.e2enet import E2ENet, check_input
+from e2enet.network.e2enet import E2ENet
 from e2enet.network.engine import checks
 from e2enet.network.engine.active import ActiveKernels
 from e2enet.network.engine.dense import DenseConvolution, bfloat16_is_native
@@ -24,7 +24,6 @@ from e2enet.network.engine.self_check import check_itself
 from e2enet.network.engine.sparse_layers import Convolution, Expansion, Pooling
 from e2enet.network.engine.timing_cache import TimingCache
 from e2enet.network.layers import Triple
-from e2enet.network.operations import refuse_tools
 from e2enet.network.program import (
     BLOCK,
     EXPANSION,
@@ -35,6 +34,7 @@ from e2enet.network.program import (
     last_reads,
     read_program,
 )
+from e2enet.network.whole_pass import check_call
 
 Layer = Callable[[Sequence[LazyVolumes]], LazyVolumes]
 SPARSE, DENSE, BFLOAT16 = "sparse", "dense", "bfloat16"
@@ -93,8 +93,7 @@ class CompactNetwork(nn.Module):
     @torch.compiler.disable
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        refuse_tools("a compact network")
-        check_input(x, self.in_channels, self.strides)
+        check_call("a compact network", self, x, trains=False)
         samples = [self._one(sample) for sample in x.float()]
         logits = [torch.stack(head) for head in zip(*samples, strict=True)]
         return logits if self.every_head else logits[0]

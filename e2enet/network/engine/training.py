@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from e2enet.network.compiled import run_in_threads
-from e2enet.network.e2enet import E2ENet, check_input
+from e2enet.network.e2enet import E2ENet
 from e2enet.network.engine import checks
 from e2enet.network.engine.active import ActiveKernels
 from e2enet.network.engine.gradients import (
@@ -30,9 +30,10 @@ from e2enet.network.engine.lazy_volumes import LazyVolumes, Norm
 from e2enet.network.engine.self_check import check_itself
 from e2enet.network.engine.sparse_layers import Convolution, Expansion, Pooling
 from e2enet.network.layers import Triple
-from e2enet.network.operations import refuse_tools
-from e2enet.network.program import BLOCK, EXPANSION, HEAD, POOLING, Operation, implementation, read_program
+from e2enet.network.program import BLOCK, EXPANSION, HEAD, POOLING, Operation, read_program
+from e2enet.network.whole_pass import check_backward, check_call
 
+BACKEND = "a training engine"
 WeightGradients = dict[Tensor, np.ndarray]
 
 
@@ -70,21 +71,18 @@ class TrainingEngine:
         refuse(unknown_in_training(model))
         self.model = model
         self.program = read_program(model, training=model.training)
+        makers = self.program.implementations("the engine in training", LAYERS)
         self.layers: Layers = {
-            operation.output: implementation("the engine in training", LAYERS, operation)(operation)
-            for operation in self.program.operations
+            operation.output: makers[operation.output](operation) for operation in self.program.operations
         }
         self.settings = settings(model)
         check_itself(model, self, training=model.training)
 
     @torch.compiler.disable
     def __call__(self, x: Tensor) -> Tensor | list[Tensor]:
-        refuse_tools("a training engine")
+        check_call(BACKEND, self.model, x, trains=True)
         changed = settings(self.model) != self.settings
         refuse("it has changed since the engine was made for it" if changed else unknown_in_training(self.model))
-        check_input(x, self.model.in_channels, self.model.strides)
-        if x.requires_grad:
-            raise ValueError("the engine gives its input no gradient, and this one asks for it; run the network itself")
         logits = _Pass.apply(self, x, *self.program.parameters())
         return list(logits) if len(self.program.results) > 1 else logits[0]
 
@@ -98,12 +96,13 @@ class TrainingEngine:
 
     def forward(self, layers: Layers, sample: Tensor) -> Values:
         """Return all values of one sample's (C, D, H, W) forward pass."""
-        values = {0: LazyVolumes.of(np.ascontiguousarray(sample.permute(0, 2, 3, 1).numpy()))}
-        for operation in self.program.operations:
-            sources = [values[number] for number in operation.inputs]
+        x = LazyVolumes.of(np.ascontiguousarray(sample.permute(0, 2, 3, 1).numpy()))
+
+        def compute(operation: Operation, sources: list[LazyVolumes]) -> LazyVolumes:
             with checks.named(operation.name):
-                values[operation.output] = layers[operation.output].forward(sources)
-        return values
+                return layers[operation.output].forward(sources)
+
+        return self.program.walk(x, compute, kept=range(len(layers) + 1))
 
     def backward(self, layers: Layers, values: Values, logits: Sequence[Tensor | None]) -> WeightGradients:
         """Return the parameters' gradients for one sample, from those of its logits (C, D, H, W).
@@ -117,16 +116,17 @@ class TrainingEngine:
                 gradients[number] = own = Gradient(values[number])
                 own.values[:] = given.permute(0, 2, 3, 1).numpy()
                 own.written[:] = True
-        for operation in reversed(self.program.operations):
-            output, gradient = values.pop(operation.output), gradients.pop(operation.output, None)
-            if gradient is None:  # no logits with a gradient depend on it
-                continue
-            sources = [values[number] for number in operation.inputs]
+
+        def compute(operation: Operation, sources: list[LazyVolumes], output: LazyVolumes, gradient: Gradient) -> None:
             wanted = [number for number in operation.inputs if number != 0]  # the input gets none
-            gradients |= {number: Gradient(values[number]) for number in wanted if number not in gradients}
+            for number in wanted:
+                if number not in gradients:
+                    gradients[number] = Gradient(values[number])
             into = [gradients[number] for number in wanted]
             with checks.named(f"{operation.name}, backward"):
-                found |= layers[operation.output].backward(sources, output, gradient, into)
+                found.update(layers[operation.output].backward(sources, output, gradient, into))
+
+        self.program.walk_back(values, gradients, compute)
         return found
 
 
@@ -146,10 +146,7 @@ class _Pass(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError("create_graph=True: the engine's gradients cannot be differentiated; run the network")
-        if ctx.passes is None:
-            raise RuntimeError("going backward a second time: what the forward pass kept was let go the first time")
+        check_backward(BACKEND, ctx.passes)
         _ = ctx.saved_tensors  # raises if one was changed
         passes, ctx.passes = ctx.passes, None
 

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from e2enet.common.errors import InputError
-from e2enet.network.e2enet import E2ENet, check_input
+from e2enet.network.e2enet import E2ENet
 from e2enet.network.engine.known import settings, unknown_in_training
 from e2enet.network.fused import operations
 from e2enet.network.fused.grouped import GroupedBlock
 from e2enet.network.fused.layers import LAYERS, FusedLayer, Pass, Readers
 from e2enet.network.fused.volumes import Reader, Volumes
 from e2enet.network.layers import checked_mask, to_channels_last
-from e2enet.network.operations import refuse_tools
-from e2enet.network.program import BLOCK, Program, implementation, read_program
+from e2enet.network.program import BLOCK, Operation, Program, implementation, read_program
+from e2enet.network.whole_pass import check_backward, check_call
 
 BACKEND = "the fused pass"
 
@@ -51,11 +51,8 @@ class FusedNetwork(nn.Module):
 
     @torch.compiler.disable
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        refuse_tools(BACKEND)
         network = self.network
-        check_input(x, network.in_channels, network.strides)
-        if x.requires_grad:
-            raise ValueError(f"{BACKEND} gives its input no gradient, and this one asks for it; run the network itself")
+        check_call(BACKEND, network, x, trains=True)
         program, layers = self._read()
         parameters = program.parameters()
         trained = trained_values(program)
@@ -116,10 +113,7 @@ class _FusedPass(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError("create_graph=True: fused gradients cannot be differentiated; run the network itself")
-        if ctx.values is None:
-            raise RuntimeError("going backward a second time: what the forward pass kept was let go the first time")
+        check_backward(BACKEND, ctx.values)
         x, *parameters = ctx.saved_tensors  # raises if one was changed
         values, run, ctx.values, ctx.run = ctx.values, ctx.run, None, None  # a loss that is kept holds neither
         with torch._C._AutoDispatchBelowAutograd(), _without_autocast(x.device):
@@ -179,30 +173,25 @@ def active_weights(program: Program, dtype: torch.dtype) -> dict[str, Tensor]:
 
 def run_forward(work: _Work, run: Pass, x: Volumes) -> dict[int, Volumes]:
     """Return the values of a forward pass by number: its results, and those kept for the backward pass."""
-    values, done = {0: x}, work.program.last_reads()
-    for operation in work.program.operations:
-        sources = [values[number] for number in operation.inputs]
-        values[operation.output] = work.layers[operation.output].forward(run, sources)
-        for number in done[operation.output]:
-            if number not in work.kept:
-                del values[number]
-    return values
+
+    def compute(operation: Operation, sources: list[Volumes]) -> Volumes:
+        return work.layers[operation.output].forward(run, sources)
+
+    return work.program.walk(x, compute, work.kept)
 
 
 def run_backward(work: _Work, run: Pass, values: dict[int, Volumes], grads: Sequence[Tensor | None]) -> None:
     """Fill `run` with the gradients of the parameters. Each of `values` is released after its use."""
     program, trained = work.program, work.trained
-    readers: dict[int, list[Reader]] = {
+    readers = {
         number: [Reader(grad, 0)] for number, grad in zip(program.results, grads, strict=True) if grad is not None
     }
-    for operation in reversed(program.operations):
-        output, own = values.pop(operation.output, None), readers.pop(operation.output, None)
-        if operation.output not in trained or own is None:  # or no logits with a gradient depend on it
-            continue
-        assert output is not None
-        sources = [values[number] for number in operation.inputs]
+
+    def compute(operation: Operation, sources: list[Volumes], output: Volumes, own: list[Reader]) -> None:
         into: Readers = [readers.setdefault(number, []) if number in trained else None for number in operation.inputs]
         work.layers[operation.output].backward(run, sources, output, own, into)
+
+    program.walk_back(values, readers, compute)
 
 
 def parameter_gradients(program: Program, run: Pass) -> dict[int, Tensor]:
