@@ -68,7 +68,10 @@ def write_report(
 
 
 def write_tables(report: Report, output: Path) -> list[Path]:
-    """Write <section>.md, .csv and .tex per section, and jobs.csv (shares in percent); return their paths."""
+    """Write <section>.md, .csv, .tex and -ranks.csv per section, and jobs.csv (shares in percent); return their paths.
+
+    Sections whose rows cannot be ranked have no -ranks.csv.
+    """
     written = []
     for section in track(report.sections, "Writing tables"):
         text = joined([f"# {markdown_text(section.title)}", *map(to_markdown, (*section.tables, report.unfinished))])
@@ -79,6 +82,9 @@ def write_tables(report: Report, output: Path) -> list[Path]:
                 temporary.write_text(content, encoding="utf-8")
         written.append(output / f"{section.name}.csv")
         write_values(written[-1], section.accuracy)
+        if section.ranks.lines:
+            written.append(output / f"{section.name}-ranks.csv")
+            write_values(written[-1], section.ranks)
     written.append(output / "jobs.csv")
     jobs = report.runs.jobs
     with atomic_path(written[-1]) as temporary:
@@ -88,7 +94,12 @@ def write_tables(report: Report, output: Path) -> list[Path]:
 
 def _printed(section: Section) -> dict[str, Table]:
     """The tables of a section that go into a paper."""
-    tables = {"accuracy": section.accuracy, "cost": section.cost, "published": section.published}
+    tables = {
+        "accuracy": section.accuracy,
+        "ranks": section.ranks,
+        "cost": section.cost,
+        "published": section.published,
+    }
     return {name: table for name, table in tables.items() if table.lines}
 
 

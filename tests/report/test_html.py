@@ -114,7 +114,7 @@ def test_bold_is_the_best_and_the_reference_a_word(sweep_folder: Path) -> None:
     for key in ("dice", "nsd", "hd95"):
         expected[best[key]["label"].removeprefix("S = ")].append(f"{best[key][key]:.2f}")
     assert bold == expected
-    assert "S = 0.8 (reference)" in html and html.count("(reference)") == 2  # in accuracy and in cost
+    assert "S = 0.8 (reference)" in html and html.count("(reference)") == 3  # in accuracy, ranks and cost
     assert "font-weight" not in next(line for line in html.splitlines() if line.startswith("tr.reference"))
 
 

@@ -131,12 +131,14 @@ def test_only_cases_that_all_methods_share_are_blocks() -> None:
 
 
 def test_too_few_methods_or_cases_are_refused() -> None:
-    with pytest.raises(InputError, match=r"2 methods; .* 3 or more"):
+    with pytest.raises(InputError, match="two are called alike among a, a, b"):
+        rank_test(random_scores(20, 3).set_axis(["a", "a", "b"], axis=1))
+    with pytest.raises(InputError, match=r"3 methods or more; got 2"):
         rank_test(random_scores(20, 2))
     scores = random_scores(MIN_CASES, 3)
     assert rank_test(scores).cases == MIN_CASES
     scores.iloc[0, 1] = math.nan
-    with pytest.raises(InputError, match=r"share 4 cases; .* 5 or more \(cases of each: m0: 5, m1: 4, m2: 5\)"):
+    with pytest.raises(InputError, match=r"5 cases or more .* got 4 \(cases of each: m0: 5, m1: 4, m2: 5\)"):
         rank_test(scores)
 
 

@@ -23,7 +23,7 @@ from tests.report.conftest import ABLATION, CASES, FakeJob, job_record, write_sw
 def test_the_whole_report(sweep_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([str(sweep_folder), "resamples=200", "trade_off.show=true", "trade_off.cost=0.25"])
     output = sweep_folder / "report"
-    assert {"sparsity.md", "sparsity.csv", "sparsity.tex", "jobs.csv", "index.html"} <= {
+    assert {"sparsity.md", "sparsity.csv", "sparsity.tex", "sparsity-ranks.csv", "jobs.csv", "index.html"} <= {
         p.name for p in output.iterdir()
     }
     table = pd.read_csv(output / "sparsity.csv")
@@ -36,13 +36,14 @@ def test_the_whole_report(sweep_folder: Path, capsys: pytest.CaptureFixture[str]
     assert headings == [
         "Sparsity level",
         "Sparsity level: accuracy",
+        "Sparsity level: ranks over cases",
         "Sparsity level: cost",
         "Published and obtained Dice",
         "What differs from full scale",
         "Jobs that did not finish",
     ]
     assert "200 resamples" in text and "0.25 (P" in text and "loss is nan" in text
-    assert (output / "sparsity.tex").read_text().count(r"\begin{table}") == 2
+    assert (output / "sparsity.tex").read_text().count(r"\begin{table}") == 3
     jobs = pd.read_csv(output / "jobs.csv")
     assert jobs["state"].tolist().count("finished") == 5
     # All tables use the same unit.

@@ -52,6 +52,10 @@ class RankTest:
         """Whether Friedman's test finds any difference. If not, no pair is said to differ, as the test is post hoc."""
         return self.p < self.alpha
 
+    def differ(self, first: str, second: str) -> bool:
+        """Whether two methods are told apart: they share no group."""
+        return not any(first in group and second in group for group in self.groups())
+
     def groups(self) -> list[list[str]]:
         """Return the largest runs of methods, in the order of `mean_ranks`, among which no two differ.
 
@@ -78,16 +82,20 @@ def rank_test(scores: pd.DataFrame, *, alpha: float = 0.05, largest_best: bool =
         largest_best: Whether a larger score is better (Dice, NSD) or a smaller one (HD95).
 
     Raises:
-        InputError: fewer than 3 methods, or fewer than 5 cases that all of them share.
+        InputError: fewer than 3 methods, two of the same name, or fewer than 5 cases that all of them share.
     """
     shared = scores.dropna()
     cases, methods = shared.shape
+    if not scores.columns.is_unique:
+        raise InputError(
+            f"ranks need a name for each method; two are called alike among {', '.join(map(str, scores.columns))}"
+        )
     if methods < MIN_METHODS:
-        raise InputError(f"ranks: {methods} methods; Friedman's test needs {MIN_METHODS} or more")
+        raise InputError(f"Friedman's test needs {MIN_METHODS} methods or more; got {methods}")
     if cases < MIN_CASES:
         counts = ", ".join(f"{name}: {count}" for name, count in scores.notna().sum().items())
         raise InputError(
-            f"ranks: the methods share {cases} cases; Friedman's and Nemenyi's tests need {MIN_CASES} or more "
+            f"Friedman's and Nemenyi's tests need {MIN_CASES} cases or more that all methods have; got {cases} "
             f"(cases of each: {counts})"
         )
     # The order of a sum changes its last digit. Rounding keeps equal scores equal.

@@ -14,7 +14,7 @@ SMALLEST_P = 1e-4
 def accuracy_columns(options: Options, *, several_datasets: bool) -> tuple[Column, ...]:
     """Return the columns of published and counted cost, published and obtained accuracy, the test, and the counts."""
     return (
-        Column("row", _label, numeric=False, brief=True),
+        Column("row", row_name, numeric=False, brief=True),
         *((Column("dataset", text("data"), numeric=False),) if several_datasets else ()),
         _published("params (M)", "params", 2, largest=False),
         _published("GFLOP", "gflops", 2, largest=False),
@@ -41,7 +41,7 @@ def cost_columns() -> tuple[Column, ...]:
     """Return the columns of cost: counted at the paper's scale, then counted and measured for the runs themselves."""
     scale, run = "full scale", "these runs"
     return (
-        Column("row", _label, numeric=False),
+        Column("row", row_name, numeric=False),
         _counted("params (M)", "params", scale),
         _counted("GFLOP, paper", "gflops_paper", scale),
         _counted("GFLOP, exact", "gflops_exact", scale),
@@ -63,6 +63,11 @@ def interval(line: Line) -> str:
     return f"{line['dice_low']:.2f} to {line['dice_high']:.2f}"
 
 
+def row_name(line: Line) -> str:
+    """Return the row's label, with "(reference)" behind it if other rows are tested against it."""
+    return f"{line['label']} (reference)" if line["reference"] else str(line["label"])
+
+
 def p_text(p: float) -> str:
     """Format a p value with two significant digits; "" if unknown."""
     if not is_known(p):
@@ -82,11 +87,6 @@ def _counted(heading: str, name: str, group: str) -> Column:
 
 def _obtained(heading: str, key: str, digits: int, factor: float = 1.0) -> Column:
     return Column(heading, number(key, digits, factor), "these runs", optional=True, best=Best(key, largest=False))
-
-
-def _label(line: Line) -> str:
-    """Return the row's label, with "(reference)" behind it if other rows are tested against it."""
-    return f"{line['label']} (reference)" if line["reference"] else str(line["label"])
 
 
 def _mean_and_deviation(line: Line) -> str:

@@ -48,7 +48,7 @@ def experiment_lines(
     """
     ablation = runs.ablations.get(experiment or "", {})
     groups = experiment_groups(runs, experiment)
-    cases = [_scored_cases(runs, group) for group in groups]
+    cases = [scored_cases(runs, group) for group in groups]
     lines = [
         _line(group, own, runs, options) | _published(ablation, group) | _counted(ablation, group, count)
         for group, own in zip(groups, cases, strict=True)
@@ -60,7 +60,7 @@ def experiment_lines(
     return lines
 
 
-def _scored_cases(runs: Runs, group: Group) -> pd.DataFrame:
+def scored_cases(runs: Runs, group: Group) -> pd.DataFrame:
     """Return the lines of `Runs.cases` of the group's finished jobs, without regions."""
     return runs.cases[runs.cases["key"].isin(group.finished["key"]) & ~runs.cases["region"].astype(bool)]
 

@@ -12,6 +12,7 @@ from e2enet.report.tables.columns import accuracy_columns, cost_columns
 from e2enet.report.tables.differences import published_differences, setting_differences
 from e2enet.report.tables.groups import experiment_groups
 from e2enet.report.tables.lines import Counter, experiment_lines
+from e2enet.report.tables.ranks import Ranking, experiment_rankings, rank_table
 from e2enet.report.tables.table import Column, Line, Table, is_known, number, text
 
 UNFINISHED = ("crashed", "interrupted")
@@ -27,6 +28,8 @@ class Section:
         name: Name of its files: <name>.md, .csv, .tex.
         title: Its heading.
         accuracy: Its main table; the lines of `cost` are the same.
+        ranks: Rows by mean rank over cases (Friedman, Nemenyi); without lines if they cannot be ranked.
+        rankings: The same, one for each dataset with two rows or more.
         cost: What the rows cost.
         published: Published beside obtained Dice; without lines if nothing can be compared.
         settings: What differs from full scale; without lines if nothing does.
@@ -36,14 +39,16 @@ class Section:
     name: str
     title: str
     accuracy: Table
+    ranks: Table
+    rankings: tuple[Ranking, ...]
     cost: Table
     published: Table
     settings: Table
 
     @property
     def tables(self) -> tuple[Table, ...]:
-        """All four, in the order of reading."""
-        return (self.accuracy, self.cost, self.published, self.settings)
+        """All five, in the order of reading."""
+        return (self.accuracy, self.ranks, self.cost, self.published, self.settings)
 
     @property
     def lines(self) -> tuple[Line, ...]:
@@ -111,6 +116,7 @@ def _section(runs: Runs, experiment: str | None, lines: tuple[Line, ...], option
     title = str(ablation.get("title") or experiment or runs.name)
     several = len({line["data"] for line in lines if line["data"]}) > 1
     empty = Table("", (), ())
+    rankings = tuple(experiment_rankings(runs, experiment, lines, options))
     return Section(
         experiment=experiment,
         name=experiment or "runs",
@@ -118,6 +124,8 @@ def _section(runs: Runs, experiment: str | None, lines: tuple[Line, ...], option
         accuracy=Table(
             f"{title}: accuracy", accuracy_columns(options, several_datasets=several), lines, _notes(lines, options)
         ),
+        ranks=rank_table(f"{title}: ranks over cases", rankings),
+        rankings=rankings,
         cost=Table(f"{title}: cost", cost_columns(), lines, _cost_notes(lines, options)),
         published=published_differences(lines) if experiment else empty,
         settings=setting_differences(runs, experiment) if experiment else empty,
