@@ -15,6 +15,7 @@ from e2enet.report.pictures.classes import draw_class_dice
 from e2enet.report.pictures.connections import draw_connections
 from e2enet.report.pictures.curves import draw_learning_curves, draw_topology
 from e2enet.report.pictures.overlays import draw_side_by_side, draw_worst_and_best
+from e2enet.report.pictures.ranks import draw_ranks
 from e2enet.report.pictures.rows import Row, picture_rows
 from e2enet.report.pictures.scans import ScanReader
 from e2enet.report.pictures.style import save_figure
@@ -97,6 +98,7 @@ def _draw_section(
     plots: tuple[tuple[str, str, Callable[[], Figure | None], str], ...] = (
         ("tradeoff", "Accuracy against cost", lambda: draw_tradeoff(validated), TRADEOFF),
         ("classes", "Dice by class", lambda: draw_class_dice(validated, runs.cases), CLASSES),
+        ("ranks", "Ranks over cases: critical distances", lambda: draw_ranks(section.rankings, validated), RANKS),
         ("curves", "Learning curves", lambda: draw_learning_curves(runs, rows), CURVES),
         ("topology", "Masks over time", lambda: draw_topology(runs, rows), TOPOLOGY),
         ("connections", "Learned connections", lambda: draw_connections(runs, rows), CONNECTIONS),
@@ -190,6 +192,11 @@ TRADEOFF = (
 CLASSES = (
     "A case counts once, with its mean over the runs that scored it. A number with an arrow counts the cases left of "
     "the axis; a missed structure counts 0, one that is in neither image is left out."
+)
+RANKS = (
+    "Each case ranks the rows by its mean Dice; a row stands at its mean rank. A bar joins rows that are not told "
+    "apart: their mean ranks are less than Nemenyi's critical distance apart, or Friedman's test finds no difference "
+    "at all. That does not show that they are equal."
 )
 CURVES = (
     "Mean over the finished runs of a row, to the last epoch that all of them have; the band is their range. A row "
