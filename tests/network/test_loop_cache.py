@@ -26,7 +26,7 @@ torch.manual_seed(0)
 x, w = torch.randn(2, 4, 9, 11), torch.randn(3, 2, 1, 3, 3)
 kernels = ActiveKernels.of_convolution(np.ones((3, 2), bool), np.zeros(2, np.int64), (1, 3, 3))
 layer = Convolution(kernels, kernels.gather_weights(w.numpy()), (1, 1, 1), (1, 1), None)
-found = layer([LazyVolumes.of(np.ascontiguousarray(x.permute(0, 2, 3, 1).numpy()))]).stacked()
+found = layer([LazyVolumes.of(np.ascontiguousarray(x.permute(0, 2, 3, 1).numpy())[None])]).stacked()
 expected = F.conv3d(x[None], w, padding=(0, 1, 1))[0].permute(0, 2, 3, 1)
 print(inner_loops.ROWS, inner_loops.COLUMNS, float((torch.from_numpy(found) - expected).abs().max()))
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +29,7 @@ class ActiveKernels:
         nonzero_outputs: bool (O,), the outputs with entries. The others are zero everywhere and are not counted in
             `starts`.
         reads: (reads, 2), the different pairs of channel and slices. numbers: (K,), each entry's pair.
+        plans: tables of the loops over these kernels, see `tile_plan`.
     """
 
     def __init__(
@@ -55,6 +57,10 @@ class ActiveKernels:
         reads = np.stack([channels, slices], axis=1)[order]
         self.reads, numbers = np.unique(reads, axis=0, return_inverse=True)
         self.numbers = numbers.reshape(-1).astype(np.int32)
+        self.plans: dict[Any, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"plans": {}}  # copies make their own
 
     @classmethod
     def of_convolution(cls, mask: np.ndarray, shifts: np.ndarray, kernel: Triple) -> ActiveKernels:

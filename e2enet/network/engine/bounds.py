@@ -29,18 +29,19 @@ def _require(condition: Any, problem: str) -> None:
 
 
 def _convolve(
-    reads: Reads, writes: Writes, plane: tuple[int, int], first: int, last: int, codes: Any, tile: Any, sums: Any,
-    lane_totals: Any, tiles: Any, source: Any, kernels: Any, targets: Any, size: Any, totals: Any,
+    reads: Reads, writes: Writes, plane: tuple[int, int], first: int, last: int, begin: int, end: int, codes: Any,
+    tile: Any, sums: Any, lane_totals: Any, tiles: Any, source: Any, kernels: Any, targets: Any, size: Any, totals: Any,
 ) -> None:  # fmt: skip
-    _tiles(tiles, first, last, size)
+    numbers = _jobs(tiles, first, last, begin, end, targets)
+    _tiles(tiles, numbers, size)
     _buffer("the buffer of sums", sums, ROWS * COLUMNS * LANES)
     _buffer("the buffer of totals", lane_totals, 2 * LANES)
-    _filled("source", tile, first, last, tiles, source, reads[0])
-    _kernels(kernels, len(targets), tile, tiles, source.stride[1:], plane, prod(plane))
+    _filled("source", tile, numbers, tiles, source, reads[0])
+    _kernels(kernels, targets.shape[1], tile, tiles, source.stride[1:], plane, prod(plane))
     _targets(targets, codes, writes, size)
-    _shape("the array of totals", totals, (len(tiles.places), len(targets), 2))
+    _shape("the array of totals", totals, (len(targets), len(tiles.places), targets.shape[1], 2))
     if inner_loops.storing("stream").address in codes.store:  # whole vectors, at aligned addresses
-        for number in range(first, last):
+        for number in numbers:
             for lane, _, start, count in _lane_runs(tiles, number):
                 whole = lane == 0 and count == LANES and start % LANES == 0 and size[0] % LANES == 0
                 _require(whole, f"{_name(tiles, number)} streams parts of vectors: {count} slices from lane {lane} on")
@@ -48,25 +49,29 @@ def _convolve(
 
 
 def _expand(
-    reads: Reads, writes: Writes, plane: tuple[int, int], first: int, last: int, codes: Any, tile: Any, sums: Any,
-    tiles: Any, source: Any, kernels: Any, up: Any, run: int, addresses: Any, targets: Any,
+    reads: Reads, writes: Writes, plane: tuple[int, int], first: int, last: int, begin: int, end: int, codes: Any,
+    tile: Any, sums: Any, tiles: Any, source: Any, kernels: Any, up: Any, run: int, addresses: Any, targets: Any,
 ) -> None:  # fmt: skip
-    _tiles(tiles, first, last, source.size)
+    numbers = _jobs(tiles, first, last, begin, end, targets)
+    _tiles(tiles, numbers, source.size)
     _buffer("the buffer of sums", sums, prod(up) * run * LANES)
     _require(0 < run <= ROWS * COLUMNS, f"{run} pixels at a time, expected at most {ROWS * COLUMNS}")
-    _filled("source", tile, first, last, tiles, source, reads[0])
-    _kernels(kernels, len(targets), tile, tiles, (1, 1), (1, 1), prod(up))
+    _filled("source", tile, numbers, tiles, source, reads[0])
+    _kernels(kernels, targets.shape[1], tile, tiles, (1, 1), (1, 1), prod(up))
     _shape("the array of addresses", addresses, (up[1] * up[2],))
     _targets(targets, codes, writes, tuple(edge * step for edge, step in zip(source.size, up, strict=True)))
 
 
 def _correlate(
-    reads: Reads, writes: Writes, plane: tuple[int, int], first: int, last: int, codes: Any, tile: Any,
+    reads: Reads, writes: Writes, plane: tuple[int, int], sample: int, first: int, last: int, codes: Any, tile: Any,
     gradient_tile: Any, tiles: Any, source: Any, gradients: Any, kernels: Any,
 ) -> None:  # fmt: skip
-    _tiles(tiles, first, last, gradients.size)
-    _filled("source", tile, first, last, tiles, source, reads[0])
-    _filled("gradient", gradient_tile, first, last, tiles, gradients, reads[1])
+    count = len(tiles.places)
+    _require(0 <= first <= last <= count, f"tiles {first} .. {last - 1} of {count}")
+    _require(0 <= sample < len(gradients.addresses), f"sample {sample} of {len(gradients.addresses)}")
+    _tiles(tiles, range(first, last), gradients.size)
+    _filled("source", tile, range(first, last), tiles, source, reads[0])
+    _filled("gradient", gradient_tile, range(first, last), tiles, gradients, reads[1])
     _shape("the tile of gradients", gradient_tile, (len(gradient_tile), *tiles.size, LANES))
     _kernels(kernels, len(gradient_tile), tile, tiles, source.stride[1:], plane, padded(prod(plane)))
 
@@ -84,16 +89,41 @@ def _norm(
         _shape(f"the array of {what}", array, (channels, columns))
 
 
-def _pool(reads: Reads, writes: Writes, plane: Any, source: Any, affine: Any, stride: Any, target: Any) -> None:
-    _shape("affine", affine, (3,))
-    _windows("the pooled volume", target, stride, source)
+def _pool(
+    reads: Reads, writes: Writes, plane: Any, first: int, last: int, values: Any, places: Any, affine: Any,
+    stride: Any, out: Any,
+) -> None:  # fmt: skip
+    _rows(first, last, len(out), values, places, affine)
+    _windows("the pooled volume", out[0], stride, values[0, 0])
+
+
+def _moments(
+    reads: Reads, writes: Writes, plane: Any, first: int, last: int, values: Any, totals: Any, few: bool, results: Any
+) -> None:
+    rows = len(values)
+    _require(0 <= first <= last <= rows, f"channels {first} .. {last - 1} of {rows}")
+    _require(totals.shape[0] * totals.shape[2] == rows, f"the array of totals: {totals.shape} for {rows} channels")
+    _shape("the array of results", results, (rows, 2))
 
 
 def _unpool(
-    reads: Reads, writes: Writes, plane: Any, source: Any, sign: Any, stride: Any, coarse: Any, add: bool, target: Any
-) -> None:
-    _windows("the pooled volume", coarse, stride, source)
-    _windows("the pooled volume", coarse, stride, target)
+    reads: Reads, writes: Writes, plane: Any, first: int, last: int, values: Any, places: Any, affine: Any,
+    stride: Any, coarse: Any, written: Any, targets: Any,
+) -> None:  # fmt: skip
+    _rows(first, last, len(targets), values, places, affine)
+    _shape("the array of written channels", written, (len(places),))
+    _require(len(coarse) == len(targets), f"{len(coarse)} pooled volumes of {len(targets)}")
+    _windows("the pooled volume", coarse[0], stride, values[0, 0])
+    _windows("the pooled volume", coarse[0], stride, targets[0])
+
+
+def _rows(first: int, last: int, rows: int, values: Any, places: Any, affine: Any) -> None:
+    """Check that rows, one per sample and channel, have a volume in `values` (B, K, H, W, D)."""
+    _require(0 <= first <= last <= rows, f"channels {first} .. {last - 1} of {rows}")
+    _require(rows == len(values) * len(places), f"{rows} volumes for {len(values)} samples of {len(places)} channels")
+    _shape("the array of affine", affine, (len(values), len(places), 3))
+    held = (places >= -1).all() and (places < values.shape[1]).all()
+    _require(held, f"a channel is none of the {values.shape[1]} volumes")
 
 
 def _lay_out(
@@ -120,9 +150,8 @@ def _take_over(
     _require(top >= 0 and 0 <= first <= last <= rows, f"rows {first} .. {last - 1} of {rows}, from row {top} on")
 
 
-CHECKS: dict[str, Callable[..., None]] = {
-    check.__name__[1:]: check for check in (_convolve, _expand, _correlate, _norm, _pool, _unpool, _lay_out, _take_over)
-}
+_ALL = _convolve, _expand, _correlate, _norm, _pool, _moments, _unpool, _lay_out, _take_over
+CHECKS: dict[str, Callable[..., None]] = {check.__name__[1:]: check for check in _ALL}
 
 
 def _name(tiles: Any, number: int) -> str:
@@ -137,14 +166,20 @@ def _lane_runs(tiles: Any, number: int) -> Iterator[tuple[int, int, int, int]]:
             yield lane, strip, start, count
 
 
-def _tiles(tiles: Any, first: int, last: int, size: Any) -> None:
+def _jobs(tiles: Any, first: int, last: int, begin: int, end: int, targets: Any) -> list[int]:
+    """Check jobs and outputs of a piece, and return the numbers of its tiles; targets: (B, outputs)."""
+    count, (samples, outputs) = len(tiles.places), targets.shape
+    _require(0 <= first <= last <= samples * count, f"jobs {first} .. {last - 1} of {count} tiles of {samples} samples")
+    _require(0 <= begin <= end <= outputs, f"outputs {begin} .. {end - 1} of {outputs}")
+    return sorted({job % count for job in range(first, last)})
+
+
+def _tiles(tiles: Any, numbers: Sequence[int], size: Any) -> None:
     """Check that tiles lie in the plane, and their lanes in the depth, of outputs (D, H, W): what they write."""
     depth, height, width = size
-    count = len(tiles.places)
-    _require(0 <= first <= last <= count, f"tiles {first} .. {last - 1} of {count}")
     _require(tiles.size[0] % ROWS == 0 and tiles.size[1] % COLUMNS == 0, f"tiles of {tiles.size} pixels")
     _require(0 < tiles.strip_width <= width, f"strips of {tiles.strip_width} columns of {width}")
-    for number in range(first, last):
+    for number in numbers:
         vector, row, column = tiles.places[number].tolist()
         name = _name(tiles, number)
         _require(0 <= vector < len(tiles.lane_runs), f"{name} is of {len(tiles.lane_runs)} vectors of lanes")
@@ -159,22 +194,26 @@ def _tiles(tiles: Any, first: int, last: int, size: Any) -> None:
             )
 
 
-def _filled(what: str, tile: Any, first: int, last: int, tiles: Any, source: Any, volumes: Writes) -> None:
+def _filled(what: str, tile: Any, numbers: Sequence[int], tiles: Any, source: Any, volumes: Writes) -> None:
     """Check that tiles are filled from within the channels' volumes. Rows and columns are clipped by the loop."""
-    channels, rows, columns, _ = tile.shape
-    _buffer(f"the tile of the {what}", tile, channels * rows * columns * LANES)
+    reads, rows, columns, _ = tile.shape
+    _buffer(f"the tile of the {what}", tile, reads * rows * columns * LANES)
     for one in volumes:
         _require(one.size == tuple(source.size), f"{what} volumes of {one.size} are read as {source.size}")
-    _shape(f"the {what} channels", source.channels, (channels, 2))
-    _shape(f"the {what} affine", source.affine, (channels, 3))
+    batch, channels = source.addresses.shape
+    _shape(f"the {what} reads", source.reads, (reads, 2))
+    _shape(f"the {what} affine", source.affine, (batch, channels, 3))
+    _typed(f"the {what} addresses", source.addresses, np.int64)
+    _typed(f"the {what} affine", source.affine, np.float32)
     _shape(f"the {what} slices", source.slices, (len(source.slices), *tiles.lane_runs.shape[:2], 2))
-    numbers = source.channels[:, 1]
-    _require(((numbers >= 0) & (numbers < len(source.slices))).all(), f"a {what} channel has none of the shifts")
+    for column, kept, name in ((0, channels, "channels"), (1, len(source.slices), "shifts")):
+        chosen = source.reads[:, column]
+        _require(((chosen >= 0) & (chosen < kept)).all(), f"a {what} read has none of the {kept} {name}")
     try:
-        require_volumes(what, source.channels[:, 0], volumes)
+        require_volumes(what, source.addresses, volumes)
     except BoundsError as error:
-        raise BoundsError(f"{_name(tiles, first)}: {error}" if first < last else str(error)) from None
-    for number in range(first, last):
+        raise BoundsError(f"{_name(tiles, numbers[0])}: {error}" if numbers else str(error)) from None
+    for number in numbers:
         vector = int(tiles.places[number, 0])
         for index, (lane, _, start, count) in enumerate(tiles.lane_runs[vector].tolist()):
             for bits, shift in source.slices[:, vector, index].tolist() if count else ():
@@ -226,8 +265,8 @@ def _targets(targets: Any, codes: Any, writes: Writes, size: Any) -> None:
     for one in writes:
         _require(one.size == tuple(size), f"output volumes of {one.size} are written as {size}")
     require_volumes("output", targets, writes)
-    _require(len(np.unique(targets)) == len(targets), "two outputs have the same volume")
-    _shape("the codes that store outputs", codes.store, (len(targets),))
+    _require(len(np.unique(targets)) == targets.size, "two outputs have the same volume")
+    _shape("the codes that store outputs", codes.store, (targets.shape[1],))
 
 
 def _windows(what: str, coarse: Any, stride: Any, fine: Any) -> None:

@@ -114,8 +114,8 @@ def require_written(volumes: LazyVolumes, channels: np.ndarray) -> None:
     if not ON:
         return
     name = getattr(_current, "name", None) or "an operation"
-    for channel, values in enumerate(volumes.volumes()):
-        left = np.argwhere(values.view(np.uint32) == PATTERN)
+    for number, values in enumerate(volumes.volumes()):
+        channel, left = number % len(channels), np.argwhere(values.view(np.uint32) == PATTERN)
         if channels[channel] and len(left):
             row, column, voxel = left[0].tolist()
             raise BoundsError(
@@ -125,25 +125,23 @@ def require_written(volumes: LazyVolumes, channels: np.ndarray) -> None:
 
 
 def require_volumes(what: str, addresses: np.ndarray, volumes: Sequence[LazyVolumes]) -> None:
-    """Raise BoundsError unless each address is the start of a volume in the memory of `volumes`."""
+    """Raise BoundsError unless each address (B, C), or (rows,), is the start of a volume in the memory of `volumes`."""
     starts = np.concatenate([_starts(memory, one.size) for one in volumes for memory in one.memory])
-    wrong = np.flatnonzero(~np.isin(addresses, starts))
+    wrong = np.argwhere(~np.isin(addresses, starts))
     if len(wrong) == 0:
         return
-    channel = int(wrong[0])
+    place, channel = tuple(wrong[0]), int(wrong[0][-1])
     text = "which has no volumes of this size"
     if len(starts):
-        distance = int(addresses[channel]) - starts.astype(object)
+        distance = int(addresses[place]) - starts.astype(object)
         text = f"{min(distance, key=abs)} bytes from the nearest volume of {volumes[0].size} there"
     raise BoundsError(f"{what} channel {channel} lies outside of its memory, {text}")
 
 
 def _starts(memory: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
-    """Return the addresses of the volumes (H, W, D) in an array of one or of (C, H, W, D)."""
+    """Return the addresses of the volumes (H, W, D) in an array of one or of several, (.., H, W, D)."""
     depth, height, width = size
-    if memory.dtype != np.float32 or memory.shape[-3:] != (height, width, depth):
+    if memory.dtype != np.float32 or memory.shape[-3:] != (height, width, depth) or not memory.flags.c_contiguous:
         return np.zeros(0, np.int64)
-    count = memory.shape[0] if memory.ndim == 4 else 1
-    if not (memory[0] if memory.ndim == 4 and count else memory).flags.c_contiguous:
-        return np.zeros(0, np.int64)
-    return memory.ctypes.data + (memory.strides[0] if memory.ndim == 4 else 0) * np.arange(count, dtype=np.int64)
+    count = memory.size // max(1, depth * height * width)
+    return memory.ctypes.data + 4 * depth * height * width * np.arange(count, dtype=np.int64)

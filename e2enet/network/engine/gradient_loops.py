@@ -30,8 +30,8 @@ class NormCodes(NamedTuple):
 
 
 @compiled
-def correlate(first, last, codes, tile, gradient_tile, tiles, tile_source, gradients, kernels):
-    """Add the weight gradients of the tiles first .. last - 1 to `kernels.weights`.
+def correlate(sample, first, last, codes, tile, gradient_tile, tiles, tile_source, gradients, kernels):
+    """Add the weight gradients of a sample's tiles first .. last - 1 to `kernels.weights`.
 
     tile, gradient_tile: memory for a tile of the sources and one of the output's gradients. gradients: how the latter
     is filled.
@@ -39,8 +39,8 @@ def correlate(first, last, codes, tile, gradient_tile, tiles, tile_source, gradi
     height = gradients.size[1]
     row_bytes, step = tile.shape[2] * VECTOR_BYTES, gradient_tile.shape[2] * VECTOR_BYTES
     for number in range(first, last):
-        fill_tile(tile, number, codes.fill, tiles, tile_source)
-        fill_tile(gradient_tile, number, codes.fill_gradient, tiles, gradients)
+        fill_tile(tile, number, sample, codes.fill, tiles, tile_source)
+        fill_tile(gradient_tile, number, sample, codes.fill_gradient, tiles, gradients)
         _, row, column = tiles.places[number]
         rows = min(tiles.size[0], height - row)
         blocks = (min(tiles.size[1], tiles.strip_width - column) + COLUMNS - 1) // COLUMNS
@@ -84,39 +84,47 @@ def norm(first, last, codes, values, gradients, voxels, affine, moments, results
 
 
 @compiled
-def unpool(source, sign, stride, coarse, add, target):
-    """target (+)= the gradient of a max pooling of one channel: `coarse` at a window's largest value, else 0.
+def unpool(first, last, values, places, affine, stride, coarse, written, targets):
+    """targets (+)= the gradients of a max pooling: `coarse` at a window's largest value, else 0.
 
-    source, target: (H, W, D); coarse: (H / sh, W / sw, D / sd). sign: -1 if the activation falls and the smallest value
-    becomes the largest. Ties go to the first in the order of depth, height, width.
+    Rows first .. last - 1 of `targets` (rows, H, W, D) and `coarse` (rows, H / sh, W / sw, D / sd) are gone through.
+    values, places, affine: of the pooled values, as in `loops.pool`. written: bool (C,), the channels to add to.
+    Ties go to the first voxel in the order of depth, height, width.
     """
     sd, sh, sw = stride
-    height, width, depth = coarse.shape
-    fine = source.shape[2]
+    _, height, width, depth = coarse.shape
+    fine = targets.shape[3]
     best, where, given = np.empty(fine, np.float32), np.empty(fine, np.int32), np.empty(fine, np.float32)
-    for y in range(height):
-        for x in range(width):
-            best[:] = -np.inf
-            where[:] = 0
-            for place in range(sh * sw):  # first the largest of every slice
-                pixel = source[y * sh + place // sw, x * sw + place % sw]
-                for z in range(fine):
-                    value = sign * pixel[z]
-                    larger = value > best[z]
-                    best[z] = value if larger else best[z]
-                    where[z] = place if larger else where[z]
-            for z in range(depth):
-                largest = z * sd
-                for slice_in in range(z * sd, (z + 1) * sd):
-                    given[slice_in] = 0
-                    if best[slice_in] > best[largest]:
-                        largest = slice_in
-                given[largest] = coarse[y, x, z]
-            for place in range(sh * sw):
-                pixel = target[y * sh + place // sw, x * sw + place % sw]
-                if add:
+    for row in range(first, last):
+        sample, channel = row // len(places), row % len(places)
+        zero = places[channel] < 0
+        source = targets[row] if zero else values[sample, places[channel]]
+        # Where the activation falls, the smallest value becomes the largest.
+        sign = np.float32(1) if affine[sample, channel, 0] >= 0 else np.float32(-1)
+        target = targets[row]
+        for y in range(height):
+            for x in range(width):
+                best[:] = -np.inf
+                where[:] = 0
+                for place in range(sh * sw):  # first the largest of every slice
+                    pixel = source[y * sh + place // sw, x * sw + place % sw]
                     for z in range(fine):
-                        pixel[z] += given[z] if where[z] == place else np.float32(0)
-                else:
-                    for z in range(fine):
-                        pixel[z] = given[z] if where[z] == place else np.float32(0)
+                        value = np.float32(0) if zero else sign * pixel[z]
+                        larger = value > best[z]
+                        best[z] = value if larger else best[z]
+                        where[z] = place if larger else where[z]
+                for z in range(depth):
+                    largest = z * sd
+                    for slice_in in range(z * sd, (z + 1) * sd):
+                        given[slice_in] = 0
+                        if best[slice_in] > best[largest]:
+                            largest = slice_in
+                    given[largest] = coarse[row, y, x, z]
+                for place in range(sh * sw):
+                    pixel = target[y * sh + place // sw, x * sw + place % sw]
+                    if written[channel]:
+                        for z in range(fine):
+                            pixel[z] += given[z] if where[z] == place else np.float32(0)
+                    else:
+                        for z in range(fine):
+                            pixel[z] = given[z] if where[z] == place else np.float32(0)

@@ -94,19 +94,17 @@ class CompactNetwork(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         check_call("a compact network", self, x, trains=False)
-        samples = [self._one(sample) for sample in x.float()]
-        logits = [torch.stack(head) for head in zip(*samples, strict=True)]
-        return logits if self.every_head else logits[0]
-
-    def _one(self, sample: Tensor) -> list[Tensor]:
-        values = {0: LazyVolumes.of(np.ascontiguousarray(sample.permute(0, 2, 3, 1).numpy()))}
-        for step in self.steps:
+        values = {0: LazyVolumes.of(np.ascontiguousarray(x.float().permute(0, 1, 3, 4, 2).numpy()))}
+        for step in self.steps:  # for all samples together, so that threads can share the samples
             sources = [values[number] for number in step.inputs]
             with checks.named(step.name):
                 values[step.output] = self._layer(step, sources)(sources)
             for number in step.done:
                 del values[number]
-        return [torch.from_numpy(values[number].stacked()).permute(0, 3, 1, 2) for number in self.outputs]
+        logits = [
+            torch.from_numpy(values[number].stacked()).permute(0, 1, 4, 2, 3).contiguous() for number in self.outputs
+        ]
+        return logits if self.every_head else logits[0]
 
     def _layer(self, step: PlannedOp, sources: Sequence[LazyVolumes]) -> Layer:
         """Return the step's layer for sources of this size."""

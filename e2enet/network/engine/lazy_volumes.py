@@ -19,11 +19,13 @@ Norm = tuple[np.ndarray, np.ndarray, float, float]
 
 @dataclass
 class LazyVolumes:
-    """Volumes (H, W, D), one per channel, and what their readers apply: activation(values * scale + offset).
+    """Volumes (H, W, D) of a batch, one per sample and channel, and what their readers apply.
 
-    addresses: (C,) int64. affine: (C, 3) float32: scale, offset and negative slope of the activation (1: none).
-    size: (D, H, W). memory: the arrays that the addresses lie in. moments: (C, 2) float64, mean and 1 / standard
-    deviation of each channel, if an instance norm is to be applied.
+    A reader takes activation(values * scale + offset).
+
+    addresses: (B, C) int64. affine: (B, C, 3) float32: scale, offset and negative slope of the activation (1: none).
+    size: (D, H, W). memory: the arrays that the addresses lie in, the first one (B, K, H, W, D). moments: (B, C, 2)
+    float64, mean and 1 / standard deviation of each channel, if an instance norm is to be applied.
     """
 
     addresses: np.ndarray
@@ -34,62 +36,68 @@ class LazyVolumes:
 
     @classmethod
     def of(cls, values: np.ndarray, nonzero: np.ndarray | None = None) -> LazyVolumes:
-        """Return the channels of (C, H, W, D), to be read as they are.
+        """Return the channels of (B, C, H, W, D), to be read as they are.
 
         With `nonzero` (bool), `values` holds the channels for which it is True. The others are zero everywhere and
         share one volume.
         """
-        rows = values.ctypes.data + values.strides[0] * np.arange(len(values), dtype=np.int64)
+        batch, channels, height, width, depth = values.shape
+        first = values.ctypes.data + values.strides[0] * np.arange(batch, dtype=np.int64)
+        rows = first[:, None] + values.strides[1] * np.arange(channels, dtype=np.int64)
         memory: tuple[np.ndarray, ...] = (values,)
         if nonzero is not None and not nonzero.all():
-            memory = values, np.zeros(values.shape[1:], np.float32)
-            addresses = np.full(len(nonzero), memory[1].ctypes.data, np.int64)
-            addresses[nonzero] = rows
+            memory = values, np.zeros(values.shape[2:], np.float32)
+            addresses = np.full((batch, len(nonzero)), memory[1].ctypes.data, np.int64)
+            addresses[:, nonzero] = rows
             rows = addresses
-        _, height, width, depth = values.shape
-        return cls(rows, unchanged(len(rows)), (depth, height, width), memory)
+        return cls(rows, unchanged(*rows.shape), (depth, height, width), memory)
 
     def normalise(
         self, mean: np.ndarray, variance: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float, slope: float
     ) -> None:
-        """Let readers apply instance norm and leaky ReLU; all arrays (C,)."""
-        self.moments = np.stack([mean, 1 / np.sqrt(variance + eps)], axis=1)
-        scale = weight * self.moments[:, 1]
-        self.affine[:, 0], self.affine[:, 1], self.affine[:, 2] = scale, bias - mean * scale, slope
+        """Let readers apply instance norm and leaky ReLU. mean, variance: (B, C). weight, bias: (C,)."""
+        self.moments = np.stack([mean, 1 / np.sqrt(variance + eps)], axis=2)
+        scale = weight * self.moments[..., 1]
+        self.affine[..., 0], self.affine[..., 1], self.affine[..., 2] = scale, bias - mean * scale, slope
 
     def stacked(self) -> np.ndarray:
-        """Return all channels as one (C, H, W, D), before norm and activation; uncopied if they lie so."""
+        """Return all channels as one (B, C, H, W, D), before norm and activation; uncopied if they lie so."""
         whole = self.memory[0]
-        return whole if len(whole) == len(self.addresses) else np.stack(list(self.volumes()))
+        if whole.shape[:2] == self.addresses.shape:
+            return whole
+        depth, height, width = self.size
+        return np.stack(list(self.volumes())).reshape(*self.addresses.shape, height, width, depth)
 
     def places(self) -> np.ndarray:
-        """Return each channel's index in `memory[0]`, (C,) int64; -1 for channels that are zero everywhere."""
+        """Return each channel's index in the samples of `memory[0]`, (C,) int64; -1 for one that is zero everywhere."""
         if checks.ON:
             checks.require_volumes("source", self.addresses, [self])
         whole = self.memory[0]
-        places = (self.addresses - whole.ctypes.data) // (4 * prod(self.size))
-        return np.where((places >= 0) & (places < len(whole)), places, -1)
+        places = (self.addresses[0] - whole.ctypes.data) // (4 * prod(self.size))
+        return np.where((places >= 0) & (places < whole.shape[1]), places, -1)
 
     def volumes(self) -> Iterator[np.ndarray]:
-        """Yield (H, W, D) of every channel, before norm and activation."""
+        """Yield (H, W, D) of every channel of the first sample, of the second and so on, before norm and activation."""
         if checks.ON:
             checks.require_volumes("source", self.addresses, [self])
         depth, height, width = self.size
-        for address in self.addresses.tolist():
+        for address in self.addresses.ravel().tolist():
             first = ctypes.cast(address, ctypes.POINTER(ctypes.c_float))
             yield np.ctypeslib.as_array(first, (height, width, depth))
 
 
-def unchanged(channels: int) -> np.ndarray:
-    """Return the `affine` of channels that are read as they are."""
-    return np.tile(np.array([1, 0, 1], np.float32), (channels, 1))
+def unchanged(batch: int, channels: int) -> np.ndarray:
+    """Return the `affine` (B, C, 3) of channels that are read as they are."""
+    affine = np.ones((batch, channels, 3), np.float32)
+    affine[..., 1] = 0
+    return affine
 
 
 def empty_volume(shape: tuple[int, ...]) -> np.ndarray:
     """Return uninitialised float32 memory that is aligned to vectors."""
     if checks.ON:
         return checks.guarded_volume(shape)
-    count = int(np.prod(shape))
+    count = prod(shape)
     whole = np.empty(count + LANES, np.float32)
     start = -(whole.ctypes.data // 4) % LANES
     return whole[start : start + count].reshape(shape)

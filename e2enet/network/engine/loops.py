@@ -15,6 +15,7 @@ from e2enet.network.engine.vector_code import LANES, VECTOR_BYTES
 from e2enet.network.layers import Triple
 
 ALL_LANES = (1 << LANES) - 1
+BLOCK = 64  # sums that a statistic is taken in: several vectors, so that they need not wait for each other
 
 
 class Tiles(NamedTuple):
@@ -31,15 +32,16 @@ class Tiles(NamedTuple):
 
 
 class TileSource(NamedTuple):
-    """How a tile is filled.
+    """How a tile of a sample is filled.
 
-    channels: (channels, 2) int64, the address of each channel's volume and its row of `slices`. affine: (channels, 3)
-    float32. slices: (shifts, vectors, runs, 2) int64, the bits of `slice_bits` and the shift. size: (depth, height,
-    width) of the volumes. halo: rows and columns before the first pixel. stride: (depth, row, column). clip_to_strip:
-    only pixels of a tile's own strip, no neighbours.
+    reads: (reads, 2) int64, the channel of each read and its row of `slices`. addresses: (B, C) int64, of the channels'
+    volumes. affine: (B, C, 3) float32. slices: (shifts, vectors, runs, 2) int64, the bits of `slice_bits` and the
+    shift. size: (depth, height, width) of the volumes. halo: rows and columns before the first pixel. stride: (depth,
+    row, column). clip_to_strip: only pixels of a tile's own strip, no neighbours.
     """
 
-    channels: np.ndarray
+    reads: np.ndarray
+    addresses: np.ndarray
     affine: np.ndarray
     slices: np.ndarray
     size: Triple
@@ -84,10 +86,10 @@ call: Any = intrinsic(_call)
 
 
 @compiled
-def fill_tile(tile, number, code, tiles, tile_source):
+def fill_tile(tile, number, sample, code, tiles, tile_source):
     """Copy the pixels that a tile's outputs read, activated and shifted along the depth; zero outside of the volume.
 
-    tile: (channels, rows, columns, LANES).
+    tile: (reads, rows, columns, LANES).
     """
     depth, height, width = tile_source.size
     _, rows, columns, _ = tile.shape
@@ -106,17 +108,19 @@ def fill_tile(tile, number, code, tiles, tile_source):
             end = min(end, tiles.strip_width - column)
         inside = max(end - before, 0)
         after = before + inside
-        for channel in range(len(tile)):
-            bits, shift = tile_source.slices[tile_source.channels[channel, 1], vector, lane_run]
-            affine = tile_source.affine.ctypes.data + channel * 12
+        for read in range(len(tile)):
+            channel, shifted = tile_source.reads[read]
+            bits, shift = tile_source.slices[shifted, vector, lane_run]
+            affine = tile_source.affine.ctypes.data + (sample * tile_source.affine.shape[1] + channel) * 12
             place = tile_source.stride[0] * (start - lane) + shift
             for i in range(rows):
-                line = tile.ctypes.data + (channel * rows + i) * columns * VECTOR_BYTES
+                line = tile.ctypes.data + (read * rows + i) * columns * VECTOR_BYTES
                 y = first_row + i
                 if y < 0 or y >= height or bits == 0:
                     call(code, (line, 0, columns, 0, 0, lanes, affine))
                     continue
-                pixel = tile_source.channels[channel, 0] + ((y * width + first_column + before) * depth + place) * 4
+                pixel = (y * width + first_column + before) * depth + place
+                pixel = tile_source.addresses[sample, channel] + pixel * 4
                 call(code, (line, 0, before, 0, 0, lanes, affine))
                 call(code, (line + before * VECTOR_BYTES, pixel, inside, depth * 4, bits, lanes, affine))
                 call(code, (line + after * VECTOR_BYTES, 0, columns - after, 0, 0, lanes, affine))
@@ -131,18 +135,22 @@ def entries_of(kernels, output):
 
 
 @compiled
-def convolve(first, last, codes, tile, sums, lane_totals, tiles, tile_source, kernels, targets, size, totals):
-    """Convolve the tiles first .. last - 1: fill each, apply the active kernels of every output channel, store.
+def convolve(
+    first, last, begin, end, codes, tile, sums, lane_totals, tiles, tile_source, kernels, targets, size, totals
+):
+    """Convolve the jobs first .. last - 1 for the outputs begin .. end - 1: fill a tile, apply the kernels, store.
 
-    tile, sums, lane_totals: memory for the tile, for ROWS x COLUMNS vectors and for two. targets: addresses of the
-    outputs' volumes of `size` (depth, height, width). totals: (tiles, outputs, 2) float64, sums and squares.
+    Job i is tile i % tiles of sample i // tiles. tile, sums, lane_totals: memory for the tile, for ROWS x COLUMNS
+    vectors and for two. targets: (B, outputs), addresses of the outputs' volumes of `size` (depth, height, width).
+    totals: (B, tiles, outputs, 2) float64, sums and squares.
     """
     depth, height, width = size
     row_bytes = tile.shape[2] * VECTOR_BYTES
-    for number in range(first, last):
-        fill_tile(tile, number, codes.fill, tiles, tile_source)
+    for job in range(first, last):
+        sample, number = job // len(tiles.places), job % len(tiles.places)
+        fill_tile(tile, number, sample, codes.fill, tiles, tile_source)
         vector, row, column = tiles.places[number]
-        for output in range(len(targets)):
+        for output in range(begin, end):
             offsets, weights, count = entries_of(kernels, output)
             lane_totals[:] = 0
             for i in range(0, min(tiles.size[0], height - row), ROWS):
@@ -157,28 +165,29 @@ def convolve(first, last, codes, tile, sums, lane_totals, tiles, tile_source, ke
                         columns = min(COLUMNS, width - x, tiles.strip_width - column - j)
                         if lanes == 0 or columns <= 0:
                             continue
-                        target = targets[output] + (((row + i) * width + x) * depth + start - lane) * 4
+                        target = targets[sample, output] + (((row + i) * width + x) * depth + start - lane) * 4
                         bits = ((1 << lanes) - 1) << lane
                         written = rows, columns, width * depth * 4, depth * 4, bits
                         call(codes.store[output], (sums.ctypes.data, target, *written, lane_totals.ctypes.data))
             for lane in range(LANES):
-                totals[number, output, 0] += lane_totals[0, lane]
-                totals[number, output, 1] += lane_totals[1, lane]
+                totals[sample, number, output, 0] += lane_totals[0, lane]
+                totals[sample, number, output, 1] += lane_totals[1, lane]
 
 
 @compiled
-def expand(first, last, codes, tile, sums, tiles, tile_source, kernels, up, run, addresses, targets):
-    """Transposed convolution with kernel = stride of the tiles first .. last - 1; every pixel becomes a block.
+def expand(first, last, begin, end, codes, tile, sums, tiles, tile_source, kernels, up, run, addresses, targets):
+    """Transposed convolution with kernel = stride; jobs, outputs and `targets` as in `convolve`.
 
-    up: the strides (depth, row, column). run: pixels of one call of `expansion`. addresses: memory for an address per
-    place of a block in the plane. targets: addresses of the outputs' volumes.
+    Every pixel becomes a block. up: the strides (depth, row, column). run: pixels of one call of `expansion`.
+    addresses: memory for an address per place of a block in the plane.
     """
     depth, height, width = tile_source.size
     fine_depth, fine_width = depth * up[0], width * up[2]
-    for number in range(first, last):
-        fill_tile(tile, number, codes.fill, tiles, tile_source)
+    for job in range(first, last):
+        sample, number = job // len(tiles.places), job % len(tiles.places)
+        fill_tile(tile, number, sample, codes.fill, tiles, tile_source)
         vector, row, column = tiles.places[number]
-        for output in range(len(targets)):
+        for output in range(begin, end):
             offsets, weights, count = entries_of(kernels, output)
             for i in range(min(tiles.size[0], height - row)):
                 for j in range(0, min(tiles.size[1], tiles.strip_width - column), run):
@@ -194,7 +203,7 @@ def expand(first, last, codes, tile, sums, tiles, tile_source, kernels, up, run,
                             for c in range(up[2]):
                                 pixel = ((row + i) * up[1] + b) * fine_width + x * up[2] + c
                                 place = pixel * fine_depth + (start - lane) * up[0]
-                                addresses[b * up[2] + c] = targets[output] + place * 4
+                                addresses[b * up[2] + c] = targets[sample, output] + place * 4
                         slices = lanes * up[0]
                         bits = ((1 << slices) - 1) << lane * up[0] if slices < 64 else -1
                         step = up[2] * fine_depth * 4
@@ -202,27 +211,81 @@ def expand(first, last, codes, tile, sums, tiles, tile_source, kernels, up, run,
 
 
 @compiled
-def pool(source, affine, stride, target):
-    """target = max pooling with kernel = stride of an activated channel, (H, W, D) each.
+def pool(first, last, values, places, affine, stride, out):
+    """Max pooling with kernel = stride of activated channels: rows first .. last - 1 of `out`, (rows, H, W, D).
+
+    Row r is channel r % C of sample r // C. values: (B, K, H, W, D). places: (C,), each channel's index in them, -1
+    for a channel that is zero everywhere. affine: (B, C, 3).
 
     The activation rises with its input, or falls if its scale is negative. The largest output therefore belongs to the
     largest input, or to the smallest.
     """
     sd, sh, sw = stride
-    height, width, depth = target.shape
-    scale, offset, slope = affine
-    sign = np.float32(1) if scale >= 0 else np.float32(-1)
-    for y in range(height):
-        for x in range(width):
-            line = target[y, x]
-            line[:] = -np.inf
-            for b in range(sh):
-                for c in range(sw):
-                    pixel = source[y * sh + b, x * sw + c]
-                    for a in range(sd):
-                        for z in range(depth):
-                            value = sign * pixel[z * sd + a]
-                            line[z] = value if value > line[z] else line[z]
-            for z in range(depth):
-                value = sign * line[z] * scale + offset
-                line[z] = value if value > 0 else value * slope
+    _, height, width, depth = out.shape
+    for row in range(first, last):
+        sample, channel = row // len(places), row % len(places)
+        target = out[row]
+        scale, offset, slope = affine[sample, channel]
+        if places[channel] < 0:
+            target[:] = offset if offset > 0 else offset * slope
+            continue
+        source = values[sample, places[channel]]
+        sign = np.float32(1) if scale >= 0 else np.float32(-1)
+        for y in range(height):
+            for x in range(width):
+                line = target[y, x]
+                line[:] = -np.inf
+                for b in range(sh):
+                    for c in range(sw):
+                        pixel = source[y * sh + b, x * sw + c]
+                        for a in range(sd):
+                            for z in range(depth):
+                                value = sign * pixel[z * sd + a]
+                                line[z] = value if value > line[z] else line[z]
+                for z in range(depth):
+                    value = sign * line[z] * scale + offset
+                    line[z] = value if value > 0 else value * slope
+
+
+@compiled
+def moments(first, last, values, totals, from_values, results):
+    """results[r] = mean and variance of the rows first .. last - 1 of `values`, (rows, voxels); float64 (rows, 2).
+
+    totals: (B, tiles, C, 2), the sums of each tile and of their squares; row r is channel r % C of sample r // C.
+    from_values: take the voxels themselves instead, twice.
+    """
+    tiles, channels = totals.shape[1], totals.shape[2]
+    voxels = values.shape[1]
+    partial = np.empty(BLOCK)
+    for row in range(first, last):
+        sample, channel = row // channels, row % channels
+        if from_values:
+            mean = _power_sum(values[row], 0.0, False, partial) / voxels
+            variance = _power_sum(values[row], mean, True, partial) / voxels
+        else:
+            mean, square = 0.0, 0.0
+            for tile in range(tiles):
+                mean += totals[sample, tile, channel, 0]
+                square += totals[sample, tile, channel, 1]
+            mean /= voxels
+            variance = max(square / voxels - mean * mean, 0.0)
+        results[row, 0] = mean
+        results[row, 1] = variance
+
+
+@compiled
+def _power_sum(line, centre, squared, partial):
+    """Return the sum of line - centre, or of its square, in float64; `partial` is memory for BLOCK sums."""
+    whole = len(line) - len(line) % BLOCK
+    partial[:] = 0
+    for start in range(0, whole, BLOCK):
+        for i in range(BLOCK):
+            value = line[start + i] - centre
+            partial[i] += value * value if squared else value
+    for i in range(len(line) - whole):
+        value = line[whole + i] - centre
+        partial[i] += value * value if squared else value
+    total = 0.0
+    for i in range(BLOCK):
+        total += partial[i]
+    return total

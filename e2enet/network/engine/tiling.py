@@ -20,6 +20,7 @@ from e2enet.network.engine.vector_code import LANES, VECTOR_BYTES
 TILE_BYTES = 2**20  # of all channels of a tile: half of a level-2 cache of 2 MiB
 LARGEST = 16  # rows or columns of a tile
 MAX_STRIPS = 8
+FEWEST = 16  # tiles, for as many threads
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,13 @@ class Tiling:
 
 @cache
 def tile_volume(
-    size: tuple[int, int, int], channels: int, kernel: tuple[int, int], stride: tuple[int, int], workers: int
+    size: tuple[int, int, int], channels: int, kernel: tuple[int, int], stride: tuple[int, int], fewest: int = FEWEST
 ) -> Tiling:
-    """Return the tiling of an output (D, H, W) that reads `channels` channels by a plane kernel and stride."""
+    """Return the tiling of an output (D, H, W) that reads `channels` channels by a plane kernel and stride.
+
+    It has `fewest` tiles or more, if the plane is large enough. It does not depend on the number of threads: statistics
+    are summed by tiles, so another tiling would give other bits.
+    """
     depth, height, width = size
     strips = _strips(depth, width)
     strip_width = ceil(width / strips)
@@ -86,7 +91,7 @@ def tile_volume(
         for columns in range(COLUMNS, min(LARGEST, ceil(strip_width / COLUMNS) * COLUMNS) + 1, COLUMNS):
             count = ceil(height / rows) * ceil(strip_width / columns)
             fits = channels * halo(rows, columns) * VECTOR_BYTES <= TILE_BYTES
-            shared = count * vectors >= 2 * workers
+            shared = count * vectors >= fewest
             rank = (fits or rows * columns == ROWS * COLUMNS, shared, -count * halo(rows, columns), -count)
             if best is None or rank > best[0]:
                 best = (rank, rows, columns)

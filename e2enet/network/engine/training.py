@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from e2enet.network.compiled import run_in_threads
 from e2enet.network.e2enet import E2ENet
 from e2enet.network.engine import checks
 from e2enet.network.engine.active import ActiveKernels
@@ -94,18 +93,18 @@ class TrainingEngine:
         self.layers = layers
         return layers
 
-    def forward(self, layers: Layers, sample: Tensor) -> Values:
-        """Return all values of one sample's (C, D, H, W) forward pass."""
-        x = LazyVolumes.of(np.ascontiguousarray(sample.permute(0, 2, 3, 1).numpy()))
+    def forward(self, layers: Layers, x: Tensor) -> Values:
+        """Return all values of the forward pass of a batch (B, C, D, H, W)."""
+        volumes = LazyVolumes.of(np.ascontiguousarray(x.permute(0, 1, 3, 4, 2).numpy()))
 
         def compute(operation: Operation, sources: list[LazyVolumes]) -> LazyVolumes:
             with checks.named(operation.name):
                 return layers[operation.output].forward(sources)
 
-        return self.program.walk(x, compute, kept=range(len(layers) + 1))
+        return self.program.walk(volumes, compute, kept=range(len(layers) + 1))
 
     def backward(self, layers: Layers, values: Values, logits: Sequence[Tensor | None]) -> WeightGradients:
-        """Return the parameters' gradients for one sample, from those of its logits (C, D, H, W).
+        """Return the parameters' gradients, summed over the samples, from those of the logits (B, C, D, H, W).
 
         Each of `values` is released after its use.
         """
@@ -114,7 +113,7 @@ class TrainingEngine:
         for number, given in zip(self.program.results, logits, strict=True):
             if given is not None:
                 gradients[number] = own = Gradient(values[number])
-                own.values[:] = given.permute(0, 2, 3, 1).numpy()
+                own.values[:] = given.permute(0, 1, 3, 4, 2).numpy()
                 own.written[:] = True
 
         def compute(operation: Operation, sources: list[LazyVolumes], output: LazyVolumes, gradient: Gradient) -> None:
@@ -137,30 +136,18 @@ class _Pass(torch.autograd.Function):
     def forward(ctx: Any, engine: TrainingEngine, x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
         ctx.engine, ctx.layers, ctx.parameters = engine, engine.refreshed(), parameters
         ctx.save_for_backward(x, *parameters)  # the layers read their memory: torch checks that it stays unchanged
-        samples = x.float()
-        ctx.passes = _each(lambda index: engine.forward(ctx.layers, samples[index]), len(samples))
+        ctx.values = engine.forward(ctx.layers, x.float())
         return tuple(
-            torch.stack([torch.from_numpy(values[number].stacked()) for values in ctx.passes]).permute(0, 1, 4, 2, 3)
+            torch.from_numpy(ctx.values[number].stacked()).permute(0, 1, 4, 2, 3).contiguous()
             for number in engine.program.results
         )
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        check_backward(BACKEND, ctx.passes)
+        check_backward(BACKEND, ctx.values)
         _ = ctx.saved_tensors  # raises if one was changed
-        passes, ctx.passes = ctx.passes, None
-
-        def go_back(index: int) -> WeightGradients:
-            own, passes[index] = passes[index], {}
-            found: WeightGradients = ctx.engine.backward(
-                ctx.layers, own, [None if g is None else g[index] for g in grads]
-            )
-            return found
-
-        sums: WeightGradients = {}
-        for gradients in _each(go_back, len(passes)):
-            for parameter, gradient in gradients.items():
-                sums[parameter] = sums[parameter] + gradient if parameter in sums else gradient
+        values, ctx.values = ctx.values, None
+        sums: WeightGradients = ctx.engine.backward(ctx.layers, values, grads)
         if not sums.keys() <= set(ctx.parameters):
             raise RuntimeError("the network's parameters were replaced by others since the forward pass")
         found = (
@@ -168,21 +155,6 @@ class _Pass(torch.autograd.Function):
             for parameter in ctx.parameters
         )
         return None, None, *found
-
-
-def _each(work: Callable[[int], Any], count: int) -> list[Any]:
-    """Return `work(index)` of every sample: one sample a thread if that comes out even, else all threads on each."""
-    found: list[Any] = [None] * count
-
-    def one(index: int) -> None:
-        found[index] = work(index)
-
-    if count % torch.get_num_threads() == 0:
-        run_in_threads(one, [(index,) for index in range(count)])
-    else:
-        for index in range(count):
-            one(index)
-    return found
 
 
 class TrainedConvolution:

@@ -25,11 +25,11 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def moved_source(source: LazyVolumes, layer: Any, patch: pytest.MonkeyPatch) -> None:
-    source.addresses[2] += 4 * 4 * int(np.prod(SIZE))  # four volumes further, where two are left
+    source.addresses[0, 2] += 4 * 4 * int(np.prod(SIZE))  # four volumes further, where two are left
 
 
 def moved_source_a_little(source: LazyVolumes, layer: Any, patch: pytest.MonkeyPatch) -> None:
-    source.addresses[2] += 4
+    source.addresses[0, 2] += 4
 
 
 def wrong_size(source: LazyVolumes, layer: Any, patch: pytest.MonkeyPatch) -> None:
@@ -139,6 +139,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
 def test_a_fault_in_what_a_convolution_is_given(monkeypatch: pytest.MonkeyPatch, inject: Any, problem: str) -> None:
     source, layer = volumes(), convolution()
     layer([source])
+    layer.kernels.plans.clear()  # the tables are made again, of what is faulty now
     inject(source, layer, monkeypatch)
     with pytest.raises(BoundsError, match=rf"^the node(, convolve)?: {problem}"), checks.named("the node"):
         layer([source])
@@ -172,22 +173,23 @@ EXPANSION_FAULTS = {
 def test_a_fault_in_what_an_expansion_is_given(monkeypatch: pytest.MonkeyPatch, inject: Any, problem: str) -> None:
     source, layer = volumes(), expansion()
     layer([source])
+    layer.kernels.plans.clear()
     inject(source, layer, monkeypatch)
     with pytest.raises(BoundsError, match=rf"expand: .*{problem}"):
         layer([source])
 
 
 def test_outputs_that_lie_elsewhere() -> None:
-    layer, out = convolution(), LazyVolumes.of(empty_volume((3, 9, 11, 7)))
+    layer, out = convolution(), LazyVolumes.of(empty_volume((1, 3, 9, 11, 7)))
 
     def convolve() -> None:
         sparse_layers.convolve(layer.kernels, layer.weights, [volumes()], out, (1, 1, 1), (1, 1))
 
     convolve()
-    out.addresses[1] = out.addresses[0]
+    out.addresses[0, 1] = out.addresses[0, 0]
     with pytest.raises(BoundsError, match="two outputs have the same volume"):
         convolve()
-    out.addresses[1] = volumes().addresses[0]
+    out.addresses[0, 1] = volumes().addresses[0, 0]
     with pytest.raises(BoundsError, match="output channel 1 lies outside of its memory"):
         convolve()
 
@@ -201,7 +203,7 @@ def test_streams_need_whole_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_streams_need_aligned_outputs() -> None:
     layer, size = convolution(), (16, 8, 8)
-    memory = empty_volume((3 * 8 * 8 * 16 + 1,))[1:].reshape(3, 8, 8, 16)
+    memory = empty_volume((3 * 8 * 8 * 16 + 1,))[1:].reshape(1, 3, 8, 8, 16)
     with pytest.raises(BoundsError, match="an output that is streamed to is not aligned to vectors"):
         out = LazyVolumes.of(memory)
         sparse_layers.convolve(layer.kernels, layer.weights, [volumes(size=size)], out, (1, 1, 1), (1, 1))
@@ -210,7 +212,7 @@ def test_streams_need_aligned_outputs() -> None:
 def test_a_fault_in_what_gradients_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, source, gradient = convolution(), volumes(), volumes(3)
     correlate(layer.kernels, [source], gradient, padding=(1, 1))
-    gradient.addresses[1] -= 4
+    gradient.addresses[0, 1] -= 4
     with pytest.raises(BoundsError, match=r"correlate: .*gradient channel 1 lies outside of its memory, -4 bytes"):
         correlate(layer.kernels, [source], gradient, padding=(1, 1))
     gradient = volumes(3)
@@ -233,15 +235,15 @@ def test_a_fault_in_what_a_norm_is_given() -> None:
 
 def test_faults_of_pooling_and_of_convolutions_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     source = volumes(2, size=(4, 6, 8))
-    coarse = np.zeros((2, 3, 5, 2), np.float32)
+    coarse = np.zeros((1, 2, 3, 5, 2), np.float32)
     with pytest.raises(BoundsError, match=r"unpool: windows of .* \(6, 10, 4\) of a volume of \(6, 8, 4\)"):
         gradients.add_unpooled(source, coarse, (2, 2, 2), Gradient(source))
     pool = checks.watch(loops.pool)
     with pytest.raises(BoundsError, match=r"pool: windows of .* \(6, 8, 6\) of a volume of \(6, 8, 4\)"):
-        pool(source.memory[0][0], source.affine[0], (2, 2, 2), np.zeros((3, 4, 3), np.float32))
+        pool(0, 2, source.memory[0], source.places(), source.affine, (2, 2, 2), np.zeros((2, 3, 4, 3), np.float32))
     dense = DenseConvolution(np.ones((3, 2, 1, 3, 3), np.float32), np.zeros(2, np.int64), (1, 1, 1), None)
     dense([source])
-    source.addresses[1] += 4
+    source.addresses[0, 1] += 4
     for reader in (dense, Pooling((2, 2, 2))):
         with pytest.raises(BoundsError, match="source channel 1 lies outside of its memory, 4 bytes"):
             reader([source])

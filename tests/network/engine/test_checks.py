@@ -180,8 +180,8 @@ def expansion() -> Expansion:
 
 def test_values_that_are_not_finite_are_no_fault(checked: None) -> None:
     layer, source = convolution(), volumes()
-    source.memory[0][0, 3, 4, 2] = np.nan
-    source.memory[0][1, 3, 4, 2] = np.inf
+    source.memory[0][0, 0, 3, 4, 2] = np.nan
+    source.memory[0][0, 1, 3, 4, 2] = np.inf
     assert np.isnan(layer([source]).stacked()).any()
 
 
@@ -196,8 +196,9 @@ def test_what_a_loop_writes_beside_its_memory_is_found(
     """`place` is counted from the end of the tile if it is not negative, else from its start."""
     loop = getattr(module, name)
 
-    def faulty(first: int, last: int, codes: Any, tile: np.ndarray, *others: Any) -> None:
-        loop(first, last, codes, tile, *others)
+    def faulty(*arguments: Any) -> None:
+        loop(*arguments)
+        tile = next(argument for argument in arguments if isinstance(argument, np.ndarray))
         address = tile.ctypes.data + 4 * (place if place < 0 else tile.size + place)
         ctypes.c_float.from_address(address).value = 1.0
 
@@ -214,11 +215,11 @@ def test_what_a_loop_writes_behind_its_output_is_found(checked: None, monkeypatc
     def faulty(*arguments: Any) -> None:
         convolve(*arguments)
         targets, (depth, height, width) = arguments[-3], arguments[-2]
-        ctypes.c_float.from_address(int(targets[-1]) + 4 * depth * height * width).value = 1.0
+        ctypes.c_float.from_address(int(targets[0, -1]) + 4 * depth * height * width).value = 1.0
 
     faulty.__name__ = "convolve"
     monkeypatch.setattr(loops, "convolve", faulty)
-    with pytest.raises(BoundsError, match=r"convolve: it wrote value 2079 of memory of 2079 values, .* \(3, 9"):
+    with pytest.raises(BoundsError, match=r"convolve: it wrote value 2079 of memory of 2079 values, .* \(1, 3, 9"):
         convolution()([volumes()])
 
 
@@ -228,12 +229,14 @@ def test_an_error_names_the_operation_of_a_network(checked: None) -> None:
     (step,) = (step for step in network.steps if step.name == "decoder.columns.0.0.blocks.0")
     layer: Any = step.layer
     layer.kernels.numbers[0] = 10_000
+    layer.kernels.plans.clear()
     with pytest.raises(BoundsError, match=r"^decoder\.columns\.0\.0\.blocks\.0, convolve: kernel 0, of output 0"):
         outputs(model, network)
     engine = TrainingEngine(model.train())
     loss = sum(head.sum() for head in engine(sample()))
     trained: Any = next(layer for layer in engine.layers.values() if isinstance(layer, TrainedConvolution))
     trained.kernels.numbers[0] = 10_000
+    trained.kernels.plans.clear()
     with pytest.raises(BoundsError, match=r"^encoder\.0\.0, backward, correlate: kernel 0, of output 0, reads"):
         loss.backward()
 
@@ -254,11 +257,12 @@ import numpy as np
 from e2enet.network.engine import checks, loops
 from e2enet.network.engine.lazy_volumes import LazyVolumes
 from e2enet.network.engine.sparse_layers import Pooling
-source = LazyVolumes.of(np.arange(64, dtype=np.float32).reshape(1, 4, 4, 4))
+source = LazyVolumes.of(np.arange(64, dtype=np.float32).reshape(1, 1, 4, 4, 4))
 print(checks.ON, Pooling((2, 2, 2))([source]).stacked().ravel().tolist())
 if checks.ON:
     try:
-        loops.pool(source.memory[0][0], source.affine[0], (2, 2, 2), np.zeros((2, 3, 2), np.float32))
+        given = source.memory[0], source.places(), source.affine, (2, 2, 2)
+        loops.pool(0, 1, *given, np.zeros((1, 2, 3, 2), np.float32))
     except IndexError as error:
         print(error)
 """

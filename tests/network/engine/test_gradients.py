@@ -40,11 +40,11 @@ def assert_gradients(
     ]
     for part, old in zip(into, before, strict=True):
         if old is not None:
-            part.values[:] = old.permute(0, 2, 3, 1).numpy()
+            part.values[0] = old.permute(0, 2, 3, 1).numpy()
             part.written[:] = True
     given_gradient = Gradient(output)
     weights = torch.randn(values(output).shape, generator=draw)
-    given_gradient.values[:] = weights.permute(0, 2, 3, 1).numpy()
+    given_gradient.values[0] = weights.permute(0, 2, 3, 1).numpy()
     given_gradient.written[:] = True
     found = layer.backward(signals, output, given_gradient, into)
 
@@ -55,7 +55,7 @@ def assert_gradients(
     expected.backward(weights.double()[None])
     for part, old, source in zip(into, before, inputs, strict=True):
         wanted = source.grad[0] if old is None else source.grad[0] + old
-        own = torch.from_numpy(part.signal().stacked()).permute(0, 3, 1, 2).double()
+        own = torch.from_numpy(part.signal().stacked()[0]).permute(0, 3, 1, 2).double()
         torch.testing.assert_close(own, wanted, rtol=0, atol=2e-4 * (1 + float(wanted.abs().max())))
     for (name, own), other in zip(module.named_parameters(), exact.parameters(), strict=True):
         wanted = torch.zeros_like(other) if other.grad is None else other.grad

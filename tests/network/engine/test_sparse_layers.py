@@ -29,17 +29,17 @@ few = settings(max_examples=60, deadline=None)
 
 
 def signal(x: Tensor, affine: Tensor | None = None) -> LazyVolumes:
-    """Return a volume (C, D, H, W) in the engine's form."""
-    made = LazyVolumes.of(np.ascontiguousarray(x.permute(0, 2, 3, 1).numpy()))
+    """Return volumes (C, D, H, W) in the engine's form, a batch of one."""
+    made = LazyVolumes.of(np.ascontiguousarray(x.permute(0, 2, 3, 1).numpy())[None])
     if affine is not None:
         made.affine[:] = affine.numpy()
     return made
 
 
 def values(found: LazyVolumes) -> Tensor:
-    """Return the values (C, D, H, W) that readers see: normalised and activated."""
-    x = torch.from_numpy(found.stacked()).permute(0, 3, 1, 2)
-    scale, offset, slope = torch.from_numpy(found.affine).T[:, :, None, None, None]
+    """Return the first sample's values (C, D, H, W) that readers see: normalised and activated."""
+    x = torch.from_numpy(found.stacked()[0]).permute(0, 3, 1, 2)
+    scale, offset, slope = torch.from_numpy(found.affine[0]).T[:, :, None, None, None]
     x = x * scale + offset
     return torch.maximum(x, x * slope)
 
@@ -103,12 +103,12 @@ def test_a_convolution_is_torchs(
     autocast = torch.autocast("cpu", dtype=torch.bfloat16)  # the engine ignores autocast
     with patch("e2enet.network.engine.dense.LARGEST_PART", part), autocast:
         found = layer(signals)
-    plain = torch.from_numpy(found.stacked()).permute(0, 3, 1, 2)
+    plain = torch.from_numpy(found.stacked()[0]).permute(0, 3, 1, 2)
     torch.testing.assert_close(plain, expected[0], rtol=1e-5, atol=1e-5)
     variance, mean = torch.var_mean(expected[0].double(), dim=(1, 2, 3), correction=0)
     scale = weight / torch.sqrt(variance + 1e-5)
     wanted = torch.stack([scale, bias - mean * scale, torch.full_like(scale, 0.01)], dim=1)
-    torch.testing.assert_close(torch.from_numpy(found.affine).double(), wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(torch.from_numpy(found.affine[0]).double(), wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dense", [True, False])
@@ -117,7 +117,7 @@ def test_channels_that_nobody_wrote_are_read_as_zeros(dense: bool, written: list
     draw = torch.Generator().manual_seed(0)
     weights, shifts = torch.randn(3, 4, 1, 3, 3, generator=draw), np.array(channel_shifts(4, 3))
     held = torch.randn(sum(written), 7, 6, 5, generator=draw).numpy()
-    source = LazyVolumes.of(held, np.array(written))
+    source = LazyVolumes.of(held[None], np.array(written))
     source.affine[:] = torch.rand(4, 3, generator=draw).numpy()
     expected = F.conv3d(shift_concat([values(source)[None].contiguous()], 3), weights, None, padding=(0, 1, 1))
     active = torch.ones(3, 4, dtype=torch.bool)
@@ -170,7 +170,7 @@ def test_channels_that_no_kernel_writes_share_one_volume() -> None:
     mask[1, 0] = True
     layer = convolution(torch.ones(4, 2, 1, 3, 3), mask, np.zeros(2, np.int64))
     found = layer([signal(torch.ones(2, 4, 5, 6))])
-    assert len(set(found.addresses.tolist())) == 2 and found.memory[0].shape == (1, 5, 6, 4)
+    assert len(set(found.addresses[0].tolist())) == 2 and found.memory[0].shape == (1, 1, 5, 6, 4)
     assert not values(found)[[0, 2, 3]].any() and values(found)[1].max() == 9
 
 
@@ -190,7 +190,7 @@ def test_any_number_of_threads_gives_the_same_bits(threads: int) -> None:
     finally:
         torch.set_num_threads(before)
     assert np.array_equal(found.stacked(), expected.stacked())
-    np.testing.assert_allclose(found.affine, expected.affine, rtol=1e-6)
+    assert np.array_equal(found.affine, expected.affine)
 
 
 def test_a_large_mean_costs_no_digits_that_matter() -> None:
