@@ -37,6 +37,13 @@ def test_paths_are_written_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert OmegaConf.select(config, "data.split") == f"{tmp_path}/here/splits_final.json"
 
 
+def test_remarks_of_other_packages_are_not_printed() -> None:
+    """Hydra's root logger prints INFO by default: what optuna and alembic say when MONAI imports them, say."""
+    config = compose_config(with_hydra=True)
+    assert config.hydra.job_logging.root.level == "WARNING"
+    assert config.hydra.job_logging.root.handlers == ["console", "file"]
+
+
 @pytest.mark.slow
 def test_a_run_keeps_its_paths_wherever_it_is_gone_on_with(tiny: list[str], tmp_path: Path) -> None:
     """Relative and home paths are given to the program itself. No folder is called ~."""
