@@ -1,6 +1,6 @@
-"""The operations around convolutions, registered with torch: in torch for any device, by Triton on CUDA.
+"""The operations around convolutions, registered with torch: as loops for CPUs, by Triton on CUDA, else in plain torch.
 
-Each states how many kernels it launches there and how many bytes they move; `python -m benchmarks.gpu --parts count`
+Each states how many kernels it launches on CUDA and how many bytes they move; `python -m benchmarks.gpu --parts count`
 adds these up. None has a gradient of its own: a fused pass goes backward by further operations.
 """
 
@@ -34,15 +34,22 @@ TRAFFIC: dict[Any, Traffic] = {}  # by operation
 
 
 def _register(name: str, schema: str, fake: Callable[..., Any], kernels: int, moved: Callable[..., int]) -> Any:
-    """Register `reference.<name>` for any device and `launch.<name>` for CUDA as the operation `fused_<name>`."""
+    """Register the operation `fused_<name>`: `cpu.<name>`, `launch.<name>` for CUDA, `reference.<name>` elsewhere."""
     operation = register(f"fused_{name}{schema}", getattr(reference, name), fake, device=ANY_DEVICE)
-
-    def launch(*arguments: Any) -> Any:
-        return getattr(importlib.import_module("e2enet.network.fused.launch"), name)(*arguments)  # needs triton
-
-    LIBRARY.impl(f"fused_{name}", torch.compiler.disable(launch), "CUDA")
+    for module, device in (("cpu", "CPU"), ("launch", "CUDA")):
+        LIBRARY.impl(f"fused_{name}", _imported(module, name), device)
     TRAFFIC[operation.default] = Traffic(kernels, moved)
     return operation
+
+
+def _imported(module: str, name: str) -> Callable[..., Any]:
+    """Return a function of this package, imported at its first call: it needs triton or numba."""
+
+    def call(*arguments: Any) -> Any:
+        return getattr(importlib.import_module(f"e2enet.network.fused.{module}"), name)(*arguments)
+
+    found: Callable[..., Any] = torch.compiler.disable(call)
+    return found
 
 
 def nbytes(*tensors: Tensor | None) -> int:

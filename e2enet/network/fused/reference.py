@@ -1,4 +1,4 @@
-"""The operations around convolutions in plain torch, for every device and dtype: what the Triton kernels must equal.
+"""The operations around convolutions in plain torch, for every device and dtype: what loops and kernels must equal.
 
 Each function takes the arguments of the operation of the same name (`operations`).
 """

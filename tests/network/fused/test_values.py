@@ -1,4 +1,4 @@
-"""The Triton kernels, interpreted on the CPU, against the operations in plain torch.
+"""The loops for CPUs, and the Triton kernels, interpreted on the CPU, against the operations in plain torch.
 
 Shapes, shifts, strides, windows, dtypes, sources and readers vary. Sizes are odd too. Triton's interpreter rounds to
 bfloat16 in another direction than a GPU, so values in it may differ by a unit of the last place.
@@ -19,8 +19,6 @@ from e2enet.network.fused.network import FusedNetwork
 from e2enet.network.layers import to_channels_last
 from tests.network.fused.test_fused_network import assert_same, image, in_groups, make
 from tests.network.fused.test_operations import order, to_meta
-
-pytest.importorskip("triton", reason="needs triton, which torch's CUDA wheels bring")
 
 few = settings(max_examples=25, deadline=None)
 DTYPES = st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16])
@@ -54,7 +52,7 @@ def assert_close(found: Any, expected: Any, dtype: torch.dtype, scale: float = 4
     columns=st.none() | st.integers(1, 40), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_prepare(
-    interpreted: Any, size: Any, steps: Any, batch: int, shift_size: int, depth_stride: int, dtype: torch.dtype,
+    kernels: Any, size: Any, steps: Any, batch: int, shift_size: int, depth_stride: int, dtype: torch.dtype,
     sources: Any, columns: int | None, seed: int,
 ) -> None:  # fmt: skip
     draw = torch.Generator().manual_seed(seed)
@@ -71,7 +69,7 @@ def test_prepare(
     total = sum(channels for channels, _, _ in sources)
     chosen = None if columns is None else torch.randint(total, (columns,), generator=draw)
     arguments = values, affines, [0.01] * len(values), shift_size, depth_stride, dtype, chosen
-    found, expected = interpreted.prepare(*arguments), reference.prepare(*arguments)
+    found, expected = kernels.prepare(*arguments), reference.prepare(*arguments)
     assert order(found) == order(operations.PREPARE(*to_meta(arguments)))
     assert_close(found, expected, dtype)
 
@@ -84,12 +82,12 @@ def test_prepare(
     dtype=DTYPES,
     seed=st.integers(0, 99),
 )
-def test_statistics(interpreted: Any, size: Any, batch: int, channels: int, dtype: torch.dtype, seed: int) -> None:
+def test_statistics(kernels: Any, size: Any, batch: int, channels: int, dtype: torch.dtype, seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
     values = volume(draw, dtype, batch, channels, *(2 * edge for edge in size)) + 30  # a mean far from zero
     wide = torch.promote_types(dtype, torch.float32)
     weight, bias = torch.randn(2, channels, generator=draw).to(wide)
-    found = interpreted.statistics(values, weight, bias, 1e-5)
+    found = kernels.statistics(values, weight, bias, 1e-5)
     expected = reference.statistics(values.double(), weight, bias, 1e-5)
     assert found.dtype == wide
     relative, absolute = (1e-10, 1e-10) if dtype == torch.float64 else (1e-4, 1e-3)
@@ -113,25 +111,25 @@ def test_statistics_of_many_voxels(interpreted: Any, monkeypatch: pytest.MonkeyP
     dtype=DTYPES, seed=st.integers(0, 99),
 )  # fmt: skip
 def test_pool(
-    interpreted: Any, coarse: Any, window: Any, batch: int, channels: int, normed: bool, dtype: torch.dtype, seed: int
+    kernels: Any, coarse: Any, window: Any, batch: int, channels: int, normed: bool, dtype: torch.dtype, seed: int
 ) -> None:
     draw = torch.Generator().manual_seed(seed)
     size = [edge * step for edge, step in zip(coarse, window, strict=True)]
     values = volume(draw, dtype, batch, channels, *size)
     arguments = values, table(draw, dtype, batch, channels) if normed else None, 0.01, window
-    (pooled, largest), (expected, chosen) = interpreted.pool(*arguments), reference.pool(*arguments)
+    (pooled, largest), (expected, chosen) = kernels.pool(*arguments), reference.pool(*arguments)
     assert_close(pooled, expected, dtype)
     if dtype == torch.float64 or not normed:  # rounding of the norm may make another voxel the largest
         assert torch.equal(largest, chosen)
     assert largest.dtype == torch.uint8 and int(largest.max()) < window[0] * window[1] * window[2]
 
 
-def test_pooling_of_equal_infinite_and_missing_values(interpreted: Any) -> None:
+def test_pooling_of_equal_infinite_and_missing_values(kernels: Any) -> None:
     windows = torch.tensor(
         [[1.0, 1, 0, 1], [-torch.inf] * 4, [0, torch.nan, 5, torch.nan], [torch.inf, 2, torch.inf, 0]]
     )
     values = to_channels_last(windows.view(1, 4, 1, 2, 2).contiguous())
-    for pool in (interpreted.pool, reference.pool):
+    for pool in (kernels.pool, reference.pool):
         pooled, largest = pool(values, None, 1.0, (1, 2, 2))
         torch.testing.assert_close(
             pooled.flatten(), torch.tensor([1, -torch.inf, torch.nan, torch.inf]), equal_nan=True
@@ -149,7 +147,7 @@ def test_pooling_of_equal_infinite_and_missing_values(interpreted: Any) -> None:
     seed=st.integers(0, 99),
 )  # fmt: skip
 def test_gradients_of_readers_and_norm(
-    interpreted: Any, coarse: Any, window: Any, batch: int, channels: int, dtype: torch.dtype, readers: Any, seed: int
+    kernels: Any, coarse: Any, window: Any, batch: int, channels: int, dtype: torch.dtype, readers: Any, seed: int
 ) -> None:
     draw = torch.Generator().manual_seed(seed)
     size = [edge * step for edge, step in zip(coarse, window, strict=True)]
@@ -161,11 +159,11 @@ def test_gradients_of_readers_and_norm(
         largest.append(reference.pool(values, None, 1.0, window)[1] if pooled else None)
         places += [before * 8, shift_size, depth_stride, *(window if pooled else (1, 1, 1))]
     arguments = values, affine, 0.01, grads, largest, places
-    (found, sums), (expected, wanted) = interpreted.gather_gradient(*arguments), reference.gather_gradient(*arguments)
+    (found, sums), (expected, wanted) = kernels.gather_gradient(*arguments), reference.gather_gradient(*arguments)
     assert_close(found, expected, dtype, 16)
     torch.testing.assert_close(sums, wanted, rtol=1e-4, atol=1e-10 if dtype == torch.float64 else 2e-2)
     norm = expected, values, affine, wanted
-    assert_close(interpreted.norm_gradient(*norm), reference.norm_gradient(*norm), dtype, 32)
+    assert_close(kernels.norm_gradient(*norm), reference.norm_gradient(*norm), dtype, 32)
 
 
 @few
@@ -174,17 +172,17 @@ def test_gradients_of_readers_and_norm(
     before=st.integers(0, 2), dtype=DTYPES, seed=st.integers(0, 99),
 )  # fmt: skip
 def test_gradients_of_an_expansion(
-    interpreted: Any, coarse: Any, steps: Any, batch: int, channels: int, shift_size: int, before: int,
+    kernels: Any, coarse: Any, steps: Any, batch: int, channels: int, shift_size: int, before: int,
     dtype: torch.dtype, seed: int,
 ) -> None:  # fmt: skip
     size = [edge * step for edge, step in zip(coarse, steps, strict=True)]
     grad = volume(torch.Generator().manual_seed(seed), dtype, batch, 8 * before + channels + 3, *size)
     arguments = grad, [8 * before, shift_size, 1, 1, 1, 1], [batch, *coarse, *steps, channels]
-    assert torch.equal(interpreted.block_gradient(*arguments), reference.block_gradient(*arguments))
+    assert torch.equal(kernels.block_gradient(*arguments), reference.block_gradient(*arguments))
 
 
 @pytest.mark.parametrize("dtype", UNIT, ids=str)
-def test_weights_and_their_gradients(interpreted: Any, dtype: torch.dtype) -> None:
+def test_weights_and_their_gradients(kernels: Any, dtype: torch.dtype) -> None:
     draw = torch.Generator().manual_seed(0)
     shapes = [(5, 4, 1, 3, 3), (7, 3, 2, 2, 2), (3, 8, 1, 1, 1), (40, 33, 1, 3, 3)]
     own = torch.float64 if dtype == torch.float64 else torch.float32
@@ -192,15 +190,15 @@ def test_weights_and_their_gradients(interpreted: Any, dtype: torch.dtype) -> No
     masks = [torch.rand(5, 4, generator=draw) > 0.5, None, None, torch.rand(40, 33, generator=draw) > 0.8]
     weights[0][~masks[0]] = torch.nan  # type: ignore[operator]
     arguments = weights, masks, dtype
-    found, expected = interpreted.active_weights(*arguments), reference.active_weights(*arguments)
+    found, expected = kernels.active_weights(*arguments), reference.active_weights(*arguments)
     assert all(one.is_contiguous() and one.data_ptr() % 16 == 0 for one in found)
     assert_close(found, expected, dtype)
     last = torch.randn(40, 33, 3, 3, generator=draw).to(dtype).contiguous(memory_format=torch.channels_last)
     grads = [*(torch.randn(one.shape, generator=draw).to(dtype) for one in found[:3]), last.flatten(2).transpose(1, 2)]
-    back, wanted = interpreted.weight_gradients(grads, weights), reference.weight_gradients(grads, weights)
+    back, wanted = kernels.weight_gradients(grads, weights), reference.weight_gradients(grads, weights)
     assert all(torch.equal(one, two) and one.is_contiguous() for one, two in zip(back, wanted, strict=True))
     turned = [weights[0].transpose(0, 1), weights[2].transpose(0, 1)], [masks[0].T, None], dtype  # type: ignore[union-attr]
-    assert_close(interpreted.active_weights(*turned), reference.active_weights(*turned), dtype)
+    assert_close(kernels.active_weights(*turned), reference.active_weights(*turned), dtype)
 
 
 def test_channels_are_read_together_only_where_they_move_together(
@@ -240,14 +238,14 @@ def test_too_many_voxels_for_32_bits_are_refused(interpreted: Any) -> None:
 @pytest.mark.parametrize("groups", [False, True])
 @pytest.mark.parametrize("arguments", [{}, {"kernel_size": (3, 3, 3), "base_features": 8}])
 def test_a_whole_step_by_the_kernels(
-    interpreted: Any, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], groups: bool
+    kernels: Any, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], groups: bool
 ) -> None:
     used = set()
 
     def through(name: str) -> Any:
         def launch(*given: Any) -> Any:
             used.add(name)
-            return getattr(interpreted, name)(*given)
+            return getattr(kernels, name)(*given)
 
         return launch
 
