@@ -104,7 +104,7 @@ def _printed(section: Section) -> dict[str, Table]:
 
 
 def _print(table: Table) -> None:
-    """Print the brief columns of a table to the terminal."""
+    """Print the brief columns of a table to the terminal, and its conclusion."""
     brief = table.brief()
     shown = TerminalTable(title=table.title)
     for column in brief.shown():
@@ -113,3 +113,5 @@ def _print(table: Table) -> None:
     for cells, marks in zip(brief.cells(), brief.emphasised(), strict=True):
         shown.add_row(*(Text(printable(cell), "bold" if best else "") for cell, best in zip(cells, marks, strict=True)))
     console.print(shown)
+    if table.conclusion:
+        console.print(Text(printable(table.conclusion)))

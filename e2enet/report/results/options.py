@@ -40,6 +40,11 @@ class Options:
     cost: float = 0.5
     refresh: float = 3.0
 
+    @property
+    def alpha(self) -> float:
+        """The level of the tests: 1 - confidence, without the last digits of 1 - 0.95."""
+        return round(1 - self.confidence, 12)
+
 
 def read_options(overrides: Sequence[str] = ()) -> Options:
     """Read the settings of conf/report.yaml with overrides such as `resamples=1000`.

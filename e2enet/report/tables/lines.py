@@ -85,8 +85,11 @@ def _line(group: Group, cases: pd.DataFrame, runs: Runs, options: Options) -> di
         "state": _states(group.jobs),
         "runs": len(finished),
         "jobs": len(group.jobs),
+        "seeds": finished["seed"].nunique(dropna=False),
+        "folds": finished["fold"].nunique(dropna=False),
         "dice": dice.mean(),
         "dice_sd": dice.std(ddof=1),
+        "seed_spread": PERCENT * _seed_spread(finished),
         "dice_low": PERCENT * low,
         "dice_high": PERCENT * high,
         "nsd": PERCENT * means["nsd"],
@@ -104,6 +107,13 @@ def _line(group: Group, cases: pd.DataFrame, runs: Runs, options: Options) -> di
         "missed": int(outcomes.get("missed", 0)),
         "invented": int(outcomes.get("invented", 0)),
     }
+
+
+def _seed_spread(finished: pd.DataFrame) -> float:
+    """Return the largest difference in Dice between seeds of one fold; NaN if no fold has two."""
+    dice = finished.dropna(subset=["dice"]).groupby("fold")["dice"]
+    spreads = (dice.max() - dice.min())[dice.size() > 1]
+    return float(spreads.max()) if len(spreads) else math.nan
 
 
 def _states(jobs: pd.DataFrame) -> str:

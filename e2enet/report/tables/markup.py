@@ -13,7 +13,7 @@ from e2enet.report.tables.table import Column, Table, is_known
 
 
 def to_markdown(table: Table) -> str:
-    """Return a Markdown table with its title in bold above and its notes below; "" without lines and notes."""
+    """Return a Markdown table with its title in bold above, conclusion and notes below; "" without lines and notes."""
     if not table.lines and not table.notes:
         return ""
     columns = table.shown()
@@ -21,8 +21,8 @@ def to_markdown(table: Table) -> str:
     rows = [[_markdown_cell(heading(column)) for column in columns], rule] if table.lines else []
     rows += _marked(table, _markdown_cell, "**{}**")
     lines = ["| " + " | ".join(row) + " |" for row in rows]
-    blocks = [f"**{markdown_text(table.title)}**", "\n".join(lines), *map(markdown_text, table.notes)]
-    return joined(blocks)
+    words = f"**In words:** {markdown_text(table.conclusion)}" if table.conclusion else ""
+    return joined([f"**{markdown_text(table.title)}**", "\n".join(lines), words, *map(markdown_text, table.notes)])
 
 
 def to_latex(table: Table, label: str) -> str:
@@ -39,8 +39,8 @@ def to_latex(table: Table, label: str) -> str:
         multicol_align="c",
         column_format="".join("r" if column.numeric else "l" for column in columns),
     )
-    notes = " ".join(table.notes)
-    caption = escape_latex(f"{table.title}. {notes}".strip())
+    texts = [f"{table.title}.", table.conclusion, *table.notes]
+    caption = escape_latex(" ".join(text for text in texts if text))
     return "\n".join(
         [
             r"\begin{table}",

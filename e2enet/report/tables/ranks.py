@@ -58,7 +58,7 @@ def experiment_rankings(runs: Runs, experiment: str | None, lines: Sequence[Line
         table = pd.concat([scores for _, scores in own], axis=1, keys=[line["label"] for line, _ in own])
         ranked = tuple(line for line, _ in own)
         try:
-            test = rank_test(table, alpha=1 - options.confidence)
+            test = rank_test(table, alpha=options.alpha)
         except InputError as error:
             found.append(Ranking(data, ranked, problem=str(error)))
         else:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from e2enet.common.errors import InputError
 from e2enet.report.results.options import Options
 from e2enet.report.results.runs import Runs
 from e2enet.report.tables.columns import accuracy_columns, cost_columns
+from e2enet.report.tables.conclusions import (
+    accuracy_conclusion,
+    cost_conclusion,
+    published_conclusion,
+    rank_conclusion,
+    settings_conclusion,
+    unfinished_conclusion,
+)
 from e2enet.report.tables.differences import published_differences, setting_differences
 from e2enet.report.tables.groups import experiment_groups
 from e2enet.report.tables.lines import Counter, experiment_lines
@@ -108,7 +116,9 @@ def unfinished_jobs(runs: Runs) -> Table:
     )
     lines = tuple(line | {"folder": _relative(runs, line["folder"])} for line in jobs.to_dict("records"))
     note = "A relaunch of the same command goes on with them; the traceback of a crashed job is in its job.json."
-    return Table("Jobs that did not finish", columns, lines, (note,) if lines else ())
+    return Table(
+        "Jobs that did not finish", columns, lines, (note,) if lines else (), unfinished_conclusion(len(lines))
+    )
 
 
 def _section(runs: Runs, experiment: str | None, lines: tuple[Line, ...], options: Options) -> Section:
@@ -117,18 +127,28 @@ def _section(runs: Runs, experiment: str | None, lines: tuple[Line, ...], option
     several = len({line["data"] for line in lines if line["data"]}) > 1
     empty = Table("", (), ())
     rankings = tuple(experiment_rankings(runs, experiment, lines, options))
+    published, settings = empty, empty
+    if experiment:
+        settings = setting_differences(runs, experiment)
+        settings = replace(settings, conclusion=settings_conclusion(len(settings.lines)))
+        published = published_differences(lines)
+        published = replace(published, conclusion=published_conclusion(published.lines, len(settings.lines)))
     return Section(
         experiment=experiment,
         name=experiment or "runs",
         title=title,
         accuracy=Table(
-            f"{title}: accuracy", accuracy_columns(options, several_datasets=several), lines, _notes(lines, options)
+            f"{title}: accuracy",
+            accuracy_columns(options, several_datasets=several),
+            lines,
+            _notes(lines, options),
+            accuracy_conclusion(lines, options),
         ),
-        ranks=rank_table(f"{title}: ranks over cases", rankings),
+        ranks=replace(rank_table(f"{title}: ranks over cases", rankings), conclusion=rank_conclusion(rankings)),
         rankings=rankings,
-        cost=Table(f"{title}: cost", cost_columns(), lines, _cost_notes(lines, options)),
-        published=published_differences(lines) if experiment else empty,
-        settings=setting_differences(runs, experiment) if experiment else empty,
+        cost=Table(f"{title}: cost", cost_columns(), lines, _cost_notes(lines, options), cost_conclusion(lines)),
+        published=published,
+        settings=settings,
     )
 
 

@@ -48,12 +48,16 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Lines and the columns that show them, with a title above and notes below."""
+    """Lines and the columns that show them, with a title above and notes below.
+
+    `conclusion` says in words what the numbers allow to conclude; "" if there is nothing to say.
+    """
 
     title: str
     columns: tuple[Column, ...]
     lines: tuple[Line, ...]
     notes: tuple[str, ...] = ()
+    conclusion: str = ""
 
     def shown(self) -> tuple[Column, ...]:
         """Return the columns without optional ones whose cells are all empty."""
