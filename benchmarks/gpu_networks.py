@@ -14,7 +14,6 @@ from benchmarks.gpu_options import DENSITY, GROUP, PRECISIONS, Network
 from e2enet.network import E2ENet
 from e2enet.network.baselines import PlainUNet, missing_package
 from e2enet.network.dsff import init_masks, set_group_size
-from e2enet.network.engine.groups import GroupedNetwork
 from e2enet.network.fused.network import FusedNetwork
 
 # Names in the tables and, as the key, on command lines and in JSON.
@@ -40,10 +39,8 @@ def make_contender(name: str, sizes: Network, device: torch.device | str) -> tup
     if name == "groups":
         mask(network, groups=True)
     network.to(device).train()
-    if name == "fused":
-        return network, FusedNetwork(network)
-    if name == "groups":
-        return network, GroupedNetwork(network)
+    if name in ("fused", "groups"):
+        return network, FusedNetwork(network, groups=name == "groups")
     if name == "compiled":
         network.compile(backend="inductor" if torch.device(device).type == "cuda" else "aot_eager")
     return network, network

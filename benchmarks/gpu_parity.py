@@ -12,6 +12,7 @@ import math
 import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,13 +23,16 @@ from benchmarks.gpu_options import PRECISIONS, Network, Work
 from benchmarks.gpu_report import Report, tell
 from e2enet.network import E2ENet
 from e2enet.network.dsff import expand_mask, fusion_layers
-from e2enet.network.engine.groups import GroupedNetwork
 from e2enet.network.fused.network import FusedNetwork
 
 # Two ways to round differ by luck: the median over tensors by little, the largest error by more. A bound is that many
 # times the plain network's error, and one unit of the last place more.
 MOST_IN_MEDIAN, MOST_IN_LARGEST = 1.5, 3.0
-RUNS: dict[str, Any] = {"plain": lambda network: network, "fused": FusedNetwork, "groups": GroupedNetwork}
+RUNS: dict[str, Any] = {
+    "plain": lambda network: network,
+    "fused": FusedNetwork,
+    "groups": partial(FusedNetwork, groups=True),
+}
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
     import torch
 
     from e2enet.network.dsff import init_masks, set_group_size
-    from e2enet.network.engine.groups import GroupedNetwork
+    from e2enet.network.fused.network import FusedNetwork
     from e2enet.network.recompute import checkpoint_activations
     from e2enet.system.determinism import set_torch_flags
     from e2enet.system.memory import keep_freed_memory
@@ -130,7 +130,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
     elif name == "e2enet-groups":
         set_group_size(network, GROUP)
         init_masks(network, DENSITY, generator=torch.Generator().manual_seed(0))
-        run = GroupedNetwork(network)
+        run = FusedNetwork(network, groups=True)
     elif name == "e2enet-compiled":
         network.compile()
     x = torch.randn(options.batch, 1, *options.patch, device=device)

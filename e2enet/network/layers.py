@@ -42,26 +42,16 @@ class PlaneConv3d(nn.Conv3d):
         self.normalised = normalised
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.convolve(x, active_weight(self), self.used_bias)
-
-    @property
-    def used_bias(self) -> Tensor:
-        """The bias (O), detached if a norm supplies its gradient."""
-        assert self.bias is not None
-        return self.bias.detach() if self.normalised else self.bias
-
-    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor, groups: int = 1) -> Tensor:
-        """Convolve `x` (B, C, D, H, W) with a weight (O, C / groups, depth, height, width) and a bias (O).
-
-        Stride and padding are the layer's.
-        """
+        weight, bias = active_weight(self), self.bias
+        assert bias is not None
+        if self.normalised:
+            bias = bias.detach()
         if self.kernel_size[0] == 1 and self.padding[0] == 0:
             stride_depth, *stride_plane = self.stride
             planes, batch = to_planes(x[:, :, ::stride_depth]), x.shape[0]
             plane_padding = tuple(int(size) for size in self.padding[1:])
-            out = F.conv2d(planes, weight.squeeze(2), bias, tuple(stride_plane), plane_padding, groups=groups)
-            return from_planes(out, batch)
-        return F.conv3d(to_channels_last(x), weight, bias, self.stride, self.padding, groups=groups)
+            return from_planes(F.conv2d(planes, weight.squeeze(2), bias, tuple(stride_plane), plane_padding), batch)
+        return F.conv3d(to_channels_last(x), weight, bias, self.stride, self.padding)
 
 
 def active_weight(conv: nn.Module) -> Tensor:

@@ -22,6 +22,7 @@ from e2enet.network.e2enet import E2ENet
 from e2enet.network.layers import PlaneConv3d, StrideUp3d, Triple
 from e2enet.network.norm import InstanceNormAct
 from e2enet.network.pooling import StrideMaxPool3d
+from e2enet.network.recompute import run_once
 from e2enet.network.shift import channel_shifts
 
 # block: concatenation with depth-shift, convolution, instance norm and activation. expansion: transposed convolution
@@ -178,11 +179,12 @@ def last_reads(steps: Sequence[tuple[tuple[int, ...], int]], results: Sequence[i
 def read_program(model: E2ENet, *, training: bool) -> Program:
     """Trace a network's forward pass in training or eval mode. The model is not changed."""
     modules = dict(model.named_modules())
-    before, model.training = model.training, training
+    before = model.training, model.run_part
+    model.training, model.run_part = training, run_once  # what runs parts twice has the same operations
     try:
         graph = _Tracer().trace(_Unchecked(model))
     finally:
-        model.training = before
+        model.training, model.run_part = before
     nodes = [node for node in graph.nodes if node.op == "call_module"]
     numbers = {node: number for number, node in enumerate(nodes, start=1)}
     operations = []

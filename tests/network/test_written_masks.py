@@ -14,9 +14,10 @@ from e2enet.network.cost import count_cost
 from e2enet.network.dsff import apply_masks, expand_mask, fusion_layers, init_masks, set_group_size
 from e2enet.network.e2enet import E2ENet
 from e2enet.network.engine import compact
-from e2enet.network.engine.groups import GroupedNetwork, nan_where_changed
 from e2enet.network.engine.inference import CompactNetwork
 from e2enet.network.engine.training import TrainingEngine
+from e2enet.network.fused.grouped import nan_where_changed
+from e2enet.network.fused.network import FusedNetwork
 from tests.network.engine.test_compact import SIZE, make_model
 from tests.network.engine.test_training import gradients, sample
 
@@ -116,14 +117,16 @@ def test_what_groups_run_obeys_it() -> None:
         layer.kernel_mask[0] = ~layer.kernel_mask[0]  # no shared inputs any more: such a layer runs ungrouped
     zeroed = with_zeros(model)
     expected = gradients(zeroed, zeroed, sample())[0]
-    torch.testing.assert_close(gradients(GroupedNetwork(model), model, sample())[0], expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        gradients(FusedNetwork(model, groups=True), model, sample())[0], expected, rtol=0, atol=1e-4
+    )
 
 
 def test_what_groups_run_obeys_what_is_written_through_data() -> None:
     model = make_model(1.0, base=16)
     set_group_size(model, 8)
     init_masks(model, 0.5, generator=torch.Generator().manual_seed(1))
-    other, run, x = copy.deepcopy(model), GroupedNetwork(model), sample(1)
+    other, run, x = copy.deepcopy(model), FusedNetwork(model, groups=True), sample(1)
     init_masks(other, 0.5, generator=torch.Generator().manual_seed(2))
     for layer in fusion_layers(model).values():
         layer.weight.data += 0.1

@@ -19,8 +19,8 @@ from e2enet.common.configs import compose_config
 from e2enet.common.errors import InputError
 from e2enet.inference.checkpoint import load_model
 from e2enet.network.e2enet import E2ENet
-from e2enet.network.engine.groups import GroupedNetwork
 from e2enet.network.engine.inference import CompactNetwork
+from e2enet.network.fused.network import FusedNetwork
 from e2enet.network.recompute import run_once
 from e2enet.training.callbacks import TrainLossLogger
 from e2enet.training.dsff_callback import DSFFCallback
@@ -91,11 +91,11 @@ def test_groups_as_a_gpu_runs_them_train_what_the_masked_network_does(
 ) -> None:
     width = "network.base_features=8"
     masked, _ = fit(tmp_path, "training.engine=dense", width, growth=growth, group_size=8)
-    used: list[GroupedNetwork] = []
-    passes: list[GroupedNetwork] = []
+    used: list[FusedNetwork] = []
+    passes: list[FusedNetwork] = []
 
-    def select(network: E2ENet, *_: Any, **__: Any) -> GroupedNetwork:
-        used.append(GroupedNetwork(network))
+    def select(network: E2ENet, *_: Any, **__: Any) -> FusedNetwork:
+        used.append(FusedNetwork(network, groups=True))
         used[-1].register_forward_hook(lambda grouped, *_: passes.append(grouped))
         return used[-1]
 

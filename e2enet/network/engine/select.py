@@ -35,8 +35,8 @@ def compact(model: nn.Module, *, choose: bool = True, bfloat16: bool = False) ->
     """Return a network for inference that runs a model's active kernels only; its logits differ by rounding.
 
     On a CPU it is a `CompactNetwork`, with copies of an E2ENet's weights and masks, in float32 and always in eval mode.
-    On other devices it is a `GroupedNetwork` if the model is an E2ENet with group granularity; it uses the model's
-    parameters and mode. If neither can run the model, the model itself is returned; `unsupported` says why.
+    On other devices it is a `FusedNetwork` by groups if the model is an E2ENet with group granularity; it uses the
+    model's parameters and mode. If neither can run the model, the model itself is returned; `unsupported` says why.
 
     Args:
         model: any network, on the device where it will run. Sparse layers are those of `fusion_layers`.
@@ -53,9 +53,7 @@ def compact(model: nn.Module, *, choose: bool = True, bfloat16: bool = False) ->
         return model
     assert isinstance(model, E2ENet)
     if device.type != "cpu":
-        from e2enet.network.engine.groups import GroupedNetwork
-
-        return GroupedNetwork(model)
+        return _fused(model, "engine=sparse", groups=True)
     from e2enet.network.engine.inference import CompactNetwork
 
     return CompactNetwork(model, choose=choose, bfloat16=bfloat16)
@@ -107,8 +105,8 @@ def select_training(network: nn.Module, engine: str, *, amp_dtype: torch.dtype |
     """Return what runs a network in training steps.
 
     That is itself (dense), itself compiled (compiled), a `FusedNetwork` (fused; groups, with active kernels only where
-    masks have group granularity), or an engine of active kernels only (sparse). This is a `TrainingEngine` on a CPU
-    and, with group granularity, a `GroupedNetwork` elsewhere. See `takes_active_kernels` for `auto`; on a GPU,
+    masks have group granularity), or what runs active kernels only (sparse). This is a `TrainingEngine` on a CPU and
+    the same as groups elsewhere. See `takes_active_kernels` for `auto`; on a GPU,
     `fused.trial` replaces it by one of these before. Call it in training mode. amp_dtype: of the autocast that
     surrounds the steps.
 
@@ -176,11 +174,11 @@ def unsupported(network: nn.Module, device: torch.device) -> str | None:
     """Return why a network's active kernels cannot be multiplied alone on a device; None if they can."""
     if device.type == "cpu":
         return unknown(network)
-    from e2enet.network.engine.groups import grouped_layers
+    from e2enet.network.fused.grouped import grouped_layers
+    from e2enet.network.fused.network import unfusable
 
-    if not isinstance(network, E2ENet):
-        return f"{type(network).__name__} is no E2ENet"
-    return None if grouped_layers(network) else f"on {device}, {ONLY_GROUPS}"
+    reason = unfusable(network, device)
+    return reason or (None if grouped_layers(network) else f"on {device}, {ONLY_GROUPS}")
 
 
 def _unsupported_in_training(network: nn.Module, device: torch.device) -> str | None:

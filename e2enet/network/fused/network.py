@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -63,7 +65,7 @@ class FusedNetwork(nn.Module):
 
     def _read(self) -> tuple[Program, dict[int, FusedLayer]]:
         """Return the network's program and its layers; it is traced again when something other than values changed."""
-        reason = unknown_in_training(self.network, on_cpu=False)
+        reason = unfusable(self.network, next(self.network.parameters()).device)
         if reason is not None:
             raise InputError(f"{BACKEND} cannot run this network: {reason}; expected engine=dense")
         current = settings(self.network)
@@ -71,6 +73,20 @@ class FusedNetwork(nn.Module):
             program = read_program(self.network, training=self.network.training)
             self._pass, self._settings = (program, fused_layers(program, groups=self.groups)), current
         return self._pass
+
+
+def unfusable(network: nn.Module, device: torch.device) -> str | None:
+    """Return why the fused pass cannot run a network on a device, as the end of a sentence; None if it can."""
+    reason = unknown_in_training(network, on_cpu=False)
+    if reason is None and device.type == "cuda" and not has_triton():
+        return "triton is not installed, in which its kernels for CUDA are written"
+    return reason
+
+
+@cache
+def has_triton() -> bool:
+    """Return whether triton is installed; torch's CUDA wheels bring it."""
+    return find_spec("triton") is not None
 
 
 class _Work(NamedTuple):

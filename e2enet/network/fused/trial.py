@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from e2enet.common.errors import first_line
 from e2enet.network.dsff import expand_mask, fusion_layers
 from e2enet.network.e2enet import E2ENet
-from e2enet.network.engine.groups import grouped_layers
 from e2enet.network.engine.self_check import small_size
+from e2enet.network.fused.grouped import grouped_layers
 from e2enet.network.fused.network import FusedNetwork
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from e2enet.common.errors import InputError
 from e2enet.network import E2ENet
 from e2enet.network.dsff import expand_mask, fusion_layers, init_masks, set_group_size, update_masks
-from e2enet.network.engine.groups import grouped_layers
+from e2enet.network.fused.grouped import grouped_layers
 from e2enet.network.fused.network import FusedNetwork
 from e2enet.network.layers import to_channels_last
 

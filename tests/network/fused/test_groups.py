@@ -12,8 +12,10 @@ from torch import Tensor
 from e2enet.common.errors import InputError
 from e2enet.network.dsff import expand_mask, fusion_layers, init_masks, set_group_size, update_masks
 from e2enet.network.e2enet import E2ENet
-from e2enet.network.engine.groups import GroupedNetwork, GroupInputs, grouped_layers
 from e2enet.network.engine.select import compact, select_engine, select_training, select_validation, unsupported
+from e2enet.network.fused import network as fused_network
+from e2enet.network.fused.grouped import GroupedBlock, grouped_layers
+from e2enet.network.fused.network import FusedNetwork
 from e2enet.network.recompute import checkpoint_activations
 from tests.network.engine.test_compact import make_model
 from tests.network.engine.test_training import gradients, sample
@@ -28,8 +30,8 @@ def grouped_model(group_size: int = 8, density: float = 0.25, *, base: int = 16,
     return model
 
 
-def assert_same(model: E2ENet, x: Tensor, run: GroupedNetwork | None = None) -> None:
-    logits, found = gradients(run or GroupedNetwork(model), model, x)
+def assert_same(model: E2ENet, x: Tensor, run: FusedNetwork | None = None) -> None:
+    logits, found = gradients(run or FusedNetwork(model, groups=True), model, x)
     for layer in grouped_layers(model):
         assert not (layer.weight.grad * ~expand_mask(layer.kernel_mask, layer.weight)).any()
     exact = copy.deepcopy(model).double()
@@ -61,15 +63,15 @@ def test_other_kernels_run_the_same_way(kernel: tuple[int, int, int]) -> None:
 def test_every_layer_convolves_active_kernels_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     model = grouped_model(16, 0.25)
     multiplied: dict[int, int] = {}
-    gather = GroupInputs.__call__
+    weight_of = GroupedBlock._weight
 
-    def watched(self: GroupInputs, *given: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
-        found = gather(self, *given)
-        multiplied[id(self.layer)] = found[1].shape[0] * found[1].shape[1]
-        return found
+    def watched(self: GroupedBlock, run: Any) -> Tensor:
+        weight = weight_of(self, run)
+        multiplied[id(self.conv)] = weight.shape[0] * weight.shape[1]
+        return weight
 
-    monkeypatch.setattr(GroupInputs, "__call__", watched)
-    GroupedNetwork(model)(sample())
+    monkeypatch.setattr(GroupedBlock, "_weight", watched)
+    FusedNetwork(model, groups=True)(sample())
     layers = grouped_layers(model)
     assert len(layers) == len(multiplied) > 2
     for layer in layers:
@@ -81,7 +83,7 @@ def test_every_layer_convolves_active_kernels_alone(monkeypatch: pytest.MonkeyPa
 
 def test_masks_are_read_anew_when_they_change() -> None:
     model = grouped_model()
-    run = GroupedNetwork(model)
+    run = FusedNetwork(model, groups=True)
     for _ in range(2):
         assert_same(model, sample(), run)
         before = {name: layer.kernel_mask.clone() for name, layer in fusion_layers(model).items()}
@@ -104,11 +106,11 @@ def test_masks_are_read_anew_when_they_change() -> None:
 
 def test_inference_mode_leaves_training_possible() -> None:
     model = grouped_model()
-    run = GroupedNetwork(model)
+    run = FusedNetwork(model, groups=True)
     with torch.inference_mode():
         run(sample())
         moved = copy.deepcopy(model)  # inference tensors have no version number
-        torch.testing.assert_close(GroupedNetwork(moved)(sample()), model(sample()), rtol=0, atol=1e-4)
+        torch.testing.assert_close(FusedNetwork(moved, groups=True)(sample()), model(sample()), rtol=0, atol=1e-4)
     assert_same(model, sample(), run)
 
 
@@ -122,45 +124,37 @@ def test_layers_whose_mask_is_no_table_run_as_they_are() -> None:
     empty.kernel_mask.zero_()
     empty.weight.data.zero_()
     with torch.no_grad():
-        found, expected = GroupedNetwork(model)(x), model(x)
+        found, expected = FusedNetwork(model, groups=True)(x), model(x)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
-
-
-def test_the_network_is_left_as_it_was() -> None:
-    model = grouped_model()
-    run, names = GroupedNetwork(model), set(model.state_dict())
-    with pytest.raises(ValueError, match="expected an input"):
-        run(torch.zeros(1, 1, 8, 16, 20))
-    assert set(model.state_dict()) == names
-    assert not any("forward" in vars(layer) for layer in grouped_layers(model))
 
 
 def test_autocast_reaches_it() -> None:
     model = grouped_model().eval()
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        layer = grouped_layers(model)[0]
-        image = torch.randn(1, layer.in_channels, 4, 8, 8)
-        plain = layer(image)
-        found = GroupInputs(layer).convolve(image)
-    assert found.dtype == plain.dtype == torch.bfloat16
-    torch.testing.assert_close(found, plain, rtol=0.02, atol=0.02 * float(plain.abs().max()))
+        found = FusedNetwork(model, groups=True)(sample())
+    expected = model(sample()).detach()
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.05 * float(expected.abs().max()))
 
 
-def test_what_multiplies_groups_is_chosen_by_the_device() -> None:
+def test_what_multiplies_groups_is_chosen_by_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     groups, kernels = grouped_model(), make_model(0.25)
+    monkeypatch.setattr(fused_network, "has_triton", lambda: False)
+    assert unsupported(groups, GPU) == "triton is not installed, in which its kernels for CUDA are written"
+    monkeypatch.setattr(fused_network, "has_triton", lambda: True)
     assert unsupported(groups, GPU) is None
     reason = "on cuda, only groups of kernels are multiplied alone"
     assert (unsupported(kernels, GPU) or "").startswith(reason)
     alone = copy.deepcopy(kernels).to("meta")
     assert select_engine(alone, "auto", device=META, patch_size=(8, 16, 20)) is alone  # nothing can be verified there
     elsewhere = copy.deepcopy(groups).to("meta")
-    assert isinstance(select_engine(elsewhere, "sparse", device=META, patch_size=(8, 16, 20)), GroupedNetwork)
+    assert isinstance(select_engine(elsewhere, "sparse", device=META, patch_size=(8, 16, 20)), FusedNetwork)
     for mode in (True, False):
         multiplied = compact(elsewhere.train(mode))
-        assert isinstance(multiplied, GroupedNetwork) and multiplied.training is mode
+        assert isinstance(multiplied, FusedNetwork) and multiplied.groups and multiplied.training is mode
     elsewhere.train()
     for select in (select_training, select_validation):
-        assert isinstance(select(elsewhere, "sparse", amp_dtype=None), GroupedNetwork)
+        assert isinstance(select(elsewhere, "sparse", amp_dtype=None), FusedNetwork)
         assert select(elsewhere, "auto", amp_dtype=None) is elsewhere  # not timed on this device
         with pytest.raises(InputError, match=r"training\.engine=sparse: on meta, only groups of kernels"):
             select(copy.deepcopy(kernels).to("meta"), "sparse", amp_dtype=None)
