@@ -14,7 +14,8 @@ from torch import nn
 
 from e2enet.network.dsff import fusion_layers
 from e2enet.network.e2enet import E2ENet
-from e2enet.network.program import BLOCK, EXPANSION, HEAD, POOLING, Program, find_program
+from e2enet.network.program import BLOCK, EXPANSION, HEAD, POOLING, Program
+from e2enet.network.tracing import find_program
 
 # Besides the flows that meet in a node (forward, up, down): a node's transposed convolution, which brings the upward
 # flow to the node's resolution, and its second convolution, which follows the concatenated flows.

@@ -23,16 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from e2enet.network.e2enet import E2ENet, check_input
 from e2enet.network.layers import Triple
-from e2enet.network.program import (
-    BLOCK,
-    EXPANSION,
-    HEAD,
-    POOLING,
-    Operation,
-    Program,
-    find_program,
-    implementation,
-)
+from e2enet.network.program import BLOCK, EXPANSION, HEAD, POOLING, Operation, Program, implementation
+from e2enet.network.tracing import find_program
 
 CONVENTIONS = ("exact", "paper")
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)

@@ -1,28 +1,23 @@
 """A network's forward pass as a list of operations, which every backend walks.
 
-The plain network is the source: its modules compute in torch, and a trace of its forward pass (torch.fx) gives the
-list. A backend is a table from `KINDS` to what computes an operation of this kind (`implementation`). So an operation
+The plain network is the source: its modules compute in torch, and `tracing` reads the list from its forward pass. A
+backend is a table from `KINDS` to what computes an operation of this kind (`implementation`). So an operation
 that a backend lacks is refused by its name before anything is computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from e2enet.common.errors import InputError
-from e2enet.network.blocks import BlockStack, ConvBlock
-from e2enet.network.decoders import FusionGrid, FusionNode, UNetDecoder
-from e2enet.network.e2enet import E2ENet
-from e2enet.network.layers import PlaneConv3d, StrideUp3d, Triple
-from e2enet.network.norm import InstanceNormAct
+from e2enet.network.blocks import ConvBlock
+from e2enet.network.layers import StrideUp3d, Triple
 from e2enet.network.pooling import StrideMaxPool3d
-from e2enet.network.recompute import run_once
 from e2enet.network.shift import channel_shifts
 
 # block: concatenation with depth-shift, convolution, instance norm and activation. expansion: transposed convolution
@@ -33,21 +28,6 @@ KINDS: dict[type[nn.Module], str] = {
     StrideUp3d: EXPANSION,
     StrideMaxPool3d: POOLING,
     nn.Conv3d: HEAD,
-}
-# Which modules each module of an E2ENet may hold. A plain convolution is a head; one with a norm belongs to a block.
-CHILDREN: dict[type[nn.Module], tuple[type[nn.Module], ...]] = {
-    E2ENet: (nn.ModuleList, FusionGrid, UNetDecoder),
-    FusionGrid: (nn.ModuleList,),
-    UNetDecoder: (nn.ModuleList,),
-    FusionNode: (StrideUp3d, StrideMaxPool3d, BlockStack),
-    nn.ModuleList: (nn.ModuleList, BlockStack, FusionNode, StrideUp3d, nn.Conv3d),
-    BlockStack: (ConvBlock,),
-    ConvBlock: (PlaneConv3d, InstanceNormAct),
-    PlaneConv3d: (),
-    InstanceNormAct: (),
-    StrideUp3d: (),
-    StrideMaxPool3d: (),
-    nn.Conv3d: (),
 }
 V = TypeVar("V")
 G = TypeVar("G")
@@ -176,53 +156,6 @@ def last_reads(steps: Sequence[tuple[tuple[int, ...], int]], results: Sequence[i
     }
 
 
-def read_program(model: E2ENet, *, training: bool) -> Program:
-    """Trace a network's forward pass in training or eval mode. The model is not changed."""
-    modules = dict(model.named_modules())
-    before = model.training, model.run_part
-    model.training, model.run_part = training, run_once  # what runs parts twice has the same operations
-    try:
-        graph = _Tracer().trace(_Unchecked(model))
-    finally:
-        model.training, model.run_part = before
-    nodes = [node for node in graph.nodes if node.op == "call_module"]
-    numbers = {node: number for number, node in enumerate(nodes, start=1)}
-    operations = []
-    for node in nodes:
-        name = str(node.target).removeprefix("model.")
-        inputs = tuple(numbers.get(skip_views(source), 0) for source in node.args)
-        operations.append(Operation(name, modules[name], inputs, numbers[node]))
-    (result,) = (node.args[0] for node in graph.nodes if node.op == "output")
-    results = result if isinstance(result, list | tuple) else [result]
-    return Program(tuple(operations), tuple(numbers[skip_views(node)] for node in results))
-
-
-def find_program(network: nn.Module) -> Program | None:
-    """Return the program of an E2ENet, with every head; None if the network computes, or holds, anything else.
-
-    So a program that is found tells all that the network computes.
-    """
-    if not isinstance(network, E2ENet):
-        return None
-    kind = type(network)
-    if kind.forward is not E2ENet.forward or kind._forward is not E2ENet._forward:
-        return None
-    known = CHILDREN | {kind: CHILDREN[E2ENet]}
-    if any(type(child) not in known[type(module)] for module in network.modules() for child in module.children()):
-        return None
-    with _every_head(network):
-        return read_program(network, training=False)
-
-
-@contextmanager
-def _every_head(network: E2ENet) -> Iterator[None]:
-    before, network.deep_supervision_in_eval = network.deep_supervision_in_eval, True
-    try:
-        yield
-    finally:
-        network.deep_supervision_in_eval = before
-
-
 def implementation(backend: str, table: Mapping[str, T], operation: Operation, expected: str = "engine=dense") -> T:
     """Return what a backend has for an operation.
 
@@ -270,32 +203,3 @@ SIZES: dict[str, Callable[[Any, Triple], Triple]] = {
     POOLING: _pooled,
     HEAD: _convolved,
 }
-
-
-class _Unchecked(nn.Module):
-    """The network without its input checks, for tracing."""
-
-    def __init__(self, model: E2ENet) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Any:
-        return self.model._forward(x)
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, tuple(KINDS))
-
-
-def skip_views(node: Any) -> Any:
-    """Return the layer (or the input) that a value comes from; skip views and a pooling's first output."""
-    while True:
-        if node.op == "call_method":  # contiguous
-            node = node.args[0]
-        elif node.op == "call_function" and node.args[1] == 0:  # pooling returns its input beside its output
-            node = node.args[0].args[0]
-        elif node.op == "call_function":
-            node = node.args[0]
-        else:
-            return node

@@ -11,7 +11,7 @@ from torch import nn
 from e2enet.network import E2ENet
 from e2enet.network.cost import CONVENTIONS, count_cost
 from e2enet.network.dsff import init_masks
-from e2enet.network.program import find_program
+from e2enet.network.tracing import find_program
 
 FIVE_STRIDES = [(2, 2, 2)] * 5
 

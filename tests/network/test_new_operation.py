@@ -19,7 +19,8 @@ from e2enet.network.engine import compact, known
 from e2enet.network.engine.inference import CompactNetwork
 from e2enet.network.engine.training import TrainingEngine
 from e2enet.network.fused.network import FusedNetwork
-from e2enet.network.program import CHILDREN, KINDS, SIZES, read_program
+from e2enet.network.program import KINDS, SIZES
+from e2enet.network.tracing import CHILDREN, read_program
 
 SIZE = (4, 8, 8)
 BACKENDS: dict[str, Callable[[E2ENet], Any]] = {

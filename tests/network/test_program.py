@@ -15,19 +15,8 @@ from e2enet.network.dsff import init_masks
 from e2enet.network.engine import inference, training
 from e2enet.network.fused import layers as fused_layers
 from e2enet.network.layers import to_channels_last
-from e2enet.network.program import (
-    BLOCK,
-    EXPANSION,
-    HEAD,
-    KINDS,
-    POOLING,
-    SIZES,
-    Operation,
-    Program,
-    find_program,
-    implementation,
-    read_program,
-)
+from e2enet.network.program import BLOCK, EXPANSION, HEAD, KINDS, POOLING, SIZES, Operation, Program, implementation
+from e2enet.network.tracing import find_program, read_program
 
 STRIDES = [(1, 2, 2), (2, 2, 2)]
 SIZE = (4, 8, 8)

@@ -24,16 +24,8 @@ from e2enet.network.engine.self_check import check_itself
 from e2enet.network.engine.sparse_layers import Convolution, Expansion, Pooling
 from e2enet.network.engine.timing_cache import TimingCache
 from e2enet.network.layers import Triple
-from e2enet.network.program import (
-    BLOCK,
-    EXPANSION,
-    HEAD,
-    POOLING,
-    Operation,
-    Program,
-    last_reads,
-    read_program,
-)
+from e2enet.network.program import BLOCK, EXPANSION, HEAD, POOLING, Operation, Program, last_reads
+from e2enet.network.tracing import read_program
 from e2enet.network.whole_pass import check_call
 
 Layer = Callable[[Sequence[LazyVolumes]], LazyVolumes]

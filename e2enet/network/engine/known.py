@@ -21,8 +21,8 @@ from e2enet.network.e2enet import KERNEL_SIZES, E2ENet
 from e2enet.network.layers import PlaneConv3d, StrideUp3d
 from e2enet.network.norm import InstanceNormAct
 from e2enet.network.pooling import StrideMaxPool3d
-from e2enet.network.program import CHILDREN
 from e2enet.network.recompute import recompute, run_once
+from e2enet.network.tracing import CHILDREN
 
 LARGEST_DEPTH_STRIDE = 4  # 16 lanes of 4 slices each fill the 64 bits of one integer
 ONES, NO_PADDING = (1, 1, 1), (0, 0, 0)

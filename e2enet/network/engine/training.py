@@ -29,7 +29,8 @@ from e2enet.network.engine.lazy_volumes import LazyVolumes, Norm
 from e2enet.network.engine.self_check import check_itself
 from e2enet.network.engine.sparse_layers import Convolution, Expansion, Pooling
 from e2enet.network.layers import Triple
-from e2enet.network.program import BLOCK, EXPANSION, HEAD, POOLING, Operation, read_program
+from e2enet.network.program import BLOCK, EXPANSION, HEAD, POOLING, Operation
+from e2enet.network.tracing import read_program
 from e2enet.network.whole_pass import check_backward, check_call
 
 BACKEND = "a training engine"

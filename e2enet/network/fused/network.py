@@ -19,7 +19,8 @@ from e2enet.network.fused.grouped import GroupedBlock
 from e2enet.network.fused.layers import LAYERS, FusedLayer, Pass, Readers
 from e2enet.network.fused.volumes import Reader, Volumes
 from e2enet.network.layers import checked_mask, to_channels_last
-from e2enet.network.program import BLOCK, Operation, Program, implementation, read_program
+from e2enet.network.program import BLOCK, Operation, Program, implementation
+from e2enet.network.tracing import read_program
 from e2enet.network.whole_pass import check_backward, check_call
 
 BACKEND = "the fused pass"

@@ -77,7 +77,7 @@ CHANGES: dict[str, tuple[Callable[[E2ENet], Any], str]] = {
     "forward of it all": (set_attribute(lambda m: m, "forward", lambda x: x), "the network has a forward of its own"),
     "_forward": (set_attribute(lambda m: m, "_forward", lambda x: x), "the network has a _forward of its own"),
     "a node's method": (set_attribute(node, "_fuse", lambda *x: x[0]), "has a _fuse of its own"),
-    "convolve": (set_attribute(lambda m: block(m).conv, "convolve", lambda x, *_: x), "has a convolve of its own"),
+    "forward": (set_attribute(lambda m: block(m).conv, "forward", lambda x: x), "has a forward of its own"),
     "hook": (lambda m: node(m).register_forward_hook(lambda *a: None), r"columns.0.0 has a hook \(forward_hooks\)"),
     "hook before": (lambda m: m.register_forward_pre_hook(lambda *a: None), r"network has a hook \(forward_pre_hooks"),
     "hook backward": (lambda m: block(m).register_full_backward_hook(lambda *a: None), r"hook \((is_full_)?backward"),
