@@ -72,7 +72,7 @@ def layer_of(sizes: tuple[int, ...], density: float) -> tuple[Any, Any]:
     mask = draw.random((outputs, channels)) < density
     weights = draw.standard_normal((outputs, channels, 1, 3, 3), dtype=np.float32)
     shifts = np.array(channel_shifts(channels, 3))
-    norm = np.ones(outputs, np.float32), np.zeros(outputs, np.float32), 1e-5, 0.01
+    norm = np.array([[1], [0]], np.float32).repeat(outputs, axis=1), 1e-5, 0.01
     source = LazyVolumes.of(draw.standard_normal((1, channels, height, width, depth), dtype=np.float32))
     kernels = ActiveKernels.of_convolution(mask, shifts, (1, 3, 3))
     return Convolution(kernels, kernels.gather_weights(weights), (1, 1, 1), (1, 1), norm), source

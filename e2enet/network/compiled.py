@@ -59,10 +59,13 @@ def run_in_threads(work: Callable[..., Any], pieces: Sequence[tuple[int, ...]]) 
     The calling thread works too, so short work need not wait for others to wake up. A call from within a piece runs in
     that piece's thread only.
     """
+    if len(pieces) == 1:
+        work(*pieces[0])
+        return
     left = iter(pieces)  # shared: each thread takes the next piece when it is done with one
 
     def take_pieces() -> None:
-        outside, _thread.in_piece = in_piece(), len(pieces) > 1
+        outside, _thread.in_piece = in_piece(), True
         try:
             for piece in left:
                 work(*piece)
@@ -73,7 +76,8 @@ def run_in_threads(work: Callable[..., Any], pieces: Sequence[tuple[int, ...]]) 
     others = [_pool(os.getpid(), threads).submit(take_pieces) for _ in range(min(threads, len(pieces)) - 1)]
     take_pieces()
     for other in others:
-        other.result()
+        if not other.cancel():  # no piece is left for a thread that has not begun
+            other.result()
 
 
 _thread = threading.local()

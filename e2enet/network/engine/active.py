@@ -27,7 +27,7 @@ class ActiveKernels:
 
     Attributes:
         nonzero_outputs: bool (O,), the outputs with entries. The others are zero everywhere and are not counted in
-            `starts`.
+            `starts`. places: their numbers.
         reads: (reads, 2), the different pairs of channel and slices. numbers: (K,), each entry's pair.
         plans: tables of the loops over these kernels, see `tile_plan`.
     """
@@ -53,6 +53,7 @@ class ActiveKernels:
         self.taps, self.plane, self.halo = taps, plane, halo
         counts = np.bincount(outputs, minlength=num_outputs)
         self.nonzero_outputs: np.ndarray = counts > 0
+        self.places = np.flatnonzero(self.nonzero_outputs)
         self.starts = np.concatenate([[0], np.cumsum(counts[self.nonzero_outputs])]).astype(np.int64)
         reads = np.stack([channels, slices], axis=1)[order]
         self.reads, numbers = np.unique(reads, axis=0, return_inverse=True)

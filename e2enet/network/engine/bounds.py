@@ -97,13 +97,18 @@ def _pool(
     _windows("the pooled volume", out[0], stride, values[0, 0])
 
 
-def _moments(
-    reads: Reads, writes: Writes, plane: Any, first: int, last: int, values: Any, totals: Any, few: bool, results: Any
-) -> None:
-    rows = len(values)
-    _require(0 <= first <= last <= rows, f"channels {first} .. {last - 1} of {rows}")
-    _require(totals.shape[0] * totals.shape[2] == rows, f"the array of totals: {totals.shape} for {rows} channels")
-    _shape("the array of results", results, (rows, 2))
+def _normalise(
+    reads: Reads, writes: Writes, plane: Any, sample: int, begin: int, end: int, values: Any, totals: Any, few: bool,
+    places: Any, norm: Any, eps: float, slope: float, affine: Any, moments: Any,
+) -> None:  # fmt: skip
+    (samples, outputs, _), channels = values.shape, norm.shape[1]
+    _require(0 <= sample < samples, f"sample {sample} of {samples}")
+    _require(0 <= begin <= end <= outputs, f"outputs {begin} .. {end - 1} of {outputs}")
+    _shape("the array of totals", totals, (samples, totals.shape[1], outputs, 2))
+    _shape("the outputs' channels", places, (outputs,))
+    _require(((places >= 0) & (places < channels)).all(), f"an output is none of {channels} channels")
+    _shape("the array of affine", affine, (samples, channels, 3))
+    _shape("the array of moments", moments, (samples, channels, 2))
 
 
 def _unpool(
@@ -150,7 +155,7 @@ def _take_over(
     _require(top >= 0 and 0 <= first <= last <= rows, f"rows {first} .. {last - 1} of {rows}, from row {top} on")
 
 
-_ALL = _convolve, _expand, _correlate, _norm, _pool, _moments, _unpool, _lay_out, _take_over
+_ALL = _convolve, _expand, _correlate, _norm, _pool, _normalise, _unpool, _lay_out, _take_over
 CHECKS: dict[str, Callable[..., None]] = {check.__name__[1:]: check for check in _ALL}
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from e2enet.network.engine import checks
 from e2enet.network.engine.hand_out import run_samples
 from e2enet.network.engine.lazy_volumes import LazyVolumes, Norm, empty_volume
-from e2enet.network.engine.sparse_layers import moments
+from e2enet.network.engine.pending_norm import PendingNorm
 from e2enet.network.layers import Triple
 
 LARGEST_PART = 2**22  # input values that are laid out for torch at a time
@@ -64,8 +64,7 @@ class DenseConvolution:
                 self._write(self._convolve(self._read(sources, samples, above, read)), samples, first, values, totals)
         signal = LazyVolumes.of(values)
         if self.norm is not None:
-            mean, variance = moments(values, totals)
-            signal.normalise(mean, variance, *self.norm)
+            PendingNorm(signal, values, totals, self.norm, np.arange(outputs)).finish_from(0)
         return signal
 
     def _read(self, sources: Sequence[LazyVolumes], samples: range, top: int, rows: int) -> Tensor:

@@ -6,7 +6,8 @@ thread gets whole samples. The values of a layer do not depend on the cut.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from math import ceil
 from typing import Any
@@ -23,7 +24,8 @@ VALUES_PER_PIECE = 2**17  # of loops that go over values once: about SHORTEST_PI
 Piece = tuple[int, int, int, int]
 
 
-def cut(samples: int, tiles: int, outputs: int, seconds: tuple[float, float], threads: int) -> list[Piece]:
+@lru_cache(maxsize=1024)
+def cut(samples: int, tiles: int, outputs: int, seconds: tuple[float, float], threads: int) -> tuple[Piece, ...]:
     """Return pieces (first, last, begin, end): the jobs first .. last - 1, outputs begin .. end - 1 of each.
 
     Job i is tile i % tiles of sample i // tiles.
@@ -37,12 +39,12 @@ def cut(samples: int, tiles: int, outputs: int, seconds: tuple[float, float], th
     """
     jobs = samples * tiles
     if threads == 1 or jobs == 0:
-        return [(0, jobs, 0, outputs)]
+        return ((0, jobs, 0, outputs),)
     whole = 0
     if samples >= threads:
         whole = samples if sum(seconds) < SHORT else samples - samples % threads
     pieces = [(first * tiles, last * tiles, 0, outputs) for first, last in ranges(whole, PIECES_PER_THREAD * threads)]
-    return pieces + _cut_rest(whole * tiles, jobs, tiles, outputs, seconds, threads)
+    return (*pieces, *_cut_rest(whole * tiles, jobs, tiles, outputs, seconds, threads))
 
 
 def _cut_rest(
@@ -72,9 +74,19 @@ def ranges(count: int, parts: int) -> list[tuple[int, int]]:
     return list(pairwise(count * part // parts for part in range(parts + 1))) if parts else []
 
 
-def run_pieces(work: Callable[..., Any], samples: int, tiles: int, outputs: int, seconds: tuple[float, float]) -> None:
-    """Call `work(first, last, begin, end)` for the pieces of `cut`, on as many threads as torch uses."""
-    run_in_threads(work, cut(samples, tiles, outputs, seconds, _threads()))
+def pieces_of(samples: int, tiles: int, outputs: int, seconds: tuple[float, float]) -> tuple[Piece, ...]:
+    """Return the pieces of `cut` for as many threads as torch uses."""
+    return cut(samples, tiles, outputs, seconds, _threads())
+
+
+def whole_samples(pieces: Sequence[Piece], tiles: int, outputs: int) -> int:
+    """Return how many samples, from the first one on, lie in pieces of whole samples."""
+    done = 0
+    for first, last, begin, end in pieces:
+        if first != done or first == last or last % tiles or end - begin < outputs:
+            break
+        done = last
+    return done // max(1, tiles)
 
 
 def run_rows(work: Callable[[int, int], Any], rows: int, values: int) -> None:

@@ -187,7 +187,7 @@ def _convolution(operation: Operation, outputs: np.ndarray, inputs: np.ndarray) 
     mask = operation.mask().numpy()[outputs][:, inputs]
     pending: Norm | None = None
     if norm is not None:
-        pending = _array(norm.weight)[outputs], _array(norm.bias)[outputs], norm.eps, norm.slope
+        pending = np.stack([_array(norm.weight)[outputs], _array(norm.bias)[outputs]]), norm.eps, norm.slope
     weights, shifts = _array(conv.weight)[outputs][:, inputs], np.array(operation.shifts())[inputs]
     description = f"convolution {weights.shape} with {mask.sum()} active, stride {conv.stride}"
     kernels = ActiveKernels.of_convolution(mask, shifts, conv.kernel_size)

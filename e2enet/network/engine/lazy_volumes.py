@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
 import numpy as np
@@ -13,8 +14,8 @@ from e2enet.network.engine import checks
 from e2enet.network.engine.vector_code import LANES
 from e2enet.network.layers import Triple
 
-# An instance norm with leaky ReLU: weight (C,), bias (C,), eps and the negative slope.
-Norm = tuple[np.ndarray, np.ndarray, float, float]
+# An instance norm with leaky ReLU: weight and bias (2, C) float32, eps and the negative slope.
+Norm = tuple[np.ndarray, float, float]
 
 
 @dataclass
@@ -42,23 +43,13 @@ class LazyVolumes:
         share one volume.
         """
         batch, channels, height, width, depth = values.shape
-        first = values.ctypes.data + values.strides[0] * np.arange(batch, dtype=np.int64)
-        rows = first[:, None] + values.strides[1] * np.arange(channels, dtype=np.int64)
+        addresses = _steps(batch, channels, values.strides[:2]) + values.ctypes.data
         memory: tuple[np.ndarray, ...] = (values,)
-        if nonzero is not None and not nonzero.all():
+        if nonzero is not None and channels < len(nonzero):
             memory = values, np.zeros(values.shape[2:], np.float32)
-            addresses = np.full((batch, len(nonzero)), memory[1].ctypes.data, np.int64)
-            addresses[:, nonzero] = rows
-            rows = addresses
-        return cls(rows, unchanged(*rows.shape), (depth, height, width), memory)
-
-    def normalise(
-        self, mean: np.ndarray, variance: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float, slope: float
-    ) -> None:
-        """Let readers apply instance norm and leaky ReLU. mean, variance: (B, C). weight, bias: (C,)."""
-        self.moments = np.stack([mean, 1 / np.sqrt(variance + eps)], axis=2)
-        scale = weight * self.moments[..., 1]
-        self.affine[..., 0], self.affine[..., 1], self.affine[..., 2] = scale, bias - mean * scale, slope
+            written, addresses = addresses, np.full((batch, len(nonzero)), memory[1].ctypes.data, np.int64)
+            addresses[:, nonzero] = written
+        return cls(addresses, unchanged(*addresses.shape), (depth, height, width), memory)
 
     def stacked(self) -> np.ndarray:
         """Return all channels as one (B, C, H, W, D), before norm and activation; uncopied if they lie so."""
@@ -84,6 +75,12 @@ class LazyVolumes:
         for address in self.addresses.ravel().tolist():
             first = ctypes.cast(address, ctypes.POINTER(ctypes.c_float))
             yield np.ctypeslib.as_array(first, (height, width, depth))
+
+
+@lru_cache(maxsize=256)
+def _steps(batch: int, channels: int, strides: tuple[int, int]) -> np.ndarray:
+    """Return how far the volumes (B, C) lie behind the first one, in bytes."""
+    return strides[0] * np.arange(batch, dtype=np.int64)[:, None] + strides[1] * np.arange(channels, dtype=np.int64)
 
 
 def unchanged(batch: int, channels: int) -> np.ndarray:

@@ -248,29 +248,35 @@ def pool(first, last, values, places, affine, stride, out):
 
 
 @compiled
-def moments(first, last, values, totals, from_values, results):
-    """results[r] = mean and variance of the rows first .. last - 1 of `values`, (rows, voxels); float64 (rows, 2).
+def normalise(sample, begin, end, values, totals, from_values, places, norm, eps, slope, affine, moments):
+    """Let readers normalise the outputs begin .. end - 1 of a sample.
 
-    totals: (B, tiles, C, 2), the sums of each tile and of their squares; row r is channel r % C of sample r // C.
-    from_values: take the voxels themselves instead, twice.
+    values: (B, outputs, voxels). totals: (B, parts, outputs, 2), sums of each part and of their squares. from_values:
+    take the voxels themselves instead, twice. places: (outputs,), their channels in what is written: `affine` (B, C, 3)
+    float32 and `moments` (B, C, 2) float64, see `LazyVolumes`. norm: (2, C) float32, weight and bias.
     """
-    tiles, channels = totals.shape[1], totals.shape[2]
-    voxels = values.shape[1]
+    voxels = values.shape[2]
     partial = np.empty(BLOCK)
-    for row in range(first, last):
-        sample, channel = row // channels, row % channels
+    for output in range(begin, end):
+        channel = places[output]
+        mean, square = 0.0, 0.0
         if from_values:
-            mean = _power_sum(values[row], 0.0, False, partial) / voxels
-            variance = _power_sum(values[row], mean, True, partial) / voxels
+            line = values[sample, output]
+            mean = _power_sum(line, 0.0, False, partial) / voxels
+            variance = _power_sum(line, mean, True, partial) / voxels
         else:
-            mean, square = 0.0, 0.0
-            for tile in range(tiles):
-                mean += totals[sample, tile, channel, 0]
-                square += totals[sample, tile, channel, 1]
+            for part in range(totals.shape[1]):
+                mean += totals[sample, part, output, 0]
+                square += totals[sample, part, output, 1]
             mean /= voxels
             variance = max(square / voxels - mean * mean, 0.0)
-        results[row, 0] = mean
-        results[row, 1] = variance
+        rstd = 1 / np.sqrt(variance + eps)
+        scale = norm[0, channel] * rstd
+        moments[sample, channel, 0] = mean
+        moments[sample, channel, 1] = rstd
+        affine[sample, channel, 0] = scale
+        affine[sample, channel, 1] = norm[1, channel] - mean * scale
+        affine[sample, channel, 2] = slope
 
 
 @compiled

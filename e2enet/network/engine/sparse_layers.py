@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
-from e2enet.network.engine import checks, inner_loops
+from e2enet.network.compiled import run_in_threads
+from e2enet.network.engine import checks, inner_loops, loops
 from e2enet.network.engine.active import ActiveKernels
-from e2enet.network.engine.hand_out import run_pieces, run_rows
+from e2enet.network.engine.hand_out import pieces_of, run_rows, whole_samples
 from e2enet.network.engine.lazy_volumes import LazyVolumes, Norm, empty_volume
+from e2enet.network.engine.pending_norm import PendingNorm
 from e2enet.network.engine.tile_plan import plan_of, thread_buffer
 from e2enet.network.engine.vector_code import LANES
 from e2enet.network.layers import Triple
-
-FEW_VOXELS = 2**13
 
 
 class Convolution:
@@ -35,20 +36,25 @@ class Convolution:
         self.kernels, self.weights, self.stride, self.padding, self.norm = kernels, weights, stride, padding, norm
 
     def __call__(self, sources: Sequence[LazyVolumes]) -> LazyVolumes:
-        nonzero, plane = self.kernels.nonzero_outputs, self.kernels.plane
-        depth, height, width = (
-            (edge + 2 * pad - tap) // step + 1
-            for edge, pad, tap, step in zip(sources[0].size, (0, *self.padding), (1, *plane), self.stride, strict=True)
-        )
-        batch = len(sources[0].addresses)
-        out = empty_volume((batch, len(self.kernels.starts) - 1, height, width, depth))
-        signal = LazyVolumes.of(out, nonzero)
-        totals = convolve(self.kernels, self.weights, sources, signal, self.stride, self.padding)
-        if self.norm is not None:
-            found = np.zeros((2, batch, len(nonzero)))
-            found[:, :, nonzero] = moments(out, totals)
-            signal.normalise(found[0], found[1], *self.norm)
-        return signal
+        size = _output_size(sources[0].size, self.kernels.plane, self.stride, self.padding)
+        depth, height, width = size
+        batch, outputs, nonzero = len(sources[0].addresses), len(self.kernels.places), self.kernels.nonzero_outputs
+        values = empty_volume((batch, outputs, height, width, depth))
+        out = LazyVolumes.of(values, nonzero)
+        call = ConvolutionCall(self.kernels, self.weights, sources, out, self.stride, self.padding)
+        norm = None if self.norm is None else PendingNorm(out, values, call.totals, self.norm, self.kernels.places)
+        call.run(norm)
+        return out
+
+
+@lru_cache(maxsize=256)
+def _output_size(size: Triple, plane: tuple[int, int], stride: Triple, padding: tuple[int, int]) -> Triple:
+    """Return (D, H, W) of a convolution's output. The shift, or a kernel of several slices, keeps the depth."""
+    depth, height, width = (
+        (edge + 2 * pad - tap) // step + 1
+        for edge, pad, tap, step in zip(size, (0, *padding), (1, *plane), stride, strict=True)
+    )
+    return depth, height, width
 
 
 def convolve(
@@ -59,60 +65,80 @@ def convolve(
     stride: Triple,
     padding: tuple[int, int],
     add: np.ndarray | None = None,
-) -> np.ndarray:
+) -> None:
     """Write the sums of a convolution into the volumes of `out`, for outputs that have kernels.
 
-    add: for which channels of `out` sums are added to the volumes' values. Returns the totals of each written output's
-    sums and of their squares, float64 (B, tiles, outputs, 2).
+    add: for which channels of `out` sums are added to the volumes' values.
     """
-    from e2enet.network.engine import loops
+    ConvolutionCall(kernels, weights, sources, out, stride, padding, add).run()
 
-    targets, size, plane = _targets(out, kernels), out.size, kernels.plane
-    plan = plan_of(kernels, size, sources[0].size, stride=stride, padding=padding)
-    written = "stream" if size[0] % LANES == 0 and plan.tiling.strips == 1 else "write"
-    store = _stores(kernels, add, inner_loops.storing(written).address, inner_loops.storing("add").address)
-    multiply = inner_loops.plane_convolution(plane, (stride[1], stride[2])).address
-    codes = loops.Codes(inner_loops.filling(stride[0]).address, multiply, store)
-    source, own = plan.source(sources), plan.kernels(weights)
-    loop = checks.watch(loops.convolve, sources, writes=[out], plane=plane)
-    totals = np.zeros((len(targets), len(plan.tiles.places), targets.shape[1], 2))
 
-    def part(first: int, last: int, begin: int, end: int) -> None:
-        sums = thread_buffer("sums", inner_loops.ROWS, inner_loops.COLUMNS, LANES)
-        buffers = thread_buffer("tile", *plan.shape), sums, thread_buffer("totals", 2, LANES)
-        loop(first, last, begin, end, codes, *buffers, plan.tiles, source, own, targets, size, totals)
+class ConvolutionCall:
+    """One call of `convolve`.
 
-    run_pieces(part, *totals.shape[:3], plan.seconds)
-    checks.require_written(out, kernels.nonzero_outputs)
-    return totals
+    totals: of each written output's sums and of their squares, float64 (B, tiles, outputs, 2).
+    """
+
+    def __init__(
+        self,
+        kernels: ActiveKernels,
+        weights: np.ndarray,
+        sources: Sequence[LazyVolumes],
+        out: LazyVolumes,
+        stride: Triple,
+        padding: tuple[int, int],
+        add: np.ndarray | None = None,
+    ) -> None:
+        size, plane = out.size, kernels.plane
+        self.kernels, self.out = kernels, out
+        self.plan = plan = plan_of(kernels, size, sources[0].size, stride=stride, padding=padding)
+        written = "stream" if size[0] % LANES == 0 and plan.tiling.strips == 1 else "write"
+        store = _stores(kernels, add, inner_loops.storing(written).address, inner_loops.storing("add").address)
+        multiply = inner_loops.plane_convolution(plane, (stride[1], stride[2])).address
+        codes = loops.Codes(inner_loops.filling(stride[0]).address, multiply, store)
+        self.targets = _targets(out, kernels)
+        self.totals = np.zeros((len(self.targets), len(plan.tiles.places), self.targets.shape[1], 2))
+        self._loop = checks.watch(loops.convolve, sources, writes=[out], plane=plane)
+        self._codes = codes
+        self._given = plan.tiles, plan.source(sources), plan.kernels(weights), self.targets, size, self.totals
+
+    def run(self, norm: PendingNorm | None = None) -> None:
+        """Write the outputs. With `norm`, finish it too."""
+        samples, tiles, outputs, _ = self.totals.shape
+
+        def part(first: int, last: int, begin: int, end: int) -> None:
+            sums = thread_buffer("sums", inner_loops.ROWS, inner_loops.COLUMNS, LANES)
+            buffers = thread_buffer("tile", *self.plan.shape), sums, thread_buffer("totals", 2, LANES)
+            self._loop(first, last, begin, end, self._codes, *buffers, *self._given)
+            if norm is not None and last <= whole * tiles:  # its values are still in this core's cache
+                for sample in range(first // tiles, last // tiles):
+                    norm.finish(sample, 0, outputs)
+
+        pieces = pieces_of(samples, tiles, outputs, self.plan.seconds)
+        whole = whole_samples(pieces, tiles, outputs)
+        run_in_threads(part, pieces)
+        if norm is not None:
+            norm.finish_from(whole)
+        checks.require_written(self.out, self.kernels.nonzero_outputs)
 
 
 def _targets(out: LazyVolumes, kernels: ActiveKernels) -> np.ndarray:
     """Return the addresses (B, outputs) of the channels that have kernels."""
-    if len(kernels.starts) > len(kernels.nonzero_outputs):
+    if len(kernels.places) == len(kernels.nonzero_outputs):
         return out.addresses
-    return np.ascontiguousarray(out.addresses[:, kernels.nonzero_outputs])
+    return np.ascontiguousarray(out.addresses[:, kernels.places])
 
 
 def _stores(kernels: ActiveKernels, add: np.ndarray | None, written: int, added: int) -> np.ndarray:
     """Return what stores each output that has kernels: `added` for channels of `add`, else `written`."""
     if add is None:
-        return np.full(len(kernels.starts) - 1, written, np.int64)
-    return np.where(add[kernels.nonzero_outputs], added, written)
+        return _one_store(len(kernels.places), written)
+    return np.where(add[kernels.places], added, written)
 
 
-def moments(values: np.ndarray, totals: np.ndarray) -> np.ndarray:
-    """Return mean and variance (2, B, C) of (B, C, H, W, D), from `totals` (B, parts, C, 2) for many voxels."""
-    from e2enet.network.engine import loops
-
-    batch, channels = values.shape[:2]
-    rows, voxels = batch * channels, math.prod(values.shape[2:])
-    few = voxels <= FEW_VOXELS  # sums of squares are too rough if voxels hardly differ
-    whole, results = values.reshape(rows, voxels), np.empty((rows, 2))
-    loop = checks.watch(loops.moments)
-    read = 2 * whole.size if few else totals.size
-    run_rows(lambda first, last: loop(first, last, whole, totals, few, results), rows, read)
-    return results.T.reshape(2, batch, channels)
+@lru_cache(maxsize=256)
+def _one_store(outputs: int, written: int) -> np.ndarray:
+    return np.full(outputs, written, np.int64)
 
 
 class Expansion:
@@ -123,7 +149,7 @@ class Expansion:
 
     def __call__(self, sources: Sequence[LazyVolumes]) -> LazyVolumes:
         depth, height, width = (edge * step for edge, step in zip(sources[0].size, self.stride, strict=True))
-        shape = len(sources[0].addresses), len(self.kernels.starts) - 1, height, width, depth
+        shape = len(sources[0].addresses), len(self.kernels.places), height, width, depth
         signal = LazyVolumes.of(empty_volume(shape), self.kernels.nonzero_outputs)
         expand(self.kernels, self.weights, sources, signal, self.stride)
         return signal
@@ -138,8 +164,6 @@ def expand(
     add: np.ndarray | None = None,
 ) -> None:
     """Write a block of stride (depth, row, column) voxels for each voxel of the sources; the rest as in `convolve`."""
-    from e2enet.network.engine import loops
-
     plan = plan_of(kernels, sources[0].size, sources[0].size, padding=kernels.halo)
     positions, in_plane = math.prod(stride), stride[1] * stride[2]
     columns = max(1, inner_loops.ROWS * inner_loops.COLUMNS // positions)
@@ -156,7 +180,7 @@ def expand(
             first, last, begin, end, codes, *buffers, plan.tiles, source, own, stride, columns, places, targets
         )  # fmt: skip
 
-    run_pieces(part, len(targets), len(plan.tiles.places), targets.shape[1], plan.seconds)
+    run_in_threads(part, pieces_of(len(targets), len(plan.tiles.places), targets.shape[1], plan.seconds))
     checks.require_written(out, kernels.nonzero_outputs)
 
 
@@ -167,8 +191,6 @@ class Pooling:
         self.stride, self.channels = stride, channels
 
     def __call__(self, sources: Sequence[LazyVolumes]) -> LazyVolumes:
-        from e2enet.network.engine import loops
-
         (source,) = sources
         batch, every = source.addresses.shape
         depth, height, width = (edge // step for edge, step in zip(source.size, self.stride, strict=True))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from e2enet.network.engine import checks, inner_loops
+from e2enet.network.engine import checks, inner_loops, loops
 from e2enet.network.engine.active import ActiveKernels
 from e2enet.network.engine.lazy_volumes import LazyVolumes, empty_volume
 from e2enet.network.engine.tiling import FEWEST, Tiling, lane_run_table, slice_bits, tile_volume
@@ -56,8 +56,6 @@ class TilePlan:
         beside: int,
         fewest: int,
     ) -> None:
-        from e2enet.network.engine import loops
-
         reads = len(kernels.reads)
         tiling = tile_volume(size, reads + beside, kernels.plane, (stride[1], stride[2]), fewest)
         rows, columns = (
@@ -76,8 +74,6 @@ class TilePlan:
 
     def source(self, sources: Sequence[LazyVolumes]) -> Any:
         """Return how tiles are filled from concatenated sources, a `loops.TileSource`."""
-        from e2enet.network.engine import loops
-
         addresses, affine = joined(sources)
         return loops.TileSource(
             self.reads, addresses, affine, self.slices, self.source_size, self.padding, self.stride, False
@@ -85,8 +81,6 @@ class TilePlan:
 
     def kernels(self, weights: np.ndarray) -> Any:
         """Return the kernels with their weights (K, taps), a `loops.KernelList`."""
-        from e2enet.network.engine import loops
-
         return loops.KernelList(self.starts, self.offsets, weights)
 
 
@@ -143,10 +137,14 @@ def thread_buffer(use: str, *shape: int) -> np.ndarray:
     """Return this thread's memory for `use`: uninitialised float32, aligned to vectors."""
     if checks.ON:  # anew each time: guard values, which may be read, follow directly
         return empty_volume(shape)
-    count = prod(shape)
-    # The last pixels are read several at a time, past the end of the tile.
-    needed = count + inner_loops.ROWS * inner_loops.COLUMNS * LANES
-    buffers: dict[str, np.ndarray] = _memory.__dict__.setdefault("rooms", {})
-    if use not in buffers or buffers[use].size < needed:
-        buffers[use] = empty_volume((needed,))
-    return buffers[use][:count].reshape(shape)
+    buffers: dict[str, dict[tuple[int, ...], np.ndarray]] = _memory.__dict__.setdefault("buffers", {})
+    views = buffers.setdefault(use, {(): np.empty(0, np.float32)})  # by shape; the whole memory is that of ()
+    if shape not in views:
+        count = prod(shape)
+        # The last pixels are read several at a time, past the end of the tile.
+        needed = count + inner_loops.ROWS * inner_loops.COLUMNS * LANES
+        if views[()].size < needed:
+            views.clear()
+            views[()] = empty_volume((needed,))
+        views[shape] = views[()][:count].reshape(shape)
+    return views[shape]

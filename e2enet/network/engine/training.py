@@ -181,7 +181,7 @@ class TrainedConvolution:
         self.weight = _array(self.conv.weight)
         norm: Norm | None = None
         if self.norm is not None:
-            norm = _array(self.norm.weight), _array(self.norm.bias), self.norm.eps, self.norm.slope
+            norm = np.stack([_array(self.norm.weight), _array(self.norm.bias)]), self.norm.eps, self.norm.slope
         weights = self.kernels.gather_weights(self.weight)
         self.layer = Convolution(self.kernels, weights, self.stride, self.padding, norm)
 

@@ -222,7 +222,7 @@ def test_a_fault_in_what_gradients_are_given(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_fault_in_what_a_norm_is_given() -> None:
-    norm = np.ones(3, np.float32), np.zeros(3, np.float32), 1e-5, 0.01
+    norm = np.array([[1], [0]], np.float32).repeat(3, axis=1), 1e-5, 0.01
     layer = convolution()
     layer.norm = norm
     value = layer([volumes()])

@@ -49,18 +49,20 @@ def test_every_output_of_every_tile_is_in_one_piece(
 
 def test_threads_take_whole_samples_where_there_are_enough() -> None:
     short = 0.3 * SHORT, 0.5 * SHORT
-    assert cut(2, 10, 8, short, 2) == [(0, 10, 0, 8), (10, 20, 0, 8)]
-    assert cut(3, 10, 8, short, 2) == [(0, 10, 0, 8), (10, 20, 0, 8), (20, 30, 0, 8)]
+    assert list(cut(2, 10, 8, short, 2)) == [(0, 10, 0, 8), (10, 20, 0, 8)]
+    assert list(cut(3, 10, 8, short, 2)) == [(0, 10, 0, 8), (10, 20, 0, 8), (20, 30, 0, 8)]
     assert len(cut(64, 10, 8, short, 2)) == 8  # a thread takes several of many samples at once
     pieces = cut(3, 10, 8, LONG, 2)  # the third is shared
-    assert pieces[:2] == [(0, 10, 0, 8), (10, 20, 0, 8)] and len(pieces) > 4
-    assert cut(3, 10, 8, short, 1) == [(0, 30, 0, 8)]
+    assert pieces[:2] == ((0, 10, 0, 8), (10, 20, 0, 8)) and len(pieces) > 4
+    assert list(cut(3, 10, 8, short, 1)) == [(0, 30, 0, 8)]
 
 
 def test_threads_share_the_tiles_and_the_outputs_of_a_single_sample() -> None:
-    assert cut(1, 64, 8, LONG, 2) == [(8 * part, 8 * part + 8, 0, 8) for part in range(8)]
-    assert cut(1, 2, 32, LONG, 8) == [(job, job + 1, 8 * part, 8 * part + 8) for job in range(2) for part in range(4)]
-    assert cut(1, 64, 8, (0.0, 0.1 * hand_out.SHORTEST_PIECE), 8) == [(0, 64, 0, 8)]  # not worth waking a thread
+    assert list(cut(1, 64, 8, LONG, 2)) == [(8 * part, 8 * part + 8, 0, 8) for part in range(8)]
+    assert list(cut(1, 2, 32, LONG, 8)) == [
+        (job, job + 1, 8 * part, 8 * part + 8) for job in range(2) for part in range(4)
+    ]
+    assert list(cut(1, 64, 8, (0.0, 0.1 * hand_out.SHORTEST_PIECE), 8)) == [(0, 64, 0, 8)]  # not worth waking a thread
 
 
 def same_bits(found: Any, expected: Any) -> None:
@@ -84,7 +86,7 @@ def test_cuts_within_a_sample_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(tile_plan, "OPERATIONS", 1e5)
     pieces: list[hand_out.Piece] = []
 
-    def noted(*given: Any) -> list[hand_out.Piece]:
+    def noted(*given: Any) -> tuple[hand_out.Piece, ...]:
         pieces.extend(found := cut(*given))
         return found
 
@@ -134,7 +136,7 @@ def test_a_training_batch_has_the_bits_of_one_sample_at_a_time(threads: int) -> 
 def test_convolutions_by_torch_take_samples_together(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dense, "LARGEST_PART", part)
     draw = np.random.default_rng(0)
-    norm = np.ones(3, np.float32), np.zeros(3, np.float32), 1e-5, 0.01
+    norm = np.array([[1], [0]], np.float32).repeat(3, axis=1), 1e-5, 0.01
     x = draw.standard_normal((5, 4, 9, 11, 7), dtype=np.float32)
     for kernel, stride in (((1, 3, 3), (2, 2, 1)), ((3, 3, 3), (1, 1, 2))):
         weights = draw.standard_normal((3, 4, *kernel), dtype=np.float32)

@@ -92,7 +92,7 @@ def test_a_convolution_is_torchs(
     signals = [signal(*pair) for pair in zip(sources, affines, strict=True)]
     seen = [values(source)[None].contiguous() for source in signals]
     weight, bias = torch.randn(outputs, generator=draw), torch.randn(outputs, generator=draw)
-    norm = weight.numpy(), bias.numpy(), 1e-5, 0.01
+    norm = np.stack([weight.numpy(), bias.numpy()]), 1e-5, 0.01
     shifts, padding = np.array(channel_shifts(total, shift_size)), [edge // 2 for edge in kernel]
     expected = F.conv3d(shift_concat(seen, shift_size), weights, None, stride, padding)
     layer = (
@@ -178,7 +178,7 @@ def test_channels_that_no_kernel_writes_share_one_volume() -> None:
 def test_any_number_of_threads_gives_the_same_bits(threads: int) -> None:
     draw = torch.Generator().manual_seed(0)
     weights, mask = torch.randn(8, 6, 1, 3, 3, generator=draw), torch.rand(8, 6, generator=draw) < 0.5
-    norm = np.ones(8, np.float32), np.zeros(8, np.float32), 1e-5, 0.01
+    norm = np.array([[1], [0]], np.float32).repeat(8, axis=1), 1e-5, 0.01
     layer = convolution(weights, mask, np.array(channel_shifts(6, 3)), norm=norm)
     source = signal(torch.randn(6, 32, 40, 40, generator=draw))
     before = torch.get_num_threads()
@@ -195,7 +195,7 @@ def test_any_number_of_threads_gives_the_same_bits(threads: int) -> None:
 
 def test_a_large_mean_costs_no_digits_that_matter() -> None:
     x = torch.randn(1, 32, 48, 48, generator=torch.Generator().manual_seed(0)) + 30
-    norm = np.ones(1, np.float32), np.zeros(1, np.float32), 1e-5, 0.01
+    norm = np.array([[1], [0]], np.float32).repeat(1, axis=1), 1e-5, 0.01
     active = torch.ones(1, 1, dtype=torch.bool)
     layer = convolution(torch.ones(1, 1, 1, 1, 1), active, np.zeros(1, np.int64), padding=(0, 0), norm=norm)
     expected = F.leaky_relu(F.instance_norm(x[None].double()), 0.01)[0].float()
