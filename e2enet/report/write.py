@@ -96,6 +96,7 @@ def _printed(section: Section) -> dict[str, Table]:
     """The tables of a section that go into a paper."""
     tables = {
         "accuracy": section.accuracy,
+        "tests": section.paired,
         "ranks": section.ranks,
         "cost": section.cost,
         "published": section.published,

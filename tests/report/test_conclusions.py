@@ -18,6 +18,7 @@ from e2enet.report.results.runs import load_runs
 from e2enet.report.tables.conclusions import (
     accuracy_conclusion,
     cost_conclusion,
+    effect_conclusion,
     published_conclusion,
     rank_conclusion,
     settings_conclusion,
@@ -113,6 +114,18 @@ def test_without_a_comparison_the_reason_is_told() -> None:
     assert "No run has" in accuracy_conclusion([line("A", 99.0, role="training")], OPTIONS)
 
 
+def test_effects_tell_the_largest_difference_and_whether_its_interval_includes_0() -> None:
+    sizes = {"difference": -1.5, "difference_low": -2.0, "difference_high": 0.25}
+    small = {"difference": 1.0, "difference_low": 0.5, "difference_high": 2.0}
+    words = effect_conclusion([line("A", 80, 0.1, 0.9, **small), line("B", 80, 0.1, -0.4, **sizes)], Options())
+    assert words.startswith(
+        "The largest median difference is that of B: -1.50 points of Dice (95 % interval -2.00 to +0.25, which "
+        "includes 0), with r = -0.40."
+    )
+    assert "0.50 to +2.00), with" in effect_conclusion([line("A", 80, 0.1, 0.9, **small)], Options())
+    assert effect_conclusion([line("A", 80, 1.0, 0.0, difference=0.0, difference_low=math.nan)], Options()) == ""
+
+
 def ranking(ranks: dict[str, list[float]], **tests: dict[str, Any]) -> Ranking:
     """Rank rows by scores that fall with their ranks; `tests` are columns of their lines."""
     scores = -pd.DataFrame(ranks)
@@ -199,14 +212,14 @@ def test_every_table_of_a_sweep_has_its_words(
     report = build_report(load_runs(sweep_folder), Options(resamples=100), count=lambda overrides, setting: {})
     section = report.sections[0]
     tables = [table for table in (*section.tables, report.unfinished) if table.lines]
-    assert len(tables) == 5 and all(table.conclusion for table in tables)
+    assert len(tables) == 6 and all(table.conclusion for table in tables)
     if ending == "terminal":
         write_report(sweep_folder, Options(resamples=100))
         printed = " ".join(capsys.readouterr().out.split())
         assert "S = 0.9 scores lower than S = 0.8" in printed and "2 jobs have no scores" in printed
     elif ending == ".html":
         page = render_page(page_of(report, {}))
-        assert page.count("<strong>In words:</strong>") == 4  # jobs have a list of their own
+        assert page.count("<strong>In words:</strong>") == 5  # jobs have a list of their own
         assert "Between S = 0.7 and S = 0.8 no difference was found on 8 cases" in page
     elif ending == ".md":
         assert all("**In words:** " in to_markdown(table) for table in tables)

@@ -142,7 +142,7 @@ def test_variants_are_compared_with_the_reference_s_same_variant(tmp_path: Path)
     assert found["S = 0.8 (dsff.growth=gradient)"]["reference"]
     (section,) = build_report(make(tmp_path / "again", jobs), OPTIONS, count=count).sections
     against = "S = 0.8 (dsff.growth=random) or S = 0.8 (dsff.growth=gradient) of the same configuration"
-    assert any(against in note for note in section.accuracy.notes)
+    assert any(against in note for note in section.paired.notes)
 
 
 def test_rows_of_other_data_are_not_paired(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from e2enet.report.results.options import Options
-from e2enet.report.tables.columns import accuracy_columns, p_text
+from e2enet.report.tables.columns import accuracy_columns, p_text, paired_columns
 from e2enet.report.tables.markup import escape_latex, markdown_text, to_latex, to_markdown, write_values
 from e2enet.report.tables.table import Best, Column, Table, number, text
 
@@ -129,14 +129,16 @@ def test_accuracy_cells() -> None:
         ("obtained", "90 % interval"): "86.00 to 89.00",
         ("obtained", "NSD (%)"): "95.00",
         ("obtained", "HD95 (mm)"): "1.23",
-        ("test", "p"): "0.25",
         ("test", "p (Holm)"): "0.5",
-        ("test", "median difference (90 % interval)"): "+1.23 (-0.50 to 2.00)",
-        ("test", "rank-biserial r"): "-0.25",
         ("", "cases"): "52",
         ("", "missed"): "1 of 208",
         ("", "invented"): "3",
     }
-    # One case has a difference but no interval.
-    single = replace(table, lines=({**line, "difference_low": math.nan},))
-    assert "+1.23" in single.cells()[0]
+    line |= {"against": "S = 0.9", "pairs": 52}
+    single = line | {"difference_low": math.nan, "difference_high": math.nan}  # one case has no interval
+    table = Table("", paired_columns(Options(confidence=0.9)), (line, single))
+    assert [column.heading for column in table.shown()][3:6] == [
+        *("median difference", "90 % interval", "rank-biserial r")
+    ]
+    assert table.cells()[0] == ["S = 0.8", "S = 0.9", "52", "+1.23", "-0.50 to +2.00", "-0.25", "0.25", "0.5"]
+    assert table.cells()[1][3:5] == ["+1.23", ""]

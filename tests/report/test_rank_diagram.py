@@ -73,6 +73,24 @@ def test_bars_join_the_groups_and_the_distance_is_to_scale() -> None:
     assert np.ptp(np.asarray(distance.get_xdata(), float)) == pytest.approx(shown.test.critical_distance)
 
 
+def test_a_row_in_no_group_with_another_has_no_bar() -> None:
+    shown = ranking(3, spread=12.0)
+    assert shown.test is not None and shown.test.groups() == [["row 2"], ["row 1"], ["row 0"]]
+    assert bars(shown.test) == []
+    (axes,) = drawn(shown).axes
+    assert "bar" not in [line.get_gid() for line in axes.lines]
+
+
+def test_leaders_do_not_cross() -> None:
+    # The outermost rank of a side has the highest name, so no leader passes below another's corner.
+    shown = ranking(7)
+    assert shown.test is not None
+    (axes,) = drawn(shown).axes
+    heights = {text.get_text(): text.get_position()[1] for text in axes.texts}
+    down = [heights[str(name)] for name in shown.test.mean_ranks.index]  # y grows downwards
+    assert down[:4] == sorted(down[:4]) and down[4:] == sorted(down[4:], reverse=True)
+
+
 def test_without_a_difference_one_bar_joins_all_and_no_distance_is_drawn() -> None:
     shown = ranking(4, cases=8, spread=0)
     assert shown.test is not None and not shown.test.is_significant

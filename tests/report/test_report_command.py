@@ -36,6 +36,7 @@ def test_the_whole_report(sweep_folder: Path, capsys: pytest.CaptureFixture[str]
     assert headings == [
         "Sparsity level",
         "Sparsity level: accuracy",
+        "Sparsity level: tests against the reference",
         "Sparsity level: ranks over cases",
         "Sparsity level: cost",
         "Published and obtained Dice",
@@ -43,7 +44,7 @@ def test_the_whole_report(sweep_folder: Path, capsys: pytest.CaptureFixture[str]
         "Jobs that did not finish",
     ]
     assert "200 resamples" in text and "0.25 (P" in text and "loss is nan" in text
-    assert (output / "sparsity.tex").read_text().count(r"\begin{table}") == 3
+    assert (output / "sparsity.tex").read_text().count(r"\begin{table}") == 4
     jobs = pd.read_csv(output / "jobs.csv")
     assert jobs["state"].tolist().count("finished") == 5
     # All tables use the same unit.
@@ -104,7 +105,7 @@ def test_the_smallest_possible_p_is_told_where_cases_are_few(tmp_path: Path) -> 
         runs = load_runs(write_sweep(tmp_path / name, jobs, {"sparsity": ABLATION}))
         runs = replace(runs, cases=runs.cases[runs.cases["case"].isin(CASES[:count])])
         report = build_report(runs, Options(resamples=200), count=lambda overrides, setting: {})
-        return " ".join(report.sections[0].accuracy.notes)
+        return " ".join(report.sections[0].paired.notes)
 
     # 2 of the 2^5 sign patterns are as extreme as five better cases of five.
     told = "The smallest possible p with 5 cases, where each of them is better, is 0.0625"

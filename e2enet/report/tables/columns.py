@@ -12,7 +12,7 @@ SMALLEST_P = 1e-4
 
 
 def accuracy_columns(options: Options, *, several_datasets: bool) -> tuple[Column, ...]:
-    """Return the columns of published and counted cost, published and obtained accuracy, the test, and the counts."""
+    """Return the columns of published and counted cost, published and obtained accuracy, corrected p, and counts."""
     return (
         Column("row", row_name, numeric=False, brief=True),
         *((Column("dataset", text("data"), numeric=False),) if several_datasets else ()),
@@ -27,13 +27,24 @@ def accuracy_columns(options: Options, *, several_datasets: bool) -> tuple[Colum
         Column(f"{100 * options.confidence:g} % interval", interval, OBTAINED, brief=True),
         Column("NSD (%)", number("nsd", 2), OBTAINED, best=Best("nsd", largest=True)),
         Column("HD95 (mm)", number("hd95", 2), OBTAINED, best=Best("hd95", largest=False)),
-        Column("p", lambda line: p_text(line["p"]), TEST, optional=True),
         Column("p (Holm)", lambda line: p_text(line["p_holm"]), TEST, optional=True, brief=True),
-        Column(f"median difference ({100 * options.confidence:g} % interval)", _difference, TEST, optional=True),
-        Column("rank-biserial r", lambda line: _signed(line["rank_biserial"]), TEST, optional=True),
         Column("cases", lambda line: _count(line, "cases")),
         Column("missed", _missed, brief=True),
         Column("invented", lambda line: _count(line, "invented"), brief=True),
+    )
+
+
+def paired_columns(options: Options) -> tuple[Column, ...]:
+    """Return the columns of the paired tests: pairs, effect sizes, p before and after the correction."""
+    return (
+        Column("row", text("label"), numeric=False),
+        Column("tested against", text("against"), numeric=False),
+        Column("cases", text("pairs")),
+        Column("median difference", lambda line: _signed(line["difference"])),
+        Column(f"{100 * options.confidence:g} % interval", _difference_interval),
+        Column("rank-biserial r", lambda line: _signed(line["rank_biserial"])),
+        Column("p", lambda line: p_text(line["p"])),
+        Column("p (Holm)", lambda line: p_text(line["p_holm"])),
     )
 
 
@@ -94,12 +105,10 @@ def _mean_and_deviation(line: Line) -> str:
     return f"{mean} ± {deviation}" if deviation else mean
 
 
-def _difference(line: Line) -> str:
-    """Return the median difference in points of Dice with its interval: "+1.20 (0.80 to 1.55)"."""
-    median = _signed(line["difference"])
-    if not median or not is_known(line["difference_low"]):
-        return median
-    return f"{median} ({line['difference_low']:.2f} to {line['difference_high']:.2f})"
+def _difference_interval(line: Line) -> str:
+    if not is_known(line["difference_low"]):
+        return ""
+    return f"{line['difference_low']:+.2f} to {line['difference_high']:+.2f}"
 
 
 def _signed(value: float) -> str:

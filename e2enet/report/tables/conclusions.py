@@ -39,6 +39,22 @@ def accuracy_conclusion(lines: Sequence[Line], options: Options) -> str:
     return " ".join([*sentences, _scope([*tests, *references.values()])])
 
 
+def effect_conclusion(tests: Sequence[Line], options: Options) -> str:
+    """Tell the largest median difference of the paired tests with its interval, and what r leaves out."""
+    known = [line for line in tests if is_known(line["difference_low"])]
+    if not known:
+        return ""
+    largest = max(known, key=lambda line: abs(line["difference"]))
+    low, high = largest["difference_low"], largest["difference_high"]
+    zero = ", which includes 0" if low <= 0 <= high else ""
+    return (
+        f"The largest median difference is that of {largest['label']}: {largest['difference']:+.2f} points of Dice "
+        f"({100 * options.confidence:g} % interval {low:+.2f} to {high:+.2f}{zero}), with r = "
+        f"{largest['rank_biserial']:+.2f}. r tells how alike the cases are in direction, not by how many points they "
+        "differ."
+    )
+
+
 def rank_conclusion(rankings: Sequence[Ranking]) -> str:
     """Tell which rows Friedman's and Nemenyi's tests tell apart, and where Wilcoxon's test says something else."""
     sentences = []

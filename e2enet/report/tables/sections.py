@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from e2enet.common.errors import InputError
 from e2enet.report.results.options import Options
 from e2enet.report.results.runs import Runs
-from e2enet.report.tables.columns import accuracy_columns, cost_columns
+from e2enet.report.tables.columns import accuracy_columns, cost_columns, paired_columns
 from e2enet.report.tables.conclusions import (
     accuracy_conclusion,
     cost_conclusion,
+    effect_conclusion,
     published_conclusion,
     rank_conclusion,
     settings_conclusion,
@@ -36,6 +37,7 @@ class Section:
         name: Name of its files: <name>.md, .csv, .tex.
         title: Its heading.
         accuracy: Its main table; the lines of `cost` are the same.
+        paired: Each row's test against the reference with its effect sizes; without lines if nothing is tested.
         ranks: Rows by mean rank over cases (Friedman, Nemenyi); without lines if they cannot be ranked.
         rankings: The same, one for each dataset with two rows or more.
         cost: What the rows cost.
@@ -47,6 +49,7 @@ class Section:
     name: str
     title: str
     accuracy: Table
+    paired: Table
     ranks: Table
     rankings: tuple[Ranking, ...]
     cost: Table
@@ -55,8 +58,8 @@ class Section:
 
     @property
     def tables(self) -> tuple[Table, ...]:
-        """All five, in the order of reading."""
-        return (self.accuracy, self.ranks, self.cost, self.published, self.settings)
+        """All six, in the order of reading."""
+        return (self.accuracy, self.paired, self.ranks, self.cost, self.published, self.settings)
 
     @property
     def lines(self) -> tuple[Line, ...]:
@@ -144,6 +147,7 @@ def _section(runs: Runs, experiment: str | None, lines: tuple[Line, ...], option
             _notes(lines, options),
             accuracy_conclusion(lines, options),
         ),
+        paired=_paired_table(title, lines, options),
         ranks=replace(rank_table(f"{title}: ranks over cases", rankings), conclusion=rank_conclusion(rankings)),
         rankings=rankings,
         cost=Table(f"{title}: cost", cost_columns(), lines, _cost_notes(lines, options), cost_conclusion(lines)),
@@ -169,17 +173,25 @@ def _notes(lines: tuple[Line, ...], options: Options) -> tuple[str, ...]:
             "Runs of fold=all are scored on the cases that they were trained on: they are in no mean, interval, test "
             "or PT, and in no picture of accuracy."
         )
-    tests = [line for line in lines if is_known(line["p"])]
+    return tuple(notes)
+
+
+def _paired_table(title: str, lines: tuple[Line, ...], options: Options) -> Table:
+    tests = tuple(line for line in lines if is_known(line["p"]))
+    notes = []
     if tests:
         references = [line["label"] for line in lines if line["reference"]]
         against = " or ".join(references) + (" of the same configuration" if len(references) > 1 else "")
         pairs = " or ".join(str(number) for number in sorted({line["pairs"] for line in tests}))
         notes.append(
             f"p: two-sided paired Wilcoxon test of the cases' Dice against {against} ({pairs} cases); Holm's "
-            f"correction for all tests of this table ({len(tests)})."
+            f"correction for all tests of this table ({len(tests)}). Median difference: over the cases, in points of "
+            "Dice, with a percentile bootstrap interval over cases. r: matched-pairs rank-biserial correlation, +1 if "
+            "every case is better and -1 if every case is worse."
         )
         notes += _smallest_p(tests)
-    return tuple(notes)
+    words = effect_conclusion(tests, options)
+    return Table(f"{title}: tests against the reference", paired_columns(options), tests, tuple(notes), words)
 
 
 def _smallest_p(tests: Sequence[Line]) -> list[str]:
