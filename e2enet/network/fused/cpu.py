@@ -1,7 +1,7 @@
 """Run the loops for CPUs: the functions that `operations` registers there, with the arguments of `reference`.
 
-They take float32 and bfloat16; other dtypes, and chosen columns, run in plain torch. Volumes are cut by their sizes
-alone, so that sums are the same with any number of threads.
+They take float32 and bfloat16. What they do not take, such as other dtypes and chosen columns, runs in plain torch.
+Volumes are cut by their sizes alone, so that sums are the same with any number of threads.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """The operations around convolutions as loops for CPUs, compiled by numba: one pass over memory each.
 
-Volumes lie channels-last, in float32 or bfloat16. A loop takes lines: the voxels of one row along the width. It takes
-LANES channels of a whole line before the next ones, so that their scales stay in registers (`vectors`). It is given
-addresses. Tables of numbers by channel have LANES more channels at their end, so that they are read whole.
+Volumes lie channels-last, in float32 or bfloat16. A loop takes lines, the voxels of one row along the width, and LANES
+channels at a time (`vectors`). Most take these of a whole line before the next ones, so that what belongs to channels
+stays in registers. They are given addresses. Tables of numbers by channel have LANES more channels at their end, so
+that they are read whole.
 
-kind: a value of the volumes' type, see `vectors`. size: its bytes. sample: the
-index in the batch whose lines are taken.
+kind: a value of the volumes' type, see `vectors`. size: its bytes. sample: the index in the batch whose lines are taken.
 """
 
 from __future__ import annotations
@@ -43,32 +43,31 @@ def prepare(kind, size, slabs, slopes, affine, kind_out, size_out, out, shape, s
     depth_stride, total.
     """
     depth, height, width, depth_stride, total = shape
-    row = 4 * (total + LANES)
+    row, voxel, zeros = 4 * (total + LANES), total * size_out, spread(np.float32(0))
     lines = (depth + depth_stride - 1) // depth_stride * height
     for line in range(first, last):
         h, plane = line % height, line // height
         for slab in range(len(slabs)):
             source, channels, start, target, count, shift, sd, sh, sw = slabs[slab]
             d, taps, down = plane * depth_stride - shift, sd * sh * sw, spread(slopes[slab])
-            written = out + ((sample * lines + line) * width * total + target) * size_out
+            there = out + (sample * lines + line) * width * voxel + target * size_out
             if d < 0 or d >= depth:
                 for w in range(width):
                     for c in range(0, count, LANES):
-                        there = written + (w * total + c) * size_out
-                        store(kind_out, there, count - c, spread(np.float32(0)))
+                        store(kind_out, there + w * voxel + c * size_out, count - c, zeros)
                 continue
             coarse_line = (sample * (depth // sd) + d // sd) * (height // sh) + h // sh
             tap = (d % sd * sh + h % sh) * sw
-            given = source + ((coarse_line * (width // sw) * taps + tap) * channels + start) * size
+            here = source + ((coarse_line * (width // sw) * taps + tap) * channels + start) * size
+            own = affine + 2 * sample * row + 4 * target
             for c in range(0, count, LANES):
-                own = affine + 2 * sample * row + 4 * (target + c)
-                scale, offset = load(WIDE, own, LANES), load(WIDE, own + row, LANES)
+                scale, offset = load(WIDE, own + 4 * c, LANES), load(WIDE, own + row + 4 * c, LANES)
                 for coarse in range(width // sw):
                     for k in range(sw):
-                        value = load(kind, given + ((coarse * taps + k) * channels + c) * size, count - c)
+                        value = load(kind, here + ((coarse * taps + k) * channels + c) * size, count - c)
                         value = multiply_add(value, scale, offset)
                         value = where_positive(value, value, times(value, down))
-                        store(kind_out, written + ((coarse * sw + k) * total + c) * size_out, count - c, value)
+                        store(kind_out, there + (coarse * sw + k) * voxel + c * size_out, count - c, value)
 
 
 @compiled
@@ -125,6 +124,8 @@ def pool(kind, size, values, affine, slope, pooled, largest, shape, window, samp
 def gather_gradient(kind, size, values, table, slope, out, sums, readers, runs, shape, sample, first, last):
     """Write lines first .. last - 1 of a sample's gradient before the activation, and add to its sums.
 
+    It takes LANES channels of a whole line before the next ones, so that their sums stay in registers.
+
     table: (B, 4, C + LANES) float32 of `statistics`. sums: float64 (2, C + LANES). readers: (readers, 8) int64, address
     of a reader's gradient, its channels, the first one of these values, depth stride, address of the numbers of the
     largest voxels (0: none), window. runs: (runs, 2 + readers) int64, first and last channel of a run and its shift for
@@ -132,60 +133,61 @@ def gather_gradient(kind, size, values, table, slope, out, sums, readers, runs, 
     """
     depth, height, width, channels, step = shape
     row, down, zeros = 4 * (channels + LANES), spread(slope), spread(np.float32(0))
-    places = np.empty((len(readers), 4), np.int64)
+    places = np.empty((len(readers), 5), np.int64)
     for line in range(first, last):
-        own_line = (sample * depth * height + line) * width
         for run in range(len(runs)):
-            find_line(size, readers, runs[run, 2:], shape, sample, line, places)
+            find_readers(size, readers, runs[run, 2:], shape, sample, line, places)
             for c in range(runs[run, 0], runs[run, 1], LANES):
                 own, count = table + 4 * (sample * row + c), runs[run, 1] - c
                 scale, offset = load(WIDE, own, LANES), load(WIDE, own + row, LANES)
                 mean, rstd = load(WIDE, own + 2 * row, LANES), load(WIDE, own + 3 * row, LANES)
                 plain, normal = zeros, zeros
-                for w in range(width):
-                    coarse, place = w // step, (own_line + w) * channels + c
-                    total = zeros
-                    for reader in range(len(places)):
-                        given, voxel, numbers, number = places[reader]
-                        if given == 0:
-                            continue
-                        if numbers == 0:
-                            total = plus(total, load(kind, given + w * voxel + c * size, count))
-                            continue
-                        found = load(kind, given + coarse * voxel + c * size, count)
-                        largest = load(BYTE, numbers + coarse * channels + c, count)
-                        this = spread(np.float32(number + w - coarse * step))
-                        total = plus(total, where_equal(largest, this, found, zeros))
-                    value = load(kind, values + place * size, count)
-                    total = where_positive(multiply_add(value, scale, offset), total, times(total, down))
-                    store(kind, out + place * size, count, total)
-                    plain = plus(plain, total)
-                    normal = multiply_add(total, times(minus(value, mean), rstd), normal)
+                place = ((sample * depth * height + line) * width * channels + c) * size
+                for coarse in range(width // step):
+                    for k in range(step):
+                        total = zeros
+                        for reader in range(len(readers)):
+                            given, by_window, by_voxel, numbers, number = places[reader]
+                            if given == 0:
+                                continue
+                            found = load(kind, given + coarse * by_window + k * by_voxel + c * size, count)
+                            if numbers != 0:
+                                largest = load(BYTE, numbers + coarse * channels + c, count)
+                                found = where_equal(largest, spread(np.float32(number + k)), found, zeros)
+                            total = plus(total, found)
+                        value = load(kind, values + place, count)
+                        total = where_positive(multiply_add(value, scale, offset), total, times(total, down))
+                        store(kind, out + place, count, total)
+                        plain = plus(plain, total)
+                        normal = multiply_add(total, times(minus(value, mean), rstd), normal)
+                        place += channels * size
                 add_to(sums + 8 * c, plain)
                 add_to(sums + 8 * (channels + LANES + c), normal)
 
 
 @compiled
-def find_line(size, readers, shifts, shape, sample, line, places):
-    """Fill `places`, (readers, 4), with where each reader's gradient of a line lies: see `gather_gradient`.
+def find_readers(size, readers, shifts, shape, sample, line, places):
+    """Fill `places`, (readers, 5), with where the readers' gradients of a line lie: see `gather_gradient`.
 
-    The first voxel's channel 0 (0: the reader has no gradient of this line), bytes from voxel to voxel, the numbers of
-    the largest voxels, and the number that the line's first voxel has in its window.
+    The address of channel 0 of the first voxel, 0 if a reader has no gradient there; bytes from window to window, and
+    from voxel to voxel of a window; the address of the numbers of the largest voxels, 0 if there are none; and the
+    number of the line's first voxel in its window.
     """
-    depth, height, width, channels, _ = shape
+    depth, height, width, channels, step = shape
     for reader in range(len(readers)):
         grad, total, start, depth_stride, largest, sd, sh, sw = readers[reader]
         d, h = line // height, line % height
-        coarse_d, coarse_h, edge = d // sd, h // sh, depth // sd
-        moved = coarse_d + shifts[reader]
-        slices = (edge + depth_stride - 1) // depth_stride
+        edge, moved = depth // sd, d // sd + shifts[reader]
+        slices, plane = (edge + depth_stride - 1) // depth_stride, height // sh * (width // sw)
+        in_plane = h // sh * (width // sw)
         inside = moved >= 0 and moved < edge and moved % depth_stride == 0
-        there = ((sample * slices + moved // depth_stride) * (height // sh) + coarse_h) * (width // sw)
-        here = ((sample * edge + coarse_d) * (height // sh) + coarse_h) * (width // sw)
+        there = (sample * slices + moved // depth_stride) * plane + in_plane
+        here = (sample * edge + d // sd) * plane + in_plane
         places[reader, 0] = grad + (there * total + start) * size if inside else 0
-        places[reader, 1] = total * size
-        places[reader, 2] = largest + here * channels if largest != 0 else 0
-        places[reader, 3] = (d % sd * sh + h % sh) * sw
+        places[reader, 1] = total * size * (1 if largest != 0 else step)
+        places[reader, 2] = 0 if largest != 0 else total * size
+        places[reader, 3] = largest + here * channels if largest != 0 else 0
+        places[reader, 4] = (d % sd * sh + h % sh) * sw
 
 
 @compiled
@@ -194,16 +196,14 @@ def norm_gradient(kind, size, grad, values, table, out, channels, first, last):
 
     table: (4, C + LANES) float32: scale, plain, mean, factor.
     """
-    rows, step = max(LANES, BLOCK_VALUES // channels), 4 * (channels + LANES)
-    for block in range(first, last, rows):
+    step = 4 * (channels + LANES)
+    for row in range(first, last):
         for c in range(0, channels, LANES):
-            scale, plain = load(WIDE, table + 4 * c, LANES), load(WIDE, table + step + 4 * c, LANES)
-            mean, factor = load(WIDE, table + 2 * step + 4 * c, LANES), load(WIDE, table + 3 * step + 4 * c, LANES)
-            for row in range(block, min(block + rows, last)):
-                place, count = (row * channels + c) * size, channels - c
-                given = minus(load(kind, grad + place, count), plain)
-                normal = times(minus(load(kind, values + place, count), mean), factor)
-                store(kind, out + place, count, times(scale, minus(given, normal)))
+            place, count, own = (row * channels + c) * size, channels - c, table + 4 * c
+            given = minus(load(kind, grad + place, count), load(WIDE, own + step, LANES))
+            normal = minus(load(kind, values + place, count), load(WIDE, own + 2 * step, LANES))
+            normal = times(normal, load(WIDE, own + 3 * step, LANES))
+            store(kind, out + place, count, times(load(WIDE, own, LANES), minus(given, normal)))
 
 
 @compiled
@@ -214,21 +214,23 @@ def block_gradient(kind, size, readers, runs, out, steps, shape, sample, first, 
     width of the whole volume, C, 1.
     """
     (depth, height, width, channels, _), (sd, sh, sw) = shape, steps
-    places = np.empty((1, 4), np.int64)
+    places, zeros = np.empty((1, 5), np.int64), spread(np.float32(0))
     for line in range(first, last):
         d, h = line // height, line % height
         coarse_line = (sample * (depth // sd) + d // sd) * (height // sh) + h // sh
-        written = coarse_line * (width // sw) * sd * sh + d % sd * sh + h % sh
+        written = (coarse_line * (width // sw) * sd * sh + d % sd * sh + h % sh) * sw
         for run in range(len(runs)):
-            find_line(size, readers, runs[run, 2:], shape, sample, line, places)
-            given, voxel = places[0, 0], places[0, 1]
-            for w in range(width):
-                place = (written + w // sw * sd * sh) * sw + w % sw
-                for c in range(runs[run, 0], runs[run, 1], LANES):
-                    count, value = runs[run, 1] - c, spread(np.float32(0))
-                    if given != 0:
-                        value = load(kind, given + w * voxel + c * size, count)
-                    store(kind, out + (place * channels + c) * size, count, value)
+            begin, end = runs[run, 0], runs[run, 1]
+            find_readers(size, readers, runs[run, 2:], shape, sample, line, places)
+            given, _, voxel, _, _ = places[0]
+            there = out + written * channels * size
+            for _ in range(width // sw):
+                for k in range(sw):
+                    for c in range(begin, end, LANES):
+                        value = load(kind, given + c * size, end - c) if given != 0 else zeros
+                        store(kind, there + (k * channels + c) * size, end - c, value)
+                    given += voxel if given != 0 else 0
+                there += sd * sh * sw * channels * size
 
 
 @compiled
