@@ -1,4 +1,4 @@
-"""`training.engine=auto` on a GPU: how steps are taken is tried once, before training, and kept in probe.json."""
+"""`training.engine=auto` on a GPU or a CPU with AMX: how steps are taken is tried before training, see probe.json."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import torch
 from e2enet.common.console import say
 from e2enet.common.files import write_json
 from e2enet.network.dsff import fusion_layers
-from e2enet.network.e2enet import E2ENet
-from e2enet.network.fused.trial import WAYS, Choice, choose_way
+from e2enet.network.e2enet import E2ENet, half_precision_pays_on_cpu
+from e2enet.network.engine.vector_code import processor
+from e2enet.network.fused.trial import CPU_WAYS, WAYS, Choice, choose_way
 from e2enet.network.recompute import run_once
 from e2enet.training.module import SegmentationModule, amp_dtype_of
 from e2enet.training.probe import FILE, read_probe
@@ -23,17 +24,19 @@ def choose_engine(trainer: pl.Trainer, module: SegmentationModule) -> None:
     """Set `module.way` to the fastest right way to take steps (`fused.trial`), and write all trials to probe.json.
 
     A resumed run takes the way of its probe.json, if device, torch and workload are the same: it goes on as it began.
-    Nothing is tried for another `training.engine`, another network, a step that is compiled or recomputed, or on a CPU,
-    where network and machine decide.
+    Nothing is tried for another `training.engine`, another network, a step that is compiled or recomputed, or on a CPU
+    in float32 or without AMX, where network and machine decide.
     """
     device, network = trainer.strategy.root_device, module.network
-    if not (_may_choose(module) and _has_ways(device)):
+    if not _may_choose(module):
         return
     assert isinstance(network, E2ENet)
     file = Path(trainer.default_root_dir) / FILE
     own = copy.deepcopy(network).to(device).train()
     with trainer.precision_plugin.train_step_context():
         amp_dtype = amp_dtype_of(own)
+    if not _has_ways(device, amp_dtype):
+        return
     plan = module.plan
     where = {"device": _name(device), "torch": torch.__version__, "workload": _workload(module, amp_dtype)}
     before = read_probe(file)
@@ -41,7 +44,8 @@ def choose_engine(trainer: pl.Trainer, module: SegmentationModule) -> None:
     if isinstance(kept, dict) and {key: kept.get(key) for key in where} == where and kept.get("way") in WAYS:
         module.way = kept["way"]
         return
-    choice = choose_way(own, batch_size=plan.batch_size, patch_size=plan.patch_size, amp_dtype=amp_dtype)
+    ways = CPU_WAYS if device.type == "cpu" else None
+    choice = choose_way(own, batch_size=plan.batch_size, patch_size=plan.patch_size, amp_dtype=amp_dtype, ways=ways)
     module.way = choice.way
     trials = {way: asdict(trial) for way, trial in choice.trials.items()}
     write_json(file, before | {"engine": where | {"way": choice.way, "trials": trials}})
@@ -66,12 +70,17 @@ def _may_choose(module: SegmentationModule) -> bool:
     )
 
 
-def _has_ways(device: torch.device) -> bool:
-    return device.type == "cuda"
+def _has_ways(device: torch.device, amp_dtype: torch.dtype | None) -> bool:
+    return device.type == "cuda" or (
+        device.type == "cpu" and amp_dtype == torch.bfloat16 and half_precision_pays_on_cpu()
+    )
 
 
 def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    """Return what times depend on: the GPU, or the processor and how many threads torch uses."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{processor()[0]}, {torch.get_num_threads()} threads"
 
 
 def _in_words(choice: Choice) -> str:

@@ -11,8 +11,11 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
+from e2enet.network import e2enet
+from e2enet.network.engine import select
+from e2enet.network.engine.training import TrainingEngine
 from e2enet.network.fused.network import FusedNetwork
-from e2enet.network.fused.trial import Choice, Trial
+from e2enet.network.fused.trial import CPU_WAYS, Choice, Trial
 from e2enet.training import engine_choice
 from e2enet.training.engine_choice import choose_engine
 from e2enet.training.probe import probe_step
@@ -32,7 +35,8 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         asked.append(workload)
         return Choice("fused", TRIALS)
 
-    monkeypatch.setattr(engine_choice, "_has_ways", lambda device: True)
+    monkeypatch.setattr(engine_choice, "_has_ways", lambda device, amp_dtype: True)
+    monkeypatch.setattr(engine_choice, "_name", lambda device: device.type)
     monkeypatch.setattr(engine_choice, "choose_way", choose)
     return asked
 
@@ -42,7 +46,9 @@ def test_the_choice_is_told_kept_and_taken(
 ) -> None:
     module, trainer = make_module(), quiet_trainer(tmp_path)
     choose_engine(trainer, module)
-    assert trials == [{"batch_size": module.plan.batch_size, "patch_size": module.plan.patch_size, "amp_dtype": None}]
+    plan = module.plan
+    workload = {"batch_size": plan.batch_size, "patch_size": plan.patch_size, "amp_dtype": None, "ways": CPU_WAYS}
+    assert trials == [workload]
     assert module.way == "fused"
     assert isinstance(module.training_pass(module.network), FusedNetwork)
     text = " ".join(capsys.readouterr().out.split())
@@ -100,10 +106,30 @@ def test_nothing_is_tried_for_other_settings(override: str, trials: list[dict[st
     assert trials == [] and module.way is None and not (tmp_path / "probe.json").exists()
 
 
-def test_nothing_is_tried_on_a_cpu(tmp_path: Path) -> None:
+@pytest.mark.parametrize("amx", [False, True])
+@pytest.mark.parametrize("precision", ["32", "bf16-mixed"])
+def test_a_cpu_tries_ways_with_amx_in_bfloat16_alone(
+    amx: bool, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in (engine_choice, e2enet, select):
+        monkeypatch.setattr(place, "half_precision_pays_on_cpu", lambda: amx)
     module = make_module()
-    choose_engine(quiet_trainer(tmp_path), module)
-    assert module.way is None and not (tmp_path / "probe.json").exists()
+    choose_engine(quiet_trainer(tmp_path, precision=precision), module)
+    if not amx or precision == "32":
+        assert module.way is None and not (tmp_path / "probe.json").exists()
+        return
+    kept = json.loads((tmp_path / "probe.json").read_text())["engine"]
+    assert "threads" in kept["device"] and list(kept["trials"]) == list(CPU_WAYS) == ["dense", "fused", "sparse"]
+    assert all(trial["problem"] is None and trial["seconds"] > 0 for trial in kept["trials"].values())
+    assert module.way == kept["way"] == min(kept["trials"], key=lambda way: kept["trials"][way]["seconds"])
+    runs = {"dense": type(module.network), "fused": FusedNetwork, "sparse": TrainingEngine}
+    for way, kind in runs.items():
+        module.way = way
+        assert isinstance(module.training_pass(module.network), kind)
+    again = make_module()
+    monkeypatch.setattr(engine_choice, "choose_way", lambda *_, **__: pytest.fail("tried again"))
+    choose_engine(quiet_trainer(tmp_path, precision=precision), again)
+    assert again.way == kept["way"]
 
 
 @pytest.mark.parametrize("growth", ["random", "gradient"])

@@ -5,7 +5,7 @@ channels at a time (`vectors`). Most take these of a whole line before the next 
 stays in registers. They are given addresses. Tables of numbers by channel have LANES more channels at their end, so
 that they are read whole.
 
-kind: a value of the volumes' type, see `vectors`. size: its bytes. sample: the index in the batch whose lines are taken.
+kind: a value of the volumes' type, see `vectors`. size: its bytes. sample: index in the batch; its lines are taken.
 """
 
 from __future__ import annotations

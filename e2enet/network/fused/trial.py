@@ -1,4 +1,4 @@
-"""Choose how a GPU takes training steps: by torch, fused, by groups or compiled, whichever is right and fastest."""
+"""Choose how a GPU, or a CPU with AMX, takes training steps: by whichever way is right and fastest."""
 
 from __future__ import annotations
 
@@ -18,19 +18,23 @@ from torch import Tensor, nn
 from e2enet.common.errors import first_line
 from e2enet.network.dsff import expand_mask, fusion_layers
 from e2enet.network.e2enet import E2ENet
+from e2enet.network.engine.select import select_training
 from e2enet.network.engine.self_check import small_size
 from e2enet.network.fused.grouped import grouped_layers
 from e2enet.network.fused.network import FusedNetwork
 
 logger = logging.getLogger(__name__)
 
-WAYS = DENSE, FUSED, GROUPS, COMPILED = "dense", "fused", "groups", "compiled"
+WAYS = DENSE, FUSED, GROUPS, COMPILED, SPARSE = "dense", "fused", "groups", "compiled", "sparse"
 RUNS = 3  # timed, after one untimed run that compiles kernels
 # How far gradients may be from torch's, as a share of their norm: in float32 each parameter's, with autocast all of
 # them together, whose rounding is some hundredths. A wrong term is as large as the gradient.
 TOLERANCE, AMP_TOLERANCE = 0.05, 0.2
 # Gradients smaller than this share of the largest are mostly rounding.
 NEGLIGIBLE = 1e-3
+
+
+Make = Callable[[E2ENet], Any]  # returns what runs the network given
 
 
 @dataclass(frozen=True)
@@ -50,9 +54,14 @@ class Choice:
 
 
 def choose_way(
-    network: E2ENet, *, batch_size: int, patch_size: Sequence[int], amp_dtype: torch.dtype | None = None
+    network: E2ENet,
+    *,
+    batch_size: int,
+    patch_size: Sequence[int],
+    amp_dtype: torch.dtype | None = None,
+    ways: Mapping[str, Make] | None = None,
 ) -> Choice:
-    """Verify every way of `make_ways` on a small input, time it on a batch of patches, and return the fastest.
+    """Verify every way on a small input, time it on a batch of patches, and return the fastest.
 
     A way that fails, or that gives other logits or gradients than the network itself, is left out, with one line in the
     log. If torch's own way fails, for example for want of memory, the others are still tried.
@@ -61,6 +70,7 @@ def choose_way(
         network: in training mode, on the device where it will be trained. It stays as it is.
         batch_size, patch_size: of the training; (D, H, W).
         amp_dtype: of the autocast that will surround the steps.
+        ways: what runs copies of the network, by name; None: those of `make_ways`.
     """
     device = next(network.parameters()).device
     small = _noise(network, 2, small_size(network))
@@ -68,7 +78,7 @@ def choose_way(
     own = copy.deepcopy(network)
     expected = _step(own, own, small, None)
     trials: dict[str, Trial] = {}
-    for way, make in make_ways(network).items():
+    for way, make in (make_ways(network) if ways is None else ways).items():
         try:
             trials[way] = _try(make, network, expected, small, large, amp_dtype)
         except Exception as error:  # whatever a compiler or a driver raises: the run goes on another way
@@ -82,21 +92,29 @@ def choose_way(
     return Choice(min(timed, key=timed.__getitem__) if timed else DENSE, trials)
 
 
-def make_ways(network: E2ENet) -> dict[str, Callable[[E2ENet], nn.Module]]:
-    """Return what runs copies of a network in each way; `groups` needs masks of group granularity."""
+def make_ways(network: E2ENet) -> dict[str, Make]:
+    """Return what runs copies of a network in each way of a GPU; `groups` needs masks of group granularity."""
 
     def compiled(network: E2ENet) -> nn.Module:
         network.compile(dynamic=False)  # after the small input torch would take sizes for variable: slower code
         return network
 
-    ways: dict[str, Callable[[E2ENet], nn.Module]] = {DENSE: lambda network: network, FUSED: FusedNetwork}
+    ways: dict[str, Make] = {DENSE: lambda network: network, FUSED: FusedNetwork}
     if grouped_layers(network):
         ways[GROUPS] = partial(FusedNetwork, groups=True)
     return ways | {COMPILED: compiled}
 
 
+# What a CPU with AMX tries. Compiling takes minutes there, and is not tried.
+CPU_WAYS: dict[str, Make] = {
+    DENSE: lambda network: network,
+    FUSED: FusedNetwork,
+    SPARSE: partial(select_training, engine=SPARSE, amp_dtype=None),
+}
+
+
 def _try(
-    make: Callable[[E2ENet], nn.Module],
+    make: Make,
     network: E2ENet,
     expected: list[Tensor],
     small: Tensor,
