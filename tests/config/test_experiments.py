@@ -25,7 +25,7 @@ EXPERIMENTS = [
         "schedule",
         "seeds",
     ),
-    *("shift_size", "sparsity", "transfer", "update_period", "width"),
+    *("shift_size", "short_runs", "sparsity", "transfer", "update_period", "width"),
 ]
 ABLATIONS = {name: as_plain(compose_config([f"experiments={name}"]).ablation) for name in EXPERIMENTS}
 ROWS = [(name, row) for name, ablation in ABLATIONS.items() for row in ablation["rows"] or {}]
