@@ -1,7 +1,8 @@
-"""Mirrored copies of windows: on a GPU as many of them in one batch as its memory holds.
+"""Mirrored copies of windows in batches.
 
-One window seldom fills a GPU, and eight mirrored copies are there anyway. On a CPU a batch of copies is no faster than
-one copy after the other (docs/performance.md), and takes more memory.
+One window seldom fills a GPU, and eight mirrored copies are there anyway: as many of them make a batch as its memory
+holds. On a CPU a batch is no faster by torch (docs/performance.md), and takes more memory. The engine's threads take
+whole samples of a batch, so it says how many it wants.
 """
 
 from __future__ import annotations
@@ -17,9 +18,20 @@ Mirrored = tuple[int, ...]
 OUT_OF_MEMORY = ("out of memory", "alloc_failed")
 
 
-def copies_at_once(device: torch.device, copies: int) -> int:
-    """Return how many of a window's mirrored copies to try in one batch on a device."""
-    return copies if device.type == "cuda" else 1
+def samples_at_once(networks: Sequence[nn.Module], patch_size: Sequence[int], device: torch.device) -> int:
+    """Return how many windows, mirrored copies included, to give networks at once on a CPU; elsewhere 1.
+
+    It is the least that one of them wants. A network wants one unless it has a method `samples_at_once(patch_size)`.
+    """
+    if device.type != "cpu":
+        return 1
+    wanted = [getattr(network, "samples_at_once", None) for network in networks]
+    return min(1 if ask is None else int(ask(tuple(patch_size))) for ask in wanted)
+
+
+def copies_at_once(device: torch.device, copies: int, samples: int = 1) -> int:
+    """Return how many of a window's mirrored copies to try in one batch; samples: of `samples_at_once`."""
+    return copies if device.type == "cuda" else min(copies, samples)
 
 
 class MirroredPasses:
@@ -31,6 +43,7 @@ class MirroredPasses:
         mirrored: the subsets of (0, 1, 2) = (D, H, W) along which copies are mirrored.
         device: of networks and windows.
         amp_dtype: the dtype of autocast, None for float32.
+        copies: how many to try in one batch.
         leaves_room: number of classes -> whether the memory left suffices; called once after a batch.
         retry: called before a batch is tried again with fewer copies.
     """
@@ -40,11 +53,12 @@ class MirroredPasses:
         mirrored: Sequence[Mirrored],
         device: torch.device,
         amp_dtype: torch.dtype | None,
+        copies: int,
         leaves_room: Callable[[int], bool],
         retry: Callable[[], None],
     ) -> None:
         self.mirrored, self.device, self.amp_dtype = list(mirrored), device, amp_dtype
-        self.copies = copies_at_once(device, len(self.mirrored))
+        self.copies = copies
         self._leaves_room, self._retry = leaves_room, retry
         self._settled = False
 

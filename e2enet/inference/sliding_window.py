@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from e2enet.common.errors import InputError
-from e2enet.inference.mirroring import MirroredPasses, stack_on
+from e2enet.inference.mirroring import MirroredPasses, copies_at_once, samples_at_once, stack_on
 from e2enet.inference.window_sums import WindowSums, device_of_sums, forget_earlier
 from e2enet.inference.windows import WindowGrid, in_batches, mirror_subsets, pad_to_patch
 
@@ -49,7 +49,8 @@ def predict_planes(
         patch_size: in voxels; a smaller image is padded with zeros on both sides.
         step: distance of neighbouring windows as a share of the patch, in (0, 1].
         mirror_axes: among (0, 1, 2) = (D, H, W); the mean is over all subsets of them, flipped and flipped back.
-        batch_size: windows predicted at once; on a GPU with as many of their mirrored copies as fit into memory.
+        batch_size: windows predicted at once; on a GPU with as many of their mirrored copies as fit into memory. On a
+            CPU at least so many: an engine that wants several at once gets them. Sums are the same.
         device: of the networks. If a GPU has enough memory, it also sums the windows, and the planes are on it.
         amp_dtype: the dtype of autocast, None for float32; probabilities are summed in float32.
         on_window: called with the number of windows just done.
@@ -70,10 +71,13 @@ def predict_planes(
     depths = grid.starts[0]
     sums: WindowSums | None = None
     forget_earlier(device)
+    samples = samples_at_once(networks, patch_size, device)
+    batch_size = max(batch_size, samples // len(subsets))
     passes = MirroredPasses(
         subsets,
         device,
         amp_dtype,
+        copies_at_once(device, len(subsets), samples),
         leaves_room=lambda num_classes: device_of_sums(grid, num_classes, device) == device,
         retry=lambda: forget_earlier(device),
     )
@@ -82,15 +86,14 @@ def predict_planes(
         for corners in in_batches(grid.layer(depth), batch_size):
             boxes = [(slice(None), *grid.box(corner)) for corner in corners]
             windows = stack_on(device, [volume[box] for box in boxes])
-            for network in networks:
-                for mirrored, logits in passes.run(network, windows):
-                    totals.append(_total(logits))
-                    if sums is None:
-                        num_classes, times = logits.shape[1], len(networks) * len(subsets)
-                        place_of_sums = device_of_sums(grid, num_classes, device)
-                        sums = WindowSums(grid, num_classes, times, place_of_sums, sigmoid=sigmoid)
-                    for corner, window in zip(corners, logits.to(sums.device), strict=True):
-                        sums.add(window, corner, mirrored)
+            for chosen, mirrored, logits in _in_order(networks, windows, passes):
+                totals.append(_total(logits))
+                if sums is None:
+                    num_classes, times = logits.shape[1], len(networks) * len(subsets)
+                    place_of_sums = device_of_sums(grid, num_classes, device)
+                    sums = WindowSums(grid, num_classes, times, place_of_sums, sigmoid=sigmoid)
+                for corner, window in zip(corners[chosen], logits.to(sums.device), strict=True):
+                    sums.add(window, corner, mirrored)
             if on_window is not None:
                 on_window(len(corners))
         assert sums is not None
@@ -102,6 +105,25 @@ def predict_planes(
         for index, plane in enumerate(sums.take(depth, following), start=depth):
             if place[0].start <= index < place[0].stop:
                 yield plane[:, place[1], place[2]]
+
+
+def _in_order(
+    networks: Sequence[nn.Module], windows: Tensor, passes: MirroredPasses
+) -> Iterator[tuple[slice, tuple[int, ...], Tensor]]:
+    """Yield which windows, the axes along which they are mirrored, and their logits, of every network and copy.
+
+    On a CPU one window follows the other, with all of its logits: sums of overlapping windows then have the same bits,
+    however many windows are predicted at once. A GPU, whose memory would not hold all logits, takes windows together.
+    """
+    found = ((mirrored, logits) for network in networks for mirrored, logits in passes.run(network, windows))
+    if len(windows) == 1 or windows.device.type != "cpu":
+        for mirrored, logits in found:
+            yield slice(None), mirrored, logits
+        return
+    every = list(found)
+    for index in range(len(windows)):
+        for mirrored, logits in every:
+            yield slice(index, index + 1), mirrored, logits[index : index + 1]
 
 
 def predict_probabilities(

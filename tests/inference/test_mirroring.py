@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from e2enet.inference import mirroring, sliding_window
-from e2enet.inference.mirroring import MirroredPasses, copies_at_once, stack_on
+from e2enet.inference import sliding_window
+from e2enet.inference.mirroring import MirroredPasses, copies_at_once, samples_at_once, stack_on
 from e2enet.inference.sliding_window import predict_probabilities
+from e2enet.network.engine.inference import CompactNetwork
 from tests.inference.test_sliding_window import PATCH, one_sided_network
+from tests.network.engine.test_compact import make_model
 
 CPU = torch.device("cpu")
 
@@ -34,7 +36,7 @@ class Bounded(nn.Module):
 
 @pytest.fixture
 def all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mirroring, "copies_at_once", lambda device, copies: copies)
+    monkeypatch.setattr(sliding_window, "copies_at_once", lambda device, copies, samples: copies)
 
 
 def predicted(*networks: nn.Module, batch_size: int = 1) -> Tensor:
@@ -44,6 +46,7 @@ def predicted(*networks: nn.Module, batch_size: int = 1) -> Tensor:
 
 def test_copies_at_once_by_device() -> None:
     assert copies_at_once(CPU, 8) == 1 and copies_at_once(torch.device("cuda:1"), 8) == 8
+    assert copies_at_once(CPU, 8, 3) == 3 and copies_at_once(CPU, 2, 3) == 2
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
@@ -96,7 +99,7 @@ def test_fewer_copies_leave_room_for_the_sums(all_at_once: None, monkeypatch: An
 def test_every_copy_comes_with_its_axes_and_is_still_mirrored(all_at_once: None) -> None:
     windows = torch.arange(24.0).view(1, 1, 2, 3, 4).repeat(2, 1, 1, 1, 1) + torch.tensor([0, 100]).view(2, 1, 1, 1, 1)
     subsets = [(), (0,), (1, 2)]
-    passes = MirroredPasses(subsets, CPU, None, lambda classes: True, lambda: None)
+    passes = MirroredPasses(subsets, CPU, None, 1, lambda classes: True, lambda: None)
     found = list(passes.run(nn.Identity(), windows))
     assert [axes for axes, _ in found] == subsets
     for axes, logits in found:
@@ -106,3 +109,37 @@ def test_every_copy_comes_with_its_axes_and_is_still_mirrored(all_at_once: None)
 def test_windows_are_stacked() -> None:
     parts = [torch.full((1, 2, 2, 2), value) for value in (1.0, 2.0)]
     assert torch.equal(stack_on(CPU, parts), torch.stack(parts))
+
+
+@pytest.mark.parametrize("axes", [(), (0, 2)])
+@pytest.mark.parametrize("samples", [2, 3, 4, 9, 40])
+def test_the_engine_gets_several_windows_and_sums_have_the_same_bits(
+    samples: int, axes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[int] = []
+    networks = [CompactNetwork(make_model(density), choose=False) for density in (0.3, 0.5)]
+    forward, image = CompactNetwork.forward, torch.randn(2, 16, 24, 28, generator=torch.Generator().manual_seed(0))
+
+    def noted(self: CompactNetwork, x: Tensor) -> Any:
+        batches.append(len(x))
+        return forward(self, x)
+
+    def predict(count: int) -> tuple[Tensor, list[int]]:
+        """Return probabilities, and the batches of both networks; there are 3 layers of 6 windows."""
+        monkeypatch.setattr(CompactNetwork, "samples_at_once", lambda self, size: count)
+        batches.clear()
+        return predict_probabilities(networks, image, (8, 16, 16), mirror_axes=axes), list(batches)
+
+    monkeypatch.setattr(CompactNetwork, "forward", noted)
+    (expected, alone), (found, together) = predict(1), predict(samples)
+    assert set(alone) == {1} and sum(together) == sum(alone) == 2 * 18 * 2 ** len(axes)
+    assert max(together) == min(samples, 6 if not axes else 4 if samples < 8 else samples // 4 * 4, 24)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_one_window_at_a_time_unless_every_network_wants_several() -> None:
+    engine = CompactNetwork(make_model(0.3), choose=False)
+    engine.samples_at_once = lambda size: 4 if size == (8, 16, 16) else 0  # type: ignore[method-assign]
+    assert samples_at_once([engine], [8, 16, 16], CPU) == 4
+    assert samples_at_once([engine, one_sided_network(0)], [8, 16, 16], CPU) == 1
+    assert samples_at_once([engine], [8, 16, 16], torch.device("cuda")) == 1

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from math import prod
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,29 +25,42 @@ from e2enet.network.engine.lazy_volumes import LazyVolumes, Norm
 from e2enet.network.engine.self_check import check_itself
 from e2enet.network.engine.sparse_layers import Convolution, Expansion, Pooling
 from e2enet.network.engine.timing_cache import TimingCache
+from e2enet.network.engine.vector_code import FLOAT_BYTES
 from e2enet.network.layers import Triple
 from e2enet.network.program import BLOCK, EXPANSION, HEAD, POOLING, Operation, Program, last_reads
 from e2enet.network.tracing import read_program
 from e2enet.network.whole_pass import check_call
+from e2enet.system.memory import available_memory
 
 Layer = Callable[[Sequence[LazyVolumes]], LazyVolumes]
 SPARSE, DENSE, BFLOAT16 = "sparse", "dense", "bfloat16"
+SHARE_OF_MEMORY = 1 / 8  # of what is free, for the samples of a batch beyond the first one
+
+
+class SparseLayer(Protocol):
+    """A layer with active kernels only."""
+
+    def __call__(self, sources: Sequence[LazyVolumes]) -> LazyVolumes: ...
+
+    def size(self, source: Triple) -> Triple:
+        """Return the output's (D, H, W) for that of the sources."""
 
 
 @dataclass
 class PlannedOp:
     """One layer of the program: it computes `values[output]` from `values[inputs]`.
 
-    No later layer reads the values of `done`. `others` are further ways to run the layer. Each is built when it is
-    timed or chosen; `made` keeps the chosen ones.
+    No later layer reads the values of `done`. `channels` of the output are computed. `others` are further ways to run
+    the layer. Each is built when it is timed or chosen; `made` keeps the chosen ones.
     """
 
     name: str
     description: str
-    layer: Layer
+    layer: SparseLayer
     others: dict[str, Callable[[], Layer]]
     inputs: tuple[int, ...]
     output: int
+    channels: int
     done: tuple[int, ...] = ()
     made: dict[str, Layer] = field(default_factory=dict)
 
@@ -98,6 +113,29 @@ class CompactNetwork(nn.Module):
         ]
         return logits if self.every_head else logits[0]
 
+    def samples_at_once(self, size: Triple) -> int:
+        """Return how many inputs (D, H, W) to give at once: one for each of torch's threads, if memory is free.
+
+        Threads then take whole samples, not slivers of one. What the samples beyond the first one take may be
+        SHARE_OF_MEMORY of the free memory.
+        """
+        threads = torch.get_num_threads()
+        if threads == 1:
+            return 1
+        return 1 + min(threads - 1, int(SHARE_OF_MEMORY * available_memory()) // self.sample_bytes(size))
+
+    def sample_bytes(self, size: Triple) -> int:
+        """Return the bytes of all volumes that a pass holds at the same time, at the most, for an input (D, H, W)."""
+        sizes, held = {0: size}, {0: self.in_channels * prod(size)}
+        most = 0
+        for step in self.steps:
+            sizes[step.output] = step.layer.size(sizes[step.inputs[0]])
+            held[step.output] = step.channels * prod(sizes[step.output])
+            most = max(most, sum(held.values()))
+            for number in step.done:
+                del held[number]
+        return FLOAT_BYTES * max(most, 2 * sum(held.values()))  # logits are copied into torch's layout
+
     def _layer(self, step: PlannedOp, sources: Sequence[LazyVolumes]) -> Layer:
         """Return the step's layer for sources of this size."""
         if self._choices is None or not step.others:
@@ -116,9 +154,10 @@ class CompactNetwork(nn.Module):
         makers = {SPARSE: lambda: step.layer} | {
             name: make for name, make in step.others.items() if name != BFLOAT16 or self._bfloat16
         }
-        size = " x ".join(map(str, sources[0].size))
+        size, batch = " x ".join(map(str, sources[0].size)), len(sources[0].addresses)
+        described = f"{step.description} on {size}" + f", {batch} samples" * (batch > 1)
         ways = {name: partial(_run_of, make, sources) for name, make in makers.items()}
-        return choices.fastest(f"{step.description} on {size}", ways)
+        return choices.fastest(described, ways)
 
 
 def _run_of(make: Callable[[], Layer], sources: Sequence[LazyVolumes]) -> Callable[[], LazyVolumes]:
@@ -138,7 +177,8 @@ def plan_inference(model: E2ENet) -> tuple[list[PlannedOp], tuple[int, ...]]:
         inputs = tuple(number for number in operation.inputs if live[number].any())
         kept = np.concatenate([live[number] for number in operation.inputs])
         planned = plans[operation.output](operation, live[operation.output], kept)
-        steps.append(PlannedOp(operation.name, *planned, inputs, operation.output))
+        channels = int(live[operation.output].sum())
+        steps.append(PlannedOp(operation.name, *planned, inputs, operation.output, channels))
     done = last_reads([(step.inputs, step.output) for step in steps], program.results)
     for step in steps:
         step.done = done[step.output]
@@ -166,7 +206,7 @@ def _live_channels(program: Program, in_channels: int) -> dict[int, np.ndarray]:
 
 
 # A layer's description, the layer and further ways to run it.
-Plan = tuple[str, Layer, dict[str, Callable[[], Layer]]]
+Plan = tuple[str, SparseLayer, dict[str, Callable[[], Layer]]]
 
 
 def _pooling(operation: Operation, outputs: np.ndarray, inputs: np.ndarray) -> Plan:

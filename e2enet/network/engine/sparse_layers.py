@@ -36,15 +36,18 @@ class Convolution:
         self.kernels, self.weights, self.stride, self.padding, self.norm = kernels, weights, stride, padding, norm
 
     def __call__(self, sources: Sequence[LazyVolumes]) -> LazyVolumes:
-        size = _output_size(sources[0].size, self.kernels.plane, self.stride, self.padding)
-        depth, height, width = size
-        batch, outputs, nonzero = len(sources[0].addresses), len(self.kernels.places), self.kernels.nonzero_outputs
-        values = empty_volume((batch, outputs, height, width, depth))
+        depth, height, width = self.size(sources[0].size)
+        batch, nonzero = len(sources[0].addresses), self.kernels.nonzero_outputs
+        values = empty_volume((batch, len(self.kernels.places), height, width, depth))
         out = LazyVolumes.of(values, nonzero)
         call = ConvolutionCall(self.kernels, self.weights, sources, out, self.stride, self.padding)
         norm = None if self.norm is None else PendingNorm(out, values, call.totals, self.norm, self.kernels.places)
         call.run(norm)
         return out
+
+    def size(self, source: Triple) -> Triple:
+        """Return the output's (D, H, W) for that of the sources."""
+        return _output_size(source, self.kernels.plane, self.stride, self.padding)
 
 
 @lru_cache(maxsize=256)
@@ -148,11 +151,16 @@ class Expansion:
         self.kernels, self.weights, self.stride = kernels, weights, stride
 
     def __call__(self, sources: Sequence[LazyVolumes]) -> LazyVolumes:
-        depth, height, width = (edge * step for edge, step in zip(sources[0].size, self.stride, strict=True))
-        shape = len(sources[0].addresses), len(self.kernels.places), height, width, depth
-        signal = LazyVolumes.of(empty_volume(shape), self.kernels.nonzero_outputs)
+        depth, height, width = self.size(sources[0].size)
+        values = empty_volume((len(sources[0].addresses), len(self.kernels.places), height, width, depth))
+        signal = LazyVolumes.of(values, self.kernels.nonzero_outputs)
         expand(self.kernels, self.weights, sources, signal, self.stride)
         return signal
+
+    def size(self, source: Triple) -> Triple:
+        """Return the output's (D, H, W) for that of the sources."""
+        depth, height, width = (edge * step for edge, step in zip(source, self.stride, strict=True))
+        return depth, height, width
 
 
 def expand(
@@ -185,7 +193,7 @@ def expand(
 
 
 class Pooling:
-    """Max pooling with kernel = stride of the given channels, by default of all."""
+    """Max pooling with kernel = stride of the given channels (int64), by default of all."""
 
     def __init__(self, stride: Triple, channels: np.ndarray | None = None) -> None:
         self.stride, self.channels = stride, channels
@@ -193,15 +201,17 @@ class Pooling:
     def __call__(self, sources: Sequence[LazyVolumes]) -> LazyVolumes:
         (source,) = sources
         batch, every = source.addresses.shape
-        depth, height, width = (edge // step for edge, step in zip(source.size, self.stride, strict=True))
+        depth, height, width = self.size(source.size)
         channels = np.arange(every) if self.channels is None else self.channels
         out = empty_volume((batch, len(channels), height, width, depth))
-        rows, places, affine = (
-            out.reshape(-1, height, width, depth),
-            source.places()[channels],
-            source.affine[:, channels],
-        )
+        rows = out.reshape(-1, height, width, depth)
+        places, affine = source.places()[channels], source.affine[:, channels]
         loop, values = checks.watch(loops.pool), source.memory[0]
         read = out.size * math.prod(self.stride)
         run_rows(lambda first, last: loop(first, last, values, places, affine, self.stride, rows), len(rows), read)
         return LazyVolumes.of(out)
+
+    def size(self, source: Triple) -> Triple:
+        """Return the output's (D, H, W) for that of the source."""
+        depth, height, width = (edge // step for edge, step in zip(source, self.stride, strict=True))
+        return depth, height, width

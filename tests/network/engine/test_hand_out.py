@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -14,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from e2enet.network.dsff import update_masks
-from e2enet.network.engine import dense, hand_out, tile_plan
+from e2enet.network.engine import dense, hand_out, inference, sparse_layers, tile_plan
 from e2enet.network.engine.dense import DenseConvolution
 from e2enet.network.engine.hand_out import SHORT, cut
 from e2enet.network.engine.inference import CompactNetwork
-from e2enet.network.engine.lazy_volumes import LazyVolumes
+from e2enet.network.engine.lazy_volumes import LazyVolumes, empty_volume
 from e2enet.network.engine.tile_plan import MAX_PLANS
 from e2enet.network.engine.training import TrainingEngine
 from tests.network.engine.test_checks import convolution, expansion, on_threads
@@ -202,3 +203,37 @@ def test_copies_make_their_own_tables() -> None:
         for other in (pickle.loads(pickle.dumps(layer)), copy.deepcopy(layer)):
             assert not other.kernels.plans
             assert np.array_equal(other.kernels.rows, layer.kernels.rows)
+
+
+def test_a_network_wants_a_sample_for_each_thread_if_memory_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = CompactNetwork(make_model(0.3), choose=False)
+    one, free = network.sample_bytes(SIZE), 0
+    monkeypatch.setattr(inference, "available_memory", lambda: free)
+    for threads, samples_that_fit, expected in ((1, 100, 1), (3, 100, 3), (3, 1, 2), (3, 0, 1)):
+        free = int(samples_that_fit * one / inference.SHARE_OF_MEMORY)
+        with on_threads(threads):
+            assert network.samples_at_once(SIZE) == expected
+
+
+@pytest.mark.parametrize("settings", [{}, {"fusion": "unet"}, {"strides": [(1, 2, 2), (2, 2, 2), (1, 2, 1)]}], ids=str)
+def test_the_memory_of_a_sample_is_that_of_its_volumes(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, size = CompactNetwork(make_model(1.0, **settings), choose=False), (8, 16, 24)
+    held, peaks = 0, [0]
+
+    def counted(shape: tuple[int, ...]) -> np.ndarray:
+        nonlocal held
+        values = empty_volume(shape)
+        held += values.size
+        peaks.append(held)
+        weakref.finalize(values.base, let_go, values.size)
+        return values
+
+    def let_go(count: int) -> None:
+        nonlocal held
+        held -= count
+
+    monkeypatch.setattr(sparse_layers, "empty_volume", counted)
+    with on_threads(1):
+        network(sample(1, size))
+    network.in_channels = 0  # the input is not counted here
+    assert network.sample_bytes(size) == 4 * max(peaks)
