@@ -3,6 +3,7 @@
     python -m benchmarks.engine                                 # everything, some minutes
     python -m benchmarks.engine --parts networks --densities 0.2 0.1 --precisions float32 bfloat16
     python -m benchmarks.engine --parts layers --figure roofline.png
+    python -m benchmarks.engine --parts threads --densities 0.2 --patches 16x64x64 32x32x32 32x96x96
 
 Setting: base 48, six levels, strides (1,2,2) then four (2,2,2), 16 classes, a patch of 32 x 96 x 96, batch 1, the
 full-resolution output only, as in prediction.
@@ -16,6 +17,9 @@ In bfloat16 torch's networks run under autocast. There `e2enet` keeps to float32
 `layers`: each kind of convolution alone, by the engine over densities and by torch (channels-last) in both precisions,
 and the density where the engine takes as long as the faster one. The figure shows operations per second over operations
 per byte, with the machine's limits (products of a tile that stays in the cache; copies of volumes that do not).
+
+`threads`: what a pass does on one thread alone, between the loops, and a simulation of 1 to 32 cores by the times of
+the pieces that threads would take (`benchmarks.engine_threads`). It runs only when it is asked for.
 """
 
 from __future__ import annotations
@@ -35,10 +39,11 @@ from typing import Any
 from unittest import mock
 
 from benchmarks.engine_layers import compare_layers
+from benchmarks.engine_threads import compare_threads
 from benchmarks.measuring import median_seconds, new_table, run_worker, show
 from benchmarks.network import PRECISIONS, make_network, processor
 
-PARTS = ("networks", "layers")
+PARTS = ("networks", "layers", "threads")
 CONTENDERS = ("e2enet", "compact", "compact-auto", "plainconvunet")
 FORCED = "e2enet-bfloat16"
 
@@ -57,11 +62,13 @@ def main() -> None:
             compare_networks(options, threads, patch, precision)
     if "layers" in options.parts:
         compare_layers(options.threads[0], options.runs, options.figure)
+    if "threads" in options.parts:
+        compare_threads(options)
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS[:2]))
     parser.add_argument("--densities", nargs="+", type=float, default=[0.3, 0.2, 0.1])
     parser.add_argument("--patches", nargs="+", default=["32x96x96"], metavar="DxHxW")
     parser.add_argument("--threads", nargs="+", type=int, default=[os.cpu_count()])

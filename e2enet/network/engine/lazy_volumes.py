@@ -36,8 +36,8 @@ class LazyVolumes:
     moments: np.ndarray | None = None
 
     @classmethod
-    def of(cls, values: np.ndarray, nonzero: np.ndarray | None = None) -> LazyVolumes:
-        """Return the channels of (B, C, H, W, D), to be read as they are.
+    def of(cls, values: np.ndarray, nonzero: np.ndarray | None = None, affine: np.ndarray | None = None) -> LazyVolumes:
+        """Return the channels of (B, C, H, W, D), to be read with `affine`, or as they are.
 
         With `nonzero` (bool), `values` holds the channels for which it is True. The others are zero everywhere and
         share one volume.
@@ -49,7 +49,8 @@ class LazyVolumes:
             memory = values, np.zeros(values.shape[2:], np.float32)
             written, addresses = addresses, np.full((batch, len(nonzero)), memory[1].ctypes.data, np.int64)
             addresses[:, nonzero] = written
-        return cls(addresses, unchanged(*addresses.shape), (depth, height, width), memory)
+        affine = unchanged(*addresses.shape) if affine is None else affine
+        return cls(addresses, affine, (depth, height, width), memory)
 
     def stacked(self) -> np.ndarray:
         """Return all channels as one (B, C, H, W, D), before norm and activation; uncopied if they lie so."""

@@ -20,7 +20,7 @@ class PendingNorm:
         out: what a convolution writes.
         values: (B, K, H, W, D), its channels that are not zero everywhere.
         totals: float64 (B, parts, K, 2), the sums of each part of the volumes, and of their squares.
-        norm: its affine and moments are those of a constant volume until `finish` is called.
+        norm: it sets the affine and moments of `out`, which are undefined until `finish` is called.
         places: (K,), the channels that `values` holds.
     """
 
@@ -29,7 +29,7 @@ class PendingNorm:
     ) -> None:
         (weight, bias), eps, slope = norm
         batch, channels = out.addresses.shape
-        out.affine, out.moments = np.empty((batch, channels, 3), np.float32), np.empty((batch, channels, 2))
+        out.moments = np.empty((batch, channels, 2))
         if len(places) < channels:  # a volume of zeros: mean and variance are 0
             rstd = 1 / np.sqrt(eps)
             out.moments[:] = 0, rstd

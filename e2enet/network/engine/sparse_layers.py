@@ -18,7 +18,7 @@ from e2enet.network.engine.active import ActiveKernels
 from e2enet.network.engine.hand_out import pieces_of, run_rows, whole_samples
 from e2enet.network.engine.lazy_volumes import LazyVolumes, Norm, empty_volume
 from e2enet.network.engine.pending_norm import PendingNorm
-from e2enet.network.engine.tile_plan import plan_of, thread_buffer
+from e2enet.network.engine.tile_plan import TilePlan, plan_of, thread_buffer
 from e2enet.network.engine.vector_code import LANES
 from e2enet.network.layers import Triple
 
@@ -39,7 +39,8 @@ class Convolution:
         depth, height, width = self.size(sources[0].size)
         batch, nonzero = len(sources[0].addresses), self.kernels.nonzero_outputs
         values = empty_volume((batch, len(self.kernels.places), height, width, depth))
-        out = LazyVolumes.of(values, nonzero)
+        affine = None if self.norm is None else np.empty((batch, len(nonzero), 3), np.float32)  # PendingNorm sets it
+        out = LazyVolumes.of(values, nonzero, affine)
         call = ConvolutionCall(self.kernels, self.weights, sources, out, self.stride, self.padding)
         norm = None if self.norm is None else PendingNorm(out, values, call.totals, self.norm, self.kernels.places)
         call.run(norm)
@@ -95,10 +96,11 @@ class ConvolutionCall:
         size, plane = out.size, kernels.plane
         self.kernels, self.out = kernels, out
         self.plan = plan = plan_of(kernels, size, sources[0].size, stride=stride, padding=padding)
-        written = "stream" if size[0] % LANES == 0 and plan.tiling.strips == 1 else "write"
-        store = _stores(kernels, add, inner_loops.storing(written).address, inner_loops.storing("add").address)
-        multiply = inner_loops.plane_convolution(plane, (stride[1], stride[2])).address
-        codes = loops.Codes(inner_loops.filling(stride[0]).address, multiply, store)
+        if add is None and plan.codes is not None:
+            codes = plan.codes
+        else:
+            codes = _codes(kernels, plan, stride, add)
+            plan.codes = codes if add is None else plan.codes
         self.targets = _targets(out, kernels)
         self.totals = np.zeros((len(self.targets), len(plan.tiles.places), self.targets.shape[1], 2))
         self._loop = checks.watch(loops.convolve, sources, writes=[out], plane=plane)
@@ -125,6 +127,17 @@ class ConvolutionCall:
         checks.require_written(self.out, self.kernels.nonzero_outputs)
 
 
+def _codes(kernels: ActiveKernels, plan: TilePlan, stride: Triple, add: np.ndarray | None) -> loops.Codes:
+    """Return the functions that a convolution calls; add: of `convolve`."""
+    whole = plan.tiling.depth % LANES == 0 and plan.tiling.strips == 1
+    store = inner_loops.storing("stream" if whole else "write").address
+    return loops.Codes(
+        inner_loops.filling(stride[0]).address,
+        inner_loops.plane_convolution(kernels.plane, (stride[1], stride[2])).address,
+        _stores(kernels, add, store, inner_loops.storing("add").address),
+    )
+
+
 def _targets(out: LazyVolumes, kernels: ActiveKernels) -> np.ndarray:
     """Return the addresses (B, outputs) of the channels that have kernels."""
     if len(kernels.places) == len(kernels.nonzero_outputs):
@@ -135,13 +148,8 @@ def _targets(out: LazyVolumes, kernels: ActiveKernels) -> np.ndarray:
 def _stores(kernels: ActiveKernels, add: np.ndarray | None, written: int, added: int) -> np.ndarray:
     """Return what stores each output that has kernels: `added` for channels of `add`, else `written`."""
     if add is None:
-        return _one_store(len(kernels.places), written)
+        return np.full(len(kernels.places), written, np.int64)
     return np.where(add[kernels.places], added, written)
-
-
-@lru_cache(maxsize=256)
-def _one_store(outputs: int, written: int) -> np.ndarray:
-    return np.full(outputs, written, np.int64)
 
 
 class Expansion:
@@ -175,9 +183,14 @@ def expand(
     plan = plan_of(kernels, sources[0].size, sources[0].size, padding=kernels.halo)
     positions, in_plane = math.prod(stride), stride[1] * stride[2]
     columns = max(1, inner_loops.ROWS * inner_loops.COLUMNS // positions)
-    added, written = (inner_loops.interleaving(stride[0], in_plane, columns, how).address for how in ("add", "write"))
-    store, multiply = _stores(kernels, add, written, added), inner_loops.expansion(positions, columns).address
-    codes = loops.Codes(inner_loops.filling(1).address, multiply, store)
+    codes = plan.codes
+    if add is not None or codes is None:
+        added, written = (
+            inner_loops.interleaving(stride[0], in_plane, columns, how).address for how in ("add", "write")
+        )
+        multiply = inner_loops.expansion(positions, columns).address
+        codes = loops.Codes(inner_loops.filling(1).address, multiply, _stores(kernels, add, written, added))
+        plan.codes = codes if add is None else plan.codes
     loop, targets = checks.watch(loops.expand, sources, writes=[out]), _targets(out, kernels)
     source, own = plan.source(sources), plan.kernels(weights)
 

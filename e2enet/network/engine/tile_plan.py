@@ -43,6 +43,7 @@ class TilePlan:
 
     Attributes:
         shape: of a tile's memory.
+        codes: the functions that a call uses, kept by the layer that makes it.
         seconds: how long a thread fills the tiles of a sample, and multiplies. A rough estimate.
     """
 
@@ -67,6 +68,7 @@ class TilePlan:
         lane_runs = lane_run_table(tiling.lane_runs())
         self.tiles = loops.Tiles(tiling.tiles(), lane_runs, (tiling.rows, tiling.columns), tiling.strip_width)
         self.reads, self.slices = read_tables(kernels.reads, tiling, stride[0], source_size[0])
+        self.codes: loops.Codes | None = None  # what the layer calls if it adds to no volume
         self.starts, self.offsets = kernels.starts, kernels.tile_offsets(rows, columns) * VECTOR_BYTES
         vectors = len(self.tiles.places) * tiling.rows * tiling.columns
         filled = 4 * len(self.tiles.places) * prod(self.shape)
