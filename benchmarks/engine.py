@@ -11,6 +11,7 @@ full-resolution output only, as in prediction.
 `networks`: every contender in a process of its own, in turns, medians of warm runs and the peak memory of the process.
 `e2enet` is the masked network as torch runs it (channels-last, with `keep_freed_memory`). `compact` is the engine with
 active kernels only. `compact-auto` uses the fastest way of each layer, which each process measures in its first run.
+`fused` is the fused pass, which multiplies every kernel; in bfloat16 it computes in it on any processor.
 In bfloat16 torch's networks run under autocast. There `e2enet` keeps to float32 if the processor has no AMX
 (`e2enet-bfloat16` does not), and `compact-auto` may choose bfloat16.
 
@@ -44,7 +45,7 @@ from benchmarks.measuring import median_seconds, new_table, run_worker, show
 from benchmarks.network import PRECISIONS, make_network, processor
 
 PARTS = ("networks", "layers", "threads")
-CONTENDERS = ("e2enet", "compact", "compact-auto", "plainconvunet")
+CONTENDERS = ("e2enet", "compact", "compact-auto", "fused", "plainconvunet")
 FORCED = "e2enet-bfloat16"
 
 
@@ -82,10 +83,10 @@ def parse_arguments() -> argparse.Namespace:
 
 def compare_networks(options: argparse.Namespace, threads: int, patch: str, precision: str) -> None:
     """Print forward times and peaks, compared with those of the masked network and the U-Net."""
-    own = [*CONTENDERS[:3], *([FORCED] if precision == "bfloat16" else [])]
+    own = [*CONTENDERS[:-1], *([FORCED] if precision == "bfloat16" else [])]
     contenders = [(name, density) for name in own for density in options.densities]
     if find_spec("dynamic_network_architectures"):
-        contenders.append((CONTENDERS[3], 1.0))
+        contenders.append((CONTENDERS[-1], 1.0))
     found: dict[tuple[str, float], list[dict[str, float]]] = {contender: [] for contender in contenders}
     for _ in range(options.rounds):
         for name, density in contenders:
@@ -97,17 +98,17 @@ def compare_networks(options: argparse.Namespace, threads: int, patch: str, prec
         f"forward, {precision}, patch {patch}, {threads} threads",
         ("network", "density", "s", "peak GiB", "time / e2enet's", "time / U-Net's", "peak / e2enet's"),
     )
-    unet = seconds.get((CONTENDERS[3], 1.0))
+    unet = seconds.get((CONTENDERS[-1], 1.0))
     for (name, density), value in seconds.items():
         base = ("e2enet", density)
-        ours = name.startswith("compact") or name == FORCED
+        ours = name.startswith(("compact", "fused")) or name == FORCED
         table.add_row(
             name,
             f"{density:g}",
             f"{value:.3f}",
             f"{memory[name, density]:.2f}",
             f"{value / seconds[base]:.2f}" if ours else "",
-            f"{value / unet:.2f}" if unet and name != CONTENDERS[3] else "",
+            f"{value / unet:.2f}" if unet and name != CONTENDERS[-1] else "",
             f"{memory[name, density] / memory[base]:.2f}" if ours else "",
         )
     show(table)
@@ -132,6 +133,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
 
     from e2enet.network.dsff import init_masks
     from e2enet.network.engine.inference import CompactNetwork
+    from e2enet.network.fused.network import FusedNetwork
     from e2enet.system.memory import forget_peak, give_back_freed_memory, keep_freed_memory, resident_peak
 
     torch.manual_seed(0)
@@ -148,6 +150,8 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         network = CompactNetwork(network, choose=options.worker == "compact-auto", bfloat16=half)
         gc.collect()
         give_back_freed_memory()  # both as e2enet predict does
+    elif options.worker == "fused":
+        network = FusedNetwork(network, fixed=True)
     x = torch.randn(1, 1, *map(int, options.patches[0].split("x")))
     forget_peak()
     pays = mock.patch("e2enet.network.e2enet.half_precision_pays_on_cpu", lambda: True)

@@ -11,6 +11,8 @@ step's time outside convolutions (torch's profiler). Networks run one after the 
 memory peaks do not mix. Times are medians of warm runs. Contenders:
 
 - e2enet: this package's network as `e2enet train` runs it, on the CPU with `keep_freed_memory`;
+- e2enet-fused: e2enet with `engine=fused` and `training.engine=fused`. In bfloat16 it computes in it on any CPU;
+  e2enet keeps to float32 on one without AMX;
 - e2enet-checkpointed: the same with `training.checkpoint_activations=true`;
 - e2enet-groups: e2enet with masks of groups of 16 output channels, density 0.2, as `training.engine=sparse` runs it on
   a GPU (unless named, on a GPU only);
@@ -39,10 +41,10 @@ from benchmarks.measuring import median_seconds, new_table, run_worker, show
 
 FOR_GPUS = ("e2enet-groups", "e2enet-compiled")
 CONTENDERS = (
-    *("e2enet", "e2enet-checkpointed", *FOR_GPUS, "e2enet-malloc"),
+    *("e2enet", "e2enet-fused", "e2enet-checkpointed", *FOR_GPUS, "e2enet-malloc"),
     *("transcription", "transcription-kept", "plainconvunet"),
 )
-KEEP_MEMORY = ("e2enet", "e2enet-checkpointed", *FOR_GPUS, "transcription-kept")
+KEEP_MEMORY = ("e2enet", "e2enet-fused", "e2enet-checkpointed", *FOR_GPUS, "transcription-kept")
 GROUP, DENSITY = 16, 0.2  # of e2enet-groups
 CONVOLUTIONS = {
     *("aten::mkldnn_convolution", "aten::cudnn_convolution", "aten::slow_conv3d_forward", "aten::slow_conv3d_backward"),
@@ -131,6 +133,8 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
         set_group_size(network, GROUP)
         init_masks(network, DENSITY, generator=torch.Generator().manual_seed(0))
         run = FusedNetwork(network, groups=True)
+    elif name == "e2enet-fused":
+        run = FusedNetwork(network)
     elif name == "e2enet-compiled":
         network.compile()
     x = torch.randn(options.batch, 1, *options.patch, device=device)
@@ -233,8 +237,9 @@ def processor() -> str:
         return platform.processor()
     name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
     flags = next((line.split() for line in lines if line.startswith("flags")), [])
-    known = [flag for flag in ("avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
-    return f"{name} ({', '.join(known) or 'no avx512'})"
+    known = [flag for flag in ("avx512f", "avx512_bf16", "amx_tile", "amx_bf16") if flag in flags]
+    missing = [f"no {flag}" for flag in ("avx512f", "amx_tile") if flag not in flags]
+    return f"{name} ({', '.join(known + missing)})"
 
 
 if __name__ == "__main__":

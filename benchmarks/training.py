@@ -3,12 +3,14 @@
     python -m benchmarks.training                              # everything, some twenty minutes
     python -m benchmarks.training --parts step --densities 0.2 --threads 2
     python -m benchmarks.training --parts widths
+    python -m benchmarks.training --parts step --densities 0.2 --precisions float32 bfloat16
 
 `step`: forward and backward of every head, base 48, six levels, strides (1,2,2) then four (2,2,2), 16 classes, a patch
-of 32 x 96 x 96, float32. `masked` is the network as torch trains it (channels-last, masks multiply dense convolutions).
-`sparse` is the network with `training.engine=sparse`. `kernel` and `group` are granularities of the masks (groups of 16
-output channels). Every row runs in processes of its own, in turns, with `keep_freed_memory` as in `e2enet train`;
-medians of warm runs, the largest peak of the processes.
+of 32 x 96 x 96. `masked` is the network as torch trains it (channels-last, masks multiply dense convolutions), `sparse`
+with `training.engine=sparse`, `fused` with `training.engine=fused`. In bfloat16 steps run under autocast; there
+`masked` keeps to float32 if the processor has no AMX, and `sparse` always does. `kernel` and `group` are granularities
+of the masks (groups of 16 output channels). Every row runs in processes of its own, in turns, with `keep_freed_memory`
+as in `e2enet train`; medians of warm runs, the largest peak of the processes.
 
 `widths`: masked and sparse by base width, five levels, a patch of 32 x 64 x 64. It shows from which width on
 `training.engine=auto` should use the engine.
@@ -25,7 +27,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from benchmarks.measuring import median_seconds, new_table, run_worker, show
-from benchmarks.network import STRIDES, make_network, processor
+from benchmarks.network import PRECISIONS, STRIDES, make_network, processor
 
 PARTS = ("step", "widths")
 WIDTHS = (8, 16, 24, 32, 48)
@@ -42,8 +44,8 @@ def main() -> None:
     print("command: python -m benchmarks.training", *sys.argv[1:])
     print(f"machine: {processor()}, torch {torch.__version__}")
     for threads in options.threads:
-        if "step" in options.parts:
-            compare_steps(options, threads)
+        for precision in options.precisions if "step" in options.parts else ():
+            compare_steps(options, threads, precision)
         if "widths" in options.parts:
             compare_widths(options, threads)
 
@@ -53,32 +55,34 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--densities", nargs="+", type=float, default=[0.5, 0.3, 0.2, 0.1])
     parser.add_argument("--threads", nargs="+", type=int, default=[os.cpu_count()])
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["float32"], help="of the steps")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=2, help="processes per row, in turns")
-    parser.add_argument("--worker", choices=("masked", "sparse", "plainconvunet"), help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=("masked", "sparse", "fused", "plainconvunet"), help=argparse.SUPPRESS)
     parser.add_argument("--base", type=int, default=48, help=argparse.SUPPRESS)
     parser.add_argument("--granularity", default="kernel", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def compare_steps(options: argparse.Namespace, threads: int) -> None:
+def compare_steps(options: argparse.Namespace, threads: int, precision: str) -> None:
     """Print step times and peaks, compared with those of the masked network and the U-Net."""
     rows: list[tuple[str, str, float]] = [("masked", "kernel", options.densities[0])]
     rows += [("sparse", granularity, density) for granularity in ("kernel", "group") for density in options.densities]
+    rows.append(("fused", "kernel", options.densities[0]))
     if find_spec("dynamic_network_architectures"):
         rows.append(("plainconvunet", "", 1.0))
-    found = in_turns(options, threads, [(name, grain, density, 48) for name, grain, density in rows])
+    found = in_turns(options, threads, [(name, grain, density, 48) for name, grain, density in rows], precision)
     seconds, gib = found[0]
     unet = found[-1][0] if rows[-1][0] == "plainconvunet" else None
     table = new_table(
-        f"a step, float32, {threads} threads",
+        f"a step, {precision}, {threads} threads",
         ("network", "masks", "density", "s", "peak GiB", "time / masked", "time / U-Net", "peak / masked"),
         left=2,
     )
     for (name, grain, density), (own, peak) in zip(rows, found, strict=True):
         beside = f"{own / unet:.2f}" if unet and name != "plainconvunet" else ""
         ratios = (f"{own / seconds:.2f}", beside, f"{peak / gib:.2f}")
-        cells = ("any" if name == "masked" else f"{density:g}", f"{own:.3f}", f"{peak:.2f}")
+        cells = ("any" if name in ("masked", "fused") else f"{density:g}", f"{own:.3f}", f"{peak:.2f}")
         table.add_row(
             name, grain if name == "sparse" else "", *cells, *(ratios if name != "masked" else ("", beside, ""))
         )
@@ -98,14 +102,26 @@ def compare_widths(options: argparse.Namespace, threads: int) -> None:
 
 
 def in_turns(
-    options: argparse.Namespace, threads: int, rows: list[tuple[str, str, float, int]]
+    options: argparse.Namespace,
+    threads: int,
+    rows: list[tuple[str, str, float, int]],
+    precision: str = "float32",
 ) -> list[tuple[float, float]]:
     """Return median seconds and largest peak of each row, measured in several processes in turns."""
     found: list[list[dict[str, float]]] = [[] for _ in rows]
     for _ in range(options.rounds):
         for results, (name, granularity, density, base) in zip(found, rows, strict=True):
             arguments = ["--worker", name, "--granularity", granularity or "kernel", "--densities", str(density)]
-            arguments += ["--base", str(base), "--threads", str(threads), "--runs", str(options.runs)]
+            arguments += [
+                "--precisions",
+                precision,
+                "--base",
+                str(base),
+                "--threads",
+                str(threads),
+                "--runs",
+                str(options.runs),
+            ]
             results.append(run_worker("benchmarks.training", arguments))
     return [
         (statistics.median(one["seconds"] for one in results), max(one["gib"] for one in results)) for results in found
@@ -135,11 +151,14 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         network = E2ENet(1, 16, strides, base_features=options.base).train()
         set_group_size(network, GROUP if options.granularity == "group" else 1)
         init_masks(network, options.densities[0], generator=torch.Generator().manual_seed(0))
-    run = select_training(network, "sparse", amp_dtype=None) if options.worker == "sparse" else network
+    engine = options.worker if options.worker in ("sparse", "fused") else "dense"
+    run = select_training(network, engine, amp_dtype=None)
     x = torch.randn(1, 1, *size)
 
     def step() -> None:
-        sum(output.mean() for output in run(x)).backward()
+        with torch.autocast("cpu", enabled=options.precisions[0] == "bfloat16"):
+            outputs = run(x)
+        sum(output.float().mean() for output in outputs).backward()
         network.zero_grad(set_to_none=True)
 
     forget_peak()

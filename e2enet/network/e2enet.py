@@ -160,6 +160,11 @@ def half_precision_pays_on_cpu() -> bool:
     return torch.cpu._is_amx_tile_supported()
 
 
+def bfloat16_is_native() -> bool:
+    """Return whether the processor has bfloat16 instructions. Without them torch is many times slower in it."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def _check_strides(strides: Sequence[Sequence[int]]) -> list[Triple]:
     """Return the strides as triples; raise ValueError if they are not."""
     triples = [tuple(int(s) for s in stride) for stride in strides]

@@ -24,11 +24,6 @@ from e2enet.network.layers import Triple
 LARGEST_PART = 2**22  # input values that are laid out for torch at a time
 
 
-def bfloat16_is_native() -> bool:
-    """Return whether the processor has bfloat16 instructions. Without them torch is many times slower in it."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
 class DenseConvolution:
     """`Convolution` by torch, in float32 or bfloat16. weights: (O, C, depth, height, width), inactive ones 0.
 

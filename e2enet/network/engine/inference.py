@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from e2enet.network.e2enet import E2ENet
+from e2enet.network.e2enet import E2ENet, bfloat16_is_native
 from e2enet.network.engine import checks
 from e2enet.network.engine.active import ActiveKernels
-from e2enet.network.engine.dense import DenseConvolution, bfloat16_is_native
+from e2enet.network.engine.dense import DenseConvolution
 from e2enet.network.engine.known import refuse, unknown
 from e2enet.network.engine.lazy_volumes import LazyVolumes, Norm
 from e2enet.network.engine.self_check import check_itself

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from e2enet.common.errors import InputError, first_line
 from e2enet.network.cost import count_cost
 from e2enet.network.dsff import density
-from e2enet.network.e2enet import E2ENet, half_precision_pays_on_cpu
+from e2enet.network.e2enet import E2ENet, bfloat16_is_native, half_precision_pays_on_cpu
 from e2enet.network.engine.known import unknown, unknown_in_training
 from e2enet.network.engine.self_check import check_itself
 from e2enet.network.recompute import run_once
@@ -70,9 +70,9 @@ def select_engine(
     """Return the network as `engine` runs it: itself (dense), or one that multiplies active kernels only (sparse).
 
     `compact` makes the sparse one, and `fused` gives a `FusedNetwork`. On a CPU `auto` chooses the sparse one if it can
-    run and was faster on a patch (D, H, W); each of its layers then runs in its fastest way. On a GPU it chooses the
-    fastest of all that can run. Measured times are remembered, see `TimingCache`. With `amp_dtype` bfloat16, layers may
-    run in it.
+    run and was faster on a patch (D, H, W); each of its layers then runs in its fastest way. With `amp_dtype` bfloat16,
+    layers may run in it, and the fused one is tried too, if the processor has instructions for it. On a GPU it chooses
+    the fastest of all that can run. Measured times are remembered, see `TimingCache`. The network must not change.
 
     Raises:
         InputError: engine=sparse or fused, but only torch can run the network.
@@ -80,7 +80,7 @@ def select_engine(
     if engine == "dense":
         return network
     if engine == "fused":
-        return _fused(network.to(device), "engine=fused")
+        return _fused(network.to(device), "engine=fused", fixed=True)
     if device.type == "cpu":  # `unsupported` checks where the weights are
         network.to(device)
     reason = unsupported(network, device)
@@ -96,7 +96,7 @@ def select_engine(
     except InputError as error:
         if device.type == "cpu":
             return _by_torch(network, str(error))
-    if device.type != "cpu" and isinstance(network, E2ENet):
+    if isinstance(network, E2ENet) and (device.type != "cpu" or (amp_dtype == torch.bfloat16 and bfloat16_is_native())):
         others |= _right_fused(network.to(device))
     return _fastest(network, others, device, patch_size, amp_dtype) if others else network
 
@@ -214,14 +214,14 @@ def _by_torch(network: nn.Module, reason: str) -> nn.Module:
 _log_once = cache(logger.warning)  # the network is a library too, and prints nothing
 
 
-def _fused(network: nn.Module, setting: str, *, groups: bool = False) -> nn.Module:
+def _fused(network: nn.Module, setting: str, *, groups: bool = False, fixed: bool = False) -> nn.Module:
     """Return the network's fused pass; raise InputError with the setting that asked for it if there is none."""
     from e2enet.network.fused.network import FusedNetwork
 
     try:
         if getattr(network, "run_part", run_once) is not run_once:
             raise InputError(RECOMPUTED)
-        return FusedNetwork(cast(E2ENet, network), groups=groups)
+        return FusedNetwork(cast(E2ENet, network), groups=groups, fixed=fixed)
     except InputError as error:
         raise InputError(f"{setting}: {error}") from None
 
@@ -229,7 +229,7 @@ def _fused(network: nn.Module, setting: str, *, groups: bool = False) -> nn.Modu
 def _right_fused(network: nn.Module) -> dict[str, nn.Module]:
     """Return {"fused": the network's fused pass}, or nothing, with one line in the log, if it fails or is wrong."""
     try:
-        fused = _fused(network, "engine=auto")
+        fused = _fused(network, "engine=auto", fixed=True)
         check_itself(cast(E2ENet, network), fused, training=False)
         return {"fused": fused}
     except Exception as error:  # whatever a compiler or a driver raises

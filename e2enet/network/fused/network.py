@@ -31,22 +31,27 @@ class FusedNetwork(nn.Module):
 
     Input: (B, C, D, H, W) on the network's device. Output: what the network returns in its mode, in the dtype
     that it computes in. Parameters stay the network's own. Weights and masks are read at every call, so
-    they may change between calls. The input gets no gradient, and gradients cannot be differentiated again.
+    they may change between calls, unless `fixed`. The input gets no gradient, and gradients cannot be differentiated
+    again.
 
     Args:
         network: an E2ENet on any device; on CUDA the kernels need triton.
         groups: multiply active kernels only where masks have group granularity (`grouped`); inactive kernels of these
             layers get zero gradients.
         dtype: to compute in; None: that of autocast, else of the parameters.
+        fixed: without gradients, weights and masks are read at the first call in a dtype only, and kept in that dtype.
 
     Raises:
         InputError: something of the network has no fused form.
         ValueError: the input has the wrong shape or requires a gradient.
     """
 
-    def __init__(self, network: E2ENet, *, groups: bool = False, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, network: E2ENet, *, groups: bool = False, dtype: torch.dtype | None = None, fixed: bool = False
+    ) -> None:
         super().__init__()
-        self.network, self.groups, self.dtype = network, groups, dtype
+        self.network, self.groups, self.dtype, self.fixed = network, groups, dtype, fixed
+        self._weights: dict[torch.dtype, dict[str, Tensor]] = {}
         self.training = network.training
         self._settings: list[Any] = []
         self._pass: tuple[Program, dict[int, FusedLayer]] | None = None
@@ -60,7 +65,8 @@ class FusedNetwork(nn.Module):
         parameters = program.parameters()
         trained = trained_values(program)
         kept = read_backward(program, trained) if torch.is_grad_enabled() else frozenset()
-        work = _Work(program, layers, self.dtype or _precision(network, x), trained, kept)
+        dtype, fixed = self.dtype or _precision(network, x), self.fixed and not torch.is_grad_enabled()
+        work = _Work(program, layers, dtype, trained, kept, self._fixed_weights(program, dtype) if fixed else None)
         logits = _FusedPass.apply(work, to_channels_last(x), *parameters)
         return list(logits) if network.gives_every_head else logits[0]
 
@@ -73,7 +79,14 @@ class FusedNetwork(nn.Module):
         if self._pass is None or current != self._settings:
             program = read_program(self.network, training=self.network.training)
             self._pass, self._settings = (program, fused_layers(program, groups=self.groups)), current
+            self._weights.clear()
         return self._pass
+
+    @torch.no_grad()
+    def _fixed_weights(self, program: Program, dtype: torch.dtype) -> dict[str, Tensor]:
+        if dtype not in self._weights:
+            self._weights[dtype] = active_weights(program, dtype)
+        return self._weights[dtype]
 
 
 def unfusable(network: nn.Module, device: torch.device) -> str | None:
@@ -91,13 +104,17 @@ def has_triton() -> bool:
 
 
 class _Work(NamedTuple):
-    """What a pass runs, and the numbers of the values that have a gradient and that its backward pass needs."""
+    """What a pass runs, and the numbers of the values that have a gradient and that its backward pass needs.
+
+    weights: of `active_weights` if they are fixed, else None.
+    """
 
     program: Program
     layers: Mapping[int, FusedLayer]
     dtype: torch.dtype
     trained: frozenset[int]
     kept: frozenset[int]
+    weights: Mapping[str, Tensor] | None = None
 
 
 def _precision(network: E2ENet, x: Tensor) -> torch.dtype:
@@ -119,7 +136,7 @@ class _FusedPass(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, work: _Work, x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
         with torch._C._AutoDispatchBelowAutograd(), _without_autocast(x.device):
-            run = Pass(work.dtype, active_weights(work.program, work.dtype))
+            run = Pass(work.dtype, work.weights or active_weights(work.program, work.dtype))
             values = run_forward(work, run, Volumes(x))
         ctx.save_for_backward(x, *parameters)  # torch checks that weights stay unchanged
         ctx.set_materialize_grads(False)  # logits without a gradient have None, as the network's

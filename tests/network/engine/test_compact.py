@@ -18,6 +18,7 @@ from e2enet.network.engine.dense import DenseConvolution
 from e2enet.network.engine.inference import BFLOAT16, DENSE, SPARSE, CompactNetwork
 from e2enet.network.engine.sparse_layers import Convolution
 from e2enet.network.engine.timing_cache import TimingCache
+from e2enet.network.fused.network import FusedNetwork
 
 STRIDES = [(1, 2, 2), (2, 2, 2)]
 SIZE = (8, 16, 20)
@@ -126,6 +127,33 @@ def test_every_head_is_given_where_the_model_gives_them() -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
     chosen = select_engine(model, "auto", device=torch.device("cpu"), patch_size=(8, 16, 24))
     torch.testing.assert_close(outputs(model, chosen, size=(8, 16, 24))[0], expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16])
+def test_the_fused_pass_is_tried_in_bfloat16_where_a_processor_has_it(
+    native: bool, amp_dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+
+    def last(self: Any, description: str, ways: Any, seconds: float = 0) -> str:
+        if description.startswith("network"):
+            tried.extend(ways)
+            for way in ways.values():
+                way()()
+        return "fused" if "fused" in ways else next(iter(ways))
+
+    monkeypatch.setattr(TimingCache, "fastest", last)
+    monkeypatch.setattr("e2enet.network.engine.select.bfloat16_is_native", lambda: native)
+    model = make_model()
+    chosen = select_engine(model, "auto", device=torch.device("cpu"), patch_size=SIZE, amp_dtype=amp_dtype)
+    expects_fused = native and amp_dtype is not None
+    assert tried == ["sparse", *(["fused"] if expects_fused else []), "torch"]
+    assert isinstance(chosen, FusedNetwork if expects_fused else CompactNetwork)
+    with torch.autocast("cpu", torch.bfloat16, enabled=amp_dtype is not None):
+        found, expected = outputs(model, chosen)
+    assert found.dtype == (torch.bfloat16 if expects_fused else torch.float32)
+    torch.testing.assert_close(found.float(), expected.float(), rtol=0, atol=0.1 if expects_fused else 1e-4)
 
 
 def test_inputs_of_the_wrong_shape_are_refused() -> None:

@@ -114,6 +114,19 @@ def test_logits_and_gradients_are_the_networks(arguments: dict[str, Any]) -> Non
     assert_same(model, image(model, size=(6, 16, 8) if "strides" in arguments else SIZE))
 
 
+def test_fixed_weights_are_read_once_for_each_dtype_and_anew_with_gradients() -> None:
+    model = make(torch.float32)
+    x, run, fixed = image(model), FusedNetwork(model), FusedNetwork(model, fixed=True)
+    with torch.no_grad():
+        before, rounded = fixed(x)[0], FusedNetwork(model, dtype=torch.bfloat16)(x)[0]
+        assert torch.equal(before, run(x)[0])
+        model.heads[0].weight.mul_(2)
+        assert torch.equal(fixed(x)[0], before) and torch.equal(run(x)[0], 2 * before)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(fixed(x)[0], 2 * rounded)
+    assert torch.equal(fixed(x)[0].detach(), 2 * before)
+
+
 @pytest.mark.parametrize("arguments", [{}, {"kernel_size": (3, 3, 3)}, {"shift_size": 5, "base_features": 9}], ids=str)
 def test_groups_multiply_their_own_inputs_alone(arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     model = make(**arguments)
