@@ -28,7 +28,11 @@ FREE = {  # allocations, and views that schemas call copies or changes
     *("aten::empty", "aten::new_empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty_strided"),
     *("aten::_unsafe_view", "aten::set_"),
 }
-WAITS = "aten::_local_scalar_dense"  # a value is read on the host: it waits for the device
+# The host waits for the device: it reads a value, or the size of a result that depends on values.
+WAITS = {
+    *("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select"),
+    *("aten::_unique2", "aten::unique_dim", "aten::unique_consecutive"),
+}
 
 
 # Of a step of `FULL` in half precision: kernels, bytes forward and backward, bytes saved.
@@ -99,7 +103,7 @@ class Counter(TorchDispatchMode):
 
         found = func(*args, **(kwargs or {}))
         name = func._schema.name
-        if name == WAITS:
+        if name in WAITS or (name == "aten::index" and _chooses_by_value(args[1])):
             self.count.waits += 1
         elif func in TRAFFIC:
             self.count.add(name, TRAFFIC[func].kernels, TRAFFIC[func].moved(found, *args))
@@ -134,6 +138,11 @@ def count_step(run: Callable[[Tensor], Any], x: Tensor) -> tuple[Count, Count, i
     with Counter() as backward:
         torch.autograd.backward(heads, grads)
     return forward.count, backward.count, saved
+
+
+def _chooses_by_value(indices: Any) -> bool:
+    """Return whether one of an index's tensors is a mask."""
+    return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
 
 
 def _is_view(func: Any) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -17,8 +16,9 @@ from e2enet.network.dsff_schedule import UpdateSchedule
 from e2enet.network.dsff_settings import untrained_layers, wrong_settings
 from e2enet.network.granularity import chosen_group_size
 from e2enet.network.mask_agreement import require_equal_masks
-from e2enet.network.mask_update import Rule, replace_kernels
+from e2enet.network.mask_update import Rule, replace_kernels, seeded_generator
 from e2enet.network.regrown import RegrownWarmup
+from e2enet.network.step_count import StepCount
 
 
 class DSFF:
@@ -63,7 +63,6 @@ class DSFF:
         seed: random draws depend only on it and the update's number, so all ranks draw the same.
 
     Attributes:
-        step: Optimizer steps so far, without those that a gradient scaler skipped.
         num_updates: Updates of the masks so far.
         last_churn: Share of active kernels that the last update brought in, a mean over layers; None before it.
         ever_active: By layer, bool (dim0, dim1): the kernels active at any time so far.
@@ -114,7 +113,7 @@ class DSFF:
         self.regrown_warmup = regrown_warmup
         self.seed = seed
         raise_problems(wrong_settings(vars(self)), "DSFF:")
-        self.step = 0
+        self._steps = StepCount()
         self.num_updates = 0
         self.last_churn: float | None = None
         self.ever_active: dict[str, Tensor] = {}
@@ -197,15 +196,26 @@ class DSFF:
         self.remove()
 
     @property
+    def step(self) -> int:
+        """Optimizer steps so far, without those that a gradient scaler skipped."""
+        return self._steps.read()
+
+    @property
     def wants_dense_gradients(self) -> bool:
         """Whether the current step grows by gradient: backward passes must then reach inactive kernels too.
 
         Only a loop that may leave these out (an engine that runs active kernels only) needs to check it.
         """
-        return self.growth == "gradient" and self._schedule.due(self.step + 1)
+        return self.growth == "gradient" and self._next_is_due()
 
     def _needs_gradients(self) -> bool:
-        return self._schedule.due(self.step + 1) and (self.growth == "gradient" or self.prune_by == "sensitivity")
+        return (self.growth == "gradient" or self.prune_by == "sensitivity") and self._next_is_due()
+
+    def _next_is_due(self) -> bool:
+        """Return whether masks are updated after the next step; the count is read only if it matters."""
+        return any(self._schedule.due(step + 1) for step in self._steps.possible()) and self._schedule.due(
+            self.step + 1
+        )
 
     def fraction(self, step: int) -> float:
         """Share of each layer's active kernels that an update at this optimizer step prunes."""
@@ -230,7 +240,7 @@ class DSFF:
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore what `state_dict` saved."""
-        self.step = state_dict["step"]
+        self._steps.set(state_dict["step"])
         self.num_updates = state_dict["num_updates"]
         self.last_churn = state_dict["last_churn"]
         self.ever_active = dict(state_dict["ever_active"])
@@ -238,9 +248,12 @@ class DSFF:
             self._warmup.load_state_dict(state_dict["warmup"])
 
     def _after_step(self, model: nn.Module, optimizer: Optimizer, dead: DeadKernels) -> None:
-        if _skipped(optimizer):
+        self._steps.add(optimizer)
+        if not self._warmup.active and not any(map(self._schedule.due, self._steps.possible())):
+            dead.hold(optimizer)  # changes nothing after a skipped step
             return
-        self.step += 1
+        if not self._steps.took_last():
+            return
         self._warmup.after(dsff.fusion_layers(model))
         if self._schedule.due(self.step):
             self._update(model, optimizer, dead)
@@ -281,19 +294,3 @@ class DSFF:
             )
         for name, mask in masks.items():
             self.ever_active[name] = self.ever_active[name] | mask if name in self.ever_active else mask.clone()
-
-
-def seeded_generator(seed: int, index: int) -> torch.Generator:
-    """Return the CPU generator of mask drawing number `index`; 0 is the start."""
-    # Seeds that differ by one give independent streams in the Mersenne twister; the factor keeps (seed,
-    # index) pairs apart for any index below a million.
-    return torch.Generator().manual_seed(seed * 1_000_003 + index)
-
-
-def _skipped(optimizer: Optimizer) -> bool:
-    """Return whether a gradient scaler found infinite gradients.
-
-    It calls a fused optimizer's `step` nevertheless; the attribute `found_inf` tells the optimizer to keep the weights.
-    """
-    found = getattr(optimizer, "found_inf", None)
-    return found is not None and bool(found)

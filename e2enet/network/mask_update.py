@@ -122,3 +122,10 @@ def _refuse_groups(layers: Mapping[str, Any], units: Sequence[Tensor], rule: Rul
             "groups of output channels read equally many inputs: expected the counts of masks that change, or updates "
             "over the whole network, with single kernels only"
         )
+
+
+def seeded_generator(seed: int, index: int) -> torch.Generator:
+    """Return the CPU generator of mask drawing number `index`; 0 is the start."""
+    # Seeds that differ by one give independent streams in the Mersenne twister; the factor keeps (seed,
+    # index) pairs apart for any index below a million.
+    return torch.Generator().manual_seed(seed * 1_000_003 + index)

@@ -24,6 +24,11 @@ class RegrownWarmup:
         self._kernels: dict[str, Tensor] = {}  # layer name -> (number, 2), indices of the regrown kernels
         self._old: dict[str, Tensor] = {}
 
+    @property
+    def active(self) -> bool:
+        """Whether steps are shortened."""
+        return self._age < self.steps
+
     def begin(self, grown: Mapping[str, Tensor]) -> None:
         """Take over the kernels that an update regrew, bool (dim 0, dim 1) by layer."""
         if self.steps:
@@ -33,13 +38,13 @@ class RegrownWarmup:
     @torch.no_grad()
     def before(self, layers: Mapping[str, Any]) -> None:
         """Remember the regrown kernels' weights."""
-        if self._age < self.steps:
+        if self.active:
             self._old = {name: layers[name].weight[tuple(where.T)] for name, where in self._kernels.items()}
 
     @torch.no_grad()
     def after(self, layers: Mapping[str, Any]) -> None:
         """Shorten what the optimizer did to them."""
-        if self._age >= self.steps:
+        if not self.active:
             return
         self._age += 1
         for name, where in self._kernels.items():

@@ -23,6 +23,7 @@ from torch.nn.utils import get_total_norm
 from e2enet.common.console import say
 from e2enet.common.errors import InputError
 from e2enet.network.dead_kernels import INTEGERS
+from e2enet.system.on_host import OnHost
 from e2enet.training.nonfinite_record import Place, gradient_scaler, record_folder, write_record
 
 LEFT_OUT = "left_out"  # marks the output of a training step whose batch is left out
@@ -204,26 +205,6 @@ class _Step:
     place: Place
     batches: list[Mapping[str, Any]]
     values: OnHost
-
-
-class OnHost:
-    """Copies numbers to the host without waiting; `read` waits only if they are not there yet."""
-
-    def __init__(self, values: Tensor) -> None:
-        if values.device.type != "cuda":
-            self._values, self._copied = values.cpu(), None
-            return
-        self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-        self._values.copy_(values, non_blocking=True)
-        self._copied = torch.cuda.Event()
-        self._copied.record(torch.cuda.current_stream(values.device))
-
-    def read(self) -> list[float]:
-        """Return the numbers."""
-        if self._copied is not None:
-            self._copied.synchronize()
-        found: list[float] = self._values.tolist()
-        return found
 
 
 def _state(gradients: Iterable[Tensor]) -> list[tuple[int, int]]:

@@ -8,12 +8,14 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
 from benchmarks.gpu_count import Count, Counter
 from e2enet.common.errors import InputError
 from e2enet.training import nonfinite
 from e2enet.training.dsff_callback import DSFFCallback
+from e2enet.training.overflow import OverflowCounter
 from tests.training.conftest import differences
 from tests.training.test_nonfinite import MOMENTUM, fit, make_module, records, samples, weights
 
@@ -63,6 +65,34 @@ def test_a_step_never_waits_and_takes_one_norm(accumulate: int, tmp_path: Path) 
     assert sum(count.waits for count in at_once) == 4 + steps  # each loss and each norm
     assert sum(map(norms_of, late)) == sum(map(norms_of, at_once)) == steps
     assert differences(found, expected) == []
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_only_the_gradient_scaler_itself_waits(fused: bool, tmp_path: Path) -> None:
+    """It reads whether to call an optimizer, unless that is a fused one."""
+
+    def run(*, every: int, warmup: int | None = None) -> tuple[list[int], DSFFCallback]:
+        module, count = make_module(*MOMENTUM, f"++optimizer.fused={fused}"), CountBatches()
+        calls: list[int] = []
+
+        def spoil(gradient: Tensor) -> Tensor:
+            calls.append(1)
+            return gradient * float("inf") if len(calls) in (2, 5) else gradient
+
+        next(module.network.parameters()).register_hook(spoil)
+        module.guard.reads_late = True
+        masks = DSFFCallback(0.5, update_every=every, growth="gradient", regrown_warmup=warmup)
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        plugins = [MixedPrecision("16-mixed", "cpu", scaler)]
+        clip: dict[str, Any] = {} if fused else {"gradient_clip_val": 1.0}  # Lightning refuses both
+        fit(module, tmp_path, samples(range(20)), masks, count, OverflowCounter(), plugins=plugins, **clip)
+        assert masks.step == 10 - 2
+        return [own.waits for own in count.counts[1:]], masks
+
+    waits, masks = run(every=100)
+    assert waits == [0 if fused else 1] * 9 and masks.num_updates == 0
+    for warmup in (None, 2):
+        assert run(every=3, warmup=warmup)[1].num_updates == 2  # after steps 3 and 6 of those taken
 
 
 def test_clipping_counts_what_a_callback_changed(tmp_path: Path) -> None:
