@@ -13,22 +13,25 @@ from e2enet.common.console import say
 from e2enet.common.files import write_json
 from e2enet.network.dsff import fusion_layers
 from e2enet.network.e2enet import E2ENet, half_precision_pays_on_cpu
+from e2enet.network.engine.select import unsupported_in_training
 from e2enet.network.engine.vector_code import processor
 from e2enet.network.fused.trial import CPU_WAYS, WAYS, Choice, choose_way
-from e2enet.network.recompute import run_once
 from e2enet.training.module import SegmentationModule, amp_dtype_of
 from e2enet.training.probe import FILE, read_probe
 
 
-def choose_engine(trainer: pl.Trainer, module: SegmentationModule) -> None:
+def choose_engine(trainer: pl.Trainer, module: SegmentationModule, *, measure: bool) -> None:
     """Set `module.way` to the fastest right way to take steps (`fused.trial`), and write all trials to probe.json.
 
     A resumed run takes the way of its probe.json, if device, torch and workload are the same: it goes on as it began.
-    Nothing is tried for another `training.engine`, another network, a step that is compiled or recomputed, or on a CPU
-    in float32 or without AMX, where network and machine decide.
+    Nothing is tried for another `training.engine`, a network that only torch can train, or on a CPU in float32 or
+    without AMX, where network and machine decide.
+
+    Args:
+        measure: whether ways may be tried (`trainer.probe`). If not, a run without a way has none.
     """
     device, network = trainer.strategy.root_device, module.network
-    if not _may_choose(module):
+    if not _may_choose(module, device):
         return
     assert isinstance(network, E2ENet)
     file = Path(trainer.default_root_dir) / FILE
@@ -43,6 +46,8 @@ def choose_engine(trainer: pl.Trainer, module: SegmentationModule) -> None:
     kept = before.get("engine")
     if isinstance(kept, dict) and {key: kept.get(key) for key in where} == where and kept.get("way") in WAYS:
         module.way = kept["way"]
+        return
+    if not measure:
         return
     ways = CPU_WAYS if device.type == "cpu" else None
     choice = choose_way(own, batch_size=plan.batch_size, patch_size=plan.patch_size, amp_dtype=amp_dtype, ways=ways)
@@ -60,14 +65,11 @@ def _workload(module: SegmentationModule, amp_dtype: torch.dtype | None) -> str:
     return f"network of {count} parameters in groups of {groups} on {size} in {amp_dtype or torch.float32}"
 
 
-def _may_choose(module: SegmentationModule) -> bool:
-    training, network = module.training_config, module.network
-    return (
-        training.get("engine") == "auto"
-        and type(network) is E2ENet
-        and network.run_part is run_once
-        and not training.get("compile", False)
-    )
+def _may_choose(module: SegmentationModule, device: torch.device) -> bool:
+    training = module.training_config
+    if training.get("engine") != "auto" or training.get("compile", False):
+        return False
+    return unsupported_in_training(module.network, device) is None
 
 
 def _has_ways(device: torch.device, amp_dtype: torch.dtype | None) -> bool:

@@ -109,7 +109,7 @@ def run_training(
         trainer = build_trainer(parts, module, run_folder, loggers, identity, own)
         path = checkpoint.path if checkpoint else None
         if trainer.is_global_zero:
-            choose_engine(trainer, module)
+            choose_engine(trainer, module, measure=parts.trainer["probe"])
         # Not if a pretraining has already formed a process group: the loss would wait for the other processes.
         if parts.trainer["probe"] and trainer.is_global_zero and not distributed.is_initialized():
             probe_step(trainer, module)

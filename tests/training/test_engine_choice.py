@@ -45,7 +45,7 @@ def test_the_choice_is_told_kept_and_taken(
     trials: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module, trainer = make_module(), quiet_trainer(tmp_path)
-    choose_engine(trainer, module)
+    choose_engine(trainer, module, measure=True)
     plan = module.plan
     workload = {"batch_size": plan.batch_size, "patch_size": plan.patch_size, "amp_dtype": None, "ways": CPU_WAYS}
     assert trials == [workload]
@@ -72,9 +72,9 @@ def test_the_choice_is_told_kept_and_taken(
 
 def test_a_resumed_run_goes_on_as_it_began(trials: list[dict[str, Any]], tmp_path: Path) -> None:
     file = tmp_path / "probe.json"
-    choose_engine(quiet_trainer(tmp_path), make_module())
+    choose_engine(quiet_trainer(tmp_path), make_module(), measure=True)
     again = make_module()
-    choose_engine(quiet_trainer(tmp_path), again)
+    choose_engine(quiet_trainer(tmp_path), again, measure=True)
     assert again.way == "fused" and len(trials) == 1
     other = json.loads(file.read_text())["engine"] | {"way": "compiled"}
     for number, changed in enumerate(
@@ -83,14 +83,14 @@ def test_a_resumed_run_goes_on_as_it_began(trials: list[dict[str, Any]], tmp_pat
     ):
         file.write_text(json.dumps({"engine": changed}))
         again = make_module()
-        choose_engine(quiet_trainer(tmp_path), again)
+        choose_engine(quiet_trainer(tmp_path), again, measure=True)
         assert again.way == "fused" and len(trials) == number
     file.write_text("{")  # damaged: tried again
-    choose_engine(quiet_trainer(tmp_path), make_module())
+    choose_engine(quiet_trainer(tmp_path), make_module(), measure=True)
     assert len(trials) == 6
     larger = make_module()  # begun anew in the folder of a start that failed
     larger.plan = dataclasses.replace(larger.plan, batch_size=larger.plan.batch_size + 1)
-    choose_engine(quiet_trainer(tmp_path), larger)
+    choose_engine(quiet_trainer(tmp_path), larger, measure=True)
     assert len(trials) == 7
 
 
@@ -102,7 +102,7 @@ def test_nothing_is_tried_for_other_settings(override: str, trials: list[dict[st
     module = make_module(*([override] if override != "network=swin_unetr" else []))
     if override == "network=swin_unetr":
         module.network = torch.nn.Conv3d(2, 2, 1)
-    choose_engine(quiet_trainer(tmp_path), module)
+    choose_engine(quiet_trainer(tmp_path), module, measure=True)
     assert trials == [] and module.way is None and not (tmp_path / "probe.json").exists()
 
 
@@ -114,7 +114,7 @@ def test_a_cpu_tries_ways_with_amx_in_bfloat16_alone(
     for place in (engine_choice, e2enet, select):
         monkeypatch.setattr(place, "half_precision_pays_on_cpu", lambda: amx)
     module = make_module()
-    choose_engine(quiet_trainer(tmp_path, precision=precision), module)
+    choose_engine(quiet_trainer(tmp_path, precision=precision), module, measure=True)
     if not amx or precision == "32":
         assert module.way is None and not (tmp_path / "probe.json").exists()
         return
@@ -128,8 +128,19 @@ def test_a_cpu_tries_ways_with_amx_in_bfloat16_alone(
         assert isinstance(module.training_pass(module.network), kind)
     again = make_module()
     monkeypatch.setattr(engine_choice, "choose_way", lambda *_, **__: pytest.fail("tried again"))
-    choose_engine(quiet_trainer(tmp_path, precision=precision), again)
+    choose_engine(quiet_trainer(tmp_path, precision=precision), again, measure=True)
     assert again.way == kept["way"]
+
+
+def test_without_a_probe_nothing_is_tried_but_a_resumed_run_goes_on(
+    trials: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    module = make_module()
+    choose_engine(quiet_trainer(tmp_path), module, measure=False)
+    assert trials == [] and module.way is None and not (tmp_path / "probe.json").exists()
+    choose_engine(quiet_trainer(tmp_path), make_module(), measure=True)
+    choose_engine(quiet_trainer(tmp_path), module, measure=False)
+    assert module.way == "fused" and len(trials) == 1
 
 
 @pytest.mark.parametrize("growth", ["random", "gradient"])

@@ -155,7 +155,7 @@ def takes_active_kernels(network: nn.Module, engine: str, amp_dtype: torch.dtype
     if engine in ("dense", "compiled"):
         return False
     device = _device(network)
-    reason = _unsupported_in_training(network, device) or unsupported(network, device)
+    reason = unsupported_in_training(network, device) or unsupported(network, device)
     if engine == "sparse":
         if reason is not None:
             raise InputError(f"training.engine=sparse: {reason}; expected training.engine=auto or dense")
@@ -181,17 +181,18 @@ def unsupported(network: nn.Module, device: torch.device) -> str | None:
     return reason or (None if grouped_layers(network) else f"on {device}, {ONLY_GROUPS}")
 
 
-def _unsupported_in_training(network: nn.Module, device: torch.device) -> str | None:
+def unsupported_in_training(network: nn.Module, device: torch.device) -> str | None:
+    """Return why only torch can train a network on a device; None if another way may."""
     if not isinstance(network, E2ENet):
         return f"{type(network).__name__} is no E2ENet"
     if network._compiled_call_impl is not None:
         return COMPILED
     if network.run_part is not run_once:
         return RECOMPUTED
-    dtype = next(network.parameters()).dtype
-    if dtype != torch.float32:
+    on_cpu, dtype = device.type == "cpu", next(network.parameters()).dtype
+    if on_cpu and dtype != torch.float32:
         return f"its parameters are of {dtype}, and the engine computes in float32"
-    return unknown_in_training(network) if device.type == "cpu" else None
+    return unknown_in_training(network, on_cpu=on_cpu)
 
 
 def _or_torch(network: Any, engine: str, make: Callable[[Any], Any]) -> Any:

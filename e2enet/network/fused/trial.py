@@ -76,7 +76,7 @@ def choose_way(
     small = _noise(network, 2, small_size(network))
     large = _noise(network, batch_size, patch_size)
     own = copy.deepcopy(network)
-    expected = _step(own, own, small, None)
+    expected = _values(own, _step(own, own, small, None))
     trials: dict[str, Trial] = {}
     for way, make in (make_ways(network) if ways is None else ways).items():
         try:
@@ -123,20 +123,22 @@ def _try(
 ) -> Trial:
     own = copy.deepcopy(network)
     run = make(own)
-    found = _step(own, run, small, None)
+    found = _values(own, _step(own, run, small, None))
     negligible = NEGLIGIBLE * max(map(_norm, expected))
     differences = [_difference(one, right, negligible) for one, right in zip(found, expected, strict=True)]
     wrong = float(torch.tensor(differences).max())  # NaN if one is: Python's max() may pass over it
     if not wrong <= TOLERANCE:  # NaN too
         return Trial(None, f"a parameter's gradient differs by {wrong:.0%} from torch's, more than {TOLERANCE:.0%}")
     if amp_dtype is not None:
-        wrong = _difference(torch.cat(_step(own, run, small, amp_dtype)), torch.cat(expected))
+        wrong = _difference(torch.cat(_values(own, _step(own, run, small, amp_dtype))), torch.cat(expected))
         if not wrong <= AMP_TOLERANCE:
             return Trial(None, f"gradients in {amp_dtype} differ by {wrong:.0%}, more than {AMP_TOLERANCE:.0%}")
     seconds = []
     for _ in range(1 + RUNS):
         start = time.perf_counter()
         _step(own, run, large, amp_dtype)
+        if large.device.type == "cuda":
+            torch.cuda.synchronize(large.device)
         seconds.append(time.perf_counter() - start)
     return Trial(statistics.median(seconds[1:]))
 
@@ -147,14 +149,19 @@ def _noise(network: E2ENet, batch_size: int, size: Sequence[int]) -> Tensor:
 
 
 def _step(network: E2ENet, run: Any, x: Tensor, dtype: torch.dtype | None) -> list[Tensor]:
-    """Return the means of each head's logits and the gradient of each parameter as vectors; waits for the device."""
+    """Take a step without an optimizer: gradients stay on the parameters. Return the logits of each head."""
     network.zero_grad()
     with torch.autocast(x.device.type, dtype=dtype, enabled=dtype is not None):
         found = run(x)
     heads = found if isinstance(found, list) else [found]
     loss = torch.stack([(head.float() * _weights(head)).square().mean() for head in heads]).sum()
     loss.backward()
-    means = [head.detach().float().mean((0, 2, 3, 4)) for head in heads]
+    return [head.detach() for head in heads]
+
+
+def _values(network: E2ENet, heads: Sequence[Tensor]) -> list[Tensor]:
+    """Return the means of each head's logits and each gradient, as vectors on the CPU; parameters lose theirs."""
+    means = [head.float().mean((0, 2, 3, 4)) for head in heads]
     # A bias before a norm has no gradient but rounding.
     for layer in fusion_layers(network).values():  # by groups, inactive kernels have no gradient
         if layer.weight.grad is not None:

@@ -6,8 +6,10 @@ import copy
 import functools
 import logging
 import re
+import time
 import weakref
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -218,3 +220,19 @@ def test_prediction_elsewhere_takes_the_fastest_that_is_right(winner: str, monke
     chosen = select_engine(network, "auto", device=META, patch_size=SIZE)
     assert offered == [{"fused", "torch"}]
     assert chosen is network if winner == "torch" else isinstance(chosen, FusedNetwork)
+
+
+def test_seconds_are_those_of_the_step_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies of logits and gradients to the host, for the comparison, are not timed."""
+    events: list[str] = []
+    values = trial._values
+    clock = SimpleNamespace(perf_counter=lambda: events.append("clock") or time.perf_counter())
+    monkeypatch.setattr(trial, "time", clock)
+    monkeypatch.setattr(trial, "_values", lambda *given: events.append("copies") or values(*given))
+    choice = choose_way(make(torch.float32), batch_size=1, patch_size=SIZE)
+    assert choice.trials[DENSE].seconds is not None
+    while "clock" in events:  # no copy between the clock's pairs
+        first = events.index("clock")
+        assert events[first + 1] == "clock"
+        del events[first : first + 2]
+    assert events.count("copies") == 1 + len(choice.trials)
