@@ -18,8 +18,9 @@ FOLDER is what `e2enet train -m ..` wrote; the folder of one run, or a folder of
 are not finished have their lines too, so that the report can be made at any time.
 """
 EPILOG = """\
-Writes into FOLDER/report: per experiment NAME.md, NAME.csv (every number, unrounded) and NAME.tex; jobs.csv (a line
-per job), index.html (everything on one page that needs no network), figures/.
+Writes into FOLDER/report: per experiment NAME.md, NAME.csv (every number, unrounded), NAME-ranks.csv (ranks
+over cases, p of every pair) and NAME.tex; jobs.csv (a line per job), index.html (everything on one page that needs no
+network), figures/.
 Exit code: 0 written, 2 wrong input.
 
 Examples:

@@ -137,9 +137,17 @@ def test_ranks_name_the_best_and_whom_it_is_told_apart_from() -> None:
     words = rank_conclusion([ranking(ordered)])
     assert words == (
         "Over 10 cases the 3 rows differ (Friedman); Kendall's W is 1.00, and 1 if all cases rank the rows alike. A "
-        "has the best mean rank and is told apart from ref. It is not told apart from B; that does not show that they "
-        f"are equal. {SCOPE}"
+        "has the best mean rank and is told apart from ref. From B no difference was found; that does not show that "
+        f"they are equal. {SCOPE}"
     )
+
+
+def test_rows_of_equal_rank_share_the_best_and_labels_with_commas_are_quoted() -> None:
+    twins = {"A, twin": [1.0, 2] * 5, "B": [2.0, 1] * 5, "C, x": [3.0] * 10, "ref": [4.0] * 10}
+    best = '"A, twin" and B have the best mean rank and are told apart from "C, x" and ref. Intervals'
+    assert best in rank_conclusion([ranking(twins)])
+    words = accuracy_conclusion([line("A, b", 82.0, 0.001, 0.9), line("C", 82.0, 0.001, 0.9), REFERENCE], OPTIONS)
+    assert words.startswith('"A, b" and C score higher than ref')
 
 
 def test_ranks_without_a_difference_are_not_called_equal() -> None:
@@ -184,6 +192,8 @@ def test_costs_name_fewest_and_most_parameters() -> None:
         "Of these runs, A has the fewest active parameters (2.000 M) and B the most (5.000 M, 2.5 times as many). "
         "Parameters and FLOPs are counted exactly; they do not say which row is faster."
     )
+    equal = cost_conclusion([*rows, line("D", 80.0, params=2.0), line("E", 80.0, params=5.0)])
+    assert equal.startswith("Of these runs, A and D have the fewest active parameters (2.000 M) and B and E the most")
     assert cost_conclusion([line("A", 80.0)]).startswith("Parameters and FLOPs are counted exactly")
     assert "measured on one machine" in cost_conclusion([line("A", 80.0, latency_s=0.1)])
 

@@ -48,8 +48,8 @@ def effect_conclusion(tests: Sequence[Line], options: Options) -> str:
     low, high = largest["difference_low"], largest["difference_high"]
     zero = ", which includes 0" if low <= 0 <= high else ""
     return (
-        f"The largest median difference is that of {largest['label']}: {largest['difference']:+.2f} points of Dice "
-        f"({100 * options.confidence:g} % interval {low:+.2f} to {high:+.2f}{zero}), with r = "
+        f"The largest median difference is that of {_quoted(largest['label'])}: {largest['difference']:+.2f} points of "
+        f"Dice ({100 * options.confidence:g} % interval {low:+.2f} to {high:+.2f}{zero}), with r = "
         f"{largest['rank_biserial']:+.2f}. r tells how alike the cases are in direction, not by how many points they "
         "differ."
     )
@@ -72,10 +72,11 @@ def cost_conclusion(lines: Sequence[Line]) -> str:
     rows = [line for line in lines if line["role"] == "row" and is_known(line["params"])]
     sentences = []
     if len({line["params"] for line in rows}) > 1:
-        least, most = (choose(rows, key=lambda line: line["params"]) for choose in (min, max))
+        least, most = (choose(line["params"] for line in rows) for choose in (min, max))
+        fewest, largest = ([line for line in rows if line["params"] == value] for value in (least, most))
         sentences.append(
-            f"Of these runs, {least['label']} has the fewest active parameters ({least['params']:.3f} M) and "
-            f"{most['label']} the most ({most['params']:.3f} M, {most['params'] / least['params']:.1f} times as many)."
+            f"Of these runs, {_names(fewest)} {'has' if len(fewest) == 1 else 'have'} the fewest active parameters "
+            f"({least:.3f} M) and {_names(largest)} the most ({most:.3f} M, {most / least:.1f} times as many)."
         )
     if any(is_known(line[figure]) for line in lines for figure in ("latency_s", "peak_bytes")):
         sentences.append(
@@ -120,7 +121,7 @@ def unfinished_conclusion(jobs: int) -> str:
 
 
 def _against_reference(tests: Sequence[Line], reference: Line, alpha: float) -> list[str]:
-    name = reference["label"]
+    name = _quoted(reference["label"])
     found = [line for line in tests if line["p_holm"] < alpha]
     better = [line for line in found if line["rank_biserial"] > 0]
     worse = [line for line in found if line["rank_biserial"] < 0]
@@ -164,15 +165,17 @@ def _order(test: RankTest) -> list[str]:
             "pair is compared."
         ]
     groups = test.groups()
-    best = str(test.mean_ranks.index[0])
-    alike, others = groups[0][1:], [str(name) for name in test.mean_ranks.index if name not in groups[0]]
+    best = [name for name, rank in test.mean_ranks.items() if rank - test.mean_ranks.iloc[0] < 1e-12]
+    alike = [name for name in groups[0] if name not in best]
+    others = [name for name in test.mean_ranks.index if name not in groups[0]]
+    has, is_ = ("has", "is") if len(best) == 1 else ("have", "are")
     agreement = f"Kendall's W is {test.agreement:.2f}, and 1 if all cases rank the rows alike"
     sentences = [f"Over {test.cases} cases the {count} rows differ (Friedman); {agreement}."]
     if len(groups) == 1:
         return [*sentences, f"Nemenyi's test cannot say which: no pair is told apart; {NOT_EQUAL}."]
-    sentences.append(f"{best} has the best mean rank and is told apart from {_joined(others)}.")
+    sentences.append(f"{_joined(best)} {has} the best mean rank and {is_} told apart from {_joined(others)}.")
     if alike:
-        sentences.append(f"It is not told apart from {_joined(alike)}; {NOT_EQUAL}.")
+        sentences.append(f"From {_joined(alike)} no difference was found; {NOT_EQUAL}.")
     return sentences
 
 
@@ -216,11 +219,17 @@ def _range(numbers: Sequence[int], name: str = "") -> str:
 
 
 def _names(lines: Sequence[Mapping[str, object]]) -> str:
-    return _joined([str(line["label"]) for line in lines])
+    return _joined([line["label"] for line in lines])
 
 
-def _joined(names: Sequence[str]) -> str:
+def _joined(labels: Sequence[object]) -> str:
+    names = [_quoted(label) for label in labels]
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _quoted(label: object) -> str:
+    """Return a label, in quotes if a comma in it could be taken for one between two labels."""
+    return f'"{label}"' if "," in str(label) else str(label)
 
 
 def _verb(subjects: Sequence[object], verb: str) -> str:
