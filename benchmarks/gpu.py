@@ -8,15 +8,16 @@
 It needs torch, triton, numpy, numba and e2enet's own code, and no network. Parts:
 
 - count: kernels, bytes and memory of a training step, counted on torch's meta device;
-- parity: logits and gradients of plain, fused and groups against float64, in every precision;
-- step: time, memory and kernels of a training step: plain, fused, groups, compiled, nnU-Net's plain U-Net
+- parity: logits and gradients of plain, fused, implicit and groups against float64, in every precision;
+- step: time, memory and kernels of a training step: plain, fused, implicit, groups, compiled, nnU-Net's plain U-Net
   (`pip install --no-deps dynamic-network-architectures`; left out where it is missing);
 - train: 200 steps with DSFF and a gradient scaler that skips some; DSFF's invariants after each;
 - resume: a training that is killed and resumed ends as one that was not, bit for bit;
 - ddp: one process of DistributedDataParallel (NCCL) around and above the fused network;
 - predict: a scan of 512 x 512 x 400 voxels, 16 classes, by sliding windows;
 - batch: the largest batch that fits;
-- compile: registers and spilled bytes of every Triton kernel.
+- compile: registers and spilled bytes of the Triton kernels around convolutions;
+- multiply: those of the Triton kernels that multiply (`implicit`).
 
 Each part runs in a process of its own with a share of the time, so a part that fails, hangs or kills its process ends
 no other. The last table holds everything. Exit code 1: some part failed. A goal that is missed is no failure.
@@ -57,8 +58,9 @@ SHARES = {
     "predict": 0.25,
     "batch": 0.2,
     "compile": 0.6,
+    "multiply": 0.6,
 }
-ANYWHERE = ("count", "compile")  # these need no GPU
+ANYWHERE = ("count", "compile", "multiply")  # these need no GPU
 
 
 @exit_on_input_error("stopped")
@@ -77,7 +79,7 @@ def main() -> int:
     chosen = options.parts or [name for name in SHARES if able or name in ANYWHERE]
     unable = [name for name in SHARES if not able and name in (options.parts or SHARES) and name not in ANYWHERE]
     if unable and options.parts:
-        raise SystemExit(f"--parts {' '.join(unable)}: no GPU here; expected --small, or count and compile")
+        raise SystemExit(f"--parts {' '.join(unable)}: no GPU here; expected --small, or count, compile and multiply")
     if unable:
         print(f"left out, since there is no GPU (--small runs them on a CPU): {', '.join(unable)}")
     reports = {name: run_part(name, work) for name in SHARES if name in chosen}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -24,7 +24,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.gpu_networks import make_contender
 from benchmarks.gpu_options import PRECISIONS, Work
 from benchmarks.gpu_report import Report, tell
-from e2enet.network.fused.network import FusedNetwork
 
 CHOSEN = 48  # values of masks are unknown here, and kernels depend on the number alone
 USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
@@ -40,13 +39,18 @@ TYPES = {
 
 
 def run(work: Work, report: Report) -> None:
-    """Tell registers and spilled bytes of every kernel of a step, compiled for each GPU and precision."""
+    """Tell registers and spilled bytes of every kernel of a fused step, compiled for each GPU and precision."""
+    tell_usage(work, report, lambda dtype: variants_of_step(work, dtype, "fused"))
+
+
+def tell_usage(work: Work, report: Report, variants_in: Callable[[torch.dtype], list[Variant]]) -> None:
+    """Compile the kernels of each precision for each GPU; tell what they use, and require that none spills."""
     if find_spec("triton") is None:
         report.find("kernels", "left out: triton is not installed (torch's CUDA wheels bring it)")
         return
     rows = []
     for precision in work.precisions:
-        variants = variants_of_step(work, PRECISIONS[precision])
+        variants = variants_in(PRECISIONS[precision])
         for capability in work.capabilities:
             usages = [compile_for(variant, capability) for variant in variants]
             for name in dict.fromkeys(usage.variant.name for usage in usages):
@@ -61,24 +65,27 @@ def run(work: Work, report: Report) -> None:
     tell("Triton kernels", columns, rows, left=3)
 
 
-def variants_of_step(work: Work, dtype: torch.dtype) -> list[Variant]:
+def variants_of_step(work: Work, dtype: torch.dtype, contender: str) -> list[Variant]:
     """Return the kernels that a training step of the work starts on a GPU: parameters are float32, as with autocast."""
-    network, _ = make_contender("fused", work.sizes.network, "cpu")
+    network, run_by = make_contender(contender, work.sizes.network, "cpu")
+    run_by.dtype = dtype
+    network.to("meta")
     x = torch.empty(work.sizes.batch, 1, *work.sizes.patch, device="meta")
     with recording() as variants:
-        logits = FusedNetwork(network.to("meta"), dtype=dtype)(x)
+        logits = run_by(x)
         torch.autograd.backward(logits, [torch.empty_like(one) for one in logits])
     return variants
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A kernel as it is started: types of its arguments, constants, and which arguments are multiples of 16."""
+    """A kernel as it is started: types of its arguments, constants, which are multiples of 16, and options."""
 
     kernel: Any
     signature: tuple[tuple[str, str], ...]
     constants: tuple[tuple[str, Any], ...]
     aligned: tuple[int, ...]
+    options: tuple[tuple[str, Any], ...]
 
     @property
     def name(self) -> str:
@@ -105,7 +112,7 @@ def recording() -> Iterator[list[Variant]]:
     found: dict[Variant, None] = {}
 
     def record(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        found[variant_of(kernel, args)] = None
+        found[variant_of(kernel, args, kwargs)] = None
 
     variants: list[Variant] = []
     with mock.patch.object(JITFunction, "run", record), _Launches():
@@ -121,18 +128,18 @@ class _Launches(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         from e2enet.network.fused import launch
-        from e2enet.network.fused.operations import PREPARE, TRAFFIC
+        from e2enet.network.fused.operations import PREPARE, TRAFFIC, launcher
 
         if func in TRAFFIC:
-            getattr(launch, func._schema.name.removeprefix("e2enet::fused_"))(*args)
+            launcher(func)(*args)
         if func is PREPARE.default and len(args[0]) > 1:
             given = [*args[:-1], args[0][0].new_empty(CHOSEN, dtype=torch.int64)]
             launch.prepare(*given)
         return func(*args, **(kwargs or {}))
 
 
-def variant_of(kernel: Any, args: Sequence[Any]) -> Variant:
-    """Return how triton would specialise a kernel for arguments, all given by position."""
+def variant_of(kernel: Any, args: Sequence[Any], options: dict[str, Any]) -> Variant:
+    """Return how triton would specialise a kernel for arguments, all given by position, and options such as warps."""
     signature, constants, aligned = [], [], []
     for index, (parameter, value) in enumerate(zip(kernel.params, args, strict=True)):
         if parameter.is_constexpr or (type(value) is int and value == 1):
@@ -148,7 +155,7 @@ def variant_of(kernel: Any, args: Sequence[Any]) -> Variant:
             if value % 16 == 0:
                 aligned.append(index)
         signature.append((parameter.name, kind))
-    return Variant(kernel, tuple(signature), tuple(constants), tuple(aligned))
+    return Variant(kernel, tuple(signature), tuple(constants), tuple(aligned), tuple(options.items()))
 
 
 def compile_for(variant: Variant, capability: int) -> Usage:
@@ -164,7 +171,7 @@ def compile_for(variant: Variant, capability: int) -> Usage:
         constexprs={positions[name]: value for name, value in variant.constants},
         attrs={(index,): [["tt.divisibility", 16]] for index in variant.aligned},
     )
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=dict(variant.options))
     registers, stack, _, local = _usage(compiled.asm["cubin"])
     return Usage(variant, capability, registers, stack + local)
 

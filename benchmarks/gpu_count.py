@@ -43,7 +43,7 @@ def run(work: Work, report: Report) -> None:
     """Tell kernels, bytes and what is saved for the backward pass, of a step in half precision with S = 0.8."""
     x = torch.empty(work.sizes.batch, 1, *work.sizes.patch, device="meta", dtype=torch.float16)
     rows = []
-    for name in ("plain", "fused", "plain_unet"):
+    for name in ("plain", "fused", "implicit", "plain_unet"):
         problem = missing(name)
         if problem is not None:
             report.find(CONTENDERS[name], f"left out: {problem}")

@@ -21,6 +21,7 @@ CONTENDERS = {
     "plain_unet": "PlainConvUNet",
     "plain": "plain",
     "fused": "fused",
+    "implicit": "implicit",
     "groups": "groups of 16, S = 0.8",
     "compiled": "compiled",
 }
@@ -39,8 +40,8 @@ def make_contender(name: str, sizes: Network, device: torch.device | str) -> tup
     if name == "groups":
         mask(network, groups=True)
     network.to(device).train()
-    if name in ("fused", "groups"):
-        return network, FusedNetwork(network, groups=name == "groups")
+    if name in ("fused", "implicit", "groups"):
+        return network, FusedNetwork(network, groups=name == "groups", implicit=name == "implicit")
     if name == "compiled":
         network.compile(backend="inductor" if torch.device(device).type == "cuda" else "aot_eager")
     return network, network

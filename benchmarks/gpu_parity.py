@@ -1,4 +1,4 @@
-"""Logits and gradients of plain, fused and groups against the plain network in float64, in every precision.
+"""Logits and gradients of plain, fused, implicit and groups against the plain network in float64, in every precision.
 
 The error of a tensor is its largest difference from float64, as a share of the largest value there; medians over
 tensors are of root mean squares. Weights, input and gradients of the logits are the same in every precision. Gradients
@@ -31,6 +31,7 @@ MOST_IN_MEDIAN, MOST_IN_LARGEST = 1.5, 3.0
 RUNS: dict[str, Any] = {
     "plain": lambda network: network,
     "fused": FusedNetwork,
+    "implicit": partial(FusedNetwork, implicit=True),
     "groups": partial(FusedNetwork, groups=True),
 }
 
@@ -52,7 +53,7 @@ class Errors:
 
 
 def run(work: Work, report: Report) -> None:
-    """Tell the errors of each size, mask and precision, and require that fused and groups are no worse than plain."""
+    """Tell the errors of each size, mask and precision, and require that the others are no worse than plain."""
     exact_float32()
     rows = []
     for name, (sizes, shape) in work.sizes.parity.items():

@@ -23,6 +23,7 @@ from e2enet.inference.sliding_window import NotFiniteError, predict_planes
 from e2enet.network.build import build_network
 from e2enet.network.dsff import set_group_size
 from e2enet.network.engine import select_training, select_validation
+from e2enet.network.engine.select import FUSED_WAYS
 from e2enet.network.recompute import checkpoint_activations
 from e2enet.training.dice import DiceCounts
 from e2enet.training.losses import build_loss, sum_over_processes
@@ -121,7 +122,7 @@ class SegmentationModule(pl.LightningModule):
     @cached_property
     def _dense_pass(self) -> Callable[[Tensor], Any]:
         """Finds the gradients of inactive kernels too: fused if steps are, which torch may have no memory for."""
-        fused = self._engine in ("fused", "groups")
+        fused = self._engine in FUSED_WAYS
         return select_training(self.network, "fused", amp_dtype=amp_dtype_of(self.network)) if fused else self.network
 
     @cached_property  # for the weights of one validation

@@ -61,9 +61,10 @@ def test_everything_runs_in_small_sizes_with_little_installed(tmp_path: Path) ->
     assert all(len(required[part]) >= count for part, count in least.items())
     found = json.loads(figures.read_text())
     assert found["failures"] == {} and {*found["count"]} >= {"plain", "fused"}
-    assert {*found["step"]["float16"]} >= {"plain", "fused", "groups", "compiled"}
+    assert {*found["step"]["float16"]} >= {"plain", "fused", "implicit", "groups", "compiled"}
     if find_spec("triton") is not None:
-        assert found["compile"]["float16 sm_90"]["variants"] > 0
+        for part in ("compile", "multiply"):
+            assert found[part]["float16 sm_90"]["variants"] > 0
 
 
 def test_counts_of_the_table_in_the_documentation(tmp_path: Path) -> None:
@@ -71,6 +72,7 @@ def test_counts_of_the_table_in_the_documentation(tmp_path: Path) -> None:
     done = run("--parts", "count", "--json", str(figures))
     assert done.returncode == 0, done.stderr
     count = json.loads(figures.read_text())["count"]
+    assert count["implicit"]["gb"][0] <= 24
     assert count["fused"].keys() == {"kernels", "gb", "saved_gb"}
     assert sum(count["fused"]["kernels"]) <= 420 < 0.5 * sum(count["plain"]["kernels"])
     assert count["fused"]["gb"][0] <= 52 and count["fused"]["gb"][1] <= 100 and count["fused"]["saved_gb"] <= 9
@@ -90,7 +92,7 @@ def test_a_part_that_hangs_ends_no_other() -> None:
 def test_what_needs_a_gpu_is_told() -> None:
     refused = run("--parts", "step", "count")
     assert refused.returncode == 1 and refused.stderr == (
-        "--parts step: no GPU here; expected --small, or count and compile\n"
+        "--parts step: no GPU here; expected --small, or count, compile and multiply\n"
     )
 
 

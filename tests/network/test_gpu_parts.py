@@ -60,14 +60,14 @@ def test_every_precision_is_as_far_from_float64_as_it_should_be() -> None:
     assert report.failures == []
     names = {"shallow, kernels, ", "shallow, groups of 16, ", "one plane, kernels, ", "one plane, groups of 16, "}
     for name in names:
-        runs = ("plain", "fused", "groups") if "groups" in name else ("plain", "fused")
+        runs = ("plain", "fused", "implicit", *(["groups"] if "groups" in name else []))
         for run in runs:
             full, half, brain = (
                 report.figures[f"{name}{precision}, {run}"] for precision in ("float32", "float16", "bfloat16")
             )
             assert 0 < full["logits"] < 1e-5 and full["gradients"] < 1e-3
             assert 1e-4 < half["logits"] < 1e-2 < 0.1 > brain["logits"] > half["logits"]
-    assert len(report.figures) == 3 * 2 * (2 + 3)
+    assert len(report.figures) == 3 * 2 * (3 + 4)
 
 
 def test_parity_finds_a_wrong_gradient(monkeypatch: pytest.MonkeyPatch) -> None:

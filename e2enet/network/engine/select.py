@@ -27,6 +27,9 @@ FEWEST_CHANNELS = 32
 # Why only torch trains a network that the engine could otherwise run.
 COMPILED = "training.compile=true compiles torch's own pass"
 RECOMPUTED = "training.checkpoint_activations=true recomputes torch's own pass"
+# Ways to take steps by a fused pass, and the arguments of `FusedNetwork`: with every kernel; with active kernels only,
+# where masks have group granularity; with convolutions that prepare what they read.
+FUSED_WAYS: dict[str, dict[str, bool]] = {"fused": {}, "groups": {"groups": True}, "implicit": {"implicit": True}}
 ONLY_GROUPS = "only groups of kernels are multiplied alone (dsff.granularity=group), single ones on a CPU"
 SECONDS = 0.5  # the least time for which a whole network is timed
 
@@ -104,17 +107,16 @@ def select_engine(
 def select_training(network: nn.Module, engine: str, *, amp_dtype: torch.dtype | None) -> Callable[[torch.Tensor], Any]:
     """Return what runs a network in training steps.
 
-    That is itself (dense), itself compiled (compiled), a `FusedNetwork` (fused; groups, with active kernels only where
-    masks have group granularity), or what runs active kernels only (sparse). This is a `TrainingEngine` on a CPU and
-    the same as groups elsewhere. See `takes_active_kernels` for `auto`; on a GPU,
-    `fused.trial` replaces it by one of these before. Call it in training mode. amp_dtype: of the autocast that
-    surrounds the steps.
+    That is itself (dense), itself compiled (compiled), a `FusedNetwork` (FUSED_WAYS), or what runs active kernels only
+    (sparse). This is a `TrainingEngine` on a CPU and the same as groups elsewhere. See `takes_active_kernels` for
+    `auto`; on a GPU, `fused.trial` replaces it by one of these before. Call it in training mode. amp_dtype: of the
+    autocast that surrounds the steps.
 
     Raises:
         InputError: engine=sparse or fused, but only torch can run the network.
     """
-    if engine in ("fused", "groups"):
-        return _fused(network, "training.engine=fused", groups=engine == "groups")
+    if engine in FUSED_WAYS:
+        return _fused(network, "training.engine=fused", **FUSED_WAYS[engine])
     if engine == "compiled":
         network.compile(dynamic=False)  # as `fused.trial` timed it
         return network
@@ -134,8 +136,8 @@ def select_validation(network: nn.Module, engine: str, *, amp_dtype: torch.dtype
     On a CPU a sparse one holds the current weights and masks. A compiled run is validated uncompiled, since its windows
     have other sizes.
     """
-    if engine in ("fused", "groups"):
-        return _fused(network, "training.engine=fused", groups=engine == "groups")
+    if engine in FUSED_WAYS:
+        return _fused(network, "training.engine=fused", **FUSED_WAYS[engine])
     if not takes_active_kernels(network, engine, amp_dtype):
         return network
     found: nn.Module = _or_torch(network, engine, partial(compact, choose=False))
@@ -215,14 +217,14 @@ def _by_torch(network: nn.Module, reason: str) -> nn.Module:
 _log_once = cache(logger.warning)  # the network is a library too, and prints nothing
 
 
-def _fused(network: nn.Module, setting: str, *, groups: bool = False, fixed: bool = False) -> nn.Module:
+def _fused(network: nn.Module, setting: str, **how: Any) -> nn.Module:
     """Return the network's fused pass; raise InputError with the setting that asked for it if there is none."""
     from e2enet.network.fused.network import FusedNetwork
 
     try:
         if getattr(network, "run_part", run_once) is not run_once:
             raise InputError(RECOMPUTED)
-        return FusedNetwork(cast(E2ENet, network), groups=groups, fixed=fixed)
+        return FusedNetwork(cast(E2ENet, network), **how)
     except InputError as error:
         raise InputError(f"{setting}: {error}") from None
 

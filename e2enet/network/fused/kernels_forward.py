@@ -163,67 +163,6 @@ def prepare(
 
 
 @triton.jit
-def moments(values, partial, voxels, channels, tiles, BLOCK_V: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Write mean and sum of squared differences from it of a chunk of `tiles` blocks, (B, chunks, 2, C)."""
-    chunk, block_c, sample = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    c = block_c * BLOCK_C + tl.arange(0, BLOCK_C)
-    inside_c = c < channels
-    mean = tl.zeros((BLOCK_C,), dtype=partial.dtype.element_ty)
-    spread = tl.zeros((BLOCK_C,), dtype=partial.dtype.element_ty)
-    first = chunk * tiles * BLOCK_V
-    for tile in range(tiles):
-        v = first + tile * BLOCK_V + tl.arange(0, BLOCK_V)
-        valid = (v < voxels)[:, None] & inside_c[None, :]
-        place = (v * channels)[:, None] + c[None, :]
-        x = wide(tl.load(values + sample * voxels * channels + place, mask=valid, other=0.0))
-        count = 1.0 * tl.minimum(tl.maximum(voxels - (first + tile * BLOCK_V), 0), BLOCK_V)
-        before = 1.0 * tile * BLOCK_V  # all earlier blocks are full if this one has voxels
-        own = tl.sum(x, 0) / tl.maximum(count, 1.0)
-        away = tl.where(valid, x - own[None, :], 0.0)
-        step = (own - mean) * (count / tl.maximum(before + count, 1.0))
-        spread += tl.sum(away * away, 0) + (own - mean) * step * before
-        mean += step
-    target = partial + ((sample * tl.num_programs(0) + chunk) * 2) * channels + c
-    tl.store(target, mean, mask=inside_c)
-    tl.store(target + channels, spread, mask=inside_c)
-
-
-@triton.jit
-def norm_table(
-    partial, weight, bias, table, eps, voxels, channels, chunks, chunk_voxels,
-    CHUNKS: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """Write (B, 4, C) from the partial moments of all chunks, always in the same order."""
-    block_c, sample = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    c = block_c * BLOCK_C + tl.arange(0, BLOCK_C)
-    inside_c = c < channels
-    mean = tl.zeros((BLOCK_C,), dtype=partial.dtype.element_ty)
-    for first in range(0, chunks, CHUNKS):
-        chunk = first + tl.arange(0, CHUNKS)
-        valid = (chunk < chunks)[:, None] & inside_c[None, :]
-        count = tl.minimum(voxels - chunk * chunk_voxels, chunk_voxels).to(mean.dtype)
-        place = ((sample * chunks + chunk) * 2)[:, None] * channels + c[None, :]
-        mean += tl.sum(tl.load(partial + place, mask=valid, other=0.0) * (count / voxels)[:, None], 0)
-    spread = tl.zeros((BLOCK_C,), dtype=partial.dtype.element_ty)
-    for first in range(0, chunks, CHUNKS):
-        chunk = first + tl.arange(0, CHUNKS)
-        valid = (chunk < chunks)[:, None] & inside_c[None, :]
-        count = tl.minimum(voxels - chunk * chunk_voxels, chunk_voxels).to(mean.dtype)
-        place = ((sample * chunks + chunk) * 2)[:, None] * channels + c[None, :]
-        away = tl.load(partial + place, mask=valid, other=0.0) - mean[None, :]
-        own = tl.load(partial + place + channels, mask=valid, other=0.0)
-        spread += tl.sum(tl.where(valid, own + away * away * count[:, None], 0.0), 0)
-    rstd = 1 / tl.sqrt(spread / voxels + eps)
-    scale = wide(tl.load(weight + c, mask=inside_c, other=0.0)) * rstd
-    offset = wide(tl.load(bias + c, mask=inside_c, other=0.0)) - mean * scale
-    target = table + sample * 4 * channels + c
-    tl.store(target, scale, mask=inside_c)
-    tl.store(target + channels, offset, mask=inside_c)
-    tl.store(target + 2 * channels, mean, mask=inside_c)
-    tl.store(target + 3 * channels, rstd, mask=inside_c)
-
-
-@triton.jit
 def pool(
     values, affine, slope, pooled, largest, channels, depth, height, width,
     HAS_AFFINE: tl.constexpr, PD: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,

@@ -16,7 +16,7 @@ import triton
 from torch import Tensor
 from triton import language as tl
 
-from e2enet.network.fused import kernels_backward, kernels_forward
+from e2enet.network.fused import kernels_backward, kernels_forward, kernels_moments
 from e2enet.network.fused.volumes import PLACE, channels_of, size_of, steps_of, voxels
 from e2enet.network.layers import to_channels_last
 from e2enet.network.operations import empty_channels_last
@@ -25,6 +25,7 @@ VECTOR = 8  # channels that a thread reads at once, where groups begin at multip
 TILE = 2048  # voxels times channels that a program holds
 PROGRAMS = 1024  # of a kernel that sums: about eight for each multiprocessor of a large GPU
 CHUNKS = 32  # partial sums that are added at once
+MERGED_CHANNELS = 16  # of a program that merges moments
 MOST_SOURCES, MOST_READERS = 3, 4
 LARGEST = 2**31 - 1  # values of a sample: places in it are 32 bit numbers
 DTYPES = {
@@ -46,17 +47,17 @@ def prepare(
 ) -> Tensor:
     """Start `kernels_forward.prepare`, or `prepare_columns` for chosen channels."""
     assert len(sources) <= MOST_SOURCES
-    sources = [_in_memory_order(source) for source in sources]
+    sources = [in_memory_order(source) for source in sources]
     counts = [channels_of(source) for source in sources]
     depth, height, width = size_of(sources[0])
     depth_out, total = -(-depth // depth_stride), sum(counts) if columns is None else len(columns)
     out = empty_channels_last(sources[0].new_empty(0, dtype=dtype), (len(sources[0]), total, depth_out, height, width))
-    _check_size(out)
+    check_size(out)
     block_c = min(map(_block_of, counts)) if columns is None else _block_of(total)
-    group, margin = _groups(sum(counts), shift_size)
+    group, margin = shift_groups(sum(counts), shift_size)
     blocks = [triton.cdiv(count, block_c) for count in counts]
     starts = [sum(counts[:index]) for index in range(len(counts))]
-    vector = _vector(*counts, *starts, group, block_c)
+    vector = vector_of(*counts, *starts, group, block_c)
     block_v = (TILE if vector > 1 or columns is not None else TILE // 2) // block_c  # each voxel alone: more registers
     unused: Any = (out, out, 1.0, 1, 0)
     given = [
@@ -69,7 +70,7 @@ def prepare(
     places = total, depth, height, width, depth_out, group, margin
     constants = *has, *steps[0], *steps[1], *steps[2], len(sources), depth_stride
     across = triton.cdiv(depth_out * height * width, block_v)
-    with _on(out):
+    with on_device_of(out):
         if columns is None:
             kernels_forward.prepare[across, sum(blocks), len(out)](
                 *first, *second, *third[:4], out, *places, *constants, vector, block_v, block_c
@@ -82,34 +83,34 @@ def prepare(
 
 
 def statistics(values: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Start `kernels_forward.moments` and `kernels_forward.norm_table`."""
-    values, weight, bias = _in_memory_order(values), weight.contiguous(), bias.contiguous()
+    """Start `kernels_moments.moments` and `kernels_moments.norm_table`."""
+    values, weight, bias = in_memory_order(values), weight.contiguous(), bias.contiguous()
     batch, channels = values.shape[:2]
     dtype = torch.promote_types(values.dtype, torch.float32)
     block_c, block_v, chunks, tiles = _chunks(values)
     partial = values.new_empty((batch, chunks, 2, channels), dtype=dtype)
+    counts = values.new_empty(chunks, dtype=dtype)
     table = values.new_empty((batch, 4, channels), dtype=dtype)
-    count = voxels(values)
-    with _on(values):
-        kernels_forward.moments[chunks, triton.cdiv(channels, block_c), batch](
-            values, partial, count, channels, tiles, block_v, block_c
+    with on_device_of(values):
+        kernels_moments.moments[chunks, triton.cdiv(channels, block_c), batch](
+            values, partial, counts, voxels(values), channels, tiles, block_v, block_c
         )
-        kernels_forward.norm_table[triton.cdiv(channels, block_c), batch](
-            partial, weight, bias, table, eps, count, channels, chunks, tiles * block_v, CHUNKS, block_c
+        kernels_moments.norm_table[triton.cdiv(channels, MERGED_CHANNELS), batch](
+            partial, counts, weight, bias, table, eps, channels, chunks, CHUNKS, MERGED_CHANNELS
         )
     return table
 
 
 def pool(values: Tensor, affine: Tensor | None, slope: float, window: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Start `kernels_forward.pool`."""
-    values = _in_memory_order(values)
+    values = in_memory_order(values)
     batch, channels, *size = values.shape
     coarse = [edge // step for edge, step in zip(size, window, strict=True)]
     pooled = empty_channels_last(values, (batch, channels, *coarse))
     largest = torch.empty_like(pooled, dtype=torch.uint8)
     block_c = _block_of(channels)
     block_v = TILE // 2 // block_c
-    with _on(values):
+    with on_device_of(values):
         kernels_forward.pool[triton.cdiv(prod(coarse), block_v), triton.cdiv(channels, block_c), batch](
             values, values if affine is None else affine, slope, pooled, largest, channels, *size,
             affine is not None, *window, block_v, block_c,
@@ -127,7 +128,7 @@ def gather_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Start `kernels_backward.gather_gradient` and `kernels_backward.add_chunks`."""
     assert 1 <= len(grads) <= MOST_READERS
-    values = _in_memory_order(values)
+    values = in_memory_order(values)
     batch, channels, *size = values.shape
     block_c, block_v, chunks, tiles = _chunks(values, TILE // 2)
     out = empty_channels_last(values, values.shape)
@@ -138,17 +139,17 @@ def gather_gradient(
     aligned = [channels, block_c]
     for index, (grad, chosen) in enumerate(zip(grads, largest, strict=True)):
         start, shift_size, depth_stride, *window = places[PLACE * index : PLACE * (index + 1)]
-        group, margin = _groups(grad.shape[1], shift_size)
+        group, margin = shift_groups(grad.shape[1], shift_size)
         aligned += [start, group, grad.shape[1]]
-        given += [_in_memory_order(grad), values if chosen is None else chosen, grad.shape[1], start, group, margin]
+        given += [in_memory_order(grad), values if chosen is None else chosen, grad.shape[1], start, group, margin]
         constants += [depth_stride, chosen is not None, *window]
     for _ in range(MOST_READERS - len(grads)):
         given += [values, values, 1, 0, 1, 0]
         constants += [1, False, 1, 1, 1]
-    with _on(values):
+    with on_device_of(values):
         kernels_backward.gather_gradient[chunks, triton.cdiv(channels, block_c), batch](
             values, affine, slope, out, partial, channels, *size, tiles, *given, *constants,
-            len(grads), _vector(*aligned), block_v, block_c,
+            len(grads), vector_of(*aligned), block_v, block_c,
         )  # fmt: skip
         kernels_backward.add_chunks[triton.cdiv(2 * channels, 64), batch](
             partial, sums, 2 * channels, chunks, CHUNKS, 64
@@ -158,11 +159,11 @@ def gather_gradient(
 
 def norm_gradient(grad: Tensor, values: Tensor, affine: Tensor, sums: Tensor) -> Tensor:
     """Start `kernels_backward.norm_gradient`."""
-    values, grad = _in_memory_order(values), _in_memory_order(grad)
+    values, grad = in_memory_order(values), in_memory_order(grad)
     batch, channels = values.shape[:2]
     out, count, block_c = empty_channels_last(values, values.shape), voxels(values), _block_of(channels)
     block_v = TILE // block_c
-    with _on(values):
+    with on_device_of(values):
         kernels_backward.norm_gradient[triton.cdiv(count, block_v), triton.cdiv(channels, block_c), batch](
             grad, values, affine, sums, out, count, channels, block_v, block_c
         )
@@ -171,16 +172,16 @@ def norm_gradient(grad: Tensor, values: Tensor, affine: Tensor, sums: Tensor) ->
 
 def block_gradient(grad: Tensor, place: Sequence[int], products: Sequence[int]) -> Tensor:
     """Start `kernels_backward.block_gradient`."""
-    grad, out = _in_memory_order(grad), grad.new_empty(list(products))
+    grad, out = in_memory_order(grad), grad.new_empty(list(products))
     start, shift_size, depth_stride, *_ = place
     channels, total, size = channels_of(out), grad.shape[1], size_of(out)
-    group, margin = _groups(total, shift_size)
+    group, margin = shift_groups(total, shift_size)
     block_c = _block_of(channels)
     block_v = TILE // block_c
-    with _on(grad):
+    with on_device_of(grad):
         kernels_backward.block_gradient[triton.cdiv(prod(size), block_v), triton.cdiv(channels, block_c), len(out)](
             grad, out, channels, total, start, group, margin, *size, depth_stride, *steps_of(out),
-            _vector(channels, total, start, group, block_c), block_v, block_c,
+            vector_of(channels, total, start, group, block_c), block_v, block_c,
         )  # fmt: skip
     return out
 
@@ -202,7 +203,7 @@ def active_weights(weights: Sequence[Tensor], masks: Sequence[Tensor | None], dt
             for weight, mask, start, shape in zip(weights, masks, starts, shapes, strict=False)
         ),
     )
-    with _on(flat):
+    with on_device_of(flat):
         kernels_forward.active_weights[len(weights), 64](table, flat, DTYPES[weights[0].dtype], 1024)
     return [
         flat[start : start + prod(shape)].view(shape[0], shape[2], shape[1])
@@ -217,7 +218,7 @@ def weight_gradients(grads: Sequence[Tensor], weights: Sequence[Tensor]) -> list
         (grad.data_ptr(), out.data_ptr(), grad.shape[0], grad.shape[2], grad.shape[1], *grad.stride())
         for grad, out in zip(grads, found, strict=True)
     )
-    with _on(grads[0]):
+    with on_device_of(grads[0]):
         kernels_backward.weight_gradients[len(grads), 64](
             _table(grads[0].device, rows), DTYPES[grads[0].dtype], DTYPES[weights[0].dtype], 1024
         )
@@ -230,19 +231,19 @@ def _table(device: torch.device, rows: tuple[tuple[int, ...], ...]) -> Tensor:
     return torch.tensor(rows, dtype=torch.int64).to(device, non_blocking=True)
 
 
-def _in_memory_order(values: Tensor) -> Tensor:
+def in_memory_order(values: Tensor) -> Tensor:
     """Return values with their channels together, as the kernels read them."""
-    _check_size(values)
+    check_size(values)
     return to_channels_last(values) if values.ndim == 5 else values.contiguous()
 
 
-def _check_size(values: Tensor) -> None:
+def check_size(values: Tensor) -> None:
     """Raise ValueError if places in a sample need more than 32 bits."""
     if values[0].numel() > LARGEST:
         raise ValueError(f"{values[0].numel()} values in a sample, more than {LARGEST}: expected a smaller patch")
 
 
-def _groups(channels: int, shift_size: int) -> tuple[int, int]:
+def shift_groups(channels: int, shift_size: int) -> tuple[int, int]:
     """Return how many channels a group of the depth-shift has, and the shift of group 0 with the sign changed.
 
     One group more is left over by `torch.chunk` now and then (`shift.group_shifts`); here it has no channels.
@@ -255,7 +256,7 @@ def _block_of(channels: int) -> int:
     return next((size for size in (64, 32, 16) if channels % size == 0), min(triton.next_power_of_2(channels), 64))
 
 
-def _vector(*numbers: int) -> int:
+def vector_of(*numbers: int) -> int:
     """Return VECTOR if all numbers are multiples of it, else 1."""
     return VECTOR if not any(number % VECTOR for number in numbers) else 1
 
@@ -271,6 +272,6 @@ def _chunks(values: Tensor, tile: int = TILE) -> tuple[int, int, int, int]:
     return block_c, block_v, triton.cdiv(blocks, tiles), tiles
 
 
-def _on(tensor: Tensor) -> AbstractContextManager[Any]:
+def on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
     """Make a GPU the current one, where kernels are started."""
     return torch.cuda.device(tensor.device) if tensor.device.type == "cuda" else nullcontext()

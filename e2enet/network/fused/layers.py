@@ -224,11 +224,17 @@ def prepare(
 
     columns: which of the sources' channels, (C,) int64, in any order and some of them several times; None: all.
     """
-    values, affines = [source.values for source in sources], [source.affine for source in sources]
-    found: Tensor = operations.PREPARE(
-        values, affines, [source.slope for source in sources], shift_size, depth_stride, dtype, columns
-    )
+    found: Tensor = operations.PREPARE(*arguments_of(sources), shift_size, depth_stride, dtype, columns)
     return found
+
+
+def arguments_of(sources: Sequence[Volumes]) -> tuple[list[Tensor], list[Tensor | None], list[float]]:
+    """Return `sources`, `affines` and `slopes`, as the operations take them."""
+    return (
+        [source.values for source in sources],
+        [source.affine for source in sources],
+        [source.slope for source in sources],
+    )
 
 
 def rows(x: Tensor) -> Tensor:

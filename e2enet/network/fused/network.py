@@ -16,6 +16,7 @@ from e2enet.network.e2enet import E2ENet
 from e2enet.network.engine.known import settings, unknown_in_training
 from e2enet.network.fused import operations
 from e2enet.network.fused.grouped import GroupedBlock
+from e2enet.network.fused.implicit import IMPLICIT_LAYERS
 from e2enet.network.fused.layers import LAYERS, FusedLayer, Pass, Readers
 from e2enet.network.fused.volumes import Reader, Volumes
 from e2enet.network.layers import checked_mask, to_channels_last
@@ -38,6 +39,9 @@ class FusedNetwork(nn.Module):
         network: an E2ENet on any device; on CUDA the kernels need triton.
         groups: multiply active kernels only where masks have group granularity (`grouped`); inactive kernels of these
             layers get zero gradients.
+        implicit: convolutions prepare what they read (`implicit`), which moves fewer bytes. On CUDA in float16,
+            bfloat16 or float32; float32 factors are rounded to TF32 where torch's flags allow it. With
+            `groups`, blocks that run by groups do not.
         dtype: to compute in; None: that of autocast, else of the parameters.
         fixed: without gradients, weights and masks are read at the first call in a dtype only, and kept in that dtype.
 
@@ -47,10 +51,16 @@ class FusedNetwork(nn.Module):
     """
 
     def __init__(
-        self, network: E2ENet, *, groups: bool = False, dtype: torch.dtype | None = None, fixed: bool = False
+        self,
+        network: E2ENet,
+        *,
+        groups: bool = False,
+        implicit: bool = False,
+        dtype: torch.dtype | None = None,
+        fixed: bool = False,
     ) -> None:
         super().__init__()
-        self.network, self.groups, self.dtype, self.fixed = network, groups, dtype, fixed
+        self.network, self.groups, self.implicit, self.dtype, self.fixed = network, groups, implicit, dtype, fixed
         self._weights: dict[torch.dtype, dict[str, Tensor]] = {}
         self.training = network.training
         self._settings: list[Any] = []
@@ -78,7 +88,8 @@ class FusedNetwork(nn.Module):
         current = settings(self.network)
         if self._pass is None or current != self._settings:
             program = read_program(self.network, training=self.network.training)
-            self._pass, self._settings = (program, fused_layers(program, groups=self.groups)), current
+            layers = fused_layers(program, groups=self.groups, implicit=self.implicit)
+            self._pass, self._settings = (program, layers), current
             self._weights.clear()
         return self._pass
 
@@ -188,12 +199,12 @@ def trained_values(program: Program) -> frozenset[int]:
     return frozenset(trained)
 
 
-def fused_layers(program: Program, *, groups: bool) -> dict[int, FusedLayer]:
+def fused_layers(program: Program, *, groups: bool, implicit: bool) -> dict[int, FusedLayer]:
     """Return what runs each operation, by the number of its output."""
-    layers = {}
+    layers, every = {}, LAYERS | (IMPLICIT_LAYERS if implicit else {})
     for operation in program.operations:
         by_groups = groups and operation.kind == BLOCK and getattr(operation.conv, "group_size", 1) > 1
-        table: Mapping[str, Any] = LAYERS | {BLOCK: GroupedBlock} if by_groups else LAYERS
+        table: Mapping[str, Any] = every | {BLOCK: GroupedBlock} if by_groups else every
         layers[operation.output] = implementation(BACKEND, table, operation)(operation)
     return layers
 

@@ -31,15 +31,36 @@ class Traffic:
 
 
 TRAFFIC: dict[Any, Traffic] = {}  # by operation
+_LAUNCHERS: dict[Any, tuple[str, str]] = {}  # module and name
 
 
-def _register(name: str, schema: str, fake: Callable[..., Any], kernels: int, moved: Callable[..., int]) -> Any:
-    """Register the operation `fused_<name>`: `cpu.<name>`, `launch.<name>` for CUDA, `reference.<name>` elsewhere."""
-    operation = register(f"fused_{name}{schema}", getattr(reference, name), fake, device=ANY_DEVICE)
-    for module, device in (("cpu", "CPU"), ("launch", "CUDA")):
-        LIBRARY.impl(f"fused_{name}", _imported(module, name), device)
+def fused_operation(
+    name: str,
+    schema: str,
+    fake: Callable[..., Any],
+    kernels: int,
+    moved: Callable[..., int],
+    *,
+    plain: Any = reference,
+    loops: str | None = "cpu",
+    launch: str = "launch",
+) -> Any:
+    """Register and return the operation `fused_<name>`, a function <name> of three modules.
+
+    plain: for any device. loops: for CPUs, if there are any. launch: for CUDA.
+    """
+    operation = register(f"fused_{name}{schema}", getattr(plain, name), fake, device=ANY_DEVICE)
+    if loops is not None:
+        LIBRARY.impl(f"fused_{name}", _imported(loops, name), "CPU")
+    LIBRARY.impl(f"fused_{name}", _imported(launch, name), "CUDA")
     TRAFFIC[operation.default] = Traffic(kernels, moved)
+    _LAUNCHERS[operation.default] = launch, name
     return operation
+
+
+def launcher(operation: Any) -> Callable[..., Any]:
+    """Return what starts the kernels of one of TRAFFIC on CUDA."""
+    return _imported(*_LAUNCHERS[operation])
 
 
 def _imported(module: str, name: str) -> Callable[..., Any]:
@@ -78,7 +99,8 @@ def _empty_prepared(
     return empty_channels_last(first.new_empty(0, dtype=dtype), shape)
 
 
-def _empty_table(values: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+def empty_table(values: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Return uninitialised memory for the table of `reference.statistics`."""
     dtype = torch.promote_types(values.dtype, torch.float32)
     return values.new_empty((values.shape[0], 4, values.shape[1]), dtype=dtype)
 
@@ -108,7 +130,7 @@ def _moved_by_gathering(
     return read + nbytes(values, affine, *out)
 
 
-PREPARE = _register(
+PREPARE = fused_operation(
     "prepare",
     "(Tensor[] sources, Tensor?[] affines, float[] slopes, int shift_size, int depth_stride, ScalarType dtype,"
     " Tensor? columns) -> Tensor",
@@ -119,42 +141,42 @@ PREPARE = _register(
         nbytes(*sources) // depth_stride + nbytes(*affines, out, columns)
     ),
 )
-STATISTICS = _register(
+STATISTICS = fused_operation(
     "statistics",
     "(Tensor values, Tensor weight, Tensor bias, float eps) -> Tensor",
-    _empty_table,
+    empty_table,
     2,
     lambda out, values, weight, bias, eps: nbytes(values, weight, bias, out),
 )
-POOL = _register(
+POOL = fused_operation(
     "pool",
     "(Tensor values, Tensor? affine, float slope, int[] window) -> (Tensor, Tensor)",
     _empty_pooled,
     1,
     lambda out, values, affine, slope, window: nbytes(values, affine, *out),
 )
-GATHER_GRADIENT = _register(
+GATHER_GRADIENT = fused_operation(
     "gather_gradient",
     "(Tensor values, Tensor affine, float slope, Tensor[] grads, Tensor?[] largest, int[] places) -> (Tensor, Tensor)",
     _empty_gathered,
     2,
     _moved_by_gathering,
 )
-NORM_GRADIENT = _register(
+NORM_GRADIENT = fused_operation(
     "norm_gradient",
     "(Tensor grad, Tensor values, Tensor affine, Tensor sums) -> Tensor",
     lambda grad, values, affine, sums: empty_channels_last(values, values.shape),
     1,
     lambda out, grad, values, affine, sums: nbytes(grad, values, affine, sums, out),
 )
-BLOCK_GRADIENT = _register(
+BLOCK_GRADIENT = fused_operation(
     "block_gradient",
     "(Tensor grad, int[] place, int[] products) -> Tensor",
     lambda grad, place, products: grad.new_empty(products),
     1,
     lambda out, grad, place, products: _part(grad, products[-1]) + nbytes(out),
 )
-ACTIVE_WEIGHTS = _register(
+ACTIVE_WEIGHTS = fused_operation(
     "active_weights",
     "(Tensor[] weights, Tensor?[] masks, ScalarType dtype) -> Tensor[]",
     lambda weights, masks, dtype: [
@@ -163,7 +185,7 @@ ACTIVE_WEIGHTS = _register(
     1,
     lambda out, weights, masks, dtype: nbytes(*weights, *masks, *out),
 )
-WEIGHT_GRADIENTS = _register(
+WEIGHT_GRADIENTS = fused_operation(
     "weight_gradients",
     "(Tensor[] grads, Tensor[] weights) -> Tensor[]",
     lambda grads, weights: [weight.new_empty(weight.shape) for weight in weights],

@@ -25,7 +25,8 @@ from e2enet.network.fused.network import FusedNetwork
 
 logger = logging.getLogger(__name__)
 
-WAYS = DENSE, FUSED, GROUPS, COMPILED, SPARSE = "dense", "fused", "groups", "compiled", "sparse"
+WAYS = "dense", "fused", "implicit", "groups", "compiled", "sparse"
+DENSE, FUSED, IMPLICIT, GROUPS, COMPILED, SPARSE = WAYS
 RUNS = 3  # timed, after one untimed run that compiles kernels
 # How far gradients may be from torch's, as a share of their norm: in float32 each parameter's, with autocast all of
 # them together, whose rounding is some hundredths. A wrong term is as large as the gradient.
@@ -99,7 +100,11 @@ def make_ways(network: E2ENet) -> dict[str, Make]:
         network.compile(dynamic=False)  # after the small input torch would take sizes for variable: slower code
         return network
 
-    ways: dict[str, Make] = {DENSE: lambda network: network, FUSED: FusedNetwork}
+    ways: dict[str, Make] = {
+        DENSE: lambda network: network,
+        FUSED: FusedNetwork,
+        IMPLICIT: partial(FusedNetwork, implicit=True),
+    }
     if grouped_layers(network):
         ways[GROUPS] = partial(FusedNetwork, groups=True)
     return ways | {COMPILED: compiled}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -54,6 +55,7 @@ class Reader:
         return self.start, self.shift_size, self.depth_stride, *self.window
 
 
+TILE_VOXELS = 128  # of the largest tile that a program of a convolution writes
 PLACE = 6  # numbers of `Reader.place`
 
 
@@ -69,6 +71,16 @@ def size_of(values: Tensor) -> Triple:
     depth, height, width, *steps = values.shape[1:7]
     sd, sh, sw = steps
     return depth * sd, height * sh, width * sw
+
+
+def convolved_size(size: Triple, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> Triple:
+    """Return (D, H, W) of a convolution of planes. kernel, padding: (height, width). stride: (depth, height, width)."""
+    depth, *plane = size
+    height, width = (
+        (edge + 2 * pad - taps) // step + 1
+        for edge, taps, step, pad in zip(plane, kernel, stride[1:], padding, strict=True)
+    )
+    return -(-depth // stride[0]), height, width
 
 
 def steps_of(values: Tensor) -> Triple:

@@ -10,7 +10,7 @@ from benchmarks.gpu_count import Counter, count_step
 from benchmarks.network import STRIDES
 from e2enet.network import E2ENet
 from e2enet.network.dsff import init_masks
-from e2enet.network.fused import operations
+from e2enet.network.fused import operations, operations_implicit
 from e2enet.network.fused.network import FusedNetwork
 
 
@@ -38,14 +38,41 @@ def test_a_step_stays_within_its_budget(network: E2ENet) -> None:
     assert saved < 0.45 * plain_saved
 
 
-def test_every_operation_of_a_step_is_a_convolution_a_product_or_stated(network: E2ENet) -> None:
+def test_an_implicit_step_moves_less(network: E2ENet) -> None:
     network.zero_grad()
-    forward, backward, _ = count_step(FusedNetwork(network), meta(2, 1, 16, 64, 64))
+    x = meta(2, 1, 128, 128, 128)
+    forward, backward, saved = count_step(FusedNetwork(network, implicit=True), x)
+    assert forward.bytes <= 24e9 and backward.bytes <= 92e9 and saved <= 9e9
+    assert forward.kernels + backward.kernels <= 420 and forward.waits == backward.waits == 0
+
+
+def test_every_operation_of_a_step_is_a_convolution_a_product_or_stated(network: E2ENet) -> None:
     stated = {operation._schema.name for operation in operations.TRAFFIC}
     small = {"aten::cat", "aten::sum", "aten::zeros_like"}  # of numbers per channel
     large = {"aten::conv2d", "aten::matmul", "aten::convolution_backward"}
-    names = {*forward.by_operation, *backward.by_operation}
-    assert names <= stated | large | small and stated <= names
+    started: set[str] = set()
+    for implicit in (False, True):
+        network.zero_grad()
+        forward, backward, _ = count_step(FusedNetwork(network, implicit=implicit), meta(2, 1, 16, 64, 64))
+        names = {*forward.by_operation, *backward.by_operation}
+        assert names <= stated | large | small
+        assert implicit is not forward.by_operation.keys().isdisjoint({"e2enet::fused_convolve"})
+        started |= names
+    assert stated <= started
+
+
+def test_the_bytes_of_a_convolution_that_prepares() -> None:
+    sources, affine = [meta(2, 16, 4, 8, 8), meta(2, 4, 8, 8, 1, 1, 1, 8)], meta(2, 4, 16, dtype=torch.float32)
+    norm = meta(32, dtype=torch.float32)
+    with Counter() as counter:
+        operations_implicit.CONVOLVE(
+            sources, [affine, None], [0.01, 1.0], 3, meta(32, 9, 24), (3, 3), (2, 2, 2), (1, 1), norm, norm, 1e-5
+        )
+    read = 2 * 24 * 2 * 64 * 2 + 2 * 4 * 16 * 4 + 32 * 9 * 24 * 2 + 2 * 32 * 4  # half of the slices
+    written = 2 * 32 * 2 * 16 * 2 + 2 * 4 * 32 * 4
+    moments = 2 * 2 * 4 * 32 // 2  # two numbers for each channel of half a tile, written and read
+    assert counter.count.bytes == read + written + moments
+    assert counter.count.kernels == 3
 
 
 def test_bytes_are_those_that_an_operation_reads_and_writes() -> None:

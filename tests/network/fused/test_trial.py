@@ -26,7 +26,7 @@ from e2enet.network.engine import select_engine, select_training, select_validat
 from e2enet.network.engine.timing_cache import TimingCache
 from e2enet.network.fused import trial
 from e2enet.network.fused.network import FusedNetwork
-from e2enet.network.fused.trial import COMPILED, DENSE, FUSED, GROUPS, choose_way
+from e2enet.network.fused.trial import COMPILED, DENSE, FUSED, GROUPS, IMPLICIT, choose_way
 from e2enet.network.recompute import checkpoint_activations
 from tests.network.fused.test_fused_network import in_groups, make
 
@@ -61,8 +61,8 @@ def test_the_real_ways_are_right_on_a_cpu(amp_dtype: torch.dtype | None, monkeyp
     network = make(torch.float32)
     before = copy.deepcopy(network.state_dict())
     choice = choose_way(network, batch_size=1, patch_size=SIZE, amp_dtype=amp_dtype)
-    assert eager.frame_count > 0 and set(choice.trials) == {DENSE, FUSED, COMPILED}
-    for way in (DENSE, FUSED, COMPILED):
+    assert eager.frame_count > 0 and set(choice.trials) == {DENSE, FUSED, IMPLICIT, COMPILED}
+    for way in (DENSE, FUSED, IMPLICIT, COMPILED):
         assert choice.trials[way].problem is None and choice.trials[way].seconds > 0, choice  # type: ignore[operator]
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(p.grad is None for p in network.parameters()) and network._compiled_call_impl is None
@@ -73,10 +73,10 @@ def test_the_real_ways_are_right_on_a_cpu(amp_dtype: torch.dtype | None, monkeyp
 
 def test_groups_are_a_way_where_masks_have_them() -> None:
     network = make(torch.float32)
-    assert set(trial.make_ways(network)) == {DENSE, FUSED, COMPILED}
+    assert set(trial.make_ways(network)) == {DENSE, FUSED, IMPLICIT, COMPILED}
     in_groups(network)
     ways = trial.make_ways(network)
-    assert list(ways) == [DENSE, FUSED, GROUPS, COMPILED]
+    assert list(ways) == [DENSE, FUSED, IMPLICIT, GROUPS, COMPILED]
     run = ways[GROUPS](network)
     assert isinstance(run, FusedNetwork) and run.groups
 
@@ -181,6 +181,10 @@ def test_engines_by_name() -> None:
     network = make(torch.float32)
     assert isinstance(select_training(network, FUSED, amp_dtype=None), FusedNetwork)
     assert isinstance(select_validation(network.eval(), FUSED, amp_dtype=None), FusedNetwork)
+    network.train()
+    chosen = select_training(network, IMPLICIT, amp_dtype=None)
+    assert isinstance(chosen, FusedNetwork) and chosen.implicit and not chosen.groups
+    assert select_validation(network.eval(), IMPLICIT, amp_dtype=None).implicit
     predicting = select_engine(network, FUSED, device=torch.device("cpu"), patch_size=SIZE)
     x = torch.randn(1, 2, 4, 8, 8)
     with torch.no_grad():
