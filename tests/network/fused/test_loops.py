@@ -117,6 +117,7 @@ def test_a_step_on_a_cpu_runs_by_loops_alone(dtype: torch.dtype, monkeypatch: py
         raise AssertionError("plain torch")
 
     names = [func._schema.name.removeprefix("e2enet::fused_") for func in operations.TRAFFIC]
+    names = [name for name in names if hasattr(reference, name)]  # an implicit step is for GPUs
     for name in names:
         monkeypatch.setattr(reference, name, refuse)
     model = make(torch.float32)
