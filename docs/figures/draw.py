@@ -51,7 +51,7 @@ def fusion_grid() -> Figure:
     """Draw the grid for six levels: column j = 0 is the encoder, the last diagonal feeds the heads."""
     figure = Figure(figsize=(9.6, 7.1))
     axes = figure.add_axes((0.01, 0.01, 0.98, 0.98))
-    _blank(axes, (-2.1, 7.15), (-5.85, 0.95))
+    blank(axes, (-2.1, 7.15), (-5.85, 0.95))
     nodes = {(i, j): (1.15 * j, -float(i)) for j in range(LEVELS) for i in range(LEVELS - j)}
     for i, j in nodes:
         if j == 0 and i > 0:
@@ -161,7 +161,7 @@ def _kernel_matrix(
         for column in range(columns):
             shade = colors(float(norms[row, column]) / largest) if mask[row, column] else LIGHT
             axes.add_patch(Rectangle((column + 0.06, row + 0.06), 0.88, 0.88, facecolor=shade))
-    _blank(axes, (-0.2, columns + 0.2), (rows + 0.15, -0.15))
+    blank(axes, (-0.2, columns + 0.2), (rows + 0.15, -0.15))
     start = 0
     for flow, width in flows.items():
         axes.plot([start + 0.1, start + width - 0.1], [-0.3] * 2, color=FLOWS[flow], lw=3, clip_on=False)
@@ -215,7 +215,7 @@ def depth_shift() -> Figure:
     shifted = DepthShift(size)(slices.contiguous())
     figure = Figure(figsize=(9.6, 3.55))
     axes = figure.add_axes((0.01, 0.01, 0.98, 0.98))
-    _blank(axes, (-2.0, 23.2), (7.25, -2.1))
+    blank(axes, (-2.0, 23.2), (7.25, -2.1))
     groups = group_shifts(channels, size)
     _slice_table(axes, 0, slices, "before", [f"group {g}" for g in range(len(groups))], groups)
     _slice_table(
@@ -266,7 +266,8 @@ def _slice_table(
     axes.text(left + channels / 2, -1.25, title, ha="center", va="bottom", fontsize=11.5, weight="bold", color=INK)
 
 
-def _blank(axes: Axes, x_range: tuple[float, float], y_range: tuple[float, float]) -> None:
+def blank(axes: Axes, x_range: tuple[float, float], y_range: tuple[float, float]) -> None:
+    """Give a drawing these ranges, equal units and no axes."""
     axes.set_xlim(*x_range)
     axes.set_ylim(*y_range)
     axes.set_aspect("equal")

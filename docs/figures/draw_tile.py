@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from draw import blank
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -56,7 +57,7 @@ def tile() -> Figure:
 def _plane(axes: Axes, tiling: Tiling) -> None:
     """Draw the pixels of the output's plane: strips by colour, and the pixels that tile 0 writes and reads."""
     width = tiling.strip_width
-    _blank(axes, (-1.6, WIDTH + 1.6), (HEIGHT + 9, -2.8))
+    blank(axes, (-1.6, WIDTH + 1.6), (HEIGHT + 9, -2.8))
     for row in range(HEIGHT):
         for column in range(WIDTH):
             _cell(axes, column, row, STRIPS[column // width])
@@ -79,7 +80,7 @@ def _channels(axes: Axes, tiling: Tiling) -> None:
     """Draw the buffer of a tile: one plane of vectors for each pair of channel and slices."""
     rows, columns = tiling.rows + KERNEL - 1, tiling.columns + KERNEL - 1
     step = 1.1
-    _blank(axes, (-2.6, columns + 2 * step + 1.6), (rows + 8, -3))
+    blank(axes, (-2.6, columns + 2 * step + 1.6), (rows + 8, -3))
     for number in reversed(range(3)):
         left, top = number * step, -number * step
         for row in range(rows):
@@ -100,7 +101,7 @@ def _channels(axes: Axes, tiling: Tiling) -> None:
 def _lanes(axes: Axes, tiling: Tiling) -> None:
     """Draw which slice each lane of one pixel's vectors holds, for every shift."""
     runs = tiling.lane_runs()
-    _blank(axes, (-5, LANES + 0.2), (18, -0.6))
+    blank(axes, (-5, LANES + 0.2), (18, -0.6))
     top = 0.8
     for vector, lane_runs in enumerate(runs):
         axes.text(-4.9, top - 0.35, f"vector {vector}", fontsize=10, color=INK, weight="bold")
@@ -133,13 +134,6 @@ def _lanes(axes: Axes, tiling: Tiling) -> None:
 
 def _cell(axes: Axes, x: float, y: float, color: str) -> None:
     axes.add_patch(Rectangle((x + 0.04, y + 0.04), 0.92, 0.92, facecolor=color, edgecolor=GREY, lw=0.5))
-
-
-def _blank(axes: Axes, x_range: tuple[float, float], y_range: tuple[float, float]) -> None:
-    axes.set_xlim(*x_range)
-    axes.set_ylim(*y_range)
-    axes.set_aspect("equal")
-    axes.set_axis_off()
 
 
 if __name__ == "__main__":

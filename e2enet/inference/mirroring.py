@@ -78,8 +78,10 @@ class MirroredPasses:
         logits: Tensor | None = None
         try:
             batch = [windows.flip([axis + 2 for axis in axes]) if axes else windows for axes in chosen]
+            x = torch.cat(batch) if len(batch) > 1 else batch[0]
+            own = next((parameter.dtype for parameter in network.parameters()), x.dtype)
             with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
-                logits = network(torch.cat(batch) if len(batch) > 1 else batch[0])
+                logits = network(x.to(own))  # of a run in float64, say
         except RuntimeError as error:  # torch.OutOfMemoryError is one
             if len(chosen) == 1 or not any(words in str(error).lower() for words in OUT_OF_MEMORY):
                 raise

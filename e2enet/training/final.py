@@ -19,8 +19,11 @@ from e2enet.system.ranks import SINGLE_PROCESS, Team
 from e2enet.training.compact import find_origin
 from e2enet.training.parts import FinalSettings, RunParts
 
-# Training precision -> its name in e2enet.inference.
-PRECISIONS = {"32": "32", "bf16-mixed": "bf16", "16-mixed": "16"}
+# Training precision -> its name in e2enet.inference. A checkpoint's weights are loaded as float32.
+PRECISIONS = {
+    **dict.fromkeys(("32", "32-true", "64", "64-true"), "32"),
+    **{"bf16-mixed": "bf16", "16-mixed": "16"},
+}
 
 
 def score_run(

@@ -54,6 +54,14 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
+@pytest.mark.parametrize("precision", ["64", "32-true"])
+def test_a_run_in_another_precision_is_scored(precision: str, overrides: list[str], tmp_path: Path) -> None:
+    given = ["training.epochs=1", "training.validate_full=1", f"training.precision={precision}", "final.predict=true"]
+    result = run_training(compose_config([*overrides, *given, f"run_folder={tmp_path}/run"]), tmp_path / "run")
+    assert result.dice is not None and 0 < result.dice < 1
+    assert (tmp_path / "run" / "summary.json").is_file()
+
+
 def test_the_run_folder_is_complete(overrides: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     config = compose_config([*overrides, "final.predict=true", f"run_folder={folder}"])

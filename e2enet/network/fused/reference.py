@@ -118,9 +118,14 @@ def active_weights(weights: Sequence[Tensor], masks: Sequence[Tensor | None], dt
 
 
 def weight_gradients(grads: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
-    """Return gradients (dim 0, taps, dim 1) in the shapes and dtypes of their weights."""
+    """Return gradients (dim 0, taps, dim 1) in the shapes and dtypes of their weights.
+
+    Strides are those of a contiguous tensor, of axes of length 1 too: data-parallel training compares them.
+    """
     return [
-        grad.transpose(1, 2).to(weight.dtype).reshape(weight.shape).contiguous()
+        torch.empty_like(weight, memory_format=torch.contiguous_format).copy_(
+            grad.transpose(1, 2).reshape(weight.shape)
+        )
         for grad, weight in zip(grads, weights, strict=True)
     ]
 

@@ -201,6 +201,7 @@ def test_weights_and_their_gradients(kernels: Any, dtype: torch.dtype) -> None:
     grads = [*(torch.randn(one.shape, generator=draw).to(dtype) for one in found[:3]), last.flatten(2).transpose(1, 2)]
     back, wanted = kernels.weight_gradients(grads, weights), reference.weight_gradients(grads, weights)
     assert all(torch.equal(one, two) and one.is_contiguous() for one, two in zip(back, wanted, strict=True))
+    assert all(one.stride() == two.stride() == w.stride() for one, two, w in zip(back, wanted, weights, strict=True))
     turned = [weights[0].transpose(0, 1), weights[2].transpose(0, 1)], [masks[0].T, None], dtype  # type: ignore[union-attr]
     assert_close(kernels.active_weights(*turned), reference.active_weights(*turned), dtype)
 
