@@ -5,8 +5,8 @@
     python -m benchmarks.engine --parts layers --figure roofline.png
     python -m benchmarks.engine --parts threads --densities 0.2 --patches 16x64x64 32x32x32 32x96x96
 
-Setting: base 48, six levels, strides (1,2,2) then four (2,2,2), 16 classes, a patch of 32 x 96 x 96, batch 1, the
-full-resolution output only, as in prediction.
+Setting: base 48, six levels, strides (1,2,2) then four (2,2,2), 16 classes, a patch of 32 x 96 x 96, batch 1 unless
+`--batch` says otherwise, the full-resolution output only, as in prediction.
 
 `networks`: every contender in a process of its own, in turns, medians of warm runs and the peak memory of the process.
 `e2enet` is the masked network as torch runs it (channels-last, with `keep_freed_memory`). `compact` is the engine with
@@ -74,6 +74,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--patches", nargs="+", default=["32x96x96"], metavar="DxHxW")
     parser.add_argument("--threads", nargs="+", type=int, default=[os.cpu_count()])
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["float32"])
+    parser.add_argument("--batch", type=int, default=1, help="patches predicted at once")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=3, help="processes per contender, in turns")
     parser.add_argument("--figure", type=Path, help="draw the roofline there")
@@ -95,7 +96,7 @@ def compare_networks(options: argparse.Namespace, threads: int, patch: str, prec
     memory = {key: statistics.median(row["gib"] for row in rows) for key, rows in found.items()}
 
     table = new_table(
-        f"forward, {precision}, patch {patch}, {threads} threads",
+        f"forward, {precision}, batch {options.batch} of {patch}, {threads} threads",
         ("network", "density", "s", "peak GiB", "time / e2enet's", "time / U-Net's", "peak / e2enet's"),
     )
     unet = seconds.get((CONTENDERS[-1], 1.0))
@@ -119,6 +120,7 @@ def measured(
 ) -> dict[str, float]:
     """Measure one contender in a fresh process without cached choices."""
     arguments = ["--worker", name, "--densities", str(density), "--threads", str(threads), "--patches", patch]
+    arguments += ["--batch", str(options.batch)]
     with TemporaryDirectory() as cache:
         return run_worker(
             "benchmarks.engine",
@@ -152,7 +154,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         give_back_freed_memory()  # both as e2enet predict does
     elif options.worker == "fused":
         network = FusedNetwork(network, fixed=True)
-    x = torch.randn(1, 1, *map(int, options.patches[0].split("x")))
+    x = torch.randn(options.batch, 1, *map(int, options.patches[0].split("x")))
     forget_peak()
     pays = mock.patch("e2enet.network.e2enet.half_precision_pays_on_cpu", lambda: True)
     with torch.no_grad(), torch.autocast("cpu", enabled=half), pays if options.worker == FORCED else nullcontext():

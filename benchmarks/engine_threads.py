@@ -73,7 +73,7 @@ def compare_threads(options: argparse.Namespace) -> None:
         size = tuple(map(int, patch.split("x")))
         most = max(1, SAMPLES // compact.sample_bytes(size))  # type: ignore[arg-type]
         for batch in (1, min(2, most)):
-            times = timed_pass(compact, size, batch, 1, options.runs)
+            times = timed_pass(compact, size, batch, 1, max(5, options.runs))  # the least counts
             ends = times.pop("").serial
             own = [layer.serial for layer in times.values()]
             serial.add_row(
