@@ -122,6 +122,8 @@ def test_effects_tell_the_largest_difference_and_whether_its_interval_includes_0
         "The largest median difference is that of B: -1.50 points of Dice (95 % interval -2.00 to +0.25, which "
         "includes 0), with r = -0.40."
     )
+    below = line("B", 80, 0.1, -0.4, **{**sizes, "difference_high": -0.25})
+    assert "-2.00 to -0.25), with" in effect_conclusion([below], Options())
     assert "0.50 to +2.00), with" in effect_conclusion([line("A", 80, 0.1, 0.9, **small)], Options())
     assert effect_conclusion([line("A", 80, 1.0, 0.0, difference=0.0, difference_low=math.nan)], Options()) == ""
 
