@@ -72,6 +72,8 @@ def test_any_number_of_threads_gives_the_same_bits(dtype: torch.dtype, monkeypat
         values.double(), affine.double(), 0.01, [grad.double()] * 2, [None] * 2, [0, 3, 1, 1, 1, 1] * 2
     )
     torch.testing.assert_close(found[0][1].double(), exact[1], rtol=1e-4, atol=1e-3)  # no part is missing
+    norm = reference.statistics(values.double(), weight, weight, 1e-5)
+    torch.testing.assert_close(found[0][-1].double(), norm, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
