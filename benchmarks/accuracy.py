@@ -41,7 +41,7 @@ from benchmarks.accuracy_plan import (
     plan_schedule,
 )
 from benchmarks.accuracy_report import write_report
-from benchmarks.accuracy_work import Bench, Job, job_folder, read_record, read_times, write_times
+from benchmarks.accuracy_work import Bench, Job, busy_cores, job_folder, read_record, read_times, write_times
 from benchmarks.network import processor
 from e2enet.common.console import flush_every_line, say
 from e2enet.common.errors import ExitCode, InputError, exit_on_input_error
@@ -49,6 +49,8 @@ from e2enet.common.files import atomic_path, write_json
 from e2enet.evaluation import score_files, write_scores
 from e2enet.sweeps.process_group import OUTPUT_FILE
 from e2enet.system.locks import claimed_folder, locked_folder
+
+BUSY = 0.2  # cores that other programs may use while steps are timed
 
 
 @exit_on_input_error("stopped; the same command goes on")
@@ -142,9 +144,12 @@ def find_times(bench: Bench, method: str, steps: int, given: float | None, *, ag
     if given is not None:
         write_times(bench, method, given, "given by hand")
     elif again or read_times(bench, method) is None:
+        busy = busy_cores()
         say(f"{TITLES[method]}: timing the last {steps} of {2 * steps} steps ...")
+        if busy > BUSY:
+            say(f"warning: other programs keep {busy:.1f} cores busy; run `time` again without them")
         seconds = side(method).measure_seconds(bench, method, steps)
-        write_times(bench, method, seconds, f"measured over {steps} steps")
+        write_times(bench, method, seconds, f"measured over {steps} steps, {busy:.1f} cores busy before")
     times = read_times(bench, method)
     assert times is not None
     say(f"{TITLES[method]}: {times['seconds_per_step']:.3f} s per step ({times['timing']})")

@@ -9,6 +9,7 @@ WORK/DATASET/jobs/METHOD_s0/points/10.json scores after ten minutes
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +26,7 @@ from e2enet.data.command import build_datamodule, compose_data
 from e2enet.sweeps.process_group import OUTPUT_FILE, run_process_group
 
 ROOT = Path(__file__).resolve().parents[1]
+STAT = Path("/proc/stat")
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,18 @@ def write_times(bench: Bench, method: str, seconds_per_step: float, source: str)
     """Keep the seconds per step of a method, and in words where they are from."""
     timing = f"{source}, {bench.threads} threads of {processor()}"
     write_json(_times(bench, method), {"seconds_per_step": seconds_per_step, "timing": timing})
+
+
+def busy_cores(seconds: float = 1.0) -> float:
+    """Return how many cores all programs keep busy now, over so many seconds (Linux)."""
+
+    def busy() -> int:
+        user, nice, system, _idle, _waiting, *interrupts = map(int, STAT.read_text().split()[1:8])
+        return user + nice + system + sum(interrupts)
+
+    before = busy()
+    time.sleep(seconds)
+    return (busy() - before) / os.sysconf("SC_CLK_TCK") / seconds
 
 
 def _times(bench: Bench, method: str) -> Path:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +21,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from benchmarks import accuracy
+from benchmarks import accuracy, accuracy_work
 from benchmarks.accuracy_plan import OVERRIDES, TITLES, Schedule, check_choices, plan_jobs, plan_schedule
 from benchmarks.accuracy_work import Bench, job_folder, read_times, run_program, write_times
 from e2enet.common.errors import InputError
@@ -155,6 +157,17 @@ def test_a_job_keeps_the_length_that_it_was_begun_with(tmp_path: Path) -> None:
     assert accuracy.make_job(bench, folder, "dense", 1, bench.minutes).schedule.seconds_per_step == 3.0
 
 
+def test_busy_cores_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """cpu user nice system idle iowait irq softirq steal, in hundredths of a second."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    stat = tmp_path / "stat"
+    stat.write_text("cpu 100 10 50 9000 70 1 2 0\ncpu0 1 1\n")
+    monkeypatch.setattr(accuracy_work, "STAT", stat)
+    later = f"cpu {100 + ticks} {10 + ticks // 2} {50 + ticks // 2} 9999 99 1 2 0\n"
+    monkeypatch.setattr(accuracy_work.time, "sleep", lambda _: stat.write_text(later))
+    assert accuracy_work.busy_cores(4.0) == 0.5
+
+
 class FakeSide(SimpleNamespace):
     """A method without a network: it "predicts" the references, and can be stopped at a point."""
 
@@ -216,7 +229,7 @@ def test_time_run_and_report_on_the_phantom(tmp_path: Path) -> None:
     bench = make_bench(tmp_path)
     times = read_times(bench, "s80")
     assert times is not None and 0 < times["seconds_per_step"] < 60
-    assert times["timing"].startswith("measured over 2 steps, 1 threads of ")
+    assert re.match(r"measured over 2 steps, \d+\.\d cores busy before, 1 threads of \w", times["timing"])
     assert list((bench.folder / "timing").iterdir()) == []
     run = command(tmp_path, *methods, "--seeds", "0", "--seconds-per-step", "s80=2")  # 3 steps in 6 s
     accuracy.main(run)
