@@ -179,18 +179,20 @@ def test_any_number_of_threads_gives_the_same_bits(threads: int) -> None:
     draw = torch.Generator().manual_seed(0)
     weights, mask = torch.randn(8, 6, 1, 3, 3, generator=draw), torch.rand(8, 6, generator=draw) < 0.5
     norm = np.array([[1], [0]], np.float32).repeat(8, axis=1), 1e-5, 0.01
-    layer = convolution(weights, mask, np.array(channel_shifts(6, 3)), norm=norm)
+    one, other = (convolution(weights, mask, np.array(channel_shifts(6, 3)), norm=norm) for _ in range(2))
     source = signal(torch.randn(6, 32, 40, 40, generator=draw))
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(4)
-        expected = layer([source])
+        expected = one([source])
         torch.set_num_threads(threads)
-        found = layer([source])
+        found = other([source])  # which has made no tables yet
     finally:
         torch.set_num_threads(before)
     assert np.array_equal(found.stacked(), expected.stacked())
     assert np.array_equal(found.affine, expected.affine)
+    assert found.moments is not None and expected.moments is not None
+    assert np.array_equal(found.moments, expected.moments)  # float64: a sum in another order shows
 
 
 def test_a_large_mean_costs_no_digits_that_matter() -> None:
