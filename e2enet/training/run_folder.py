@@ -16,7 +16,7 @@ import lightning.pytorch as pl
 from e2enet.common.configs import compose_config
 from e2enet.common.errors import InputError
 from e2enet.common.files import naming_unwritable
-from e2enet.common.overrides import overrides_of, parse_override, quoted
+from e2enet.common.overrides import force_added, overrides_of, parse_override, quoted
 from e2enet.data.cases.split_file import RunSplit, write_run_split
 from e2enet.runs.folders import CONFIG_FILE, JOB_FILE, MANIFEST
 from e2enet.system.locks import is_held
@@ -68,7 +68,7 @@ def with_own_folder(arguments: Sequence[str]) -> list[str]:
     named = {parse_override(text).key_or_group for text in overrides}
     if not is_rank_zero() or "resume" in named:  # other ranks check too late: rank 0 may have claimed the folder
         return list(arguments)
-    folder = Path(str(compose_config(overrides, with_hydra=True).hydra.run.dir))
+    folder = Path(str(compose_config(force_added(overrides), with_hydra=True).hydra.run.dir))
     if named & {"run_folder", "hydra.run.dir"}:
         if not is_restarted():
             refuse_taken(folder)

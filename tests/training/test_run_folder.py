@@ -230,3 +230,8 @@ def test_sweeps_and_runs_do_not_take_each_others_folders(finished: Path, tmp_pat
     assert with_own_folder([f"run_folder={tmp_path}/sweep/another"]) == [f"run_folder={tmp_path}/sweep/another"]
     with pytest.raises(InputError, match="is the folder of a sweep, which goes on by its own command line"):
         check_command_line([f"resume={tmp_path}/sweep"])
+
+
+def test_a_known_key_that_the_chosen_files_lack_is_added(tmp_path: Path) -> None:
+    given = ["data=phantom", "data.label_map={5:4}", "optimizer.fused=true", f"run_folder={tmp_path}/run"]
+    assert with_own_folder(given) == given
