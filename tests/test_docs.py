@@ -219,7 +219,10 @@ def test_the_readme_marks_the_two_commands_of_the_gate() -> None:
 
 
 @pytest.mark.parametrize(("name", "page"), [("draw.py", "concepts.md"), ("draw_tile.py", "engine_internals.md")])
-def test_figures_are_drawn_by_their_script(name: str, page: str, tmp_path: Path) -> None:
+def test_figures_are_drawn_by_their_script(
+    name: str, page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(PROJECT / "docs" / "figures")  # as for `python docs/figures/NAME`
     script = runpy.run_path(str(PROJECT / "docs" / "figures" / name))
     drawn = script["main"](tmp_path)
     for path in drawn:

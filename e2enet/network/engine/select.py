@@ -179,8 +179,9 @@ def unsupported(network: nn.Module, device: torch.device) -> str | None:
     from e2enet.network.fused.grouped import grouped_layers
     from e2enet.network.fused.network import unfusable
 
-    reason = unfusable(network, device)
-    return reason or (None if grouped_layers(network) else f"on {device}, {ONLY_GROUPS}")
+    if isinstance(network, E2ENet) and not grouped_layers(network):
+        return f"on {device}, {ONLY_GROUPS}"
+    return unfusable(network, device)
 
 
 def unsupported_in_training(network: nn.Module, device: torch.device) -> str | None:
