@@ -102,11 +102,12 @@ def train(bench: Bench, job: Job) -> None:
 
 
 def predict(bench: Bench, job: Job, minutes: float, output: Path) -> None:
-    """Predict the validation scans with the weights of a point; finished ones are kept."""
+    """Predict all validation scans with the weights of a point: nnU-Net, killed, leaves half a file."""
+    shutil.rmtree(output, ignore_errors=True)
     checkpoint = f"checkpoint_epoch_{job.schedule.points[minutes]:04d}.pth"
     places: list[str | Path] = ["-i", bench.images, "-o", output, "-chk", checkpoint]
     model = ["-d", NUMBER, "-p", PLANS, "-tr", TRAINER, "-c", CONFIGURATION, "-f", "0"]
-    how = ["-device", "cpu", "-npp", "1", "-nps", "1", "--continue_prediction"]
+    how = ["-device", "cpu", "-npp", "1", "-nps", "1"]
     command = [_command(bench, "nnUNetv2_predict"), *places, *model, *how]
     run_program(command, job.folder, _variables(bench, job.folder))
 
