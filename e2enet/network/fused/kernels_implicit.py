@@ -120,3 +120,52 @@ def convolve(
         tl.store(target, mean, mask=inside_n)
         tl.store(target + outputs, tl.sum(away * away, 0), mask=inside_n)
         tl.store(counts + tile, count)  # the same number from every sample and block
+
+
+@triton.jit
+def correlate(
+    values, affine, slope, grad, partial, channels, start, total, outputs, samples, tiles, chunk_tiles,
+    depth, height, width, depth_out, height_out, width_out, group, margin,
+    HAS_AFFINE: tl.constexpr, SD: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, STRIDE_D: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
+    PAD_H: tl.constexpr, PAD_W: tl.constexpr, PRECISION: tl.constexpr, VECTOR: tl.constexpr,
+    TD: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Write a chunk's part of the gradient of a weight: a block of output channels by one of a source's channels.
+
+    A voxel is read and prepared once. The gradient of the output is read where each tap of the kernel puts the voxel.
+    partial: (chunks, outputs, taps, total). A chunk has `chunk_tiles` tiles of voxels, of one sample after the other.
+    """
+    chunk = tl.program_id(0).to(tl.int64)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    c = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside_n, inside_c = n < outputs, c < channels
+    shift = tl.max_constancy((start + c) // group - margin, VECTOR)
+    sums = (tl.zeros((BLOCK_N, BLOCK_C), dtype=tl.float32),) * (KH * KW)
+    for tile in range(chunk * chunk_tiles, tl.minimum((chunk + 1) * chunk_tiles, samples * tiles)):
+        sample = tile // tiles
+        d, h, w = voxels_of((tile % tiles).to(tl.int32), height, width, TD, TH, TW)
+        inside = (d < depth_out) & (h < height) & (w < width)
+        z = (d * STRIDE_D)[:, None] - shift[None, :]
+        valid = inside[:, None] & inside_c[None, :] & (z >= 0) & (z < depth)
+        place = place_of(z, h[:, None], w[:, None], height, width, SD, SH, SW) * channels + c[None, :]
+        x = tl.load(values + sample * depth * height * width * channels + place, mask=valid, other=0.0)
+        if HAS_AFFINE:
+            x = tl.where(valid, seen(wide(x), affine, sample, c, inside_c, channels, slope), 0.0)
+        x = x.to(grad.dtype.element_ty)
+        own = grad + sample * depth_out * height_out * width_out * outputs
+        found = ()  # triton knows no lists, and no stars in tuples
+        for tap in tl.static_range(KH * KW):
+            y, u = h + PAD_H - tap // KW, w + PAD_W - tap % KW
+            row, column = y // STRIDE_H, u // STRIDE_W
+            read = inside & (y >= 0) & (row < height_out) & (u >= 0) & (column < width_out)
+            if STRIDE_H * STRIDE_W > 1:
+                read = read & (y % STRIDE_H == 0) & (u % STRIDE_W == 0)
+            at = ((d * height_out + row) * width_out + column) * outputs
+            g = tl.load(own + at[:, None] + n[None, :], mask=read[:, None] & inside_n[None, :], other=0.0)
+            own_sum = tl.dot(tl.trans(g), x, sums[tap], input_precision=PRECISION)
+            found = found + (own_sum,)  # type: ignore[assignment]  # noqa: RUF005
+        sums = found
+    for tap in tl.static_range(KH * KW):
+        target = partial + ((chunk * outputs + n) * (KH * KW) + tap)[:, None] * total + (start + c)[None, :]
+        tl.store(target, sums[tap], mask=inside_n[:, None] & inside_c[None, :])

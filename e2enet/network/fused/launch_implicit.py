@@ -14,7 +14,7 @@ import torch
 import triton
 from torch import Tensor
 
-from e2enet.network.fused import kernels_implicit, kernels_moments
+from e2enet.network.fused import kernels_backward, kernels_implicit, kernels_moments
 from e2enet.network.fused.launch import (
     CHUNKS,
     MERGED_CHANNELS,
@@ -107,6 +107,49 @@ def product(
         sources, affines, slopes, 1, weight, steps, weight.shape[1], size, (1, 1), (1, 1, 1), (0, 0),
         allow_tf32=allow_tf32, moments=False,
     )  # fmt: skip
+    return out
+
+
+def correlate(
+    sources: Sequence[Tensor],
+    affines: Sequence[Tensor | None],
+    slopes: Sequence[float],
+    shift_size: int,
+    grad: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+) -> Tensor:
+    """Start `kernels_implicit.correlate` for each source, and `kernels_backward.add_chunks`."""
+    check_dtype(grad.dtype)
+    grad = in_memory_order(grad)
+    batch, outputs, *size = grad.shape
+    _, height, width = whole = size_of(sources[0])
+    counts = [channels_of(source) for source in sources]
+    total, taps = sum(counts), prod(kernel)
+    group, margin = shift_groups(total, shift_size)
+    half = grad.dtype.itemsize == 2  # tiles of the gradient for every tap lie in shared memory twice
+    block_n, block_c = min(max(16, triton.next_power_of_2(outputs)), 64 if half else 32), 16
+    tile = choose_tile((size[0], height, width), PROGRAMS, TILE_VOXELS // 4)
+    tiles = tile.count((size[0], height, width))
+    blocks = triton.cdiv(outputs, block_n) * sum(triton.cdiv(count, block_c) for count in counts)
+    chunk_tiles = triton.cdiv(batch * tiles, triton.cdiv(4 * PROGRAMS, blocks))
+    chunks = triton.cdiv(batch * tiles, chunk_tiles)
+    partial = grad.new_empty((chunks, outputs, taps, total), dtype=torch.float32)
+    out = grad.new_empty((outputs, taps, total))
+    precision = precision_of(grad.dtype, allow_tf32=torch.backends.cudnn.allow_tf32)
+    with on_device_of(grad):
+        start = 0
+        for source, affine, slope, count in zip(sources, affines, slopes, counts, strict=True):
+            own = in_memory_order(source)
+            kernels_implicit.correlate[chunks, triton.cdiv(outputs, block_n), triton.cdiv(count, block_c)](
+                own, own if affine is None else affine, slope, grad, partial, count, start, total, outputs, batch,
+                tiles, chunk_tiles, *whole, *size, group, margin, affine is not None, *steps_of(own),
+                *kernel, *stride, *padding, precision, vector_of(count, start, group), *tile, block_c, block_n,
+                num_warps=4, num_stages=1, maxnreg=REGISTERS,
+            )  # fmt: skip
+            start += count
+        kernels_backward.add_chunks[triton.cdiv(out.numel(), 64), 1](partial, out, out.numel(), chunks, CHUNKS, 64)
     return out
 
 

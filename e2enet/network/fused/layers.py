@@ -74,13 +74,7 @@ class Block:
     def backward(
         self, run: Pass, sources: Sequence[Volumes], output: Volumes, readers: Sequence[Reader], into: Readers
     ) -> None:
-        values, affine = output.values, output.affine
-        assert affine is not None
-        gathered, run.sums[self.name] = operations.GATHER_GRADIENT(
-            values, affine, output.slope, *operations.reader_arguments(readers)
-        )
-        grad = operations.NORM_GRADIENT(gathered, values, affine, run.sums[self.name])
-        del gathered
+        grad = self._output_gradient(run, output, readers)
         x, weight = self._input(run, sources), self._weight(run)
         wanted = [any(one is not None for one in into), True, False]
         if self.planes:
@@ -95,7 +89,17 @@ class Block:
         run.weight_gradients[self.name] = self._whole_weight(run, grad_weight.flatten(2).transpose(1, 2))
         if found is not None:
             grad_x = self._whole_input(run, from_planes(found, len(x)) if self.planes else found)
-            _hand_on(grad_x, sources, into, self.shift_size, self.depth_stride)
+            hand_on(grad_x, sources, into, self.shift_size, self.depth_stride)
+
+    def _output_gradient(self, run: Pass, output: Volumes, readers: Sequence[Reader]) -> Tensor:
+        """Return the gradient of what the convolution wrote."""
+        values, affine = output.values, output.affine
+        assert affine is not None
+        gathered, run.sums[self.name] = operations.GATHER_GRADIENT(
+            values, affine, output.slope, *operations.reader_arguments(readers)
+        )
+        grad: Tensor = operations.NORM_GRADIENT(gathered, values, affine, run.sums[self.name])
+        return grad
 
     def _input(self, run: Pass, sources: Sequence[Volumes]) -> Tensor:
         return prepare(sources, run.dtype, self.shift_size, self.depth_stride)
@@ -144,7 +148,7 @@ class Head:
         (reader,) = readers
         grad, x = rows(reader.grad.to(run.dtype)), prepare(sources, run.dtype)
         run.weight_gradients[self.name] = (grad.T @ rows(x)).unsqueeze(1)
-        _hand_on(from_rows(grad @ run.weights[self.name][:, 0], x), sources, into)
+        hand_on(from_rows(grad @ run.weights[self.name][:, 0], x), sources, into)
 
 
 class Expansion:
@@ -168,7 +172,7 @@ class Expansion:
         x, weight = prepare(sources, run.dtype), self._weight(run)
         found = rows(x).T @ grad
         run.weight_gradients[self.name] = found.view_as(run.weights[self.name])
-        _hand_on(from_rows(grad @ weight.T, x), sources, into)
+        hand_on(from_rows(grad @ weight.T, x), sources, into)
 
     def _weight(self, run: Pass) -> Tensor:
         return run.weights[self.name].flatten(1)  # (C, taps * outputs)
@@ -248,7 +252,7 @@ def from_rows(values: Tensor, like: Tensor) -> Tensor:
     return values.view(batch, *size, -1).permute(0, 4, 1, 2, 3)
 
 
-def _hand_on(
+def hand_on(
     grad: Tensor, sources: Sequence[Volumes], into: Readers, shift_size: int = 1, depth_stride: int = 1
 ) -> None:
     """Give each source its part of a prepared input's gradient."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 from torch import Tensor
 
 from e2enet.network.fused import reference_implicit
 from e2enet.network.fused.operations import empty_table, fused_operation, nbytes
-from e2enet.network.fused.volumes import TILE_VOXELS, convolved_size, size_of
+from e2enet.network.fused.volumes import TILE_VOXELS, channels_of, convolved_size, size_of
 from e2enet.network.operations import empty_channels_last
 
 
@@ -56,6 +57,22 @@ CONVOLVE = fused_operation(
     _empty_convolved,
     3,  # at most: where there are few tiles, their moments are merged by two
     _moved_by_convolving,
+    plain=reference_implicit,
+    loops=None,
+    launch="launch_implicit",
+)
+CORRELATE = fused_operation(
+    "correlate",
+    "(Tensor[] sources, Tensor?[] affines, float[] slopes, int shift_size, Tensor grad, int[] kernel, int[] stride,"
+    " int[] padding) -> Tensor",
+    lambda sources, affines, slopes, shift_size, grad, kernel, stride, padding: grad.new_empty(
+        (grad.shape[1], prod(kernel), sum(map(channels_of, sources)))
+    ),
+    4,  # at most: one for each source, and one that adds their parts
+    # Parts of the sum, in float32, are few.
+    lambda out, sources, affines, slopes, shift_size, grad, kernel, stride, padding: (
+        nbytes(*sources) // stride[0] + nbytes(*affines, grad, out)
+    ),
     plain=reference_implicit,
     loops=None,
     launch="launch_implicit",

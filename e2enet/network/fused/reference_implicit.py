@@ -43,6 +43,25 @@ def product(
     return (x.movedim(1, -1) @ weight).movedim(-1, 1)
 
 
+def correlate(
+    sources: Sequence[Tensor],
+    affines: Sequence[Tensor | None],
+    slopes: Sequence[float],
+    shift_size: int,
+    grad: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+) -> Tensor:
+    """Return the gradient of a weight, (O, taps, C), from that of what the convolution wrote, (B, O, D, H, W)."""
+    x = to_planes(prepare(sources, affines, slopes, shift_size, stride[0], grad.dtype, None))
+    weight = x.new_empty((grad.shape[1], x.shape[1], *kernel))
+    _, found, _ = torch.ops.aten.convolution_backward(
+        to_planes(grad), x, weight, None, stride[1:], padding, (1, 1), False, [0, 0], 1, [False, True, False]
+    )
+    return found.flatten(2).transpose(1, 2).contiguous()
+
+
 def plane_weight(weight: Tensor, kernel: Sequence[int]) -> Tensor:
     """Return a weight (O, taps, C) as (O, C, height, width), in channels-last memory."""
     return weight.unflatten(1, tuple(kernel)).movedim(-1, 1)

@@ -9,7 +9,7 @@ import torch
 
 from e2enet.network.fused import operations, operations_implicit
 from e2enet.network.fused.network import FusedNetwork
-from tests.network.fused.test_fused_network import SIZE, assert_same, image, make
+from tests.network.fused.test_fused_network import SIZE, assert_same, image, make, step
 
 
 def count_calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
@@ -45,13 +45,13 @@ def test_logits_and_gradients_are_the_networks(arguments: dict[str, Any], monkey
         model, image(model, size=(6, 16, 8) if "strides" in arguments else SIZE), run=FusedNetwork(model, implicit=True)
     )
     assert calls["CONVOLVE"] > 2 and calls["PRODUCT"] > 3
+    assert calls["CORRELATE"] == calls["CONVOLVE"] + calls["PRODUCT"]
 
 
 def test_nothing_writes_the_input_of_a_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make()
     calls = count_calls(monkeypatch)
-    with torch.no_grad():
-        FusedNetwork(model, implicit=True)(image(model))
+    step(model, FusedNetwork(model, implicit=True), image(model))
     assert "PREPARE" not in calls and "STATISTICS" not in calls
     calls.clear()
     volumes = make(kernel_size=(3, 3, 3))

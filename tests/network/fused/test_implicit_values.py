@@ -14,6 +14,7 @@ from torch import Tensor
 
 from e2enet.network.fused import operations, operations_implicit, reference_implicit
 from e2enet.network.fused.network import FusedNetwork
+from e2enet.network.fused.volumes import convolved_size
 from tests.network.fused.test_fused_network import image, make, step
 from tests.network.fused.test_operations import order, to_meta
 from tests.network.fused.test_values import start_kernels, table, volume
@@ -115,6 +116,37 @@ def test_product(
     assert_near(found, expected, UNIT[dtype])
 
 
+@few
+@given(
+    size=SIZES, batch=st.integers(1, 2), shift_size=st.sampled_from([1, 3, 5]), kernel=KERNELS, stride=STRIDES,
+    sources=SOURCES, outputs=OUTPUTS, dtype=DTYPES, seed=st.integers(0, 99),
+)  # fmt: skip
+def test_gradient_of_a_weight(
+    implicit: Any, size: Any, batch: int, shift_size: int, kernel: Any, stride: Any, sources: Any, outputs: int,
+    dtype: torch.dtype, seed: int,
+) -> None:  # fmt: skip
+    draw = torch.Generator().manual_seed(seed)
+    given_sources, total = make_sources(draw, sources, batch, size, dtype), sum(one[0] for one in sources)
+    padding, whole = (kernel[0] // 2, kernel[1] // 2), (size[0], 2 * size[1], 2 * size[2])
+    grad = volume(draw, dtype, batch, outputs, *convolved_size(whole, kernel, stride, padding))
+    arguments = *given_sources, shift_size, grad, kernel, stride, padding
+    found = implicit.correlate(*arguments)
+    *plain, wide = as_float64(given_sources, grad)
+    expected = reference_implicit.correlate(*plain, shift_size, wide, kernel, stride, padding)
+    assert found.dtype == dtype and found.shape == (outputs, kernel[0] * kernel[1], total) and found.is_contiguous()
+    assert_near(found, expected, UNIT[dtype])
+
+
+def test_gradient_of_a_weight_from_many_chunks(implicit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of several tiles; one holds the end of one sample and the beginning of the next."""
+    monkeypatch.setattr(implicit, "PROGRAMS", 1)
+    draw = torch.Generator().manual_seed(0)
+    x, grad = (volume(draw, torch.float32, 2, channels, 3, 7, 9) for channels in (6, 5))
+    arguments = [x], [None], [1.0], 3, grad, (3, 3), (1, 1, 1), (1, 1)
+    expected = reference_implicit.correlate([x.double()], [None], [1.0], 3, grad.double(), *arguments[5:])
+    assert_near(implicit.correlate(*arguments), expected, UNIT[torch.float32])
+
+
 def test_float64_and_large_samples_are_refused(implicit: Any) -> None:
     x, weight = torch.ones(1, 2, 1, 1, 1, dtype=torch.float64), torch.ones(2, 3, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"compute in torch\.float16, .*, not in torch\.float64"):
@@ -158,7 +190,7 @@ def test_a_whole_step_by_the_kernels(interpreted: Any, implicit: Any, monkeypatc
     logits, truth = step(wide, wide, x.double())
     used = start_kernels(monkeypatch, implicit, interpreted)
     found, grads = step(model, FusedNetwork(model, implicit=True), x)
-    assert used >= {"CONVOLVE", "PRODUCT"} and "STATISTICS" not in used
+    assert used >= {"CONVOLVE", "PRODUCT", "CORRELATE"} and used.isdisjoint({"PREPARE", "STATISTICS"})
     for own, expected in zip(found, logits, strict=True):
         assert_near(own, expected, 2e-5)
     for name, grad in truth.items():

@@ -69,7 +69,7 @@ def test_the_bytes_stated_are_at_most_those_of_all_tensors() -> None:
 
 
 def test_every_operation_has_a_reference_and_a_launcher_of_the_same_arguments(interpreted: Any, implicit: Any) -> None:
-    assert len(operations.TRAFFIC) == 10
+    assert len(operations.TRAFFIC) == 11
     for func in operations.TRAFFIC:
         name = func._schema.name.removeprefix("e2enet::fused_")
         names = [argument.name for argument in func._schema.arguments]

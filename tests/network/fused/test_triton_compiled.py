@@ -21,13 +21,15 @@ KERNELS = {
     *("prepare", "prepare_columns", "moments", "norm_table", "pool", "active_weights"),
     *("gather_gradient", "add_chunks", "norm_gradient", "block_gradient", "weight_gradients"),
 }
-MULTIPLYING = {"convolve", "merge_moments"}
+MULTIPLYING = {"convolve", "merge_moments", "correlate"}
 ROW = re.compile(r"^\| (\w+) +\| (\d+) +\| (\w+) +\| +(\d+) \| +(\d+) \| +(\d+) \|$", re.MULTILINE)
 
 
-def assert_none_spills(part: str, kernels: set[str], precisions: list[str], capabilities: list[str]) -> None:
+def assert_none_spills(
+    part: str, kernels: set[str], precisions: list[str], capabilities: list[str], *more: str
+) -> None:
     command = [sys.executable, "-m", "benchmarks.gpu", "--parts", part, "--precisions", *precisions]
-    command += ["--capabilities", *capabilities]
+    command += ["--capabilities", *capabilities, *more]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
@@ -47,12 +49,12 @@ def test_no_kernel_spills(precisions: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("precisions", "capabilities"),
+    ("precisions", "capabilities", "more"),
     [
-        (["float16"], ["90"]),
-        pytest.param(["float16", "bfloat16", "float32"], ["80", "90", "100"], marks=pytest.mark.slow),
+        (["float16"], ["90"], ["--small", "--patch", "16", "64", "64"]),  # fewer variants
+        pytest.param(["float16", "bfloat16", "float32"], ["80", "90", "100"], [], marks=pytest.mark.slow),
     ],
     ids=str,
 )
-def test_no_kernel_that_multiplies_spills(precisions: list[str], capabilities: list[str]) -> None:
-    assert_none_spills("multiply", MULTIPLYING, precisions, capabilities)
+def test_no_kernel_that_multiplies_spills(precisions: list[str], capabilities: list[str], more: list[str]) -> None:
+    assert_none_spills("multiply", MULTIPLYING, precisions, capabilities, *more)
