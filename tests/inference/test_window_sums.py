@@ -60,10 +60,11 @@ def test_equal_to_the_whole_volume_at_once(shape, patch, step, mirrored, num_net
 def test_constant_in_constant_out(shape, patch, step) -> None:
     logits = torch.tensor([0.5, 2.0, -1.0, 0.0])
 
-    def constant(windows: Tensor) -> Tensor:
-        return logits.view(1, -1, 1, 1, 1).expand(len(windows), -1, *windows.shape[2:])
+    class Constant(nn.Module):
+        def forward(self, windows: Tensor) -> Tensor:
+            return logits.view(1, -1, 1, 1, 1).expand(len(windows), -1, *windows.shape[2:])
 
-    found = predict_probabilities([constant], torch.zeros(1, *shape), patch, step=step)
+    found = predict_probabilities([Constant()], torch.zeros(1, *shape), patch, step=step)
     expected = logits.softmax(dim=0).view(-1, 1, 1, 1).expand(-1, *shape)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 

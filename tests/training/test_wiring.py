@@ -110,6 +110,10 @@ DSFF: list[Line] = [
     ("dsff.fraction_schedule", "constant", lambda parts: parts.callback(DSFFCallback).fraction_schedule),
     ("dsff.fraction_initial", 0.4, lambda parts: parts.callback(DSFFCallback).fraction_initial),
     ("dsff.fraction_final", 0.01, lambda parts: parts.callback(DSFFCallback).fraction_final),
+    ("dsff.prune_by", "sensitivity", lambda parts: parts.callback(DSFFCallback).prune_by),
+    ("dsff.prune_over", "layer", lambda parts: parts.callback(DSFFCallback).prune_over),
+    ("dsff.regrown_weights", "drawn", lambda parts: parts.callback(DSFFCallback).regrown_weights),
+    ("dsff.regrown_warmup", 7, lambda parts: parts.callback(DSFFCallback).regrown_warmup),
 ]
 NETWORK: list[Line] = [
     ("network.base_features", 8, lambda parts: parts.module.hparams["network"]["base_features"]),
@@ -175,6 +179,7 @@ ELSEWHERE = {
     "data.group": "tests/data",
     "plan.kind": "tests/data/test_plan.py",
     "dsff.enabled": "tests/training/test_pretraining.py",
+    "dsff.density_initial": "tests/training/test_pretraining.py",  # groups, as above, do not take it
     "dsff.updates": "tests/training/test_dsff_callback.py",
     "training.base_features": "tests/config/test_experiments.py",
     "network._target_": "tests/network/test_baselines.py",
