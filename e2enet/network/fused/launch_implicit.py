@@ -130,7 +130,7 @@ def correlate(
     group, margin = shift_groups(total, shift_size)
     half = grad.dtype.itemsize == 2  # tiles of the gradient for every tap lie in shared memory twice
     block_n, block_c = min(max(16, triton.next_power_of_2(outputs)), 64 if half else 32), 16
-    tile = choose_tile((size[0], height, width), PROGRAMS, TILE_VOXELS // 4)
+    tile = choose_tile((size[0], height, width), PROGRAMS, TILE_VOXELS // (4 if half else 8))
     tiles = tile.count((size[0], height, width))
     blocks = triton.cdiv(outputs, block_n) * sum(triton.cdiv(count, block_c) for count in counts)
     chunk_tiles = triton.cdiv(batch * tiles, triton.cdiv(4 * PROGRAMS, blocks))
@@ -146,7 +146,7 @@ def correlate(
                 own, own if affine is None else affine, slope, grad, partial, count, start, total, outputs, batch,
                 tiles, chunk_tiles, *whole, *size, group, margin, affine is not None, *steps_of(own),
                 *kernel, *stride, *padding, precision, vector_of(count, start, group), *tile, block_c, block_n,
-                num_warps=4, num_stages=1, maxnreg=REGISTERS,
+                num_warps=4 if half else 8, num_stages=1, maxnreg=REGISTERS,
             )  # fmt: skip
             start += count
         kernels_backward.add_chunks[triton.cdiv(out.numel(), 64), 1](partial, out, out.numel(), chunks, CHUNKS, 64)
