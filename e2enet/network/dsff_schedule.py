@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,11 +50,10 @@ class UpdateSchedule:
     def fraction(self, step: int, initial: float, final: float) -> float:
         """Return a share that falls by a cosine from `initial` to `final`, which it has from `until` on."""
         end = max(1, round(self.until * self.total))
-        return prune_fraction(min(step, end), end, initial=initial, final=final)
+        return prune_fraction(step, end, initial=initial, final=final)
 
     def density(self, step: int, initial: float, final: float) -> float:
         """Return the density after this step: a cosine from `initial` to `final`, which the last update brings."""
         if self.last == 0:
             return initial
-        progress = min(step, self.last) / self.last
-        return final + (initial - final) * (1 + math.cos(math.pi * progress)) / 2
+        return prune_fraction(step, self.last, initial=initial, final=final)

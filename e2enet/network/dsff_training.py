@@ -172,11 +172,12 @@ class DSFF:
         self._schedule = UpdateSchedule.of(self, total_steps, epochs)
         self._remember_active(model)
         require_equal_masks(model, "when training starts")
-        self._dead = dead = DeadKernels(model, self._needs_gradients)
+        layers = dsff.fusion_layers(model)
+        self._dead = dead = DeadKernels(model, lambda: self._by_gradient and self._next_is_due())
         dead.hold(optimizer)
         # These fire once per real step, neither on accumulated batches nor on steps that the gradient scaler skips.
         self._step_hooks = [
-            optimizer.register_step_pre_hook(lambda *_: self._warmup.before(dsff.fusion_layers(model))),
+            optimizer.register_step_pre_hook(lambda *_: self._warmup.before(layers)),
             optimizer.register_step_post_hook(lambda opt, args, kwargs: self._after_step(model, opt, dead)),
         ]
         return self
@@ -208,8 +209,10 @@ class DSFF:
         """
         return self.growth == "gradient" and self._next_is_due()
 
-    def _needs_gradients(self) -> bool:
-        return (self.growth == "gradient" or self.prune_by == "sensitivity") and self._next_is_due()
+    @property
+    def _by_gradient(self) -> bool:
+        """Whether an update reads gradients."""
+        return self.growth == "gradient" or self.prune_by == "sensitivity"
 
     def _next_is_due(self) -> bool:
         """Return whether masks are updated after the next step; the count is read only if it matters."""
@@ -262,7 +265,7 @@ class DSFF:
 
     def _update(self, model: nn.Module, optimizer: Optimizer, dead: DeadKernels) -> None:
         self.num_updates += 1
-        gradients = dead.take_gradients() if self.growth == "gradient" or self.prune_by == "sensitivity" else {}
+        gradients = dead.take_gradients() if self._by_gradient else {}
         layers, counts = dsff.fusion_layers(model), None
         if self.density_initial is not None:
             density = self._schedule.density(self.step, self.density_initial, self.density)

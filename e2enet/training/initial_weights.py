@@ -88,15 +88,13 @@ def _check_density(source: nn.Module, masks: Mapping[str, Any], path: Path) -> N
     wanted = dsff.active_kernels(
         source, masks["density"], start=masks["start"], density_by_dim0=masks["density_by_dim0"]
     )
-    layers = dsff.fusion_layers(source)
-    if masks.get("prune_over") == "network" and sum(wanted.values()) == sum(
-        int(layer.kernel_mask.sum()) for layer in layers.values()
-    ):
+    found = {name: int(layer.kernel_mask.sum()) for name, layer in dsff.fusion_layers(source).items()}
+    if masks.get("prune_over") == "network" and sum(found.values()) == sum(wanted.values()):
         return
-    for name, layer in layers.items():
-        if int(layer.kernel_mask.sum()) != wanted[name]:
+    for name, active in found.items():
+        if active != wanted[name]:
             raise InputError(
-                f"{path}: its masks have density {dsff.density(source):.3g}, {int(layer.kernel_mask.sum())} active "
+                f"{path}: its masks have density {dsff.density(source):.3g}, {active} active "
                 f"kernels in {name}, where dsff.density={masks['density']} means {wanted[name]}; give dsff.density, "
                 "dsff.start and dsff.density_by_dim0 as they were, or dsff=dense"
             )

@@ -31,6 +31,27 @@ THREE = [(16, False, True), (3, True, False), (8, False, True)]
 KERNELS = st.sampled_from([(3, 3), (1, 1), (1, 3), (3, 1), (5, 3)])
 STRIDES = st.sampled_from([(1, 1, 1), (1, 1, 1), (1, 2, 2), (2, 2, 2), (3, 1, 2)])
 OUTPUTS = st.sampled_from([1, 5, 16, 20])
+CASES = (
+    {
+        "size": (3, 2, 2), "batch": 2, "shift_size": 3, "kernel": (3, 3), "stride": (1, 1, 1), "sources": THREE,
+        "outputs": 5, "dtype": torch.float32, "seed": 0,
+    },
+    {
+        "size": (4, 2, 3), "batch": 1, "shift_size": 5, "kernel": (3, 3), "stride": (2, 2, 2), "sources": THREE[:1],
+        "outputs": 20, "dtype": torch.float16, "seed": 1,
+    },
+)  # fmt: skip
+
+
+def convolutions(test: Any) -> Any:
+    """Run a test on the two cases, and on a few drawn convolutions."""
+    test = given(
+        size=SIZES, batch=st.integers(1, 2), shift_size=st.sampled_from([1, 3, 5]), kernel=KERNELS, stride=STRIDES,
+        sources=SOURCES, outputs=OUTPUTS, dtype=DTYPES, seed=st.integers(0, 99),
+    )(test)  # fmt: skip
+    for case in CASES:
+        test = example(**case)(test)
+    return few(test)
 
 
 def make_sources(draw: torch.Generator, sources: Any, batch: int, size: Any, dtype: torch.dtype) -> Any:
@@ -60,19 +81,7 @@ def assert_near(found: Tensor, expected: Tensor, unit: float) -> None:
     torch.testing.assert_close(found.double(), expected, rtol=unit, atol=unit * scale)
 
 
-@few
-@example(
-    size=(3, 2, 2), batch=2, shift_size=3, kernel=(3, 3), stride=(1, 1, 1), sources=THREE, outputs=5,
-    dtype=torch.float32, seed=0,
-)  # fmt: skip
-@example(
-    size=(4, 2, 3), batch=1, shift_size=5, kernel=(3, 3), stride=(2, 2, 2), sources=THREE[:1], outputs=20,
-    dtype=torch.float16, seed=1,
-)  # fmt: skip
-@given(
-    size=SIZES, batch=st.integers(1, 2), shift_size=st.sampled_from([1, 3, 5]), kernel=KERNELS, stride=STRIDES,
-    sources=SOURCES, outputs=OUTPUTS, dtype=DTYPES, seed=st.integers(0, 99),
-)  # fmt: skip
+@convolutions
 def test_convolution(
     implicit: Any, size: Any, batch: int, shift_size: int, kernel: Any, stride: Any, sources: Any, outputs: int,
     dtype: torch.dtype, seed: int,
@@ -125,19 +134,7 @@ def test_product(
     assert_near(found, expected, UNIT[dtype])
 
 
-@few
-@example(
-    size=(3, 2, 2), batch=2, shift_size=3, kernel=(3, 3), stride=(1, 1, 1), sources=THREE, outputs=5,
-    dtype=torch.float32, seed=0,
-)  # fmt: skip
-@example(
-    size=(4, 2, 3), batch=1, shift_size=5, kernel=(3, 3), stride=(2, 2, 2), sources=THREE[:1], outputs=20,
-    dtype=torch.float16, seed=1,
-)  # fmt: skip
-@given(
-    size=SIZES, batch=st.integers(1, 2), shift_size=st.sampled_from([1, 3, 5]), kernel=KERNELS, stride=STRIDES,
-    sources=SOURCES, outputs=OUTPUTS, dtype=DTYPES, seed=st.integers(0, 99),
-)  # fmt: skip
+@convolutions
 def test_gradient_of_a_weight(
     implicit: Any, size: Any, batch: int, shift_size: int, kernel: Any, stride: Any, sources: Any, outputs: int,
     dtype: torch.dtype, seed: int,
