@@ -19,6 +19,7 @@ from e2enet.network.engine import checks
 from e2enet.network.engine.hand_out import run_samples
 from e2enet.network.engine.lazy_volumes import LazyVolumes, Norm, empty_volume
 from e2enet.network.engine.pending_norm import PendingNorm
+from e2enet.network.engine.vector_code import LANES
 from e2enet.network.layers import Triple
 
 LARGEST_PART = 2**22  # input values that are laid out for torch at a time
@@ -65,11 +66,11 @@ class DenseConvolution:
     def _read(self, sources: Sequence[LazyVolumes], samples: range, top: int, rows: int) -> Tensor:
         """Return rows of samples, activated, concatenated and shifted: (B, D, rows, W, C); 0 outside the plane."""
         depth, _, width = sources[0].size
-        x = np.empty((len(samples), depth, rows, width, len(self.shifts)), np.float32)
+        x = torch.empty((len(samples), depth, rows, width, len(self.shifts)), dtype=self.dtype)
         ends = np.cumsum([source.addresses.shape[1] for source in sources])
         for source, end in zip(sources, ends.tolist(), strict=True):
-            _lay_out(source, samples, top, self.shifts[:end], x)
-        return torch.from_numpy(x).to(self.dtype)
+            _lay_out(source, samples, top, self.shifts[:end], _memory(x))
+        return x
 
     def _convolve(self, x: Tensor) -> Tensor:
         """Convolve (B, D, rows, W, C), which includes the halo above and below, to (B, D, rows, W, O)."""
@@ -85,7 +86,7 @@ class DenseConvolution:
     def _write(self, convolved: Tensor, samples: range, top: int, values: np.ndarray, totals: np.ndarray) -> None:
         from e2enet.network.engine import dense_loops
 
-        take_over, rows = checks.watch(dense_loops.take_over), convolved.float().contiguous().numpy()
+        take_over, rows = checks.watch(dense_loops.take_over), _memory(convolved.contiguous())
 
         def take(number: int, *pieces: int) -> None:
             take_over(rows[number], top, values[samples[number]], totals[samples[number]], *pieces)
@@ -93,12 +94,17 @@ class DenseConvolution:
         run_samples(take, len(samples), rows.shape[2], rows.size)
 
 
+def _memory(values: Tensor) -> np.ndarray:
+    """Return a tensor's memory; numpy has no bfloat16, so its bits are uint16."""
+    return (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).numpy()
+
+
 def _lay_out(source: LazyVolumes, samples: range, top: int, shifts: np.ndarray, x: np.ndarray) -> None:
     """Write a source's rows of samples into `x`. shifts: of all channels up to the source's last one."""
     from e2enet.network.engine import dense_loops
 
     count, places, (depth, _, width) = source.addresses.shape[1], source.places(), source.size
-    columns = max(1, min(width, dense_loops.BLOCK_VALUES // (count * depth)))
+    columns = max(1, min(width, dense_loops.BLOCK_VALUES // (LANES * depth)))
     loop, start = checks.watch(dense_loops.lay_out), len(shifts) - count
 
     def lay_out(number: int, first: int, last: int) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from e2enet.network.compiled import compiled
 from e2enet.network.engine.vector_code import LANES
-from e2enet.network.fused.vectors import (
+from e2enet.network.engine.vectors import (
     add_to,
     load,
     minus,

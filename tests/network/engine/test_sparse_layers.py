@@ -111,6 +111,36 @@ def test_a_convolution_is_torchs(
     torch.testing.assert_close(torch.from_numpy(found.affine[0]).double(), wanted, rtol=1e-4, atol=1e-4)
 
 
+@few
+@given(
+    kernel=st.sampled_from(KERNELS),
+    size=SIZES,
+    channels=st.lists(st.integers(1, 20), min_size=1, max_size=2),
+    outputs=st.integers(1, 20),
+    seed=st.integers(0, 2**16),
+)
+@pytest.mark.parametrize("part", [1, LARGEST_PART])
+def test_a_convolution_in_bfloat16_rounds_its_input_and_its_output_once(
+    part: int, kernel: tuple[int, int, int], size: tuple[int, int, int], channels: list[int], outputs: int, seed: int
+) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    weights = torch.randn(outputs, sum(channels), *kernel, generator=draw)
+    sources = [torch.randn(count, *size, generator=draw) for count in channels]
+    affine = torch.tensor([1.0, 0.0, 0.125])  # exact, so that both round the same numbers
+    signals = [signal(source, affine.repeat(len(source), 1)) for source in sources]
+    shift_size = 3 if kernel[0] == 1 else 1
+    seen = shift_concat([values(source)[None].contiguous() for source in signals], shift_size)
+    padding = [edge // 2 for edge in kernel]
+    expected = F.conv3d(seen.bfloat16().double(), weights.bfloat16().double(), padding=padding)[0]
+    layer = DenseConvolution(
+        weights.numpy(), np.array(channel_shifts(sum(channels), shift_size)), (1, 1, 1), None, torch.bfloat16
+    )
+    with patch("e2enet.network.engine.dense.LARGEST_PART", part):
+        found = values(layer(signals))
+    assert torch.equal(found, found.bfloat16().float())
+    torch.testing.assert_close(found.double(), expected, rtol=2**-8, atol=1e-4)
+
+
 @pytest.mark.parametrize("dense", [True, False])
 @pytest.mark.parametrize("written", [[True, False, True, False], [False] * 4])
 def test_channels_that_nobody_wrote_are_read_as_zeros(dense: bool, written: list[bool]) -> None:

@@ -147,6 +147,36 @@ def add_to(typing_context: Any, address: Any, value: Any) -> Any:
     return _operation(write, types.void, types.int64, Vector)
 
 
+@intrinsic
+def transpose(typing_context: Any, given: Any, step: Any, written: Any, written_step: Any) -> Any:
+    """Write the LANES rows of LANES float32 at `given`, `step` bytes apart, as the columns of those at `written`."""
+
+    def write(builder: ir.IRBuilder, given: Any, step: Any, written: Any, written_step: Any) -> Any:
+        rows = [_loaded_whole(builder, FLOAT, _row(builder, given, number, step)) for number in range(LANES)]
+        width = LANES // 2
+        while width:  # swap the blocks beside the diagonal, then those within each block
+            low = [lane if not lane & width else LANES + lane - width for lane in range(LANES)]
+            high = [lane + width if not lane & width else LANES + lane for lane in range(LANES)]
+            for number in range(LANES):
+                if not number & width:
+                    a, b = rows[number], rows[number + width]
+                    rows[number], rows[number + width] = _shuffled(builder, a, b, low), _shuffled(builder, a, b, high)
+            width //= 2
+        for number, row in enumerate(rows):
+            address = builder.inttoptr(_row(builder, written, number, written_step), VECTOR.as_pointer())
+            builder.store(row, address).align = _align(FLOAT)
+
+    return _operation(write, types.void, types.int64, types.int64, types.int64, types.int64)
+
+
+def _row(builder: ir.IRBuilder, address: Any, number: int, step: Any) -> Any:
+    return builder.add(address, builder.mul(step, ir.Constant(step.type, number)))
+
+
+def _shuffled(builder: ir.IRBuilder, a: Any, b: Any, lanes: list[int]) -> Any:
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(INT32, LANES), lanes))
+
+
 def _memory(kind: Any) -> Any:
     """Return LLVM's type of a value in memory."""
     return {types.float32: FLOAT, types.uint16: INT16, types.uint8: BYTE}[kind]
@@ -180,8 +210,7 @@ def _loaded(builder: ir.IRBuilder, memory: Any, address: Any, count: Any) -> Any
     pointer, zeros = builder.inttoptr(address, kind.as_pointer()), ir.Constant(kind, None)
     with builder.if_else(_is_whole(builder, count)) as (whole, part):
         with whole:  # processors without masks for this type take a branch for every lane of a masked load
-            every = builder.load(pointer, typ=kind)
-            every.align = _align(memory)
+            every = _loaded_whole(builder, memory, address)
             end = builder.block
         with part:
             name = f"llvm.masked.load.v{LANES}{NAMES[memory]}.p0"
@@ -191,6 +220,13 @@ def _loaded(builder: ir.IRBuilder, memory: Any, address: Any, count: Any) -> Any
     value = builder.phi(kind)
     value.add_incoming(every, end)
     value.add_incoming(some, other_end)
+    return value
+
+
+def _loaded_whole(builder: ir.IRBuilder, memory: Any, address: Any) -> Any:
+    kind = ir.VectorType(memory, LANES)
+    value = builder.load(builder.inttoptr(address, kind.as_pointer()), typ=kind)
+    value.align = _align(memory)
     return value
 
 
