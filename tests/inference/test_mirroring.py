@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from e2enet.inference import sliding_window
 from e2enet.inference.mirroring import MirroredPasses, copies_at_once, samples_at_once, stack_on
@@ -109,6 +111,29 @@ def test_every_copy_comes_with_its_axes_and_is_still_mirrored(all_at_once: None)
 def test_windows_are_stacked() -> None:
     parts = [torch.full((1, 2, 2, 2), value) for value in (1.0, 2.0)]
     assert torch.equal(stack_on(CPU, parts), torch.stack(parts))
+
+
+def test_a_gpu_copies_windows_from_pinned_memory_without_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Tensor] = []
+    copied: list[tuple[Tensor, Any, Any]] = []
+
+    class Pinned(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+            result = function(*arguments, **(named or {}))
+            if (named or {}).get("pin_memory"):
+                made.append(result)
+            return result
+
+    def to(self: Tensor, device: torch.device, *, non_blocking: bool) -> Tensor:
+        copied.append((self, device, non_blocking))
+        return self
+
+    with FakeTensorMode(), Pinned():  # shapes alone: a CPU's torch pins no memory
+        parts = [torch.ones(1, 2, 2, 2) for _ in range(3)]
+        monkeypatch.setattr(Tensor, "to", to)
+        stacked = stack_on(torch.device("cuda"), parts)
+    assert stacked.shape == (3, 1, 2, 2, 2)
+    assert len(made) == 1 and copied == [(made[0], torch.device("cuda"), True)]
 
 
 @pytest.mark.parametrize("axes", [(), (0, 2)])
