@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from e2enet.inference import sliding_window
@@ -133,7 +134,11 @@ def test_a_gpu_copies_windows_from_pinned_memory_without_a_wait(monkeypatch: pyt
         monkeypatch.setattr(Tensor, "to", to)
         stacked = stack_on(torch.device("cuda"), parts)
     assert stacked.shape == (3, 1, 2, 2, 2)
-    assert len(made) == 1 and copied == [(made[0], torch.device("cuda"), True)]
+    (pinned,), ((source, *how),) = made, copied
+    assert source.shape == pinned.shape and StorageWeakRef(source.untyped_storage()) == StorageWeakRef(
+        pinned.untyped_storage()
+    )
+    assert how == [torch.device("cuda"), True]
 
 
 @pytest.mark.parametrize("axes", [(), (0, 2)])
