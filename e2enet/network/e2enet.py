@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from e2enet.network.blocks import Triple, stack_blocks
 from e2enet.network.decoders import FusionGrid, UNetDecoder
+from e2enet.network.half_precision import half_precision_pays_on_cpu
 from e2enet.network.layers import to_channels_last
 from e2enet.network.recompute import Run, run_once
 from e2enet.network.shift import check_shift_size
@@ -155,16 +156,6 @@ def _decoder(
 
 
 @torch.compiler.assume_constant_result  # torch.compile cannot trace it
-def half_precision_pays_on_cpu() -> bool:
-    """Return whether autocast saves time: only with AMX, else bfloat16 convolutions are slower than float32."""
-    return torch.cpu._is_amx_tile_supported()
-
-
-def bfloat16_is_native() -> bool:
-    """Return whether the processor has bfloat16 instructions. Without them torch is many times slower in it."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
 def _check_strides(strides: Sequence[Sequence[int]]) -> list[Triple]:
     """Return the strides as triples; raise ValueError if they are not."""
     triples = [tuple(int(s) for s in stride) for stride in strides]

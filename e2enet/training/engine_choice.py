@@ -12,10 +12,11 @@ import torch
 from e2enet.common.console import say
 from e2enet.common.files import write_json
 from e2enet.network.dsff import fusion_layers
-from e2enet.network.e2enet import E2ENet, half_precision_pays_on_cpu
+from e2enet.network.e2enet import E2ENet
 from e2enet.network.engine.select import unsupported_in_training
 from e2enet.network.engine.vector_code import processor
 from e2enet.network.fused.trial import CPU_WAYS, WAYS, Choice, choose_way
+from e2enet.network.half_precision import half_precision_pays_on_cpu
 from e2enet.training.module import SegmentationModule, amp_dtype_of
 from e2enet.training.probe import FILE, read_probe
 

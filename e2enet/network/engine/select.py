@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from e2enet.common.errors import InputError, first_line
 from e2enet.network.cost import count_cost
 from e2enet.network.dsff import density
-from e2enet.network.e2enet import E2ENet, bfloat16_is_native, half_precision_pays_on_cpu
+from e2enet.network.e2enet import E2ENet
 from e2enet.network.engine.known import unknown, unknown_in_training
 from e2enet.network.engine.self_check import check_itself
+from e2enet.network.half_precision import bfloat16_is_native, half_precision_pays_on_cpu
 from e2enet.network.recompute import run_once
 
 logger = logging.getLogger(__name__)
@@ -148,8 +149,8 @@ def takes_active_kernels(network: nn.Module, engine: str, amp_dtype: torch.dtype
     """Return whether a run multiplies only the active kernels of its network.
 
     `auto` does so on a CPU if the engine supports the network, the network is wide, at most half of its fusion kernels
-    are active, and no half precision pays there (AMX). The choice follows from the network and the machine, without
-    timing: a resumed run continues as it began.
+    are active, and no half precision pays there (see `half_precision`). The choice follows from the network and the
+    machine, without timing: a resumed run continues as it began.
 
     Raises:
         InputError: engine=sparse, but only torch can run the network.
