@@ -4,6 +4,7 @@
     python -m benchmarks.engine --parts networks --densities 0.2 0.1 --precisions float32 bfloat16
     python -m benchmarks.engine --parts layers --figure roofline.png
     python -m benchmarks.engine --parts threads --densities 0.2 --patches 16x64x64 32x32x32 32x96x96
+    python -m benchmarks.engine --parts paper
 
 Setting: base 48, six levels, strides (1,2,2) then four (2,2,2), 16 classes, a patch of 32 x 96 x 96, batch 1 unless
 `--batch` says otherwise, the full-resolution output only, as in prediction.
@@ -21,6 +22,10 @@ per byte, with the machine's limits (products of a tile that stays in the cache;
 
 `threads`: what a pass does on one thread alone, between the loops, and a simulation of 1 to 32 cores by the times of
 the pieces that threads would take (`benchmarks.engine_threads`). It runs only when it is asked for.
+
+`paper`: latency and throughput of small patches, as the paper gives them, beside onnxruntime and OpenVINO
+(`benchmarks.engine_paper`). Its own defaults: 32 x 32 x 32, batches of 64, S = 0.8, 1 to all cores. It, too, runs only
+when it is asked for.
 """
 
 from __future__ import annotations
@@ -31,6 +36,7 @@ import json
 import os
 import statistics
 import sys
+from collections.abc import Mapping
 from contextlib import nullcontext
 from importlib.util import find_spec
 from itertools import product
@@ -40,17 +46,29 @@ from typing import Any
 from unittest import mock
 
 from benchmarks.engine_layers import compare_layers
+from benchmarks.engine_paper import MODELS, RUNNERS, compare_paper
 from benchmarks.engine_threads import compare_threads
 from benchmarks.measuring import median_seconds, new_table, run_worker, show
 from benchmarks.network import PRECISIONS, make_network, processor
 
-PARTS = ("networks", "layers", "threads")
+PARTS = ("networks", "layers", "threads", "paper")
 CONTENDERS = ("e2enet", "compact", "compact-auto", "fused", "plainconvunet")
 FORCED = "e2enet-bfloat16"
 
 
+CORES = os.cpu_count() or 1
+DEFAULTS = {"densities": [0.3, 0.2, 0.1], "patches": ["32x96x96"], "threads": [CORES], "batch": 1}
+IN_PAPER = {
+    "densities": [0.2],
+    "patches": ["32x32x32"],
+    "threads": [*(2**power for power in range(10) if 2**power < CORES), CORES],
+    "batch": 64,
+}
+
+
 def main() -> None:
-    options = parse_arguments()
+    given = parse_arguments()
+    options = filled(given, DEFAULTS)
     if options.worker:
         print(json.dumps(measure(options)))
         return
@@ -65,21 +83,32 @@ def main() -> None:
         compare_layers(options.threads[0], options.runs, options.figure)
     if "threads" in options.parts:
         compare_threads(options)
+    if "paper" in options.parts:
+        compare_paper(filled(given, IN_PAPER))
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS[:2]))
-    parser.add_argument("--densities", nargs="+", type=float, default=[0.3, 0.2, 0.1])
-    parser.add_argument("--patches", nargs="+", default=["32x96x96"], metavar="DxHxW")
-    parser.add_argument("--threads", nargs="+", type=int, default=[os.cpu_count()])
+    parser.add_argument("--densities", nargs="+", type=float)
+    parser.add_argument("--patches", nargs="+", metavar="DxHxW")
+    parser.add_argument("--threads", nargs="+", type=int)
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["float32"])
-    parser.add_argument("--batch", type=int, default=1, help="patches predicted at once")
+    parser.add_argument("--batch", type=int, help="patches predicted at once")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=3, help="processes per contender, in turns")
+    parser.add_argument("--models", nargs="+", choices=MODELS, help="of the part paper, beside the U-Net; default: all")
+    parser.add_argument("--runners", nargs="+", choices=RUNNERS, help="of the part paper, beside torch; default: all")
     parser.add_argument("--figure", type=Path, help="draw the roofline there")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def filled(options: argparse.Namespace, defaults: Mapping[str, Any]) -> argparse.Namespace:
+    """Return the options with a part's defaults for what the command line does not give."""
+    return argparse.Namespace(
+        **{key: defaults.get(key) if value is None else value for key, value in vars(options).items()}
+    )
 
 
 def compare_networks(options: argparse.Namespace, threads: int, patch: str, precision: str) -> None:

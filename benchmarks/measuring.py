@@ -51,6 +51,11 @@ def median_seconds(work: Callable[[], Any], runs: int) -> float:
 def warm_seconds(work: Callable[[], Any], runs: int) -> list[float]:
     """Return the seconds of each of `runs` runs after an untimed one, which fills caches and compiles code."""
     work()
+    return timed_seconds(work, runs)
+
+
+def timed_seconds(work: Callable[[], Any], runs: int) -> list[float]:
+    """Return the seconds of each of `runs` runs."""
     seconds = []
     for _ in range(runs):
         start = time.perf_counter()

@@ -18,7 +18,7 @@ import gc
 import json
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -28,7 +28,8 @@ from typing import Any
 from benchmarks.measuring import median_seconds, new_table, run_worker, show
 from benchmarks.network import STRIDES, make_network, processor
 
-CONTENDERS = ("engine", "masked", "onnxruntime", "openvino")
+RUNTIMES = ("onnxruntime", "openvino")
+CONTENDERS = ("engine", "masked", *RUNTIMES)
 MODEL = "model.onnx"
 
 
@@ -40,7 +41,7 @@ def main() -> None:
     import torch
 
     print("command: python -m benchmarks.onnx", *sys.argv[1:])
-    versions = [f"{name} {__import__(name).__version__}" for name in CONTENDERS[2:] if find_spec(name)]
+    versions = [f"{name} {__import__(name).__version__}" for name in RUNTIMES if find_spec(name)]
     print(f"machine: {processor()}, torch {torch.__version__}, {', '.join(versions)}")
     for threads, density in product(options.threads, options.densities):
         compare(options, threads, density)
@@ -94,19 +95,24 @@ def export(options: argparse.Namespace) -> dict[str, float]:
     import numpy as np
     import torch
 
+    network, patch = masked_network(options.densities[0]), tuple(map(int, options.patch.split("x")))
+    export_network(network, STRIDES, patch, options.folder / MODEL)
+    image = torch.randn(1, 1, *patch, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        np.savez(options.folder / "pair.npz", image=image.numpy(), logits=network(image).numpy())
+    return {}
+
+
+def export_network(network: Any, strides: Sequence[Sequence[int]], patch: tuple[int, ...], path: Path) -> None:
+    """Write a network of one channel and 16 classes as ONNX, as `e2enet export` does."""
     from e2enet.data.formats.scheme import LabelScheme
     from e2enet.data.planning.plan import Plan
     from e2enet.export.onnx_model import export_onnx
     from e2enet.inference.checkpoint import LoadedModel
 
-    network, patch = masked_network(options), tuple(map(int, options.patch.split("x")))
-    plan = Plan(2, (1.0, 1.0, 1.0), patch, tuple(STRIDES), 1, ({"scheme": "none"},), patch)  # type: ignore[arg-type]
+    plan = Plan(2, (1.0, 1.0, 1.0), patch, tuple(strides), 1, ({"scheme": "none"},), patch)  # type: ignore[arg-type]
     scheme = LabelScheme({label: str(label) for label in range(16)})
-    export_onnx(LoadedModel(Path(), network, plan, scheme, ("CT",), (), ".nii.gz"), options.folder / MODEL)
-    image = torch.randn(1, 1, *patch, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        np.savez(options.folder / "pair.npz", image=image.numpy(), logits=network(image).numpy())
-    return {}
+    export_onnx(LoadedModel(Path(), network, plan, scheme, ("CT",), (), ".nii.gz"), path)
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
@@ -127,20 +133,10 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
 
 def runner(options: argparse.Namespace, image: Any) -> Callable[[], Any]:
     """Return a contender's forward pass of the image, as a function that returns logits."""
-    threads, path = options.threads[0], str(options.folder / MODEL)
-    if options.worker == "onnxruntime":
-        import onnxruntime
-
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = threads
-        session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
-        return lambda: session.run(None, {"image": image})[0]
-    if options.worker == "openvino":
-        import openvino
-
-        settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
-        compiled = openvino.Core().compile_model(path, "CPU", settings)
-        return lambda: compiled([image])[0]
+    threads = options.threads[0]
+    if options.worker in RUNTIMES:
+        run = open_runtime(options.worker, options.folder / MODEL, threads)
+        return lambda: run(image)
     import torch
 
     from e2enet.network.engine import select_engine
@@ -148,7 +144,7 @@ def runner(options: argparse.Namespace, image: Any) -> Callable[[], Any]:
 
     torch.set_num_threads(threads)
     keep_freed_memory()
-    network: Any = masked_network(options)
+    network: Any = masked_network(options.densities[0])
     if options.worker == "engine":
         network = select_engine(network, "auto", device=torch.device("cpu"), patch_size=image.shape[2:])
         gc.collect()
@@ -162,7 +158,30 @@ def runner(options: argparse.Namespace, image: Any) -> Callable[[], Any]:
     return forward
 
 
-def masked_network(options: argparse.Namespace) -> Any:
+def open_runtime(name: str, path: Path, threads: int, shape: Sequence[int] | None = None) -> Callable[[Any], Any]:
+    """Return what an ONNX runtime makes of a model: the image as an array (B, C, D, H, W) to logits.
+
+    shape: OpenVINO plans for inputs of this one alone; None for any.
+    """
+    if name == "onnxruntime":
+        import onnxruntime
+
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+        return lambda image: session.run(None, {"image": image})[0]
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(path)
+    if shape is not None:
+        model.reshape(list(shape))
+    # By default it computes in bfloat16 where the processor has instructions for it.
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"})
+    return lambda image: compiled([image])[0]
+
+
+def masked_network(density: float) -> Any:
     """Return the network in eval mode with random weights and masks, the same in every process."""
     import torch
 
@@ -170,7 +189,7 @@ def masked_network(options: argparse.Namespace) -> Any:
 
     torch.manual_seed(0)
     network = make_network("e2enet").eval()
-    init_masks(network, options.densities[0], generator=torch.Generator().manual_seed(0))
+    init_masks(network, density, generator=torch.Generator().manual_seed(0))
     return network
 
 
