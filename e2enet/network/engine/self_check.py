@@ -53,12 +53,15 @@ def check_itself(network: E2ENet, run: Callable[[Tensor], Any], *, training: boo
             )
 
 
-def small_size(network: E2ENet) -> tuple[int, int, int]:
-    """Return (D, H, W): the least sizes of FEWEST_VOXELS or more that the strides divide."""
+def small_size(network: E2ENet, deepest: int = 1) -> tuple[int, int, int]:
+    """Return (D, H, W): the least sizes of FEWEST_VOXELS or more that the strides divide.
+
+    deepest: voxels along each axis of the deepest level, at least.
+    """
     total = [1, 1, 1]
     for stride in network.strides:
         total = [t * step for t, step in zip(total, stride, strict=True)]
-    depth, height, width = (-(-FEWEST_VOXELS // t) * t for t in total)
+    depth, height, width = (max(deepest, -(-FEWEST_VOXELS // t)) * t for t in total)
     return depth, height, width
 
 

@@ -54,6 +54,14 @@ def ways(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float], **made: Any
 
 
 @pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16])
+def test_no_way_is_left_out_for_a_new_network(amp_dtype: torch.dtype | None) -> None:
+    torch.manual_seed(0)
+    network = E2ENet(1, 3, strides=[(2, 2, 2)] * 3, base_features=4, deep_supervision=True)
+    choice = choose_way(network, batch_size=1, patch_size=(16, 16, 16), amp_dtype=amp_dtype, ways=trial.CPU_WAYS)
+    assert {way: own.problem for way, own in choice.trials.items()} == dict.fromkeys(trial.CPU_WAYS)
+
+
+@pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16])
 def test_the_real_ways_are_right_on_a_cpu(amp_dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch) -> None:
     dynamo.reset()
     eager = CompileCounterWithBackend("eager")  # needs no compiler
