@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.gpu_options import DENSITY, GROUP, PRECISIONS, Network
+from benchmarks.gpu_unet import PlainConvUNet
 from e2enet.network import E2ENet
-from e2enet.network.baselines import PlainUNet, missing_package
 from e2enet.network.dsff import init_masks, set_group_size
 from e2enet.network.fused.network import FusedNetwork
 
@@ -34,7 +34,7 @@ def make_contender(name: str, sizes: Network, device: torch.device | str) -> tup
     """
     torch.manual_seed(0)
     if name == "plain_unet":
-        unet = PlainUNet(1, sizes.num_classes, sizes.strides, base_features=32 * sizes.base_features // 48)
+        unet = PlainConvUNet(1, sizes.num_classes, sizes.strides, base_features=32 * sizes.base_features // 48)
         return unet.to(device).train(), unet
     network = E2ENet(1, sizes.num_classes, sizes.strides, base_features=sizes.base_features)
     if name == "groups":
@@ -45,11 +45,6 @@ def make_contender(name: str, sizes: Network, device: torch.device | str) -> tup
     if name == "compiled":
         network.compile(backend="inductor" if torch.device(device).type == "cuda" else "aot_eager")
     return network, network
-
-
-def missing(name: str) -> str | None:
-    """Return why a contender cannot be run; None if it can."""
-    return missing_package(f"{PlainUNet.__module__}.{PlainUNet.__name__}") if name == "plain_unet" else None
 
 
 def mask(network: nn.Module, *, groups: bool) -> None:

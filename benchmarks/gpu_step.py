@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_networks import CONTENDERS, make_contender, missing, noise, run_step
+from benchmarks.gpu_networks import CONTENDERS, make_contender, noise, run_step
 from benchmarks.gpu_options import Work, add_arguments, read_work
 from benchmarks.gpu_report import Report, tell
 from benchmarks.measuring import warm_seconds
@@ -48,10 +48,6 @@ def run(work: Work, report: Report) -> None:
     precisions = [name for name in HALF if name in work.precisions] or list(work.precisions)
     figures: dict[str, dict[str, Figures]] = {name: {} for name in precisions}
     for contender in CONTENDERS:
-        reason = missing(contender)
-        if reason is not None:
-            report.find(CONTENDERS[contender], f"left out: {reason}")
-            continue
         found, problem = measure_apart(contender, work, precisions)
         for precision, own in found.items():
             figures[precision][contender] = own

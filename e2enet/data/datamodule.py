@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning
+import torch
 from torch.utils.data import DataLoader
 
 from e2enet.common.errors import InputError, raise_problems
@@ -232,10 +233,11 @@ class SegmentationDataModule(lightning.LightningDataModule):
             cases, self.plan.patch_size, count=self.validation_patches, batch_size=size * world_size, seed=self.seed
         )
         sampler = PeriodicSampler(len(patches), self.validate_every, epochs, rank=rank, world_size=world_size)
-        loaders = [DataLoader(patches, batch_size=size, sampler=sampler)]
+        pinned = torch.cuda.is_available()
+        loaders = [DataLoader(patches, batch_size=size, sampler=sampler, pin_memory=pinned)]
         if self.validate_full:
             whole = PeriodicSampler(len(cases), self.validate_full, epochs, rank=rank, world_size=world_size)
-            loaders.append(DataLoader(CaseDataset(cases), batch_size=1, sampler=whole))
+            loaders.append(DataLoader(CaseDataset(cases), batch_size=1, sampler=whole, pin_memory=pinned))
         return loaders
 
     def _place(self) -> tuple[int, int]:

@@ -155,7 +155,6 @@ def _decoder(
     raise ValueError(f'fusion must be "grid" or "unet", got {fusion!r}')
 
 
-@torch.compiler.assume_constant_result  # torch.compile cannot trace it
 def _check_strides(strides: Sequence[Sequence[int]]) -> list[Triple]:
     """Return the strides as triples; raise ValueError if they are not."""
     triples = [tuple(int(s) for s in stride) for stride in strides]

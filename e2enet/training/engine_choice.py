@@ -1,4 +1,4 @@
-"""`training.engine=auto` on a GPU or a CPU with AMX: how steps are taken is tried before training, see probe.json."""
+"""`training.engine=auto` on a GPU, or on a CPU in bfloat16: steps are tried before training, see probe.json."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def choose_engine(trainer: pl.Trainer, module: SegmentationModule, *, measure: b
     """Set `module.way` to the fastest right way to take steps (`fused.trial`), and write all trials to probe.json.
 
     A resumed run takes the way of its probe.json, if device, torch and workload are the same: it goes on as it began.
-    Nothing is tried for another `training.engine`, a network that only torch can train, or on a CPU in float32 or
-    without AMX, where network and machine decide.
+    Nothing is tried for another `training.engine`, a network that only torch can train, or on a CPU that computes in
+    float32 (`network.half_precision`), where network and machine decide.
 
     Args:
         measure: whether ways may be tried (`trainer.probe`). If not, a run without a way has none.

@@ -115,14 +115,6 @@ def test_batches_follow_from_seed_and_epoch_whatever_the_workers(case: PreparedC
         assert torch.equal(image, other_image) and torch.equal(label, other_label)
 
 
-@pytest.mark.parametrize("gpu", [False, True])
-def test_batches_lie_in_pinned_memory_where_a_gpu_is(
-    gpu: bool, case: PreparedCase, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    assert patch_loader(make_dataset(case, augment_here=False), EpochSampler(3, 2), num_workers=0).pin_memory is gpu
-
-
 class Collector(pl.LightningModule):
     """Keeps what `training_step` and `validation_step` get."""
 

@@ -94,6 +94,15 @@ def test_validation_reads_patches_every_epoch_and_whole_cases_in_some(folder: Pa
     assert set(np.unique(first["label"])) == set(range(6))
 
 
+@pytest.mark.parametrize("gpu", [False, True])
+def test_batches_lie_in_pinned_memory_where_a_gpu_is(gpu: bool, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = phantom_module(folder, validate_full=2)
+    module.setup("fit")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    loaders = [module.train_dataloader(), *module.val_dataloader()]
+    assert [loader.pin_memory for loader in loaders] == [gpu] * 3
+
+
 def test_loader_repeats_itself_from_seed_and_epoch(folder: Path) -> None:
     def epoch_sum(seed: int, epoch: int) -> float:
         module = phantom_module(folder, seed=seed)

@@ -17,6 +17,8 @@ from benchmarks.gpu_networks import make_contender, run_step
 from benchmarks.gpu_options import SMALL, Work
 from benchmarks.gpu_parity import Errors, errors_of, relative_errors
 from benchmarks.gpu_report import FAILED, Report
+from benchmarks.gpu_unet import PlainConvUNet
+from e2enet.network.baselines import PlainUNet, missing_package
 from e2enet.network.dsff import fusion_layers
 
 WORK = Work(SMALL, torch.device("cpu"))
@@ -27,6 +29,24 @@ def failed(part: Any, work: Work = WORK) -> list[str]:
     report = Report()
     part.run(work, report)
     return [row[0] for row in report.rows if row[3] == FAILED]
+
+
+# ----------------------------------------------------------------------------------------------------- networks
+
+
+@pytest.mark.parametrize("strides", [[(1, 2, 2), (2, 2, 2), (2, 2, 1)], [(2, 2, 2)] * 2])
+def test_the_u_net_is_nnunets(strides: list[tuple[int, int, int]]) -> None:
+    if missing_package("PlainUNet.PlainUNet"):
+        pytest.skip("nnU-Net's U-Net is missing")
+    theirs, ours = PlainUNet(2, 3, strides, base_features=4), PlainConvUNet(2, 3, strides, base_features=4)
+    parameters = dict(zip(theirs.parameters(), ours.parameters(), strict=True))
+    with torch.no_grad():
+        for own, copied in parameters.items():
+            assert own.shape == copied.shape
+            copied.copy_(own)
+    x = torch.randn(2, 2, 8, 16, 16, generator=torch.Generator().manual_seed(0))
+    for expected, found in zip(theirs.train()(x), ours(x), strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 # ------------------------------------------------------------------------------------------------------- parity

@@ -10,7 +10,7 @@ import numpy as np
 
 from e2enet.network.compiled import compiled
 from e2enet.network.engine.vector_code import LANES
-from e2enet.network.engine.vectors import load, multiply_add, plus, spread, store, transpose
+from e2enet.network.engine.vectors import add_to, load, multiply_add, plus, spread, store, transpose
 
 BLOCK_VALUES = 2**13  # taken at a time: they stay in the level-1 cache
 WIDE = np.float32(0)
@@ -79,13 +79,15 @@ def take_over(convolved, top, values, totals, first, last):
     depth, rows, width, outputs = convolved.shape
     kind, size, columns = convolved[0, 0, 0, 0], convolved.itemsize, max(1, BLOCK_VALUES // (LANES * depth))
     lines, tile = np.empty((LANES, columns, whole_vectors(depth)), np.float32), np.zeros((LANES, LANES), np.float32)
-    turned, sums = tile.ctypes.data, np.empty((2, LANES), np.float32)
+    turned, sums = tile.ctypes.data, np.empty((2, LANES), np.float64)
     for row in range(first, last):
         for c in range(0, outputs, LANES):
             lanes = min(LANES, outputs - c)
             for left in range(0, width, columns):
-                count, plain, square = min(columns, width - left), spread(np.float32(0)), spread(np.float32(0))
+                count = min(columns, width - left)
+                sums[:] = 0
                 for x in range(count):
+                    plain, square = spread(np.float32(0)), spread(np.float32(0))
                     for z in range(0, depth, LANES):
                         for plane in range(z, min(z + LANES, depth)):
                             given = size * (((plane * rows + row) * width + left + x) * outputs + c)
@@ -93,8 +95,8 @@ def take_over(convolved, top, values, totals, first, last):
                             plain, square = plus(plain, value), multiply_add(value, value, square)
                             store(WIDE, turned + tile.strides[0] * (plane - z), LANES, value)
                         transpose(turned, tile.strides[0], lines[:, x, z:].ctypes.data, lines.strides[0])
-                store(WIDE, sums[0].ctypes.data, LANES, plain)
-                store(WIDE, sums[1].ctypes.data, LANES, square)
+                    add_to(sums[0].ctypes.data, plain)
+                    add_to(sums[1].ctypes.data, square)
                 for lane in range(lanes):
                     values[c + lane, top + row, left : left + count] = lines[lane, :count, :depth]
                     totals[top + row, c + lane] += sums[:, lane]

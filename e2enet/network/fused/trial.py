@@ -1,4 +1,4 @@
-"""Choose how a GPU, or a CPU with AMX, takes training steps: by whichever way is right and fastest."""
+"""Choose how a GPU, or a CPU in bfloat16, takes training steps: by whichever way is right and fastest."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def make_ways(network: E2ENet) -> dict[str, Make]:
     return ways | {COMPILED: compiled}
 
 
-# What a CPU with AMX tries. Compiling takes minutes there, and is not tried.
+# What a CPU tries in bfloat16. Compiling takes minutes there, and is not tried.
 CPU_WAYS: dict[str, Make] = {
     DENSE: lambda network: network,
     FUSED: FusedNetwork,

@@ -110,8 +110,11 @@ def test_convolutions_are_clean_and_equal(
     weights, shifts = block.conv.weight.detach().numpy(), np.array(channel_shifts(7, shift_size))
 
     def run() -> list[np.ndarray]:
-        dense = DenseConvolution(weights, shifts, stride, None)([signal(source) for source in sources])
-        return [*both_ways(TrainedConvolution(alone(block)), sources), dense.stacked()]
+        dense = [
+            DenseConvolution(weights, shifts, stride, None, dtype)([signal(source) for source in sources]).stacked()
+            for dtype in (torch.float32, torch.bfloat16)
+        ]
+        return [*both_ways(TrainedConvolution(alone(block)), sources), *dense]
 
     with on_threads(threads):
         assert_equal_when_checked(monkeypatch, run)

@@ -1,4 +1,4 @@
-"""The loops for CPUs, and the Triton kernels, interpreted on the CPU, against the operations in plain torch.
+"""The loops for CPUs, and the Triton kernels, interpreted on the CPU, against the operations in plain torch in float64.
 
 Shapes, shifts, strides, windows, dtypes, sources and readers vary. Sizes are odd too. Triton's interpreter rounds to
 bfloat16 in another direction than a GPU, so values in it may differ by a unit of the last place.
@@ -40,11 +40,25 @@ def table(draw: torch.Generator, dtype: torch.dtype, batch: int, channels: int) 
     return torch.randn(batch, 4, channels, generator=draw).to(torch.promote_types(dtype, torch.float32))
 
 
+def in_double(operation: Any, *arguments: Any) -> Any:
+    """Return what an operation of the reference makes of the same numbers in float64."""
+    return operation(*map(widened, arguments))
+
+
+def widened(given: Any) -> Any:
+    if isinstance(given, list | tuple):
+        return [widened(part) for part in given]
+    if isinstance(given, torch.dtype):
+        return torch.float64
+    return given.double() if isinstance(given, Tensor) and given.is_floating_point() else given
+
+
 def assert_close(found: Any, expected: Any, dtype: torch.dtype, scale: float = 4) -> None:
+    """Compare values of a dtype with float64."""
     unit = UNIT[dtype]
     for own, wanted in zip(found, expected, strict=True) if isinstance(found, list) else [(found, expected)]:
-        assert own.dtype == wanted.dtype and own.shape == wanted.shape
-        torch.testing.assert_close(own, wanted, rtol=unit, atol=scale * unit)
+        assert own.dtype == dtype and wanted.dtype == torch.float64 and own.shape == wanted.shape
+        torch.testing.assert_close(own.double(), wanted, rtol=unit, atol=scale * unit)
 
 
 @few
@@ -73,7 +87,7 @@ def test_prepare(
     total = sum(channels for channels, _, _ in sources)
     chosen = None if columns is None else torch.randint(total, (columns,), generator=draw)
     arguments = values, affines, [0.01] * len(values), shift_size, depth_stride, dtype, chosen
-    found, expected = kernels.prepare(*arguments), reference.prepare(*arguments)
+    found, expected = kernels.prepare(*arguments), in_double(reference.prepare, *arguments)
     assert order(found) == order(operations.PREPARE(*to_meta(arguments)))
     assert_close(found, expected, dtype)
 
@@ -121,7 +135,7 @@ def test_pool(
     size = [edge * step for edge, step in zip(coarse, window, strict=True)]
     values = volume(draw, dtype, batch, channels, *size)
     arguments = values, table(draw, dtype, batch, channels) if normed else None, 0.01, window
-    (pooled, largest), (expected, chosen) = kernels.pool(*arguments), reference.pool(*arguments)
+    (pooled, largest), (expected, chosen) = kernels.pool(*arguments), in_double(reference.pool, *arguments)
     assert_close(pooled, expected, dtype)
     if dtype == torch.float64 or not normed:  # rounding of the norm may make another voxel the largest
         assert torch.equal(largest, chosen)
@@ -163,11 +177,12 @@ def test_gradients_of_readers_and_norm(
         largest.append(reference.pool(values, None, 1.0, window)[1] if pooled else None)
         places += [before * 8, shift_size, depth_stride, *(window if pooled else (1, 1, 1))]
     arguments = values, affine, 0.01, grads, largest, places
-    (found, sums), (expected, wanted) = kernels.gather_gradient(*arguments), reference.gather_gradient(*arguments)
+    found, sums = kernels.gather_gradient(*arguments)
+    expected, wanted = in_double(reference.gather_gradient, *arguments)
     assert_close(found, expected, dtype, 16)
-    torch.testing.assert_close(sums, wanted, rtol=1e-4, atol=1e-10 if dtype == torch.float64 else 2e-2)
-    norm = expected, values, affine, wanted
-    assert_close(kernels.norm_gradient(*norm), reference.norm_gradient(*norm), dtype, 32)
+    torch.testing.assert_close(sums.double(), wanted, rtol=1e-4, atol=1e-10 if dtype == torch.float64 else 2e-2)
+    norm = expected.to(dtype), values, affine, wanted.to(sums.dtype)
+    assert_close(kernels.norm_gradient(*norm), in_double(reference.norm_gradient, *norm), dtype, 32)
 
 
 @few
@@ -194,7 +209,7 @@ def test_weights_and_their_gradients(kernels: Any, dtype: torch.dtype) -> None:
     masks = [torch.rand(5, 4, generator=draw) > 0.5, None, None, torch.rand(40, 33, generator=draw) > 0.8]
     weights[0][~masks[0]] = torch.nan  # type: ignore[operator]
     arguments = weights, masks, dtype
-    found, expected = kernels.active_weights(*arguments), reference.active_weights(*arguments)
+    found, expected = kernels.active_weights(*arguments), in_double(reference.active_weights, *arguments)
     assert all(one.is_contiguous() and one.data_ptr() % 16 == 0 for one in found)
     assert_close(found, expected, dtype)
     last = torch.randn(40, 33, 3, 3, generator=draw).to(dtype).contiguous(memory_format=torch.channels_last)
@@ -203,7 +218,7 @@ def test_weights_and_their_gradients(kernels: Any, dtype: torch.dtype) -> None:
     assert all(torch.equal(one, two) and one.is_contiguous() for one, two in zip(back, wanted, strict=True))
     assert all(one.stride() == two.stride() == w.stride() for one, two, w in zip(back, wanted, weights, strict=True))
     turned = [weights[0].transpose(0, 1), weights[2].transpose(0, 1)], [masks[0].T, None], dtype  # type: ignore[union-attr]
-    assert_close(kernels.active_weights(*turned), reference.active_weights(*turned), dtype)
+    assert_close(kernels.active_weights(*turned), in_double(reference.active_weights, *turned), dtype)
 
 
 def test_channels_are_read_together_only_where_they_move_together(
