@@ -140,7 +140,6 @@ def _lay_out(
     _shape("the array of affine", affine, (channels, 3))
     _shape("the array of shifts", shifts, (channels,))
     _shape("the planes for torch", out, (depth, out.shape[1], width, out.shape[3]))
-    _addressed("the planes for torch", out)
     _require(start >= 0 and start + channels <= out.shape[3], f"channels from {start} on of {out.shape[3]}")
     pieces = out.shape[1] * -(-width // columns)
     _require(0 <= first <= last <= pieces, f"pieces {first} .. {last - 1} of {pieces}")
@@ -151,16 +150,9 @@ def _take_over(
 ) -> None:
     outputs, height, width, depth = values.shape
     _shape("what torch convolved", convolved, (depth, convolved.shape[1], width, outputs))
-    _addressed("what torch convolved", convolved)
     _shape("the array of totals", totals, (height, outputs, 2))
     rows = min(convolved.shape[1], height - top)
     _require(top >= 0 and 0 <= first <= last <= rows, f"rows {first} .. {last - 1} of {rows}, from row {top} on")
-
-
-def _addressed(what: str, values: Any) -> None:
-    """Check that a loop may count on where the values of an array lie."""
-    known = values.dtype in (np.float32, np.uint16) and values.flags.c_contiguous
-    _require(known, f"{what}: {values.dtype}, strides {values.strides}; expected contiguous float32 or uint16")
 
 
 _ALL = _convolve, _expand, _correlate, _norm, _pool, _normalise, _unpool, _lay_out, _take_over
