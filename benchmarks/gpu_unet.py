@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from e2enet.network.baselines import stage_features, stage_kernels
-
-Steps = Sequence[int]
+from e2enet.network.layers import Triple
 
 
 class PlainConvUNet(nn.Module):
@@ -26,9 +25,10 @@ class PlainConvUNet(nn.Module):
     (B, in_channels, D, H, W) gives the logits of every head, full resolution first.
     """
 
-    def __init__(self, in_channels: int, num_classes: int, strides: Sequence[Steps], base_features: int = 32) -> None:
+    def __init__(self, in_channels: int, num_classes: int, strides: Sequence[Triple], base_features: int = 32) -> None:
         super().__init__()
-        features, kernels = stage_features(strides, base_features, 320), stage_kernels(strides)
+        features = stage_features(strides, base_features, 320)
+        kernels = [(depth, height, width) for depth, height, width in stage_kernels(strides)]
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
         for inputs, outputs, kernel, stride in zip(
             [in_channels, *features], features, kernels, [(1, 1, 1), *strides], strict=False
@@ -36,7 +36,7 @@ class PlainConvUNet(nn.Module):
             self.encoder.append(_stage(inputs, outputs, kernel, stride))
         self.ups, self.heads = nn.ModuleList(), nn.ModuleList()
         for level in reversed(range(len(strides))):
-            outputs, step = features[level], tuple(strides[level])
+            outputs, step = features[level], strides[level]
             self.decoder.append(_stage(2 * outputs, outputs, kernels[level], (1, 1, 1)))
             self.ups.append(nn.ConvTranspose3d(features[level + 1], outputs, step, step))
             self.heads.append(nn.Conv3d(outputs, num_classes, 1))
@@ -53,14 +53,14 @@ class PlainConvUNet(nn.Module):
         return logits[::-1]
 
 
-def _stage(inputs: int, outputs: int, kernel: Steps, stride: Steps) -> nn.Sequential:
+def _stage(inputs: int, outputs: int, kernel: Triple, stride: Triple) -> nn.Sequential:
     return nn.Sequential(_block(inputs, outputs, kernel, stride), _block(outputs, outputs, kernel, (1, 1, 1)))
 
 
-def _block(inputs: int, outputs: int, kernel: Steps, stride: Steps) -> nn.Sequential:
-    padding = [edge // 2 for edge in kernel]
+def _block(inputs: int, outputs: int, kernel: Triple, stride: Triple) -> nn.Sequential:
+    depth, height, width = (edge // 2 for edge in kernel)
     return nn.Sequential(
-        nn.Conv3d(inputs, outputs, tuple(kernel), tuple(stride), padding),
+        nn.Conv3d(inputs, outputs, kernel, stride, (depth, height, width)),
         nn.InstanceNorm3d(outputs, affine=True),
         nn.LeakyReLU(inplace=True),
     )
