@@ -33,10 +33,10 @@ from typing import Any
 
 from benchmarks.measuring import Table, new_table, run_worker, show, timed_seconds
 from benchmarks.network import STRIDES, make_network
-from benchmarks.onnx import export_network, masked_network, open_runtime
+from benchmarks.onnx import RUNTIMES, export_network, masked_network, open_runtime
 
 MODELS = {"e2enet": "E2ENet, masked", "e2enet-dense": "E2ENet, dense fusion", "plainconvunet": "PlainConvUNet"}
-ENGINES, RUNTIMES = ("compact", "compact-auto"), ("onnxruntime", "openvino")
+ENGINES = ("compact", "compact-auto")
 ONLY = {"torch-malloc": "plainconvunet"} | dict.fromkeys(ENGINES, "e2enet")  # runners of a single model
 RUNNERS = ("torch", "torch-malloc", *ENGINES, *RUNTIMES)
 DISTINCT = 4  # patches of a batch that differ; the others repeat them

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from e2enet.common.configs import compose_config
 from e2enet.network import DSFF, dsff
+from e2enet.network.half_precision import half_precision_pays_on_cpu
 from e2enet.network.mask_agreement import mask_digest
 from e2enet.system.ranks import current_team, is_rank_zero, launched
 from e2enet.training.checkpoints import BestCheckpoint
@@ -241,7 +242,8 @@ def test_samples_are_disjoint_equally_many_and_those_of_one_process(ranks: list[
 def test_mixed_precision_keeps_masks_equal_and_the_loss_near(ranks: list[Record], amp_alone: Record) -> None:
     both = [record["amp"] for record in ranks]
     assert both[0]["masks"] == both[1]["masks"]
-    assert both[0]["masks"][0] == amp_alone["masks"][0]  # later ones follow from gradients, which bfloat16 rounds
+    same = 1 if half_precision_pays_on_cpu() else None  # a machine that computes in bfloat16 rounds their gradients
+    assert both[0]["masks"][:same] == amp_alone["masks"][:same]
     assert len({tuple(masks.values()) for masks in amp_alone["masks"]}) == 3
     assert both[0]["metrics"]["train/loss"] == pytest.approx(amp_alone["metrics"]["train/loss"], rel=0.01)
 

@@ -140,6 +140,7 @@ def _lay_out(
     _shape("the array of affine", affine, (channels, 3))
     _shape("the array of shifts", shifts, (channels,))
     _shape("the planes for torch", out, (depth, out.shape[1], width, out.shape[3]))
+    _require(out.flags.c_contiguous, "the planes for torch are not contiguous")
     _require(start >= 0 and start + channels <= out.shape[3], f"channels from {start} on of {out.shape[3]}")
     pieces = out.shape[1] * -(-width // columns)
     _require(0 <= first <= last <= pieces, f"pieces {first} .. {last - 1} of {pieces}")
@@ -150,6 +151,7 @@ def _take_over(
 ) -> None:
     outputs, height, width, depth = values.shape
     _shape("what torch convolved", convolved, (depth, convolved.shape[1], width, outputs))
+    _require(convolved.flags.c_contiguous, "what torch convolved is not contiguous")
     _shape("the array of totals", totals, (height, outputs, 2))
     rows = min(convolved.shape[1], height - top)
     _require(top >= 0 and 0 <= first <= last <= rows, f"rows {first} .. {last - 1} of {rows}, from row {top} on")

@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import extending, types
 from numba.extending import models, register_model
 
-from e2enet.network.engine.vector_code import BITS, FLOAT, INT16, INT32, LANES, VECTOR
+from e2enet.network.engine.vector_code import BITS, FLOAT, INT16, INT32, LANES, VECTOR, Writer
 
 intrinsic: Any = extending.intrinsic  # numba takes its functions' first argument away, which type checkers cannot see
 BYTE, DOUBLE = ir.IntType(8), ir.DoubleType()
@@ -152,29 +152,20 @@ def transpose(typing_context: Any, given: Any, step: Any, written: Any, written_
     """Write the LANES rows of LANES float32 at `given`, `step` bytes apart, as the columns of those at `written`."""
 
     def write(builder: ir.IRBuilder, given: Any, step: Any, written: Any, written_step: Any) -> Any:
-        rows = [_loaded_whole(builder, FLOAT, _row(builder, given, number, step)) for number in range(LANES)]
-        width = LANES // 2
+        writer, width = Writer(builder), LANES // 2
+        rows = [writer.load(writer.offset(given, number, step), VECTOR) for number in range(LANES)]
         while width:  # swap the blocks beside the diagonal, then those within each block
             low = [lane if not lane & width else LANES + lane - width for lane in range(LANES)]
             high = [lane + width if not lane & width else LANES + lane for lane in range(LANES)]
             for number in range(LANES):
                 if not number & width:
                     a, b = rows[number], rows[number + width]
-                    rows[number], rows[number + width] = _shuffled(builder, a, b, low), _shuffled(builder, a, b, high)
+                    rows[number], rows[number + width] = writer.shuffle(a, b, low), writer.shuffle(a, b, high)
             width //= 2
         for number, row in enumerate(rows):
-            address = builder.inttoptr(_row(builder, written, number, written_step), VECTOR.as_pointer())
-            builder.store(row, address).align = _align(FLOAT)
+            writer.store(row, writer.offset(written, number, written_step))
 
     return _operation(write, types.void, types.int64, types.int64, types.int64, types.int64)
-
-
-def _row(builder: ir.IRBuilder, address: Any, number: int, step: Any) -> Any:
-    return builder.add(address, builder.mul(step, ir.Constant(step.type, number)))
-
-
-def _shuffled(builder: ir.IRBuilder, a: Any, b: Any, lanes: list[int]) -> Any:
-    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(INT32, LANES), lanes))
 
 
 def _memory(kind: Any) -> Any:
@@ -210,7 +201,8 @@ def _loaded(builder: ir.IRBuilder, memory: Any, address: Any, count: Any) -> Any
     pointer, zeros = builder.inttoptr(address, kind.as_pointer()), ir.Constant(kind, None)
     with builder.if_else(_is_whole(builder, count)) as (whole, part):
         with whole:  # processors without masks for this type take a branch for every lane of a masked load
-            every = _loaded_whole(builder, memory, address)
+            every = builder.load(pointer, typ=kind)
+            every.align = _align(memory)
             end = builder.block
         with part:
             name = f"llvm.masked.load.v{LANES}{NAMES[memory]}.p0"
@@ -220,13 +212,6 @@ def _loaded(builder: ir.IRBuilder, memory: Any, address: Any, count: Any) -> Any
     value = builder.phi(kind)
     value.add_incoming(every, end)
     value.add_incoming(some, other_end)
-    return value
-
-
-def _loaded_whole(builder: ir.IRBuilder, memory: Any, address: Any) -> Any:
-    kind = ir.VectorType(memory, LANES)
-    value = builder.load(builder.inttoptr(address, kind.as_pointer()), typ=kind)
-    value.align = _align(memory)
     return value
 
 

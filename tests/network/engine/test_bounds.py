@@ -254,3 +254,5 @@ def test_faults_of_pooling_and_of_convolutions_by_torch(monkeypatch: pytest.Monk
     with pytest.raises(BoundsError, match=r"take_over: rows 0 \.\. 3 of 2, from row 4 on"):
         convolved, values = np.zeros((4, 4, 8, 3), np.float32), empty_volume((3, 6, 8, 4))
         take_over(convolved, 4, values, np.zeros((6, 3, 2)), 0, 4)
+    with pytest.raises(BoundsError, match="take_over: what torch convolved is not contiguous"):
+        take_over(np.asfortranarray(convolved), 0, values, np.zeros((6, 3, 2)), 0, 2)
