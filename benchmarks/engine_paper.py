@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
@@ -90,11 +91,15 @@ def choose(models: Sequence[str], runners: Sequence[str], missing: Mapping[str, 
 
 def require_strides(patch: str) -> None:
     """Raise SystemExit if a patch "DxHxW" does not suit the networks."""
-    steps = [16, 32, 32]
+    steps = [math.prod(factors) for factors in zip(*STRIDES, strict=True)]
     sizes = [int(edge) for edge in patch.split("x")]
-    fits = len(sizes) == 3 and all(size % step == 0 for size, step in zip(sizes, steps, strict=True))
-    if not fits or sizes[0] * sizes[1] * sizes[2] == 16 * 32 * 32:
-        raise SystemExit(f"--patches {patch}: expected multiples of 16, 32 and 32, and more than 16x32x32")
+    fits = len(sizes) == 3 and all(size and size % step == 0 for size, step in zip(sizes, steps, strict=True))
+    if not fits or sizes == steps:
+        depth, height, width = steps
+        raise SystemExit(
+            f"--patches {patch}: expected multiples of {depth}, {height} and {width}, and more than "
+            f"{depth}x{height}x{width}"
+        )
 
 
 def in_turns(contenders: Sequence[Contender], rounds: int, work: Sequence[str]) -> dict[Contender, dict[str, float]]:

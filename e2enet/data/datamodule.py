@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning
-import torch
 from torch.utils.data import DataLoader
 
 from e2enet.common.errors import InputError, raise_problems
@@ -21,7 +20,7 @@ from e2enet.data.formats.grid import Unit
 from e2enet.data.formats.labels import LabelTable
 from e2enet.data.formats.layout import Case, RawDataset
 from e2enet.data.layouts.layout import Layout
-from e2enet.data.loaders.loading import patch_loader
+from e2enet.data.loaders.loading import memory_is_pinned, patch_loader
 from e2enet.data.loaders.patch_sampler import PatchSampler
 from e2enet.data.loaders.patches import frame_affine
 from e2enet.data.loaders.sampling import CaseDataset, EpochSampler, PatchDataset
@@ -233,7 +232,7 @@ class SegmentationDataModule(lightning.LightningDataModule):
             cases, self.plan.patch_size, count=self.validation_patches, batch_size=size * world_size, seed=self.seed
         )
         sampler = PeriodicSampler(len(patches), self.validate_every, epochs, rank=rank, world_size=world_size)
-        pinned = torch.cuda.is_available()
+        pinned = memory_is_pinned()
         loaders = [DataLoader(patches, batch_size=size, sampler=sampler, pin_memory=pinned)]
         if self.validate_full:
             whole = PeriodicSampler(len(cases), self.validate_full, epochs, rank=rank, world_size=world_size)

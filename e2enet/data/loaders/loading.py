@@ -27,9 +27,14 @@ def patch_loader(dataset: PatchDataset, sampler: EpochSampler, *, num_workers: i
         collate_fn=collate_patches,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=memory_is_pinned(),
         worker_init_fn=start_worker,
     )
+
+
+def memory_is_pinned() -> bool:
+    """Return whether batches are put into pinned memory: only a GPU copies faster from there."""
+    return torch.cuda.is_available()
 
 
 def collate_patches(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -238,7 +238,7 @@ def test_the_part_has_the_papers_defaults(monkeypatch: pytest.MonkeyPatch) -> No
     assert (others.densities, others.patches, others.batch) == ([0.3, 0.2, 0.1], ["32x96x96"], 1)
 
 
-@pytest.mark.parametrize("patch", ["32x32", "16x32x32", "32x48x32", "24x32x32"])
+@pytest.mark.parametrize("patch", ["32x32", "16x32x32", "32x48x32", "24x32x32", "0x32x32"])
 def test_a_patch_that_the_strides_do_not_divide_is_refused(patch: str) -> None:
     require_strides("32x32x32")
     with pytest.raises(SystemExit, match=f"--patches {patch}: expected multiples of 16, 32 and 32"):
