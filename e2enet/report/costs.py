@@ -33,7 +33,7 @@ def count_row(overrides: Sequence[str], setting: Mapping[str, Any]) -> dict[str,
 
     Returns:
         `params` in millions, `gflops_paper` and `gflops_exact`, by the two conventions; {} if the network's package
-        is not installed.
+        is not installed, or if training decides how many kernels a layer has.
 
     Raises:
         InputError: the overrides cannot be composed, or the setting is incomplete or does not fit the network.
@@ -49,7 +49,7 @@ def _count(overrides: tuple[str, ...], setting_json: str) -> dict[str, float]:
         network_config, masks = as_plain(config.network), as_plain(config.dsff)
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(f"row of {list(overrides)}: {first_line(error)}") from error
-    if missing_package(str(network_config["_target_"])):
+    if missing_package(str(network_config["_target_"])) or _moves_between_layers(masks):
         return {}
     missing = sorted({"in_channels", "num_classes", "patch_size", "strides"} - setting.keys())
     if missing:
@@ -72,3 +72,8 @@ def _count(overrides: tuple[str, ...], setting_json: str) -> dict[str, float]:
     except ValueError as error:
         raise InputError(f"row of {list(overrides)}: {error}") from error
     return {"params": exact.params / 1e6, "gflops_paper": paper.flops / 1e9, "gflops_exact": exact.flops / 1e9}
+
+
+def _moves_between_layers(masks: Mapping[str, Any]) -> bool:
+    """Return whether kernels of all layers compete, so that costs are known only after training."""
+    return bool(masks["enabled"] and masks["updates"] and masks["prune_over"] == "network")

@@ -23,7 +23,7 @@ from e2enet.common.errors import exit_on_input_error
 from e2enet.common.files import content_key, read_json, write_json
 from e2enet.data.formats.scheme import LabelScheme
 from e2enet.report.results.measured import MEASURED_FILE, read_measured
-from e2enet.runs.folders import job_state, read_sweep
+from e2enet.runs.folders import COST_FILE, job_state, read_sweep
 
 FIGURES = {"latency": "latency_s", "memory": "peak_bytes"}
 # Settings that decide a network's cost, beside its density. Length of training and seeds do not.
@@ -70,7 +70,7 @@ def network_key(run: Path) -> str:
     from e2enet.inference.checkpoint import read_hyper_parameters
 
     settings = read_hyper_parameters(run)
-    cost = run / "cost.json"
+    cost = run / COST_FILE
     return content_key(
         {
             "network": settings["network"],
@@ -78,7 +78,7 @@ def network_key(run: Path) -> str:
             "num_classes": LabelScheme.from_plain(settings["dataset"]).num_outputs,
             "plan": {name: settings["plan"][name] for name in COSTLY_PLAN},
             "training": {name: settings["training"].get(name) for name in COSTLY_TRAINING},
-            "density": read_json(cost)["density"] if cost.is_file() else None,
+            "cost": read_json(cost) if cost.is_file() else None,
             "group_size": settings.get("group_size", 1),
         }
     )

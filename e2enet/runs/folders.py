@@ -27,6 +27,7 @@ MANIFEST_VERSION = 1
 JOB_FILE = "job.json"
 CONFIG_FILE = "config.yaml"
 SUMMARY_FILE = "summary.json"
+COST_FILE = "cost.json"  # of the masks drawn, at the end of those that were scored
 # Files that a run writes again and again: their times say when a killed run was last alive.
 SIGNS_OF_LIFE = ("output.log", "metrics.csv", "checkpoints/last.ckpt", "checkpoints/best.ckpt", JOB_FILE, CONFIG_FILE)
 

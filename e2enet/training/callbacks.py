@@ -123,7 +123,7 @@ class EpochPrinter(pl.Callback):
 
 
 class CostFile(pl.Callback):
-    """Writes the network's cost after the masks are drawn; the number of active kernels never changes later."""
+    """Writes the network's cost after the masks are drawn. The end of the run writes that of the scored network."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -14,13 +14,13 @@ from pathlib import Path
 from e2enet.common.console import say
 from e2enet.common.errors import InputError
 from e2enet.common.files import atomic_path
-from e2enet.runs.folders import CONFIG_FILE
+from e2enet.runs.folders import CONFIG_FILE, COST_FILE
 from e2enet.training.loggers import IDS_FILE, METRICS_FILE
 from e2enet.training.resume import LAST_CHECKPOINT, FoundCheckpoint, read_state
 from e2enet.training.run_folder import VERSIONS_FILE, make_free
 
 FOLDER = "set_aside"
-COPIED = (CONFIG_FILE, VERSIONS_FILE, METRICS_FILE, "cost.json")  # the run continues or rewrites them
+COPIED = (CONFIG_FILE, VERSIONS_FILE, METRICS_FILE, COST_FILE)  # the run continues or rewrites them
 MOVED = (IDS_FILE, "connections.json", "scores.csv", "summary.json", "validation", "test")  # of its earlier end
 
 

@@ -21,6 +21,7 @@ from e2enet.data.loaders.worker_notes import naming_held_cases
 from e2enet.inference.checkpoint import load_model
 from e2enet.network.build import trust_network
 from e2enet.network.granularity import chosen_group_size
+from e2enet.runs.folders import COST_FILE
 from e2enet.system.ranks import current_team, is_rank_zero
 from e2enet.training.checkpoints import BestCheckpoint
 from e2enet.training.compact import write_compact
@@ -32,7 +33,7 @@ from e2enet.training.module import SegmentationModule
 from e2enet.training.parts import RunParts, read_parts
 from e2enet.training.pretraining import pretrain
 from e2enet.training.probe import probe_step
-from e2enet.training.records import write_connections
+from e2enet.training.records import write_connections, write_cost
 from e2enet.training.resume import (
     LAST_CHECKPOINT,
     FoundCheckpoint,
@@ -192,7 +193,9 @@ def _finish(parts: RunParts, run_folder: Path, trainer: pl.Trainer) -> float:
     # Without a validated class there is no best checkpoint: use the last one.
     checkpoint = best if best.is_file() else run_folder / LAST_CHECKPOINT
     if checkpoint.is_file() and trainer.is_global_zero:
-        write_connections(run_folder / "connections.json", load_model(checkpoint).network)
+        model = load_model(checkpoint)
+        write_connections(run_folder / "connections.json", model.network)
+        write_cost(run_folder / COST_FILE, model.network, model.plan.patch_size)
         if parts.final.compact:
             write_compact(checkpoint)
     if not parts.final.predict:

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from e2enet.common.console import console
 from e2enet.common.signatures import build_nested, build_part
+from e2enet.runs.folders import COST_FILE
 from e2enet.system.determinism import set_torch_flags
 from e2enet.system.ranks import planned_processes
 from e2enet.training.callbacks import CostFile, EpochPrinter, TrainLossLogger
@@ -63,7 +64,7 @@ def build_trainer(
     loader_wait = LoaderWait(_profiler(options.pop("profiler", None), run_folder))
     callbacks: list[pl.Callback] = [*_dsff(parts), claim, TrainLossLogger(), OverflowCounter()]
     callbacks.append(TimeKeeper(loader_wait, options["log_every_n_steps"]))
-    callbacks.append(CostFile(run_folder / "cost.json"))
+    callbacks.append(CostFile(run_folder / COST_FILE))
     callbacks.append(RichProgressBar() if bars else EpochPrinter())
     callbacks += build_callbacks(parts.callbacks, module, run_folder, training["validate_full"])
     callbacks += _checkpoints(training, run_folder / "checkpoints", identity)

@@ -49,6 +49,13 @@ def test_the_cost_is_of_the_papers_width_and_moves_no_random_numbers() -> None:
     assert counted["gflops_exact"] == pytest.approx(569.11 / 8, rel=1e-3)  # an eighth of the voxels
 
 
+def test_a_cost_that_training_decides_is_not_counted() -> None:
+    setting = row_setting(ABLATIONS["sparsity"], "s80") | {"patch_size": [64, 64, 64]}
+    assert count_row(["dsff.prune_over=network"], setting) == {}
+    never = count_row(["dsff=static", "dsff.density=0.2", "dsff.prune_over=network"], setting)
+    assert never == count_row(["dsff.density=0.2"], setting) != {}
+
+
 def test_groups_cost_what_kernels_do_but_for_rounding() -> None:
     setting = row_setting(ABLATIONS["granularity"], "kernel") | {"patch_size": [64, 64, 64]}
     rows = {name: count_row(row["overrides"], setting) for name, row in ABLATIONS["granularity"]["rows"].items()}

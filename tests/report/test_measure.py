@@ -34,6 +34,7 @@ def write_run(tmp_path: Path) -> Write:
         *,
         features: int = FEATURES,
         density: float = 1.0,
+        flops: int = 1000,
         finished: bool = True,
         seed: int = 0,
         more_training: dict[str, Any] | None = None,
@@ -62,7 +63,7 @@ def write_run(tmp_path: Path) -> Write:
             },
         }
         torch.save(content, run / "checkpoints" / "best.ckpt")
-        (run / "cost.json").write_text(json.dumps({"density": density}))
+        (run / "cost.json").write_text(json.dumps({"density": density, "exact": {"flops": flops}}))
         (run / "config.yaml").write_text(f"{{seed: {seed}, fold: 0, tag: {name}}}")
         if finished:
             (run / "summary.json").write_text("{}")
@@ -109,13 +110,14 @@ def test_networks_of_finished_jobs_are_measured_once_each(write_run: Write, proc
     write_run("c", features=2, density=0.2)
     write_run("d", features=4)
     write_run("e", features=4, group_size=8)
+    write_run("f", features=2, density=0.2, flops=900)  # as many kernels, in other layers
     write_run("unfinished", features=6, finished=False)
     measure_runs(folder, device="cpu")
-    assert [run for run, figure in processes.calls if figure == "latency"] == ["b", "c", "d", "e"]
+    assert [run for run, figure in processes.calls if figure == "latency"] == ["b", "c", "d", "e", "f"]
     entries = by_run(folder)
-    assert set(entries) == {"a", "b", "c", "d", "e"} and entries["a"] == entries["b"]
-    assert [entries[name]["latency_s"] for name in "acde"] == [1.0, 3.0, 5.0, 7.0]
-    assert [entries[name]["peak_bytes"] for name in "acde"] == [2.0, 4.0, 6.0, 8.0]
+    assert set(entries) == {"a", "b", "c", "d", "e", "f"} and entries["a"] == entries["b"]
+    assert [entries[name]["latency_s"] for name in "acdef"] == [1.0, 3.0, 5.0, 7.0, 9.0]
+    assert [entries[name]["peak_bytes"] for name in "acdef"] == [2.0, 4.0, 6.0, 8.0, 10.0]
     assert entries["d"]["machine"] == machine()
     assert entries["d"]["commands"]["memory"].endswith("memory --device cpu")
 

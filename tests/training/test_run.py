@@ -17,9 +17,13 @@ from omegaconf import OmegaConf
 from e2enet.common.configs import compose_config
 from e2enet.common.errors import InputError
 from e2enet.data.cases.split_file import read_run_split
+from e2enet.inference.checkpoint import load_model
+from e2enet.network.cost import count_cost
+from e2enet.network.dsff import density
 from e2enet.report.figures import draw_figures
+from e2enet.training import callbacks
 from e2enet.training.checkpoints import AtomicCheckpointIO
-from e2enet.training.records import write_config
+from e2enet.training.records import write_config, write_cost
 from e2enet.training.resume import resumed_config
 from e2enet.training.run import run_training
 
@@ -60,6 +64,21 @@ def test_a_run_in_another_precision_is_scored(precision: str, overrides: list[st
     result = run_training(compose_config([*overrides, *given, f"run_folder={tmp_path}/run"]), tmp_path / "run")
     assert result.dice is not None and 0 < result.dice < 1
     assert (tmp_path / "run" / "summary.json").is_file()
+
+
+@pytest.mark.parametrize("given", ["dsff.density_initial=0.6", "dsff.prune_over=network"])
+def test_the_cost_is_that_of_the_network_that_was_scored(
+    given: str, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[dict[str, Any]] = []
+    monkeypatch.setattr(callbacks, "write_cost", lambda *given: drawn.append(write_cost(*given)))
+    folder = tmp_path / "run"
+    run_training(compose_config([*overrides, given, "dsff.update_every=1", f"run_folder={folder}"]), folder)
+    network = load_model(folder / "checkpoints" / "best.ckpt").network
+    scored = count_cost(network, [8, 16, 16])
+    cost = json.loads((folder / "cost.json").read_text())
+    assert cost["density"] == density(network)
+    assert cost["exact"] == {"params": scored.params, "flops": scored.flops} != drawn[0]["exact"]
 
 
 def test_the_run_folder_is_complete(overrides: list[str], tmp_path: Path) -> None:

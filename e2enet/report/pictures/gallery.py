@@ -16,6 +16,7 @@ from e2enet.report.pictures.connections import draw_connections
 from e2enet.report.pictures.curves import draw_learning_curves, draw_topology
 from e2enet.report.pictures.overlays import draw_side_by_side, draw_worst_and_best
 from e2enet.report.pictures.ranks import draw_ranks
+from e2enet.report.pictures.repetitions import draw_repetitions
 from e2enet.report.pictures.rows import Row, picture_rows
 from e2enet.report.pictures.scans import ScanReader
 from e2enet.report.pictures.style import save_figure
@@ -99,6 +100,12 @@ def _draw_section(
         ("tradeoff", "Accuracy against cost", lambda: draw_tradeoff(validated), TRADEOFF),
         ("classes", "Dice by class", lambda: draw_class_dice(validated, runs.cases), CLASSES),
         ("ranks", "Ranks over cases: critical distances", lambda: draw_ranks(section.rankings, validated), RANKS),
+        (
+            "repetitions",
+            "Runs against the reference's",
+            lambda: draw_repetitions(runs, validated, section.experiment),
+            REPETITIONS,
+        ),
         ("curves", "Learning curves", lambda: draw_learning_curves(runs, rows), CURVES),
         ("topology", "Masks over time", lambda: draw_topology(runs, rows), TOPOLOGY),
         ("connections", "Learned connections", lambda: draw_connections(runs, rows), CONNECTIONS),
@@ -197,6 +204,10 @@ RANKS = (
     "Each case ranks the rows by its mean Dice; a row stands at its mean rank. A bar joins rows that are not told "
     "apart: their mean ranks are less than Nemenyi's critical distance apart, or Friedman's test finds no difference "
     "at all. That does not show that they are equal."
+)
+REPETITIONS = (
+    "Each run's mean Dice minus that of the reference's run of the same fold, seed and length; a bar is the mean. The "
+    "grey band is as wide as two seeds of the reference differ: within it a row is neither better nor worse."
 )
 CURVES = (
     "Mean over the finished runs of a row, to the last epoch that all of them have; the band is their range. A row "

@@ -28,6 +28,7 @@ from e2enet.report.results.run_files import (
 )
 from e2enet.runs.folders import (
     CONFIG_FILE,
+    COST_FILE,
     SUMMARY_FILE,
     JobState,
     Sweep,
@@ -37,7 +38,6 @@ from e2enet.runs.folders import (
     without_repeats,
 )
 
-COST_FILE = "cost.json"
 COST_KEYS = ("exact", "paper", "density", "patch_size")
 MEASURED = ("latency_s", "peak_bytes")
 FINISHED = "finished"

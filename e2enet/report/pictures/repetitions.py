@@ -1,0 +1,117 @@
+"""Draw every run's distance from the reference's run of the same fold and seed, in a panel per length of training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from e2enet.report.pictures.rows import Row
+from e2enet.report.pictures.style import GREY, INK, RowStyle, house_style, new_figure, wrapped
+from e2enet.report.results.row_labels import row_label
+from e2enet.report.results.runs import Runs
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PERCENT = 100.0
+ROW_HEIGHT, MARGINS = 0.27, 1.0  # inches
+LETTERS = 34  # of a row's name
+
+
+@dataclass(frozen=True)
+class Differences:
+    """The runs of one line of the table against its reference's.
+
+    Attributes:
+        label: Name of the row.
+        style: Its colour and marker.
+        steps: Optimizer steps of the training.
+        points: Differences in mean Dice, in points of percent, one per fold and seed that both have.
+        spread: Largest difference between seeds of one fold of the reference, in the same unit; NaN with one seed.
+    """
+
+    label: str
+    style: RowStyle
+    steps: int
+    points: tuple[float, ...]
+    spread: float
+
+
+def draw_repetitions(runs: Runs, rows: Sequence[Row], experiment: str | None) -> Figure | None:
+    """Draw a line per row and a panel per length, with a point per run; None if nothing was repeated.
+
+    The band is as wide as seeds of the reference differ. Within it a row is no better and no worse than the reference
+    might be with another seed.
+    """
+    found = run_differences(runs, rows, experiment)
+    lengths = sorted({line.steps for line in found})
+    if len(lengths) < 2 and all(len(line.points) < 2 for line in found):
+        return None
+    labels = list(dict.fromkeys(line.label for line in found))
+    with house_style():
+        figure = new_figure(MARGINS + ROW_HEIGHT * len(labels))
+        panels = figure.subplots(1, len(lengths), squeeze=False, sharey=True)[0]
+        for axes, steps in zip(panels, lengths, strict=True):
+            _draw_panel(axes, [line for line in found if line.steps == steps], labels)
+            axes.set_title(f"{steps:,} steps")
+        figure.supxlabel("difference in mean Dice, points", fontsize=10)
+        figure.draw_without_rendering()
+    return figure
+
+
+def run_differences(runs: Runs, rows: Sequence[Row], experiment: str | None) -> list[Differences]:
+    """Return the lines of the table that share folds and seeds with their reference's, in the table's order.
+
+    A line is called by its row. If the lines of a row differ in more than the length of training, it keeps its label.
+    """
+    by_label = {row.label: row for row in rows}
+    pairs = [(row, by_label.get(row.line.get("against") or "")) for row in rows]
+    compared = [(row, other, _steps(runs, row)) for row, other in pairs if other is not None]
+    places = [(row.line["row"], steps) for row, _, steps in compared]
+    named = len(set(places)) == len(places) and all(name is not None for name, _ in places)
+    ablation = runs.ablations.get(experiment or "", {})
+    styles: dict[str, RowStyle] = {}
+    found = []
+    for row, other, steps in compared:
+        label = row_label(ablation, row.line["row"]) if named else row.label
+        points = _scores(row).sub(_scores(other)).dropna()
+        if len(points):
+            style = styles.setdefault(label, row.style)
+            found.append(Differences(label, style, steps, tuple(points), float(other.line["seed_spread"])))
+    return found
+
+
+def _scores(row: Row) -> pd.Series:
+    """Return mean Dice in percent by fold and seed. Of runs that repeat a fold and seed the last counts."""
+    scored = row.finished.dropna(subset=["dice"]).drop_duplicates(["fold", "seed"], keep="last")
+    return PERCENT * scored.set_index(["fold", "seed"])["dice"]
+
+
+def _steps(runs: Runs, row: Row) -> int:
+    """Return the optimizer steps of a row's training; 0 if no run of it has finished."""
+    for key in row.finished["key"]:
+        training = runs.configs[key]["training"]
+        return int(training["epochs"]) * math.ceil(training["steps_per_epoch"] / training["accumulate"])
+    return 0
+
+
+def _draw_panel(axes: Axes, lines: Sequence[Differences], labels: Sequence[str]) -> None:
+    spread = lines[0].spread
+    if pd.notna(spread):
+        axes.axvspan(-spread, spread, color=GREY, alpha=0.15, lw=0, zorder=0)
+    axes.axvline(0, color=INK, lw=1.2, zorder=1)
+    for line in lines:
+        place = labels.index(line.label)
+        mean = sum(line.points) / len(line.points)
+        axes.plot(
+            line.points, [place] * len(line.points), ls="", marker="o", markersize=4, mfc="none", mec=line.style.colour
+        )
+        axes.plot(mean, place, ls="", marker="|", markersize=13, mew=2.4, color=line.style.colour, zorder=3)
+    axes.set_yticks(range(len(labels)), [wrapped(label, LETTERS, 1) for label in labels])
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.margins(x=0.1)
