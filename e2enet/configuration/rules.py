@@ -115,7 +115,7 @@ DSFF = Part(
         "density": share,
         "start": choice("uniform", "erk"),
         "granularity": choice("kernel", "group"),
-        "update_unit": choice("steps", "epochs", "run"),
+        "update_unit": choice("steps", "epochs", "run", "auto"),
         "growth": choice("random", "gradient"),
         "fraction_schedule": choice("cosine", "constant"),
         "density_by_dim0": optional(table_of(whole(1), share)),

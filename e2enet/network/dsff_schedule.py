@@ -27,8 +27,11 @@ class UpdateSchedule:
     @classmethod
     def of(cls, settings: Any, total: int, epochs: float | None) -> UpdateSchedule:
         """Return the schedule of a `DSFF` with these settings; `epochs` of the run are needed for periods in epochs."""
-        steps = {"steps": 1.0, "epochs": total / (epochs or 1), "run": total}[settings.update_unit]
-        period = max(1, round(settings.update_every * steps))
+        every, unit = settings.update_every, settings.update_unit
+        if unit == "auto":
+            unit = "run" if every < 1 else "steps"
+        steps = {"steps": 1.0, "epochs": total / (epochs or 1), "run": total}[unit]
+        period = max(1, round(every * steps))
         return cls(total, period, settings.update_until, settings.updates)
 
     def due(self, step: int) -> bool:

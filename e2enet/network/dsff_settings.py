@@ -13,7 +13,7 @@ from e2enet.network import dsff
 
 CHOICES = {
     "start": ("uniform", "erk"),
-    "update_unit": ("steps", "epochs", "run"),
+    "update_unit": ("steps", "epochs", "run", "auto"),
     "growth": ("random", "gradient"),
     "fraction_schedule": ("cosine", "constant"),
 }

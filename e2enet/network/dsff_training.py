@@ -45,7 +45,8 @@ class DSFF:
         updates: False keeps the first masks for ever (static).
         update_every: period of prune and regrow, in `update_unit`.
         update_unit: "steps" (optimizer steps), "epochs" (4.8 epochs of 250 steps = 1200 steps) or "run" (share of the
-            run's steps: 0.05 is at most 19 updates, whatever the run's length).
+            run's steps: 0.05 is at most 19 updates, whatever the run's length). "auto" is "run" for a period below 1,
+            else "steps".
         update_until: share of the run's optimizer steps after which masks stay as they are.
         growth: "random" or "gradient" (largest gradient magnitude).
         fraction_schedule: "cosine" (from `fraction_initial` to `fraction_final` at `update_until`) or

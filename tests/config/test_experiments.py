@@ -148,6 +148,21 @@ def test_the_mechanisms_are_the_papers_at_its_sparsity(
         assert (config.kernel_size, config.inner_kernel_size, config.shift_size) == ([3, 3, 3], [1, 3, 3], 1)
 
 
+def test_short_runs_need_no_period_in_steps() -> None:
+    """The rows of `short_runs` keep the share of the run that the experiment sets; presets give theirs in steps."""
+    alone = compose_config(["dsff=short", "training=paper"]).dsff
+    assert (alone.update_every, alone.update_unit) == (0.125, "auto")
+    assert compose_config(["dsff=short", "training=small"]).dsff.update_every == 50
+    for row, prune_by, prune_over in (
+        ("rigl_sensitivity", "sensitivity", "layer"),
+        ("rigl_network", "magnitude", "network"),
+        ("short", "sensitivity", "network"),
+    ):
+        with_row = composed("short_runs", row, "training=hippocampus").dsff
+        assert (with_row.prune_by, with_row.prune_over, with_row.growth) == (prune_by, prune_over, "gradient")
+        assert (with_row.density, with_row.update_every, with_row.update_until) == (0.2, 0.125, 0.75)
+
+
 def test_update_periods_are_the_papers_steps_at_full_scale() -> None:
     def steps(row: str, *more: str) -> float:
         config = composed("update_period", row, *more)

@@ -119,13 +119,16 @@ def images(number: int) -> Tensor:
     return torch.randn(number, 2, 4, 2, 5, 5, generator=torch.Generator().manual_seed(1))
 
 
-def test_a_period_as_a_share_of_the_run() -> None:
-    for total, updates in ((10, 4), (20, 4)):
-        model = TinySparse(AdamW)
-        optimizer = SGD(model.parameters(), lr=0.01)
-        with DSFF(0.4, update_every=0.2, update_unit="run").attach(model, optimizer, total_steps=total) as masks:
-            steps(masks, model, optimizer, images(total))
-        assert masks.num_updates == updates
+@pytest.mark.parametrize(
+    ("every", "unit", "total", "updates"),
+    [(0.2, "run", 10, 4), (0.2, "run", 20, 4), (0.2, "auto", 20, 4), (2, "auto", 10, 4), (1, "auto", 10, 9)],
+)
+def test_a_period_in_steps_or_as_a_share_of_the_run(every: float, unit: str, total: int, updates: int) -> None:
+    model = TinySparse(AdamW)
+    optimizer = SGD(model.parameters(), lr=0.01)
+    with DSFF(0.4, update_every=every, update_unit=unit).attach(model, optimizer, total_steps=total) as masks:
+        steps(masks, model, optimizer, images(total))
+    assert masks.num_updates == updates
 
 
 def test_the_density_falls_to_its_end_with_the_last_update() -> None:
