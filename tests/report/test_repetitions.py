@@ -73,6 +73,19 @@ def test_a_panel_per_length_with_a_point_per_run_and_the_band_of_seeds(tmp_path:
         assert (band.get_x(), band.get_width()) == pytest.approx((-lines[0].spread, 2 * lines[0].spread))
 
 
+def test_a_row_far_away_has_its_mean_beside_an_arrow_and_leaves_the_scale_alone(tmp_path: Path) -> None:
+    far = jobs_of(4, {"s80": [0.80, 0.82], "s90": [0.79, 0.80], "s70": [0.82, 0.83], "s50": [0.3, 0.4]})
+    runs, rows = rows_of(write_sweep(tmp_path / "sweep", far, {"sparsity": ABLATION}))
+    figure = draw_repetitions(runs, rows, "sparsity")
+    assert figure is not None
+    (axes,) = figure.axes
+    means = {line.label: line.mean for line in run_differences(runs, rows, "sparsity")}
+    assert [text.get_text() for text in axes.texts] == [f" ← −{-means['S = 0.5']:.1f}"]  # noqa: RUF001
+    low, high = axes.get_xlim()
+    assert means["S = 0.5"] < 2 * low and low < means["S = 0.9"] < means["S = 0.7"] < high
+    assert sum(line.get_marker() == "|" for line in axes.lines) == 2
+
+
 def test_lines_that_differ_in_more_than_the_length_keep_their_labels(tmp_path: Path) -> None:
     jobs = tuple(
         FakeJob(row, 0, dice=0.8, density=rate, overrides=(*FakeJob(row).overrides, f"optimizer.lr={rate}"))

@@ -207,7 +207,8 @@ RANKS = (
 )
 REPETITIONS = (
     "Each run's mean Dice minus that of the reference's run of the same fold, seed and length; a bar is the mean. The "
-    "grey band is as wide as two seeds of the reference differ: within it a row is neither better nor worse."
+    "grey band is as wide as seeds of the reference differ: within it a row is neither better nor worse. A number with "
+    "an arrow is the mean of a row outside of the axis."
 )
 CURVES = (
     "Mean over the finished runs of a row, to the last epoch that all of them have; the band is their range. A row "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 PERCENT = 100.0
 ROW_HEIGHT, MARGINS = 0.27, 1.0  # inches
 LETTERS = 34  # of a row's name
+FAR = 6.0  # a row that is so many times as far from the reference as the middle one is not to scale
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,17 @@ class Differences:
     points: tuple[float, ...]
     spread: float
 
+    @property
+    def mean(self) -> float:
+        """Mean over the points."""
+        return sum(self.points) / len(self.points)
+
 
 def draw_repetitions(runs: Runs, rows: Sequence[Row], experiment: str | None) -> Figure | None:
     """Draw a line per row and a panel per length, with a point per run; None if nothing was repeated.
 
     The band is as wide as seeds of the reference differ. Within it a row is no better and no worse than the reference
-    might be with another seed.
+    might be with another seed. All panels have one scale. A row far outside of it has its mean beside an arrow.
     """
     found = run_differences(runs, rows, experiment)
     lengths = sorted({line.steps for line in found})
@@ -55,7 +62,8 @@ def draw_repetitions(runs: Runs, rows: Sequence[Row], experiment: str | None) ->
     labels = list(dict.fromkeys(line.label for line in found))
     with house_style():
         figure = new_figure(MARGINS + ROW_HEIGHT * len(labels))
-        panels = figure.subplots(1, len(lengths), squeeze=False, sharey=True)[0]
+        panels = figure.subplots(1, len(lengths), squeeze=False, sharex=True, sharey=True)[0]
+        panels[0].set_xlim(_scale(found))
         for axes, steps in zip(panels, lengths, strict=True):
             _draw_panel(axes, [line for line in found if line.steps == steps], labels)
             axes.set_title(f"{steps:,} steps")
@@ -100,18 +108,31 @@ def _steps(runs: Runs, row: Row) -> int:
     return 0
 
 
+def _scale(found: Sequence[Differences]) -> tuple[float, float]:
+    """Return the ends of the axis: all points of the rows that are not far away, the reference and its band."""
+    limit = FAR * statistics.median(abs(line.mean) for line in found)
+    spreads = [line.spread for line in found if pd.notna(line.spread)]
+    near = [point for line in found if abs(line.mean) <= limit for point in line.points]
+    shown = [0.0, *near, *spreads, *(-spread for spread in spreads)]
+    margin = 0.08 * (max(shown) - min(shown)) or 1.0
+    return min(shown) - margin, max(shown) + margin
+
+
 def _draw_panel(axes: Axes, lines: Sequence[Differences], labels: Sequence[str]) -> None:
     spread = lines[0].spread
     if pd.notna(spread):
         axes.axvspan(-spread, spread, color=GREY, alpha=0.15, lw=0, zorder=0)
     axes.axvline(0, color=INK, lw=1.2, zorder=1)
+    low, high = axes.get_xlim()
     for line in lines:
-        place = labels.index(line.label)
-        mean = sum(line.points) / len(line.points)
-        axes.plot(
-            line.points, [place] * len(line.points), ls="", marker="o", markersize=4, mfc="none", mec=line.style.colour
-        )
-        axes.plot(mean, place, ls="", marker="|", markersize=13, mew=2.4, color=line.style.colour, zorder=3)
+        place, colour = labels.index(line.label), line.style.colour
+        if low <= line.mean <= high:
+            axes.plot(line.points, [place] * len(line.points), ls="", marker="o", markersize=4, mfc="none", mec=colour)
+            axes.plot(line.mean, place, ls="", marker="|", markersize=13, mew=2.4, color=colour, zorder=3)
+        else:
+            is_left, number = line.mean < low, f"{abs(line.mean):.1f}"
+            text = f" ← −{number}" if is_left else f"{number} → "  # noqa: RUF001 - a minus, as on the axis
+            edge, side = (low, "left") if is_left else (high, "right")
+            axes.text(edge, place, text, ha=side, va="center_baseline", color=colour, fontsize=9.5)
     axes.set_yticks(range(len(labels)), [wrapped(label, LETTERS, 1) for label in labels])
     axes.set_ylim(len(labels) - 0.5, -0.5)
-    axes.margins(x=0.1)
