@@ -121,7 +121,8 @@ def test_bold_is_the_best_and_the_reference_a_word(sweep_folder: Path) -> None:
 def test_pictures_that_cannot_be_drawn_say_why_once(sweep_folder: Path, tmp_path: Path) -> None:
     pictures = draw_pictures(report_of(sweep_folder), tmp_path)["sparsity"]
     drawn = [picture.path.name for picture in pictures if picture.path]
-    assert drawn == [f"sparsity-{stem}.svg" for stem in ("tradeoff", "classes", "ranks", "curves", "topology")]
+    stems = ("tradeoff", "classes", "ranks", "repetitions", "curves", "topology")
+    assert drawn == [f"sparsity-{stem}.svg" for stem in stems]
     assert {path.name for path in tmp_path.glob("*.pdf")} == {name.replace(".svg", ".pdf") for name in drawn}
     (missing,) = [picture for picture in pictures if picture.problem]
     assert missing.title == "Worst and best case: S = 0.8" and "no such folder" in missing.problem
