@@ -13,11 +13,11 @@ from e2enet.common.errors import InputError
 from e2enet.common.files import read_json
 from e2enet.export.description import model_words
 from e2enet.inference.checkpoint import LoadedModel, read_hyper_parameters
-from e2enet.runs.folders import CONFIG_FILE
+from e2enet.runs.folders import CONFIG_FILE, COST_FILE, SUMMARY_FILE
 from e2enet.training.checkpoints import BEST
 from e2enet.training.compact import COMPACT, Origin, find_origin, write_compact
 
-RECORDS = ("summary.json", "cost.json", "split.json", "versions.json")
+RECORDS = (SUMMARY_FILE, COST_FILE, "split.json", "versions.json")
 UNKNOWN = "a checkpoint that the file does not name"
 CARD = """\
 # {name}: {classes}

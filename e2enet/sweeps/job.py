@@ -18,7 +18,7 @@ from omegaconf import DictConfig, open_dict
 from e2enet.common.console import say
 from e2enet.common.errors import ExitCode
 from e2enet.common.files import atomic_path
-from e2enet.runs.folders import CONFIG_FILE, JobError, job_state, read_sweep
+from e2enet.runs.folders import CONFIG_FILE, COST_FILE, JobError, job_state, read_sweep
 from e2enet.runs.job_key import SHORT
 from e2enet.runs.rows import ComposedJob, compose_job
 from e2enet.sweeps.inside import end_with_sweep
@@ -33,7 +33,7 @@ from e2enet.training.records import write_config
 STOPPED = (-signal.SIGTERM, ExitCode.TERMINATED)
 LOCKS = ".training"
 # Files that training writes; figures, predictions and scores are made again from them.
-TRAINED = ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "cost.json", "metrics.csv")
+TRAINED = ("checkpoints/best.ckpt", "checkpoints/last.ckpt", COST_FILE, "metrics.csv")
 
 
 def run_job(overrides: Sequence[str], sweep: Path) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ def jobs_of(epochs: int, dice: dict[str, list[float]]) -> tuple[FakeJob, ...]:
 
 
 def with_length(job: FakeJob) -> FakeJob:
-    return FakeJob(**{**vars(job), "overrides": (*job.overrides, f"training.epochs={job.epochs}")})
+    return replace(job, overrides=(*job.overrides, f"training.epochs={job.epochs}"))
 
 
 SHORT = jobs_of(4, {"s80": [0.80, 0.82, 0.81], "s90": [0.78, 0.79, 0.80], "s50": [0.81, np.nan, 0.83]})
