@@ -27,6 +27,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -62,7 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for path in write_report(options.work, options.output or options.work[0]):
             say(str(path))
         return
-    check_choices(options.methods, getattr(options, "seeds", [0]), options.minutes, options.threads)
+    run_threads = getattr(options, "run_threads", None) or options.threads
+    threads = {"--threads": options.threads, "--run-threads": run_threads}
+    check_choices(options.methods, getattr(options, "seeds", [0]), options.minutes, threads)
     bench = Bench(
         work=options.work.absolute(),
         data=options.data.expanduser().absolute(),
@@ -70,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         training=options.training,
         overrides=tuple(options.overrides),
         threads=options.threads,
+        run_threads=run_threads,
         minutes=tuple(sorted(options.minutes)),
         each=options.each,
         nnunet_python=options.nnunet_python,
@@ -101,7 +105,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         add("--minutes", nargs="+", type=float, default=[10.0, 20.0, 40.0, 80.0], metavar="M")
         add("--each", action="store_true", help="a training of its own for each of the minutes")
         add("--threads", type=int, default=2, help="of a training, and processes of its loader (default: 2)")
-        add("--training", default="hippocampus", metavar="PRESET", help="E2ENet's preset (default: hippocampus)")
+        add("--training", default="laptop", metavar="PRESET", help="E2ENet's preset (default: laptop)")
         add("--overrides", nargs="+", default=[], metavar="KEY=VALUE", help="more overrides of `e2enet train`")
         add("--nnunet-python", default=os.environ.get("NNUNET_PYTHON", sys.executable), metavar="PYTHON")
         add("--timing-steps", type=int, default=20, metavar="N", help="steps of an epoch that is timed (default: 20)")
@@ -115,6 +119,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         )
         if name == "run":
             add("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED")
+            add("--run-threads", type=int, metavar="N", help="threads now; minutes count for --threads")
     report = commands.add_parser("report", help="figure and tables, from the files alone")
     report.add_argument("--work", type=Path, nargs="+", required=True, metavar="FOLDER")
     report.add_argument("--output", type=Path, metavar="FOLDER", help="default: the first work folder")
@@ -148,7 +153,7 @@ def find_times(bench: Bench, method: str, steps: int, given: float | None, *, ag
         say(f"{TITLES[method]}: timing the last {steps} of {2 * steps} steps ...")
         if busy > BUSY:
             say(f"warning: other programs keep {busy:.1f} cores busy; run `time` again without them")
-        seconds = side(method).measure_seconds(bench, method, steps)
+        seconds = side(method).measure_seconds(replace(bench, run_threads=bench.threads), method, steps)
         write_times(bench, method, seconds, f"measured over {steps} steps, {busy:.1f} cores busy before")
     times = read_times(bench, method)
     assert times is not None
@@ -217,6 +222,7 @@ def score_point(bench: Bench, job: Job, minutes: float) -> float:
         "each": bench.each,
         "processor": processor(),
         "threads": bench.threads,
+        "run_threads": bench.run_threads,
         "timing": job.timing,
         **side(job.method).describe(bench, job),
     }

@@ -49,7 +49,8 @@ def predict(bench: Bench, job: Job, minutes: float, output: Path) -> None:
     """Predict the validation scans with the weights of a point; finished ones are kept."""
     places = [f"input={quoted(str(bench.images))}", f"output={quoted(str(output))}"]
     checkpoint = f"checkpoint={quoted(str(_checkpoint(job, minutes)))}"
-    run_program([*PROGRAM, "predict", checkpoint, *places, "device=cpu"], job.folder, thread_variables(bench.threads))
+    command = [*PROGRAM, "predict", checkpoint, *places, "device=cpu"]
+    run_program(command, job.folder, thread_variables(bench.run_threads))
 
 
 def clock_seconds(bench: Bench, job: Job, minutes: float) -> float:
@@ -83,7 +84,7 @@ def _train(bench: Bench, method: str, seed: int, schedule: Schedule, folder: Pat
         every = [f"training.{key}={schedule.period}" for key in ("keep_every", "validate_every")]
         length += [*every, "training.validate_full=null"]
         words = [*bench.arguments(method), *length, f"seed={seed}", f"run_folder={quoted(str(run))}"]
-    run_program([*PROGRAM, "train", *words], folder, thread_variables(bench.threads))
+    run_program([*PROGRAM, "train", *words], folder, thread_variables(bench.run_threads))
 
 
 def _checkpoint(job: Job, minutes: float) -> Path:

@@ -135,7 +135,7 @@ def describe(bench: Bench, job: Job) -> dict[str, Any]:
             "1 iteration of validation an epoch in the place of 50; its time is not counted",
             "checkpoints kept at the minutes, and the latest written every epoch in the place of every 50",
             "no validation by nnUNetv2_train at the end: nnUNetv2_predict predicts from each kept checkpoint",
-            f"{bench.threads} threads, {bench.threads} processes that augment (nnUNet_n_proc_DA)",
+            f"{bench.threads} processes that augment (nnUNet_n_proc_DA)",
             "weights and augmentation seeded by the seed; the split in splits_final.json",
         ],
     }
@@ -143,7 +143,7 @@ def describe(bench: Bench, job: Job) -> dict[str, Any]:
 
 def _train(bench: Bench, seed: int, schedule: Schedule, folder: Path) -> None:
     settings: dict[str, Any] = {"epochs": schedule.epochs, "iterations_per_epoch": schedule.steps_per_epoch}
-    settings |= {"keep": list(schedule.points.values()), "threads": bench.threads, "seed": seed}
+    settings |= {"keep": list(schedule.points.values()), "threads": bench.run_threads, "seed": seed}
     variables = {"ACCURACY_TRAINING": json.dumps(settings)}
     resume = ["--c"] if (_fold(bench, folder) / "checkpoint_latest.pth").is_file() else []
     words = [NUMBER, CONFIGURATION, "0", "-tr", TRAINER, "-p", PLANS, "-device", "cpu", *resume]
@@ -156,7 +156,7 @@ def _variables(bench: Bench, folder: Path) -> dict[str, str]:
     found |= {"nnUNet_extTrainer": str(TRAINERS)}
     # Both would be as many on a machine of so many cores.
     found |= {"nnUNet_n_proc_DA": str(bench.threads), "nnUNet_def_n_proc": str(bench.threads)}
-    return thread_variables(bench.threads) | found
+    return thread_variables(bench.run_threads) | found
 
 
 def _name(bench: Bench) -> str:

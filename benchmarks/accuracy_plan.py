@@ -15,8 +15,8 @@ NNUNET = "nnunet"
 TITLES = {NNUNET: "nnU-Net", "dense": "E2ENet, dense", "s50": "E2ENet, S = 0.5", "s80": "E2ENet, S = 0.8"}
 OVERRIDES: dict[str, tuple[str, ...]] = {
     "dense": ("dsff=dense",),
-    "s50": ("dsff.density=0.5",),
-    "s80": ("dsff.density=0.2",),
+    "s50": ("dsff=short", "dsff.density=0.5"),
+    "s80": ("dsff=short", "dsff.density=0.2"),
 }
 
 
@@ -112,12 +112,14 @@ def plan_jobs(minutes: Sequence[float], each: bool) -> list[tuple[float, ...]]:
     return [(minute,) for minute in sorted(minutes)] if each else [tuple(sorted(minutes))]
 
 
-def check_choices(methods: Sequence[str], seeds: Sequence[int], minutes: Sequence[float], threads: int) -> None:
+def check_choices(
+    methods: Sequence[str], seeds: Sequence[int], minutes: Sequence[float], threads: dict[str, int]
+) -> None:
     """Raise one InputError that lists all that is wrong with these values."""
     problems = [f"--methods {name}: expected {' | '.join(TITLES)}" for name in methods if name not in TITLES]
     problems += [f"--seeds {seed}: a whole number >= 0 expected" for seed in seeds if seed < 0]
     problems += [f"--minutes {value:g}: a number > 0 expected" for value in minutes if not 0 < value < math.inf]
-    problems += [] if threads >= 1 else [f"--threads {threads}: a whole number >= 1 expected"]
+    problems += [f"{option} {n}: a whole number >= 1 expected" for option, n in threads.items() if n < 1]
     for option, values in (("methods", methods), ("seeds", seeds), ("minutes", minutes)):
         if len(set(values)) < len(values):
             problems.append(f"--{option} {spelled(values)}: each once expected")

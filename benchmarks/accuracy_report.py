@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NUMBERS = ("seed", "minutes", "steps", "seconds_per_step", "clock_seconds", "dice", "cases")
-KEYS = ("dataset", "method", *NUMBERS, "classes", "each", "processor", "threads", "patch_size", "batch_size")
+MACHINE = ("processor", "threads", "run_threads")
+KEYS = ("dataset", "method", *NUMBERS, *MACHINE, "classes", "each", "patch_size", "batch_size")
 TEXTS = ("versions", "settings", "timing")
 
 
@@ -132,7 +133,7 @@ def _dice_cell(values: Sequence[float], seeds: int) -> str:
 
 def _notes(curves: Sequence[Curve]) -> list[str]:
     """Return what is to know about the minutes, and what every method was run with, as a Markdown list."""
-    machines = {f"{point['processor']}, {point['threads']} threads" for curve in curves for point in curve.points}
+    machines = {_machine(point) for curve in curves for point in curve.points}
     lines = [
         f"- Trained on: {'; '.join(sorted(machines))}.",
         "- Minutes are steps times the seconds per step that were measured before. On the clock the steps took, in "
@@ -144,6 +145,11 @@ def _notes(curves: Sequence[Curve]) -> list[str]:
         lines.append(f"    - seconds per step: {'; '.join(curve.all_of('timing'))}")
         lines += [f"    - {line}" for line in dict.fromkeys(settings)]
     return lines
+
+
+def _machine(point: dict[str, Any]) -> str:
+    fewer = "" if point["run_threads"] == point["threads"] else f", run on {point['run_threads']}"
+    return f"{point['processor']}, {point['threads']} threads{fewer}"
 
 
 def _clock(curve: Curve) -> str:

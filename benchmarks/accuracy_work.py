@@ -39,7 +39,8 @@ class Bench:
         dataset: A key of `DATASETS`.
         training: Choice of the config group `training`.
         overrides: Further overrides of `e2enet train`.
-        threads: Threads of a training, and worker processes of its loader.
+        threads: Threads of a training, and worker processes of its loader, for which the minutes count.
+        run_threads: Threads that trainings and predictions take now.
         minutes: At which trainings are scored, in order.
         each: Whether each of the minutes has a training of its own.
         nnunet_python: The interpreter beside which nnU-Net's commands lie.
@@ -51,6 +52,7 @@ class Bench:
     training: str
     overrides: tuple[str, ...]
     threads: int
+    run_threads: int
     minutes: tuple[float, ...]
     each: bool
     nnunet_python: str

@@ -21,9 +21,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from benchmarks import accuracy, accuracy_work
+from benchmarks import accuracy, accuracy_e2enet, accuracy_work
 from benchmarks.accuracy_plan import OVERRIDES, TITLES, Schedule, check_choices, plan_jobs, plan_schedule
-from benchmarks.accuracy_work import Bench, job_folder, read_times, run_program, write_times
+from benchmarks.accuracy_work import Bench, job_folder, read_times, run_program, thread_variables, write_times
 from e2enet.common.errors import InputError
 from e2enet.common.files import read_json
 
@@ -44,7 +44,13 @@ TINY = (
 
 
 def make_bench(folder: Path, **changes: Any) -> Bench:
-    values: dict[str, Any] = {"training": "small", "overrides": TINY, "threads": 1, "minutes": (1.0, 2.0)}
+    values: dict[str, Any] = {
+        "training": "small",
+        "overrides": TINY,
+        "threads": 1,
+        "run_threads": 1,
+        "minutes": (1.0, 2.0),
+    }
     values |= {"dataset": "phantom", "each": False, "nnunet_python": sys.executable}
     return Bench(work=folder / "work", data=folder / "data", **values | changes)
 
@@ -89,7 +95,7 @@ def test_trainings_of_the_minutes() -> None:
 
 def test_wrong_choices_are_told_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError) as caught:
-        check_choices(["dense", "unet"], [0, -1], [10, 0, 10], 0)
+        check_choices(["dense", "unet"], [0, -1], [10, 0, 10], {"--threads": 0, "--run-threads": 2})
     assert str(caught.value).splitlines()[1:] == [
         "  - --methods unet: expected nnunet | dense | s50 | s80",
         "  - --seeds -1: a whole number >= 0 expected",
@@ -120,8 +126,8 @@ def test_command_lines_of_the_methods(tmp_path: Path) -> None:
     shared = set.intersection(*map(set, lines.values()))
     assert {method: [word for word in line if word not in shared] for method, line in lines.items()} == {
         "dense": ["dsff=dense"],
-        "s50": ["dsff.density=0.5"],
-        "s80": ["dsff.density=0.2"],
+        "s50": ["dsff=short", "dsff.density=0.5"],
+        "s80": ["dsff=short", "dsff.density=0.2"],
     }
     for method in OVERRIDES:
         accuracy.side(method).check(bench, method)
@@ -218,6 +224,25 @@ def test_a_failed_program_is_told_with_its_last_lines(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"ended with 3; see .*output\.log\nbefore 7$"):
         run_program(["sh", "-c", "echo before $COUNT; exit 3"], tmp_path / "job", {"COUNT": "7"})
     assert (tmp_path / "job" / "output.log").read_text() == "before 7\n"
+
+
+def test_trainings_may_take_fewer_threads_than_those_that_are_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps are timed with --threads; then they are the same steps on any number."""
+    taken: list[tuple[Path, Any]] = []
+    monkeypatch.setattr(
+        accuracy_e2enet, "run_program", lambda _, folder, variables: taken.append((folder.name, variables))
+    )
+    monkeypatch.setattr(accuracy_e2enet, "_step_times", lambda _: {1: 0.5})
+    monkeypatch.setattr(accuracy_e2enet.shutil, "rmtree", lambda *_, **__: None)
+    bench = make_bench(tmp_path, threads=2, run_threads=1)
+    accuracy.find_times(bench, "dense", 2, None, again=True)
+    accuracy_e2enet.train(
+        bench, SimpleNamespace(schedule=Schedule(1.0, 5, 2, {1.0: 2}), folder=tmp_path / "job", method="dense", seed=0)
+    )
+    assert taken == [("dense", thread_variables(2)), ("job", thread_variables(1))]
+    assert "data.num_workers=2" in bench.arguments("dense")
 
 
 # -------------------------------------------------------------------------------------------------- a whole run

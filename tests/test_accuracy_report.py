@@ -27,6 +27,7 @@ POINT = {
     "each": False,
     "processor": "a processor",
     "threads": 2,
+    "run_threads": 2,
     "timing": "measured over 20 steps, 2 threads of a processor",
     "patch_size": [40, 56, 40],
     "batch_size": 9,
@@ -89,6 +90,11 @@ def test_the_table(work: Path) -> None:
         "- E2ENet, S = 0.8 (e2enet):",
         "    - seconds per step: measured over 20 steps, 2 threads of a processor",
     ]
+
+
+def test_fewer_threads_than_those_that_count_are_told(tmp_path: Path) -> None:
+    write_point(tmp_path, run_threads=1)
+    assert "- Trained on: a processor, 2 threads, run on 1." in write_text(read_curves([tmp_path]))
 
 
 def test_one_seed_and_a_point_that_is_missing(tmp_path: Path) -> None:
