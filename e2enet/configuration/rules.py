@@ -28,6 +28,7 @@ from e2enet.common.config_rules import (
 )
 from e2enet.configuration.conflicts import CONFLICTS
 from e2enet.data import config_rules as data
+from e2enet.network import dsff_settings
 from e2enet.network.build import OFFERED as OFFERED_TO_NETWORKS
 from e2enet.network.build import SUPPLIED as SUPPLIED_TO_NETWORKS
 from e2enet.network.e2enet import KERNEL_SIZES
@@ -113,11 +114,9 @@ DSFF = Part(
     extras={"enabled": flag},
     rules={
         "density": share,
-        "start": choice("uniform", "erk"),
         "granularity": choice("kernel", "group"),
-        "update_unit": choice("steps", "epochs", "run", "auto"),
-        "growth": choice("random", "gradient"),
-        "fraction_schedule": choice("cosine", "constant"),
+        **{key: choice(*values) for key, values in dsff_settings.CHOICES.items()},
+        **{key: choice(None, *values) for key, values in dsff_settings.OPTIONAL_CHOICES.items()},
         "density_by_dim0": optional(table_of(whole(1), share)),
         "group_size": choice(8, 16, 32),
         "update_every": positive,
@@ -125,9 +124,6 @@ DSFF = Part(
         "fraction_initial": number(0, 1),
         "fraction_final": number(0, 1),
         "density_initial": optional(share),
-        "prune_by": choice(None, "magnitude", "sensitivity"),
-        "prune_over": choice(None, "layer", "network"),
-        "regrown_weights": choice(None, "zero", "drawn"),
         "regrown_warmup": optional(whole(1)),
     },
 )

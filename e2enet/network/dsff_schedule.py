@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,11 +45,19 @@ class UpdateSchedule:
     @property
     def last(self) -> int:
         """The step of the last update; 0 without updates."""
-        return int(self._end) // self.period * self.period if self.updates else 0
+        return self._end // self.period * self.period if self.updates else 0
 
     @property
-    def _end(self) -> float:
-        return min(self.until * self.total, self.total - 1)
+    def why_none(self) -> str:
+        """Say in words why a run without updates has none."""
+        if not self.updates:
+            return "updates is False"
+        return f"the first would follow step {self.period}, and the last may follow step {self._end} of {self.total}"
+
+    @property
+    def _end(self) -> int:
+        # 0.29 of 100 steps are 29, though floating point multiplies to 28.999999999999996.
+        return min(math.floor(round(self.until * self.total, 9)), self.total - 1)
 
     def fraction(self, step: int, initial: float, final: float) -> float:
         """Return a share that falls by a cosine from `initial` to `final`, which it has from `until` on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from e2enet.common.errors import InputError, raise_problems
 from e2enet.network import dsff
 from e2enet.network.dead_kernels import DeadKernels, hold_masks, scores_of, sensitivities
 from e2enet.network.dsff_schedule import UpdateSchedule
-from e2enet.network.dsff_settings import untrained_layers, wrong_settings
+from e2enet.network.dsff_settings import untrained_layers, unused_densities, wrong_run, wrong_settings
 from e2enet.network.granularity import chosen_group_size
 from e2enet.network.mask_agreement import require_equal_masks
 from e2enet.network.mask_update import Rule, replace_kernels, seeded_generator
@@ -54,7 +55,7 @@ class DSFF:
         fraction_initial: share of active kernels pruned at the first update.
         fraction_final: share at the end of the updates.
         density_initial: density at the start, from which it falls to `density` by a cosine; None: it is `density` from
-            the start.
+            the start. It never rises: in a prolonged run, or with masks of a checkpoint, it waits for the cosine.
         prune_by: "magnitude" (smallest L1 norm; None means it too) or "sensitivity" (smallest sum of |weight x
             gradient|, Molchanov et al. 2019, with the gradients of the update's step).
         prune_over: "layer" (each keeps its count; None means it too) or "network" (kernels of all layers compete by
@@ -67,6 +68,7 @@ class DSFF:
         num_updates: Updates of the masks so far.
         last_churn: Share of active kernels that the last update brought in, a mean over layers; None before it.
         ever_active: By layer, bool (dim0, dim1): the kernels active at any time so far.
+        schedule: The steps of the run's updates, once attached.
 
     Raises:
         InputError: a setting has another value than these.
@@ -119,7 +121,7 @@ class DSFF:
         self.last_churn: float | None = None
         self.ever_active: dict[str, Tensor] = {}
         self._warmup = RegrownWarmup(regrown_warmup or 0)
-        self._schedule = UpdateSchedule(total=1, period=1, updates=False)
+        self.schedule = UpdateSchedule(total=1, period=1, updates=False)
         self._dead: DeadKernels | None = None
         self._step_hooks: list[RemovableHandle] = []
 
@@ -137,6 +139,8 @@ class DSFF:
                 "masks (dsff=dense)"
             )
         dsff.set_group_size(model, self.group_size)
+        for remark in unused_densities(vars(self), model):
+            warnings.warn(remark, stacklevel=2)
         if all(bool(layer.kernel_mask.all()) for layer in layers.values()):
             dsff.init_masks(
                 model,
@@ -164,13 +168,8 @@ class DSFF:
         if self._step_hooks:
             raise InputError("DSFF is attached already; expected remove() before another attach()")
         self.draw(model)
-        problems = untrained_layers(model, optimizer)
-        if total_steps < 1:
-            problems.append(f"total_steps={total_steps}: expected the optimizer steps of the whole run, >= 1")
-        if self.update_unit == "epochs" and (epochs is None or epochs <= 0):
-            problems.append(f'epochs={epochs}: expected a number > 0, since update_unit is "epochs"')
-        raise_problems(problems, "DSFF:")
-        self._schedule = UpdateSchedule.of(self, total_steps, epochs)
+        raise_problems(untrained_layers(model, optimizer) + wrong_run(vars(self), total_steps, epochs), "DSFF:")
+        self.schedule = UpdateSchedule.of(self, total_steps, epochs)
         self._remember_active(model)
         require_equal_masks(model, "when training starts")
         layers = dsff.fusion_layers(model)
@@ -217,15 +216,13 @@ class DSFF:
 
     def _next_is_due(self) -> bool:
         """Return whether masks are updated after the next step; the count is read only if it matters."""
-        return any(self._schedule.due(step + 1) for step in self._steps.possible()) and self._schedule.due(
-            self.step + 1
-        )
+        return any(self.schedule.due(step + 1) for step in self._steps.possible()) and self.schedule.due(self.step + 1)
 
     def fraction(self, step: int) -> float:
         """Share of each layer's active kernels that an update at this optimizer step prunes."""
         if self.fraction_schedule == "constant":
             return self.fraction_initial
-        return self._schedule.fraction(step, self.fraction_initial, self.fraction_final)
+        return self.schedule.fraction(step, self.fraction_initial, self.fraction_final)
 
     def share_ever_active(self) -> float:
         """Share of kernels active at any time so far (the in-time over-parameterisation)."""
@@ -253,13 +250,13 @@ class DSFF:
 
     def _after_step(self, model: nn.Module, optimizer: Optimizer, dead: DeadKernels) -> None:
         self._steps.add(optimizer)
-        if not self._warmup.active and not any(map(self._schedule.due, self._steps.possible())):
+        if not self._warmup.active and not any(map(self.schedule.due, self._steps.possible())):
             dead.hold(optimizer)  # changes nothing after a skipped step
             return
         if not self._steps.took_last():
             return
         self._warmup.after(dsff.fusion_layers(model))
-        if self._schedule.due(self.step):
+        if self.schedule.due(self.step):
             self._update(model, optimizer, dead)
         else:
             dead.hold(optimizer)
@@ -269,7 +266,7 @@ class DSFF:
         gradients = dead.take_gradients() if self._by_gradient else {}
         layers, counts = dsff.fusion_layers(model), None
         if self.density_initial is not None:
-            density = self._schedule.density(self.step, self.density_initial, self.density)
+            density = self.schedule.density(self.step, self.density_initial, self.density)
             counts = dsff.active_kernels(model, density, start=self.start, density_by_dim0=self.density_by_dim0)
         rule = Rule(
             self.fraction(self.step),

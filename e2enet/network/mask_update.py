@@ -33,7 +33,7 @@ class Rule:
 
     Attributes:
         fraction: share of the active kernels to replace.
-        counts: layer name -> active kernels after the update, at most as many as before; None: as many.
+        counts: layer name -> active kernels after the update, if they are fewer than before; None: as many.
         pruning: layer name -> scores (dim 0, dim 1), the smallest are pruned; None: L1 norms of the weights.
         growth: layer name -> scores (dim 0, dim 1), the largest grow; None: at random.
         across: compare the kernels of all layers, so that a layer's count may change and only the sum is kept. Scores
@@ -76,11 +76,12 @@ def replace_kernels(
 def _choose(layers: Mapping[str, Any], active: Tensor, rule: Rule, generator: Generator) -> tuple[Tensor, Tensor]:
     """Return which units (rows, units) of the layers, side by side, are kept, and which are active afterwards."""
     before = int(active.sum())
-    after = before if rule.counts is None else sum(rule.counts[name] for name in layers)
+    after = before if rule.counts is None else min(before, sum(rule.counts[name] for name in layers))
     count, excess = prune_count(after, rule.fraction), before - after
     norms = {name: kernel_scores(layer.weight.detach()) for name, layer in layers.items()}
     scores = _table(layers, rule.pruning or norms, rule.across)
     if rule.across:
+        count = min(count, after - len(layers))
         scores = _spare_the_best(scores, active, [layer.kernel_mask.numel() for layer in layers.values()])
     kept = prune_units(active, count + excess, scores)
     lost = active.sum(dim=1) - kept.sum(dim=1) - excess

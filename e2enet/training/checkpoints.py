@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from e2enet.common.console import say
 from e2enet.common.files import atomic_path, sync_to_disk
+from e2enet.training.dsff_callback import DSFFCallback
 from e2enet.training.loggers import metrics_file
 from e2enet.training.module import PATCHES, SCORES, WHOLE_CASES, SegmentationModule
 from e2enet.training.run_state import RunState, generator_states, set_generator_states
@@ -71,6 +72,7 @@ def _save(checkpoint: Mapping[str, Any], stream: BinaryIO) -> None:
 class BestCheckpoint(Checkpoint):
     """Writes a checkpoint after every epoch with the largest score so far.
 
+    Scores count from the step on at which the masks have the density of the run's end (`dsff.density_initial`).
     Lightning's ModelCheckpoint expects its score in every epoch or in every n-th. Here it is measured in every n-th and
     in the last. The checkpoint is written when the next epoch begins or training ends: a run can resume exactly from
     there. `latest` is the score of the latest validation, NaN before the first.
@@ -105,7 +107,7 @@ class BestCheckpoint(Checkpoint):
         assert isinstance(pl_module, SegmentationModule)
         self.latest = pl_module.scores.get(self.monitor, self.latest)
         score = pl_module.scores.get(self.monitor, math.nan)
-        if score > self.score:
+        if score > self.score and _density_is_final(trainer):
             self.score, self._due = score, True
 
     def _write_if_due(self, trainer: pl.Trainer) -> None:
@@ -118,6 +120,12 @@ class BestCheckpoint(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.score, self.latest = state_dict["score"], state_dict["latest"]
+
+
+def _density_is_final(trainer: pl.Trainer) -> bool:
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    masks = [callback.dsff for callback in callbacks if isinstance(callback, DSFFCallback)]
+    return all(dsff.density_initial is None or dsff.step >= dsff.schedule.last for dsff in masks)
 
 
 class KeptCheckpoints(Checkpoint):

@@ -6,7 +6,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from e2enet.common.console import say
 from e2enet.network import DSFF, dsff
+from e2enet.system.ranks import is_rank_zero
 
 
 class DSFFCallback(pl.Callback):
@@ -24,15 +26,19 @@ class DSFFCallback(pl.Callback):
             raise AttributeError(name)
         return getattr(self.dsff, name)
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         """Draw the masks before a checkpoint restores others and before DDP broadcasts them."""
         if stage == "fit":
             self.dsff.draw(pl_module)
+            if self.dsff.density_initial is not None:
+                pl_module.final_density = self.dsff.density
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Attach to weights and optimizer, after a resumed checkpoint was restored."""
         steps = int(trainer.estimated_stepping_batches)
         self.dsff.attach(pl_module, trainer.optimizers[0], total_steps=steps, epochs=max(1, trainer.max_epochs or 1))
+        if self.dsff.updates and self.dsff.schedule.last == 0 and is_rank_zero():
+            say(f"warning: the masks stay as they were drawn, without an update: {self.dsff.schedule.why_none}")
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Request gradients of inactive kernels in the batches of a step that grows by the largest gradient."""
@@ -51,6 +57,21 @@ class DSFFCallback(pl.Callback):
             values["dsff/churn"] = self.dsff.last_churn
         for name, value in values.items():
             pl_module.log(name, float(value), rank_zero_only=True)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Tell if the density has not fallen to its end: updates were left out, with the steps that were skipped."""
+        if self.dsff.density_initial is None:
+            return
+        wanted = dsff.active_kernels(
+            pl_module, self.dsff.density, start=self.dsff.start, density_by_dim0=self.dsff.density_by_dim0
+        )
+        active = sum(int(layer.kernel_mask.sum()) for layer in dsff.fusion_layers(pl_module).values())
+        if active > sum(wanted.values()) and is_rank_zero():
+            say(
+                f"warning: training ends with {active} active kernels, where dsff.density={self.dsff.density:g} means "
+                f"{sum(wanted.values())}: {self.dsff.step} steps were taken, and the last update would have followed "
+                f"step {self.dsff.schedule.last}"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Counters and ever-active masks of the `DSFF`."""

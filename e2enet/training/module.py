@@ -48,8 +48,9 @@ class SegmentationModule(pl.LightningModule):
     The constructor takes plain containers only. A checkpoint's `hyper_parameters` thus hold them exactly and load with
     `weights_only=True`.
 
-    The DSFF callback sets `needs_dense_gradients` for steps that need the gradients of inactive kernels too. Such
-    steps run in torch or fused, whatever `training.engine` is.
+    The DSFF callback sets `final_density`, so that the engine does not depend on where a run is resumed. It sets
+    `needs_dense_gradients` for steps that need the gradients of inactive kernels too. Such steps run in torch or fused,
+    whatever `training.engine` is.
 
     Args:
         network: the `network` config group, for `build_network`.
@@ -89,6 +90,7 @@ class SegmentationModule(pl.LightningModule):
         self.guard = NonFiniteGuard(training.get("skip_nonfinite"))
         self.scores: dict[str, float] = {}
         self.needs_dense_gradients = False
+        self.final_density: float | None = None  # of masks whose density falls during the run
         self.way: str | None = None  # how `training.engine=auto` takes steps on a GPU (`engine_choice`)
         self.patch_counts, self.case_counts = (
             DiceCounts(
@@ -113,7 +115,7 @@ class SegmentationModule(pl.LightningModule):
 
     def training_pass(self, network: nn.Module) -> Callable[[Tensor], Any]:
         """Return the function that runs the network, or a copy of it, in training steps: see `select_training`."""
-        return select_training(network, self._engine, amp_dtype=amp_dtype_of(network))
+        return select_training(network, self._engine, amp_dtype=amp_dtype_of(network), share=self.final_density)
 
     @cached_property  # selected in the first step; never registered as a submodule
     def _own_pass(self) -> Callable[[Tensor], Any]:
@@ -127,7 +129,8 @@ class SegmentationModule(pl.LightningModule):
 
     @cached_property  # for the weights of one validation
     def _validated(self) -> nn.Module:
-        return select_validation(self.network, self._engine, amp_dtype=amp_dtype_of(self.network))
+        amp_dtype = amp_dtype_of(self.network)
+        return select_validation(self.network, self._engine, amp_dtype=amp_dtype, share=self.final_density)
 
     @property
     def _engine(self) -> str:

@@ -18,7 +18,7 @@ class MaskedWeightAveraging(EMAWeightAveraging):
     """Exponential moving average of the weights: it is validated and saved instead of the latest weights.
 
     Masks are not averaged. The average has the masks of its latest update, and zeros where they are zero. A pruned
-    kernel loses its average; a regrown kernel starts at zero, like its weights.
+    kernel loses its average. One that regrows in the same update starts from its old average.
 
     Args:
         decay: share of the average that an update keeps, in (0, 1).
@@ -35,6 +35,26 @@ class MaskedWeightAveraging(EMAWeightAveraging):
             update_every_n_steps=update_every_n_steps,
             update_starting_at_step=update_starting_at_step,
         )
+        self._exchanged = False
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Exchange latest weights and average."""
+        super().on_validation_epoch_start(trainer, pl_module)
+        self._exchanged = True
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Exchange them back."""
+        super().on_validation_epoch_end(trainer, pl_module)
+        self._exchanged = False
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Save latest weights and average by their names, also within a validation (a stop signal)."""
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        if self._exchanged and "current_model_state" in checkpoint:
+            latest, average = checkpoint["state_dict"], checkpoint["current_model_state"]
+            checkpoint.update(state_dict=average, current_model_state=latest)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the latest weights in the module: checkpoints hold both, and a prolonged run continues with these."""

@@ -67,6 +67,15 @@ def test_all_mistakes_are_told_at_once() -> None:
         ),
         ("dsff.density=1", "use dsff=dense"),
         ("dsff.density_initial=0.1", "dsff.density_initial=0.1: less than dsff.density=0.2"),
+        (
+            "dsff.update_every=0.125",
+            "dsff.update_every=0.125: expected a whole number >= 1, since dsff.update_unit=steps; a share of the run: "
+            "dsff.update_unit=run",
+        ),
+        (
+            "dsff.regrown_warmup=51",
+            "dsff.regrown_warmup=51: more steps than from one update to the next, dsff.update_every=50",
+        ),
         ("dsff.update_unit=run", "dsff.update_every=50: expected a share in (0, 1], since dsff.update_unit=run"),
         ("dsff.granularity=group dsff.group_size=8 dsff.prune_over=network", "needs dsff.granularity=kernel"),
         ("dsff.granularity=groups", "dsff.granularity=groups: expected kernel | group"),

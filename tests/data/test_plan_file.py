@@ -65,6 +65,21 @@ def test_an_edited_plan_is_used_and_said_to_be(
     assert plan_dataset(dataset, tmp_path) == plan  # the edit remains
 
 
+def test_a_patch_smaller_than_the_rules_is_said_to_be(
+    dataset: RawDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A preset for quick looks fixes a small patch; nobody should take it for the data's."""
+    own = plan_dataset(dataset, tmp_path).patch_size
+    assert "patches of" not in capsys.readouterr().out
+    plan_dataset(dataset, tmp_path, patch_size=[4, 8, 8])
+    said = capsys.readouterr().out
+    assert said.startswith("patches of 4 x 8 x 8 voxels, as plan.patch_size says")
+    assert f"of {' x '.join(map(str, own))} for this dataset" in said
+    for kept in ({"patch_size": own}, {"kind": "paper"}, {"batch_size": 3}):
+        plan_dataset(dataset, tmp_path, **kept)
+        assert capsys.readouterr().out == "", kept
+
+
 def test_an_unedited_plan_follows_the_options(dataset: RawDataset, tmp_path: Path) -> None:
     plan_dataset(dataset, tmp_path)
     assert plan_dataset(dataset, tmp_path, batch_size=5).batch_size == 5

@@ -11,6 +11,7 @@ from torch.optim import SGD, AdamW
 
 from e2enet.common.errors import InputError
 from e2enet.network import DSFF, dsff
+from e2enet.network.dsff_schedule import UpdateSchedule
 from e2enet.network.mask_update import Rule, replace_kernels
 from tests.training.conftest import TinySparse
 
@@ -52,6 +53,27 @@ def test_over_the_network_a_layer_keeps_its_best_kernel() -> None:
     kept = layers["small"].weight.flatten(2).abs().sum(2)
     assert kept.tolist() == [[0.0, 0.0], [3.0, 0.0]]  # 1 and 2 of it go, then 5 and 6 of the other
     assert sum(int(layer.kernel_mask.sum()) for layer in layers.values()) == 6
+
+
+@pytest.mark.parametrize("fraction", [0.98, 1.0])
+def test_over_the_network_no_fraction_empties_a_layer(fraction: float) -> None:
+    layers = two_layers()
+    for _ in range(2):
+        replace_kernels(layers, Rule(fraction, growth={name: torch.zeros(2, 2) for name in layers}, across=True))
+        counts = {name: int(layer.kernel_mask.sum()) for name, layer in layers.items()}
+        assert min(counts.values()) >= 1 and sum(counts.values()) == 6
+    assert layers["small"].weight[1, 0].abs().sum() == 3 and layers["large"].weight[1, 0].abs().sum() == 7
+
+
+@pytest.mark.parametrize("across", [False, True])
+def test_more_kernels_than_before_are_none(across: bool) -> None:
+    """In a prolonged run the density may be below the cosine: it waits, and the trained kernels stay."""
+    layers = two_layers()
+    before = {name: layer.kernel_mask.clone() for name, layer in layers.items()}
+    replace_kernels(layers, Rule(0.0, counts={"small": 4, "large": 4}, across=across))
+    for name, layer in layers.items():
+        assert torch.equal(layer.kernel_mask, before[name])
+        assert bool((layer.weight[before[name]] != 0).all())
 
 
 def test_kernels_of_several_sizes_are_compared_by_a_weight() -> None:
@@ -146,6 +168,59 @@ def test_the_density_falls_to_its_end_with_the_last_update() -> None:
     assert seen[7:] == [seen[7]] * 3 and seen == sorted(seen, reverse=True)
 
 
+@pytest.mark.parametrize("over", [None, "network"])
+def test_a_prolonged_run_keeps_what_it_has_trained(over: str | None) -> None:
+    """The cosine is stretched, so it is above the density that the run has; that one waits, and then falls on."""
+    torch.manual_seed(0)
+    model = TinySparse(AdamW)
+    optimizer = SGD(model.parameters(), lr=0.01)
+
+    def masks() -> DSFF:
+        return DSFF(0.2, density_initial=0.6, update_every=2, fraction_initial=0.02, prune_over=over)
+
+    with masks().attach(model, optimizer, total_steps=10) as first:
+        steps(first, model, optimizer, images(9))
+    state, trained = first.state_dict(), dsff.density(model)
+    weights = {name: layer.weight.detach().clone() for name, layer in dsff.fusion_layers(model).items()}
+    second = masks()
+    second.load_state_dict(state)
+    with second.attach(model, optimizer, total_steps=40):
+        steps(second, model, optimizer, images(1))
+        assert second.num_updates == first.num_updates + 1 and dsff.density(model) == trained
+        for name, layer in dsff.fusion_layers(model).items():
+            alive = weights[name].flatten(2).abs().sum(2) > 0
+            kept = layer.weight.detach().flatten(2).abs().sum(2)[alive] > 0
+            assert int((~kept).sum()) <= 1, name  # 2 % of it, rounded up
+        steps(second, model, optimizer, images(29))
+    assert dsff.density(model) == trained == pytest.approx(0.2, abs=0.05)
+
+
+def test_a_share_of_steps_is_not_rounded_down_by_floating_point() -> None:
+    assert [UpdateSchedule(100, 1, until).last for until in (0.29, 0.57, 0.285, 1.0)] == [29, 57, 28, 99]
+
+
+def test_a_density_for_layers_that_are_not_there_is_told() -> None:
+    model = TinySparse(AdamW)
+    with pytest.warns(UserWarning, match=r"density_by_dim0\[48\] changes nothing: .* they have 5, 6"):
+        DSFF(0.4, density_by_dim0={48: 0.2, 6: 0.5}).draw(model)
+    assert model.first.kernel_mask.float().mean() == 0.5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"density_initial": 0.5}, "density_initial=0.5: .* the first would follow step 1200, .* step 9 of 10"),
+        ({"density_initial": 0.5, "updates": False}, "density_initial=0.5: .* updates is False"),
+        ({"update_every": 4, "regrown_warmup": 5}, "regrown_warmup=5: expected at most 4"),
+    ],
+)
+def test_settings_that_do_not_fit_the_run(settings: dict[str, Any], message: str) -> None:
+    model = TinySparse(AdamW)
+    with pytest.raises(InputError, match=message):
+        DSFF(**settings).attach(model, SGD(model.parameters(), lr=0.01), total_steps=10)
+    assert dsff.density(model) == 1 or not model.first.weight._backward_hooks
+
+
 def test_regrown_kernels_start_slowly() -> None:
     """Step i of 4 after an update is i / 4 as long as without a warm-up; other kernels move as ever."""
 
@@ -193,7 +268,7 @@ def test_a_run_goes_on_in_the_middle_of_a_warm_up() -> None:
     def make() -> tuple[TinySparse, torch.optim.Optimizer, DSFF]:
         torch.manual_seed(0)
         model = TinySparse(AdamW)
-        masks = DSFF(0.4, update_every=3, regrown_warmup=4, density_initial=0.5, prune_by="sensitivity")
+        masks = DSFF(0.4, update_every=4, regrown_warmup=4, density_initial=0.5, prune_by="sensitivity")
         return model, AdamW(model.parameters(), lr=0.1), masks
 
     model, optimizer, masks = make()
@@ -217,6 +292,9 @@ def test_a_run_goes_on_in_the_middle_of_a_warm_up() -> None:
     [
         ({"density": 0.4, "density_initial": 0.2}, "density_initial=0.2: expected at least density=0.4"),
         ({"update_unit": "run", "update_every": 50}, r"expected a share in \(0, 1\]"),
+        ({"update_every": 0.125}, 'expected a whole number >= 1, since update_unit is "steps"'),
+        ({"update_every": 2.5}, 'expected a whole number >= 1, since update_unit is "steps"'),
+        ({"update_every": 2.5, "update_unit": "auto"}, "expected a share below 1, or a whole number"),
         ({"prune_by": "weight"}, "prune_by='weight': expected magnitude or sensitivity, or None"),
         ({"regrown_warmup": 0}, "regrown_warmup=0: expected a whole number >= 1, or None"),
         ({"granularity": "group", "prune_over": "network"}, 'expected granularity="kernel"'),

@@ -10,27 +10,30 @@ from typing import Any
 import pytest
 import torch
 
+from e2enet.network.dsff_schedule import UpdateSchedule
 from e2enet.training.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, monitored
+from e2enet.training.dsff_callback import DSFFCallback
 from e2enet.training.loggers import MetricsFile
 from e2enet.training.module import SegmentationModule
 
 
 class FakeTrainer:
-    def __init__(self) -> None:
+    def __init__(self, *callbacks: Any) -> None:
         self.saved: list[Path] = []
+        self.callbacks = callbacks
 
     def save_checkpoint(self, path: Path, weights_only: bool) -> None:
         assert not weights_only
         self.saved.append(path)
 
 
-def saves(callback: BestCheckpoint, epochs: list[dict[str, float]]) -> list[bool]:
+def saves(callback: BestCheckpoint, epochs: list[dict[str, float]], *others: Any) -> list[bool]:
     """Return for each epoch, given its scores, whether it writes the checkpoint."""
     module = SegmentationModule.__new__(SegmentationModule)
     found = []
     for scores in epochs:
         object.__setattr__(module, "scores", scores)
-        trainer: Any = FakeTrainer()
+        trainer: Any = FakeTrainer(*others)
         callback.on_train_epoch_end(trainer, module)
         assert trainer.saved == []  # the epoch's numbers are not in metrics.csv yet
         callback.on_train_batch_start(trainer, module, None, 0)
@@ -57,6 +60,18 @@ def test_only_the_largest_score_of_its_own_kind_counts() -> None:
         {"val_full/dice": 0.6},
     ]
     assert saves(callback, epochs) == [False, True, False, False, False, False, True]
+
+
+def test_a_network_that_is_denser_than_the_runs_end_is_never_best() -> None:
+    masks = DSFFCallback(0.2, density_initial=0.5, update_every=4)
+    masks.dsff.schedule = UpdateSchedule(total=10, period=4)  # the last update follows step 8
+    callback = BestCheckpoint(Path("best.ckpt"), "val/dice")
+    masks.load_state_dict(masks.state_dict() | {"step": 7})
+    assert saves(callback, [{"val/dice": 0.9}], masks) == [False]
+    masks.load_state_dict(masks.state_dict() | {"step": 8})
+    assert saves(callback, [{"val/dice": 0.7}, {"val/dice": 0.6}], masks) == [True, False]
+    constant = DSFFCallback(0.2)
+    assert saves(BestCheckpoint(Path("best.ckpt"), "val/dice"), [{"val/dice": 0.7}], constant) == [True]
 
 
 def test_a_resumed_run_remembers_its_best() -> None:

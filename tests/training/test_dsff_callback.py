@@ -88,6 +88,35 @@ def test_no_update_follows_the_last_step(tiny_sparse, fit_tiny) -> None:
     assert callback.step == 2 and callback.num_updates == 0
 
 
+def test_a_run_without_an_update_is_told(tiny_sparse, fit_tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    fit_tiny(tiny_sparse(OPTIMIZERS["sgd"]), DSFFCallback(0.5, update_every=50), batches=3)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "warning: the masks stay as they were drawn" in said and "follow step 50" in said
+    fit_tiny(tiny_sparse(OPTIMIZERS["sgd"]), DSFFCallback(0.5, updates=False), batches=3)
+    fit_tiny(tiny_sparse(OPTIMIZERS["sgd"]), DSFFCallback(0.5, update_every=1), batches=3)
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_a_density_that_has_not_fallen_is_told(tiny_sparse, fit_tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {"density_initial": 0.8, "update_every": 3}
+    fit_tiny(tiny_sparse(OPTIMIZERS["sgd"]), DSFFCallback(0.4, **settings), batches=8)
+    assert "warning" not in capsys.readouterr().out
+    module = tiny_sparse(OPTIMIZERS["sgd"])
+    callback = DSFFCallback(0.4, **settings)
+    fit_tiny(module, callback, Early(5), batches=8)
+    said = " ".join(capsys.readouterr().out.split())
+    assert module.final_density == 0.4 < dsff.density(module)
+    assert "where dsff.density=0.4 means" in said and "5 steps were taken" in said and "followed step 6" in said
+
+
+class Early(pl.Callback):
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
+        trainer.should_stop = trainer.global_step >= self.steps
+
+
 def test_accumulated_batches_count_as_one_step(tiny_sparse, fit_tiny) -> None:
     module, watch = tiny_sparse(OPTIMIZERS["sgd"]), Watch()
     callback = DSFFCallback(0.5, update_every=1)

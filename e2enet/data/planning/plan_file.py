@@ -9,6 +9,7 @@ as data and options still give the plan that was edited.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,7 +58,15 @@ def plan_dataset(
     options = {name: _plain(value) for name, value in options.items()}
     fingerprint = cached_fingerprint(dataset, folder, workers)
     planned = make_plan(fingerprint, dataset.channels, **options)  # type: ignore[arg-type]
-    return settle_plan(folder / PLAN_FILE, planned, options)
+    plan = settle_plan(folder / PLAN_FILE, planned, options)
+    if kind == "auto" and patch_size is not None:
+        own = make_plan(fingerprint, dataset.channels, spacing=spacing, memory_gb=memory_gb).patch_size
+        if math.prod(plan.patch_size) < math.prod(own):
+            say(
+                f"patches of {_spelled(plan.patch_size)} voxels, as plan.patch_size says; by the rules they would be "
+                f"of {_spelled(own)} for this dataset (plan.patch_size=null)"
+            )
+    return plan
 
 
 def settle_plan(path: Path, planned: Plan, options: Mapping[str, Any]) -> Plan:
@@ -158,6 +167,10 @@ def _on_one_line(text: str) -> str:
         return line if len(line) <= MAX_COLUMNS else match[0]
 
     return re.sub(r"[\[{][^\[\]{}]*[\]}]", joined, text)
+
+
+def _spelled(size: Sequence[int]) -> str:
+    return " x ".join(map(str, size))
 
 
 def _plain(value: Any) -> Any:

@@ -105,13 +105,15 @@ def select_engine(
     return _fastest(network, others, device, patch_size, amp_dtype) if others else network
 
 
-def select_training(network: nn.Module, engine: str, *, amp_dtype: torch.dtype | None) -> Callable[[torch.Tensor], Any]:
+def select_training(
+    network: nn.Module, engine: str, *, amp_dtype: torch.dtype | None, share: float | None = None
+) -> Callable[[torch.Tensor], Any]:
     """Return what runs a network in training steps.
 
     That is itself (dense), itself compiled (compiled), a `FusedNetwork` (FUSED_WAYS), or what runs active kernels only
     (sparse). This is a `TrainingEngine` on a CPU and the same as groups elsewhere. See `takes_active_kernels` for
     `auto`; on a GPU, `fused.trial` replaces it by one of these before. Call it in training mode. amp_dtype: of the
-    autocast that surrounds the steps.
+    autocast that surrounds the steps. share: of active kernels, by which `auto` decides; None: the network's of now.
 
     Raises:
         InputError: engine=sparse or fused, but only torch can run the network.
@@ -121,7 +123,7 @@ def select_training(network: nn.Module, engine: str, *, amp_dtype: torch.dtype |
     if engine == "compiled":
         network.compile(dynamic=False)  # as `fused.trial` timed it
         return network
-    if not takes_active_kernels(network, engine, amp_dtype):
+    if not takes_active_kernels(network, engine, amp_dtype, share):
         return network
     assert isinstance(network, E2ENet)
     if _device(network).type != "cpu":
@@ -131,7 +133,9 @@ def select_training(network: nn.Module, engine: str, *, amp_dtype: torch.dtype |
     return _or_torch(network, engine, TrainingEngine)
 
 
-def select_validation(network: nn.Module, engine: str, *, amp_dtype: torch.dtype | None) -> nn.Module:
+def select_validation(
+    network: nn.Module, engine: str, *, amp_dtype: torch.dtype | None, share: float | None = None
+) -> nn.Module:
     """Return what runs a network in a run's validation and final prediction, by the same rule as `select_training`.
 
     On a CPU a sparse one holds the current weights and masks. A compiled run is validated uncompiled, since its windows
@@ -139,13 +143,15 @@ def select_validation(network: nn.Module, engine: str, *, amp_dtype: torch.dtype
     """
     if engine in FUSED_WAYS:
         return _fused(network, "training.engine=fused", **FUSED_WAYS[engine])
-    if not takes_active_kernels(network, engine, amp_dtype):
+    if not takes_active_kernels(network, engine, amp_dtype, share):
         return network
     found: nn.Module = _or_torch(network, engine, partial(compact, choose=False))
     return found
 
 
-def takes_active_kernels(network: nn.Module, engine: str, amp_dtype: torch.dtype | None) -> bool:
+def takes_active_kernels(
+    network: nn.Module, engine: str, amp_dtype: torch.dtype | None, share: float | None = None
+) -> bool:
     """Return whether a run multiplies only the active kernels of its network.
 
     `auto` does so on a CPU if the engine supports the network, the network is wide, at most half of its fusion kernels
@@ -170,7 +176,8 @@ def takes_active_kernels(network: nn.Module, engine: str, amp_dtype: torch.dtype
         return False
     assert isinstance(network, E2ENet)
     half = amp_dtype is not None and half_precision_pays_on_cpu()
-    return not half and density(network) <= LARGEST_DENSITY and network.features_per_level[0] >= FEWEST_CHANNELS
+    few = (density(network) if share is None else share) <= LARGEST_DENSITY
+    return not half and few and network.features_per_level[0] >= FEWEST_CHANNELS
 
 
 def unsupported(network: nn.Module, device: torch.device) -> str | None:

@@ -269,6 +269,9 @@ def test_auto_takes_the_engine_where_it_is_faster(monkeypatch: pytest.MonkeyPatc
     narrow, full = make_model(0.3, base=16).train(), make_model(1.0, base=32).train()
     assert chosen(narrow) is narrow and chosen(full) is full
     assert isinstance(chosen(narrow, "sparse"), TrainingEngine)
+    # A run whose density falls from 1 to 0.3 takes the engine from the start, wherever it is resumed.
+    assert isinstance(select_training(full, "auto", amp_dtype=None, share=0.3), TrainingEngine)
+    assert select_training(wide, "auto", amp_dtype=None, share=0.6) is wide
     for pays in (False, True):  # whether bfloat16 is fast, as with AMX
         monkeypatch.setattr("e2enet.network.engine.select.half_precision_pays_on_cpu", lambda pays=pays: pays)
         assert isinstance(chosen(wide), TrainingEngine)
