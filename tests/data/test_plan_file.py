@@ -73,8 +73,10 @@ def test_a_patch_smaller_than_the_rules_is_said_to_be(
     assert "patches of" not in capsys.readouterr().out
     plan_dataset(dataset, tmp_path, patch_size=[4, 8, 8])
     said = capsys.readouterr().out
-    assert said.startswith("patches of 4 x 8 x 8 voxels, as plan.patch_size says")
-    assert f"of {' x '.join(map(str, own))} for this dataset" in said
+    expected = f"patches of 4 x 8 x 8 voxels, as plan.patch_size says; by the rules {' x '.join(map(str, own))} "
+    assert said.startswith(f"{dataset.name}: {expected}")
+    plan_dataset(dataset, tmp_path, patch_size=[4, 8, 8])
+    assert "patches of" not in capsys.readouterr().out  # once is enough
     for kept in ({"patch_size": own}, {"kind": "paper"}, {"batch_size": 3}):
         plan_dataset(dataset, tmp_path, **kept)
         assert capsys.readouterr().out == "", kept

@@ -12,6 +12,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,9 @@ def plan_dataset(
     if kind == "auto" and patch_size is not None:
         own = make_plan(fingerprint, dataset.channels, spacing=spacing, memory_gb=memory_gb).patch_size
         if math.prod(plan.patch_size) < math.prod(own):
-            say(
-                f"patches of {_spelled(plan.patch_size)} voxels, as plan.patch_size says; by the rules they would be "
-                f"of {_spelled(own)} for this dataset (plan.patch_size=null)"
+            _say_once(
+                f"{dataset.name}: patches of {_spelled(plan.patch_size)} voxels, as plan.patch_size says; by the rules "
+                f"{_spelled(own)} (plan.patch_size=null)"
             )
     return plan
 
@@ -167,6 +168,11 @@ def _on_one_line(text: str) -> str:
         return line if len(line) <= MAX_COLUMNS else match[0]
 
     return re.sub(r"[\[{][^\[\]{}]*[\]}]", joined, text)
+
+
+@cache
+def _say_once(line: str) -> None:
+    say(line)  # Lightning prepares the data a second time
 
 
 def _spelled(size: Sequence[int]) -> str:
