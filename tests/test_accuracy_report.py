@@ -112,6 +112,9 @@ def test_the_figure(work: Path) -> None:
     assert left.get_title("left") == "Hippocampus MRI: validation Dice"
     assert right.get_title("left") == "Cardiac cine MRI (ACDC): validation Dice"
     assert left.get_xscale() == "log" and [tick.get_text() for tick in left.get_xticklabels()] == ["10", "20"]
+    drawn = left.yaxis.get_transform().transform(np.array([0.8, 0.9, 0.95]))  # halves of what is lacking
+    assert drawn[2] - drawn[1] == pytest.approx(drawn[1] - drawn[0])
+    assert [tick.get_text() for tick in left.get_yticklabels()][:3] == ["0.50", "0.60", "0.70"]
     theirs, ours = left.lines
     np.testing.assert_allclose(theirs.get_ydata(), [0.52, 0.71])
     np.testing.assert_allclose(ours.get_ydata(), [0.82, 0.86])
