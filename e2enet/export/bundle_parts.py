@@ -44,7 +44,7 @@ def find_scans(
     if layout is not None:
         arguments = {key: value for key, value in layout.items() if key != "layout"}
         layouts.append(stored_layout({"_target_": layout["layout"], **arguments}))
-    cases = find_cases(folder, len(channels), file_ending, None, numbered_ids, layouts)
+    cases = find_cases(folder, channels, file_ending, None, numbered_ids, layouts)
     return [{"image": [str(file) for file in case.images], "case": case.id} for case in cases]
 
 

@@ -109,7 +109,7 @@ def run_prediction(config: PredictConfig, view: Viewing | None = None) -> dict[s
 def _find_cases(config: PredictConfig, models: list[LoadedModel], problems: list[Problem]) -> list[Case]:
     first, layouts = models[0], find_layouts(models, config.trust)
     of_files = (first.file_ending, problems, first.numbered_ids)
-    cases = find_cases(config.input, len(first.channels), *of_files, layouts, say)
+    cases = find_cases(config.input, first.channels, *of_files, layouts, say)
     if first.spacing_unit is not None:
         say(f"lengths count in {first.spacing_unit}, as those of the training data")
     return [replace(case, unit=first.spacing_unit) for case in cases]

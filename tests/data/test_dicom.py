@@ -193,10 +193,10 @@ def test_folders_of_slices_are_cases_of_their_names(tmp_path: Path) -> None:
         path.parent.mkdir(exist_ok=True)
         path.touch()
     problems: list[Problem] = []
-    cases = find_cases(tmp_path, 1, ".nii.gz", problems)
+    cases = find_cases(tmp_path, ["MRI"], ".nii.gz", problems)
     assert cases == [Case("a", (tmp_path / "a.nii.gz",)), Case("first", (first,)), Case("second", (bare,))]
     assert [str(problem) for problem in problems] == [f"{tmp_path / 'mixed'}: not taken: a folder that holds scans"]
-    assert find_cases(first, 1) == [Case("first", (first,))] and holds_slices(bare)
+    assert find_cases(first, ["MRI"]) == [Case("first", (first,))] and holds_slices(bare)
     assert len(cases[1].all_files) == 7 and not holds_slices(tmp_path / "empty") and not holds_slices(tmp_path)
 
 
@@ -204,4 +204,4 @@ def test_a_folder_and_a_file_of_one_name_are_no_two_cases(tmp_path: Path) -> Non
     write_slices(tmp_path / "a", volume())
     SimpleITK.WriteImage(volume(), str(tmp_path / "a.nii.gz"))
     with pytest.raises(InputError, match=r"case a: is there twice, as a\.nii\.gz and a; one expected"):
-        find_cases(tmp_path, 1)
+        find_cases(tmp_path, ["MRI"])

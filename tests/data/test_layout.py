@@ -170,35 +170,35 @@ def test_find_cases_by_either_naming(tmp_path: Path) -> None:
         tmp_path / "plain/._a.nii.gz",
         tmp_path / "plain/n.txt",
     )
-    assert [case.id for case in find_cases(tmp_path / "plain", 1)] == ["a", "b"]
-    assert len(find_cases(tmp_path / "plain", 4)) == 2  # 4D files
+    assert [case.id for case in find_cases(tmp_path / "plain", ["MRI"])] == ["a", "b"]
+    assert len(find_cases(tmp_path / "plain", ["MRI"] * 4)) == 2  # 4D files
     touch(tmp_path / "one/a_0000.nii.gz")
-    assert [case.id for case in find_cases(tmp_path / "one", 1)] == ["a"]
+    assert [case.id for case in find_cases(tmp_path / "one", ["MRI"])] == ["a"]
     touch(tmp_path / "two/a_0000.nii.gz", tmp_path / "two/a_0001.nii.gz")
-    assert [len(case.images) for case in find_cases(tmp_path / "two", 2)] == [2]
-    assert [len(case.images) for case in find_cases(tmp_path / "two/a_0001.nii.gz", 2)] == [2]
-    assert [case.id for case in find_cases(tmp_path / "plain/a.nii.gz", 1)] == ["a"]
+    assert [len(case.images) for case in find_cases(tmp_path / "two", ["T1w", "T2w"])] == [2]
+    assert [len(case.images) for case in find_cases(tmp_path / "two/a_0001.nii.gz", ["T1w", "T2w"])] == [2]
+    assert [case.id for case in find_cases(tmp_path / "plain/a.nii.gz", ["MRI"])] == ["a"]
 
 
 def test_four_digit_ids_are_not_modalities(tmp_path: Path) -> None:
     touch(tmp_path / "amos_0001.nii.gz", tmp_path / "amos_0004.nii.gz")
-    assert [case.id for case in find_cases(tmp_path, 1)] == ["amos_0001", "amos_0004"]
-    assert [case.id for case in find_cases(tmp_path / "amos_0004.nii.gz", 1)] == ["amos_0004"]
+    assert [case.id for case in find_cases(tmp_path, ["MRI"])] == ["amos_0001", "amos_0004"]
+    assert [case.id for case in find_cases(tmp_path / "amos_0004.nii.gz", ["MRI"])] == ["amos_0004"]
 
 
 def test_find_cases_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file or folder"):
-        find_cases(tmp_path / "x", 1)
+        find_cases(tmp_path / "x", ["MRI"])
     with pytest.raises(InputError, match=r"holds no image; files ending in \.nii\.gz"):
-        find_cases(tmp_path, 1)
+        find_cases(tmp_path, ["MRI"])
     touch(tmp_path / "a_0000.nii.gz", tmp_path / "b_0000.nii.gz", tmp_path / "b_0001.nii.gz")
     with pytest.raises(InputError, match=r"case a: a_0001\.nii\.gz missing"):
-        find_cases(tmp_path, 2)
+        find_cases(tmp_path, ["T1w", "T2w"])
     with pytest.raises(InputError, match=r"case b: b_0001\.nii\.gz not expected"):
-        find_cases(tmp_path, 1)
+        find_cases(tmp_path, ["MRI"])
     touch(tmp_path / "t/a_0000.nii.gz", tmp_path / "t/a.nii.gz")
     with pytest.raises(InputError, match="case a: is there twice"):
-        find_cases(tmp_path / "t", 1)
+        find_cases(tmp_path / "t", ["MRI"])
 
 
 def test_real_dataset(shared_data: Path) -> None:

@@ -64,7 +64,7 @@ def test_one_scan_to_predict_is_judged_by_its_name_too(tmp_path: Path) -> None:
         with pytest.raises(
             InputError, match=r"a file ending in \.nii\.gz, .* or \.gipl expected, its name of at most 200 bytes"
         ):
-            find_cases(tmp_path / name, 1)
+            find_cases(tmp_path / name, ["MRI"])
 
 
 def test_ids_that_end_in_four_digits_keep_them(tmp_path: Path) -> None:
@@ -72,11 +72,11 @@ def test_ids_that_end_in_four_digits_keep_them(tmp_path: Path) -> None:
     of_modalities = [Case("img", (tmp_path / "img_0000.nii.gz", tmp_path / "img_0001.nii.gz"))]
     assert has_numbered_ids(plain) and not has_numbered_ids(of_modalities)
     touch(tmp_path, "img_0000.nii.gz", "img_0001.nii.gz")
-    assert [case.id for case in find_cases(tmp_path, 1, numbered_ids=True)] == ["img_0000", "img_0001"]
-    assert [case.id for case in find_cases(tmp_path, 2)] == ["img"]
+    assert [case.id for case in find_cases(tmp_path, ["MRI"], numbered_ids=True)] == ["img_0000", "img_0001"]
+    assert [case.id for case in find_cases(tmp_path, ["T1w", "T2w"])] == ["img"]
     touch(tmp_path / "more", *(f"img_{case:04d}_{channel:04d}.nii.gz" for case in range(2) for channel in range(2)))
     for source in (tmp_path / "more", tmp_path / "more" / "img_0001_0000.nii.gz"):
-        cases = find_cases(source, 2, numbered_ids=True)
+        cases = find_cases(source, ["T1w", "T2w"], numbered_ids=True)
         assert [case.id for case in cases][-1] == "img_0001" and all(len(case.images) == 2 for case in cases)
 
 
@@ -92,7 +92,7 @@ def test_scans_to_predict_of_all_endings_are_taken(tmp_path: Path) -> None:
     touch(tmp_path, "h.nrrd", "h.nii.gz", "i.mhd", "i.raw", "j.nrrd", "j.mha")
     link(tmp_path / "g.nii.gz")
     problems: list[Problem] = []
-    cases = find_cases(tmp_path, 1, ".nii.gz", problems)
+    cases = find_cases(tmp_path, ["MRI"], ".nii.gz", problems)
     assert [case.images[0].name for case in cases] == [*["a.nii.gz", "b.nii", "c.nii.gz", "h.nii.gz", "i.mhd", "j.mha"]]
     assert told(problems, tmp_path) == {
         ("warning", "not taken: beside it is the same name with .nii.gz (2: c.nii, h.nrrd)", "."),
@@ -103,25 +103,25 @@ def test_scans_to_predict_of_all_endings_are_taken(tmp_path: Path) -> None:
         ("error", "a link whose target /nowhere/x.nii.gz is not there", "g.nii.gz"),
     }
     with pytest.raises(InputError, match=r"case g: .*a link whose target"):
-        find_cases(tmp_path, 1)
-    cases = find_cases(tmp_path, 1, ".nrrd", [])
+        find_cases(tmp_path, ["MRI"])
+    cases = find_cases(tmp_path, ["MRI"], ".nrrd", [])
     assert [case.images[0].name for case in cases] == [*["a.nii.gz", "b.nii", "c.nii", "h.nrrd", "i.mhd", "j.nrrd"]]
     with pytest.raises(InputError, match=r"g\.nii\.gz: a link whose target /nowhere/x\.nii\.gz is not there"):
-        find_cases(tmp_path / "g.nii.gz", 1)
+        find_cases(tmp_path / "g.nii.gz", ["MRI"])
 
 
 def test_modalities_of_a_case_may_end_differently_and_a_dead_one_fails_the_case(tmp_path: Path) -> None:
     touch(tmp_path, "a_0000.nii.gz", "a_0001.nii", "b_0000.nii.gz")
     link(tmp_path / "b_0001.nii.gz")
     problems: list[Problem] = []
-    assert [case.id for case in find_cases(tmp_path, 2, ".nii.gz", problems)] == ["a"]
+    assert [case.id for case in find_cases(tmp_path, ["T1w", "T2w"], ".nii.gz", problems)] == ["a"]
     assert [(one.case, one.severity) for one in problems] == [("b", "error")]
 
 
 def test_a_folder_without_anything_to_take_says_what_there_is(tmp_path: Path) -> None:
     touch(tmp_path, "a.mnc", "imagesTr/b.nii.gz")
     with pytest.raises(InputError) as caught:
-        find_cases(tmp_path, 1)
+        find_cases(tmp_path, ["MRI"])
     assert f"holds no image; files ending in {ENDINGS} expected" in str(caught.value)
     assert "a.mnc: not taken: ends in .mnc" in str(caught.value) and "imagesTr: not taken: a folder" in str(
         caught.value

@@ -44,7 +44,7 @@ def test_folders_of_brats_lose_nothing(tmp_path: Path) -> None:
         ("error", "B_2_flair.nii.gz missing", "B_2"),
     }
     problems: list[Problem] = []
-    assert [case.id for case in find_cases(tmp_path, 4, problems=problems)] == ["B_1"]
+    assert [case.id for case in find_cases(tmp_path, BRATS.channels, problems=problems)] == ["B_1"]
     dead = "a link whose target /nowhere/x.nii.gz is not there"
     assert told(problems, tmp_path) == left | {("error", dead, "B_3/B_3_t2.nii.gz")}
     problems = []
@@ -225,11 +225,11 @@ def test_case_folders_are_not_lost(tmp_path: Path) -> None:
     assert [case.id for case in BRATS.scan(tmp_path, problems, TABLE).training] == ["a"]
     assert told(problems, tmp_path) == {dead, hidden} and problems[0].case == "b"
     problems = []
-    assert [case.id for case in find_cases(tmp_path, 4, ".nii.gz", problems)] == ["a"]
+    assert [case.id for case in find_cases(tmp_path, BRATS.channels, ".nii.gz", problems)] == ["a"]
     assert told(problems, tmp_path) == {dead, hidden}
     plain = tmp_path / "plain"
     touch(plain, "a.nii.gz", ".h/c.nii.gz")
     link(plain / "b")
     problems = []
-    assert [case.id for case in find_cases(plain, 1, ".nii.gz", problems)] == ["a"]
+    assert [case.id for case in find_cases(plain, ["MRI"], ".nii.gz", problems)] == ["a"]
     assert {(severity, file) for severity, _, file in told(problems, plain)} == {("warning", ".h"), ("warning", "b")}

@@ -27,7 +27,7 @@ def test_prediction_finds_what_is_laid_out_so(tmp_path: Path) -> None:
     lines: list[str] = []
 
     def ids(source: Path, name: str = "acdc", channels: int = 1) -> list[str]:
-        return [case.id for case in find_cases(source, channels, layouts=[layout(name)], say=lines.append)]
+        return [case.id for case in find_cases(source, ["MRI"] * channels, layouts=[layout(name)], say=lines.append)]
 
     frames = ["patient001_frame01", "patient001_frame12", "patient002_frame01", "patient002_frame12"]
     assert ids(tmp_path) == [*frames, "patient101_frame01", "patient101_frame12"]
@@ -55,9 +55,9 @@ def test_prediction_of_a_folder_with_a_dataset_json(tmp_path: Path) -> None:
     text = f'{{"modality": {{"0": "CT"}}, "labels": {{"0": "background", "1": "x"}}, "training": {cases}}}'
     (tmp_path / "dataset.json").write_text(text)
     problems: list[Problem] = []
-    found = find_cases(tmp_path, 1, problems=problems, layouts=[layout("msd")])
+    found = find_cases(tmp_path, ["MRI"], problems=problems, layouts=[layout("msd")])
     assert [case.id for case in found] == ["a", "b"] and not problems  # the missing label is no problem
-    assert [case.id for case in find_cases(tmp_path / "imagesTr", 1, layouts=[layout("msd")])] == ["a"]
+    assert [case.id for case in find_cases(tmp_path / "imagesTr", ["MRI"], layouts=[layout("msd")])] == ["a"]
     with pytest.raises(InputError, match="dataset cannot be used"):
         DataSource(tmp_path, layout("msd")).read()
 
@@ -85,7 +85,10 @@ def test_runs_of_earlier_versions_are_read_by_the_layouts_of_today(
 def test_an_ensemble_takes_the_first_layout_that_fits(tmp_path: Path) -> None:
     acdc(tmp_path, "training", 1)
     both = [layout("kits"), layout("acdc")]
-    assert [case.id for case in find_cases(tmp_path, 1, layouts=both)] == ["patient001_frame01", "patient001_frame12"]
+    assert [case.id for case in find_cases(tmp_path, ["MRI"], layouts=both)] == [
+        "patient001_frame01",
+        "patient001_frame12",
+    ]
 
 
 def test_a_checkpoints_layout_is_built_where_it_is_e2enets_own() -> None:
@@ -136,4 +139,4 @@ def test_a_layout_in_code_of_ones_own(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(InputError, match="none of e2enet"):
         stored_layout(section)
     own = stored_layout(section, ["own_layout.ByTable"])
-    assert [case.id for case in find_cases(folder, 1, layouts=[own])] == ["one", "two"]  # no label is needed
+    assert [case.id for case in find_cases(folder, ["MRI"], layouts=[own])] == ["one", "two"]  # no label is needed

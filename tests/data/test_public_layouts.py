@@ -21,7 +21,7 @@ from e2enet.data.formats.layout import (
 )
 from e2enet.data.formats.problems import Problem
 from e2enet.data.layouts.layout import Layout
-from e2enet.data.layouts.prediction import find_cases
+from e2enet.data.layouts.prediction import BRATS, find_cases
 
 TABLE = LabelTable({0: "background", 1: "core", 2: "edema", 3: "enhancing"}, {4: 3}, {"core": (1, 3)})
 
@@ -184,13 +184,40 @@ def test_a_remapped_decathlon(tmp_path: Path) -> None:
 
 def test_cases_to_predict_in_brats_folders(tmp_path: Path) -> None:
     brats(tmp_path, "B_1", "B_2", "B[1]*")
-    assert [case.id for case in find_cases(tmp_path, 4)] == ["B[1]*", "B_1", "B_2"]
-    (case,) = find_cases(tmp_path / "B_2", 4)
+    assert [case.id for case in find_cases(tmp_path, BRATS.channels)] == ["B[1]*", "B_1", "B_2"]
+    (case,) = find_cases(tmp_path / "B_2", BRATS.channels)
     assert case.id == "B_2" and [path.name for path in case.images] == [
         f"B_2_{part}.nii.gz" for part in ("flair", "t1", "t1ce", "t2")
     ]
     (tmp_path / "B_1/B_1_t2.nii.gz").unlink()
     with pytest.raises(InputError, match=r"case B_1: .*B_1_t2\.nii\.gz missing"):
-        find_cases(tmp_path, 4)
+        find_cases(tmp_path, BRATS.channels)
     with pytest.raises(InputError, match="holds no image"):
-        find_cases(tmp_path, 1)
+        find_cases(tmp_path, ["MRI"])
+
+
+@pytest.mark.parametrize(
+    ("channels", "parts"),
+    [
+        (["FLAIR", "T1w", "t1gd", "T2w"], "flair t1 t1ce t2"),  # the Decathlon's
+        (["T1", "T1ce", "T2", "Flair"], "t1 t1ce t2 flair"),  # nnU-Net's
+        (["t2w", "t1c", "t1n", "t2f"], "t2 t1ce t1 flair"),  # those of 2023
+        (["T1-Gd", "T2_FLAIR", "T2 w", "T1"], "t1ce flair t2 t1"),
+    ],
+)
+def test_brats_files_are_in_the_order_of_the_models_channels(tmp_path: Path, channels: list[str], parts: str) -> None:
+    brats(tmp_path, "B_1", "B_2")
+    for source in (tmp_path, tmp_path / "B_1", tmp_path / "B_1" / "B_1_t2.nii.gz"):
+        first = find_cases(source, channels)[0]
+        assert [path.name for path in first.images] == [f"B_1_{part}.nii.gz" for part in parts.split()]
+
+
+@pytest.mark.parametrize("channels", [["MRI0", "MRI1", "MRI2", "MRI3"], ["T1", "T1w", "T1ce", "T2"]])
+def test_brats_files_that_no_channel_names_are_refused(tmp_path: Path, channels: list[str]) -> None:
+    brats(tmp_path, "B_1")
+    expected = "flair or t2f or t2flair; t1 or t1w or t1n; t1ce or t1gd or t1c; t2 or t2w"
+    with pytest.raises(InputError, match=f"the model's channels are {', '.join(channels)}; .*{expected}") as error:
+        find_cases(tmp_path, channels)
+    assert str(error.value).startswith(str(tmp_path))
+    touch(*(tmp_path / "flat" / f"x_000{index}.nii.gz" for index in range(4)))
+    assert [case.id for case in find_cases(tmp_path / "flat", channels)] == ["x"]

@@ -140,7 +140,7 @@ def test_a_folder_of_scans_that_cannot_be_read(bench: Any, monkeypatch: pytest.M
     deny(monkeypatch, "iterdir", bench.scans, code)
     expected = f"{bench.scans}: cannot be read ({os.strerror(code)}); a readable file or folder expected"
     with pytest.raises(InputError) as caught:
-        find_cases(bench.scans, 1)
+        find_cases(bench.scans, ["MRI"])
     assert str(caught.value) == expected
     with pytest.raises(InputError):
         bench.predict()

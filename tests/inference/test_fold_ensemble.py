@@ -74,7 +74,7 @@ def test_a_sweep_is_predicted_by_the_average_of_its_folds(sweep: Path) -> None:
     # `auto` may choose an engine that differs from torch in the last digit.
     config = settings(sweep, sweep, "out", probabilities=True, postprocessing="none", engine="dense")
     assert run_prediction(config) == {}
-    (case,) = find_cases(config.input, 1, ".nii.gz")
+    (case,) = find_cases(config.input, ["MRI"], ".nii.gz")
     models = [load_model(sweep / f"fold{fold}") for fold in range(5)]
 
     def probabilities(chosen: list[LoadedModel]) -> np.ndarray:

@@ -179,7 +179,7 @@ def test_the_viewer_shows_what_was_predicted(write_checkpoint, scans):
 
 
 def test_labels_do_not_depend_on_asking_for_probabilities(write_checkpoint, scans):
-    model, (case,) = load_model(write_checkpoint()), find_cases(scans, 1, ".nii.gz")
+    model, (case,) = load_model(write_checkpoint()), find_cases(scans, ["MRI"], ".nii.gz")
     plain = predict_case([model], case, WindowSettings())
     planes: list[np.ndarray] = []
     full = predict_case([model], case, WindowSettings(), on_plane=planes.append)
@@ -189,7 +189,7 @@ def test_labels_do_not_depend_on_asking_for_probabilities(write_checkpoint, scan
 
 def test_ensemble_averages_probabilities_and_mirror_changes_them(write_checkpoint, scans):
     models = load_ensemble([write_checkpoint("a.ckpt", seed=1), write_checkpoint("b.ckpt", seed=2)])
-    (case,) = find_cases(scans, 1, ".nii.gz")
+    (case,) = find_cases(scans, ["MRI"], ".nii.gz")
 
     def probabilities(chosen, **changes):
         planes: list[np.ndarray] = []
