@@ -30,14 +30,6 @@ LAYOUT = "e2enet.data.layouts.described.NNUNetLayout"
 NETWORK = "e2enet.network.E2ENet"
 
 
-def nnunet_folds(folder: Path) -> list[Path]:
-    """Return the checkpoint of each fold in a model folder of nnU-Net, in order; [] for any other folder."""
-    if not (folder / PLANS).is_file():
-        return []
-    found = [fold_checkpoint(fold) for fold in sorted(folder.glob("fold_*"))]
-    return [path for path in found if path is not None]
-
-
 def fold_checkpoint(fold: Path) -> Path | None:
     """Return the final checkpoint in nnU-Net's folder of a fold, else the best, else the latest; None without one."""
     return next((fold / name for name in CHECKPOINTS if (fold / name).is_file()), None)

@@ -23,7 +23,7 @@ from e2enet.inference.checkpoint import LoadedModel, load_ensemble
 from e2enet.inference.config import PredictConfig
 from e2enet.inference.folds import find_folds, is_sweep
 from e2enet.inference.largest_component import Postprocessing, find_postprocessing, read_postprocessing, require_labels
-from e2enet.inference.nnunet_model import nnunet_folds
+from e2enet.inference.nnunet_folds import nnunet_folds
 from e2enet.inference.predictor import WindowSettings, predict_cases
 from e2enet.network.build import trust_network
 from e2enet.network.engine import select_engine
@@ -142,13 +142,15 @@ def with_engine(engine: str, model: LoadedModel, settings: WindowSettings) -> Lo
 def find_checkpoints(config: PredictConfig) -> list[Path]:
     """Return the given checkpoints and run folders; replace a sweep folder by the runs of the selected configuration.
 
+    A model folder of nnU-Net is replaced by its folds.
+
     Raises:
-        InputError: no single configuration is selected, it lacks folds, or one is selected but no sweep is given.
+        InputError: no single configuration is selected, folds are missing, or one is selected but no sweep is given.
     """
     found: list[Path] = []
     for path in config.checkpoint:
         if not is_sweep(path):
-            found += nnunet_folds(path) or [path]
+            found += nnunet_folds(path, allow_missing=config.allow_missing_folds, say=say) or [path]
             continue
         folds = find_folds(path, config.choice, allow_missing=config.allow_missing_folds)
         found += folds.folders

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -202,15 +203,69 @@ def test_predictions_lie_on_the_scans_own_grid(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "LPS.png").is_file()
 
 
-def test_a_model_folder_is_the_ensemble_of_its_folds(tmp_path: Path) -> None:
+def folds_of(folder: Path, **changes: Any) -> list[str]:
+    """The checkpoints that e2enet predict takes of a model folder."""
+    config = read_config({"checkpoint": str(folder), "input": "unused", "output": "unused", **changes})
+    return [str(path.relative_to(folder)) for path in find_checkpoints(config)]
+
+
+def write_folds(folder: Path, *files: str) -> Path:
+    """A model folder with these files, or folders, and no more."""
+    for name in ("plans.json", *files):
+        path = folder / name
+        (path if not path.suffix else path.parent).mkdir(parents=True, exist_ok=True)
+        if path.suffix:
+            path.touch()
+    return folder
+
+
+def test_a_model_folder_is_the_ensemble_of_its_folds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_model(tmp_path / "model", make_adapter())
-    (folder / "fold_1").mkdir()
-    (folder / "fold_0" / "checkpoint_final.pth").rename(folder / "fold_1" / "checkpoint_best.pth")
-    write_model(folder, make_adapter())
-    config = read_config({"checkpoint": str(folder), "input": "unused", "output": "unused"})
-    found = find_checkpoints(config)
-    assert found == [folder / "fold_0" / "checkpoint_final.pth", folder / "fold_1" / "checkpoint_best.pth"]
-    assert len(load_ensemble(found)) == 2
+    shutil.copytree(folder / "fold_0", folder / "fold_1")
+    (folder / "fold_1" / "checkpoint_latest.pth").touch()
+    found = folds_of(folder)
+    assert found == ["fold_0/checkpoint_final.pth", "fold_1/checkpoint_final.pth"]
+    assert len(load_ensemble([folder / name for name in found])) == 2
+    assert "fold_0, fold_1 of a model of nnU-Net" in capsys.readouterr().out
+
+
+def test_folds_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    files = [f"fold_{number}/checkpoint_final.pth" for number in range(11)]
+    assert folds_of(write_folds(tmp_path, *files, "fold_x/checkpoint_final.pth")) == files
+
+
+def test_unfinished_folds_are_refused_unless_allowed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An unfinished fold is no weaker fold, and a gap no smaller ensemble."""
+    files = ("fold_0/checkpoint_final.pth", "fold_1/checkpoint_latest.pth", "fold_1/checkpoint_best.pth")
+    write_folds(tmp_path, *files, "fold_2", "fold_4/checkpoint_final.pth")
+    lines = [
+        "fold_1: unfinished, holds checkpoint_best.pth and checkpoint_latest.pth; checkpoint_final.pth expected",
+        "fold_2: unfinished, holds no checkpoint; checkpoint_final.pth expected",
+        "fold_3: is not there",
+    ]
+    with pytest.raises(InputError, match=r"folds of this model are missing \(allow_missing_folds goes on") as error:
+        folds_of(tmp_path)
+    assert str(tmp_path) in str(error.value) and str(error.value).split("\n  - ")[1:] == lines
+    left = ["fold_0/checkpoint_final.pth", "fold_4/checkpoint_final.pth"]
+    assert folds_of(tmp_path, allow_missing_folds=True) == left
+    printed = " ".join(capsys.readouterr().out.split())
+    assert all(f"warning: predicted without {line}" in printed for line in lines)
+    assert "fold_0, fold_4 of a model of nnU-Net" in printed
+
+
+def test_no_finished_fold_is_refused_even_if_folds_may_be_missing(tmp_path: Path) -> None:
+    write_folds(tmp_path, "fold_0/checkpoint_best.pth")
+    with pytest.raises(InputError, match=r"\(none is left\):\n  - fold_0: unfinished, holds checkpoint_best\.pth"):
+        folds_of(tmp_path, allow_missing_folds=True)
+
+
+def test_fold_all_is_not_averaged_with_single_folds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_folds(tmp_path, "fold_all/checkpoint_final.pth")
+    assert folds_of(tmp_path) == ["fold_all/checkpoint_final.pth"]
+    write_folds(tmp_path, "fold_0/checkpoint_final.pth")
+    capsys.readouterr()
+    assert folds_of(tmp_path) == ["fold_0/checkpoint_final.pth"]
+    assert "fold_all is left out, since there are numbered folds" in " ".join(capsys.readouterr().out.split())
 
 
 class Anything:
