@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 
 from e2enet.common.config_check import Conflict
 from e2enet.common.errors import InputError, first_line
@@ -27,6 +28,7 @@ from e2enet.network.build import CHANNELS, OFFERED, is_e2enet, network_class
 from e2enet.network.engine.select import COMPILED, ONLY_GROUPS, RECOMPUTED
 from e2enet.runs.ablations import ablation_problems
 from e2enet.training.loggers import is_wandb
+from e2enet.training.module import PATCHES, SCORES, WHOLE_CASES
 
 # Lightning logger -> packages, of which it needs one.
 LOGGER_PACKAGES = {
@@ -217,6 +219,23 @@ def _averages(callbacks: Mapping[str, Mapping[str, Any] | None] | None, masks: b
     return None
 
 
+def _early_stopping(
+    callbacks: Mapping[str, Mapping[str, Any] | None] | None, validate_every: int, validate_full: int | None
+) -> str | None:
+    every = {SCORES[PATCHES]: ("validate_every", validate_every), SCORES[WHOLE_CASES]: ("validate_full", validate_full)}
+    for name, section in (callbacks or {}).items():
+        target = None if section is None else resolve_target(str(section["_target_"]))
+        if section is None or not (isinstance(target, type) and issubclass(target, EarlyStopping)):
+            continue
+        key, period = every.get(str(section.get("monitor")), ("", 1))
+        if period != 1:
+            return (
+                f"callbacks.{name}: it reads {section['monitor']} after every epoch, and training.{key}={period} "
+                f"measures it less often; expected training.{key}=1"
+            )
+    return None
+
+
 def _trainer(trainer: Mapping[str, Any], masks: bool) -> str | None:
     if masks and any(kind in str(trainer["strategy"]).lower() for kind in SHARDING):
         return (
@@ -251,6 +270,7 @@ CONFLICTS: tuple[Conflict, ...] = (
     Conflict(("logger",), _login),
     Conflict(("logger",), _packages),
     Conflict(("callbacks", "dsff.enabled"), _averages),
+    Conflict(("callbacks", "training.validate_every", "training.validate_full"), _early_stopping),
     Conflict(("network.shift_size", "network.kernel_size", "network.inner_kernel_size"), _shift_and_kernel),
     Conflict(("network.inner_kernel_size", "network.fusion"), _inner_kernel_and_fusion),
     Conflict(("plan.patch_size", "plan.strides"), _patch_and_strides),

@@ -82,9 +82,12 @@ def write_tables(report: Report, output: Path) -> list[Path]:
                 temporary.write_text(content, encoding="utf-8")
         written.append(output / f"{section.name}.csv")
         write_values(written[-1], section.accuracy)
+        ranks = output / f"{section.name}-ranks.csv"
         if section.ranks.lines:
-            written.append(output / f"{section.name}-ranks.csv")
-            write_values(written[-1], section.ranks)
+            written.append(ranks)
+            write_values(ranks, section.ranks)
+        else:
+            ranks.unlink(missing_ok=True)  # an earlier report's
     written.append(output / "jobs.csv")
     jobs = report.runs.jobs
     with atomic_path(written[-1]) as temporary:

@@ -72,7 +72,7 @@ def _save(checkpoint: Mapping[str, Any], stream: BinaryIO) -> None:
 class BestCheckpoint(Checkpoint):
     """Writes a checkpoint after every epoch with the largest score so far.
 
-    Scores count from the step on at which the masks have the density of the run's end (`dsff.density_initial`).
+    Scores count once the masks have the density of the run's end (`dsff.density_initial`).
     Lightning's ModelCheckpoint expects its score in every epoch or in every n-th. Here it is measured in every n-th and
     in the last. The checkpoint is written when the next epoch begins or training ends: a run can resume exactly from
     there. `latest` is the score of the latest validation, NaN before the first.
@@ -107,7 +107,7 @@ class BestCheckpoint(Checkpoint):
         assert isinstance(pl_module, SegmentationModule)
         self.latest = pl_module.scores.get(self.monitor, self.latest)
         score = pl_module.scores.get(self.monitor, math.nan)
-        if score > self.score and _density_is_final(trainer):
+        if score > self.score and not _is_denser_than_at_the_end(trainer, pl_module):
             self.score, self._due = score, True
 
     def _write_if_due(self, trainer: pl.Trainer) -> None:
@@ -122,10 +122,9 @@ class BestCheckpoint(Checkpoint):
         self.score, self.latest = state_dict["score"], state_dict["latest"]
 
 
-def _density_is_final(trainer: pl.Trainer) -> bool:
+def _is_denser_than_at_the_end(trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    masks = [callback.dsff for callback in callbacks if isinstance(callback, DSFFCallback)]
-    return all(dsff.density_initial is None or dsff.step >= dsff.schedule.last for dsff in masks)
+    return any(isinstance(callback, DSFFCallback) and callback.excess(pl_module) > 0 for callback in callbacks)
 
 
 class KeptCheckpoints(Checkpoint):

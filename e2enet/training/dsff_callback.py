@@ -60,18 +60,23 @@ class DSFFCallback(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Tell if the density has not fallen to its end: updates were left out, with the steps that were skipped."""
-        if self.dsff.density_initial is None:
-            return
-        wanted = dsff.active_kernels(
-            pl_module, self.dsff.density, start=self.dsff.start, density_by_dim0=self.dsff.density_by_dim0
-        )
-        active = sum(int(layer.kernel_mask.sum()) for layer in dsff.fusion_layers(pl_module).values())
-        if active > sum(wanted.values()) and is_rank_zero():
+        excess = self.excess(pl_module)
+        if excess > 0 and is_rank_zero():
             say(
-                f"warning: training ends with {active} active kernels, where dsff.density={self.dsff.density:g} means "
-                f"{sum(wanted.values())}: {self.dsff.step} steps were taken, and the last update would have followed "
-                f"step {self.dsff.schedule.last}"
+                f"warning: training ends with {excess} more active kernels than dsff.density={self.dsff.density:g} "
+                f"means: {self.dsff.step} steps were taken, and the last update would have followed step "
+                f"{self.dsff.schedule.last}"
             )
+
+    def excess(self, pl_module: pl.LightningModule) -> int:
+        """Return how many more kernels are active than at the end of the run (`density_initial`)."""
+        masks = self.dsff
+        if masks.density_initial is None:
+            return 0
+        last = dsff.active_kernels(pl_module, masks.density, start=masks.start, density_by_dim0=masks.density_by_dim0)
+        return sum(int(layer.kernel_mask.sum()) for layer in dsff.fusion_layers(pl_module).values()) - sum(
+            last.values()
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Counters and ever-active masks of the `DSFF`."""

@@ -2,6 +2,8 @@
 
 RUN/set_aside/from_step_N holds config.yaml, metrics.csv, all checkpoints, predictions and scores as they were, and can
 itself be resumed. The run's own folder is then that of a run that has just reached the chosen checkpoint.
+
+A prolonged run's scores are set aside too: RUN/set_aside/scores_of_step_N.
 """
 
 from __future__ import annotations
@@ -14,14 +16,15 @@ from pathlib import Path
 from e2enet.common.console import say
 from e2enet.common.errors import InputError
 from e2enet.common.files import atomic_path
-from e2enet.runs.folders import CONFIG_FILE, COST_FILE
+from e2enet.runs.folders import CONFIG_FILE, COST_FILE, SUMMARY_FILE
 from e2enet.training.loggers import IDS_FILE, METRICS_FILE
 from e2enet.training.resume import LAST_CHECKPOINT, FoundCheckpoint, read_state
 from e2enet.training.run_folder import VERSIONS_FILE, make_free
 
 FOLDER = "set_aside"
 COPIED = (CONFIG_FILE, VERSIONS_FILE, METRICS_FILE, COST_FILE)  # the run continues or rewrites them
-MOVED = (IDS_FILE, "connections.json", "scores.csv", "summary.json", "validation", "test")  # of its earlier end
+SCORES = (SUMMARY_FILE, "scores.csv", "validation", "test")
+MOVED = (IDS_FILE, "connections.json", *SCORES)  # of its earlier end
 
 
 def later_checkpoints(run_folder: Path, chosen: FoundCheckpoint) -> list[Path]:
@@ -52,6 +55,17 @@ def set_aside(run_folder: Path, chosen: FoundCheckpoint, later: Sequence[Path]) 
         if (run_folder / name).exists():
             os.replace(run_folder / name, place / name)
     say(f"going on from {chosen.path}, step {chosen.state.step}: what came after it is in {place}")
+
+
+def set_scores_aside(run_folder: Path, step: int) -> None:
+    """Set aside the scores of a run that ended at a step and is now prolonged: a report would take them for its own."""
+    if not (run_folder / SUMMARY_FILE).is_file():
+        return
+    place = make_free(run_folder / FOLDER / f"scores_of_step_{step}")
+    for name in SCORES:  # first the summary, by which the run counts as finished
+        if (run_folder / name).exists():
+            os.replace(run_folder / name, place / name)
+    say(f"training goes on after step {step}: its scores are in {place}")
 
 
 def _is_later(path: Path, step: int) -> bool:

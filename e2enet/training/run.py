@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from e2enet.runs.folders import COST_FILE
 from e2enet.system.ranks import current_team, is_rank_zero
 from e2enet.training.checkpoints import BestCheckpoint
 from e2enet.training.compact import write_compact
+from e2enet.training.dsff_callback import DSFFCallback
 from e2enet.training.engine_choice import choose_engine
 from e2enet.training.final import score_run
 from e2enet.training.initial_weights import check_shapes, load_initial_weights
@@ -42,7 +44,7 @@ from e2enet.training.resume import (
     refuse_shorter,
     run_identity,
 )
-from e2enet.training.rewind import later_checkpoints, set_aside
+from e2enet.training.rewind import later_checkpoints, set_aside, set_scores_aside
 from e2enet.training.run_folder import Claim, how_to_go_on, refuse_taken, write_claim
 from e2enet.training.trainer import build_trainer
 
@@ -99,6 +101,8 @@ def run_training(
         claim()
         if checkpoint is not None and later:
             set_aside(run_folder, checkpoint, later)
+        elif checkpoint is not None and checkpoint.state.step < _total_steps(parts):
+            set_scores_aside(run_folder, checkpoint.state.step)
         write_claim(run_folder, parts.config, data.run_split)
 
     if checkpoint is None:
@@ -109,6 +113,7 @@ def run_training(
         loggers = build_loggers(parts.loggers, run_folder, goes_on=goes_on, config=parts.config)
         trainer = build_trainer(parts, module, run_folder, loggers, identity, own)
         path = checkpoint.path if checkpoint else None
+        _draw_masks(trainer, module)
         if trainer.is_global_zero:
             choose_engine(trainer, module, measure=parts.trainer["probe"])
         # Not if a pretraining has already formed a process group: the loss would wait for the other processes.
@@ -184,6 +189,18 @@ def _start_from_other_weights(
         pl.seed_everything(parts.seed, workers=True, verbose=False)
     if source is not None:
         load_initial_weights(module.network, source, parts.dsff)
+
+
+def _total_steps(parts: RunParts) -> int:
+    training = parts.training
+    return int(training["epochs"]) * math.ceil(training["steps_per_epoch"] / training["accumulate"])
+
+
+def _draw_masks(trainer: pl.Trainer, module: SegmentationModule) -> None:
+    """Draw the masks before steps are tried: their time and memory are those of active kernels."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, DSFFCallback):
+            callback.setup(trainer, module, "fit")
 
 
 def _finish(parts: RunParts, run_folder: Path, trainer: pl.Trainer) -> float:

@@ -76,6 +76,11 @@ def test_all_mistakes_are_told_at_once() -> None:
             "dsff.regrown_warmup=51",
             "dsff.regrown_warmup=51: more steps than from one update to the next, dsff.update_every=50",
         ),
+        (
+            "callbacks=early_stopping training.validate_every=2",
+            "callbacks.early_stopping: it reads val/dice after every epoch, and training.validate_every=2 measures it "
+            "less often; expected training.validate_every=1",
+        ),
         ("dsff.update_unit=run", "dsff.update_every=50: expected a share in (0, 1], since dsff.update_unit=run"),
         ("dsff.granularity=group dsff.group_size=8 dsff.prune_over=network", "needs dsff.granularity=kernel"),
         ("dsff.granularity=groups", "dsff.granularity=groups: expected kernel | group"),

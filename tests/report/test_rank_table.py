@@ -13,7 +13,7 @@ import pytest
 from e2enet.report.results.options import Options
 from e2enet.report.results.ranks import critical_distance, rank_test
 from e2enet.report.results.runs import Runs, load_runs
-from e2enet.report.results.statistics import case_class_means
+from e2enet.report.results.statistics import case_means
 from e2enet.report.tables.sections import Section, build_report
 from e2enet.report.write import write_tables
 from tests.report.conftest import ABLATION, CASES, FakeJob, write_sweep
@@ -64,7 +64,7 @@ def test_ranks_are_of_the_cases_means_over_runs_and_classes(tmp_path: Path) -> N
     runs = make(tmp_path, jobs)
     labels = dict(zip(runs.jobs["key"], runs.jobs["label"], strict=True))
     own = {label: runs.cases[runs.cases["key"].map(labels) == label] for label in ("S = 0.9", "S = 0.8", "S = 0.7")}
-    table = pd.DataFrame({label: case_class_means(cases).mean(axis=1) for label, cases in own.items()})
+    table = pd.DataFrame({label: case_means(cases) for label, cases in own.items()})
     (ranking,) = section_of(runs).rankings
     assert ranking.test is not None
     pd.testing.assert_series_equal(ranking.test.mean_ranks, rank_test(table).mean_ranks)

@@ -12,7 +12,7 @@ from scipy import stats
 
 from e2enet.report.results.statistics import (
     bootstrap_interval,
-    case_class_means,
+    case_means,
     holm,
     mean_over_runs,
     paired_wilcoxon,
@@ -30,6 +30,11 @@ def scores(values: object, cases: list[str] | None = None) -> pd.DataFrame:
     return pd.DataFrame(array, index=cases or [f"case_{index:03d}" for index in range(len(array))])
 
 
+def wilcoxon(own: pd.DataFrame, reference: pd.DataFrame) -> tuple[float, int]:
+    """Return `paired_wilcoxon` of one run's means over classes."""
+    return paired_wilcoxon(own.mean(axis=1), reference.mean(axis=1))
+
+
 def one_run(values: object) -> np.ndarray:
     """Return `scores` as the `run_scores` of one run."""
     return scores(values).to_numpy()[None]
@@ -43,7 +48,7 @@ def enumerated_p(differences: list[float]) -> float:
     return float(np.mean(np.array(sums) >= observed - 1e-9))
 
 
-def test_case_scores_are_means_over_the_runs_that_have_them() -> None:
+def test_a_cases_score_is_the_mean_over_runs_of_means_over_classes() -> None:
     lines = [
         ("run1", "b", "1", 0.8, False),
         ("run1", "a", "1", 0.6, False),
@@ -52,12 +57,29 @@ def test_case_scores_are_means_over_the_runs_that_have_them() -> None:
         ("run2", "a", "2", 0.0, False),
         ("run1", "b", "2", NAN, False),
         ("run1", "a", "1+2", 0.1, True),
+        ("run1", "c", "1", NAN, False),
     ]
     cases = pd.DataFrame(lines, columns=["key", "case", "class", "dice", "region"])
-    table = case_class_means(cases)
-    assert table.index.tolist() == ["a", "b"]
-    assert table.columns.tolist() == ["1", "2"]
-    np.testing.assert_allclose(table.to_numpy(), [[0.65, 0.0], [0.8, NAN]])
+    found = case_means(cases)
+    assert found.index.tolist() == ["a", "b", "c"]
+    np.testing.assert_allclose(found.to_numpy(), [(0.6 + 0.35) / 2, 0.8, NAN])
+
+
+def test_a_row_of_more_runs_is_not_behind_for_it() -> None:
+    """Class 2 is absent, and each run invents it in a fifth of the cases: three runs of a row as often as one."""
+    rng = np.random.default_rng(0)
+
+    def row(runs: int) -> pd.Series:
+        lines = [
+            (f"run{run}", case, label, value, False)
+            for run in range(runs)
+            for case in range(2000)
+            for label, value in (("1", 0.9), ("2", 0.0 if rng.random() < 0.2 else NAN))
+        ]
+        return case_means(pd.DataFrame(lines, columns=["key", "case", "class", "dice", "region"]))
+
+    one, three = row(1), row(3)
+    assert one.mean() == pytest.approx(0.81, abs=0.01) and three.mean() == pytest.approx(0.81, abs=0.01)
 
 
 def test_a_run_s_mean_is_the_summary_s() -> None:
@@ -155,13 +177,13 @@ def test_one_case_has_no_interval() -> None:
 )
 def test_wilcoxon_is_that_of_all_sign_patterns(differences: list[float]) -> None:
     reference = np.linspace(0.5, 0.7, len(differences))
-    p, pairs = paired_wilcoxon(scores(reference + differences), scores(reference))
+    p, pairs = wilcoxon(scores(reference + differences), scores(reference))
     assert p == pytest.approx(enumerated_p(differences))
     assert pairs == len(differences)
 
 
 def test_wilcoxon_of_five_better_cases() -> None:
-    p, _ = paired_wilcoxon(scores([0.6, 0.7, 0.8, 0.9, 1.0]), scores([0.5, 0.5, 0.5, 0.5, 0.5]))
+    p, _ = wilcoxon(scores([0.6, 0.7, 0.8, 0.9, 1.0]), scores([0.5, 0.5, 0.5, 0.5, 0.5]))
     assert p == 2 / 2**5
 
 
@@ -169,11 +191,11 @@ def test_wilcoxon_pairs_by_case_and_averages_classes() -> None:
     own = scores([[0.9, 0.7], [0.6, NAN], [0.2, 0.2]], ["a", "b", "other"])
     reference = scores([[0.6, 0.6], [0.8, 0.8], [0.5, 0.5]], ["b", "a", "c"])
     # a: 0.8 against 0.8, b: 0.6 against 0.6; "other" and "c" have no partner.
-    assert paired_wilcoxon(own, reference) == (1.0, 2)
+    assert wilcoxon(own, reference) == (1.0, 2)
 
 
 def test_wilcoxon_drops_ties() -> None:
-    p, pairs = paired_wilcoxon(scores([0.5, 0.6, 0.7, 0.8, 0.9, 1.0]), scores([0.5, 0.5, 0.5, 0.5, 0.5, 0.5]))
+    p, pairs = wilcoxon(scores([0.5, 0.6, 0.7, 0.8, 0.9, 1.0]), scores([0.5, 0.5, 0.5, 0.5, 0.5, 0.5]))
     assert (p, pairs) == (2 / 2**5, 6)
 
 
@@ -184,7 +206,7 @@ def test_wilcoxon_takes_equal_means_as_ties_whatever_their_last_digit() -> None:
     own = scores(np.vstack([np.tile(classes + 0.5, (5, 1)), classes]))
     reference = scores(np.vstack([np.arange(5)[:, None] / 10 + np.tile(classes, (5, 1)), classes[::-1]]))
     assert own.mean(axis=1).iloc[5] != reference.mean(axis=1).iloc[5]
-    assert paired_wilcoxon(own, reference) == (2 / 2**5, 6)
+    assert wilcoxon(own, reference) == (2 / 2**5, 6)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +220,7 @@ def test_wilcoxon_takes_equal_means_as_ties_whatever_their_last_digit() -> None:
 def test_wilcoxon_gives_differences_of_equal_size_one_rank(differences: list[float]) -> None:
     # (0.7 + 0.1) - 0.7 and (0.4 + 0.1) - 0.4 differ in the last digit; their ranks must not.
     reference = np.linspace(0.1, 0.5, len(differences))
-    p, _ = paired_wilcoxon(scores(reference + differences), scores(reference))
+    p, _ = wilcoxon(scores(reference + differences), scores(reference))
     assert len(set(abs(reference + differences - reference))) > len(set(map(abs, differences)))
     assert p == pytest.approx(enumerated_p(differences))
 
@@ -207,14 +229,14 @@ def test_wilcoxon_of_many_ties_is_the_normal_one_with_their_correction() -> None
     # 20 differences of two sizes have ranks 5.5 and 15.5. Three of rank 5.5 and two of rank 15.5 are negative.
     differences = np.array([-0.1] * 3 + [0.1] * 7 + [-0.2] * 2 + [0.2] * 8)
     reference = np.linspace(0.3, 0.6, 20)
-    p, _ = paired_wilcoxon(scores(reference + differences), scores(reference))
+    p, _ = wilcoxon(scores(reference + differences), scores(reference))
     negative, mean = 3 * 5.5 + 2 * 15.5, 20 * 21 / 4
     variance = 20 * 21 * 41 / 24 - 2 * (10**3 - 10) / 48
     assert p == pytest.approx(2 * stats.norm.cdf((negative - mean) / math.sqrt(variance)))
 
 
 def test_wilcoxon_without_pairs_is_unknown() -> None:
-    p, pairs = paired_wilcoxon(scores([0.5], ["a"]), scores([0.5], ["b"]))
+    p, pairs = wilcoxon(scores([0.5], ["a"]), scores([0.5], ["b"]))
     assert math.isnan(p) and pairs == 0
 
 

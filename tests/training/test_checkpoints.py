@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from e2enet.network.dsff_schedule import UpdateSchedule
 from e2enet.training.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, monitored
 from e2enet.training.dsff_callback import DSFFCallback
 from e2enet.training.loggers import MetricsFile
@@ -62,13 +61,12 @@ def test_only_the_largest_score_of_its_own_kind_counts() -> None:
     assert saves(callback, epochs) == [False, True, False, False, False, False, True]
 
 
-def test_a_network_that_is_denser_than_the_runs_end_is_never_best() -> None:
+def test_a_network_that_is_denser_than_the_runs_end_is_never_best(monkeypatch: pytest.MonkeyPatch) -> None:
     masks = DSFFCallback(0.2, density_initial=0.5, update_every=4)
-    masks.dsff.schedule = UpdateSchedule(total=10, period=4)  # the last update follows step 8
     callback = BestCheckpoint(Path("best.ckpt"), "val/dice")
-    masks.load_state_dict(masks.state_dict() | {"step": 7})
+    monkeypatch.setattr(masks, "excess", lambda _: 3)
     assert saves(callback, [{"val/dice": 0.9}], masks) == [False]
-    masks.load_state_dict(masks.state_dict() | {"step": 8})
+    monkeypatch.setattr(masks, "excess", lambda _: 0)
     assert saves(callback, [{"val/dice": 0.7}, {"val/dice": 0.6}], masks) == [True, False]
     constant = DSFFCallback(0.2)
     assert saves(BestCheckpoint(Path("best.ckpt"), "val/dice"), [{"val/dice": 0.7}], constant) == [True]

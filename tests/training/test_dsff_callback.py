@@ -106,7 +106,8 @@ def test_a_density_that_has_not_fallen_is_told(tiny_sparse, fit_tiny, capsys: py
     fit_tiny(module, callback, Early(5), batches=8)
     said = " ".join(capsys.readouterr().out.split())
     assert module.final_density == 0.4 < dsff.density(module)
-    assert "where dsff.density=0.4 means" in said and "5 steps were taken" in said and "followed step 6" in said
+    assert "more active kernels than dsff.density=0.4 means: 5 steps were taken" in said and "followed step 6" in said
+    assert callback.excess(module) > 0 and DSFFCallback(0.4).excess(module) == 0
 
 
 class Early(pl.Callback):

@@ -20,6 +20,7 @@ import torch
 
 from e2enet.common.configs import ROOT, as_plain, compose_config
 from e2enet.common.errors import InputError
+from e2enet.network.dsff import density
 from e2enet.training import probe
 from e2enet.training.module import SegmentationModule
 from e2enet.training.probe import Probe, is_out_of_memory, largest_between, largest_from, probe_step
@@ -50,6 +51,7 @@ import sys
 from pathlib import Path
 
 from e2enet.common.errors import InputError
+from e2enet.network.dsff import density
 from e2enet.training import probe
 from tests.training.conftest import quiet_trainer
 from tests.training.test_probe import PLAN, build_module
@@ -121,7 +123,15 @@ def test_it_leaves_weights_gradients_and_generators_alone(module: SegmentationMo
     assert all(parameter.grad is None for parameter in module.parameters()) and not module.network.training
 
 
-def test_a_run_is_bit_identical_with_and_without_it(tmp_path: Path) -> None:
+def test_a_run_is_bit_identical_with_and_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    densities = []
+
+    def probe_and_look(trainer: Any, module: SegmentationModule) -> None:
+        densities.append(density(module.network))
+        probe_step(trainer, module)
+
+    monkeypatch.setattr("e2enet.training.run.probe_step", probe_and_look)
+
     def train(wanted: bool) -> tuple[dict[str, Any], list[dict[str, str]], list[Any]]:
         folder = tmp_path / str(wanted)
         overrides = [
@@ -151,6 +161,7 @@ def test_a_run_is_bit_identical_with_and_without_it(tmp_path: Path) -> None:
         return checkpoint, rows, generators()
 
     (probed, probed_rows, probed_generators), (plain, plain_rows, plain_generators) = train(True), train(False)
+    assert densities == [pytest.approx(0.2, abs=0.03)]  # tried with the masks of the first step
     assert probed["global_step"] == plain["global_step"] == 8
     for part in ("state_dict", "optimizer_states", "lr_schedulers"):
         torch.testing.assert_close(probed[part], plain[part], rtol=0, atol=0)

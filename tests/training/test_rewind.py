@@ -11,6 +11,7 @@ import torch
 
 from e2enet.common.configs import compose_config
 from e2enet.common.errors import InputError
+from e2enet.runs.folders import job_state
 from e2enet.training.module import SegmentationModule
 from e2enet.training.resume import resumed_config
 from e2enet.training.run import run_training
@@ -83,6 +84,30 @@ def test_a_run_goes_on_exactly_from_an_earlier_checkpoint(
     assert numbers(aside) == numbers(whole) and differences(checkpoint(aside), checkpoint(whole)) == []
     resume(aside, "training.epochs=5")
     assert checkpoint(aside)["global_step"] == 10 and checkpoint(folder)["global_step"] == 8
+
+
+def test_a_prolonged_run_has_no_scores_until_its_new_end(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed on its way, it would count as finished, with the scores of its first end."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    (folder / "summary.json").write_text("{}")
+    (folder / "validation").mkdir()
+    resume(folder)  # nothing is left to train: they stay
+    assert (folder / "summary.json").is_file() and job_state(folder).state == "finished"
+
+    def fail(*_: object, **__: object) -> None:
+        raise InputError("killed")
+
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="killed"):
+        patch.setattr(SegmentationModule, "training_step", fail)
+        resume(folder, "training.epochs=5")
+    assert job_state(folder).state == "interrupted"
+    aside = folder / "set_aside" / "scores_of_step_8"
+    assert sorted(path.name for path in aside.iterdir()) == ["summary.json", "validation"]
+    resume(folder)
+    assert checkpoint(folder)["global_step"] == 10 and not (folder / "summary.json").exists()
 
 
 def test_a_run_that_is_killed_after_it_went_back_goes_on_from_there(

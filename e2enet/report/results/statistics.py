@@ -17,20 +17,23 @@ from scipy import stats
 NUMBERS_AT_ONCE = 2**21  # numbers in one array of a batch of resamples: 16 MiB
 
 
-def case_class_means(cases: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:
-    """Return scores (N cases, K classes), means over the runs that scored the case; NaN if absent in all of them.
+def case_means(cases: pd.DataFrame, metric: str = "dice") -> pd.Series:
+    """Return a score per case: the mean over runs of each run's mean over classes; NaN if no run has one.
+
+    Absent structures are left out of their run's mean before runs are averaged. So a structure that one run of three
+    invents weighs in that run alone, and rows of unequal numbers of runs compare.
 
     `cases` are lines of `Runs.cases`, of the runs of one configuration. Regions are left out.
     """
     classes = cases[~cases["region"].astype(bool)]
-    means = classes.groupby(["case", "class"], sort=False)[metric].mean()
-    return means.unstack("class").astype(float).sort_index()
+    means = classes.groupby(["key", "case"], sort=False)[metric].mean()
+    return means.groupby("case").mean().astype(float).sort_index()
 
 
 def run_scores(cases: pd.DataFrame, metric: str = "dice") -> np.ndarray:
     """Return scores (R runs, N cases, K classes), NaN if a run lacks the case or the structure was absent.
 
-    `cases` as for `case_class_means`.
+    `cases` as for `case_means`.
     """
     classes = cases[~cases["region"].astype(bool)]
     places, names = zip(*(pd.factorize(classes[column]) for column in ("key", "case", "class")), strict=True)
@@ -83,18 +86,15 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def paired_differences(scores: pd.DataFrame, reference: pd.DataFrame) -> np.ndarray:
-    """Return the differences of two rows' per-case means over classes, scores - reference, of the cases that both have.
-
-    Both arguments are `case_class_means`.
-    """
-    own, other = (table.mean(axis=1).dropna() for table in (scores, reference))
+def paired_differences(scores: pd.Series, reference: pd.Series) -> np.ndarray:
+    """Return the differences of two rows' `case_means`, scores - reference, of the cases that both have."""
+    own, other = scores.dropna(), reference.dropna()
     common = own.index.intersection(other.index)
     # The order of a sum changes its last digit. Rounding keeps equal pairs, and differences of equal size, equal.
     return (own[common] - other[common]).to_numpy().round(12)
 
 
-def paired_wilcoxon(scores: pd.DataFrame, reference: pd.DataFrame) -> tuple[float, int]:
+def paired_wilcoxon(scores: pd.Series, reference: pd.Series) -> tuple[float, int]:
     """Return two-sided p of Wilcoxon's signed-rank test on `paired_differences`, and the number of pairs.
 
     Equal pairs are dropped (Wilcoxon's rule). Differences of equal size share the mean of their ranks. p is 1 if all

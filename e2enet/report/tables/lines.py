@@ -55,7 +55,7 @@ def experiment_lines(
     ]
     where = f"experiment {experiment}" if experiment else "the sweep"
     references = _references(groups, reference or ablation.get("reference"), where)
-    _add_tests(lines, groups, [statistics.case_class_means(own) for own in cases], references, options)
+    _add_tests(lines, groups, [statistics.case_means(own) for own in cases], references, options)
     _add_trade_off(lines, groups, options)
     return lines
 
@@ -74,6 +74,8 @@ def _line(group: Group, cases: pd.DataFrame, runs: Runs, options: Options) -> di
         low, high = statistics.bootstrap_interval(
             statistics.run_scores(cases), confidence=options.confidence, resamples=options.resamples, seed=options.seed
         )
+    data = ", ".join(dict.fromkeys(dataset_names(runs, group.jobs)))
+    classes = cases[["class", "name"]].drop_duplicates().astype(str).agg(" ".join, axis=1) if len(cases) else []
     outcomes = cases["outcome"].value_counts()
     means = finished[["nsd", "hd95", "params", "flops_exact", "flops_paper", "density"]].mean()
     measured = finished[["latency_s", "peak_bytes", "seconds"]].mean()
@@ -81,7 +83,8 @@ def _line(group: Group, cases: pd.DataFrame, runs: Runs, options: Options) -> di
         "row": group.row,
         "label": group.label,
         "role": group.role,
-        "data": ", ".join(dict.fromkeys(dataset_names(runs, group.jobs))),
+        "data": data,
+        "scored_on": ": ".join([data, ", ".join(sorted(classes))]),  # what lines must share to be compared
         "state": _states(group.jobs),
         "runs": len(finished),
         "jobs": len(group.jobs),
@@ -166,7 +169,7 @@ def _references(groups: Sequence[Group], reference: str | None, where: str) -> l
 def _add_tests(
     lines: Sequence[dict[str, Any]],
     groups: Sequence[Group],
-    scores: Sequence[pd.DataFrame],
+    scores: Sequence[pd.Series],
     references: Sequence[int],
     options: Options,
 ) -> None:
@@ -181,8 +184,8 @@ def _add_tests(
         line |= dict.fromkeys(EFFECTS, math.nan)
         tested = groups[index].is_tested and index not in references
         partner = _partner(groups, index, references) if tested else None
-        # Cases of two datasets may have the same names.
-        if partner is not None and line["data"] == lines[partner]["data"]:
+        # Cases of two datasets may have the same names, and a case may be scored by classes or by regions.
+        if partner is not None and line["scored_on"] == lines[partner]["scored_on"]:
             line["p"], line["pairs"] = statistics.paired_wilcoxon(scores[index], scores[partner])
             line["against"] = lines[partner]["label"] if line["pairs"] else None
             line |= _effects(statistics.paired_differences(scores[index], scores[partner]), options)
@@ -208,7 +211,7 @@ def _partner(groups: Sequence[Group], index: int, candidates: Sequence[int]) -> 
 
 
 def _add_trade_off(lines: Sequence[dict[str, Any]], groups: Sequence[Group], options: Options) -> None:
-    """Add PT of the obtained numbers, among rows of one dataset: Dice of different tasks have no common largest.
+    """Add PT of the obtained numbers, among rows of the same classes: Dice of different tasks have no common largest.
 
     PT is NaN for a single row, which would be its own best in everything. It is also NaN unless the options ask for it,
     since the weights are not the paper's.
@@ -217,8 +220,9 @@ def _add_trade_off(lines: Sequence[dict[str, Any]], groups: Sequence[Group], opt
         line["pt"] = math.nan
     if not options.trade_off:
         return
-    for data in dict.fromkeys(line["data"] for line in lines):
-        own = [line for line, group in zip(lines, groups, strict=True) if line["data"] == data and group.role == "row"]
+    rows = [line for line, group in zip(lines, groups, strict=True) if group.role == "row"]
+    for task in dict.fromkeys(line["scored_on"] for line in rows):
+        own = [line for line in rows if line["scored_on"] == task]
         columns = ([line[name] for line in own] for name in ("dice", "params", "gflops_paper"))
         values = statistics.trade_off(*columns, accuracy=options.accuracy, cost=options.cost)
         if np.isfinite(values).sum() > 1:

@@ -13,7 +13,7 @@ from e2enet.common.errors import InputError
 from e2enet.report.results.options import Options
 from e2enet.report.results.ranks import RankTest, rank_test
 from e2enet.report.results.runs import Runs
-from e2enet.report.results.statistics import case_class_means
+from e2enet.report.results.statistics import case_means
 from e2enet.report.tables.columns import p_text, row_name
 from e2enet.report.tables.groups import experiment_groups
 from e2enet.report.tables.lines import scored_cases
@@ -42,17 +42,18 @@ class Ranking:
 
 
 def experiment_rankings(runs: Runs, experiment: str | None, lines: Sequence[Line], options: Options) -> list[Ranking]:
-    """Rank the scored rows of each dataset that has two or more; `lines` are those of `experiment_lines`.
+    """Rank the scored rows of each dataset and set of classes that has two or more.
 
+    `lines` are those of `experiment_lines`.
     A case's score is its mean Dice over classes and runs, as in the Wilcoxon tests. The level is 1 - confidence.
     """
     rows: dict[str, list[tuple[Line, pd.Series]]] = {}
     for group, line in zip(experiment_groups(runs, experiment), lines, strict=True):
-        scores = case_class_means(scored_cases(runs, group)).mean(axis=1)
+        scores = case_means(scored_cases(runs, group))
         if group.is_tested and scores.notna().any():
-            rows.setdefault(line["data"], []).append((line, scores))
+            rows.setdefault(line["scored_on"], []).append((line, scores))
     found = []
-    for data, own in rows.items():
+    for own in rows.values():
         if len(own) < 2:
             continue  # a row alone has no order
         table = pd.concat([scores for _, scores in own], axis=1, keys=[line["label"] for line, _ in own])
@@ -60,9 +61,9 @@ def experiment_rankings(runs: Runs, experiment: str | None, lines: Sequence[Line
         try:
             test = rank_test(table, alpha=options.alpha)
         except InputError as error:
-            found.append(Ranking(data, ranked, problem=str(error)))
+            found.append(Ranking(ranked[0]["data"], ranked, problem=str(error)))
         else:
-            found.append(Ranking(data, ranked, test, left_out=len(table) - test.cases))
+            found.append(Ranking(ranked[0]["data"], ranked, test, left_out=len(table) - test.cases))
     return found
 
 
@@ -100,7 +101,7 @@ def _lines(ranking: Ranking, test: RankTest) -> list[dict[str, Any]]:
         against = references[0] if len(references) == 1 and label not in references else None
         lines.append(
             {
-                **{key: line[key] for key in ("row", "label", "role", "data", "reference")},
+                **{key: line[key] for key in ("row", "label", "role", "data", "scored_on", "reference")},
                 "mean_rank": rank,
                 "group": "".join(letter for letter, group in zip(LETTERS, groups, strict=False) if label in group),
                 "p_reference": test.pairs.loc[label, against] if against else float("nan"),

@@ -164,10 +164,13 @@ def _notes(lines: tuple[Line, ...], options: Options) -> tuple[str, ...]:
         f"{options.seed}) of that mean over runs. Cases: scored validation cases. Missed: structures of the references "
         "that predictions lack; invented: structures "
         "that predictions have and the references lack; both over all runs.",
-        "Bold: the best of a column, among the rows of one dataset.",
+        "Bold: the best of a column, among the rows of one dataset and its classes.",
         "Scores are of best.ckpt, which was chosen by validation on the same cases: they are biased upwards, alike in "
         "all rows, as cross-validation with a final checkpoint (nnU-Net's) is not.",
     ]
+    tasks = {(line["data"], line["scored_on"]) for line in lines if line["runs"]}
+    if len(tasks) > len({data for data, _ in tasks}):
+        notes.append("Rows that are scored on different classes are not compared with each other.")
     if any(line["role"] == "training" for line in lines):
         notes.append(
             "Runs of fold=all are scored on the cases that they were trained on: they are in no mean, interval, test "

@@ -20,7 +20,7 @@ class Best:
 
     key: str
     largest: bool
-    among: str = "data"
+    among: str = "scored_on"
 
 
 @dataclass(frozen=True)
