@@ -17,7 +17,9 @@ from e2enet.data.formats.layout import RawDataset
 from e2enet.data.formats.scheme import LabelScheme
 from e2enet.evaluation.folder import Pairs
 from e2enet.evaluation.pairing import find_label_images
+from e2enet.inference.finished import file_digest
 from e2enet.inference.folds import FoldRuns
+from e2enet.inference.largest_component import BEST
 from e2enet.runs.folders import SweepJob, read_config
 
 NAMED = 5  # cases that a message lists
@@ -32,7 +34,8 @@ class OutOfFold:
         folds: {case: the fold that validates it}.
         scheme: The dataset's labels, regions and ignore label.
         scoring: Keyword arguments of `score_files`: nsd_tolerance, label_map, regions, unit.
-        origin: What postprocessing.json records about these runs: experiment, row, seed, data, runs, n_cases.
+        origin: What postprocessing.json records about these runs: experiment, row, seed, data, runs, n_cases, and the
+            digests of their best checkpoints.
     """
 
     pairs: Pairs
@@ -129,11 +132,13 @@ def _listed(cases: Sequence[str]) -> str:
 
 def _origin(folds: FoldRuns, num_cases: int) -> dict[str, Any]:
     job = folds.jobs[0]
+    runs = {str(run.folder.relative_to(folds.sweep)): run.folder / BEST for run in folds.jobs}
     return {
         "experiment": folds.configuration.experiment,
         "row": folds.configuration.row,
         "seed": job.seed,
         "data": job.data,
-        "runs": [str(run.folder.relative_to(folds.sweep)) for run in folds.jobs],
+        "runs": list(runs),
+        "checkpoints": {run: file_digest(file) for run, file in runs.items() if file.is_file()},
         "n_cases": num_cases,
     }

@@ -2,14 +2,16 @@
 
 A component is a set of voxels of one class joined across faces, edges or corners (26-connected). The file is written by
 `python -m e2enet.evaluation.out_of_fold SWEEP_FOLDER --postprocessing`, which chooses the classes. It is found by the
-folders of the runs that decided.
+folders of the runs that decided, and serves only the weights that they had then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -17,10 +19,12 @@ from scipy import ndimage
 from e2enet.common.errors import InputError
 from e2enet.common.files import read_json
 from e2enet.data.formats.scheme import LabelScheme, class_key
+from e2enet.inference.finished import file_digest
 
 POSTPROCESSING_FILE = "postprocessing.json"
 # Subfolder of a sweep or run folder: it has a folder per configuration, each with the file above.
 OUT_OF_FOLD = "out_of_fold"
+BEST = "checkpoints/best.ckpt"  # in a run folder: the weights whose predictions decide
 CONNECTIVITY = 26
 NEIGHBOURHOOD = np.ones((3, 3, 3), dtype=bool)
 # A label, or the labels of a region.
@@ -37,18 +41,21 @@ class Postprocessing:
             improves no class.
         labels: Label or region -> name of all classes that could be chosen.
         runs: Folders of the runs whose validation cases decided, relative to `path`'s sweep folder.
+        digests: Run -> `file_digest` of its best checkpoint at that time; empty in files of earlier versions.
+        command: What makes the file anew.
     """
 
     path: Path
     classes: tuple[ClassLabels, ...]
     labels: dict[ClassLabels, str]
     runs: tuple[str, ...]
+    digests: dict[str, str] = field(default_factory=dict)
+    command: str = ""
 
     @property
     def run_folders(self) -> set[Path]:
-        """The resolved run folders; they are in the folder above out_of_fold/."""
-        sweep = self.path.resolve().parent.parent.parent
-        return {(sweep / run).resolve() for run in self.runs}
+        """The resolved run folders."""
+        return {(_sweep(self.path) / run).resolve() for run in self.runs}
 
     def describe(self) -> str:
         """Describe the postprocessing in words."""
@@ -98,6 +105,8 @@ def read_postprocessing(path: str | Path) -> Postprocessing:
             classes=tuple(read_class(label) for label in content["keep_largest"]),
             labels={read_class(label): str(entry["name"]) for label, entry in content["classes"].items()},
             runs=tuple(str(run) for run in content["runs"]),
+            digests={str(run): str(digest) for run, digest in content.get("checkpoints", {}).items()},
+            command=_command(path, content),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
@@ -114,16 +123,42 @@ def find_postprocessing(runs: Sequence[Path]) -> Postprocessing | None:
     """Return the choice stored beside these run folders that all of them (perhaps with other folds) decided, or None.
 
     Raises:
-        InputError: there are several different choices, or one cannot be read.
+        InputError: there are several different choices, one cannot be read, or one of the runs has other weights now.
     """
     wanted = {run.resolve() for run in runs}
     folders = {folder for run in wanted for folder in (run, run.parent)}
     paths = sorted(path for folder in folders for path in folder.glob(f"{OUT_OF_FOLD}/*/{POSTPROCESSING_FILE}"))
     found = [choice for choice in map(read_postprocessing, paths) if wanted <= choice.run_folders]
+    for choice in found:
+        _require_same_weights(choice, wanted)
     if len({choice.classes for choice in found}) > 1:
         named = ", ".join(str(choice.path) for choice in found)
         raise InputError(f"postprocessing=auto: {named} differ; expected one, or postprocessing=FILE")
     return found[0] if found else None
+
+
+def _require_same_weights(choice: Postprocessing, runs: set[Path]) -> None:
+    """Raise InputError if the best checkpoint of one of these runs is not the one that decided."""
+    folders = {(_sweep(choice.path) / run).resolve(): digest for run, digest in choice.digests.items()}
+    files = {folder / BEST: digest for folder, digest in folders.items() if folder in runs}
+    changed = [file for file, digest in files.items() if file.is_file() and file_digest(file) != digest]
+    if changed:
+        raise InputError(
+            f"{choice.path}: was chosen by other weights than those in {', '.join(map(str, changed))}; make it anew "
+            f"({choice.command}), or remove it"
+        )
+
+
+def _sweep(path: Path) -> Path:
+    """The folder that a choice belongs to: the one above out_of_fold/."""
+    return path.resolve().parent.parent.parent
+
+
+def _command(path: Path, content: Mapping[str, Any]) -> str:
+    keys = {key: content.get(key) for key in ("experiment", "row", "seed")}
+    chosen = [word for key, value in keys.items() if value is not None for word in (f"--{key}", str(value))]
+    words = ["python", "-m", "e2enet.evaluation.out_of_fold", str(_sweep(path)), *chosen, "--postprocessing"]
+    return shlex.join(words)
 
 
 def as_stored(label: ClassLabels) -> int | str:

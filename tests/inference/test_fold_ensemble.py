@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,6 +108,22 @@ def test_predicting_with_the_stored_choice_gives_the_postprocessed_out_of_fold_i
     predicted = labels_in(sweep.parent / "out")
     for name, labels in expected.items():
         np.testing.assert_array_equal(predicted[name], labels)
+
+
+def test_a_choice_is_made_anew_for_other_weights(sweep: Path, write_checkpoint: Callable[..., Path]) -> None:
+    score_out_of_fold([str(sweep), "--postprocessing"])
+    path = sweep / "out_of_fold" / "seed0" / "postprocessing.json"
+    before = read_json(path)["checkpoints"]
+    write_checkpoint("sweep/fold1/checkpoints/best.ckpt", seed=9)
+    config = settings(sweep / "fold1", sweep, "out")
+    with pytest.raises(InputError, match=r"postprocessing\.json: was chosen by other weights") as caught:
+        run_prediction(config)
+    assert not config.output.exists()
+    (command,) = re.findall(r"\((python .*)\)", str(caught.value))
+    score_out_of_fold(shlex.split(command)[3:])
+    after = read_json(path)["checkpoints"]
+    assert [run for run in before if before[run] != after[run]] == ["fold1"] and len(after) == 5
+    assert run_prediction(config) == {}
 
 
 def test_the_choice_is_taken_for_the_folds_of_a_sweep_unless_told_not_to(

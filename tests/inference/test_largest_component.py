@@ -11,6 +11,7 @@ import pytest
 
 from e2enet.common.errors import InputError
 from e2enet.data.formats.scheme import LabelScheme
+from e2enet.inference.finished import file_digest
 from e2enet.inference.largest_component import find_postprocessing, keep_largest, read_postprocessing, require_labels
 
 CONTENT = {
@@ -106,9 +107,35 @@ def test_choices_that_contradict_each_other(sweep: Path, write: Write) -> None:
         find_postprocessing([sweep / "fold0"])
 
 
+def write_weights(run: Path, text: str) -> str:
+    """Give a run weights; return their digest."""
+    path = run / "checkpoints" / "best.ckpt"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    return file_digest(path)
+
+
+def test_a_choice_does_not_outlive_the_weights_that_decided(sweep: Path, write: Write) -> None:
+    runs = [sweep / "fold0", sweep / "fold1"]
+    digests = {run.name: write_weights(run, f"{run.name} after 100 epochs") for run in runs}
+    keys = {"experiment": None, "row": "s80 (a=1)", "seed": 0}
+    path = write(checkpoints=digests, **keys)
+    assert find_postprocessing(runs) is not None
+    write_weights(runs[1], "fold1 after 400 epochs")
+    with pytest.raises(InputError, match="was chosen by other weights than those in") as caught:
+        find_postprocessing(runs)
+    command = f"python -m e2enet.evaluation.out_of_fold {sweep} --row 's80 (a=1)' --seed 0 --postprocessing"
+    assert str(path) in str(caught.value) and f"({command})" in str(caught.value)
+    assert "fold1/checkpoints/best.ckpt" in str(caught.value) and "fold0/" not in str(caught.value)
+    assert find_postprocessing(runs[:1]) is not None  # this run has the weights that it had
+    write()  # as earlier versions wrote it
+    assert find_postprocessing(runs) is not None
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"checkpoints": ["fold0"]}, "not a choice of postprocessing"),
         ({"keep_largest": [3]}, r"keep_largest names \[3\]; expected labels out of \[1, 2\]"),
         ({"classes": None}, "not a choice of postprocessing"),
         ({"runs": 3}, "not a choice of postprocessing"),
