@@ -112,7 +112,6 @@ def run_training(
         goes_on = parts.resume is not None and not later
         loggers = build_loggers(parts.loggers, run_folder, goes_on=goes_on, config=parts.config)
         trainer = build_trainer(parts, module, run_folder, loggers, identity, own)
-        path = checkpoint.path if checkpoint else None
         _draw_masks(trainer, module)
         if trainer.is_global_zero:
             choose_engine(trainer, module, measure=parts.trainer["probe"])
@@ -120,7 +119,7 @@ def run_training(
         if parts.trainer["probe"] and trainer.is_global_zero and not distributed.is_initialized():
             probe_step(trainer, module)
         with naming_held_cases(lambda: trainer.train_dataloader):
-            trainer.fit(module, datamodule=data, ckpt_path=path)
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint.path if checkpoint else None)
         own.take(trainer)
     except SystemExit as error:
         # Lightning turns Ctrl-C into an exit that looks like a failure, and SIGTERM into one that looks like success.
