@@ -54,7 +54,7 @@ def print_result(store: CaseStore) -> None:
 
 
 def find_leftovers(store: CaseStore) -> list[str]:
-    """Return a line about prepared cases without a raw case, and a line about cases prepared for other plans.
+    """Return a line about prepared cases without a raw case, and a line about cases prepared for other plans or labels.
 
     Nothing is deleted, since another plan or a moved folder may still use them.
     """
@@ -69,7 +69,9 @@ def find_leftovers(store: CaseStore) -> list[str]:
         lines.append(f"no raw case any more, not used, may be deleted: {named} ({size} in {store.folder})")
     if others:
         size = _size(path for folder in others for path in folder.iterdir())
-        lines.append(f"prepared for other plans, may be deleted: {', '.join(path.name for path in others)} ({size})")
+        lines.append(
+            f"prepared for other plans or labels, may be deleted: {', '.join(path.name for path in others)} ({size})"
+        )
     return lines
 
 

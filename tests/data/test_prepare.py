@@ -16,12 +16,14 @@ import torch
 
 from e2enet.common.errors import InputError
 from e2enet.data.formats.layout import RawDataset, read_msd
+from e2enet.data.formats.scheme import LabelScheme
 from e2enet.data.formats.volume import read_label, read_volume, to_native
 from e2enet.data.planning.plan import Plan
 from e2enet.data.planning.plan_file import plan_dataset
 from e2enet.data.preparation.cases import prepare_cases
 from e2enet.data.preparation.preprocess import preprocess
 from e2enet.data.preparation.restore import restore_labels
+from e2enet.data.preparation.store import plan_key
 
 SHAPE = (12, 14, 6)
 
@@ -91,6 +93,37 @@ def test_finished_cases_are_kept_until_something_changes(tmp_path: Path) -> None
     coarse = prepare_cases(dataset, dataset.training, replace(plan, spacing=(3, 2, 2)), tmp_path / "prepared")
     assert coarse[0].shape == (4, 5, 6)
     assert times() == second  # another spacing has its own folder
+
+
+def test_cases_of_other_labels_or_raw_files_never_replace_those_that_a_run_reads(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "one" / "raw")
+    plan, folder = plan_dataset(dataset, tmp_path / "prepared"), tmp_path / "prepared"
+    first = prepare_cases(dataset, dataset.training, plan, folder)
+    # As in earlier versions, so that what they prepared is used.
+    assert first[0].image.parent.name == f"cases_{plan_key(plan)[:10]}"
+    files = [path for path in first[0].image.parent.iterdir()]
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+    regions = {"all": (1, 2), "b": (2,)}
+    others = [
+        replace(dataset, label_map={2: 1}, scheme=LabelScheme({0: "background", 1: "a"})),
+        replace(dataset, scheme=LabelScheme({0: "background", 1: "a"}, ignore=2)),
+        replace(dataset, scheme=LabelScheme(dataset.labels, regions=regions, order=(2, 2))),
+        replace(dataset, scheme=LabelScheme(dataset.labels, regions=dict([*regions.items()][::-1]), order=(2, 2))),
+        replace(dataset, patterns=("{case}_t2.nii.gz",)),
+        write_dataset(tmp_path / "two" / "raw"),
+    ]
+    places = {first[0].image.parent}
+    for number, other in enumerate(others, start=1):
+        made = prepare_cases(other, other.training, plan, folder)
+        assert prepare_cases(other, other.training, plan, folder) == made
+        places.add(made[0].image.parent)
+        assert len(places) == number + 1
+    assert np.unique(prepare_cases(others[0], dataset.training, plan, folder)[0].open_label()).tolist() == [0, 1]
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files} == before
+    (tmp_path / "one").rename(tmp_path / "moved")
+    moved = read_msd(tmp_path / "moved" / "raw")
+    assert prepare_cases(moved, moved.training, plan, folder) == first
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files} == before
 
 
 def test_a_bad_case_does_not_stop_the_others(tmp_path: Path) -> None:

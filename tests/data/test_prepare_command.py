@@ -72,7 +72,7 @@ def test_leftovers_are_named_and_stay(
     toy.label("f").unlink()
     main([*arguments, "plan.spacing=[4,2,2]"])
     said = capsys.readouterr().out
-    assert "prepared for other plans, may be deleted: cases_" in said
+    assert "prepared for other plans or labels, may be deleted: cases_" in said
     assert "no raw case any more" not in said  # CT: other cases have other intensities, hence a new folder
     toy.describe(training=training, modality={"0": "MRI"})
     main(arguments)

@@ -32,6 +32,7 @@ class RawDataset:
         regions: Name -> labels united, scored in addition to the labels; may be empty.
         only_trained: Ids of training cases that no fold validates on.
         excluded: Ids that the config leaves out. They are in none of the parts.
+        patterns: How the config chose the files: patterns and the texts of the channels. Empty if they were listed.
     """
 
     name: str
@@ -46,6 +47,7 @@ class RawDataset:
     regions: dict[str, tuple[int, ...]] = field(default_factory=dict)
     only_trained: frozenset[str] = frozenset()
     excluded: tuple[str, ...] = ()
+    patterns: tuple[str, ...] = ()
 
     @property
     def labels(self) -> dict[int, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ class FolderLayout(Layout):
         if unlabelled:
             files = [case.images[0] for case in unlabelled]
             problems.append(told_of(folder, files, "has no label: a test case"))
-        return build_raw_dataset(
+        dataset = build_raw_dataset(
             folder.name,
             folder,
             self.channels,
@@ -120,6 +121,8 @@ class FolderLayout(Layout):
             test=[*parts["test"], *unlabelled],
             problems=problems,
         )
+        patterns = (self.patterns.image.text, self.patterns.label.text, self.patterns.case, *self.patterns.modalities)
+        return replace(dataset, patterns=(*patterns, str(sorted(self.folders.items()))))
 
     def find_cases(self, source: Path, problems: list[Problem]) -> list[Case] | None:
         """Return the cases to predict in `source`; None if it does not follow the layout.

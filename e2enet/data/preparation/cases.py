@@ -18,7 +18,7 @@ from e2enet.data.planning.case_workers import work_on_cases
 from e2enet.data.planning.plan import Plan
 from e2enet.data.preparation.forecast import forecast
 from e2enet.data.preparation.preprocess import preprocess, preprocess_inside, preprocess_label
-from e2enet.data.preparation.store import CaseStore, PreparedCase
+from e2enet.data.preparation.store import CaseStore, PreparedCase, claim
 from e2enet.system.locks import locked_folder
 
 
@@ -27,16 +27,19 @@ def prepare_cases(
 ) -> list[PreparedCase]:
     """Preprocess the cases that are not yet in the folder and return all, in the given order.
 
-    A case is prepared again if one of its inputs changed: the plan's spacing, depth axis or normalisation, the label
-    map, size or time of a raw file. `workers` processes share the work (None: as many as cores and free memory allow;
-    0: this process). The result does not depend on their number. A run that is killed leaves no half-finished case. Two
-    runs at once take turns. One InputError lists all cases that cannot be used, after the others are done.
+    A case is prepared again if the size or time of one of its raw files changed. Another spacing, depth axis,
+    normalisation, label map, ignore label or regions has its own cases (`CaseStore`). `workers` processes share the
+    work (None: as many as cores and free memory allow; 0: this process). The result does not depend on their number. A
+    run that is killed leaves no half-finished case. Two runs at once take turns. One InputError lists all cases that
+    cannot be used, after the others are done.
     """
     store = CaseStore.of(folder, dataset, plan)
     wanted = list(cases)
     found = [store.find(case) for case in wanted]
     if None in found:
         with locked_folder(Path(folder), f"Preparing {dataset.name}"):
+            claim(Path(folder), dataset)
+            store = CaseStore.of(folder, dataset, plan)
             # Searched again: another run may have prepared them while this one waited.
             _prepare_missing(store, [case for case in wanted if store.find(case) is None], workers)
         found = [store.find(case) for case in wanted]

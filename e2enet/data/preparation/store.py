@@ -1,8 +1,10 @@
 """Prepared cases on disk: a float32 image, a label and coordinates of foreground; arrays are memory-mapped when read.
 
 Folder: `<folder>/cases_<key>/<case>.{image.npy,label.npy,inside.npy,foreground.npz,json}`. The key is a hash of
-spacing, depth axis and normalisation. So plans that differ only in patch or batch share their cases, and others never
-mix. The record (json) is removed first and written last: if it exists, the case is complete.
+spacing, depth axis and normalisation, and of a label map, an ignore label and regions. So plans that differ only in
+patch or batch share their cases. Others never mix, even while another run reads its cases. For the same reason, a
+second raw folder of the same name and a second choice of its files have their own key (`claim`). The record (json) is
+removed first and written last: if it exists, the case is complete.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +24,7 @@ from e2enet.data.planning.plan import Plan
 from e2enet.data.preparation.foreground import StoredCoordinates, sample_coordinates, write_coordinates
 
 PREPARATION_VERSION = 3  # raise it when preprocessing changes, so that older caches are remade
+OWNER_FILE = "raw_folder.json"
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,11 @@ class CaseStore:
     @classmethod
     def of(cls, folder: str | Path, dataset: RawDataset, plan: Plan) -> CaseStore:
         """The store in the dataset's prepared folder."""
-        return cls(Path(folder) / f"cases_{plan_key(plan)[:10]}", dataset, plan)
+        owner = _owner(Path(folder))
+        own = {} if owner in (None, _origin(dataset)) else _origin(dataset)
+        content = {**_label_content(dataset), **own}
+        key = content_key({"plan": plan_key(plan), **content}) if content else plan_key(plan)
+        return cls(Path(folder) / f"cases_{key[:10]}", dataset, plan)
 
     def find(self, case: Case) -> PreparedCase | None:
         """Return the prepared case if it is complete and was made from the present raw files; else None."""
@@ -119,12 +127,38 @@ class CaseStore:
         return self.folder / f"{case.id}{ending}"
 
 
+def claim(folder: Path, dataset: RawDataset) -> None:
+    """Record whose cases the prepared folder holds, unless a raw folder that still exists has been recorded.
+
+    The recorded one keeps the key of earlier versions. Call it while the folder is locked.
+    """
+    if _owner(folder) is None:
+        write_json(folder / OWNER_FILE, _origin(dataset))
+
+
 def plan_key(plan: Plan) -> str:
     """Hash of the plan's values that change a prepared case: depth axis, spacing and normalisation."""
     content = plan.to_dict()
     return content_key(
         {name: content[name] for name in ("depth_axis", "spacing", "normalisation")} | {"v": PREPARATION_VERSION}
     )
+
+
+def _label_content(dataset: RawDataset) -> dict[str, Any]:
+    """What changes prepared labels beside the plan; empty for labels as the files have them."""
+    label_map = sorted(dataset.label_map.items())
+    regions = {"order": list(dataset.scheme.regions)} if dataset.scheme.regions else {}
+    return {**({"label_map": label_map} if label_map else {}), **dataset.scheme.special, **regions}
+
+
+def _origin(dataset: RawDataset) -> dict[str, Any]:
+    return {"folder": str(dataset.folder.resolve()), "patterns": list(dataset.patterns)}
+
+
+def _owner(folder: Path) -> dict[str, Any] | None:
+    """The origin of the cases in a prepared folder; None if there is none, or its raw folder was moved or deleted."""
+    owner = read_remembered(folder / OWNER_FILE)
+    return owner if owner is not None and Path(str(owner.get("folder"))).is_dir() else None
 
 
 def _save_array(path: Path, array: np.ndarray) -> None:
