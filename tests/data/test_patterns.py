@@ -97,7 +97,7 @@ def test_modalities_by_folder_and_parts(tmp_path: Path) -> None:
     assert [path.parts[-3] for path in dataset.training[0].images] == ["t1", "t2"]
     assert {(case, severity, problem) for case, severity, problem, _ in told} == {
         ("y-2", "error", "2.mha missing"),
-        ("x-1", "warning", "the id is in training and in validation"),
+        ("x-1", "error", f"the id is in training too, as {tmp_path / 'a/t1/x/1.mha'}: another one for either expected"),
     }
 
 

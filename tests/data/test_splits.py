@@ -11,10 +11,11 @@ import pytest
 
 from e2enet.common.errors import InputError
 from e2enet.data.cases.split_file import RunSplit, read_run_split, write_run_split
-from e2enet.data.cases.splits import Split, SplitRule, five_fold, split_dataset
+from e2enet.data.cases.splits import Fold, Split, SplitRule, five_fold, split_dataset
 from e2enet.data.formats.layout import Case, RawDataset
 from e2enet.data.formats.scheme import LabelScheme
 
+GIVEN = {"train": ["t0"], "validation": ["t1"]}
 IDS = [f"case_{number:03d}" for number in range(12)]
 
 
@@ -164,6 +165,13 @@ def test_cases_that_are_only_trained_on_have_folds_of_their_own() -> None:
         (own, expected), (also, left) = (five_fold(names, fold) for names in ([f"t{n}" for n in range(6)], more))
         assert (train, validation) == (sorted([*own, *also]), expected) and left
         assert not set(left) & {*train, *validation, *test}  # the held-out part of these cases is not used at all
+
+
+@pytest.mark.parametrize(("rule", "fold"), [("five_fold", 0), ("five_fold", "all"), ("official", 0), (GIVEN, 0)])
+def test_one_id_in_training_and_validation_is_refused(rule: SplitRule, fold: Fold) -> None:
+    clash = replace(dataset(), validation=(Case("t1", (Path("val/t1.nii.gz"),), Path("val/l.nii.gz")),))
+    with pytest.raises(InputError, match=r"val/t1\.nii\.gz: the id is in training too, as image\.nii\.gz: another"):
+        split_dataset(clash, rule, fold)
 
 
 def test_the_publishers_own_split() -> None:

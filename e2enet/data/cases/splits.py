@@ -19,8 +19,9 @@ import numpy as np
 
 from e2enet.common.errors import InputError, raise_problems
 from e2enet.data.cases.split_file import find_split_file, is_split_file, read_split_file
-from e2enet.data.formats.dataset import RawDataset
+from e2enet.data.formats.dataset import RawDataset, shared_ids
 from e2enet.data.formats.naming import Case
+from e2enet.data.formats.problems import raise_errors
 
 NUM_FOLDS = 5
 SPLIT_SEED = 12345
@@ -64,9 +65,11 @@ def split_dataset(
 
     Raises:
         InputError: the rule or fold is unknown; there are too few cases for five folds; the dataset has no
-            validation cases for `official`; a listed id is unknown or repeated; a list is empty; `group` (see
-            `group_of`) does not match an id; or a rule other than `five_fold` separates the cases of a group.
+            validation cases for `official`; a listed id is unknown or repeated; a list is empty; a training case and
+            a validation case have the same id; `group` (see `group_of`) does not match an id; or a rule other than
+            `five_fold` separates the cases of a group.
     """
+    raise_errors(shared_ids(dataset.training, dataset.validation), f"{dataset.folder} cannot be split:")
     labelled = {case.id: case for case in (*dataset.training, *dataset.validation)}
     count = 1
     if fold == "all" or (fold == "every" and rule == "five_fold" and group is None):  # even with too few cases to split

@@ -81,7 +81,8 @@ def build_raw_dataset(
             case_error(name, f"{part} lists case {name} more than once") for name, n in sorted(counts.items()) if n > 1
         ]
     ids = {part: {case.id for case in cases} for part, cases in parts.items()}
-    for first, second in (("training", "validation"), ("training", "test"), ("validation", "test")):
+    problems += shared_ids(parts["training"], parts["validation"])
+    for first, second in (("training", "test"), ("validation", "test")):
         shared = sorted(ids[first] & ids[second])
         problems += [case_warning(name, f"the id is in {first} and in {second}") for name in shared]
     problems += _shared_labels((*parts["training"], *parts["validation"], *parts["test"]))
@@ -105,6 +106,18 @@ def build_raw_dataset(
         table.scored_regions,
         frozenset(only_trained),
     )
+
+
+def shared_ids(training: Iterable[Case], validation: Iterable[Case]) -> list[Problem]:
+    """Return an error for each id of a training case and a validation case: one would take the other's place."""
+    images = {case.id: case.images[0] for case in training}
+    return [
+        case_error(
+            case.id, f"the id is in training too, as {images[case.id]}: another one for either expected", case.images[0]
+        )
+        for case in validation
+        if case.id in images
+    ]
 
 
 def _present(test: Iterable[Case], problems: list[Problem]) -> Iterator[Case]:
