@@ -22,6 +22,7 @@ from e2enet.data.formats.naming import Case, result_ending
 from e2enet.data.formats.opening import files_of
 
 FOLDER = ".predicted"
+OVERLAY, PROBABILITIES = ".png", ".npz"  # endings of the files beside a label image
 MAX_LINES = 8  # of a message that lists results
 VERSION = 2  # increase it when the same weights and settings give other results than before
 
@@ -87,8 +88,19 @@ class ResultLedger:
 
     @contextmanager
     def recording(self, case: Case, scan: str, more: Sequence[str]) -> Iterator[None]:
-        """Record the result whose files the block writes; `scan` is the `scan_digest` from before reading the scan."""
-        record = {"finished": False, "more": list(more), "scan": scan, "recipe": dict(self.recipe)}
+        """Record the result whose files the block writes; `scan` is the `scan_digest` from before reading the scan.
+
+        Files beside an earlier result that the block does not write are deleted first, unless they are what this run
+        would write: overlay and probabilities of another model must not stand beside this one's labels.
+        """
+        record: dict[str, Any] = {"finished": False, "more": list(more), "scan": scan, "recipe": dict(self.recipe)}
+        earlier = self._read(case) or record
+        others = [ending for ending in (OVERLAY, PROBABILITIES) if ending in earlier["more"] and ending not in more]
+        if earlier["finished"] and all(earlier[key] == record[key] for key in ("recipe", "scan")):
+            record["more"] = [*more, *others]
+        else:
+            for ending in others:
+                (self.folder / f"{case.id}{ending}").unlink(missing_ok=True)
         write_json(self._record(case), record)
         yield
         write_json(self._record(case), record | {"finished": True})

@@ -20,7 +20,7 @@ from e2enet.data.formats.volume import Volume, read_label_on, read_volume, to_ra
 from e2enet.data.preparation.preprocess import Preprocessed, preprocess
 from e2enet.data.preparation.restore import OnPlane, restore_labels
 from e2enet.inference.checkpoint import LoadedModel
-from e2enet.inference.finished import VERSION, ResultLedger, file_digest, scan_digest
+from e2enet.inference.finished import OVERLAY, PROBABILITIES, VERSION, ResultLedger, file_digest, scan_digest
 from e2enet.inference.forecast import require_room_to_predict, require_room_to_read
 from e2enet.inference.largest_component import ClassLabels, as_stored, keep_largest
 from e2enet.inference.overlay import save_overlay
@@ -128,7 +128,7 @@ def predict_cases(
             folder is not writable.
     """
     output = Path(output)
-    more = [".png"] * overlay + [".npz"] * probabilities
+    more = [OVERLAY] * overlay + [PROBABILITIES] * probabilities
     results = ResultLedger(output, file_ending, _recipe(models, settings, keep_largest_of))
     _require_other_files(cases, results)
     results.require_one_ending(cases)
@@ -160,7 +160,7 @@ def predict_cases(
                         prediction = replace(prediction, labels=keep_largest(prediction.labels, keep_largest_of))
                     with results.recording(case, scan, more):
                         if spool:
-                            spool.write(output / f"{case.id}.npz", prediction.geometry)
+                            spool.write(output / f"{case.id}{PROBABILITIES}", prediction.geometry)
                         write_prediction(prediction, case, models[0], results.path(case))
             except (InputError, OSError, RuntimeError, MemoryError, ValueError) as error:
                 # torch also raises RuntimeError if a device is out of memory.
@@ -196,7 +196,7 @@ def write_prediction(prediction: Prediction, case: Case, model: LoadedModel, pat
             reference = model.scheme.without_ignored(reference)
         image, shown = to_ras_frame(prediction.image, prediction.geometry)  # pictures name their sides
         save_overlay(
-            path.with_name(f"{case.id}.png"),
+            path.with_name(f"{case.id}{OVERLAY}"),
             image,
             to_ras_frame(prediction.labels, prediction.geometry)[0],
             labels=model.scheme.names,

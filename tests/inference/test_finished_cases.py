@@ -134,10 +134,53 @@ def test_a_result_whose_run_was_stopped_is_made_anew(
     assert "a.nii.gz" not in str(caught.value)
 
 
-def test_probabilities_of_an_earlier_result_are_not_taken_for_this_ones(predict: Predict, out: Path) -> None:
+def names(out: Path) -> list[str]:
+    return list(times(out))
+
+
+def test_files_of_another_model_do_not_stay_beside_new_labels(predict: Predict, out: Path) -> None:
+    assert predict(probabilities=True, overlay=True) == {}
+    (out / "a.txt").write_text("notes of the user")
+    before = times(out)
+    assert predict(seed=1, overlay=True, overwrite=True) == {}
+    assert names(out) == ["a.nii.gz", "a.png", "a.txt", "b.nii.gz", "b.png"]
+    assert times(out)["a.png"] > before["a.png"]
+    assert predict(seed=0, overwrite=True) == {}
+    assert names(out) == ["a.nii.gz", "a.txt", "b.nii.gz"]
+    assert predict(probabilities=True) == {}
+    assert names(out) == ["a.nii.gz", "a.npz", "a.txt", "b.nii.gz", "b.npz"]
+
+
+def test_files_of_the_same_result_stay_and_go_with_it(predict: Predict, out: Path) -> None:
     assert predict(probabilities=True) == {}
     before = times(out)
+    assert predict(overlay=True) == {}  # predicts again, for the overlays
+    assert names(out) == ["a.nii.gz", "a.npz", "a.png", "b.nii.gz", "b.npz", "b.png"]
+    assert times(out)["a.npz"] == before["a.npz"]
+    full = times(out)
+    assert predict(overlay=True, probabilities=True) == {} and times(out) == full
     assert predict(seed=1, overwrite=True) == {}
-    assert times(out)["a.npz"] == before["a.npz"]  # not requested, so the old file stays
-    assert predict(seed=1, probabilities=True) == {}
-    assert times(out)["a.npz"] > before["a.npz"]
+    assert names(out) == ["a.nii.gz", "b.nii.gz"]
+
+
+def test_a_record_deletes_nothing_but_overlays_and_probabilities(predict: Predict, out: Path) -> None:
+    assert predict() == {}
+    (out / "a.txt").write_text("notes of the user")
+    path = out / ".predicted" / "a.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"more": [".txt", "/../a.txt", 1]}))
+    assert predict(seed=1, overwrite=True) == {}
+    assert names(out) == ["a.nii.gz", "a.txt", "b.nii.gz"]
+
+
+def test_a_failed_case_keeps_all_of_its_earlier_result(
+    predict: Predict, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert predict(probabilities=True) == {}
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+    def fail(*args: Any, **more: Any) -> None:
+        raise InputError("no memory")
+
+    monkeypatch.setattr(predictor, "predict_case", fail)
+    assert predict(seed=1, overwrite=True) == {"a": "no memory", "b": "no memory"}
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
