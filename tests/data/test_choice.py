@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from e2enet.data.check import main as check
 from e2enet.data.checking.patients import guess_patients
 from e2enet.data.checking.run import check_dataset
 from e2enet.data.datamodule import SegmentationDataModule
+from e2enet.data.formats.dataset import RawDataset
+from e2enet.data.formats.naming import Case
+from e2enet.data.formats.scheme import LabelScheme
 from e2enet.data.layouts.described import MSDLayout
 from e2enet.data.prepare import main as prepare
 
@@ -79,6 +83,28 @@ def test_a_limit_leaves_errors_of_later_cases_alone(toy: Any) -> None:
     toy.write_label(train[-1])
     toy.write_label(validation[0], np.full((8, 9, 6), 9, np.uint8))
     assert [(case, severity) for case, severity, _ in found(toy, CaseChoice(limit=2))] == [(validation[0], "error")]
+
+
+def test_a_limit_keeps_the_share_of_cases_that_are_only_trained_on() -> None:
+    """AMOS: 200 CT cases, which are only trained on, sort before 40 MRI cases."""
+    ids = [f"amos_{number:04d}" for number in (*range(1, 201), *range(507, 547))]
+    cases = tuple(Case(name, (Path("image"),), Path("label")) for name in ids)
+    scheme = LabelScheme({0: "background", 1: "spleen"})
+    both = RawDataset(
+        "AMOS", Path("amos"), ("CT or MRI",), scheme, ".nii.gz", cases, (), only_trained=frozenset(ids[:200])
+    )
+
+    def mri(chosen: Sequence[Case]) -> list[bool]:
+        return [case.id > "amos_0500" for case in chosen]
+
+    whole, limited = CaseChoice().split(both), CaseChoice(limit=20).split(both)
+    assert mri(limited.train) == [False] * 17 + [True] * 3
+    assert limited.train[:17] == whole.train[:17] and limited.train[17:] == whole.train[160:163]
+    assert limited.validation == whole.validation and mri(whole.validation) == [True] * 8
+    assert mri(CaseChoice(limit=1).split(both).train) == [True]
+    assert CaseChoice(limit=192).split(both) == whole
+    every = CaseChoice("all", limit=20).split(both)
+    assert mri(every.train) == [False] * 17 + [True] * 3 and every.validation == every.train[17:]
 
 
 def test_cases_are_excluded_with_whatever_is_wrong_with_them(toy: Any) -> None:

@@ -167,6 +167,13 @@ def test_cases_that_are_only_trained_on_have_folds_of_their_own() -> None:
         assert not set(left) & {*train, *validation, *test}  # the held-out part of these cases is not used at all
 
 
+def test_all_validates_on_no_case_that_is_only_trained_on() -> None:
+    mixed = replace(dataset(), only_trained=frozenset(["t0", "t4"]))
+    train, validation, _ = ids(split_dataset(mixed, fold="all"))
+    assert train == [f"t{number}" for number in range(6)] and validation == ["t1", "t2", "t3", "t5"]
+    assert ids(split_dataset(mixed, fold="every"))[1] == train  # every labelled case is prepared
+
+
 @pytest.mark.parametrize(("rule", "fold"), [("five_fold", 0), ("five_fold", "all"), ("official", 0), (GIVEN, 0)])
 def test_one_id_in_training_and_validation_is_refused(rule: SplitRule, fold: Fold) -> None:
     clash = replace(dataset(), validation=(Case("t1", (Path("val/t1.nii.gz"),), Path("val/l.nii.gz")),))

@@ -73,7 +73,9 @@ def split_dataset(
     labelled = {case.id: case for case in (*dataset.training, *dataset.validation)}
     count = 1
     if fold == "all" or (fold == "every" and rule == "five_fold" and group is None):  # even with too few cases to split
-        train_ids = validation_ids = sorted(case.id for case in dataset.training)
+        train_ids = sorted(case.id for case in dataset.training)
+        only_trained = dataset.only_trained if fold == "all" else ()
+        validation_ids = [name for name in train_ids if name not in only_trained]
     else:
         folds = _folds(dataset, rule, group, labelled)
         count = len(folds)
