@@ -6,6 +6,7 @@ import faulthandler
 import signal
 import sys
 from collections.abc import Sequence
+from functools import reduce
 from types import FrameType
 from typing import Any
 
@@ -42,9 +43,13 @@ def collate_patches(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     A box for a patch of 64 x 160 x 160 holds 1.6 times the patch's voxels on average. Padding a batch of two to the
     larger box would send 2.1 times the voxels to the device. One size that fits every draw would send 12 times.
+
+    Labels are uint8 or int16 by case. In a batch of both all are int16: in a worker, `default_collate` would write them
+    in the type of the first sample, where 300 as uint8 is 44.
     """
     if "draw" not in samples[0]:
-        return default_collate(list(samples))
+        wide = reduce(torch.promote_types, (sample["label"].dtype for sample in samples))
+        return default_collate([{**sample, "label": sample["label"].to(wide)} for sample in samples])
     return {key: [sample[key] for sample in samples] for key in samples[0]}
 
 
