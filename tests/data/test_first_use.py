@@ -80,6 +80,21 @@ def test_a_changed_file_and_another_label_table_are_looked_at_again(
     assert len(checks) == 3
 
 
+def test_a_changed_training_file_is_looked_at_where_a_test_case_has_its_id(
+    source: DataSource, checks: list[Path], tmp_path: Path
+) -> None:
+    image = source.folder / "imagesTr" / "b.nii.gz"
+    (source.folder / "imagesTs").mkdir()
+    (source.folder / "imagesTs" / "b.nii.gz").write_bytes((source.folder / "imagesTr" / "c.nii.gz").read_bytes())
+    content = json.loads((source.folder / "dataset.json").read_text())
+    (source.folder / "dataset.json").write_text(json.dumps(content | {"test": ["./imagesTs/b.nii.gz"]}))
+    for number in (1, 2):
+        check_at_first_use(source, tmp_path / "prepared")
+        check_at_first_use(source, tmp_path / "prepared")
+        assert len(checks) == number
+        os.utime(image, ns=(0, image.stat().st_mtime_ns + 1))
+
+
 def test_every_error_is_told_and_nothing_remembered(source: DataSource, checks: list[Path], tmp_path: Path) -> None:
     image = source.folder / "imagesTr" / "a.nii.gz"
     image.write_bytes(image.read_bytes()[:-20])

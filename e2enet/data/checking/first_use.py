@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from e2enet.data.checking.run import Report
 
 RECORD = "checked.json"
-CHECK_VERSION = 4  # raise it when the check finds more, so that datasets are checked again
+CHECK_VERSION = 5  # raise it when the check finds more, so that datasets are checked again
 
 
 def check_at_first_use(
@@ -92,9 +92,14 @@ def _dataset_key(source: DataSource) -> str | None:
     problems: list[Problem] = []
     try:
         dataset = source.scan(problems)
-        cases = [*dataset.training, *dataset.validation, *dataset.test]
-        # Missing files are skipped here: the split may not use their case.
-        states = {case.id: file_states(file for file in case.all_files if file.is_file()) for case in cases}
+        parts = {"training": dataset.training, "validation": dataset.validation, "test": dataset.test}
+        # A list, since an id may be in training and in test. Missing files are skipped: the split may not use their
+        # case.
+        states = [
+            [part, case.id, file_states(file for file in case.all_files if file.is_file())]
+            for part, cases in parts.items()
+            for case in cases
+        ]
     except (InputError, OSError):
         return None
     content = {
