@@ -10,7 +10,7 @@ import torch
 import torchio as tio
 
 from e2enet.data.loaders.patch_sampler import start_range
-from e2enet.data.loaders.patches import crop, crop_subject, frame_affine, load_subject
+from e2enet.data.loaders.patches import crop, crop_subject, frame_affine, load_subject, torch_seeded
 from tests.data.conftest import make_case
 
 PATCH = (4, 6, 8)
@@ -57,6 +57,18 @@ def test_affine_of_a_patch_tells_spacing_directions_and_place(tmp_path: Path) ->
         np.testing.assert_allclose(image.affine @ (0, 0, 0, 1), [-2, 6, 6, 1])
         np.testing.assert_allclose(image.affine @ (1, 1, 1, 1), [-1.5, 6.75, 9, 1])
         assert image.spacing == (3.0, 0.5, 0.75) and image.orientation == ("S", "R", "A")
+
+
+def test_seeds_of_patches_are_the_hosts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeded: list[int] = []
+    for device in (torch.cuda, torch.mps, torch.xpu):
+        monkeypatch.setattr(device, "manual_seed_all", seeded.append, raising=False)
+        monkeypatch.setattr(device, "manual_seed", seeded.append)
+    before = torch.get_rng_state()
+    with torch_seeded(np.uint64(2**64 - 1)):
+        drawn = torch.rand(3)
+    assert torch.equal(torch.get_rng_state(), before) and seeded == []
+    assert torch.equal(torch.rand(3, generator=torch.Generator().manual_seed(2**63 - 1)), drawn)
 
 
 @pytest.mark.parametrize(("depth_axis", "orientation"), [(0, "RAS"), (1, "ARS"), (2, "SRA")])

@@ -14,9 +14,10 @@ from e2enet.data.preparation.store import PreparedCase
 
 @contextmanager
 def torch_seeded(seed: np.uint64) -> Iterator[None]:
-    """Seed torch's generator within the block; restore its state after it."""
+    """Seed the host's generator of torch within the block; restore its state after it."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(seed >> np.uint64(1)))  # 63 bits: torch reads a larger one as negative
+        # 63 bits: torch reads a larger one as negative. torch.manual_seed would seed a GPU's generators too.
+        torch.default_generator.manual_seed(int(seed >> np.uint64(1)))
         yield
 
 
