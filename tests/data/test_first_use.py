@@ -85,7 +85,8 @@ def test_a_changed_training_file_is_looked_at_where_a_test_case_has_its_id(
 ) -> None:
     image = source.folder / "imagesTr" / "b.nii.gz"
     (source.folder / "imagesTs").mkdir()
-    (source.folder / "imagesTs" / "b.nii.gz").write_bytes((source.folder / "imagesTr" / "c.nii.gz").read_bytes())
+    voxels = np.random.default_rng(1).normal(size=(6, 6, 6)).astype(np.float32)
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), source.folder / "imagesTs" / "b.nii.gz")
     content = json.loads((source.folder / "dataset.json").read_text())
     (source.folder / "dataset.json").write_text(json.dumps(content | {"test": ["./imagesTs/b.nii.gz"]}))
     for number in (1, 2):
