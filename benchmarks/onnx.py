@@ -112,7 +112,7 @@ def export_network(network: Any, strides: Sequence[Sequence[int]], patch: tuple[
 
     plan = Plan(2, (1.0, 1.0, 1.0), patch, tuple(strides), 1, ({"scheme": "none"},), patch)  # type: ignore[arg-type]
     scheme = LabelScheme({label: str(label) for label in range(16)})
-    export_onnx(LoadedModel(Path(), network, plan, scheme, ("CT",), (), ".nii.gz"), path)
+    export_onnx(LoadedModel(Path(), network, plan, scheme, ("CT",), (), ".nii.gz", ""), path)
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:

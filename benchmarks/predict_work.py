@@ -57,6 +57,7 @@ def predict_scan(work: dict[str, Any]) -> dict[str, float]:
     from e2enet.data.formats.scheme import LabelScheme
     from e2enet.data.planning.plan import Plan
     from e2enet.inference.checkpoint import LoadedModel
+    from e2enet.inference.finished import file_digest
     from e2enet.inference.predictor import WindowSettings, predict_cases
     from e2enet.system.memory import keep_freed_memory
 
@@ -68,7 +69,7 @@ def predict_scan(work: dict[str, Any]) -> dict[str, float]:
     labels = {value: f"organ {value}" for value in range(work["classes"])}
     checkpoint = folder / "trivial.ckpt"
     torch.save(network.state_dict(), checkpoint)  # results are identified by its content
-    model = LoadedModel(checkpoint, network, plan, LabelScheme(labels), ("CT",), (), ".nii.gz")
+    model = LoadedModel(checkpoint, network, plan, LabelScheme(labels), ("CT",), (), ".nii.gz", file_digest(checkpoint))
     case = Case("case", (folder / "images" / "case_0000.nii.gz",))
     cpu, wall = cpu_seconds(), time.perf_counter()
     failures = predict_cases([model], [case], folder / "ours", WindowSettings(), overwrite=True)

@@ -17,6 +17,7 @@ from e2enet.data.formats.grid import Unit
 from e2enet.data.formats.listing import FILE_ENDINGS, spell_endings
 from e2enet.data.formats.scheme import LabelScheme, scheme_problems
 from e2enet.data.planning.plan import Plan
+from e2enet.inference.checkpoint_digest import load_unchanged
 from e2enet.inference.nnunet_model import ENDING as NNUNET_ENDING
 from e2enet.inference.nnunet_model import fold_checkpoint, read_nnunet_checkpoint
 from e2enet.network.build import build_network
@@ -34,6 +35,7 @@ class LoadedModel:
     """A network in eval mode, with the facts of its training that prediction and scoring need.
 
     Attributes:
+        digest: `file_digest` of the checkpoint that was read, which may have been replaced since.
         label_map: Value in the dataset's label files -> label.
         regions: Name -> labels of further regions to score, beside those of the `scheme`.
         numbered_ids: How the dataset's files are named (`naming.has_numbered_ids`).
@@ -48,6 +50,7 @@ class LoadedModel:
     channels: tuple[str, ...]
     mirror_axes: tuple[int, ...]
     file_ending: str
+    digest: str
     label_map: dict[int, int] = field(default_factory=dict)
     regions: dict[str, tuple[int, ...]] = field(default_factory=dict)
     numbered_ids: bool = False
@@ -69,10 +72,14 @@ def load_model(path: str | Path) -> LoadedModel:
     are read (`weights_only`).
 
     Raises:
-        InputError: names the file. It is missing, damaged or not from e2enet train, holds other pickled objects, or
-            does not fit the network that it describes.
+        InputError: names the file. It is missing, damaged or not from e2enet train, holds other pickled objects, does
+            not fit the network that it describes, or is replaced each time while it is read.
     """
     path = checkpoint_file(Path(path))
+    return load_unchanged(path, partial(_load, path))
+
+
+def _load(path: Path, digest: str) -> LoadedModel:
     content = read_nnunet_checkpoint(path) if path.suffix == NNUNET_ENDING else read_checkpoint(path)
     hyper_parameters = content.get("hyper_parameters")
     state = content.get("state_dict")
@@ -122,6 +129,7 @@ def load_model(path: str | Path) -> LoadedModel:
         channels,
         mirror_axes,
         file_ending,
+        digest,
         label_map=label_map,
         regions=regions,
         numbered_ids=bool(dataset.get("numbered_ids", False)),

@@ -34,8 +34,8 @@ class ResultLedger:
     Attributes:
         folder: Where the results are.
         file_ending: Of the label images; None for that of each scan (`naming.result_ending`).
-        recipe: What decides a result beside the scan, in plain containers: the weights (`file_digest` of each
-            checkpoint) and settings, but not those that only affect speed (device, batch of windows).
+        recipe: What decides a result beside the scan, in plain containers: the weights (`LoadedModel.digest` of
+            each) and settings, but not those that only affect speed (device, batch of windows).
     """
 
     folder: Path

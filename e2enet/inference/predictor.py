@@ -20,7 +20,7 @@ from e2enet.data.formats.volume import Volume, read_label_on, read_volume, to_ra
 from e2enet.data.preparation.preprocess import Preprocessed, preprocess
 from e2enet.data.preparation.restore import OnPlane, restore_labels
 from e2enet.inference.checkpoint import LoadedModel
-from e2enet.inference.finished import OVERLAY, PROBABILITIES, VERSION, ResultLedger, file_digest, scan_digest
+from e2enet.inference.finished import OVERLAY, PROBABILITIES, VERSION, ResultLedger, scan_digest
 from e2enet.inference.forecast import require_room_to_predict, require_room_to_read
 from e2enet.inference.largest_component import ClassLabels, as_stored, keep_largest
 from e2enet.inference.overlay import save_overlay
@@ -213,7 +213,7 @@ def _recipe(
     """Return what decides results beside the scans; checkpoint order, device and batch size do not."""
     return {
         "version": VERSION,
-        "checkpoints": sorted(file_digest(model.path) for model in models),
+        "checkpoints": sorted(model.digest for model in models),
         "mirror": settings.mirror,
         "step": settings.step,
         "precision": str(settings.amp_dtype or torch.float32).removeprefix("torch."),

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from e2enet.common.errors import InputError
-from e2enet.inference import predictor
+from e2enet.inference import predictor, run
 from e2enet.inference.config import PredictConfig
+from e2enet.inference.finished import file_digest
 from e2enet.inference.run import run_prediction
 
 Predict = Callable[..., dict[str, str]]
@@ -34,11 +35,11 @@ def predict(write_checkpoint, scans: Path, tmp_path: Path) -> Predict:
     """Return a function that predicts the scans into out/ with the checkpoint of a seed."""
     checkpoints = {seed: write_checkpoint(f"{seed}.ckpt", seed=seed) for seed in (0, 1)}
 
-    def run(seed: int = 0, **changes: Any) -> dict[str, str]:
+    def predict_scans(seed: int = 0, **changes: Any) -> dict[str, str]:
         settings = {"mirror": False, "device": "cpu"} | changes
         return run_prediction(PredictConfig((checkpoints[seed],), scans, tmp_path / "out", **settings))
 
-    return run
+    return predict_scans
 
 
 @pytest.fixture
@@ -87,6 +88,21 @@ def test_other_weights_and_settings_are_never_mixed(
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     assert predict(**changes, overwrite=True) == {}
     assert predict(**changes) == {}  # the results are kept now
+
+
+def test_the_record_names_the_weights_that_were_used(
+    write_checkpoint, predict: Predict, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training that goes on replaces its checkpoint between loading and prediction."""
+    used = file_digest(tmp_path / "0.ckpt")
+    newer = write_checkpoint("newer.ckpt", seed=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "set_prediction_flags", lambda device: newer.replace(tmp_path / "0.ckpt"))
+        assert predict() == {}
+    assert not newer.exists() and file_digest(tmp_path / "0.ckpt") != used
+    assert json.loads((out / ".predicted" / "a.json").read_text())["recipe"]["checkpoints"] == [used]
+    with pytest.raises(InputError, match=r"a\.nii\.gz: by other checkpoints"):
+        predict()
 
 
 def test_another_scan_of_the_same_name(predict: Predict, scans: Path, out: Path, scan: nib.Nifti1Image) -> None:

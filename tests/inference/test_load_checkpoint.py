@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from e2enet.common.errors import InputError
 from e2enet.data.planning.plan import Plan
-from e2enet.inference.checkpoint import load_ensemble, load_model
+from e2enet.inference import checkpoint
+from e2enet.inference.checkpoint import LoadedModel, load_ensemble, load_model
+from e2enet.inference.finished import file_digest
 from e2enet.network import E2ENet
 from e2enet.network.build import build_network
 from e2enet.network.dsff import fusion_layers
@@ -107,6 +111,39 @@ def test_run_folder_means_its_best_checkpoint(write_checkpoint, tmp_path):
     assert load_model(tmp_path / "run").path == path
     with pytest.raises(InputError, match=r"a folder without checkpoints/best\.ckpt"):
         load_model(tmp_path)
+
+
+def replaced_while_read(monkeypatch: pytest.MonkeyPatch, path: Path, versions: list[Path]) -> Callable[[], LoadedModel]:
+    """Return a function that loads `path`, which is replaced by the next of the versions after each read."""
+    read, left = checkpoint.read_checkpoint, iter(versions)
+
+    def read_and_replace(path: Path) -> dict[str, Any]:
+        content = read(path)
+        if (version := next(left, None)) is not None:
+            version.replace(path)
+        return content
+
+    monkeypatch.setattr(checkpoint, "read_checkpoint", read_and_replace)
+    return lambda: load_model(path)
+
+
+def test_the_digest_is_that_of_the_weights_in_memory(write_checkpoint, monkeypatch):
+    """A training may replace its checkpoint while it is read, and later."""
+    paths = [write_checkpoint(f"{seed}.ckpt", seed=seed) for seed in range(4)]
+    expected = [(file_digest(path), load_model(path).network.state_dict()) for path in paths]
+    load = replaced_while_read(monkeypatch, paths[0], [paths[1]])
+    model = load()
+    assert model.digest == expected[1][0] == file_digest(paths[0]) != expected[0][0]
+    assert all(torch.equal(value, expected[1][1][name]) for name, value in model.network.state_dict().items())
+    paths[2].replace(paths[0])
+    assert model.digest == expected[1][0]  # the weights in memory are the same
+
+
+def test_a_file_that_is_replaced_at_every_read_is_refused(write_checkpoint, monkeypatch):
+    paths = [write_checkpoint(f"{seed}.ckpt", seed=seed) for seed in range(4)]
+    load = replaced_while_read(monkeypatch, paths[0], paths[1:])
+    with pytest.raises(InputError, match=r"0\.ckpt: was replaced while it was read, 3 times; a file expected"):
+        load()
 
 
 def test_pickled_objects_are_refused(write_checkpoint):
