@@ -121,6 +121,12 @@ def test_cases_are_excluded_with_whatever_is_wrong_with_them(toy: Any) -> None:
         DataSource(toy.folder, MSDLayout(), exclude=tuple("abcdef")).read()
 
 
+def test_the_folds_are_those_of_the_cases_that_are_left(toy: Any) -> None:
+    fewer = DataSource(toy.folder, MSDLayout(), exclude=("a",)).read()
+    for fold in range(5):
+        assert [case.id for case in CaseChoice(fold).split(fewer).train] == five_fold(list("bcdef"), fold)[0]
+
+
 def test_too_few_cases_for_the_split_are_told_by_check(toy: Any) -> None:
     ((case, severity, problem),) = found(toy, CaseChoice(), ("a", "b"))
     assert (case, severity) == (None, "error") and problem.startswith("4 training cases cannot be split: at least 5")
