@@ -35,7 +35,7 @@ class LoadedModel:
     """A network in eval mode, with the facts of its training that prediction and scoring need.
 
     Attributes:
-        digest: `file_digest` of the checkpoint that was read, which may have been replaced since.
+        digest: `checkpoint_digest` of the files that were read, which may have been replaced since.
         label_map: Value in the dataset's label files -> label.
         regions: Name -> labels of further regions to score, beside those of the `scheme`.
         numbered_ids: How the dataset's files are named (`naming.has_numbered_ids`).

@@ -150,4 +150,7 @@ def _image_digest(path: Path) -> str:
 
 def _spell(name: str, found: Any, wanted: Any) -> str:
     """Describe a difference in words; digests are not shown, since they mean nothing to a reader."""
-    return "by other checkpoints" if name == "checkpoints" else f"{name} {found} -> {wanted}"
+    if name == "checkpoints":
+        # A digest of several is that of a model of nnU-Net (`checkpoint_digest`).
+        return "by other checkpoints" + ", or other plans of nnU-Net" * any(" " in str(digest) for digest in wanted)
+    return f"{name} {found} -> {wanted}"

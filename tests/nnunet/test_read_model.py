@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from e2enet.common.errors import InputError
+from e2enet.common.files import write_json
 from e2enet.data.formats.volume import read_volume
 from e2enet.data.synthetic.scans import CT, draw_organs
 from e2enet.data.synthetic.stored import Encoding, Grid, save_image
@@ -201,6 +202,21 @@ def test_predictions_lie_on_the_scans_own_grid(tmp_path: Path) -> None:
     assert len(np.unique(labels["RAS"])) > 1
     assert not np.array_equal(labels["RAS"], labels["LPS"][::-1, ::-1])
     assert (tmp_path / "out" / "LPS.png").is_file()
+
+
+@pytest.mark.parametrize("name", ["plans.json", "dataset.json"])
+def test_a_finished_prediction_is_of_these_plans_and_labels(tmp_path: Path, name: str) -> None:
+    """They decide results as the weights do: spacing, patch, normalisation, labels."""
+    folder = write_model(tmp_path / "model", make_adapter())
+    scan = draw_organs(np.random.default_rng(0), (24, 20, 6), 2, [CT])
+    (tmp_path / "scans").mkdir()
+    save_image(tmp_path / "scans" / "x_0000.nii.gz", scan.channels, Grid((0.5, 1.0, 3.0)), Encoding("float32"))
+    values = {"checkpoint": str(folder), "input": str(tmp_path / "scans"), "output": str(tmp_path / "out")}
+    config = read_config(values | {"mirror": False})
+    assert run_prediction(config) == {} and run_prediction(config) == {}
+    write_json(folder / name, json.loads((folder / name).read_text()) | {"note": "edited"})
+    with pytest.raises(InputError, match=r"x\.nii\.gz: by other checkpoints, or other plans of nnU-Net"):
+        run_prediction(config)
 
 
 def folds_of(folder: Path, **changes: Any) -> list[str]:
