@@ -239,6 +239,12 @@ class SegmentationModule(pl.LightningModule):
         for config in self.trainer.lr_scheduler_configs if done else ():
             config.scheduler = schedule_after(make, self.trainer.optimizers[0], done)
 
+    def on_train_epoch_end(self) -> None:
+        """Give the score of a resumed epoch to a schedule that follows it: Lightning leaves this epoch out."""
+        loop = self.trainer.fit_loop
+        if loop.restarting and self.training_config["schedule"].get("monitor"):
+            loop.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
+
     def _any_process(self, holds: bool) -> bool:
         """Whether `holds` is true on any process; every process must call this.
 

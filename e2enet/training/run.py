@@ -121,6 +121,7 @@ def run_training(
         with naming_held_cases(lambda: trainer.train_dataloader):
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint.path if checkpoint else None)
         own.take(trainer)
+        _tell_early_end(trainer)
     except SystemExit as error:
         # Lightning turns Ctrl-C into an exit that looks like a failure, and SIGTERM into one that looks like success.
         if isinstance(error.__context__, KeyboardInterrupt):
@@ -200,6 +201,13 @@ def _draw_masks(trainer: pl.Trainer, module: SegmentationModule) -> None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, DSFFCallback):
             callback.setup(trainer, module, "fit")
+
+
+def _tell_early_end(trainer: pl.Trainer) -> None:
+    """Say that training ended before its last step: trainer.max_time or a callback ended it."""
+    done, planned = trainer.global_step, trainer.estimated_stepping_batches
+    if done < planned and trainer.is_global_zero:
+        say(f"training ended after {done} of {planned:.0f} steps, as trainer.max_time or a callback asked for")
 
 
 def _finish(parts: RunParts, run_folder: Path, trainer: pl.Trainer) -> float:

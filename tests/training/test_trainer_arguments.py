@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from e2enet.common.overrides import force_added
 from e2enet.configuration.check import config_problems
 from e2enet.data.formats.scheme import LabelScheme
 from e2enet.training.loggers import last_logged
-from e2enet.training.module import WHOLE_CASES
+from e2enet.training.module import WHOLE_CASES, SegmentationModule
 from e2enet.training.resume import resumed_config
 from e2enet.training.run import run_training
 from e2enet.training.trainer import SUPPLIED_TO_CALLBACKS, build_callbacks
@@ -62,15 +63,18 @@ def test_one_batch_of_everything(places: list[str], tmp_path: Path) -> None:
     assert last_logged(tmp_path, "train/loss") > 0
 
 
-def test_a_time_that_is_up_ends_a_run_that_can_go_on(places: list[str], tmp_path: Path) -> None:
+def test_a_time_that_is_up_ends_a_run_that_can_go_on(
+    places: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     given = ["trainer.max_time={seconds:1}", "training.epochs=1000", "training.validate_every=100"]
     stored = train(tmp_path / "run", places, *given)
     assert 0 < stored["global_step"] < 4000
+    assert f"training ended after {stored['global_step']} of 4000 steps" in " ".join(capsys.readouterr().out.split())
     gone_on = resume(tmp_path / "run", "training.epochs=1000", "trainer.max_time={seconds:1}")
     assert gone_on["global_step"] >= stored["global_step"]
 
 
-def test_a_schedule_that_follows_a_score(places: list[str], tmp_path: Path) -> None:
+def test_a_schedule_that_follows_a_score(places: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = [
         "schedule=plateau",
         "schedule.patience=0",
@@ -86,6 +90,18 @@ def test_a_schedule_that_follows_a_score(places: list[str], tmp_path: Path) -> N
     parts = resume(tmp_path / "parts", "training.epochs=3")
     assert differences(parts["state_dict"], whole["state_dict"]) == []
     assert parts["lr_schedulers"] == whole["lr_schedulers"]
+
+    def stop(module: SegmentationModule, batch: Any, index: int, dataloader_idx: int = 0) -> None:
+        if module.current_epoch == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    for hook in ("on_train_batch_start", "on_validation_batch_start"):
+        with monkeypatch.context() as patch, pytest.raises(SystemExit):
+            patch.setattr(SegmentationModule, hook, stop, raising=False)
+            train(tmp_path / hook, places, *given, "training.epochs=3")
+        stopped = resume(tmp_path / hook)
+        assert differences(stopped["state_dict"], whole["state_dict"]) == [], hook
+        assert stopped["lr_schedulers"] == whole["lr_schedulers"], hook
 
 
 def test_early_stopping_ends_a_run_with_its_scores(places: list[str], tmp_path: Path) -> None:
