@@ -6,12 +6,15 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from e2enet.common.console import say
 from e2enet.network.dsff import apply_masks
 
 try:
     from lightning.pytorch.callbacks import EMAWeightAveraging
 except ImportError as error:
     raise ImportError("weight averaging needs Lightning 2.6 or later") from error
+
+LARGEST_INITIAL_SHARE = 0.05  # of the average at the end of a run
 
 
 class MaskedWeightAveraging(EMAWeightAveraging):
@@ -36,6 +39,18 @@ class MaskedWeightAveraging(EMAWeightAveraging):
             update_starting_at_step=update_starting_at_step,
         )
         self._exchanged = False
+        self._decay, self._every, self._first = decay, update_every_n_steps, update_starting_at_step or 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Tell if the run is too short for this decay: the average would be that of untrained weights."""
+        super().on_train_start(trainer, pl_module)
+        steps = max(0.0, trainer.estimated_stepping_batches - self._first)
+        share = self._decay ** (steps / self._every)
+        if share > LARGEST_INITIAL_SHARE and trainer.is_global_zero:
+            say(
+                f"warning: after {steps:g} averaged steps {share:.0%} of the average is still the weights before them; "
+                f"a smaller decay than {self._decay:g} forgets them sooner (callbacks.weight_averaging.decay)"
+            )
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Exchange latest weights and average."""

@@ -38,6 +38,19 @@ class SaveAroundValidation(pl.Callback):
         trainer.save_checkpoint(self.folder / "within.ckpt")
 
 
+@pytest.mark.parametrize(("decay", "told"), [(0.999, True), (0.5, False)])
+def test_a_run_too_short_for_its_average_is_told(
+    decay: float, told: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = Validated(lambda parameters: torch.optim.SGD(parameters, lr=0.05))
+    average = weight_averaging.MaskedWeightAveraging(decay=decay)
+    batches = DataLoader(TensorDataset(torch.randn(24, 4, 2, 5, 5)), batch_size=2)
+    quiet_trainer(tmp_path, average).fit(module, batches)
+    said = " ".join(capsys.readouterr().out.split())
+    assert ("after 12 averaged steps 99% of the average is still the weights before them" in said) == told
+    assert told or "warning" not in said
+
+
 def test_a_checkpoint_within_a_validation_is_that_before_it(tmp_path: Path) -> None:
     """Lightning exchanges latest weights and average for a validation, and would save them under each other's name."""
     module = Validated(lambda parameters: torch.optim.AdamW(parameters, lr=0.05))
