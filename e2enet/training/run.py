@@ -121,7 +121,6 @@ def run_training(
         with naming_held_cases(lambda: trainer.train_dataloader):
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint.path if checkpoint else None)
         own.take(trainer)
-        _tell_early_end(trainer)
     except SystemExit as error:
         # Lightning turns Ctrl-C into an exit that looks like a failure, and SIGTERM into one that looks like success.
         if isinstance(error.__context__, KeyboardInterrupt):
@@ -212,6 +211,7 @@ def _tell_early_end(trainer: pl.Trainer) -> None:
 
 def _finish(parts: RunParts, run_folder: Path, trainer: pl.Trainer) -> float:
     """Score the best checkpoint if the config asks for it; return the mean validation Dice."""
+    _tell_early_end(trainer)
     best = run_folder / "checkpoints" / "best.ckpt"
     dice = next(callback.latest for callback in trainer.checkpoint_callbacks if isinstance(callback, BestCheckpoint))
     # Without a validated class there is no best checkpoint: use the last one.

@@ -24,7 +24,7 @@ RANKED = Table(
     "Ranked",
     (COLUMNS[0], Column("Dice (%)", number("dice", 1), best=Best("dice", largest=True))),
     tuple(
-        {"label": label, "dice": dice, "data": data, "role": role}
+        {"label": label, "dice": dice, "scored_on": data, "role": role}
         for label, dice, data, role in (
             ("a", 89.94, "A", "row"),
             ("b", 90.02, "A", "row"),
@@ -83,7 +83,7 @@ def test_the_best_of_a_column_is_bold() -> None:
     assert r"b & \textbf{90.0} \\" in to_latex(RANKED, "ranked") and r"d & 99.0 \\" in to_latex(RANKED, "ranked")
     smallest = replace(RANKED, columns=(Column("HD95", number("dice", 1), best=Best("dice", largest=False)),))
     assert [line for line, (best,) in enumerate(smallest.emphasised()) if best] == [0]
-    published = tuple({"role": "row", "dice": value, "data": "A"} for value in ("90.1-90.2", 90.0, None))
+    published = tuple({"role": "row", "dice": value, "scored_on": "A"} for value in ("90.1-90.2", 90.0, None))
     assert replace(smallest, lines=published).emphasised() == [[False], [True], [False]]
 
 
