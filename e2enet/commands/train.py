@@ -19,6 +19,7 @@ from e2enet.common.configs import CONFIGS, choose_source, make_paths_absolute, r
 from e2enet.common.console import flush_every_line
 from e2enet.common.errors import exit_on_input_error
 from e2enet.common.overrides import force_added, is_multirun, source_of
+from e2enet.common.whole_mappings import replacing
 from e2enet.runs.rows import compose_job
 from e2enet.sweeps.inside import exit_with_launcher, report_score, reporting_errors, run_held
 from e2enet.system.ranks import is_rank_zero, quiet_unless_rank_zero
@@ -93,7 +94,10 @@ def main() -> None:
                 sys.exit(launch_sweep(arguments, train))
             arguments = arguments if printed else with_own_folder(arguments)
             # Hydra's log file is the first process's too.
-            sys.argv[1:] = [*force_added(arguments), *([] if is_rank_zero() else ["hydra/job_logging=stdout"])]
+            sys.argv[1:] = [
+                *replacing(force_added(arguments)),
+                *([] if is_rank_zero() else ["hydra/job_logging=stdout"]),
+            ]
         train()
 
 

@@ -24,6 +24,8 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
+from e2enet.common.whole_mappings import replacing
+
 EXPERIMENTS = "experiments"
 PACKAGE = Path(__file__).resolve().parents[1]
 # The folder of conf/ and experiments/: the package where it is installed, the project's root in a checkout.
@@ -128,7 +130,7 @@ def compose_config(overrides: Sequence[str] = (), *, with_hydra: bool = False) -
     """The config that `e2enet train OVERRIDES` would run with; `with_hydra` keeps Hydra's own section."""
     places = [_source.searchpath] if _source.searchpath and _source.searchpath not in overrides else []
     with _initialized(_source):
-        return compose(_source.name, overrides=[*places, *overrides], return_hydra_config=with_hydra)
+        return compose(_source.name, overrides=[*places, *replacing(overrides)], return_hydra_config=with_hydra)
 
 
 def group_options(group: str) -> tuple[str, ...]:
