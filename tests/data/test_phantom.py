@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from e2enet.common.errors import InputError
+from e2enet.data.formats.grid import choose_depth_axis
 from e2enet.data.synthetic.phantom import phantom_folder_name, phantom_settings, write_phantom
 from e2enet.data.synthetic.phantom_anatomy import ORGANS, cone_radii, draw_case
 
@@ -98,3 +99,17 @@ def test_every_impossible_parameter_is_named(tmp_path: Path) -> None:
 def test_folder_name_tells_phantoms_apart() -> None:
     names = {phantom_folder_name("phantom", phantom_settings(**SMALL | {"seed": seed})) for seed in (0, 1, 1)}
     assert len(names) == 2 and all(name.startswith("phantom_") for name in names)
+
+
+def test_depth_is_always_the_axis_of_the_cones(tmp_path: Path) -> None:
+    """Along any other axis, mirroring (axes 1 and 2 of the frame) would turn one cone into the other."""
+    for spacing in ((3.0, 1.0, 1.0), (1.0, 1.2, 1.1)):
+        with pytest.raises(InputError, match=r"z of at least .* expected, since depth is the axis of largest spacing"):
+            write_phantom(tmp_path / "p", **SMALL | {"spacing": spacing})
+    drawn = [draw_case(np.random.default_rng(seed), (32, 32, 12), (1.0, 1.0, 1.0))[2] for seed in range(8)]
+    sizes = [np.linalg.norm(affine[:3, :3], axis=0) for affine in drawn]
+    assert all(choose_depth_axis([size]) == 2 for size in sizes)
+    assert min(size[2] for size in sizes) == 1 and max(size[2] for size in sizes) > 1.01
+    # Phantoms that earlier versions may have written otherwise have another folder; the others keep theirs.
+    versions = [phantom_settings(**SMALL | {"spacing": (1.0, 1.0, z)})["version"] for z in (1.0, 1.04, 1.06, 3.0)]
+    assert versions == [2, 2, 1, 1]

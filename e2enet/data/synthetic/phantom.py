@@ -41,7 +41,8 @@ def write_phantom(
         num_train: Number of labelled training cases.
         num_test: Number of test cases; their labels go to `labelsTs`.
         shape: Mean image size in voxels, in file axes (x, y, z); single cases differ by a few voxels.
-        spacing: Voxel size in mm, in file axes; z differs by up to 5 % between cases.
+        spacing: Voxel size in mm, in file axes; z differs by up to 5 % between cases. z must be at least x and y, and
+            is so in each case: the cones stand along depth, the axis of largest spacing.
         seed: Determines every voxel.
 
     Raises:
@@ -75,17 +76,27 @@ def phantom_settings(
         problems.append(f"shape={list(shape)} must be three sizes (x, y, z) of at least {list(MINIMUM_SHAPE)} voxels")
     if len(spacing) != 3 or any(size <= 0 for size in spacing):
         problems.append(f"spacing={list(spacing)} must be three positive sizes (x, y, z) in mm")
+    elif spacing[2] < max(spacing[:2]):
+        problems.append(
+            f"spacing={list(spacing)}: z of at least {max(spacing[:2])} expected, since depth is the axis of largest "
+            "spacing, and two organs differ along z"
+        )
     if seed < 0:
         problems.append(f"seed={seed} must not be negative")
     raise_problems(problems, "The phantom cannot be generated:")
     return {
-        "version": GENERATOR_VERSION,
+        "version": GENERATOR_VERSION + _may_lose_depth(spacing),
         "num_train": int(num_train),
         "num_test": int(num_test),
         "shape": [int(size) for size in shape],
         "spacing": [float(size) for size in spacing],
         "seed": int(seed),
     }
+
+
+def _may_lose_depth(spacing: Sequence[float]) -> bool:
+    """Whether a z 5 % smaller would be below x or y. Such phantoms of version 1 may have another depth axis."""
+    return 0.95 * spacing[2] < max(spacing[:2])
 
 
 def phantom_folder_name(name: str, settings: dict[str, Any]) -> str:

@@ -42,6 +42,7 @@ def draw_case(
     x, y, z = shape
     size = (x + int(rng.integers(-2, 3)), y + int(rng.integers(-2, 3)), z + int(rng.integers(-1, 2)))
     case_spacing = np.array(spacing) * (1.0, 1.0, rng.uniform(0.95, 1.05))
+    case_spacing[2] = max(case_spacing)  # the cones stand along z, which must stay the depth axis
     for _ in range(MAX_DRAWS):  # if an organ finds no free place, the whole draw is dropped
         label = _draw_organs(rng, size)
         if label is not None:
