@@ -101,6 +101,28 @@ def test_each_dataset_has_its_own_ranks(tmp_path: Path) -> None:
     assert [note.partition(":")[0] for note in section.ranks.notes] == ["Task04_Hippocampus", "BTCV"]
 
 
+def test_rows_scored_on_other_classes_are_not_compared(tmp_path: Path) -> None:
+    """The same predictions have another Dice as regions: no test, rank or bold number may take them together."""
+    runs = make(tmp_path, ORDERED)
+    (other,) = runs.jobs.loc[runs.jobs["row"] == "s50", "label"].unique()
+    regions = runs.cases["key"].isin(runs.jobs.loc[runs.jobs["row"] == "s50", "key"])
+    first = runs.cases["class"] == runs.cases["class"].iloc[0]
+    runs.cases.loc[regions & first, ["class", "name"]] = ["1+2", "whole"]
+    section = section_of(runs)
+    lines = {line["label"]: line for line in section.accuracy.lines}
+    assert math.isnan(lines[other]["p"]) and lines[other]["against"] is None
+    assert lines["S = 0.9"]["p"] < 0.05 and lines["S = 0.9"]["against"] == "S = 0.8"
+    (ranking,) = section.rankings  # of the other three; a row alone has no order
+    assert [line["label"] for line in ranking.lines] == ["S = 0.9", "S = 0.8", "S = 0.7"]
+    bold = [
+        line["label"]
+        for line, cells in zip(section.accuracy.lines, section.accuracy.emphasised(), strict=True)
+        if any(cells)
+    ]
+    assert "S = 0.7" in bold and other not in bold
+    assert "Rows that are scored on different classes are not compared with each other." in section.accuracy.notes
+
+
 def test_runs_of_fold_all_and_single_runs_are_not_ranked(tmp_path: Path) -> None:
     runs = make(tmp_path, [*ORDERED, FakeJob("s90", 3, "all", 0.99, density=0.15)])
     (ranking,) = section_of(runs).rankings
