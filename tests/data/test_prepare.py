@@ -120,6 +120,9 @@ def test_cases_of_other_labels_or_raw_files_never_replace_those_that_a_run_reads
         assert len(places) == number + 1
     assert np.unique(prepare_cases(others[0], dataset.training, plan, folder)[0].open_label()).tolist() == [0, 1]
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files} == before
+    (folder / "raw_folder.json").unlink()  # as an earlier version left it
+    assert prepare_cases(dataset, dataset.training, plan, folder) == first
+    assert prepare_cases(others[-1], dataset.training, plan, folder)[0].image.parent != first[0].image.parent
     (tmp_path / "one").rename(tmp_path / "moved")
     moved = read_msd(tmp_path / "moved" / "raw")
     assert prepare_cases(moved, moved.training, plan, folder) == first

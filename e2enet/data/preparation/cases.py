@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -18,7 +19,7 @@ from e2enet.data.planning.case_workers import work_on_cases
 from e2enet.data.planning.plan import Plan
 from e2enet.data.preparation.forecast import forecast
 from e2enet.data.preparation.preprocess import preprocess, preprocess_inside, preprocess_label
-from e2enet.data.preparation.store import CaseStore, PreparedCase, claim
+from e2enet.data.preparation.store import CaseStore, PreparedCase, claim, is_claimed
 from e2enet.system.locks import locked_folder
 
 
@@ -43,6 +44,9 @@ def prepare_cases(
             # Searched again: another run may have prepared them while this one waited.
             _prepare_missing(store, [case for case in wanted if store.find(case) is None], workers)
         found = [store.find(case) for case in wanted]
+    elif not is_claimed(Path(folder)) and os.access(folder, os.W_OK):  # prepared by an earlier version, or moved
+        with locked_folder(Path(folder), f"Preparing {dataset.name}"):
+            claim(Path(folder), dataset)
     prepared = []
     for case, one in zip(wanted, found, strict=True):
         if one is None:

@@ -127,12 +127,17 @@ class CaseStore:
         return self.folder / f"{case.id}{ending}"
 
 
+def is_claimed(folder: Path) -> bool:
+    """Whether it is recorded whose cases the prepared folder holds, and that raw folder still exists."""
+    return _owner(folder) is not None
+
+
 def claim(folder: Path, dataset: RawDataset) -> None:
     """Record whose cases the prepared folder holds, unless a raw folder that still exists has been recorded.
 
     The recorded one keeps the key of earlier versions. Call it while the folder is locked.
     """
-    if _owner(folder) is None:
+    if not is_claimed(folder):
         write_json(folder / OWNER_FILE, _origin(dataset))
 
 
