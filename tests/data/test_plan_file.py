@@ -14,6 +14,7 @@ import pytest
 from e2enet.common.errors import InputError
 from e2enet.data.formats.dataset import RawDataset
 from e2enet.data.formats.layout import read_msd
+from e2enet.data.planning import plan_file
 from e2enet.data.planning.plan import Plan
 from e2enet.data.planning.plan_file import plan_dataset
 
@@ -69,6 +70,7 @@ def test_a_patch_smaller_than_the_rules_is_said_to_be(
     dataset: RawDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A preset for quick looks fixes a small patch; nobody should take it for the data's."""
+    plan_file._say_once.cache_clear()  # another test may have said it
     own = plan_dataset(dataset, tmp_path).patch_size
     assert "patches of" not in capsys.readouterr().out
     plan_dataset(dataset, tmp_path, patch_size=[4, 8, 8])
