@@ -63,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for path in write_report(options.work, options.output or options.work[0]):
             say(str(path))
         return
-    run_threads = getattr(options, "run_threads", None) or options.threads
+    given = getattr(options, "run_threads", None)
+    run_threads = options.threads if given is None else given
     threads = {"--threads": options.threads, "--run-threads": run_threads}
     check_choices(options.methods, getattr(options, "seeds", [0]), options.minutes, threads)
     bench = Bench(
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         each=options.each,
         nnunet_python=options.nnunet_python,
     )
-    given = dict(options.seconds_per_step)
+    seconds = dict(options.seconds_per_step)
     for method in options.methods:
         side(method).check(bench, method)
     bench.check_settings()
@@ -87,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             accuracy_nnunet.link_images(bench.chosen.split.validation, temporary, bench.chosen.dataset.file_ending)
     for method in options.methods:
         with locked_folder(bench.folder / "preparing", "preparation and times"):
-            find_times(bench, method, options.timing_steps, given.get(method), again=options.command == "time")
+            find_times(bench, method, options.timing_steps, seconds.get(method), again=options.command == "time")
     if options.command == "run":
         run_jobs(bench, options.methods, options.seeds)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from types import SimpleNamespace
 from typing import Any
 
 from torch import nn
@@ -83,17 +82,18 @@ def _wrong_together(given: Mapping[str, Any]) -> list[str]:
     return wrong
 
 
-def wrong_run(given: Mapping[str, Any], total_steps: int, epochs: float | None) -> list[str]:
-    """Return a message for what is wrong with the length of a run, or with settings for a run of this length."""
+def wrong_length(given: Mapping[str, Any], total_steps: int, epochs: float | None) -> list[str]:
+    """Return a message for what is wrong with the length of a run."""
     wrong = []
     if total_steps < 1:
         wrong.append(f"total_steps={total_steps}: expected the optimizer steps of the whole run, >= 1")
     if given["update_unit"] == "epochs" and (epochs is None or epochs <= 0):
         wrong.append(f'epochs={epochs}: expected a number > 0, since update_unit is "epochs"')
-    return wrong or _wrong_schedule(given, UpdateSchedule.of(SimpleNamespace(**given), total_steps, epochs))
+    return wrong
 
 
-def _wrong_schedule(given: Mapping[str, Any], schedule: UpdateSchedule) -> list[str]:
+def wrong_schedule(given: Mapping[str, Any], schedule: UpdateSchedule) -> list[str]:
+    """Return a message for every setting that does not fit the updates of a run."""
     wrong, warmup = [], given["regrown_warmup"]
     if given["density_initial"] not in (None, given["density"]) and schedule.last == 0:
         wrong.append(

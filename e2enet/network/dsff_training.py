@@ -11,10 +11,9 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from e2enet.common.errors import InputError, raise_problems
-from e2enet.network import dsff
+from e2enet.network import dsff, dsff_settings
 from e2enet.network.dead_kernels import DeadKernels, hold_masks, scores_of, sensitivities
 from e2enet.network.dsff_schedule import UpdateSchedule
-from e2enet.network.dsff_settings import untrained_layers, unused_densities, wrong_run, wrong_settings
 from e2enet.network.granularity import chosen_group_size
 from e2enet.network.mask_agreement import require_equal_masks
 from e2enet.network.mask_update import Rule, replace_kernels, seeded_generator
@@ -115,7 +114,7 @@ class DSFF:
         self.regrown_weights = regrown_weights
         self.regrown_warmup = regrown_warmup
         self.seed = seed
-        raise_problems(wrong_settings(vars(self)), "DSFF:")
+        raise_problems(dsff_settings.wrong_settings(vars(self)), "DSFF:")
         self._steps = StepCount()
         self.num_updates = 0
         self.last_churn: float | None = None
@@ -139,7 +138,7 @@ class DSFF:
                 "masks (dsff=dense)"
             )
         dsff.set_group_size(model, self.group_size)
-        for remark in unused_densities(vars(self), model):
+        for remark in dsff_settings.unused_densities(vars(self), model):
             warnings.warn(remark, stacklevel=2)
         if all(bool(layer.kernel_mask.all()) for layer in layers.values()):
             dsff.init_masks(
@@ -168,8 +167,10 @@ class DSFF:
         if self._step_hooks:
             raise InputError("DSFF is attached already; expected remove() before another attach()")
         self.draw(model)
-        raise_problems(untrained_layers(model, optimizer) + wrong_run(vars(self), total_steps, epochs), "DSFF:")
+        problems = dsff_settings.untrained_layers(model, optimizer)
+        raise_problems(problems + dsff_settings.wrong_length(vars(self), total_steps, epochs), "DSFF:")
         self.schedule = UpdateSchedule.of(self, total_steps, epochs)
+        raise_problems(dsff_settings.wrong_schedule(vars(self), self.schedule), "DSFF:")
         self._remember_active(model)
         require_equal_masks(model, "when training starts")
         layers = dsff.fusion_layers(model)

@@ -82,8 +82,7 @@ class nnUNetTrainerE2ENet(nnUNetTrainer):  # noqa: N801 - nnU-Net's trainers are
             steps = self.num_epochs * self.num_iterations_per_epoch
             self.dsff.attach(self.adapter, self.optimizer, total_steps=steps, epochs=self.num_epochs)
         if self.device.type == "cpu":
-            falls = self.dsff is not None and self.dsff.density_initial is not None
-            share = self.dsff.density if self.dsff is not None and falls else None
+            share = self.dsff.density if self.dsff and self.dsff.density_initial else None
             self._active_kernels = select_training(self.adapter.network, "auto", amp_dtype=None, share=share)
 
     def on_epoch_start(self) -> None:

@@ -73,6 +73,7 @@ class BestCheckpoint(Checkpoint):
     """Writes a checkpoint after every epoch with the largest score so far.
 
     Scores count once the masks have the density of the run's end (`dsff.density_initial`).
+
     Lightning's ModelCheckpoint expects its score in every epoch or in every n-th. Here it is measured in every n-th and
     in the last. The checkpoint is written when the next epoch begins or training ends: a run can resume exactly from
     there. `latest` is the score of the latest validation, NaN before the first.

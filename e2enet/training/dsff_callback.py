@@ -74,9 +74,8 @@ class DSFFCallback(pl.Callback):
         if masks.density_initial is None:
             return 0
         last = dsff.active_kernels(pl_module, masks.density, start=masks.start, density_by_dim0=masks.density_by_dim0)
-        return sum(int(layer.kernel_mask.sum()) for layer in dsff.fusion_layers(pl_module).values()) - sum(
-            last.values()
-        )
+        active = sum(int(layer.kernel_mask.sum()) for layer in dsff.fusion_layers(pl_module).values())
+        return active - sum(last.values())
 
     def state_dict(self) -> dict[str, Any]:
         """Counters and ever-active masks of the `DSFF`."""

@@ -55,7 +55,7 @@ def _find_problems(training: Mapping[str, Any], device: str) -> Iterator[str]:
     problem = _problem(lambda: _try_schedule(training, device))
     if problem:
         interval = training["schedule"].get("interval", "epoch")
-        length = f"{_length(training, interval)} {interval}s"
+        length = f"{run_length(training, interval)} {interval}s"
         expected = f"a schedule for a run of {length}, by their number alone, or by a score that `monitor` names"
         yield _told("schedule", training, problem, expected)
 
@@ -90,14 +90,14 @@ def _try_optimizer(section: Mapping[str, Any], device: str) -> Optimizer:
 
 def _try_schedule(training: Mapping[str, Any], device: str) -> None:
     optimizer = _try_optimizer(training["optimizer"], device)
-    scheduler, interval = build_schedule(training["schedule"], optimizer, partial(_length, training))
+    scheduler, interval = build_schedule(training["schedule"], optimizer, partial(run_length, training))
     score = [0.5] if training["schedule"].get("monitor") else []
     scheduler.step(*score)
-    scheduler.last_epoch = _length(training, interval) - 1  # jump to the last step: there may be 250,000
+    scheduler.last_epoch = run_length(training, interval) - 1  # jump to the last step: there may be 250,000
     scheduler.step(*score)
 
 
-def _length(training: Mapping[str, Any], interval: str) -> int:
+def run_length(training: Mapping[str, Any], interval: str) -> int:
     """Return the length of the run in epochs or optimizer steps."""
     steps = math.ceil(training["steps_per_epoch"] / training["accumulate"]) if interval == "step" else 1
     return int(training["epochs"] * steps)

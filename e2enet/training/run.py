@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from e2enet.training.final import score_run
 from e2enet.training.initial_weights import check_shapes, load_initial_weights
 from e2enet.training.loggers import build_loggers, finish_wandb
 from e2enet.training.module import SegmentationModule
+from e2enet.training.part_trials import run_length
 from e2enet.training.parts import RunParts, read_parts
 from e2enet.training.pretraining import pretrain
 from e2enet.training.probe import probe_step
@@ -101,7 +101,7 @@ def run_training(
         claim()
         if checkpoint is not None and later:
             set_aside(run_folder, checkpoint, later)
-        elif checkpoint is not None and checkpoint.state.step < _total_steps(parts):
+        elif checkpoint is not None and checkpoint.state.step < run_length(parts.training, "step"):
             set_scores_aside(run_folder, checkpoint.state.step)
         write_claim(run_folder, parts.config, data.run_split)
 
@@ -188,11 +188,6 @@ def _start_from_other_weights(
         pl.seed_everything(parts.seed, workers=True, verbose=False)
     if source is not None:
         load_initial_weights(module.network, source, parts.dsff)
-
-
-def _total_steps(parts: RunParts) -> int:
-    training = parts.training
-    return int(training["epochs"]) * math.ceil(training["steps_per_epoch"] / training["accumulate"])
 
 
 def _draw_masks(trainer: pl.Trainer, module: SegmentationModule) -> None:

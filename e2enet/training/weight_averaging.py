@@ -39,13 +39,13 @@ class MaskedWeightAveraging(EMAWeightAveraging):
             update_starting_at_step=update_starting_at_step,
         )
         self._exchanged = False
-        self._decay, self._every, self._first = decay, update_every_n_steps, update_starting_at_step or 0
+        self._decay = decay
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Tell if the run is too short for this decay: the average would be that of untrained weights."""
         super().on_train_start(trainer, pl_module)
-        steps = max(0.0, trainer.estimated_stepping_batches - self._first)
-        share = self._decay ** (steps / self._every)
+        steps = max(0.0, trainer.estimated_stepping_batches - (self.update_starting_at_step or 0))
+        share = self._decay ** (steps / self.update_every_n_steps)
         if share > LARGEST_INITIAL_SHARE and trainer.is_global_zero:
             say(
                 f"warning: after {steps:g} averaged steps {share:.0%} of the average is still the weights before them; "

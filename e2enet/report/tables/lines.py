@@ -75,7 +75,7 @@ def _line(group: Group, cases: pd.DataFrame, runs: Runs, options: Options) -> di
             statistics.run_scores(cases), confidence=options.confidence, resamples=options.resamples, seed=options.seed
         )
     data = ", ".join(dict.fromkeys(dataset_names(runs, group.jobs)))
-    classes = cases[["class", "name"]].drop_duplicates().astype(str).agg(" ".join, axis=1) if len(cases) else []
+    classes = sorted({f"{label} {name}" for label, name in zip(cases["class"], cases["name"], strict=True)})
     outcomes = cases["outcome"].value_counts()
     means = finished[["nsd", "hd95", "params", "flops_exact", "flops_paper", "density"]].mean()
     measured = finished[["latency_s", "peak_bytes", "seconds"]].mean()
@@ -84,7 +84,7 @@ def _line(group: Group, cases: pd.DataFrame, runs: Runs, options: Options) -> di
         "label": group.label,
         "role": group.role,
         "data": data,
-        "scored_on": ": ".join([data, ", ".join(sorted(classes))]),  # what lines must share to be compared
+        "scored_on": f"{data}: {', '.join(classes)}",  # what lines must share to be compared
         "state": _states(group.jobs),
         "runs": len(finished),
         "jobs": len(group.jobs),
