@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import RichProgressBar, Timer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.strategies import DDPStrategy
@@ -66,6 +66,9 @@ def build_trainer(
     callbacks.append(TimeKeeper(loader_wait, options["log_every_n_steps"]))
     callbacks.append(CostFile(run_folder / COST_FILE))
     callbacks.append(RichProgressBar() if bars else EpochPrinter())
+    if (longest := options.pop("max_time", None)) is not None:
+        # Lightning's own timer stops within an epoch, whose rest a resumed run would leave out.
+        callbacks.append(Timer(build_nested(longest), interval="epoch"))
     callbacks += build_callbacks(parts.callbacks, module, run_folder, training["validate_full"])
     callbacks += _checkpoints(training, run_folder / "checkpoints", identity)
     plugins = options.pop("plugins", None) or []

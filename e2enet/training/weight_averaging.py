@@ -26,7 +26,8 @@ class MaskedWeightAveraging(EMAWeightAveraging):
     Args:
         decay: share of the average that an update keeps, in (0, 1).
         update_every_n_steps: optimizer steps between updates, >= 1.
-        update_starting_at_step: the first step that is averaged; None for the very first.
+        update_starting_at_step: the first step that is averaged; None for the very first. Until then the average is the
+            latest weights.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class MaskedWeightAveraging(EMAWeightAveraging):
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Exchange latest weights and average."""
+        self._follow(pl_module)
         super().on_validation_epoch_start(trainer, pl_module)
         self._exchanged = True
 
@@ -66,6 +68,7 @@ class MaskedWeightAveraging(EMAWeightAveraging):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Save latest weights and average by their names, also within a validation (a stop signal)."""
+        self._follow(pl_module)
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
         if self._exchanged and "current_model_state" in checkpoint:
             latest, average = checkpoint["state_dict"], checkpoint["current_model_state"]
@@ -82,3 +85,8 @@ class MaskedWeightAveraging(EMAWeightAveraging):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if self._latest_update_step != before and self._average_model is not None:
             apply_masks(self._average_model)
+
+    def _follow(self, pl_module: pl.LightningModule) -> None:
+        """Copy the latest weights to an average that has had no update."""
+        if self._average_model is not None and not self._average_model.n_averaged:
+            self._average_model.module.load_state_dict(pl_module.state_dict())

@@ -51,6 +51,28 @@ def test_a_run_too_short_for_its_average_is_told(
     assert told or "warning" not in said
 
 
+def test_the_latest_weights_are_validated_and_saved_before_the_first_average(tmp_path: Path) -> None:
+    seen: list[bool] = []
+
+    class Watched(Validated):
+        def on_train_batch_end(self, *_: Any) -> None:
+            self.trained = {name: value.clone() for name, value in self.state_dict().items()}
+
+        def validation_step(self, batch: list[Tensor], batch_index: int) -> None:
+            seen.append(all(torch.equal(self.trained[name], value) for name, value in self.state_dict().items()))
+
+    module = Watched(lambda parameters: torch.optim.AdamW(parameters, lr=0.05))
+    average = weight_averaging.MaskedWeightAveraging(decay=0.9, update_starting_at_step=1000)
+    save = SaveAroundValidation(tmp_path)
+    batches = DataLoader(TensorDataset(torch.randn(24, 4, 2, 5, 5)), batch_size=2)
+    trainer = quiet_trainer(tmp_path, DSFFCallback(0.4, update_every=5), average, save)
+    trainer.fit(module, batches, DataLoader(TensorDataset(torch.randn(2, 4, 2, 5, 5))))
+    assert seen == [True, True]
+    for moment in ("before", "within"):
+        stored = torch.load(tmp_path / f"{moment}.ckpt", weights_only=False)["state_dict"]
+        assert all(torch.equal(stored[name], value) for name, value in save.latest.items()), moment
+
+
 def test_a_checkpoint_within_a_validation_is_that_before_it(tmp_path: Path) -> None:
     """Lightning exchanges latest weights and average for a validation, and would save them under each other's name."""
     module = Validated(lambda parameters: torch.optim.AdamW(parameters, lr=0.05))
