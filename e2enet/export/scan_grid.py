@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
+ROUNDING = 1e-6  # of voxel sizes in float32 headers, as a fraction
+
 
 class Scan(NamedTuple):
     """A scan in the network's frame: RAS orientation (the file's own with `file_axes`), the plan's depth axis first.
@@ -54,7 +56,7 @@ def prepare(scan: Scan, model: dict[str, Any]) -> np.ndarray:
     plan, box = model["plan"], (slice(None), *scan.crop)
     array = scan.array[box]
     target = np.array(plan["spacing"])
-    shape = [max(1, round(old / new * n)) for old, new, n in zip(scan.spacing, target, array.shape[1:], strict=True)]
+    shape = [max(1, round(round(n, 4))) for n in scan.spacing / target * array.shape[1:]]
     mask = sitk.GetImageFromArray((array != 0).any(0).astype(np.uint8))
     inside = sitk.GetArrayFromImage(sitk.BinaryFillhole(mask, foregroundValue=1)) > 0
     channels = [normalise(channel, way, inside) for channel, way in zip(array, plan["normalisation"], strict=True)]
@@ -128,8 +130,8 @@ def resample(volume: np.ndarray, shape: list[int], old: np.ndarray, new: np.ndar
 
     Along the one axis that is more than three times coarser than the finest, the nearest slice is taken.
     """
-    uneven = next((spacing for spacing in (old, new) if spacing.max() > 3 * spacing.min()), None)
-    coarse = [] if uneven is None else np.flatnonzero(uneven == uneven.max()).tolist()
+    uneven = next((spacing for spacing in (old, new) if spacing.max() > 3 * (1 + ROUNDING) * spacing.min()), None)
+    coarse = [] if uneven is None else np.flatnonzero(uneven >= uneven.max() * (1 - ROUNDING)).tolist()
     for axis, (before, after) in enumerate(zip(volume.shape[-3:], shape, strict=True)):
         if before != after:
             matrix = axis_matrix(before, after, 0 if coarse == [axis] else order).astype(np.float32)

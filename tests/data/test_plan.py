@@ -94,6 +94,16 @@ def test_thin_axis_takes_the_tenth_percentile() -> None:
     assert target_spacing(Fingerprint(2, 2, finer, (INTENSITIES,)))[0] == pytest.approx(1.0, abs=1e-4)
 
 
+def test_the_rounding_of_headers_decides_nothing() -> None:
+    """A turned scan of 3 x 1 x 1 mm is read as 3.00000007 x 1.00000003 x 1 mm, or as less."""
+    for noise in (-7e-8, 0, 7e-8):
+        rows = [(2.5, 1.0), (3 + noise, 1.0), (3 + noise, 1.0), (3 + noise, 1.0)]
+        cases = tuple(CaseFingerprint(str(i), (d, h, 1.0), (20, 200, 200), 1.0) for i, (d, h) in enumerate(rows))
+        assert target_spacing(Fingerprint(2, 2, cases, (INTENSITIES,))) == (3.0, 1.0, 1.0)
+        assert resampled_shape((5, 3, 301), (1.5 + noise,) * 3, (1, 1, 1)) == (8, 4, 452)
+    assert resampled_shape((5, 5, 5), (1.501, 1.499, 1.5), (1, 1, 1)) == (8, 7, 8)
+
+
 def test_median_shape_is_at_the_target_spacing() -> None:
     plan = make_plan(fingerprint((2, 1, 1), (30, 64, 64)), ["MRI"], spacing=(4, 1, 2))
     assert plan.spacing == (4.0, 1.0, 2.0) and plan.median_shape == (15, 64, 32)

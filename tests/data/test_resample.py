@@ -22,6 +22,9 @@ RNG = np.random.default_rng(0)
         ((1, 1, 1), (1, 5, 1), 1),
         ((1, 1, 9), (5, 1, 1), 2),  # the old spacing decides first
         ((0.2, 1, 1), (1, 1, 1), None),  # two coarse axes are no stack
+        ((3.00000007, 1.00000003, 1), (1, 1, 1), None),  # as headers round 3 x 1 x 1 mm and 0.2 x 1 x 1 mm
+        ((0.2, 1.00000006, 1), (1, 1, 1), None),
+        ((3.00001, 1, 1), (1, 1, 1), 0),
     ],
 )
 def test_separate_axis(old: tuple, new: tuple, axis: int | None) -> None:

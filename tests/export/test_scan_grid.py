@@ -4,19 +4,42 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
-from e2enet.data.preparation.preprocess import normalise
+from e2enet.data.formats.volume import read_volume
+from e2enet.data.planning.plan import Plan, resampled_shape
+from e2enet.data.preparation.preprocess import normalise, preprocess
 from e2enet.data.preparation.resample import nearest_indices, resample_image, separate_axis
 from e2enet.export import scan_grid
 from e2enet.inference import windows
 from e2enet.inference.largest_component import keep_largest
 
+MODEL: dict = {
+    "channels": ["MRI"],
+    "file_axes": False,
+    "spacing_unit": None,
+    "plan": {"depth_axis": 2},
+    "labels": {"0": "background", "1": "liver"},
+    "regions": {},
+    "regions_class_order": [],
+    "keep_largest": [],
+}
 SIZES = [(5, 8), (8, 5), (1, 3), (2, 7), (30, 18), (40, 57)]
+
+
+def save_nifti(path: Path, values: np.ndarray, affine: np.ndarray | None, unit: str = "mm", code: int = 1) -> None:
+    """Write a scan with both forms."""
+    image = nib.Nifti1Image(values, affine)
+    image.set_sform(affine, code)
+    image.set_qform(affine, code)
+    image.header.set_xyzt_units(unit)
+    nib.save(image, path)
 
 
 @pytest.mark.parametrize(("old", "new"), SIZES)
@@ -35,7 +58,13 @@ def test_linear_is_torchs_and_nearest_is_ours(old: int, new: int) -> None:
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [((1.0, 1.0, 1.0), (1.5, 1.2, 0.7)), ((5.0, 1.0, 1.0), (2.0, 1.5, 1.5)), ((1.0, 1.0, 1.0), (1.0, 4.0, 1.0))],
+    [
+        ((1.0, 1.0, 1.0), (1.5, 1.2, 0.7)),
+        ((5.0, 1.0, 1.0), (2.0, 1.5, 1.5)),
+        ((1.0, 1.0, 1.0), (1.0, 4.0, 1.0)),
+        ((3.00000007, 1.00000003, 1.0), (1.0, 1.0, 1.0)),
+        ((0.2, 1.00000006, 1.0), (0.3, 0.7, 0.7)),
+    ],
 )
 def test_volumes_are_resampled_as_in_preparation(old: tuple[float, ...], new: tuple[float, ...]) -> None:
     volume = np.random.default_rng(0).normal(size=(9, 12, 10)).astype(np.float32)
@@ -44,6 +73,40 @@ def test_volumes_are_resampled_as_in_preparation(old: tuple[float, ...], new: tu
     found = scan_grid.resample(volume, shape, np.array(old), np.array(new), 3)
     np.testing.assert_allclose(np.clip(found, volume.min(), volume.max()), expected, atol=2e-6)
     assert expected.std() > 0.3
+
+
+@pytest.mark.parametrize(("thick", "depth"), [(3.0, 18), (1.5, 8)])
+def test_a_turned_scan_is_prepared_as_in_preparation(thick: float, depth: int, tmp_path: Path) -> None:
+    """Its affine is rounded to float32. Slices of 3 mm are not more than three times coarser than 1 mm for that.
+
+    Of five slices of 1.5 mm, 7.5 of 1 mm are left, which round to 8.
+    """
+    random = np.random.default_rng(0)
+    values = random.normal(5, 1, size=(9, 8, 6 if thick == 3 else 5)).astype(np.float32)
+    plan = Plan(2, (1.0, 1.0, 1.0), (8, 8, 8), ((2, 2, 2),), 2, ({"scheme": "none"},), (8, 8, 8))
+    model = {**MODEL, "plan": plan.to_dict()}
+    file, spacings = tmp_path / "scan.nii.gz", set()
+    for _ in range(12):
+        affine = np.eye(4)
+        affine[:3, :3] = Rotation.from_euler("xyz", random.uniform(-20, 20, 3), degrees=True).as_matrix()
+        affine[:3, 2] *= thick
+        save_nifti(file, values, affine)
+        volume, scan = read_volume([file], 2), scan_grid.read_scan([str(file)], model)
+        expected = preprocess(volume, plan).image
+        assert expected.shape == (1, depth, 9, 8)
+        np.testing.assert_allclose(scan_grid.prepare(scan, model), expected, atol=2e-5)
+        spacings.add(volume.spacing[0] > thick * volume.spacing[1])
+    assert spacings == {True, False}
+
+
+def test_half_a_voxel_rounds_to_even_whatever_headers_round() -> None:
+    array = np.ones((1, 5, 3, 4), np.float32)
+    model = {"plan": {"spacing": [1.0, 1.0, 1.0], "normalisation": [{"scheme": "none"}]}}
+    for noise in (-7e-8, 0.0, 7e-8):
+        spacing = np.array([1.5 + noise, 1.5 + noise, 0.1])
+        scan = scan_grid.Scan(array, spacing, (slice(5), slice(3), slice(4)), [2, 0, 1], None, None)
+        found = scan_grid.prepare(scan, model).shape
+        assert found == (1, 8, 4, 1) == (1, *resampled_shape(array.shape[1:], spacing.tolist(), (1, 1, 1)))
 
 
 @pytest.mark.parametrize("shape", [(7, 20, 9), (10, 8, 33)])

@@ -66,9 +66,12 @@ class Plan:
 
 
 def resampled_shape(shape: Sequence[int], spacing: Sequence[float], target: Sequence[float]) -> Triple:
-    """Voxels of a volume at the target spacing, at least 1 along each axis: 30 slices of 3 mm are 18 of 5 mm."""
+    """Voxels of a volume at the target spacing, at least 1 along each axis: 30 slices of 3 mm are 18 of 5 mm.
+
+    Rounding of headers decides nothing: 5 voxels of 1.50000002 mm are 7.5 of 1 mm, and half rounds to even.
+    """
     edges = zip(shape, spacing, target, strict=True)
-    return integers([max(1, round(old / new * voxels)) for voxels, old, new in edges])
+    return integers([max(1, round(round(old / new * voxels, 4))) for voxels, old, new in edges])
 
 
 def floats(values: Sequence[Any]) -> tuple[float, float, float]:

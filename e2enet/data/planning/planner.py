@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from e2enet.common.errors import InputError, raise_problems
+from e2enet.data.formats.grid import SPACING_ROUNDING
 from e2enet.data.planning.fingerprint import Fingerprint
 from e2enet.data.planning.plan import Plan, floats, integers, resampled_shape
 from e2enet.data.planning.topology import (
@@ -83,7 +84,7 @@ def target_spacing(fingerprint: Fingerprint) -> tuple[float, float, float]:
     coarse = int(median.argmax())
     others = [axis for axis in range(3) if axis != coarse]
     finer, fewest = median[others].max(), shape[others].min()
-    if median[coarse] > ANISOTROPY * finer and shape[coarse] * ANISOTROPY < fewest:
+    if median[coarse] > ANISOTROPY * (1 + SPACING_ROUNDING) * finer and shape[coarse] * ANISOTROPY < fewest:
         tenth = np.percentile(spacings[:, coarse], 10)
         median[coarse] = tenth if tenth >= finer else finer + 1e-5
     return floats(np.round(median, 6))  # headers store float32: 1.00000003 mm is 1 mm

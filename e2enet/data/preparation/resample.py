@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from e2enet.data.formats.grid import SPACING_ROUNDING
 from e2enet.data.preparation.axes import resample_slices, resample_volume
 
 ANISOTROPY = 3.0
@@ -20,11 +21,11 @@ def separate_axis(old_spacing: Sequence[float], new_spacing: Sequence[float]) ->
     """Return the axis to resample separately; None if no axis is far coarser than the finest.
 
     It is the coarsest axis of the old spacing, else of the new one. Two equally coarse axes, such as (0.2, 1, 1) mm,
-    are no stack of slices: None.
+    are no stack of slices: None. Spacings that differ by the rounding of headers only are equal.
     """
     for spacing in (np.asarray(old_spacing, dtype=float), np.asarray(new_spacing, dtype=float)):
-        if spacing.max() / spacing.min() > ANISOTROPY:
-            coarsest = np.flatnonzero(spacing == spacing.max())
+        if spacing.max() / spacing.min() > ANISOTROPY * (1 + SPACING_ROUNDING):
+            coarsest = np.flatnonzero(spacing >= spacing.max() * (1 - SPACING_ROUNDING))
             return int(coarsest[0]) if len(coarsest) == 1 else None
     return None
 
