@@ -36,6 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Watch if asked, then write the report of the folder named on the command line."""
     given = _parser().parse_intermixed_args(arguments)  # key=value may stand anywhere
     options = read_options(given.settings)
+    compare = tuple(given.compare) if given.compare else None
+    if given.reference or compare:
+        from e2enet.report.write import check_rows
+
+        check_rows(given.folder, reference=given.reference, compare=compare)
     if given.watch:
         from e2enet.report.watch import watch_sweep
 
@@ -52,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options,
         output=given.output,
         reference=given.reference,
-        compare=tuple(given.compare) if given.compare else None,
+        compare=compare,
         viewer=given.viewer,
     )
     for path in written:

@@ -13,7 +13,7 @@ from e2enet.common.errors import printable
 from e2enet.common.files import atomic_path
 from e2enet.report.costs import count_row
 from e2enet.report.html import write_page
-from e2enet.report.pictures.gallery import draw_pictures
+from e2enet.report.pictures.gallery import check_compared, draw_pictures
 from e2enet.report.results.options import Options
 from e2enet.report.results.runs import load_runs
 from e2enet.report.tables.markup import joined, markdown_text, to_latex, to_markdown, write_values
@@ -56,6 +56,7 @@ def write_report(
     if viewer:
         require_viewer_folder(output / VIEWER)
     report = build_report(runs, options, count=count_row, reference=reference)
+    check_compared(report, compare)
     written = write_tables(report, output)
     for section in report.sections:
         _print(section.accuracy)
@@ -65,6 +66,14 @@ def write_report(
     if viewer:
         pictures = link_viewer(runs, pictures, output)
     return [*written, write_page(output / PAGE, report, pictures)]
+
+
+def check_rows(folder: Path, *, reference: str | None, compare: tuple[str, str] | None) -> None:
+    """Raise InputError as `write_report` would for these rows, before a sweep is watched or measured."""
+    if reference is not None or compare is not None:
+        fast = Options(resamples=1)
+        report = build_report(load_runs(folder), fast, count=lambda overrides, setting: {}, reference=reference)
+        check_compared(report, compare)
 
 
 def write_tables(report: Report, output: Path) -> list[Path]:

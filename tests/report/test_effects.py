@@ -41,7 +41,7 @@ def test_median_interval_is_of_all_resamples() -> None:
     # Three cases have 27 resamples: 7 have the median 1, 13 have 2 and 7 have 6.
     medians = [np.median(drawn) for drawn in itertools.product([1.0, 2.0, 6.0], repeat=3)]
     assert sorted(medians) == [1] * 7 + [2] * 13 + [6] * 7
-    assert median_interval(np.array([6.0, 1.0, 2.0])) == (2, 1, 6)
+    assert median_interval(np.array([6.0, 1.0, 2.0]), confidence=0.7) == (2, 1, 6)
     assert median_interval(np.array([6.0, 1.0, 2.0]), confidence=0.4) == (2, 2, 2)
 
 
@@ -65,7 +65,7 @@ def test_median_interval_depends_on_its_seed_alone_and_shrinks_with_confidence()
 
 def test_zeros_count_in_the_median() -> None:
     assert median_interval(np.array([0.0, 0, 0, 0, 5]))[0] == 0
-    assert median_interval(np.zeros(4)) == (0, 0, 0)
+    assert median_interval(np.zeros(6)) == (0, 0, 0)
 
 
 def test_too_few_cases() -> None:
@@ -73,3 +73,11 @@ def test_too_few_cases() -> None:
     assert all(math.isnan(value) for value in median_interval(np.array([])))
     median, low, high = median_interval(np.array([0.5]))
     assert median == 0.5 and math.isnan(low) and math.isnan(high)
+
+
+def test_cases_whose_whole_range_is_no_interval_have_none() -> None:
+    # The range of n cases leaves the median out if all are on one side of it: with a chance of 2 / 2^n.
+    five, six = np.arange(5.0), np.arange(6.0)
+    assert math.isnan(median_interval(five)[1]) and median_interval(five)[0] == 2
+    assert all(map(math.isfinite, median_interval(six)))
+    assert all(map(math.isfinite, median_interval(five, confidence=0.93)))

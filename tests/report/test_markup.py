@@ -24,7 +24,7 @@ RANKED = Table(
     "Ranked",
     (COLUMNS[0], Column("Dice (%)", number("dice", 1), best=Best("dice", largest=True))),
     tuple(
-        {"label": label, "dice": dice, "scored_on": data, "role": role}
+        {"label": label, "dice": dice, "competes_on": data, "role": role}
         for label, dice, data, role in (
             ("a", 89.94, "A", "row"),
             ("b", 90.02, "A", "row"),

@@ -145,9 +145,9 @@ def test_points_are_the_tables_numbers(sweep_folder: Path) -> None:
 
 def test_datasets_share_neither_axes_nor_front() -> None:
     lines = [
-        {"data": "AMOS-CT", "dice": 90.0, "params": 1.0, "published_on": "AMOS-CT"},
-        {"data": "BTCV", "dice": 80.0, "params": 2.0, "published_on": "BTCV"},
-        {"data": "BTCV", "dice": 85.0, "params": 3.0, "published_on": "AMOS-CT"},
+        {"data": "AMOS-CT", "competes_on": "AMOS-CT", "dice": 90.0, "params": 1.0, "published_on": "AMOS-CT"},
+        {"data": "BTCV", "competes_on": "BTCV", "dice": 80.0, "params": 2.0, "published_on": "BTCV"},
+        {"data": "BTCV", "competes_on": "BTCV", "dice": 85.0, "params": 3.0, "published_on": "AMOS-CT"},
     ]
     others = {"gflops_paper": 1.0, "dice_low": np.nan, "dice_high": np.nan}
     rows = [row_with(**others, **line, published_dice=70.0, published_params=1.0) for line in lines]

@@ -52,6 +52,17 @@ def test_rows_come_by_mean_rank_with_letters_of_their_groups(tmp_path: Path) -> 
     assert f"Critical distance of mean ranks at the level 0.05: {distance:.2f}." in table.notes[1]
 
 
+def test_without_a_difference_in_all_no_pair_has_a_p(tmp_path: Path) -> None:
+    jobs = [FakeJob(row, dice=0.8, density=density) for row, density in (("s90", 0.1), ("s80", 0.2), ("s70", 0.3))]
+    section = section_of(make(tmp_path, jobs))
+    test = section.rankings[0].test
+    assert test is not None and not test.is_significant and test.pairs.notna().all(axis=None)
+    for line in section.ranks.lines:
+        assert math.isnan(line["p_reference"])
+        assert all(math.isnan(value) for key, value in line.items() if key.startswith("p "))
+    assert "p (Nemenyi)" not in [column.heading for column in section.ranks.shown()]
+
+
 def test_the_level_follows_the_confidence(tmp_path: Path) -> None:
     ranking = section_of(make(tmp_path, ORDERED), Options(resamples=100, confidence=0.8)).rankings[0]
     assert ranking.test is not None

@@ -98,6 +98,24 @@ def test_lines_that_differ_in_more_than_the_length_keep_their_labels(tmp_path: P
     assert labels == ["S = 0.9 (optimizer.lr=0.1)", "S = 0.9 (optimizer.lr=0.2)"]
 
 
+def test_each_reference_has_its_own_panel_and_band(tmp_path: Path) -> None:
+    jobs = tuple(
+        FakeJob(row, seed, dice=dice, density=rate, overrides=(*FakeJob(row).overrides, f"optimizer.lr={rate}"))
+        for rate, spread in ((0.1, 0.02), (0.2, 0.1))
+        for row in ("s80", "s90")
+        for seed, dice in enumerate((0.8 - spread, 0.8))
+    )
+    runs, rows = rows_of(write_sweep(tmp_path / "sweep", jobs, {"sparsity": ABLATION}))
+    figure = draw_repetitions(runs, rows, "sparsity")
+    assert figure is not None
+    bands = [axes.patches[0].get_width() / 2 for axes in figure.axes]
+    references = [row for row in rows if row.line["reference"]]
+    assert len(references) == 2 and bands == pytest.approx([row.line["seed_spread"] for row in references])
+    assert bands[1] > 2 * bands[0]
+    for axes, row in zip(figure.axes, references, strict=True):
+        assert row.label in axes.get_title(loc="left").replace("\n", " ")
+
+
 def test_without_repetitions_there_is_no_picture(tmp_path: Path) -> None:
     once = (FakeJob("s80"), FakeJob("s90"))
     runs, rows = rows_of(write_sweep(tmp_path / "once", once, {"sparsity": ABLATION}))

@@ -141,6 +141,18 @@ def test_watching_ends_with_the_report(
     assert "all jobs have ended: 2 crashed, 5 finished" in printed and "written:" in printed
 
 
+@pytest.mark.parametrize("long", ["--watch", "--measure"])
+@pytest.mark.parametrize("names", [["--reference", "s99"], ["--compare", "s80", "s99"]])
+def test_wrong_rows_are_refused_before_long_work(
+    sweep_folder: Path, monkeypatch: pytest.MonkeyPatch, long: str, names: list[str]
+) -> None:
+    for name in ("watch.watch_sweep", "measure.measure_runs"):
+        monkeypatch.setattr(f"e2enet.report.{name}", lambda *_: pytest.fail("long work began"))
+    with pytest.raises(SystemExit) as caught:
+        main([str(sweep_folder), long, *names])
+    assert caught.value.code == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -149,6 +161,7 @@ def test_watching_ends_with_the_report(
         (["trade_off.accuracy=-1", "seed=x"], "trade_off.accuracy=-1: expected a number >= 0"),
         (["resamples"], "resamples: expected key=value"),
         (["--reference", "s99"], "'s99'"),
+        (["--compare", "s80", "s99"], "compare s80 s99: no section has both rows"),
     ],
 )
 def test_wrong_arguments(

@@ -53,10 +53,14 @@ def worst_and_best(row: Row, cases: pd.DataFrame) -> list[CaseScore]:
 
 
 def best_other(rows: Sequence[Row]) -> Row | None:
-    """Return the row of highest mean Dice except the reference; None if no other is finished."""
-    means = {index: row.finished["dice"].mean() for index, row in enumerate(rows) if not row.is_reference}
-    means = {index: mean for index, mean in means.items() if pd.notna(mean)}
-    return rows[max(means, key=lambda index: means[index])] if means else None
+    """Return the row of highest mean Dice except the reference; None if no other is finished.
+
+    Rows that were scored on the reference's classes and cases come first: means of others do not compare with them.
+    """
+    scored = [row for row in rows if not row.is_reference and pd.notna(row.finished["dice"].mean())]
+    tasks = [row.line.get("competes_on") for row in rows if row.is_reference]
+    same = [row for row in scored if row.line.get("competes_on") in tasks]
+    return max(same or scored, key=lambda row: float(row.finished["dice"].mean()), default=None)
 
 
 def telling_pairs(first: Row, second: Row, cases: pd.DataFrame) -> list[CasePair]:

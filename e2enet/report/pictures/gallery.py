@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,8 +71,8 @@ def draw_pictures(report: Report, folder: Path, *, compare: tuple[str, str] | No
         InputError: no section has both rows of `compare`. Raw data missing on this machine is no error: the picture's
             `problem` reports it.
     """
-    rows = {section.name: picture_rows(report.runs, section.experiment, section.lines) for section in report.sections}
-    _check_compared({name: [row for row in own if row.is_validated] for name, own in rows.items()}, compare)
+    check_compared(report, compare)
+    rows = _rows(report)
     return {
         section.name: _draw_section(report.runs, section, rows[section.name], folder, compare)
         for section in track(report.sections, "Drawing pictures")
@@ -84,11 +84,17 @@ def find_row(rows: Sequence[Row], name: str) -> Row | None:
     return next((row for row in rows if name in (row.label, row.line.get("row"))), None)
 
 
-def _check_compared(rows: Mapping[str, Sequence[Row]], compare: tuple[str, str] | None) -> None:
-    if compare is None or any(all(find_row(own, name) for name in compare) for own in rows.values()):
+def check_compared(report: Report, compare: tuple[str, str] | None) -> None:
+    """Raise InputError if no section has both rows of `compare`, with scores of validation cases."""
+    rows = [[row for row in own if row.is_validated] for own in _rows(report).values()]
+    if compare is None or any(all(find_row(own, name) for name in compare) for own in rows):
         return
-    known = dict.fromkeys(str(row.line.get("row") or row.label) for own in rows.values() for row in own)
+    known = dict.fromkeys(str(row.line.get("row") or row.label) for own in rows for row in own)
     raise InputError(f"compare {' '.join(compare)}: no section has both rows; expected two of {' | '.join(known)}")
+
+
+def _rows(report: Report) -> dict[str, list[Row]]:
+    return {section.name: picture_rows(report.runs, section.experiment, section.lines) for section in report.sections}
 
 
 def _draw_section(
@@ -193,8 +199,8 @@ def _file_name(*parts: str) -> str:
 
 TRADEOFF = (
     "Mean Dice over active parameters and FLOPs of one patch. Filled: obtained, mean over runs, with the bootstrap "
-    "interval over cases of the table. Hollow: published, on axes of their own, since the scale is another. Each "
-    "dataset has its own axes. Dashed: the best at this cost or less."
+    "interval over cases of the table. Hollow: published, on axes of their own, since the scale is another. Rows of "
+    "other datasets, classes or cases have their own axes. Dashed: the best at this cost or less."
 )
 CLASSES = (
     "A case counts once, with its mean over the runs that scored it. A number with an arrow counts the cases left of "

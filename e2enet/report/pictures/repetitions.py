@@ -33,6 +33,7 @@ class Differences:
         label: Name of the row.
         style: Its colour and marker.
         steps: Optimizer steps of the training.
+        against: Label of the reference's line.
         points: Differences in mean Dice, in points of percent, one per fold and seed that both have.
         spread: Largest difference between seeds of one fold of the reference, in the same unit; NaN with one seed.
     """
@@ -40,6 +41,7 @@ class Differences:
     label: str
     style: RowStyle
     steps: int
+    against: str
     points: tuple[float, ...]
     spread: float
 
@@ -50,23 +52,24 @@ class Differences:
 
 
 def draw_repetitions(runs: Runs, rows: Sequence[Row], experiment: str | None) -> Figure | None:
-    """Draw a line per row and a panel per length, with a point per run; None if nothing was repeated.
+    """Draw a line per row and a panel per length and reference, with a point per run; None if nothing was repeated.
 
     The band is as wide as seeds of the reference differ. Within it a row is no better and no worse than the reference
     might be with another seed. All panels have one scale. A row far outside of it has its mean beside an arrow.
     """
     found = run_differences(runs, rows, experiment)
-    lengths = sorted({line.steps for line in found})
-    if len(lengths) < 2 and all(len(line.points) < 2 for line in found):
+    panels = sorted({(line.steps, line.against): None for line in found}, key=lambda panel: panel[0])
+    if len({steps for steps, _ in panels}) < 2 and all(len(line.points) < 2 for line in found):
         return None
     labels = list(dict.fromkeys(line.label for line in found))
     with house_style():
         figure = new_figure(MARGINS + ROW_HEIGHT * len(labels))
-        panels = figure.subplots(1, len(lengths), squeeze=False, sharex=True, sharey=True)[0]
-        panels[0].set_xlim(_scale(found))
-        for axes, steps in zip(panels, lengths, strict=True):
-            _draw_panel(axes, [line for line in found if line.steps == steps], labels)
-            axes.set_title(f"{steps:,} steps")
+        grid = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0]
+        grid[0].set_xlim(_scale(found))
+        several = len(panels) > len({steps for steps, _ in panels})
+        for axes, (steps, against) in zip(grid, panels, strict=True):
+            _draw_panel(axes, [line for line in found if (line.steps, line.against) == (steps, against)], labels)
+            axes.set_title(f"{steps:,} steps" + (f"\n{wrapped(against, LETTERS, 2)}" if several else ""))
         figure.supxlabel("difference in mean Dice, points", fontsize=10)
         figure.draw_without_rendering()
     return figure
@@ -90,7 +93,8 @@ def run_differences(runs: Runs, rows: Sequence[Row], experiment: str | None) -> 
         points = _scores(row).sub(_scores(other)).dropna()
         if len(points):
             style = styles.setdefault(label, row.style)
-            found.append(Differences(label, style, steps, tuple(points), float(other.line["seed_spread"])))
+            spread = float(other.line["seed_spread"])
+            found.append(Differences(label, style, steps, other.label, tuple(points), spread))
     return found
 
 

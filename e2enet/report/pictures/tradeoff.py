@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ Interval = tuple[float, float]
 class Point:
     """One row in one picture: costs by name (M parameters, GFLOP), mean Dice and an interval in percent.
 
-    `group` names its axes: rows of different datasets share neither axes nor a Pareto front.
+    Points of one `group` share axes and a Pareto front; `title` is above them.
     """
 
     label: str
@@ -37,14 +38,15 @@ class Point:
     interval: Interval
     hollow: bool = False
     group: str = ""
+    title: str = ""
 
 
 def draw_tradeoff(rows: Sequence[Row]) -> Figure | None:
     """Draw Dice against parameters (left) and FLOPs (right); None if there are neither obtained nor published points.
 
     Obtained points are filled, with the table's bootstrap interval over cases. Published points are hollow and further
-    down, with the range if the source gives one. Each dataset, and obtained and published points, have their own axes,
-    since they cannot be compared.
+    down, with the range if the source gives one. Each dataset, each set of classes and cases, and obtained and
+    published points, have their own axes, since they cannot be compared.
     """
     groups: dict[str, list[Point]] = {}
     for point in [*obtained_points(rows), *published_points(rows)]:
@@ -55,12 +57,12 @@ def draw_tradeoff(rows: Sequence[Row]) -> Figure | None:
         figure = new_figure((HEIGHT if len(groups) < 4 else MIN_HEIGHT) * len(groups) + 0.5)
         figure.set_layout_engine("constrained", hspace=0.08)
         grid = figure.subplots(len(groups), 2, squeeze=False, sharey="row")
-        for line, (title, points) in zip(grid, groups.items(), strict=True):
+        for line, points in zip(grid, groups.values(), strict=True):
             for axes, (cost, text) in zip(line, COSTS.items(), strict=True):
                 _draw_points(axes, [point for point in points if np.isfinite(point.costs[cost])], cost)
                 axes.set_xlabel(text)
             line[0].set_ylabel("mean Dice, %")
-            line[0].set_title(title)
+            line[0].set_title(points[0].title)
         shown = {point.label for points in groups.values() for point in points}
         legend_below(figure, [_handle(row) for row in rows if row.label in shown])
         figure.draw_without_rendering()
@@ -69,14 +71,19 @@ def draw_tradeoff(rows: Sequence[Row]) -> Figure | None:
 
 def obtained_points(rows: Sequence[Row]) -> list[Point]:
     """Return points of the rows with finished and scored runs: the table's mean over runs and interval over cases."""
+    scored = [row for row in rows if pd.notna(row.line["dice"])]
+    tasks = {(row.line["data"], row.line["competes_on"]) for row in scored}
+    several = Counter(data for data, _ in tasks)
     points = []
-    for row in rows:
+    for row in scored:
         line = row.line
-        if pd.notna(line["dice"]):
-            costs = {"params": float(line["params"]), "gflops": float(line["gflops_paper"])}
-            interval = line["dice_low"], line["dice_high"]
-            group = f"obtained on {line['data']}"
-            points.append(Point(row.label, row.style, costs, line["dice"], interval, group=group))
+        costs = {"params": float(line["params"]), "gflops": float(line["gflops_paper"])}
+        interval = line["dice_low"], line["dice_high"]
+        own = f", {line['cases']} cases" if several[line["data"]] > 1 else ""
+        title = f"obtained on {line['data']}{own}"
+        points.append(
+            Point(row.label, row.style, costs, line["dice"], interval, group=line["competes_on"], title=title)
+        )
     return points
 
 
@@ -89,7 +96,9 @@ def published_points(rows: Sequence[Row]) -> list[Point]:
         if low is not None and high is not None and np.isfinite(list(costs.values())).any():
             published_on = row.line["published_on"]
             group = f"published, on {published_on}" if published_on else "published"
-            points.append(Point(row.label, row.style, costs, (low + high) / 2, (low, high), hollow=True, group=group))
+            points.append(
+                Point(row.label, row.style, costs, (low + high) / 2, (low, high), hollow=True, group=group, title=group)
+            )
     return points
 
 

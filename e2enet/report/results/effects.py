@@ -33,11 +33,12 @@ def median_interval(
 ) -> tuple[float, float, float]:
     """Return the median difference and its percentile bootstrap interval over cases: median, low, high.
 
-    Zeros count, other than in the test. The interval is NaN for fewer than 2 cases, the median without any.
+    Zeros count, other than in the test. The median is NaN without any case. The interval is NaN for so few (fewer than
+    6 at 95 %) that not even the range from the smallest to the largest covers the median as often as `confidence` says.
     """
     count = len(differences)
     median = float(np.median(differences)) if count else float("nan")
-    if count < 2:
+    if 1 - 2.0 ** (1 - count) < confidence:
         return median, float("nan"), float("nan")
     result = stats.bootstrap(
         (differences,),

@@ -53,6 +53,7 @@ def experiment_lines(
         _line(group, own, runs, options) | _published(ablation, group) | _counted(ablation, group, count)
         for group, own in zip(groups, cases, strict=True)
     ]
+    _number_case_sets(lines, cases)
     where = f"experiment {experiment}" if experiment else "the sweep"
     references = _references(groups, reference or ablation.get("reference"), where)
     _add_tests(lines, groups, [statistics.case_means(own) for own in cases], references, options)
@@ -63,6 +64,17 @@ def experiment_lines(
 def scored_cases(runs: Runs, group: Group) -> pd.DataFrame:
     """Return the lines of `Runs.cases` of the group's finished jobs, without regions."""
     return runs.cases[runs.cases["key"].isin(group.finished["key"]) & ~runs.cases["region"].astype(bool)]
+
+
+def _number_case_sets(lines: Sequence[dict[str, Any]], cases: Sequence[pd.DataFrame]) -> None:
+    """Add `competes_on`: what lines must share for their means to compete, classes and cases.
+
+    A test pairs the cases that two lines share. Means of other cases have no common scale: an easy fold would win.
+    """
+    numbers: dict[frozenset[str], int] = {}
+    for line, own in zip(lines, cases, strict=True):
+        number = numbers.setdefault(frozenset(own["case"]), len(numbers) + 1)
+        line["competes_on"] = f"{line['scored_on']}; cases {number}"
 
 
 def _line(group: Group, cases: pd.DataFrame, runs: Runs, options: Options) -> dict[str, Any]:
@@ -84,7 +96,7 @@ def _line(group: Group, cases: pd.DataFrame, runs: Runs, options: Options) -> di
         "label": group.label,
         "role": group.role,
         "data": data,
-        "scored_on": f"{data}: {', '.join(classes)}",  # what lines must share to be compared
+        "scored_on": f"{data}: {', '.join(classes)}",  # what lines must share to be tested
         "state": _states(group.jobs),
         "runs": len(finished),
         "jobs": len(group.jobs),
@@ -211,7 +223,7 @@ def _partner(groups: Sequence[Group], index: int, candidates: Sequence[int]) -> 
 
 
 def _add_trade_off(lines: Sequence[dict[str, Any]], groups: Sequence[Group], options: Options) -> None:
-    """Add PT of the obtained numbers, among rows of the same classes: Dice of different tasks have no common largest.
+    """Add PT of the obtained numbers, among rows of the same classes and cases: others have no common largest Dice.
 
     PT is NaN for a single row, which would be its own best in everything. It is also NaN unless the options ask for it,
     since the weights are not the paper's.
@@ -221,8 +233,8 @@ def _add_trade_off(lines: Sequence[dict[str, Any]], groups: Sequence[Group], opt
     if not options.trade_off:
         return
     rows = [line for line, group in zip(lines, groups, strict=True) if group.role == "row"]
-    for task in dict.fromkeys(line["scored_on"] for line in rows):
-        own = [line for line in rows if line["scored_on"] == task]
+    for task in dict.fromkeys(line["competes_on"] for line in rows):
+        own = [line for line in rows if line["competes_on"] == task]
         columns = ([line[name] for line in own] for name in ("dice", "params", "gflops_paper"))
         values = statistics.trade_off(*columns, accuracy=options.accuracy, cost=options.cost)
         if np.isfinite(values).sum() > 1:

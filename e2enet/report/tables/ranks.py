@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,7 +71,8 @@ def experiment_rankings(runs: Runs, experiment: str | None, lines: Sequence[Line
 def rank_table(title: str, rankings: Sequence[Ranking]) -> Table:
     """Return the rows by mean rank, each with the letters of its groups; notes say how it was computed.
 
-    A line also holds Friedman's and Nemenyi's results, `p LABEL` for each other row.
+    A line also holds Friedman's and Nemenyi's results, `p LABEL` for each other row: NaN if Friedman's test finds no
+    difference, since pairs are compared only then.
     """
     columns = (
         Column("row", row_name, numeric=False),
@@ -95,6 +97,7 @@ def _lines(ranking: Ranking, test: RankTest) -> list[dict[str, Any]]:
     references = [line["label"] for line in ranking.lines if line["reference"]]
     known = {line["label"]: line for line in ranking.lines}
     groups = test.groups()
+    pairs = test.pairs if test.is_significant else test.pairs * math.nan
     lines = []
     for label, rank in test.mean_ranks.items():
         line = known[label]
@@ -104,13 +107,13 @@ def _lines(ranking: Ranking, test: RankTest) -> list[dict[str, Any]]:
                 **{key: line[key] for key in ("row", "label", "role", "data", "scored_on", "reference")},
                 "mean_rank": rank,
                 "group": "".join(letter for letter, group in zip(LETTERS, groups, strict=False) if label in group),
-                "p_reference": test.pairs.loc[label, against] if against else float("nan"),
+                "p_reference": pairs.loc[label, against] if against else float("nan"),
                 "cases": test.cases,
                 "friedman_chi2": test.statistic,
                 "friedman_p": test.p,
                 "kendall_w": test.agreement,
                 "critical_distance": test.critical_distance,
-                **{f"p {other}": test.pairs.loc[label, other] for other in test.mean_ranks.index if other != label},
+                **{f"p {other}": pairs.loc[label, other] for other in test.mean_ranks.index if other != label},
             }
         )
     return lines

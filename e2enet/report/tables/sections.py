@@ -25,6 +25,7 @@ from e2enet.report.tables.ranks import Ranking, experiment_rankings, rank_table
 from e2enet.report.tables.table import Column, Line, Table, is_known, number, text
 
 UNFINISHED = ("crashed", "interrupted")
+FEW_CASES = 10  # below, a percentile bootstrap covers the mean of skewed scores clearly less often than it says
 SMALL_P = 1e-3  # a smallest possible p below this is no limit in practice
 
 
@@ -164,13 +165,21 @@ def _notes(lines: tuple[Line, ...], options: Options) -> tuple[str, ...]:
         f"{options.seed}) of that mean over runs. Cases: scored validation cases. Missed: structures of the references "
         "that predictions lack; invented: structures "
         "that predictions have and the references lack; both over all runs.",
-        "Bold: the best of a column, among the rows of one dataset and its classes.",
+        "Bold: the best of a column, among the rows of one dataset and its classes, scored on the same cases.",
         "Scores are of best.ckpt, which was chosen by validation on the same cases: they are biased upwards, alike in "
         "all rows, as cross-validation with a final checkpoint (nnU-Net's) is not.",
     ]
     tasks = {(line["data"], line["scored_on"]) for line in lines if line["runs"]}
     if len(tasks) > len({data for data, _ in tasks}):
         notes.append("Rows that are scored on different classes are not compared with each other.")
+    rows = [line for line in lines if line["role"] == "row" and line["runs"]]
+    if len({line["competes_on"] for line in rows}) > len({line["scored_on"] for line in rows}):
+        notes.append(
+            "Some rows are scored on other cases, as in a sweep under way: their means do not compare, and they "
+            "compete for no best, PT or front with each other. Tests are about the cases that both rows share."
+        )
+    if 0 < min((line["cases"] for line in rows), default=0) < FEW_CASES:
+        notes.append(f"Bootstrap intervals over fewer than {FEW_CASES} cases are too narrow.")
     if any(line["role"] == "training" for line in lines):
         notes.append(
             "Runs of fold=all are scored on the cases that they were trained on: they are in no mean, interval, test "

@@ -20,7 +20,7 @@ class Best:
 
     key: str
     largest: bool
-    among: str = "scored_on"
+    among: str = "competes_on"
 
 
 @dataclass(frozen=True)
