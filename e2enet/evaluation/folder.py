@@ -16,7 +16,7 @@ from e2enet.data.formats.grid import Unit
 from e2enet.data.formats.labels import map_scheme
 from e2enet.data.formats.problems import few_of_each
 from e2enet.data.formats.scheme import LabelScheme, class_key, region_problems, scheme_problems
-from e2enet.evaluation.images import LabelImage, grid_problems, read_label_image, voxel_spacing
+from e2enet.evaluation.images import LabelImage, grid_problems, read_label_image, voxel_spacing, warn_of_spacings
 from e2enet.evaluation.pairing import DEFAULT_NAMES, pair_files
 from e2enet.evaluation.scores import METRICS, Score, drop_ignored, score_case, summarise
 
@@ -52,6 +52,7 @@ def score_folder(
         predictions, labels, prediction_names=prediction_names, label_names=label_names
     )
     raise_problems(few_of_each([*problems, *_grid_problems(pairs, unit)]), heading)
+    warnings += warn_of_spacings(pairs, unit)
     label_map = label_map or {}
     if names is None:
         named = read_class_names(labels)

@@ -15,11 +15,14 @@ from nibabel.spatialimages import SpatialImage
 
 from e2enet.common.errors import InputError
 from e2enet.data.formats.case import count_labels
+from e2enet.data.formats.forms import spacing_conflict
 from e2enet.data.formats.grid import Geometry, Unit, grid_problem, in_millimetres, in_unit
 from e2enet.data.formats.image_file import ImageFile
 from e2enet.data.formats.labels import apply_label_map, whole_labels
 from e2enet.data.formats.listing import FILE_ENDINGS
+from e2enet.data.formats.nifti import placed_affine
 from e2enet.data.formats.opening import open_image
+from e2enet.data.formats.remarks import spacing_warnings
 
 READ_ERRORS = (ImageFileError, OSError, EOFError, ValueError, zlib.error)
 
@@ -56,6 +59,18 @@ def grid_problems(case: str, prediction: Path, reference: Path, unit: Unit | Non
     return [f"{case}: {prediction} is not on the grid of {reference}: {problem}"] if problem else []
 
 
+def warn_of_spacings(pairs: Mapping[str, tuple[Path, Path]], unit: Unit | None = None) -> list[str]:
+    """Warn of files of {case: (prediction, reference)} whose sform and pixdim contradict each other.
+
+    `unit` is the length unit of the references; None: as each header says.
+    """
+    conflicts = []
+    for case, (prediction, reference) in pairs.items():
+        for path, image in ((reference, _open(reference, unit)), (prediction, _open(prediction))):
+            conflicts.append((case, path, spacing_conflict(image.header)))
+    return [str(warning) for warning in spacing_warnings(conflicts)]
+
+
 def voxel_spacing(path: Path, unit: Unit | None = None) -> tuple[float, float, float]:
     """Voxel size in mm per file axis, from the affine."""
     x, y, z = (float(size) for size in nib.affines.voxel_sizes(_geometry(_open(path, unit)).affine))
@@ -87,7 +102,9 @@ def _open(path: Path, unit: Unit | None = None) -> ImageFile:
         raise InputError(f"{path}: is no image that nibabel reads ({error})") from error
     if not isinstance(image, SpatialImage) or image.affine is None:
         raise InputError(f"{path}: has no affine, so its grid is unknown")
-    affine, dtype = in_millimetres(image.affine, image.header), image.get_data_dtype()
+    is_nifti = isinstance(image.header, nib.Nifti1Header)  # a pair of .hdr and .img
+    affine = placed_affine(image, path) if is_nifti else in_millimetres(image.affine, image.header)
+    dtype = image.get_data_dtype()
 
     def read() -> np.ndarray:
         return np.asanyarray(image.dataobj).reshape(-1, order="F")

@@ -79,7 +79,8 @@ def test_a_scan_in_another_unit_is_the_same_scan(write_checkpoint, scans, scan, 
 
 def test_odd_headers_are_told(write_checkpoint, scans, scan, capsys) -> None:
     scan.header.set_xyzt_units("micron")
-    scan.set_qform(scan.affine @ np.diag([1, 1, 1.5, 1]), code=1)
+    turn = np.array([[0.8, -0.6, 0, 0], [0.6, 0.8, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    scan.set_qform(turn @ scan.affine, code=1)
     nib.save(scan, scans / "b.nii.gz")
     config = settings(write_checkpoint(), scans)
     assert run_prediction(config).keys() <= {"b"}  # b may not fit in memory

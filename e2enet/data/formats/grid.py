@@ -192,21 +192,6 @@ def unit_of_length(header: Any) -> str:
     return UNITS.get(_unit_code(header), "mm")
 
 
-def forms_offset(image: ImageFile) -> Offset | None:
-    """Return the offset between sform and qform of an open NIfTI image. The sform is the one in use.
-
-    None unless both are set (codes above 0), and for other formats. Not finite if the qform is no rotation.
-    """
-    header = image.header
-    if header is None or min(int(header["sform_code"]), int(header["qform_code"])) <= 0:
-        return None
-    try:
-        qform = header.get_qform()
-    except ValueError:
-        return Offset(float("inf"), float("inf"))
-    return grid_offset(in_millimetres(header.get_sform(), header), in_millimetres(qform, header), image.shape)
-
-
 def _unit_code(header: Any) -> int:
     return int(header["xyzt_units"]) & 7 if isinstance(header, nib.Nifti1Header) else 0
 

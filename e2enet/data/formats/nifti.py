@@ -1,7 +1,8 @@
 """A NIfTI file as it is on disk: its header, if it is plausible, and its stored voxels.
 
 nibabel reads headers. But it stops at the last voxel, before the checksum that ends a gzip stream, so a damaged scan
-would pass. It also replaces voxel sizes that are zero or negative by values that nobody measured. Here both are errors.
+would pass. It also replaces voxel sizes that are zero or negative by values that nobody measured. Here both are errors,
+except that an sform gives the voxel sizes if they are missing.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 from nibabel.openers import ImageOpener
 
 from e2enet.common.errors import InputError
+from e2enet.data.formats.forms import header_affine, spacing_conflict
 from e2enet.data.formats.grid import in_millimetres
 from e2enet.data.formats.image_file import ImageFile
 
@@ -43,14 +45,32 @@ def open_nifti(path: Path) -> ImageFile:
         raise InputError(f"{path}: {type(image).__name__}, a NIfTI image expected")
     if image.get_data_dtype().kind not in "iuf":
         raise InputError(f"{path}: voxels of type {image.get_data_dtype()}, numbers expected")
-    _require_spacing(image, path)
+    affine = placed_affine(image, path)
     size = path.stat().st_size
     if _num_bytes(image) > size * (MAX_COMPRESSION if _is_packed(path) else 1):
         raise cut_off(path, f"{_num_bytes(image)} bytes of voxels expected, the file has {size}")
-    affine = in_millimetres(image.affine, image.header)
     proxy: Any = image.dataobj
     scale = float(proxy.slope), float(proxy.inter)
     return ImageFile(path, image.shape, affine, proxy.dtype, *scale, image.header, partial(_read_stored, image, path))
+
+
+def placed_affine(image: Any, path: Path) -> np.ndarray:
+    """Return the affine of a loaded NIfTI image, voxel -> mm, see `header_affine`.
+
+    Raise InputError if voxel sizes (pixdim) are zero, negative or not finite. With an sform they are not an error: the
+    loaded header then gets those of the sform, so that files made with it are read alike.
+    """
+    header = image.header
+    has_sform = int(header["sform_code"]) > 0
+    if not has_sform or spacing_conflict(header) is not None:
+        with ImageOpener(str(image.file_map.get("header", image.file_map["image"]).filename)) as stream:
+            unmended = type(header).from_fileobj(stream, check=False)
+        spacing = [float(size) for size in unmended["pixdim"][1:4]]
+        if not all(math.isfinite(size) and size > 0 for size in spacing):
+            if not has_sform:
+                raise InputError(f"{path}: voxels of {spacing} mm (pixdim), three sizes above 0 expected")
+            header["pixdim"][1:4] = np.linalg.norm(header.get_sform()[:3, :3], axis=0)
+    return in_millimetres(header_affine(header), header)
 
 
 def without_history(header: Any) -> Any:
@@ -92,17 +112,6 @@ def _num_bytes(image: Any) -> int:
 
 def _is_packed(path: Path) -> bool:
     return path.name.endswith(".gz")
-
-
-def _require_spacing(image: Any, path: Path) -> None:
-    """Raise InputError if voxel sizes are zero, negative or not finite. With an sform they are not used or checked."""
-    if int(image.header["sform_code"]) > 0:
-        return
-    with ImageOpener(str(path)) as stream:
-        unmended = type(image.header).from_fileobj(stream, check=False)
-    spacing = [float(size) for size in unmended["pixdim"][1:4]]
-    if not all(math.isfinite(size) and size > 0 for size in spacing):
-        raise InputError(f"{path}: voxels of {spacing} mm (pixdim), three sizes above 0 expected")
 
 
 def _fill(stream: BufferedIOBase, view: memoryview, path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from e2enet.common.errors import InputError
+from e2enet.data.formats.forms import SpacingConflict
 from e2enet.data.formats.naming import Case
 from e2enet.data.formats.problems import Problem, case_warning
 from e2enet.data.formats.stored import StoredHeader, read_stored_header
@@ -33,14 +34,20 @@ def scan_warnings(cases: Sequence[Case]) -> list[Problem]:
 
 
 def header_warnings(headers: Sequence[tuple[str, StoredHeader]]) -> list[Problem]:
-    """Warn of voxel sizes that no scanner makes, and of headers whose sform and qform disagree.
+    """Warn of voxel sizes that no scanner makes, and of headers whose sform disagrees with pixdim or with the qform.
 
     `headers` holds (case, header) of every file. Only the first such file of a case is named. Many cases share one
     line.
     """
     sizes = [_odd_size(case, header) for case, header in headers]
     forms = [_two_forms(case, header) for case, header in headers]
-    return [*_summed_up(sizes), *_summed_up(forms)]
+    conflicts = spacing_warnings([(case, header.path, header.conflict) for case, header in headers])
+    return [*_summed_up(sizes), *conflicts, *_summed_up(forms)]
+
+
+def spacing_warnings(conflicts: Sequence[tuple[str, Path, SpacingConflict | None]]) -> list[Problem]:
+    """Warn of headers whose sform and pixdim contradict each other; the input is (case, file, conflict)."""
+    return _summed_up([_two_spacings(*one) for one in conflicts])
 
 
 def _odd_size(case: str, header: StoredHeader) -> Found | None:
@@ -53,6 +60,14 @@ def _odd_size(case: str, header: StoredHeader) -> Found | None:
         "expected: is its header right?"
     )
     return case, header.path, float(max(spacing.max() / MAX_SPACING, MIN_SPACING / spacing.min())), text
+
+
+def _two_spacings(case: str, path: Path, conflict: SpacingConflict | None) -> Found | None:
+    if conflict is None:
+        return None
+    sform, pixdim = (" x ".join(f"{size:.4g}" for size in sizes) for sizes in (conflict.sform, conflict.pixdim))
+    text = f"voxels of {sform} mm by the sform and of {pixdim} mm by pixdim; those of pixdim are used, as in ITK"
+    return case, path, conflict.factor, text
 
 
 def _two_forms(case: str, header: StoredHeader) -> Found | None:

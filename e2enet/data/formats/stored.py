@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from e2enet.data.formats.grid import Geometry, Offset, Unit, forms_offset, geometry_of, unit_of_length
+from e2enet.data.formats.forms import SpacingConflict, forms_offset, spacing_conflict
+from e2enet.data.formats.grid import Geometry, Offset, Unit, geometry_of, unit_of_length
 from e2enet.data.formats.image_file import ImageFile
 from e2enet.data.formats.opening import open_image
 
@@ -31,7 +32,8 @@ class StoredHeader:
         dtype: Type of the voxels on disk.
         slope, intercept: value = slope * stored + intercept.
         unit: Unit of length in the header; `geometry` is in mm.
-        forms: Offset between sform and qform; None unless both are set.
+        forms: Offset between sform and qform; None unless both are set and the sform is in use.
+        conflict: Voxel sizes of an sform and a pixdim that contradict each other; None if they agree.
     """
 
     path: Path
@@ -42,6 +44,7 @@ class StoredHeader:
     intercept: float
     unit: str
     forms: Offset | None
+    conflict: SpacingConflict | None
 
     @property
     def num_bytes(self) -> int:
@@ -130,4 +133,5 @@ def read_stored(path: Path, unit: Unit | None = None) -> StoredImage:
 def _stored_header(image: ImageFile) -> StoredHeader:
     geometry, channels = geometry_of(image, None), int(np.prod(image.shape[3:]))
     kind = image.dtype, image.slope, image.intercept
-    return StoredHeader(image.path, geometry, channels, *kind, unit_of_length(image.header), forms_offset(image))
+    said = unit_of_length(image.header), forms_offset(image), spacing_conflict(image.header)
+    return StoredHeader(image.path, geometry, channels, *kind, *said)

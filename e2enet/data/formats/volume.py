@@ -16,6 +16,7 @@ from nibabel import orientations
 
 from e2enet.common.errors import InputError
 from e2enet.common.files import atomic_path
+from e2enet.data.formats.forms import header_affine
 from e2enet.data.formats.grid import Geometry, Unit, geometry_of, millimetres_per_unit, require_same_grid, same_grid
 from e2enet.data.formats.itk import write_itk
 from e2enet.data.formats.labels import apply_label_map, whole_labels
@@ -192,8 +193,10 @@ def _write(path: Path, data: np.ndarray, geometry: Geometry, header: Any) -> Non
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     affine = geometry.affine.copy()
     affine[:3] /= millimetres_per_unit(header)
-    # If the affine is the header's, nibabel keeps sform and qform as they are, for programs that use the other one.
-    image = kind(data, affine, None if header is None else without_history(header))
+    # If the affine is the header's, sform, qform and pixdim stay as they are, for programs that use another of them.
+    # Without an affine nibabel changes none of them.
+    kept = header is not None and np.allclose(affine, header_affine(header))
+    image = kind(data, None if kept else affine, None if header is None else without_history(header))
     image.set_data_dtype(data.dtype)
     if header is None:
         image.header.set_xyzt_units("mm")

@@ -24,7 +24,7 @@ from e2enet.system.workload import fit_workers
 # Of all cases together. nnU-Net draws 1e8 voxels; their percentiles are the same to the digits that matter.
 INTENSITY_SAMPLES = 10_000_000
 MAX_SAMPLES_PER_CASE = 2**20
-FINGERPRINT_VERSION = 3  # raise it when the fingerprint changes meaning
+FINGERPRINT_VERSION = 4  # raise it when the fingerprint changes meaning
 FINGERPRINT_FILE = "fingerprint.json"
 BYTES_PER_VOXEL = 16  # at most, while a case is measured: float32, the file's own type, masks, foreground
 

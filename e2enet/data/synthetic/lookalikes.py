@@ -61,7 +61,8 @@ MSD = (
 )
 NNUNET = MSD
 KITS = Storage(Grid((0.78, 0.78, 3.0), "IPL", origin=(-160.0, -150.0, -90.0)), Encoding("int16"))
-ACDC = Storage(Grid((1.56, 1.56, 8.0), "LPS", origin=(-25.0, -20.0, 0.0)), Encoding("int16"))
+# The sform of the organisers' files has voxels of 1 x 1 x 1 mm (nnU-Net's issue 2741).
+ACDC = Storage(Grid((1.56, 1.56, 8.0), "LPS", wrong_sform=True), Encoding("int16"))
 
 
 def write_amos(folder: Path, num_cases: int = 5, seed: int = 0) -> Path:
@@ -144,7 +145,10 @@ def write_kits(folder: Path, num_cases: int = 5, seed: int = 0) -> Path:
 
 
 def write_acdc(folder: Path, num_cases: int = 5, seed: int = 0) -> Path:
-    """ACDC: `num_cases` patients with two labelled frames each, and one to test on; thick slices, LPS, int16."""
+    """ACDC: `num_cases` patients with two labelled frames each, and one to test on; thick slices, LPS, int16.
+
+    As in the download, the sform's voxels are of 1 x 1 x 1 mm; pixdim holds the spacing.
+    """
     with _new_folder(folder, num_cases) as root:
         for number in [*range(1, num_cases + 1), 101]:
             patient = f"patient{number:03d}"

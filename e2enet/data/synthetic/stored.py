@@ -20,12 +20,15 @@ class Grid:
         orientation: Directions of the file's axes, such as "LPS" or "RAS".
         tilt: Degrees by which the slices are turned about the right-left axis (an oblique affine).
         origin: mm, of the array's first voxel.
+        wrong_sform: Whether the file's sform has voxels of 1 x 1 x 1 mm at the origin, as in the files of ACDC. Then
+            pixdim and the qform alone hold the spacing.
     """
 
     spacing: tuple[float, float, float]
     orientation: str = "RAS"
     tilt: float = 0.0
     origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    wrong_sform: bool = False
 
     def affine(self) -> np.ndarray:
         """Return the matrix (4, 4) from array index to mm."""
@@ -74,6 +77,11 @@ def _save(path: Path, values: np.ndarray, grid: Grid, encoding: Encoding) -> Non
     turned = orientations.apply_orientation(stored.astype(dtype), change)
     image = nib.Nifti1Image(turned, affine @ orientations.inv_ornt_aff(change, values.shape[:3]))
     image.header.set_xyzt_units("mm")
+    if grid.wrong_sform:
+        image.set_qform(image.affine, 1)
+        signs = np.sign(image.affine[:3, :3].round(6))
+        image.header.set_sform(nib.affines.from_matvec(signs), 2)
+        image = nib.Nifti1Image(turned, None, image.header)  # with an affine nibabel would write that as the sform
     if encoding.slope is not None:
         # nibabel then writes the voxels as they are and readers scale them.
         image.header.set_slope_inter(encoding.slope, encoding.intercept)
