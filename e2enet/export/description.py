@@ -17,7 +17,8 @@ def describe_model(model: LoadedModel) -> dict[str, Any]:
     for a network of overlapping regions, `plan` (as plan.json: depth axis, spacing in mm, patch size, strides,
     normalisation), `size_steps` (what input sizes are multiples of), `mirror_axes`, `step` (distance of windows as a
     share of the patch), `keep_largest` (lists of labels, of which only the largest component is kept), `file_axes`
-    (whether axes are named in the order of the file instead of RAS).
+    (whether axes are named in the order of the file instead of RAS), `spacing_unit` (m, mm or um if lengths in the
+    scans' files count in it whatever their headers say, else null).
     """
     scheme = model.scheme
     return {
@@ -31,6 +32,7 @@ def describe_model(model: LoadedModel) -> dict[str, Any]:
         "step": 0.5,
         "keep_largest": keep_largest_of(model),
         "file_axes": model.file_axes,
+        "spacing_unit": model.spacing_unit,
     }
 
 

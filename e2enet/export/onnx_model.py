@@ -31,12 +31,9 @@ def write_onnx(model: LoadedModel, folder: Path) -> None:
     """Write model.onnx (`export_onnx`), model.json (`describe_model`) and predict.py (`onnx_predict`) into a folder.
 
     Raises:
-        InputError: lengths in the model's scans do not count in mm, as the script reads them; or torch and onnxscript
-            do not fit.
+        InputError: torch and onnxscript do not fit.
     """
     _require_versions_that_fit()
-    if model.spacing_unit not in (None, "mm"):
-        raise InputError(f"{model.path}: its scans' lengths count in {model.spacing_unit}; mm expected by predict.py")
     export_onnx(model, folder / MODEL_FILE)
     write_json(folder / DESCRIPTION_FILE, describe_model(model))
     for name, copy in SCRIPTS.items():

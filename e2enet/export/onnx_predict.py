@@ -13,6 +13,7 @@ import SimpleITK as sitk  # noqa: N813
 from scan_grid import gaussian_weights, mirrorings, pad_to_patch, prepare, read_scan, restore, windows
 
 FOLDER = pathlib.Path(__file__).parent
+ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr")
 
 
 def predict(session, image, model):
@@ -35,8 +36,8 @@ def predict(session, image, model):
 
 def main(scans, output):
     """Read, prepare, predict, restore, write."""
-    if output.exists() or not output.absolute().parent.is_dir():
-        sys.exit(f"{output}: a new file in a folder that exists expected")
+    if output.exists() or not output.absolute().parent.is_dir() or not output.name.endswith(ENDINGS):
+        sys.exit(f"{output}: a new file in a folder that exists expected, its name ending in {' or '.join(ENDINGS)}")
     model = json.loads((FOLDER / "model.json").read_text(encoding="utf-8"))
     session = onnxruntime.InferenceSession(str(FOLDER / "model.onnx"), providers=["CPUExecutionProvider"])
     scan = read_scan(scans, model)

@@ -11,6 +11,8 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
 ROUNDING = 1e-6  # of voxel sizes in float32 headers, as a fraction
+MILLIMETRES = {"m": 1e3, "mm": 1.0, "um": 1e-3}
+UNITS = {1: "m", 3: "um"}  # codes of NIfTI headers; all others mean mm
 
 
 class Scan(NamedTuple):
@@ -30,12 +32,7 @@ class Scan(NamedTuple):
 
 def read_scan(files: list[str], model: dict[str, Any]) -> Scan:
     """Read a scan from one file with all channels or from a file per channel."""
-    try:
-        images = [sitk.ReadImage(file, sitk.sitkFloat32) for file in files]
-    except RuntimeError as error:
-        raise SystemExit(f"{files}: cannot be read: {str(error).splitlines()[-1]}") from error
-    if images[0].GetDimension() == 4:
-        images = [images[0][..., channel] for channel in range(images[0].GetSize()[3])]
+    images = [channel for file in files for channel in read_channels(file, model["spacing_unit"])]
     if len(images) != len(model["channels"]):
         raise SystemExit(f"{files}: {len(images)} channels, {len(model['channels'])} expected: {model['channels']}")
     grids = [[*one.GetSize(), *one.GetSpacing(), *one.GetOrigin(), *one.GetDirection()] for one in images]
@@ -49,6 +46,36 @@ def read_scan(files: list[str], model: dict[str, Any]) -> Scan:
         raise SystemExit(f"{files}: finite values expected, of which some are not zero")
     crop = tuple(slice(place.min(), place.max() + 1) for place in np.nonzero((array != 0).any(0)))
     return Scan(array, np.array(oriented[0].GetSpacing())[axes], crop, axes, images[0], oriented[0])
+
+
+def read_channels(file: str, unit: str | None) -> list[Any]:
+    """Read a file's channels, a fourth axis or the components of its voxels, as 3D images in mm.
+
+    `unit` is that of the file's lengths, None if its header says it. ITK reads a NIfTI file by its header's unit, and
+    takes any orientation if the header has none (both codes 0): there it is set to nibabel's, left, front and up, with
+    the centre at 0.
+    """
+    try:
+        whole = sitk.ReadImage(file, sitk.sitkVectorFloat32)
+    except RuntimeError as error:
+        raise SystemExit(f"{file}: cannot be read: {str(error).splitlines()[-1]}") from error
+    size = whole.GetSize()
+    if len(size) < 3 or sum(edge > 1 for edge in size[3:]) > 1:
+        raise SystemExit(f"{file}: shape {size}; a 3D image, or a 4D one with channels last expected")
+    parts = [whole[(slice(None),) * 3 + place] for place in np.ndindex(size[3:])]
+    components = range(whole.GetNumberOfComponentsPerPixel())
+    images = [sitk.VectorIndexSelectionCast(part, component) for part in parts for component in components]
+    tags = whole.GetMetaDataKeys() if file.endswith((".nii", ".nii.gz")) else ()  # other formats may keep a NIfTI's
+    header = {tag: whole.GetMetaData(tag) for tag in tags}
+    read_as = UNITS.get(int(header.get("xyzt_units", 0)) & 7, "mm")
+    scale = MILLIMETRES[unit or read_as] / MILLIMETRES[read_as]
+    for image in images:
+        image.SetSpacing(scale * np.array(image.GetSpacing()))
+        image.SetOrigin(scale * np.array(image.GetOrigin()))
+        if header.get("sform_code") == header.get("qform_code") == "0":
+            image.SetDirection([1, 0, 0, 0, -1, 0, 0, 0, 1])
+            image.SetOrigin(np.array(image.GetSpacing()) * (np.array(size[:3]) - 1) / 2 * [-1, 1, -1])
+    return images
 
 
 def prepare(scan: Scan, model: dict[str, Any]) -> np.ndarray:
@@ -117,7 +144,9 @@ def restore(probabilities: np.ndarray, scan: Scan, model: dict[str, Any]) -> Any
 def normalise(channel: np.ndarray, way: dict[str, Any], inside: np.ndarray) -> np.ndarray:
     """Normalise a channel (D, H, W) as in training: a CT by numbers of the dataset, else by the scan's own."""
     if way["scheme"] == "ct":
-        return (np.clip(channel, way["lower"], way["upper"]) - np.float32(way["mean"])) / np.float32(way["std"])
+        return (np.clip(channel, way["lower"], way["upper"]) - np.float32(way["mean"])) / np.float32(
+            max(way["std"], 1e-8)
+        )
     if way["scheme"] == "none":
         return channel
     inside = inside if way["nonzero"] else np.ones_like(inside)

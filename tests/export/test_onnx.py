@@ -16,8 +16,8 @@ import pytest
 import torch
 from torch.torch_version import TorchVersion
 
-from e2enet.common.errors import InputError
 from e2enet.common.files import write_json
+from e2enet.data.formats.listing import RESULT_ENDINGS
 from e2enet.inference.checkpoint import LoadedModel, load_model, read_hyper_parameters
 from e2enet.inference.largest_component import classes_of
 
@@ -128,6 +128,7 @@ def test_the_description_says_how_to_prepare_a_scan(make_run, tmp_path: Path) ->
     assert content["labels"] == {"0": "background", "1": "liver", "2": "spleen", "3": "kidney"}
     assert content["regions"] == {"whole": [1, 2, 3], "core": [2, 3], "inner": [3]}
     assert content["regions_class_order"] == [1, 2, 3] and content["channels"] == ["MRI0"]
+    assert content["spacing_unit"] is None and content["file_axes"] is False
     assert (content["mirror_axes"], content["step"], content["keep_largest"]) == ([0, 2], 0.5, [])
 
 
@@ -138,12 +139,30 @@ def write_postprocessing(run: Path) -> None:
     write_json(run / "out_of_fold" / "all" / "postprocessing.json", content)
 
 
-@pytest.mark.parametrize("kind", ["classes", "coarse", "ct", "two_channels", "regions", "file_axes", "largest"])
+def rewrite_headers(folder: Path, kind: str) -> None:
+    """Name a wrong unit in the headers of scans, or leave out their orientation."""
+    for path in folder.iterdir():
+        image = nib.load(path)
+        values = np.asarray(image.dataobj)
+        if kind == "wrong_unit":
+            image.header.set_xyzt_units("micron")
+        else:
+            image.header["sform_code"] = image.header["qform_code"] = 0
+        nib.save(nib.Nifti1Image(values, image.affine if kind == "wrong_unit" else None, image.header), path)
+
+
+KINDS = ["classes", "coarse", "ct", "two_channels", "regions", "file_axes", "largest", "wrong_unit", "no_orientation"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_script_predicts_the_labels_of_predict(kind: str, make_run, scans, predicted, tmp_path: Path) -> None:
-    run = make_run("classes" if kind == "largest" else kind)
+    plain = kind in ("largest", "wrong_unit", "no_orientation")
+    run = make_run("classes" if plain else kind, **{"dataset": {"spacing_unit": "mm"}} if kind == "wrong_unit" else {})
+    folder = scans(2 if kind == "two_channels" else 1)
     if kind == "largest":
         write_postprocessing(run)
-    folder = scans(2 if kind == "two_channels" else 1)
+    elif plain:
+        rewrite_headers(folder, kind)
     script = export(run, tmp_path / "onnx") / "predict.py"
     for case, expected in predicted(run, folder).items():
         files = sorted(map(str, folder.glob(f"{case}*")))
@@ -195,13 +214,18 @@ def test_a_scan_is_never_written_over(make_run, scans, tmp_path: Path) -> None:
             [scan, tmp_path / "no" / "out.nii.gz"],
             f"{tmp_path}/no/out.nii.gz: a new file in a folder that exists expected",
         ),
-        ([tmp_path / "gone.nii.gz", tmp_path / "out.nii.gz"], "gone.nii.gz']: cannot be read: "),
-        ([tmp_path / "text.nii.gz", tmp_path / "out.nii.gz"], "text.nii.gz']: cannot be read: "),
+        (
+            [scan, tmp_path / "out.nii.gx"],
+            "out.nii.gx: a new file in a folder that exists expected, its name ",
+        ),
+        ([tmp_path / "gone.nii.gz", tmp_path / "out.nii.gz"], "gone.nii.gz: cannot be read: "),
+        ([tmp_path / "text.nii.gz", tmp_path / "out.nii.gz"], "text.nii.gz: cannot be read: "),
     ):
         program = [sys.executable, str(script), *map(str, files)]
         done = subprocess.run(program, capture_output=True, text=True, check=False)
         assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
-    assert scan.read_bytes() == before and not (tmp_path / "out.nii.gz").exists()
+    assert scan.read_bytes() == before and not list(tmp_path.glob("out.nii.g*"))
+    assert f"ENDINGS = {RESULT_ENDINGS}".replace("'", '"') in script.read_text()
 
 
 def test_postprocessing_of_other_classes_is_refused(make_run, tmp_path: Path) -> None:
@@ -221,12 +245,6 @@ def test_errors_name_the_file(tmp_path: Path, capsys) -> None:
         export(tmp_path / "no_run", tmp_path / "onnx")
     assert stop.value.code == 2 and f"{tmp_path}/no_run: no such checkpoint" in capsys.readouterr().err
     assert not (tmp_path / "onnx").exists()
-
-
-def test_other_units_than_mm_are_refused(make_run, tmp_path: Path) -> None:
-    model = load_model(make_run(dataset={"spacing_unit": "um"}))
-    with pytest.raises(InputError, match=r"best\.ckpt: its scans' lengths count in um; mm expected by predict\.py"):
-        onnx_model.write_onnx(model, tmp_path)
 
 
 def test_versions_that_do_not_fit_are_refused(make_run, tmp_path: Path, monkeypatch, capsys) -> None:

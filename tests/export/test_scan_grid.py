@@ -12,6 +12,7 @@ import torch
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from e2enet.data.formats.grid import Unit
 from e2enet.data.formats.volume import read_volume
 from e2enet.data.planning.plan import Plan, resampled_shape
 from e2enet.data.preparation.preprocess import normalise, preprocess
@@ -134,6 +135,7 @@ def test_mirrorings_are_those_of_predict() -> None:
     "way",
     [
         {"scheme": "ct", "lower": -1.0, "upper": 1.5, "mean": 0.2, "std": 0.8},
+        {"scheme": "ct", "lower": 3.0, "upper": 3.0, "mean": 3.0, "std": 0.0},
         {"scheme": "zscore", "nonzero": False},
         {"scheme": "zscore", "nonzero": True},
         {"scheme": "none"},
@@ -146,6 +148,7 @@ def test_channels_are_normalised_as_in_preparation(way: dict) -> None:
     expected = channel.copy()
     normalise(expected, way, inside)
     np.testing.assert_allclose(scan_grid.normalise(channel, way, inside), expected, atol=1e-6)
+    assert np.isfinite(expected).all()
 
 
 def test_largest_components_are_ours() -> None:
@@ -171,6 +174,98 @@ def test_scans_that_cannot_be_used_are_told(value: float, origin: float, message
         image = sitk.GetImageFromArray(np.full((3, 4, 5), value, np.float32))
         image.SetOrigin((0.0, 0.0, channel * origin))
         sitk.WriteImage(image, file)
-    model = {"channels": ["T1", "T2"], "file_axes": False, "plan": {"depth_axis": 2}}
     with pytest.raises(SystemExit, match=message):
+        scan_grid.read_scan(files, {**MODEL, "channels": ["T1", "T2"]})
+
+
+def restored_affine(scan: scan_grid.Scan, model: dict, path: Path) -> np.ndarray:
+    """Write an empty label image of a scan, and return its affine as nibabel reads it."""
+    spacing = {**model["plan"], "spacing": scan.spacing.tolist()}
+    odds = np.zeros((2, *(part.stop - part.start for part in scan.crop)), np.float32)
+    sitk.WriteImage(scan_grid.restore(odds, scan, {**model, "plan": spacing}), path)
+    return nib.load(path).affine
+
+
+@pytest.mark.parametrize("header", ["meter", "mm", "micron", "unknown"])
+@pytest.mark.parametrize("unit", [None, "m", "mm", "um"])
+def test_lengths_count_in_the_unit_of_the_training_data(unit: Unit | None, header: str, tmp_path: Path) -> None:
+    """ITK reads in the header's unit, which may be wrong."""
+    affine = np.diag([0.8, -0.9, 2.5, 1.0])
+    affine[:3, 3] = (5, -6, 70)
+    save_nifti(tmp_path / "scan.nii.gz", np.ones((3, 4, 5), np.float32), affine, header)
+    expected = read_volume([tmp_path / "scan.nii.gz"], 2, unit)
+    model = {**MODEL, "spacing_unit": unit}
+    scan = scan_grid.read_scan([str(tmp_path / "scan.nii.gz")], model)
+    np.testing.assert_allclose(scan.spacing, expected.spacing, rtol=1e-6)
+    found = restored_affine(scan, model, tmp_path / "label.nii.gz")
+    np.testing.assert_allclose(found, expected.geometry.affine, rtol=1e-6)
+
+
+def test_a_format_without_units_counts_in_that_of_the_training_data(tmp_path: Path) -> None:
+    """What ITK keeps of a NIfTI header when it converts the file says nothing about lengths in the new one."""
+    image = sitk.GetImageFromArray(np.ones((3, 4, 5), np.float32))
+    for key in ("sform_code", "qform_code", "xyzt_units"):
+        image.SetMetaData(key, {"xyzt_units": "1"}.get(key, "0"))
+    sitk.WriteImage(image, tmp_path / "scan.nrrd")
+    for unit, expected in ((None, 1.0), ("mm", 1.0), ("um", 1e-3)):
+        scan = scan_grid.read_scan([str(tmp_path / "scan.nrrd")], {**MODEL, "spacing_unit": unit})
+        assert scan.spacing.tolist() == [expected] * 3
+        assert scan.image.GetDirection() == (1, 0, 0, 0, 1, 0, 0, 0, 1) and scan.image.GetOrigin() == (0, 0, 0)
+        assert read_volume([tmp_path / "scan.nrrd"], 2, unit).spacing == pytest.approx([expected] * 3)
+
+
+def test_a_header_without_orientation_is_read_as_nibabel_does(tmp_path: Path) -> None:
+    """ITK's directions differ: its labels would be those of a mirrored scan."""
+    values = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
+    image = nib.Nifti1Image(values, None)
+    image.header.set_zooms((0.8, 0.9, 2.5))
+    image.header.set_xyzt_units("mm")
+    nib.save(image, tmp_path / "scan.nii")
+    header = nib.load(tmp_path / "scan.nii").header
+    assert header["sform_code"] == header["qform_code"] == 0
+    expected = read_volume([tmp_path / "scan.nii"], 2)
+    scan = scan_grid.read_scan([str(tmp_path / "scan.nii")], MODEL)
+    np.testing.assert_array_equal(scan.array, expected.array)
+    np.testing.assert_allclose(
+        restored_affine(scan, MODEL, tmp_path / "label.nii"), expected.geometry.affine, rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5, 2), (3, 4, 5, 1, 2), (3, 4, 5, 2, 1)])
+def test_channels_of_one_file(shape: tuple[int, ...], tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    save_nifti(tmp_path / "scan.nii", values, np.diag([-1.0, 1.0, 2.0, 1.0]))
+    scan = scan_grid.read_scan([str(tmp_path / "scan.nii")], {**MODEL, "channels": ["T1", "T2"]})
+    np.testing.assert_array_equal(scan.array, read_volume([tmp_path / "scan.nii"], 2).array)
+    assert scan.array.shape == (2, 5, 3, 4)
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".nii.gz"])
+def test_channels_as_components_of_voxels(ending: str, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(5, 4, 3, 2)).astype(np.float32)
+    file = tmp_path / f"scan{ending}"
+    sitk.WriteImage(sitk.GetImageFromArray(values, isVector=True), file)
+    scan = scan_grid.read_scan([str(file)], {**MODEL, "channels": ["T1", "T2"]})
+    np.testing.assert_array_equal(scan.array, read_volume([file], 2).array)
+    with pytest.raises(SystemExit, match=r"2 channels, 1 expected: \['MRI'\]"):
+        scan_grid.read_scan([str(file)], MODEL)
+
+
+def test_a_file_per_channel_has_one(tmp_path: Path) -> None:
+    """A fourth axis of one is as good as none. Of a file with two channels none is left out."""
+    random, files = np.random.default_rng(0), [str(tmp_path / f"{index}.nii") for index in range(2)]
+    model = {**MODEL, "channels": ["T1", "T2"]}
+    for file in files:
+        save_nifti(Path(file), random.normal(size=(3, 4, 5, 1)).astype(np.float32), np.eye(4))
+    np.testing.assert_array_equal(scan_grid.read_scan(files, model).array, read_volume(files, 2).array)
+    save_nifti(Path(files[0]), random.normal(size=(3, 4, 5, 2)).astype(np.float32), np.eye(4))
+    with pytest.raises(SystemExit, match=r"3 channels, 2 expected: \['T1', 'T2'\]"):
         scan_grid.read_scan(files, model)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (3, 4, 5, 2, 3)])
+def test_shapes_that_are_no_scan_are_told(shape: tuple[int, ...], tmp_path: Path) -> None:
+    save_nifti(tmp_path / "scan.nii", np.ones(shape, np.float32), np.eye(4))
+    with pytest.raises(SystemExit) as stop:
+        scan_grid.read_scan([str(tmp_path / "scan.nii")], MODEL)
+    assert stop.value.code == f"{tmp_path}/scan.nii: shape {shape}; a 3D image, or a 4D one with channels last expected"

@@ -49,9 +49,10 @@ def test_torch_alone_runs_the_program(make_run, tmp_path: Path) -> None:
 
 def test_an_axis_of_one_step_keeps_its_length(make_run, tmp_path: Path) -> None:
     network = {"base_features": 2, "max_features": 4}
-    run, output = make_run(network=network, patch_size=(2, 8, 16)), tmp_path / "torch"
+    run, output = make_run(network=network, patch_size=(2, 8, 16), dataset={"spacing_unit": "um"}), tmp_path / "torch"
     main([str(run), "--to", "torch", "--output", str(output)])
     program = torch.export.load(output / "model.pt2").module()
     image = torch.randn(1, 1, 2, 16, 24, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(program(image), load_model(run).network(image), atol=1e-4, rtol=1e-4)
+    assert json.loads((output / "model.json").read_text())["spacing_unit"] == "um"
