@@ -47,7 +47,7 @@ The model expects scans like those that it was trained on: {channels}, the same 
 
 ## Training data
 
-{name}: {train} training and {validation} validation cases (fold {fold}).
+{name}: {cases} (fold {fold}).
 
 Source, population, scanners and licence of the data: TO BE FILLED IN.
 
@@ -79,7 +79,7 @@ Source, population, scanners and licence of the data: TO BE FILLED IN.
 Of the weights: TO BE FILLED IN by who trained them, within the terms of the data.
 """
 SCORES = """\
-Of the {validation} validation cases, mean (standard deviation) over cases. {chosen}
+Of the {scored_cases}, mean (standard deviation) over cases. {chosen}
 
 | class | Dice | NSD ({tolerance:g} mm) | HD95, mm | cases |
 |---|---|---|---|---|
@@ -119,7 +119,7 @@ def card_text(model: LoadedModel, run: Path) -> str:
         checkpoint=COMPACT,
         spacing=" x ".join(f"{edge:.3g}" for edge in plan.spacing),
         train=len(split["train"]),
-        validation=len(split["validation"]),
+        cases=_cases(split),
         fold=config.fold,
         network=type(model.network).__name__,
         levels=len(plan.strides) + 1,
@@ -137,11 +137,29 @@ def card_text(model: LoadedModel, run: Path) -> str:
         commit=_commit(versions["git"]),
         machine=", ".join([machine["processor"], f"{machine['cores']} cores", *machine["gpus"]]),
         weights=origin or UNKNOWN,
-        scores=_scores(model, origin, summary, config),
+        scores=_scores(model, origin, summary, config, on_training_cases=_is_on_training_cases(split)),
     )
 
 
-def _scores(model: LoadedModel, origin: Origin | None, summary: Mapping[str, Any], config: DictConfig) -> str:
+def _is_on_training_cases(split: Mapping[str, list[str]]) -> bool:
+    """Whether validation cases were trained on, as for fold=all."""
+    return not set(split["train"]).isdisjoint(split["validation"])
+
+
+def _cases(split: Mapping[str, list[str]]) -> str:
+    if _is_on_training_cases(split):
+        return f"{len(split['train'])} training cases and none apart for validation"
+    return f"{len(split['train'])} training and {len(split['validation'])} validation cases"
+
+
+def _scores(
+    model: LoadedModel,
+    origin: Origin | None,
+    summary: Mapping[str, Any],
+    config: DictConfig,
+    *,
+    on_training_cases: bool,
+) -> str:
     """Return the section about scores: those of the run, if this model is the one that was scored."""
     scored = Origin(**summary["checkpoint"]) if "checkpoint" in summary else None  # None: of an earlier version
     file = scored.file if scored else BEST
@@ -149,9 +167,14 @@ def _scores(model: LoadedModel, origin: Origin | None, summary: Mapping[str, Any
         reason = f"the run scored {scored or BEST}, and these weights are from {origin or UNKNOWN}"
         say(f"{model.path}: the card has no scores: {reason}")
         return f"There are none: {reason}."
+    chosen = _chosen(config) if file == BEST else f"They are those of {scored}."
+    scored_cases = f"{summary['n_cases']} validation cases"
+    if on_training_cases:
+        scored_cases = f"{summary['n_cases']} cases that it was trained on"
+        chosen = "They do not tell how it segments other scans, and must not be compared with scores of a fold."
     return SCORES.format(
-        validation=summary["n_cases"],
-        chosen=_chosen(config) if file == BEST else f"They are those of {scored}.",
+        scored_cases=scored_cases,
+        chosen=chosen,
         tolerance=config.final.nsd_tolerance,
         score_rows="\n".join(_row(entry["name"], entry, entry["n"]) for entry in summary["classes"].values()),
         mean_row=_row("**mean of classes**", summary["mean"], summary["n_cases"]),

@@ -38,14 +38,12 @@ class Scan:
     Attributes:
         array: (x, y, z) in RAS order.
         window: The values that are shown black and white.
-        exact: Whether the values are the file's own; False if they are rounded to 8 bit and cut off at the window.
     """
 
     array: np.ndarray
     slope: float
     intercept: float
     window: tuple[float, float]
-    exact: bool
 
 
 def to_ras(array: np.ndarray, geometry: Geometry) -> np.ndarray:
@@ -106,7 +104,7 @@ def is_large(array: np.ndarray) -> bool:
 
 def exact_scan(array: np.ndarray) -> Scan:
     """Store a channel (x, y, z), float32, with its own values."""
-    return Scan(array.astype(whole_numbers(array)), 1.0, 0.0, intensity_window(array), exact=True)
+    return Scan(array.astype(whole_numbers(array)), 1.0, 0.0, intensity_window(array))
 
 
 def rounded_scan(array: np.ndarray) -> Scan:
@@ -116,7 +114,7 @@ def rounded_scan(array: np.ndarray) -> Scan:
     stored = np.empty(array.shape, dtype=np.uint8)
     for target, plane in zip(stored, array, strict=True):
         target[...] = np.rint((np.clip(plane, low, high) - low) / slope)
-    return Scan(stored, slope, low, (low, high), exact=False)
+    return Scan(stored, slope, low, (low, high))
 
 
 def label_window(array: np.ndarray, labelled: np.ndarray) -> tuple[float, float] | None:

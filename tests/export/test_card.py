@@ -99,6 +99,22 @@ def scores_of(card: Path) -> str:
     return text[text.index("## Scores") + len("## Scores") : text.index("## Limits")].strip()
 
 
+def test_scores_of_fold_all_are_of_training_cases(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    run = complete(make_run())
+    write_config(run / "config.yaml", compose_config(["data=msd", "data.name=Task09_Spleen", "fold=all"]))
+    write_json(run / "split.json", {"train": ["a", "b"], "validation": ["a", "b"], "test": []})
+    main([str(run), "--to", "card", "--output", str(tmp_path / "card")])
+    text, scores = (tmp_path / "card" / "README.md").read_text(), scores_of(tmp_path / "card")
+    assert "Task09_Spleen: 2 training cases and none apart for validation (fold all)." in text.splitlines()
+    assert scores.splitlines()[0] == (
+        "Of the 2 cases that it was trained on, mean (standard deviation) over cases. They do not tell how it segments "
+        "other scans, and must not be compared with scores of a fold."
+    )
+    assert (
+        "validation cases" not in text and "slightly optimistic" not in text and "| liver | 0.912 (0.010) |" in scores
+    )
+
+
 def at_step(checkpoint: Path, copy: str, step: int) -> Path:
     """Write a copy of a checkpoint as that of another step of the run."""
     path = checkpoint.with_name(copy)
