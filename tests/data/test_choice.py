@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -270,3 +271,28 @@ def test_wrong_values_of_the_choice_are_refused_first(toy: Any) -> None:
     assert CaseChoice(7, "splits_final.json").problems() == []
     with pytest.raises(InputError, match="no labelled case of the dataset"):
         read_chosen(DataSource(toy.folder, MSDLayout()), CaseChoice(rule={"train": ["a"], "validation": ["z"]}))
+
+
+def test_a_group_that_is_trained_on_is_never_scored_as_a_test_case() -> None:
+    """Labelled cases that a split does not list become test cases; so do the publisher's."""
+    names = [f"p{number}_{visit}" for number in range(6) for visit in (1, 2)]
+    training = tuple(Case(name, (Path("i.nii"),), Path("l.nii")) for name in names)
+    own = (Case("p0_3", (Path("i.nii"),), Path("l.nii")), Case("x", (Path("i.nii"),), Path("l.nii")))
+    raw = RawDataset("toy", Path("raw/toy"), ("CT",), LabelScheme({0: "background", 1: "liver"}), ".nii", training, ())
+    rule = {"train": ["p1_1", "p2_1", "p2_2"], "validation": ["p3_1"]}
+    told = "p1 of data.group is trained on, and p1_2 would be a test case"
+    with pytest.raises(InputError, match="raw/toy: the split cannot be used") as error:
+        CaseChoice(rule=rule, group="(.+)_").split(raw)
+    assert told in str(error.value) and "p2 of" not in str(error.value) and "final.predict=false" in str(error.value)
+    for choice in (
+        CaseChoice(rule=rule, group="(.+)_", score_test=False),
+        CaseChoice(rule=rule),
+        CaseChoice(rule=rule | {"train": ["p1_1", "p1_2"]}, group="(.+)_"),
+        CaseChoice(group="(.+)_"),
+    ):
+        assert choice.split(raw).train
+    for fold in (0, "all"):
+        with pytest.raises(InputError, match="p0 of data.group is trained on, and p0_3 would be a test case"):
+            CaseChoice(fold=fold, group="(.+)_").split(replace(raw, test=own))  # type: ignore[arg-type]
+    unlabelled = replace(raw, test=(replace(own[0], label=None), own[1]))
+    assert [case.id for case in CaseChoice(group="(.+)_").split(unlabelled).test] == ["p0_3", "x"]

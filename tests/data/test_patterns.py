@@ -75,6 +75,12 @@ def test_brats_as_of_2023(tmp_path: Path) -> None:
     assert not told and [case.id for case in dataset.training] == ["BraTS-GLI-00000-000", "BraTS-GLI-00000-001"]
     assert dataset.channels == ("FLAIR", "T1w", "T1gd", "T2w")
     assert [path.name[20:23] for path in dataset.training[0].images] == ["t2f", "t1n", "t1c", "t2w"]
+    ids = [f"BraTS-GLI-{n:05d}-000" for n in range(20)]
+    group = compose_config(["data=brats_2023"]).data.group
+    for fold in range(5):  # a second scan of some patients follows the first; the folds of single scans are nnU-Net's
+        assert five_fold(ids, fold, group) == five_fold(ids, fold)
+        train, validation = five_fold([*ids, *(f"BraTS-GLI-{n:05d}-001" for n in (2, 5, 9, 11))], fold, group)
+        assert not {name[:-4] for name in train} & {name[:-4] for name in validation}
     (tmp_path / "BraTS-GLI-00000-001/BraTS-GLI-00000-001-t2f.nii.gz").unlink()
     _, told = scanned(layout("brats_2023"), tmp_path)
     lacking = "BraTS-GLI-00000-001-t2f.nii.gz missing"

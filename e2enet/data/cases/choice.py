@@ -14,6 +14,7 @@ from e2enet.data.cases.splits import (
     fold_problem,
     is_group,
     names_ids,
+    require_groups_apart,
     rule_problem,
     split_dataset,
 )
@@ -52,8 +53,13 @@ class CaseChoice:
         return [problem for problem in found if problem is not None]
 
     def split(self, dataset: RawDataset) -> Split:
-        """Split the dataset and apply the limit; raise InputError if either is impossible."""
+        """Split the dataset and apply the limit.
+
+        Raise InputError if either is impossible, or if a group that is trained on is also scored as a test case.
+        """
         split = split_dataset(dataset, self.rule, self.fold, self.group)
+        if self.group is not None and self.score_test and self.fold != "every":
+            require_groups_apart(split, self.group, dataset.folder)
         if self.limit is None or self.fold == "every":  # another fold trains on the cases that one fold leaves out
             return split
         count = len(split.train)

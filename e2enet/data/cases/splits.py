@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -117,6 +118,24 @@ def group_of(case_ids: Sequence[str], pattern: str) -> dict[str, str]:
         named = ", ".join(wrong[:5]) + f" and {len(wrong) - 5} more" * (len(wrong) > 5)
         raise InputError(f"data.group={pattern}: its first group has no match in the ids {named}; one in each expected")
     return {name: str(match[1]) for name, match in matches.items() if match is not None}
+
+
+def require_groups_apart(split: Split, group: str, folder: Path) -> None:
+    """Raise InputError naming groups that are trained on and also scored, as labelled test cases.
+
+    A test id that `group` does not match is in no group.
+    """
+    trained = set(group_of([case.id for case in split.train], group).values())
+    problems = []
+    for case in split.test:
+        match = re.search(group, case.id)
+        if case.label is not None and match is not None and match[1] in trained:
+            problems.append(f"{match[1]} of data.group is trained on, and {case.id} would be a test case")
+    if problems:
+        raise_problems(
+            [*problems, "data.exclude leaves cases out; final.predict=false scores no test cases"],
+            f"{folder}: the split cannot be used:",
+        )
 
 
 def is_group(pattern: object) -> bool:
