@@ -16,6 +16,8 @@ from e2enet.data.cases.choice import CaseChoice, read_chosen
 from e2enet.data.cases.sources import DataSource
 from e2enet.data.cases.splits import five_fold
 from e2enet.data.check import main as check
+from e2enet.data.checking import first_use
+from e2enet.data.checking.first_use import check_at_first_use
 from e2enet.data.checking.patients import guess_patients
 from e2enet.data.checking.run import check_dataset
 from e2enet.data.datamodule import SegmentationDataModule
@@ -296,3 +298,32 @@ def test_a_group_that_is_trained_on_is_never_scored_as_a_test_case() -> None:
             CaseChoice(fold=fold, group="(.+)_").split(replace(raw, test=own))  # type: ignore[arg-type]
     unlabelled = replace(raw, test=(replace(own[0], label=None), own[1]))
     assert [case.id for case in CaseChoice(group="(.+)_").split(unlabelled).test] == ["p0_3", "x"]
+
+
+def test_folds_that_may_part_patients_are_told_at_every_start(
+    toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also if the files were checked earlier, with a split that needed no such line."""
+    names = [f"p{number}_visit{visit}" for number in range(5) for visit in (1, 2)]
+    for name in names:
+        toy.write_image(name)
+        toy.write_label(name)
+    toy.describe(
+        training=[{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in names], test=[]
+    )
+    source = DataSource(toy.folder, MSDLayout())
+    given = {"train": names[:8], "validation": names[8:]}
+
+    def said(**choice: Any) -> str:
+        check_at_first_use(source, tmp_path / "prepared", 0, CaseChoice(**choice))
+        return capsys.readouterr().out
+
+    line = "ids look like several scans of one patient (10 cases of 5, such as p0_visit1 and p0_visit2)"
+    assert line not in said(rule=given)
+    for start in range(2):
+        monkeypatch.setattr(first_use, "_told", set())  # another process
+        found = said(fold=start)
+        assert found.startswith(f"warning: {toy.folder}: {line}") and len(found.splitlines()) == 1
+        assert said(fold=start) == said(group="(.+)_visit") == ""
+    toy.write_image(names[0])  # checked anew: the report has the line, and it is told once
+    assert said().count(line) == 1

@@ -6,11 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from e2enet.common.console import say
 from e2enet.common.errors import InputError
 from e2enet.common.files import content_key, file_states, read_remembered, write_json
 from e2enet.data.cases.choice import CaseChoice
 from e2enet.data.cases.sources import DataSource
 from e2enet.data.cases.use import judge
+from e2enet.data.checking.patients import remarks_on_split
 from e2enet.data.formats.problems import Problem, raise_errors
 from e2enet.system.locks import locked_folder
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 RECORD = "checked.json"
 CHECK_VERSION = 6  # raise it when the check finds more, so that datasets are checked again
 
+_told: set[Problem] = set()  # in this process: Lightning prepares the data a second time
+
 
 def check_at_first_use(
     source: DataSource, prepared: Path, num_workers: int | None = None, choice: CaseChoice | None = None
@@ -28,7 +32,8 @@ def check_at_first_use(
 
     A change is one of the files (by size and time), the cases, the channels, the labels or the label map. The check
     prints a summary and the warnings, and stores its findings in `prepared`/checked.json. Errors of cases that the
-    choice does not use become warnings. Another choice is judged by the stored findings.
+    choice does not use become warnings. Another choice is judged by the stored findings. Warnings of the choice itself
+    (`remarks_on_split`) are no findings in files: they are printed at every start, once in a process.
 
     Args:
         source: Where the raw dataset comes from.
@@ -42,18 +47,28 @@ def check_at_first_use(
     key = _dataset_key(source)
     if key is None:  # the dataset cannot be read: the check reports why, and nothing is stored
         _look_through(source, num_workers, choice)
-    elif not _is_sound(source, prepared, key, choice):
+        return
+    if not _is_sound(source, prepared, key, choice):
         with locked_folder(prepared, f"Checking {source.folder}"):
             if not _is_sound(source, prepared, key, choice):  # the run that held the lock may have checked it
                 report = _look_through(source, num_workers, choice)
                 found = [asdict(problem) for problem in report.raw]
                 warnings = [problem.to_dict() for problem in report.problems]
                 write_json(prepared / RECORD, {"key": key, "warnings": warnings, "found": found})
+                _told.update(report.problems)
+    _tell_of_split(source, choice)
 
 
 def remembered_problems(source: DataSource, prepared: Path) -> tuple[Problem, ...]:
     """Return the stored findings for the dataset's current state, for all cases; empty if it was not checked."""
     return _remembered(prepared, _dataset_key(source)) or ()
+
+
+def _tell_of_split(source: DataSource, choice: CaseChoice | None) -> None:
+    for remark in [] if choice is None else remarks_on_split(source.scan([]), choice):
+        if remark not in _told:
+            say(f"warning: {remark}", style="yellow")
+            _told.add(remark)
 
 
 def _look_through(source: DataSource, num_workers: int | None, choice: CaseChoice | None) -> Report:
