@@ -294,7 +294,7 @@ def test_a_group_that_is_trained_on_is_never_scored_as_a_test_case() -> None:
     ):
         assert choice.split(raw).train
     for fold in (0, "all"):
-        with pytest.raises(InputError, match="p0 of data.group is trained on, and p0_3 would be a test case"):
+        with pytest.raises(InputError, match=r"p0 of data\.group is trained on, and p0_3 would be a test case"):
             CaseChoice(fold=fold, group="(.+)_").split(replace(raw, test=own))  # type: ignore[arg-type]
     unlabelled = replace(raw, test=(replace(own[0], label=None), own[1]))
     assert [case.id for case in CaseChoice(group="(.+)_").split(unlabelled).test] == ["p0_3", "x"]
