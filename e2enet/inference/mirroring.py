@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-Mirrored = tuple[int, ...]
+from e2enet.system.memory import is_out_of_memory
 
-# Messages of libraries below torch, whose errors are not torch.OutOfMemoryError, in lower case.
-OUT_OF_MEMORY = ("out of memory", "alloc_failed")
+Mirrored = tuple[int, ...]
 
 
 def samples_at_once(networks: Sequence[nn.Module], patch_size: Sequence[int], device: torch.device) -> int:
@@ -82,8 +81,8 @@ class MirroredPasses:
             own = next((parameter.dtype for parameter in network.parameters()), x.dtype)
             with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
                 logits = network(x.to(own))  # of a run in float64, say
-        except RuntimeError as error:  # torch.OutOfMemoryError is one
-            if len(chosen) == 1 or not any(words in str(error).lower() for words in OUT_OF_MEMORY):
+        except Exception as error:
+            if len(chosen) == 1 or not is_out_of_memory(error):
                 raise
         if logits is not None and (self._settled or len(chosen) == 1 or self._leaves_room(logits.shape[1])):
             self._settled = True

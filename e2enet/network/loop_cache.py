@@ -57,11 +57,17 @@ def cache_folder() -> Path | None:
 
     settings: Any = numba.config
     user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "e2enet"
-    name = PREFIX + code_key(ROOM, NAME) + ("-checked" if CHECK_BOUNDS else "")
+    name = PREFIX + loops_key()
     for parent in [Path(settings.CACHE_DIR)] if settings.CACHE_DIR else [ROOM / "__pycache__", user]:
         if _is_open(parent / name):
             return parent / name
     return None
+
+
+@cache
+def loops_key() -> str:
+    """Return what tells the compiled loops of this process from others: their code, and whether they check bounds."""
+    return code_key(ROOM, NAME) + ("-checked" if CHECK_BOUNDS else "")
 
 
 def code_key(folder: Path, package: str) -> str:

@@ -12,6 +12,8 @@ CPU, although no value is read before it is written.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +55,19 @@ def set_torch_flags(deterministic: bool | str, accelerator: str) -> TorchFlags:
     if flags.deterministic and on_gpu:  # cuBLAS needs it, before its first product
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     return flags
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Compute float32 products with all bits of their factors meanwhile, in cuBLAS, cuDNN and the fused kernels."""
+    matmul, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.allow_tf32 = cudnn
 
 
 def set_prediction_flags(device: torch.device) -> None:

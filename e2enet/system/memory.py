@@ -11,6 +11,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1  # from glibc's malloc.h
+# Out-of-memory messages of torch and of libraries below it, in lower case.
+OUT_OF_MEMORY = (
+    *("out of memory", "allocate memory", "bad_alloc", "alloc_failed", "could not create a"),
+    *("can't start new thread", "failed to map segment"),
+)
 
 
 def keep_freed_memory() -> bool:
@@ -43,6 +48,13 @@ def empty_caches() -> None:
     if "torch" in sys.modules and (cuda := sys.modules["torch"].cuda).is_initialized():
         cuda.empty_cache()
     give_back_freed_memory()
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an exception says that memory ran out, in Python, NumPy, torch or a library below it."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError | ImportError) and any(words in str(error).lower() for words in OUT_OF_MEMORY)
 
 
 def available_memory(root: Path = Path("/")) -> int:

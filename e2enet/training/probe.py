@@ -25,7 +25,7 @@ from e2enet.common.console import say
 from e2enet.common.errors import InputError
 from e2enet.common.files import read_json, write_json
 from e2enet.network.recompute import run_once
-from e2enet.system.memory import available_memory, forget_peak, limited_memory, resident_peak
+from e2enet.system.memory import available_memory, forget_peak, is_out_of_memory, limited_memory, resident_peak
 from e2enet.system.workload import gigabytes
 from e2enet.training.module import SegmentationModule
 
@@ -34,11 +34,6 @@ STEPS = 2  # the first creates the optimizer's state and loads compiled code; th
 MAX_SHARE_OF_FREE = 0.9  # of the free memory: other programs may take some meanwhile
 LARGEST_TRIED = 1024
 LONG_TRIAL = 3.0  # seconds of a step on a CPU after which no larger batch is tried
-# Out-of-memory messages of libraries below torch, in lower case.
-OUT_OF_MEMORY = (
-    *("out of memory", "allocate memory", "bad_alloc", "alloc_failed", "could not create a"),
-    *("can't start new thread", "failed to map segment"),
-)
 
 
 @dataclass(frozen=True)
@@ -123,13 +118,6 @@ def largest_between(fitting: int, too_large: int, fits: Callable[[int], bool]) -
         middle = (fitting + too_large) // 2
         fitting, too_large = (middle, too_large) if fits(middle) else (fitting, middle)
     return fitting
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an exception says that memory ran out, in torch or in a library below it."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError | ImportError) and any(words in str(error).lower() for words in OUT_OF_MEMORY)
 
 
 def _try_step(trainer: pl.Trainer, module: SegmentationModule, batch_size: int) -> Probe | None:

@@ -79,8 +79,16 @@ def test_other_errors_and_a_single_copy_without_memory_are_raised(error: Excepti
     assert network.batches == ([8, 4, 2, 1] if "memory" in str(error) else [8])
 
 
-def test_cudnn_without_memory_counts_too(all_at_once: None) -> None:
-    network = Bounded(2, RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+        MemoryError("Unable to allocate 4.00 GiB for an array"),  # NumPy's, of the engine's volumes
+    ],
+)
+def test_libraries_without_memory_count_too(error: Exception, all_at_once: None) -> None:
+    network = Bounded(2, error)
     predicted(network)
     assert network.batches[:3] == [8, 4, 2]
 

@@ -14,6 +14,7 @@ from e2enet.system import memory
 from e2enet.system.memory import (
     available_memory,
     forget_peak,
+    is_out_of_memory,
     limited_memory,
     resident,
     resident_of,
@@ -134,3 +135,9 @@ def test_without_proc_only_the_own_memory_is_known(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(memory, "Path", lambda path: Path("/nowhere") / path.removeprefix("/"))
     assert resident_of(1) is None
     assert resident() == resident_peak() > 10 * 2**20
+
+
+def test_only_errors_of_memory_are_taken_for_its_end() -> None:
+    errors: list[Exception] = [MemoryError(), torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("bad_alloc")]
+    assert all(map(is_out_of_memory, errors))
+    assert not any(map(is_out_of_memory, (ValueError("out of memory"), RuntimeError("shapes do not match"))))

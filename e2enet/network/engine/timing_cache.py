@@ -1,8 +1,9 @@
-"""Find the way in which a layer runs fastest on this machine: measured once, remembered in a small file."""
+"""Find the way in which a layer or network runs fastest on this machine: measured once, remembered in a file."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import statistics
 import time
@@ -10,12 +11,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numba
 import torch
 
+from e2enet.common.errors import first_line
 from e2enet.common.files import write_json
 from e2enet.network.engine.vector_code import processor
-from e2enet.system.memory import give_back_freed_memory
+from e2enet.network.loop_cache import loops_key
+from e2enet.system.memory import empty_caches
+
+logger = logging.getLogger(__name__)
 
 RUNS, SECONDS = 3, 0.05  # least timed, after one untimed run; the median counts, as threads sometimes wait
 
@@ -26,9 +30,9 @@ def cache_file() -> Path:
 
 
 def machine() -> str:
-    """Return what times depend on besides the layer: processor, threads and versions."""
-    versions = f"torch {torch.__version__}, numba {numba.__version__}"
-    return f"{processor()[0]}, {torch.get_num_threads()} threads, {versions}"
+    """Return what times depend on besides the layer: processor, threads, torch and the engine's code."""
+    code = f"torch {torch.__version__}, loops {loops_key()}"
+    return f"{processor()[0]}, {torch.get_num_threads()} threads, {code}"
 
 
 class TimingCache:
@@ -43,15 +47,29 @@ class TimingCache:
         """Return the name of the fastest of `ways`. Each builds its layer and returns a function that runs it once.
 
         A way is called only if its time is not remembered; its function then runs for `seconds` at least. The memory of
-        a way is released before the next one is called.
+        a way is released before the next one is called. A way that fails, for want of memory say, is left out with a
+        line in the log, and tried again next time. If all fail, the first one's error is raised.
         """
         known = self._read().get(machine(), {}).get(description, {})
-        missing = {name: _seconds(make(), seconds) for name, make in ways.items() if name not in known}
-        if missing:
-            self._write(description, missing)
-            give_back_freed_memory()  # trials use other memory sizes than the volumes that follow
-        known |= missing
-        return min(ways, key=lambda name: known[name])
+        measured: dict[str, float] = {}
+        failed: list[Exception] = []
+        for name, make in ways.items():
+            if name in known:
+                continue
+            try:
+                measured[name] = _seconds(make(), seconds)
+            except Exception as error:  # whatever a compiler or a driver raises
+                failed.append(error.with_traceback(None))  # whose frames keep memory
+                logger.warning(f"{name} is left out for a {description}: {type(error).__name__}: {first_line(error)}")
+                empty_caches()
+        if measured:
+            self._write(description, measured)
+            empty_caches()  # trials use other memory sizes than the volumes that follow
+        known |= measured
+        left = [name for name in ways if name in known]
+        if not left:
+            raise failed[0]
+        return min(left, key=lambda name: known[name])
 
     def _read(self) -> dict[str, dict[str, dict[str, float]]]:
         try:

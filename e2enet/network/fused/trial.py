@@ -22,6 +22,7 @@ from e2enet.network.engine.select import select_training
 from e2enet.network.engine.self_check import small_size
 from e2enet.network.fused.grouped import grouped_layers
 from e2enet.network.fused.network import FusedNetwork
+from e2enet.system.determinism import without_tf32
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def choose_way(
     small = _noise(network, 2, small_size(network, deepest=2))
     large = _noise(network, batch_size, patch_size)
     own = copy.deepcopy(network)
-    expected = _values(own, _step(own, own, small, None))
+    expected = _exact_values(own, own, small)
     amp_limit = AMP_TOLERANCE
     if amp_dtype is not None:
         rounding = _difference(torch.cat(_values(own, _step(own, own, small, amp_dtype))), torch.cat(expected))
@@ -135,7 +136,7 @@ def _try(
 ) -> Trial:
     own = copy.deepcopy(network)
     run = make(own)
-    found = _values(own, _step(own, run, small, None))
+    found = _exact_values(own, run, small)
     negligible = NEGLIGIBLE * max(map(_norm, expected))
     differences = [_difference(one, right, negligible) for one, right in zip(found, expected, strict=True)]
     wrong = float(torch.tensor(differences).max())  # NaN if one is: Python's max() may pass over it
@@ -153,6 +154,12 @@ def _try(
             torch.cuda.synchronize(large.device)
         seconds.append(time.perf_counter() - start)
     return Trial(statistics.median(seconds[1:]))
+
+
+def _exact_values(network: E2ENet, run: Any, x: Tensor) -> list[Tensor]:
+    """Return the `_values` of a step in float32. TF32 would round gradients of many levels by more than TOLERANCE."""
+    with without_tf32():
+        return _values(network, _step(network, run, x, None))
 
 
 def _noise(network: E2ENet, batch_size: int, size: Sequence[int]) -> Tensor:

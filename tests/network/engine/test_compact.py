@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import time
 from pathlib import Path
 from typing import Any
 
@@ -205,44 +204,6 @@ def test_every_layer_runs_the_way_that_was_fastest(
     assert len(measured) == 2 * count and len(again.ways) == 2 * len(compacted.ways)
 
 
-def test_only_ways_that_are_not_known_yet_are_measured(tmp_path: Path) -> None:
-    made: list[str] = []
-
-    def maker(name: str, seconds: float) -> Any:
-        def make() -> Any:
-            made.append(name)
-            return lambda: time.sleep(seconds)
-
-        return make
-
-    some = {"slow": maker("slow", 0.02), "fast": maker("fast", 0.001)}
-    more = {**some, "faster": maker("faster", 0.0)}
-    choices = TimingCache(tmp_path / "engine.json")
-    assert [choices.fastest("layer", ways) for ways in (some, more, some, more)] == ["fast", "faster", "fast", "faster"]
-    assert made == ["slow", "fast", "faster"]
-
-
-def test_each_number_of_threads_is_measured_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    measured: list[tuple[str, int]] = []
-
-    def seconds(way: Any, _: float) -> float:
-        threads = torch.get_num_threads()
-        measured.append((way(), threads))
-        return {"sparse": 1.0, "dense": 2.0 / threads}[way()]  # only the dense way gains from threads
-
-    monkeypatch.setattr(timing_cache, "_seconds", seconds)
-    ways = {name: lambda name=name: lambda: name for name in ("sparse", "dense")}
-    choices, before, chosen = TimingCache(tmp_path / "engine.json"), torch.get_num_threads(), []
-    try:
-        for threads in (1, 4, 1, 4):
-            torch.set_num_threads(threads)
-            chosen.append(choices.fastest("layer", ways))
-    finally:
-        torch.set_num_threads(before)
-    assert chosen == ["sparse", "dense", "sparse", "dense"]
-    assert measured == [("sparse", 1), ("dense", 1), ("sparse", 4), ("dense", 4)]
-
-
 @pytest.mark.parametrize("native", [True, False])
 def test_bfloat16_is_tried_where_it_is_allowed_and_native(
     native: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -257,19 +218,6 @@ def test_bfloat16_is_tried_where_it_is_allowed_and_native(
         assert all(
             set(ways) == {SPARSE, DENSE} | ({BFLOAT16} if allowed and native else set()) for ways in measured.values()
         )
-
-
-def test_a_damaged_or_unwritable_file_only_costs_measuring(tmp_path: Path) -> None:
-    def work() -> None:
-        pass
-
-    path = tmp_path / "engine.json"
-    for content in ("{", "[]", json.dumps({timing_cache.machine(): {"layer": {"sparse": "fast"}}})):
-        path.write_text(content)
-        assert TimingCache(path).fastest("layer", {"sparse": lambda: work}) == "sparse"
-        assert json.loads(path.read_text())[timing_cache.machine()]["layer"]["sparse"] >= 0
-    (tmp_path / "file").write_text("")
-    assert TimingCache(tmp_path / "file" / "engine.json").fastest("layer", {"sparse": lambda: work}) == "sparse"
 
 
 @pytest.mark.parametrize("name", ["haswell", "x86-64"])
