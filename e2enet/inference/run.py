@@ -65,7 +65,9 @@ def run_prediction(config: PredictConfig, view: Viewing | None = None) -> dict[s
         say(line)
     names = f"{len(models)} models" if len(models) > 1 else str(models[0].path)
     say(f"{len(cases)} cases, {names}, on {device}")
-    for warning in scan_warnings(cases):
+    # nnU-Net's models keep the file's own axes, whose names the frame does not know.
+    depth_axis = None if models[0].file_axes else models[0].plan.depth_axis
+    for warning in scan_warnings(cases, depth_axis):
         say(f"warning: {warning}")
     if postprocessing is not None:
         say(f"postprocessing: {postprocessing.describe()} ({postprocessing.path})")

@@ -197,6 +197,22 @@ def test_odd_ones_out(toy: Any) -> None:
     ]
 
 
+def test_slices_across_another_axis_than_the_others(toy: Any) -> None:
+    """Two short-axis stacks of a heart: voxels of 3.2 x 1 x 1 mm, the normal of one is nearest to another RAS axis."""
+    for case, degrees in (("a", 40), ("b", 50)):
+        cosine, sine = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+        turn = np.array([[-1, 0, 0], [0, -cosine, -sine], [0, -sine, cosine]])
+        affine = nib.affines.from_matvec(turn * (1, 1, 3.2))
+        toy.write_image(case, affine=affine)
+        toy.write_label(case, affine=affine)
+    ((_, _, orientation, _), (case, severity, text, file)) = toy.problems()
+    assert "orientation" in orientation and (case, severity, file) == ("b", "warning", "imagesTr/b.nii.gz")
+    assert text == (
+        "slices of 3.2 mm across the anterior-posterior axis, those of the training data lie across the "
+        "superior-inferior axis: this scan is resampled within its slices, expect poor results"
+    )
+
+
 def test_mixed_orientations_and_spacings_are_one_warning_each(toy: Any) -> None:
     for case in "abc":
         affine = np.diag([1.0, 1, 30, 1])

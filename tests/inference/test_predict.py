@@ -90,6 +90,20 @@ def test_odd_headers_are_told(write_checkpoint, scans, scan, capsys) -> None:
     assert "case a" not in said
 
 
+def test_slices_across_another_axis_than_the_models_are_told(write_checkpoint, scans, scan, capsys) -> None:
+    """The model's depth is the superior-inferior axis, with slices of about 3 mm."""
+    coronal = scan.affine.copy()
+    coronal[:3, :3] = np.diag([-1, -9, 2.8])
+    image = nib.Nifti1Image(np.asarray(scan.dataobj), coronal)
+    image.header.set_xyzt_units("mm")
+    nib.save(image, scans / "b.nii.gz")
+    assert run_prediction(settings(write_checkpoint(), scans)) == {}
+    said = capsys.readouterr().out
+    assert f"warning: case b: {scans}/b.nii.gz: slices of 9 mm across the anterior-posterior axis, those of" in said
+    assert "across the superior-inferior axis: this scan is resampled within its slices" in said
+    assert "case a" not in said
+
+
 @pytest.mark.parametrize("engine", ["auto", "sparse"])
 def test_engines_give_the_same(engine: str, write_checkpoint, scans) -> None:
     checkpoint = write_checkpoint()

@@ -13,7 +13,7 @@ from e2enet.data.formats.dataset import RawDataset
 from e2enet.data.formats.grid import SAME_GRID, Geometry, choose_depth_axis
 from e2enet.data.formats.labels import are_consecutive
 from e2enet.data.formats.problems import Problem, case_warning, dataset_error
-from e2enet.data.formats.remarks import header_warnings
+from e2enet.data.formats.remarks import has_other_slices, header_warnings
 
 # A voxel size that differs from the median by more than this factor suggests a wrong header, not another scanner.
 SPACING_FACTOR = 3.0
@@ -29,11 +29,11 @@ def compare_cases(dataset: RawDataset, facts: Sequence[CaseFacts]) -> list[Probl
     return [
         *_duplicates(facts),
         *_odd_orientations(facts),
-        *_odd_spacings(facts, depth_axis),
+        *_odd_spacings([case for case in facts if not has_other_slices(case.geometry, depth_axis)], depth_axis),
         *_single_slices(facts, depth_axis),
         *_missing_labels(dataset, facts),
         *_small_offsets(facts),
-        *header_warnings([(case.case.id, header) for case in facts for header in case.headers]),
+        *header_warnings([(case.case.id, header) for case in facts for header in case.headers], depth_axis),
     ]
 
 
@@ -78,6 +78,8 @@ def _odd_orientations(facts: Sequence[CaseFacts]) -> Iterator[Problem]:
 
 
 def _odd_spacings(facts: Sequence[CaseFacts], depth_axis: int) -> Iterator[Problem]:
+    if not facts:
+        return
     spacings = np.array([in_frame(case, depth_axis).spacing for case in facts])
     median = np.median(spacings, axis=0)
     odd = (np.maximum(spacings / median, median / spacings) > SPACING_FACTOR).any(axis=1)

@@ -67,6 +67,15 @@ def plan_dataset(
                 f"{dataset.name}: patches of {_spelled(plan.patch_size)} voxels, as plan.patch_size says; by the rules "
                 f"{_spelled(own)} (plan.patch_size=null)"
             )
+    wide = [
+        name for name, edge, whole in zip("DHW", plan.patch_size, plan.median_shape, strict=True) if edge > 2 * whole
+    ]
+    if wide:
+        _say_once(
+            f"{dataset.name}: patches of {_spelled(plan.patch_size)} voxels, the median case has "
+            f"{_spelled(plan.median_shape)}: along {', '.join(wide)} most of a patch is padding (plan=auto follows the "
+            "data; or give plan.patch_size and plan.strides)"
+        )
     return plan
 
 
