@@ -65,10 +65,7 @@ def run_prediction(config: PredictConfig, view: Viewing | None = None) -> dict[s
         say(line)
     names = f"{len(models)} models" if len(models) > 1 else str(models[0].path)
     say(f"{len(cases)} cases, {names}, on {device}")
-    # nnU-Net's models keep the file's own axes, whose names the frame does not know.
-    depth_axis = None if models[0].file_axes else models[0].plan.depth_axis
-    for warning in scan_warnings(cases, depth_axis):
-        say(f"warning: {warning}")
+    _warn_of_scans(cases, models[0])
     if postprocessing is not None:
         say(f"postprocessing: {postprocessing.describe()} ({postprocessing.path})")
     set_prediction_flags(device)
@@ -106,6 +103,13 @@ def run_prediction(config: PredictConfig, view: Viewing | None = None) -> dict[s
     if view is not None and done and team.rank == 0:
         say(view(config.output, models[0], done))
     return failures
+
+
+def _warn_of_scans(cases: Sequence[Case], model: LoadedModel) -> None:
+    # nnU-Net's models keep the file's own axes, whose names the frame does not know.
+    depth_axis = None if model.file_axes else model.plan.depth_axis
+    for warning in scan_warnings(cases, depth_axis):
+        say(f"warning: {warning}")
 
 
 def _find_cases(config: PredictConfig, models: list[LoadedModel], problems: list[Problem]) -> list[Case]:
