@@ -228,3 +228,23 @@ def test_case_dataset_gives_whole_cases(cases: list[PreparedCase]) -> None:
 def test_no_cases_is_an_input_error() -> None:
     with pytest.raises(InputError, match="no training cases"):
         make_dataset([], "none")
+
+
+def test_the_threads_of_the_training_process_change_no_bit(tmp_path: Path) -> None:
+    """A worker has one thread, this process any number. Some sums of the recipe are split among threads."""
+    patch = (10, 128, 128)
+    image = np.random.default_rng(0).normal(size=(1, 12, 150, 150)).astype(np.float32)
+    case = make_case(tmp_path, "a", image.shape[1:])
+    np.save(case.image, image)
+    recipe = build_augmentation(patch, (0, 1, 2), "nnunet")
+    dataset = PatchDataset([case], patch, batch_size=2, augmentation=recipe, seed=7)
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        try:
+            found.append([dataset[(0, index)]["image"] for index in range(16)])
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(before)
+    for one, several in zip(*found, strict=True):
+        assert torch.equal(one, several)  # type: ignore[arg-type]

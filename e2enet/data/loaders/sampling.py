@@ -19,6 +19,7 @@ from e2enet.data.loaders.patch_sampler import PatchSampler, Triple, foreground_c
 from e2enet.data.loaders.patches import crop_subject, load_subject, shifted_affine, torch_seeded
 from e2enet.data.loaders.worker_notes import WorkerNotes
 from e2enet.data.preparation.store import PreparedCase
+from e2enet.system.threads import one_torch_thread
 
 Key = tuple[int, int]
 
@@ -113,7 +114,8 @@ class PatchDataset(Dataset):
         sample: dict[str, object] = {"image": image, "label": label, "case": box["case"]}
         inside = {"inside": box.get_image("inside").data[0]} if case.inside else {}
         if self.augment_here:
-            images, labels = self.augmentation.apply([image], [label], [draw], list(inside.values()))
+            with one_torch_thread():  # as in a worker: with more threads the last bits differ
+                images, labels = self.augmentation.apply([image], [label], [draw], list(inside.values()))
             return sample | {"image": images[0], "label": labels[0]}
         return sample | inside | {"draw": draw}
 

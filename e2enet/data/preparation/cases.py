@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-
-import torch
 
 from e2enet.common.console import say
 from e2enet.common.errors import InputError
@@ -21,6 +18,7 @@ from e2enet.data.preparation.forecast import forecast
 from e2enet.data.preparation.preprocess import preprocess, preprocess_inside, preprocess_label
 from e2enet.data.preparation.store import CaseStore, PreparedCase, claim, is_claimed
 from e2enet.system.locks import locked_folder
+from e2enet.system.threads import one_torch_thread
 
 
 def prepare_cases(
@@ -57,7 +55,7 @@ def prepare_cases(
 
 def prepare_case(store: CaseStore, case: Case) -> None:
     """Read, crop, normalise, resample and store one case. InputError if it cannot be used."""
-    with _one_thread():
+    with one_torch_thread():
         key = store.key(case)
         volumes = read_case(store.dataset, case, store.plan.depth_axis)
         label = volumes.label
@@ -86,14 +84,3 @@ def _prepare_missing(store: CaseStore, cases: list[Case], workers: int | None) -
         f"Preparing {dataset.name}",
         lambda failed: f"{dataset.folder}: {failed} of {len(cases)} cases cannot be prepared",
     )
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let torch use one thread: results are equal to the last bit, and workers do not compete for cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
