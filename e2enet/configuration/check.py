@@ -34,6 +34,7 @@ from e2enet.common.overrides import (
     with_names_of_today,
 )
 from e2enet.configuration.conflicts import on_cpu
+from e2enet.configuration.idle_masks import idle_mask_settings
 from e2enet.configuration.rules import DEVICES, SCHEMA
 from e2enet.runs.rows import row_overrides
 from e2enet.system.ranks import launched, planned_processes
@@ -100,7 +101,10 @@ def _unusable_parts(config: DictConfig, problems: Sequence[str]) -> Iterator[str
     yield from part_problems(training_settings(config), device)
 
 
-def _command_line_problems(overrides: Sequence[str], multirun: bool, schema: Schema) -> Iterator[str]:
+def _command_line_problems(
+    overrides: Sequence[str], multirun: bool, schema: Schema, swept: Sequence[str] = ()
+) -> Iterator[str]:
+    """Yield the problems of a sweep or run; of the keys `swept`, one of several values is among the overrides."""
     choices: list[list[str]] = []
     read: list[str] = []
     for text in overrides:
@@ -138,12 +142,16 @@ def _command_line_problems(overrides: Sequence[str], multirun: bool, schema: Sch
     yield from plugins
     if plugins:  # their configs do not exist
         choices = [values for values in choices if not values[0].startswith(PLUGIN_GROUPS)]
+    swept = [*swept, *(parse_override(values[0]).key_or_group for values in choices if len(values) > 1)]
     for job in _jobs(choices):
-        yield from _job_problems(job, multirun, schema)
+        yield from _job_problems(job, swept, multirun, schema)
 
 
-def _job_problems(job: Sequence[str], multirun: bool, schema: Schema) -> Iterator[str]:
-    """Yield the problems of one combination of values, including its experiment's own sweep."""
+def _job_problems(job: Sequence[str], swept: Sequence[str], multirun: bool, schema: Schema) -> Iterator[str]:
+    """Yield the problems of one combination of values, including its experiment's own sweep.
+
+    `swept` are the keys with several values.
+    """
     try:
         config = compose_config(job, with_hydra=True)
     except (HydraException, OmegaConfBaseException) as error:
@@ -157,14 +165,14 @@ def _job_problems(job: Sequence[str], multirun: bool, schema: Schema) -> Iterato
     except (HydraException, OmegaConfBaseException) as error:
         yield f"row {row}: {first_line(error)}"
         return
-    swept = OmegaConf.select(config, "hydra.sweeper.params") or {}
+    own = OmegaConf.select(config, "hydra.sweeper.params") or {}
     given = {text.lstrip("+").split("=", 1)[0] for text in job}
-    params = [f"{key}={value}" for key, value in swept.items() if key not in given]
+    params = [f"{key}={value}" for key, value in own.items() if key not in given]
     if multirun and params:
         # The sweep's parameters are now among the overrides, so the recursion ends.
         sweeper = config.hydra.runtime.choices["hydra/sweeper"]
         chosen = [] if any(text.startswith("hydra/sweeper=") for text in job) else [f"hydra/sweeper={sweeper}"]
-        yield from _command_line_problems([*job, *chosen, *params], multirun, schema)
+        yield from _command_line_problems([*job, *chosen, *params], multirun, schema, swept)
         return
     if schema is not SCHEMA:
         yield from config_check.config_problems(config, schema, allow_missing=True)
@@ -172,7 +180,8 @@ def _job_problems(job: Sequence[str], multirun: bool, schema: Schema) -> Iterato
     if config.get("resume") is not None and not multirun:
         # The run uses the stored config, not the defaults of this command line.
         config = resumed_config(config, job)
-    yield from (f"row {row}: {problem}" if more else problem for problem in config_problems(config))
+    problems = [*config_problems(config), *idle_mask_settings(config, job, more, swept)]
+    yield from (f"row {row}: {problem}" if more else problem for problem in problems)
     yield from _multirun_problems(config) if multirun else _process_problems(config)
 
 

@@ -8,8 +8,10 @@ import pytest
 from omegaconf import DictConfig
 
 from e2enet.common.configs import as_plain, compose_config, group_options
+from e2enet.common.overrides import force_added, parse_override
 from e2enet.configuration.check import config_problems
 from e2enet.runs.ablations import ablation_problems, row_setting
+from e2enet.runs.job_key import job_key
 from e2enet.runs.rows import compose_job
 
 EXPERIMENTS = [
@@ -30,6 +32,8 @@ EXPERIMENTS = [
 ABLATIONS = {name: as_plain(compose_config([f"experiments={name}"]).ablation) for name in EXPERIMENTS}
 ROWS = [(name, row) for name, ablation in ABLATIONS.items() for row in ablation["rows"] or {}]
 SMALL = ["training=small", "data=phantom"]
+# They compare something else, with masks or without them, as the recipe has it.
+OPEN_TO_DENSE = ("folds", "mirroring", "seeds", "transfer")
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +80,27 @@ def test_every_row_runs_small_where_asked_to(name: str, row: str) -> None:
     assert (config.training.epochs, config.plan.kind, config.network.base_features) == (20, "auto", 16)
     # The rows of one experiment are datasets. Of the other rows, only the union brings its own dataset.
     assert name == "datasets" or (name, row) == ("transfer", "both") or config.data.name == "phantom"
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name not in OPEN_TO_DENSE])
+def test_rows_keep_their_masks_under_every_preset(name: str) -> None:
+    """`training=laptop` has dense fusion: without their masks, rows would be one job under several labels."""
+    rows = {row: content["overrides"] for row, content in ABLATIONS[name]["rows"].items()}
+    configs = {
+        preset: {
+            row: as_plain(compose_config([f"experiments={name}", f"training={preset}", *force_added(overrides)]))
+            for row, overrides in rows.items()
+        }
+        for preset in group_options("training")
+    }
+    for own in configs.values():
+        for row, overrides in rows.items():
+            assert own[row]["dsff"]["enabled"] == configs["paper"][row]["dsff"]["enabled"]
+            given = dict(text.removeprefix("dsff.").split("=", 1) for text in overrides if text.startswith("dsff."))
+            assert own[row]["dsff"]["enabled"] or not given
+            for key, value in given.items():
+                assert own[row]["dsff"][key] == parse_override(f"{key}={value}").value()
+        assert len(set(map(job_key, own.values()))) == len(set(map(job_key, configs["paper"].values())))
 
 
 @pytest.mark.parametrize("name", ["folds", "seeds"])
