@@ -49,7 +49,7 @@ def grid_problems(case: str, prediction: Path, reference: Path, unit: Unit | Non
         images = [_open(reference, unit), _open(prediction)]
     except InputError as error:
         return [str(error)]
-    shapes = [_shape(image) for image in images]
+    shapes = [image.squeezed_shape for image in images]
     if any(len(shape) != 3 for shape in shapes):
         return [f"{case}: expected 3D images, got prediction {shapes[1]}, reference {shapes[0]}"]
     if shapes[0] != shapes[1]:
@@ -88,7 +88,7 @@ def read_label_image(path: Path, label_map: Mapping[int, int] | None = None) -> 
         raw = image.read_values()
     except READ_ERRORS as error:
         raise InputError(f"{path}: cannot be read ({error})") from error
-    array = apply_label_map(whole_labels(raw.reshape(_shape(image)), path), label_map or {})
+    array = apply_label_map(whole_labels(raw, path), label_map or {})
     return LabelImage.of(array)
 
 
@@ -115,13 +115,5 @@ def _open(path: Path, unit: Unit | None = None) -> ImageFile:
 
 def _geometry(image: ImageFile) -> Geometry:
     """Return the image's grid; its depth axis is not used here."""
-    x, y, z = _shape(image)
+    x, y, z = image.squeezed_shape
     return Geometry((x, y, z), image.affine, 0)
-
-
-def _shape(image: ImageFile) -> tuple[int, ...]:
-    """Return the shape without trailing axes of length 1, which some writers add."""
-    shape = tuple(int(size) for size in image.shape)
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    return shape

@@ -152,8 +152,8 @@ def _score_masks(
         diagonal = math.hypot(*(size * step for size, step in zip(true.shape, spacing, strict=True)))
         return 0.0, 0.0, diagonal, outcome
     predicted, true = metrics.crop_to_union(predicted, true)
-    surface = metrics.nsd(predicted, true, spacing, nsd_tolerance)
-    return metrics.dice(predicted, true), surface, metrics.hd95(predicted, true, spacing), outcome
+    distances = metrics.surface_distances(predicted, true, spacing)
+    return metrics.dice(predicted, true), distances.nsd(nsd_tolerance), distances.hd95(), outcome
 
 
 def _statistics(scores: Sequence[Score], label: int | str) -> dict[str, Any]:

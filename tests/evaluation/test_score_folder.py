@@ -16,6 +16,7 @@ from e2enet.common.errors import InputError
 from e2enet.data.formats.description import Description, read_class_names
 from e2enet.data.formats.problems import Problem
 from e2enet.data.formats.scheme import LabelScheme
+from e2enet.data.formats.volume import read_geometry, read_label, to_frame
 from e2enet.evaluation import score_folder
 from e2enet.evaluation.__main__ import main
 
@@ -237,3 +238,18 @@ def test_help(capsys):
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     assert "PREDICTIONS LABELS" in text and "--nsd-tolerance MM" in text and "scores.csv" in text
+
+
+def test_axes_of_one_voxel_are_dropped_by_one_rule(folders: tuple[Path, Path]) -> None:
+    """As other tools write them, in any place behind the third; training reads such labels too."""
+    predictions, labels = folders
+    expected, _, _ = score_folder(predictions, labels)
+    for path, axes in ((predictions / "a.nii.gz", 1), (labels / "b.nii.gz", 2)):
+        array = np.asarray(nib.load(path).dataobj)
+        write(path, array.reshape(*array.shape, *[1] * axes))
+        np.testing.assert_array_equal(read_label(path, 2)[0], to_frame(array, read_geometry(path, 2)))
+    assert score_folder(predictions, labels)[0] == expected
+    array = np.asarray(nib.load(predictions / "a.nii.gz").dataobj)
+    write(predictions / "a.nii.gz", np.stack([array] * 2, axis=-1))
+    with pytest.raises(InputError, match=r"expected 3D images, got prediction \(8, 8, 8, 2\), reference \(8, 8, 8\)"):
+        score_folder(predictions, labels)

@@ -6,11 +6,14 @@ import math
 
 import numpy as np
 import pytest
+import torch
+from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from scipy.ndimage import binary_erosion, gaussian_filter
 from scipy.spatial import cKDTree
 
-from e2enet.evaluation import dice, hd95, nsd
-from e2enet.evaluation.metrics import crop_to_union
+from e2enet.evaluation import dice, hd95, metrics, nsd
+from e2enet.evaluation.metrics import TOLERANCE_SLACK_MM, crop_to_union
+from e2enet.evaluation.scores import score_case
 
 
 def surface_points(mask: np.ndarray, spacing: tuple[float, ...]) -> np.ndarray:
@@ -107,3 +110,34 @@ def test_unusable_masks_are_refused(metric):
         metric(full, full[:2])
     with pytest.raises(ValueError, match="must be bool"):
         metric(full, full.astype(int))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_scores_of_a_case_are_those_of_monai_to_the_last_bit(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    shape, spacing = tuple(generator.integers(2, 14, 3)), tuple(generator.uniform(0.4, 4, 3))
+    a, b = random_blob(generator, shape), random_blob(generator, shape)
+    masks = [torch.from_numpy(mask)[None, None] for mask in (a, b)]
+    for tolerance in (0.0, 0.7, 1.9):
+        (score,) = score_case("x", a.astype(np.uint8), b.astype(np.uint8), spacing, [1], nsd_tolerance=tolerance)
+        threshold = [tolerance + TOLERANCE_SLACK_MM]
+        theirs = compute_surface_dice(*masks, class_thresholds=threshold, include_background=True, spacing=spacing)
+        assert score.nsd == nsd(a, b, spacing, tolerance) == float(theirs)
+        theirs = compute_hausdorff_distance(*masks, include_background=True, percentile=95, spacing=spacing)
+        assert score.hd95 == hd95(a, b, spacing) == float(theirs)
+        assert score.dice == dice(a, b)
+
+
+def test_a_class_is_cropped_and_its_surfaces_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    for name in ("crop_to_union", "surface_distances"):
+        original = getattr(metrics, name)
+
+        def counted(*arguments, name=name, original=original):
+            calls.append(name)
+            return original(*arguments)
+
+        monkeypatch.setattr(metrics, name, counted)
+    a, b = (random_blob(np.random.default_rng(seed), (9, 9, 9)).astype(np.uint8) for seed in (0, 1))
+    score_case("x", a, b, (1.0, 1.0, 1.0), [1])
+    assert calls == ["crop_to_union", "surface_distances"]

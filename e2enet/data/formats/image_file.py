@@ -36,6 +36,11 @@ class ImageFile:
     read_stored: Callable[[], np.ndarray]
 
     @property
+    def squeezed_shape(self) -> tuple[int, ...]:
+        """(X, Y, Z) or (X, Y, Z, C): without further axes of length 1, such as the time of (X, Y, Z, 1, C)."""
+        return tuple(int(size) for axis, size in enumerate(self.shape) if axis < 3 or size != 1)
+
+    @property
     def num_bytes(self) -> int:
         """Size of the stored voxels in memory."""
         return math.prod(self.shape) * self.dtype.itemsize
@@ -46,10 +51,10 @@ class ImageFile:
         return (self.slope, self.intercept) != (1, 0)
 
     def read_unscaled(self) -> np.ndarray:
-        """Return the stored voxels in the image's own shape."""
-        return self.read_stored().reshape(self.shape, order="F")
+        """Return the stored voxels in `squeezed_shape`."""
+        return self.read_stored().reshape(self.squeezed_shape, order="F")
 
     def read_values(self) -> np.ndarray:
-        """Return the values in the image's own shape: as stored, or in double precision if the header has a scale."""
+        """Return the values in `squeezed_shape`: as stored, or in double precision if the header has a scale."""
         stored = self.read_unscaled()
         return stored * self.slope + self.intercept if self.is_scaled else stored

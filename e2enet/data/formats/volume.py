@@ -72,7 +72,7 @@ def read_volume(
     array: np.ndarray | None = None
     for index, (file, image) in enumerate(zip(files, images, strict=True)):
         require_same_grid(geometry, geometry_of(image, geometry.depth_axis, file_axes), f"{files[0]} and {file}")
-        stored = _without_singletons(image.read_unscaled())
+        stored = image.read_unscaled()
         if stored.ndim == 4 and len(files) > 1:
             raise InputError(
                 f"{file}: has {stored.shape[3]} channels, one expected where each channel has its own file"
@@ -106,7 +106,7 @@ def read_label(
     path = Path(path)
     image = open_image(path, unit)
     geometry = geometry_of(image, depth_axis, on is not None and on.file_axes)
-    data = _without_singletons(image.read_values())
+    data = image.read_values()
     if data.ndim != 3:
         raise InputError(f"{path}: a label image of shape {image.shape}, three axes expected")
     labels = apply_label_map(whole_labels(data, path), label_map or {})
@@ -219,9 +219,3 @@ def _fill(target: np.ndarray, stored: np.ndarray, slope: float, inter: float) ->
     with np.errstate(over="ignore"):
         for plane, values in zip(target, stored, strict=True):
             plane[...] = values if (slope, inter) == (1, 0) else values * slope + inter
-
-
-def _without_singletons(data: np.ndarray) -> np.ndarray:
-    """Squeeze (X, Y, Z, 1, C) and (X, Y, Z, 1), as other tools write them, to (X, Y, Z, C) and (X, Y, Z)."""
-    extra = tuple(axis for axis in range(3, data.ndim) if data.shape[axis] == 1)
-    return np.squeeze(data, axis=extra)
