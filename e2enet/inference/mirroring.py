@@ -12,24 +12,19 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from e2enet.network.engine.select import samples_at_once
 from e2enet.system.memory import is_out_of_memory
 
 Mirrored = tuple[int, ...]
 
 
-def samples_at_once(networks: Sequence[nn.Module], patch_size: Sequence[int], device: torch.device) -> int:
-    """Return how many windows, mirrored copies included, to give networks at once on a CPU; elsewhere 1.
-
-    It is the least that one of them wants. A network wants one unless it has a method `samples_at_once(patch_size)`.
-    """
-    if device.type != "cpu":
-        return 1
-    wanted = [getattr(network, "samples_at_once", None) for network in networks]
-    return min(1 if ask is None else int(ask(tuple(patch_size))) for ask in wanted)
+def least_at_once(networks: Sequence[nn.Module], patch_size: Sequence[int], device: torch.device) -> int:
+    """Return how many windows, mirrored copies included, to give networks at once: the least that one of them wants."""
+    return min(samples_at_once(network, patch_size) for network in networks) if device.type == "cpu" else 1
 
 
 def copies_at_once(device: torch.device, copies: int, samples: int = 1) -> int:
-    """Return how many of a window's mirrored copies to try in one batch; samples: of `samples_at_once`."""
+    """Return how many of a window's mirrored copies to try in one batch; samples: of `least_at_once`."""
     return copies if device.type == "cuda" else min(copies, samples)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from e2enet.common.errors import InputError
-from e2enet.inference.mirroring import MirroredPasses, copies_at_once, samples_at_once, stack_on
+from e2enet.inference.mirroring import MirroredPasses, copies_at_once, least_at_once, stack_on
 from e2enet.inference.window_sums import WindowSums, device_of_sums, forget_earlier
 from e2enet.inference.windows import WindowGrid, in_batches, mirror_subsets, pad_to_patch
 
@@ -71,7 +71,7 @@ def predict_planes(
     depths = grid.starts[0]
     sums: WindowSums | None = None
     forget_earlier(device)
-    samples = samples_at_once(networks, patch_size, device)
+    samples = least_at_once(networks, patch_size, device)
     batch_size = max(batch_size, samples // len(subsets))
     passes = MirroredPasses(
         subsets,

@@ -31,6 +31,7 @@ from e2enet.network.engine import select_training, select_validation
 from e2enet.network.recompute import checkpoint_activations
 from e2enet.report.measure import parse_measuring
 from e2enet.system.memory import keep_freed_memory, resident, resident_peak
+from e2enet.training.engine_choice import chosen_engine
 from e2enet.training.final import PRECISIONS
 from e2enet.training.losses import DeepSupervisionLoss, DiceCrossEntropy, build_loss
 from e2enet.training.records import machine
@@ -64,7 +65,7 @@ def latency(checkpoint: Path, device: torch.device, repeats: int) -> float:
     """Return the median seconds of a forward pass: one patch, batch 1, eval mode, the run's precision and engine."""
     model = _own_model(checkpoint)
     training = read_hyper_parameters(checkpoint)["training"]
-    engine, dtype = training.get("engine", "dense"), amp_dtype(training, device)
+    engine, dtype = chosen_engine(training, checkpoint.parent.parent, device), amp_dtype(training, device)
     network = select_validation(model.network.to(device), engine, amp_dtype=dtype)
     patch = torch.randn(1, len(model.channels), *model.plan.patch_size, device=device)
     precision = autocast(training, device)
@@ -110,7 +111,8 @@ def training_peak(checkpoint: Path, device: torch.device) -> int:
     batch_size, patch_size = model.plan.batch_size, model.plan.patch_size
     image = torch.randn(batch_size, len(model.channels), *patch_size, device=device)
     target = torch.randint(len(model.scheme.names), (batch_size, *patch_size), device=device)
-    run = select_training(network, training.get("engine", "dense"), amp_dtype=amp_dtype(training, device))
+    engine = chosen_engine(training, checkpoint.parent.parent, device)
+    run = select_training(network, engine, amp_dtype=amp_dtype(training, device))
     for _ in range(STEPS):
         with precision():
             value = _loss(run, loss, image, target)

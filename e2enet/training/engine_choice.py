@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 
 from e2enet.common.console import say
 from e2enet.common.files import write_json
-from e2enet.network.dsff import fusion_layers
+from e2enet.network.dsff import density, fusion_layers, init_masks
 from e2enet.network.e2enet import E2ENet
 from e2enet.network.engine.select import unsupported_in_training
 from e2enet.network.engine.vector_code import processor
@@ -37,12 +39,15 @@ def choose_engine(trainer: pl.Trainer, module: SegmentationModule, *, measure: b
     assert isinstance(network, E2ENet)
     file = Path(trainer.default_root_dir) / FILE
     own = copy.deepcopy(network).to(device).train()
+    if module.final_density is not None:  # the way is for the whole run, most of which has fewer kernels than now
+        init_masks(own, module.final_density, generator=torch.Generator().manual_seed(0))
     with trainer.precision_plugin.train_step_context():
         amp_dtype = amp_dtype_of(own)
     if not _has_ways(device, amp_dtype):
         return
     plan = module.plan
-    where = {"device": _name(device), "torch": torch.__version__, "workload": _workload(module, amp_dtype)}
+    workload = _workload(module, density(own), amp_dtype)
+    where = {"device": _name(device), "torch": torch.__version__, "workload": workload}
     before = read_probe(file)
     kept = before.get("engine")
     if isinstance(kept, dict) and {key: kept.get(key) for key in where} == where and kept.get("way") in WAYS:
@@ -58,12 +63,25 @@ def choose_engine(trainer: pl.Trainer, module: SegmentationModule, *, measure: b
     say(_in_words(choice))
 
 
-def _workload(module: SegmentationModule, amp_dtype: torch.dtype | None) -> str:
+def chosen_engine(training: Mapping[str, Any], run_folder: Path, device: torch.device) -> str:
+    """Return the way in which a run took its steps, to run its network after training, see `select_validation`.
+
+    That is `training.engine`; for `auto` the way of the folder's probe.json, if it was found on such a device.
+    """
+    engine = str(training.get("engine", "dense"))
+    kept = read_probe(run_folder / FILE).get("engine")
+    if engine == "auto" and isinstance(kept, dict) and kept.get("device") == _name(device) and kept.get("way") in WAYS:
+        return str(kept["way"])
+    return engine
+
+
+def _workload(module: SegmentationModule, share: float, amp_dtype: torch.dtype | None) -> str:
     """Describe a step. A start that failed may have left the choice for another one in the folder."""
     plan, count = module.plan, sum(parameter.numel() for parameter in module.network.parameters())
     groups = max((layer.group_size for layer in fusion_layers(module.network).values()), default=1)
     size = " x ".join(map(str, (plan.batch_size, *plan.patch_size)))
-    return f"network of {count} parameters in groups of {groups} on {size} in {amp_dtype or torch.float32}"
+    kernels = f"{share:.3g} of its kernels in groups of {groups}"
+    return f"network of {count} parameters with {kernels} on {size} in {amp_dtype or torch.float32}"
 
 
 def _may_choose(module: SegmentationModule, device: torch.device) -> bool:

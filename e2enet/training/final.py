@@ -17,6 +17,7 @@ from e2enet.inference.run import AMP_TYPES, resolve_device
 from e2enet.network.engine import select_validation
 from e2enet.system.ranks import SINGLE_PROCESS, Team
 from e2enet.training.compact import find_origin
+from e2enet.training.engine_choice import chosen_engine
 from e2enet.training.parts import FinalSettings, RunParts
 
 # Training precision -> its name in e2enet.inference. A checkpoint's weights are loaded as float32.
@@ -47,7 +48,8 @@ def score_run(
     final = parts.final
     settings = WindowSettings(mirror=final.mirror, step=final.step, device=device, amp_dtype=amp_dtype)
     model = load_model(checkpoint)
-    network = select_validation(model.network.to(device), parts.training["engine"], amp_dtype=amp_dtype)
+    engine = chosen_engine(parts.training, run_folder, device)
+    network = select_validation(model.network.to(device), engine, amp_dtype=amp_dtype)
     model = replace(model, network=network)
     folder = run_folder / "validation"
     summary = _score(final, model, settings, validation, folder, run_folder, "Validation cases", team)

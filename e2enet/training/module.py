@@ -121,11 +121,19 @@ class SegmentationModule(pl.LightningModule):
     def _own_pass(self) -> Callable[[Tensor], Any]:
         return self.training_pass(self.network)
 
+    def dense_pass(self, network: nn.Module) -> Callable[[Tensor], Any]:
+        """Return what also finds the gradients of inactive kernels of the network, or of a copy of it.
+
+        It is fused if steps are, which torch may have no memory for.
+        """
+        by_groups = self._engine == "sparse" and next(network.parameters()).device.type != "cpu"
+        if not by_groups and self._engine not in FUSED_WAYS:
+            return network
+        return select_training(network, "fused", amp_dtype=amp_dtype_of(network))
+
     @cached_property
-    def _dense_pass(self) -> Callable[[Tensor], Any]:
-        """Finds the gradients of inactive kernels too: fused if steps are, which torch may have no memory for."""
-        fused = self._engine in FUSED_WAYS
-        return select_training(self.network, "fused", amp_dtype=amp_dtype_of(self.network)) if fused else self.network
+    def _own_dense_pass(self) -> Callable[[Tensor], Any]:
+        return self.dense_pass(self.network)
 
     @cached_property  # for the weights of one validation
     def _validated(self) -> nn.Module:
@@ -139,7 +147,7 @@ class SegmentationModule(pl.LightningModule):
 
     def training_step(self, batch: Mapping[str, Any], batch_index: int) -> Tensor | dict[str, Any]:
         """Return the loss of a batch of patches; for a batch left out, a marked loss without gradient."""
-        output = (self._dense_pass if self.needs_dense_gradients else self._own_pass)(batch["image"])
+        output = (self._own_dense_pass if self.needs_dense_gradients else self._own_pass)(batch["image"])
         heads = [output] if isinstance(output, Tensor) else output
         loss: Tensor = self.loss(heads, batch["label"])
         if not self.guard.check_loss(self, loss, batch):

@@ -27,6 +27,7 @@ from e2enet.common.files import read_json, write_json
 from e2enet.network.recompute import run_once
 from e2enet.system.memory import available_memory, forget_peak, is_out_of_memory, limited_memory, resident_peak
 from e2enet.system.workload import gigabytes
+from e2enet.training.dsff_callback import DSFFCallback
 from e2enet.training.module import SegmentationModule
 
 FILE = "probe.json"
@@ -157,9 +158,9 @@ def _seconds_of_step(trainer: pl.Trainer, module: SegmentationModule, batch_size
     label = torch.randint(len(module.scheme.names), (batch_size, *patch_size), generator=generator).to(device)
 
     with trainer.precision_plugin.train_step_context():
-        run = module.training_pass(network)
+        run, dense = module.training_pass(network), module.dense_pass(network)
 
-    def forward_and_backward() -> Tensor:
+    def forward_and_backward(run: Callable[[Tensor], Any] = run) -> Tensor:
         optimizer.zero_grad()
         with trainer.precision_plugin.train_step_context():
             output = run(image)
@@ -175,7 +176,14 @@ def _seconds_of_step(trainer: pl.Trainer, module: SegmentationModule, batch_size
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - start
+    if _grows_by_gradient(trainer):  # in some steps, which may take more memory
+        forward_and_backward(dense)
     return seconds
+
+
+def _grows_by_gradient(trainer: pl.Trainer) -> bool:
+    masks = [callback.dsff for callback in trainer.callbacks if isinstance(callback, DSFFCallback)]  # type: ignore[attr-defined]
+    return any(own.updates and own.growth == "gradient" for own in masks)
 
 
 def _in_words(probe: Probe, module: SegmentationModule) -> str:

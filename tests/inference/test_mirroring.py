@@ -12,7 +12,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from e2enet.inference import sliding_window
-from e2enet.inference.mirroring import MirroredPasses, copies_at_once, samples_at_once, stack_on
+from e2enet.inference.mirroring import MirroredPasses, copies_at_once, least_at_once, stack_on
 from e2enet.inference.sliding_window import predict_probabilities
 from e2enet.network.engine.inference import CompactNetwork
 from tests.inference.test_sliding_window import PATCH, one_sided_network
@@ -178,6 +178,6 @@ def test_the_engine_gets_several_windows_and_sums_have_the_same_bits(
 def test_one_window_at_a_time_unless_every_network_wants_several() -> None:
     engine = CompactNetwork(make_model(0.3), choose=False)
     engine.samples_at_once = lambda size: 4 if size == (8, 16, 16) else 0  # type: ignore[method-assign]
-    assert samples_at_once([engine], [8, 16, 16], CPU) == 4
-    assert samples_at_once([engine, one_sided_network(0)], [8, 16, 16], CPU) == 1
-    assert samples_at_once([engine], [8, 16, 16], torch.device("cuda")) == 1
+    assert least_at_once([engine], [8, 16, 16], CPU) == 4
+    assert least_at_once([engine, one_sided_network(0)], [8, 16, 16], CPU) == 1
+    assert least_at_once([engine], [8, 16, 16], torch.device("cuda")) == 1

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from e2enet.network import e2enet
+from e2enet.network.dsff import density
 from e2enet.network.engine import select
 from e2enet.network.engine.training import TrainingEngine
 from e2enet.network.fused.network import FusedNetwork
 from e2enet.network.fused.trial import CPU_WAYS, Choice, Trial
 from e2enet.training import engine_choice
-from e2enet.training.engine_choice import choose_engine
+from e2enet.training.engine_choice import choose_engine, chosen_engine
 from e2enet.training.probe import probe_step
 from tests.training.conftest import quiet_trainer
 from tests.training.test_module import make_module
@@ -92,6 +93,36 @@ def test_a_resumed_run_goes_on_as_it_began(trials: list[dict[str, Any]], tmp_pat
     larger.plan = dataclasses.replace(larger.plan, batch_size=larger.plan.batch_size + 1)
     choose_engine(quiet_trainer(tmp_path), larger, measure=True)
     assert len(trials) == 7
+
+
+def test_ways_are_tried_with_the_density_of_most_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+
+    def choose(network: Any, **_: Any) -> Choice:
+        seen.append(density(network))
+        return Choice("dense", TRIALS)
+
+    monkeypatch.setattr(engine_choice, "_has_ways", lambda device, amp_dtype: True)
+    monkeypatch.setattr(engine_choice, "choose_way", choose)
+    for final in (None, 0.2, 0.2, 0.5):
+        module = make_module()
+        module.final_density = final
+        choose_engine(quiet_trainer(tmp_path), module, measure=True)
+        assert density(module.network) == 1
+    assert seen == pytest.approx([1, 0.2, 0.5], abs=0.05)  # the second 0.2 was kept
+
+
+def test_the_way_of_training_runs_the_network_afterwards(trials: list[dict[str, Any]], tmp_path: Path) -> None:
+    cpu, training = torch.device("cpu"), {"engine": "auto"}
+    assert chosen_engine(training, tmp_path, cpu) == "auto"
+    choose_engine(quiet_trainer(tmp_path), make_module(), measure=True)
+    assert chosen_engine(training, tmp_path, cpu) == "fused"
+    assert chosen_engine(training, tmp_path, torch.device("meta")) == "auto"  # found on another device
+    assert (
+        chosen_engine({"engine": "sparse"}, tmp_path, cpu) == "sparse" and chosen_engine({}, tmp_path, cpu) == "dense"
+    )
+    (tmp_path / "probe.json").write_text("{")
+    assert chosen_engine(training, tmp_path, cpu) == "auto"
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from e2enet.common.configs import ROOT, as_plain, compose_config
 from e2enet.common.errors import InputError
 from e2enet.network.dsff import density
 from e2enet.training import probe
+from e2enet.training.dsff_callback import DSFFCallback
 from e2enet.training.module import SegmentationModule
 from e2enet.training.probe import Probe, largest_between, largest_from, probe_step
 from e2enet.training.run import run_training
@@ -206,6 +207,25 @@ def test_memory_that_runs_out_is_an_error_and_no_death(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert re.search(r"plan\.batch_size=2: memory of cpu runs out .*not even one fits", done.stdout)
+
+
+@pytest.mark.parametrize("growth", ["random", "gradient"])
+def test_a_step_that_finds_all_gradients_is_tried_too(
+    growth: str, module: SegmentationModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dense(network: Any) -> Any:
+        def run(image: Any) -> Any:
+            raise MemoryError("too large")
+
+        return run
+
+    monkeypatch.setattr(module, "dense_pass", dense)
+    trainer = quiet_trainer(tmp_path, DSFFCallback(0.2, update_every=2, growth=growth))
+    if growth == "random":
+        assert probe_step(trainer, module).seconds > 0
+    else:
+        with pytest.raises(InputError, match=r"plan\.batch_size=8: memory of cpu runs out"):
+            probe_step(trainer, module)
 
 
 def test_other_errors_of_a_step_stay_what_they_are(

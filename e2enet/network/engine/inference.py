@@ -91,7 +91,7 @@ class CompactNetwork(nn.Module):
         self.in_channels, self.num_classes, self.strides = model.in_channels, model.num_classes, model.strides
         self.steps, self.outputs = plan_inference(model)
         self.every_head = model.deep_supervision_in_eval
-        self.ways: dict[tuple[str, Triple], str] = {}  # the chosen one by layer and input size
+        self.ways: dict[tuple[str, Triple, int], str] = {}  # the chosen one by layer, input size and samples
         self._choices: TimingCache | None = None
         self._bfloat16 = bfloat16 and bfloat16_is_native()
         self.eval()
@@ -141,10 +141,10 @@ class CompactNetwork(nn.Module):
         """Return the step's layer for sources of this size."""
         if self._choices is None or not step.others:
             return step.layer
-        size = sources[0].size
-        if (step.name, size) not in self.ways:
-            self.ways[step.name, size] = self._fastest(self._choices, step, sources)
-        way = self.ways[step.name, size]
+        place = (step.name, sources[0].size, len(sources[0].addresses))
+        if place not in self.ways:
+            self.ways[place] = self._fastest(self._choices, step, sources)
+        way = self.ways[place]
         if way == SPARSE:
             return step.layer
         if way not in step.made:

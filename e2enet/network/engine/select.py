@@ -105,6 +105,12 @@ def select_engine(
     return _fastest(network, others, device, patch_size, amp_dtype) if others else network
 
 
+def samples_at_once(network: nn.Module, patch_size: Sequence[int]) -> int:
+    """Return how many patches (D, H, W) a network wants in a batch on a CPU: 1, or what its own method says."""
+    wanted = getattr(network, "samples_at_once", None)
+    return 1 if wanted is None else int(wanted(tuple(patch_size)))
+
+
 def select_training(
     network: nn.Module, engine: str, *, amp_dtype: torch.dtype | None, share: float | None = None
 ) -> Callable[[torch.Tensor], Any]:
@@ -256,21 +262,27 @@ def _fastest(
     patch_size: Sequence[int],
     amp_dtype: torch.dtype | None,
 ) -> nn.Module:
-    """Return the fastest of a network and the others that run it on a patch, by remembered or new times."""
+    """Return the fastest of a network and the others that run it on patches, by remembered or new times.
+
+    All take as many patches as the one that wants most at once (`samples_at_once`), each in batches of its own size.
+    """
     from e2enet.network.engine.timing_cache import TimingCache
 
     assert isinstance(network, E2ENet)
-    x = torch.zeros(1, network.in_channels, *patch_size, device=device)
+    candidates = {**others, "torch": network}
+    at_once = {name: samples_at_once(one, patch_size) for name, one in candidates.items()}
+    x = torch.zeros(max(at_once.values()), network.in_channels, *patch_size, device=device)
 
-    def run(candidate: nn.Module) -> Tensor:
-        output = candidate(x)
+    def run(candidate: nn.Module, batch_size: int) -> Tensor:
+        for batch in x.split(batch_size):
+            output = candidate(batch)
         head: Tensor = output[0] if isinstance(output, list) else output
         return head[0, 0, 0, 0, 0].cpu()  # waits for a GPU
 
-    candidates = {**others, "torch": network}
-    ways = {name: partial(partial, run, one) for name, one in candidates.items()}
+    ways = {name: partial(partial, run, one, at_once[name]) for name, one in candidates.items()}
     cost = count_cost(network, patch_size)
     size, precision = " x ".join(map(str, patch_size)), f", {amp_dtype} allowed" if amp_dtype else ""
+    size = f"{len(x)} of {size}" if len(x) > 1 else size
     where = f" on {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
     described = f"network of {cost.params} parameters and {cost.flops} FLOPs on {size}{precision}{where}"
     with torch.no_grad(), torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):

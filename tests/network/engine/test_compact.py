@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from e2enet.network.dsff import fusion_layers, init_masks, set_group_size
 from e2enet.network.e2enet import E2ENet
@@ -154,6 +155,43 @@ def test_the_fused_pass_is_tried_in_bfloat16_where_a_processor_has_it(
         found, expected = outputs(model, chosen)
     assert found.dtype == (torch.bfloat16 if expects_fused else torch.float32)
     torch.testing.assert_close(found.float(), expected.float(), rtol=0, atol=0.1 if expects_fused else 1e-4)
+
+
+def test_networks_are_timed_with_as_many_patches_as_they_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine's threads take whole samples of a batch; torch takes one patch after the other."""
+    batches: dict[str, list[int]] = {}
+    own, compacted = E2ENet.forward, CompactNetwork.forward
+
+    def run_all(self: Any, description: str, ways: Any, seconds: float = 0) -> str:
+        if description.startswith("network"):
+            assert "on 3 of 8 x 16 x 20" in description
+            for name, way in ways.items():
+                seen = batches.setdefault(name, [])
+                monkeypatch.setattr(E2ENet, "forward", _noted(own, seen))
+                monkeypatch.setattr(CompactNetwork, "forward", _noted(compacted, seen))
+                way()()
+        return next(iter(ways))
+
+    monkeypatch.setattr(TimingCache, "fastest", run_all)
+    monkeypatch.setattr(CompactNetwork, "samples_at_once", lambda self, size: 3)
+    select_engine(make_model(), "auto", device=torch.device("cpu"), patch_size=SIZE)
+    assert batches == {"sparse": [3], "torch": [1, 1, 1]}
+
+
+def _noted(forward: Any, seen: list[int]) -> Any:
+    def run(self: Any, x: Tensor) -> Any:
+        seen.append(len(x))
+        return forward(self, x)
+
+    return run
+
+
+def test_a_layer_is_measured_for_each_number_of_samples(tmp_path: Path) -> None:
+    compacted = CompactNetwork(make_model(), choices=TimingCache(tmp_path / "engine.json"))
+    for batch in (1, 2, 1):
+        compacted(torch.randn(batch, 2, *SIZE))
+    samples = [number for _, _, number in compacted.ways]
+    assert set(samples) == {1, 2} and samples.count(1) == samples.count(2) > 0
 
 
 def test_inputs_of_the_wrong_shape_are_refused() -> None:
