@@ -29,8 +29,8 @@ PRINTING = ("--cfg", "-c")
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")
-def train(config: DictConfig) -> float:
-    """Run one job; its mean validation Dice, or `optimized_metric`, for sweepers."""
+def train(config: DictConfig) -> float | None:
+    """Run one job; its mean validation Dice, or `optimized_metric`, for sweepers (None: a job without score)."""
     # Imported here, as in `main` and `run`, so that --help does not wait for the frameworks.
     from e2enet.runs.folders import CONFIG_FILE
     from e2enet.sweeps.job import run_job

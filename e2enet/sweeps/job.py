@@ -10,7 +10,6 @@ import signal
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from math import nan
 from pathlib import Path
 
 from omegaconf import DictConfig, open_dict
@@ -36,8 +35,10 @@ LOCKS = ".training"
 TRAINED = ("checkpoints/best.ckpt", "checkpoints/last.ckpt", COST_FILE, "metrics.csv")
 
 
-def run_job(overrides: Sequence[str], sweep: Path) -> float:
-    """Run the job of these overrides in its folder below the sweep's; return its score, NaN without one.
+def run_job(overrides: Sequence[str], sweep: Path) -> float | None:
+    """Run the job of these overrides in its folder below the sweep's; return its score, None without one.
+
+    A search counts a job without score as failed, and goes on. NaN would end it.
 
     An error of the job is recorded in its job.json, and the sweep goes on with the others. An interruption from outside
     (Ctrl-C, a scheduler's signal) marks the job as interrupted and ends the sweep.
@@ -58,7 +59,8 @@ def run_job(overrides: Sequence[str], sweep: Path) -> float:
             with _one_training(sweep, folder) as trained:
                 return _train(job, sweep, folder, trained)
         except Exception as error:  # recorded and listed: an error of one job must not stop the others
-            return _crashed(folder, JobError(f"{type(error).__name__}: {error}", traceback.format_exc()))
+            _crashed(folder, JobError(f"{type(error).__name__}: {error}", traceback.format_exc()))
+            return None
         except BaseException:
             if job_state(folder, held=True).state == "running":  # not if it came just after the end
                 record_end(folder, "interrupted")
@@ -89,7 +91,7 @@ def _take_training(source: Path, folder: Path) -> None:
                 shutil.copyfile(source / name, temporary)
 
 
-def _train(job: ComposedJob, sweep: Path, folder: Path, trained: Path | None) -> float:
+def _train(job: ComposedJob, sweep: Path, folder: Path, trained: Path | None) -> float | None:
     """Run the job's processes and record how they ended."""
     if trained is not None:
         _say(folder, f"takes the training of {trained.name}")
@@ -104,14 +106,13 @@ def _train(job: ComposedJob, sweep: Path, folder: Path, trained: Path | None) ->
     if code == 0 and "score" in outcome:
         record_end(folder, "finished", score=outcome["score"])
         _say(folder, "finished")
-        return nan if outcome["score"] is None else float(outcome["score"])
+        return None if outcome["score"] is None else float(outcome["score"])
     if code in STOPPED:  # stopped from outside, and only this job
         record_end(folder, "interrupted")
         _say(folder, "stopped")
-        return nan
-    if "error" in outcome:
-        return _crashed(folder, JobError(**outcome["error"]))
-    return _crashed(folder, JobError(_ending(code), "\n".join(tail)))
+        return None
+    _crashed(folder, JobError(**outcome["error"]) if "error" in outcome else JobError(_ending(code), "\n".join(tail)))
+    return None
 
 
 def _job_config(job: ComposedJob, sweep: Path, folder: Path) -> DictConfig:
@@ -135,10 +136,9 @@ def _tags(job: ComposedJob) -> list[str]:
     return [tag for tag in dict.fromkeys(tags) if len(tag) <= 64]
 
 
-def _crashed(folder: Path, error: JobError) -> float:
+def _crashed(folder: Path, error: JobError) -> None:
     record_end(folder, "crashed", error=error)
     _say(folder, f"crashed: {error.message}")
-    return nan
 
 
 def _ending(code: int) -> str:
@@ -149,10 +149,9 @@ def _ending(code: int) -> str:
     return f"its process was ended by {name}{hint}"
 
 
-def _skip(folder: Path, why: str) -> float:
+def _skip(folder: Path, why: str) -> float | None:
     _say(folder, why)
-    score = job_state(folder).score
-    return nan if score is None else score
+    return job_state(folder).score
 
 
 def _say(folder: Path, what: str) -> None:

@@ -6,6 +6,8 @@ workers) do not keep the lock: filelock closes it in them.
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +18,7 @@ from e2enet.common.console import say
 from e2enet.common.files import naming_unwritable, remove_temporaries
 
 LOCK_NAME = ".lock"
-# `is_held` holds the lock for a moment; an attempt to take it is repeated for longer than that.
+# `is_held` shares the lock for a moment; an attempt to take it is repeated for longer than that.
 PATIENCE = 2.0  # seconds
 
 
@@ -74,14 +76,20 @@ def locked_file(path: Path, waiting: str) -> Iterator[None]:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process holds the folder now; true if the lock may not be opened, as in another user's folder."""
-    path = folder / LOCK_NAME
-    if not path.exists():
-        return False
-    lock = FileLock(path)
+    """Whether a process holds the folder now; true if its lock may not be read.
+
+    Only a shared lock is tried, which needs no write access: others who look do not see it.
+    """
     try:
-        lock.acquire(timeout=0)
-    except (Timeout, PermissionError):
+        descriptor = os.open(folder / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except PermissionError:
         return True
-    lock.release()
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:  # held; or a file system without such locks, where the lock is that the file is there
+        return True
+    finally:
+        os.close(descriptor)  # and with it the lock
     return False

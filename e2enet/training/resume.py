@@ -22,6 +22,7 @@ from e2enet.inference.checkpoint import read_checkpoint
 from e2enet.runs.folders import CONFIG_FILE, MANIFEST, read_config
 from e2enet.runs.job_key import LOOKED_UP
 from e2enet.system.ranks import planned_processes
+from e2enet.training.resumed_job import refuse_another_job
 from e2enet.training.run_state import RunState
 from e2enet.training.stopping import is_restarted
 
@@ -97,7 +98,7 @@ def resumed_config(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
             f"{folder / CONFIG_FILE}: not a run's config, or that of an earlier version of e2enet, which alone goes on "
             f"with it (it lacks {', '.join(lacking)})"
         )
-    processes = _processes(stored)
+    before = stored.copy()
     problems = []
     for text in overrides:
         override = parse_override(text)
@@ -110,9 +111,10 @@ def resumed_config(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
             elif wanted != had and not _is_below(key, LOOKED_UP):
                 given = f"{key}={wanted}" if key == override.key_or_group else f"{text}: {key} would be {wanted}"
                 problems.append(f"{given}: the run has {had}")
-    if _processes(stored) != processes:
-        problems.append(f"trainer.devices and num_nodes: {_processes(stored)} processes, the run has {processes}")
+    if _processes(stored) != (had := _processes(before)):
+        problems.append(f"trainer.devices and num_nodes: {_processes(stored)} processes, the run has {had}")
     raise_problems(problems, f"resume={folder}: only {', '.join(CHANGEABLE)} may change, not the processes' number:")
+    refuse_another_job(folder, as_plain(before), as_plain(stored))
     # A job restarted by a scheduler has already resumed from that checkpoint: it continues from its last one.
     chosen = path.is_file() and not (is_restarted() and stored.get("resume") == str(path))
     if chosen:

@@ -24,6 +24,7 @@ from e2enet.training.run_folder import VERSIONS_FILE, make_free
 FOLDER = "set_aside"
 COPIED = (CONFIG_FILE, VERSIONS_FILE, METRICS_FILE, COST_FILE)  # the run continues or rewrites them
 SCORES = (SUMMARY_FILE, "scores.csv", "validation", "test")
+TEST_SCORES = (f"test/{SUMMARY_FILE}", "test/scores.csv")
 MOVED = (IDS_FILE, "connections.json", *SCORES)  # of its earlier end
 
 
@@ -31,6 +32,26 @@ def later_checkpoints(run_folder: Path, chosen: FoundCheckpoint) -> list[Path]:
     """Return the checkpoints of a run that are later than the chosen one, unreadable ones included."""
     others = sorted(path for path in (run_folder / LAST_CHECKPOINT).parent.glob("*.ckpt") if path != chosen.path)
     return [path for path in others if _is_later(path, chosen.state.step)]
+
+
+def make_way(
+    run_folder: Path, checkpoint: FoundCheckpoint, later: Sequence[Path], *, length: int, predict: bool
+) -> None:
+    """Clear a run folder of what will not be of the resumed run.
+
+    Args:
+        run_folder: Of the run.
+        checkpoint: From which it is resumed.
+        later: Checkpoints after that one, if it was chosen.
+        length: Of the run, in steps.
+        predict: Whether the run predicts at its end.
+    """
+    if later:
+        set_aside(run_folder, checkpoint, later)
+    elif checkpoint.state.step < length:
+        set_scores_aside(run_folder, checkpoint.state.step)
+    elif predict:
+        remove_scores(run_folder)
 
 
 def set_aside(run_folder: Path, chosen: FoundCheckpoint, later: Sequence[Path]) -> None:
@@ -66,6 +87,12 @@ def set_scores_aside(run_folder: Path, step: int) -> None:
         if (run_folder / name).exists():
             os.replace(run_folder / name, place / name)
     say(f"training goes on after step {step}: its scores are in {place}")
+
+
+def remove_scores(run_folder: Path) -> None:
+    """Remove the scores of a finished run that is going to predict again: its config may no longer be theirs."""
+    for name in (SUMMARY_FILE, "scores.csv", *TEST_SCORES):  # first the summary, by which the run counts as finished
+        (run_folder / name).unlink(missing_ok=True)
 
 
 def _is_later(path: Path, step: int) -> bool:

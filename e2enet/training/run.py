@@ -44,7 +44,7 @@ from e2enet.training.resume import (
     refuse_shorter,
     run_identity,
 )
-from e2enet.training.rewind import later_checkpoints, set_aside, set_scores_aside
+from e2enet.training.rewind import later_checkpoints, make_way
 from e2enet.training.run_folder import Claim, how_to_go_on, refuse_taken, write_claim
 from e2enet.training.trainer import build_trainer
 
@@ -99,10 +99,9 @@ def run_training(
 
     def claim_folder() -> None:
         claim()
-        if checkpoint is not None and later:
-            set_aside(run_folder, checkpoint, later)
-        elif checkpoint is not None and checkpoint.state.step < run_length(parts.training, "step"):
-            set_scores_aside(run_folder, checkpoint.state.step)
+        if checkpoint is not None:
+            length = int(run_length(parts.training, "step"))
+            make_way(run_folder, checkpoint, later, length=length, predict=parts.final.predict)
         write_claim(run_folder, parts.config, data.run_split)
 
     if checkpoint is None:

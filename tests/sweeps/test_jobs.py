@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import sys
 from collections.abc import Callable
-from math import isnan
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
 from e2enet.common.configs import compose_config
-from e2enet.common.errors import ExitCode
+from e2enet.common.errors import ExitCode, InputError
 from e2enet.common.files import read_json, write_json
 from e2enet.runs.folders import job_state, read_sweep
 from e2enet.sweeps import job as job_module
 from e2enet.sweeps.job import run_job
 from e2enet.sweeps.launch import list_jobs
 from e2enet.system.locks import claimed_folder
+from e2enet.training.resume import resumed_config
 
 # A stand-in for training: counts its runs, writes a checkpoint, and reports its score in the outcome file.
 TRAINS = """
@@ -70,6 +73,25 @@ def test_a_job_is_run_recorded_and_then_skipped(
     assert "finished already" in capsys.readouterr().out
 
 
+def test_a_job_stays_the_one_that_the_sweep_lists(stand_in: Callable[[str], None], tmp_path: Path) -> None:
+    """Prolonged by hand it would count as finished, with the score of its first length."""
+    run_job([*GIVEN, "training.epochs=1"], tmp_path)
+    folder = only_job(tmp_path)
+
+    def resumed(*more: str) -> DictConfig:
+        given = [f"resume={folder}", *more]
+        return resumed_config(compose_config(given), given)
+
+    with pytest.raises(InputError, match=re.escape(f"resume={folder}: is a job of a sweep ({tmp_path}/sweep.json), ")):
+        resumed("training.epochs=2")
+    with pytest.raises(InputError, match="would be another job; give them to the sweep's own command line"):
+        resumed("final.mirror=false")
+    assert resumed("training.checkpoint_every=7", "trainer=cpu").training.checkpoint_every == 7
+    shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("job.json"))
+    folder = tmp_path / "copy"
+    assert resumed("training.epochs=2").training.epochs == 2
+
+
 @pytest.mark.parametrize(
     ("program", "message"),
     [
@@ -82,9 +104,35 @@ def test_a_job_that_dies_without_a_word_leaves_its_last_ones(
     program: str, message: str, stand_in: Callable[[str], None], tmp_path: Path
 ) -> None:
     stand_in(program)
-    assert isnan(run_job(GIVEN, tmp_path))
+    assert run_job(GIVEN, tmp_path) is None
     error = job_state(only_job(tmp_path)).error
     assert error is not None and message in error.message and error.traceback == "last words"
+
+
+def test_a_search_goes_on_after_a_crash(stand_in: Callable[[str], None], tmp_path: Path) -> None:
+    """A trial that crashes has no score. Optuna counts it as failed and asks for the next; NaN would end the search."""
+    sweeper = pytest.importorskip("hydra_plugins.hydra_optuna_sweeper._impl")
+    optuna = pytest.importorskip("optuna")
+    stand_in("raise SystemExit(1)")
+    scores: list[float | None] = []
+
+    class Launcher:
+        def launch(self, overrides: list[list[str]], initial_job_idx: int) -> list[JobReturn]:
+            (given,) = overrides
+            returned = JobReturn(status=JobStatus.COMPLETED, overrides=given)
+            returned.return_value = run_job([*GIVEN, *given], tmp_path)
+            scores.append(returned.return_value)
+            stand_in(TRAINS)
+            return [returned]
+
+    values = OmegaConf.create({"optimizer.lr": "interval(0.001,0.01)"})
+    search = sweeper.OptunaSweeperImpl(
+        optuna.samplers.RandomSampler(seed=1), "maximize", None, "x", 2, 1, 0.0, None, None, values
+    )
+    search.config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
+    search.launcher, search.hydra_context, search.sweep_dir = Launcher(), object(), str(tmp_path)
+    search.sweep([])
+    assert scores == [None, 0.5]
 
 
 def test_a_crash_is_recorded_listed_and_tried_again(
@@ -94,7 +142,7 @@ def test_a_crash_is_recorded_listed_and_tried_again(
         "from e2enet.sweeps.inside import reporting_errors\n"
         "with reporting_errors(): raise ValueError('[red]no[/red] kernel')"
     )
-    assert isnan(run_job(GIVEN, tmp_path))
+    assert run_job(GIVEN, tmp_path) is None
     folder = only_job(tmp_path)
     error = job_state(folder).error
     assert error is not None and error.message == "ValueError: [red]no[/red] kernel"
@@ -115,7 +163,7 @@ def test_a_mistake_of_the_launcher_itself_is_a_crash_of_this_job_alone(
         raise OSError("disk full")
 
     monkeypatch.setattr(job_module, "write_config", fail)
-    assert isnan(run_job(GIVEN, tmp_path))
+    assert run_job(GIVEN, tmp_path) is None
     error = job_state(only_job(tmp_path)).error
     assert error is not None and error.message == "OSError: disk full" and "Traceback" in error.traceback
 
@@ -132,7 +180,7 @@ def test_a_job_held_by_another_launch_is_left_to_it(
     folder = only_job(tmp_path)
     stand_in(TRAINS)
     with claimed_folder(folder):
-        assert isnan(run_job(GIVEN, tmp_path)) and not (folder / "runs.txt").exists()
+        assert run_job(GIVEN, tmp_path) is None and not (folder / "runs.txt").exists()
     assert "running elsewhere" in capsys.readouterr().out and job_state(folder).attempts == 1
 
 
@@ -156,7 +204,7 @@ def test_a_killed_launch_is_gone_on_with_and_its_time_kept(
 @pytest.mark.parametrize("end", [f"raise SystemExit({ExitCode.TERMINATED})", "os.kill(os.getpid(), 15)"])
 def test_a_job_that_is_told_to_stop_is_interrupted(end: str, stand_in: Callable[[str], None], tmp_path: Path) -> None:
     stand_in(f"import os\n{end}")
-    assert isnan(run_job(GIVEN, tmp_path)) and job_state(only_job(tmp_path)).state == "interrupted"
+    assert run_job(GIVEN, tmp_path) is None and job_state(only_job(tmp_path)).state == "interrupted"
     assert list_jobs(tmp_path, [only_job(tmp_path)]) == 1
 
 
@@ -217,7 +265,7 @@ def test_a_score_that_is_none_is_none(stand_in: Callable[[str], None], tmp_path:
         "from e2enet.sweeps.inside import report_score\n"
         "report_score(float('nan'))\nimport os\nos.environ['RANK'] = '1'\nreport_score(0.5)"  # rank 1 reports nothing
     )
-    assert isnan(run_job(GIVEN, tmp_path))
+    assert run_job(GIVEN, tmp_path) is None
     content: dict[str, Any] = json.loads((only_job(tmp_path) / "job.json").read_text())
     assert content["state"] == "finished" and content["score"] is None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -66,6 +68,30 @@ def test_a_folder_is_claimed_by_one_at_a_time(tmp_path: Path, monkeypatch: pytes
             assert not second
         assert (tmp_path / ".tmp-5678-case.npy").exists()  # the holder may still be writing it
     assert not is_held(tmp_path)
+
+
+def test_readers_need_no_write_access_and_do_not_see_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with claimed_folder(tmp_path):
+        assert is_held(tmp_path)
+    real = os.open
+
+    def read_only(path: str | Path, flags: int, *more: int) -> int:
+        """Answer as the system does on a read-only mount, and in another user's folder."""
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise OSError(errno.EROFS, "Read-only file system", path)
+        return real(path, flags, *more)
+
+    monkeypatch.setattr(os, "open", read_only)
+    assert not is_held(tmp_path)
+    descriptor = real(tmp_path / ".lock", os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)  # another reader, who looks just now
+    assert not is_held(tmp_path)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    assert is_held(tmp_path)
+    os.close(descriptor)
+    assert not is_held(tmp_path) and not is_held(tmp_path / "missing") and not is_held(tmp_path / ".lock")
 
 
 def test_a_forked_child_does_not_keep_the_folder_of_a_killed_parent(tmp_path: Path) -> None:

@@ -16,9 +16,11 @@ from e2enet.common.configs import as_plain, compose_config
 from e2enet.common.errors import InputError
 from e2enet.configuration.check import check_command_line
 from e2enet.data.command import build_datamodule
+from e2enet.runs.folders import job_state, read_config
 from e2enet.training.checkpoints import AtomicCheckpointIO
 from e2enet.training.records import write_config
 from e2enet.training.resume import FoundCheckpoint, find_checkpoint, refuse_changes, resumed_config, run_identity
+from e2enet.training.run import run_training
 from e2enet.training.run_state import KEY, RunState, generator_states, set_generator_states
 from tests.training.conftest import SMALL_RUN
 
@@ -263,3 +265,27 @@ def test_a_choice_that_changes_what_may_change_is_taken(stored: DictConfig, tmp_
     config = resumed_config(compose_config(given), given)
     assert config.logger.wandb.offline is True and config.data.augment_on == "device"
     assert config.network == stored.network and config.training == stored.training
+
+
+def test_a_finished_run_that_predicts_again_is_unfinished_until_then(
+    stored: DictConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its config is that of the new prediction from the start, so the old scores must be gone by then."""
+    first = stored.copy()
+    first.training.epochs = first.training.steps_per_epoch = first.final.max_cases = 1
+    first.final.predict, first.final.mirror, first.run_folder = True, False, str(tmp_path)
+    run_training(first, tmp_path)
+    assert job_state(tmp_path).state == "finished"
+    given = [f"resume={tmp_path}", "final.mirror=true"]
+
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("e2enet.training.final.predict_cases", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_training(resumed_config(compose_config(given), given), tmp_path)
+    assert read_config(tmp_path)["final"]["mirror"] is True
+    assert job_state(tmp_path).state == "interrupted" and not (tmp_path / "scores.csv").exists()
+    run_training(resumed_config(compose_config(given[:1]), given[:1]), tmp_path)
+    assert job_state(tmp_path).state == "finished" and (tmp_path / "scores.csv").is_file()
