@@ -22,7 +22,7 @@ from e2enet.network.engine.active import ActiveKernels
 from e2enet.network.engine.dense import DenseConvolution
 from e2enet.network.engine.known import refuse, unknown
 from e2enet.network.engine.lazy_volumes import LazyVolumes, Norm
-from e2enet.network.engine.self_check import check_itself
+from e2enet.network.engine.self_check import ENGINE_VOXELS, check_itself
 from e2enet.network.engine.sparse_layers import Convolution, Expansion, Pooling
 from e2enet.network.engine.timing_cache import TimingCache
 from e2enet.network.engine.vector_code import FLOAT_BYTES
@@ -95,7 +95,7 @@ class CompactNetwork(nn.Module):
         self._choices: TimingCache | None = None
         self._bfloat16 = bfloat16 and bfloat16_is_native()
         self.eval()
-        check_itself(model, self, training=False)
+        check_itself(model, self, training=False, fewest=ENGINE_VOXELS)
         self._choices = (choices or TimingCache()) if choose else None
 
     @torch.compiler.disable

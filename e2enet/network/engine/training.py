@@ -26,7 +26,7 @@ from e2enet.network.engine.gradients import (
 )
 from e2enet.network.engine.known import refuse, settings, unknown_in_training
 from e2enet.network.engine.lazy_volumes import LazyVolumes, Norm
-from e2enet.network.engine.self_check import check_itself
+from e2enet.network.engine.self_check import ENGINE_VOXELS, check_gradients, check_itself
 from e2enet.network.engine.sparse_layers import Convolution, Expansion, Pooling
 from e2enet.network.layers import Triple
 from e2enet.network.program import BLOCK, EXPANSION, HEAD, POOLING, Operation
@@ -63,7 +63,8 @@ class TrainingEngine:
     gets no gradient.
 
     Raises:
-        InputError: the engine does not know the network, also if changed later, or its logits differ on a small input.
+        InputError: the engine does not know the network, also if changed later, or its logits or gradients differ on a
+            small input.
         ValueError: the input has the wrong shape or requires a gradient.
     """
 
@@ -76,7 +77,8 @@ class TrainingEngine:
             operation.output: makers[operation.output](operation) for operation in self.program.operations
         }
         self.settings = settings(model)
-        check_itself(model, self, training=model.training)
+        check_itself(model, self, training=model.training, fewest=ENGINE_VOXELS)
+        check_gradients(model, self)
 
     @torch.compiler.disable
     def __call__(self, x: Tensor) -> Tensor | list[Tensor]:

@@ -19,7 +19,7 @@ from e2enet.common.errors import first_line
 from e2enet.network.dsff import expand_mask, fusion_layers
 from e2enet.network.e2enet import E2ENet
 from e2enet.network.engine.select import select_training
-from e2enet.network.engine.self_check import small_size
+from e2enet.network.engine.self_check import NEGLIGIBLE, relative_difference, small_size, sum_of_squares
 from e2enet.network.fused.grouped import grouped_layers
 from e2enet.network.fused.network import FusedNetwork
 from e2enet.system.determinism import without_tf32
@@ -33,8 +33,6 @@ RUNS = 3  # timed, after one untimed run that compiles kernels
 # all of them together, up to a share or up to so many times torch's own rounding, which grows with the levels: 0.04 to
 # 0.1 in float16, 0.1 to 0.25 in bfloat16. A wrong term is as large as the gradient.
 TOLERANCE, AMP_TOLERANCE, AMP_ROUNDINGS = 0.05, 0.2, 1.5
-# Gradients smaller than this share of the largest are mostly rounding.
-NEGLIGIBLE = 1e-3
 
 
 Make = Callable[[E2ENet], Any]  # returns what runs the network given
@@ -83,7 +81,7 @@ def choose_way(
     expected = _exact_values(own, own, small)
     amp_limit = AMP_TOLERANCE
     if amp_dtype is not None:
-        rounding = _difference(torch.cat(_values(own, _step(own, own, small, amp_dtype))), torch.cat(expected))
+        rounding = relative_difference(torch.cat(_values(own, _step(own, own, small, amp_dtype))), torch.cat(expected))
         amp_limit = max(AMP_TOLERANCE, AMP_ROUNDINGS * rounding)  # the former if torch's gradients are NaN
     trials: dict[str, Trial] = {}
     for way, make in (make_ways(network) if ways is None else ways).items():
@@ -137,13 +135,13 @@ def _try(
     own = copy.deepcopy(network)
     run = make(own)
     found = _exact_values(own, run, small)
-    negligible = NEGLIGIBLE * max(map(_norm, expected))
-    differences = [_difference(one, right, negligible) for one, right in zip(found, expected, strict=True)]
+    negligible = NEGLIGIBLE * max(float(one.norm()) for one in expected)
+    differences = [relative_difference(one, right, negligible) for one, right in zip(found, expected, strict=True)]
     wrong = float(torch.tensor(differences).max())  # NaN if one is: Python's max() may pass over it
     if not wrong <= TOLERANCE:  # NaN too
         return Trial(None, f"a parameter's gradient differs by {wrong:.0%} from torch's, more than {TOLERANCE:.0%}")
     if amp_dtype is not None:
-        wrong = _difference(torch.cat(_values(own, _step(own, run, small, amp_dtype))), torch.cat(expected))
+        wrong = relative_difference(torch.cat(_values(own, _step(own, run, small, amp_dtype))), torch.cat(expected))
         if not wrong <= amp_limit:
             return Trial(None, f"gradients in {amp_dtype} differ by {wrong:.0%}, more than {amp_limit:.0%}")
     seconds = []
@@ -173,8 +171,7 @@ def _step(network: E2ENet, run: Any, x: Tensor, dtype: torch.dtype | None) -> li
     with torch.autocast(x.device.type, dtype=dtype, enabled=dtype is not None):
         found = run(x)
     heads = found if isinstance(found, list) else [found]
-    loss = torch.stack([(head.float() * _weights(head)).square().mean() for head in heads]).sum()
-    loss.backward()
+    sum_of_squares(heads).backward()
     return [head.detach() for head in heads]
 
 
@@ -190,17 +187,3 @@ def _values(network: E2ENet, heads: Sequence[Tensor]) -> list[Tensor]:
     values = [value.cpu() for value in (*means, *gradients)]
     network.zero_grad()
     return values
-
-
-def _weights(head: Tensor) -> Tensor:
-    """Return another weight for every class: each logit counts."""
-    return torch.linspace(0.5, 1.5, head.shape[1], device=head.device).view(-1, 1, 1, 1)
-
-
-def _difference(found: Tensor, expected: Tensor, negligible: float = 1e-30) -> float:
-    """Return the norm of the difference as a share of the expected vector's norm."""
-    return _norm(found - expected) / max(_norm(expected), negligible)
-
-
-def _norm(vector: Tensor) -> float:
-    return float(vector.norm())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from e2enet.common.errors import InputError
 from e2enet.network.e2enet import E2ENet
-from e2enet.network.engine import compact, select_engine, select_training, select_validation
+from e2enet.network.engine import compact, select_engine, select_training, select_validation, training
 from e2enet.network.engine import select as selection
 from e2enet.network.engine.inference import CompactNetwork
 from e2enet.network.engine.known import unknown, unknown_in_training
@@ -210,7 +210,7 @@ def test_an_engine_that_is_off_is_not_taken(monkeypatch: pytest.MonkeyPatch, cap
         return signal
 
     monkeypatch.setattr(Convolution, "__call__", wrong)
-    reason = r"logits of head 0 differ from the network's by 0\.\d+ on an input of \(4, 4, 4\); .*engine=dense"
+    reason = r"logits of head 0 differ from the network's by 0\.\d+ on an input of \(16, 32, 32\); .*engine=dense"
     with pytest.raises(InputError, match=reason):
         compact(model)
     with pytest.raises(InputError, match=reason):
@@ -220,6 +220,23 @@ def test_an_engine_that_is_off_is_not_taken(monkeypatch: pytest.MonkeyPatch, cap
     assert "differ from the network's" in caplog.text
     with pytest.raises(InputError, match=reason):
         select_validation(model, "sparse", amp_dtype=None)
+
+
+def test_an_engine_whose_gradients_are_off_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    selection._log_once.cache_clear()
+    right, model = training.correlate, make_model(0.2, base=32).train()
+
+    def wrong(*given: Any, **named: Any) -> Any:
+        return 0.9 * right(*given, **named)
+
+    monkeypatch.setattr(training, "correlate", wrong)
+    with pytest.raises(InputError, match=r"gradient of .*weight differs from the network's by 10%"):
+        TrainingEngine(model)
+    assert select_training(model, "auto", amp_dtype=None) is model
+    assert "differs from the network's by 10%" in caplog.text
+    compact(model)  # prediction has no gradients
 
 
 def test_networks_whose_logits_are_not_finite_pass() -> None:

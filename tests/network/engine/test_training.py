@@ -12,7 +12,7 @@ from torch import Tensor
 
 from e2enet.common.errors import InputError
 from e2enet.network.baselines import PlainUNet
-from e2enet.network.dsff import expand_mask, fusion_layers, init_masks, set_group_size, update_masks
+from e2enet.network.dsff import apply_masks, expand_mask, fusion_layers, init_masks, set_group_size, update_masks
 from e2enet.network.e2enet import E2ENet
 from e2enet.network.engine.active import ActiveKernels
 from e2enet.network.engine.select import select_training
@@ -205,6 +205,8 @@ def test_a_pass_amid_the_refresh_of_another_has_the_masks_of_now(monkeypatch: py
     engine, found, pack = TrainingEngine(model), [], ActiveKernels.of_convolution
     for layer in fusion_layers(model).values():
         layer.kernel_mask.logical_not_()
+        torch.nn.init.normal_(layer.weight, std=0.1)
+    apply_masks(model)
     expected = loss_of(TrainingEngine(model), sample())
 
     def interrupted(*arguments: Any) -> ActiveKernels:
