@@ -15,7 +15,7 @@ from e2enet.common.configs import CONFIGS, explained_keys
 from e2enet.common.console import flush_every_line
 from e2enet.common.errors import ExitCode, exit_on_input_error
 from e2enet.inference.config import check_arguments, read_arguments, read_config
-from e2enet.system.ranks import is_rank_zero, quiet_unless_rank_zero
+from e2enet.system.ranks import quiet_unless_rank_zero
 
 HELP = """\
 usage: e2enet predict checkpoint=RUN_FOLDER input=FILE_OR_FOLDER output=FOLDER [KEY=VALUE ..]
@@ -57,8 +57,6 @@ def main() -> None:
     with exit_on_input_error():
         sys.argv[1:] = read_arguments(sys.argv[1:])
         check_arguments(sys.argv[1:], str(CONFIGS))
-    if not is_rank_zero():
-        sys.argv.append("hydra/job_logging=stdout")  # Hydra's log file is the first process's
     predict()
 
 

@@ -17,11 +17,11 @@ from omegaconf import DictConfig
 
 from e2enet.common.configs import CONFIGS, choose_source, make_paths_absolute, register_configs
 from e2enet.common.console import flush_every_line
-from e2enet.common.errors import exit_on_input_error
+from e2enet.common.errors import InputError, exit_on_input_error
 from e2enet.common.overrides import force_added, is_multirun, source_of
 from e2enet.common.whole_mappings import replacing
 from e2enet.runs.rows import compose_job
-from e2enet.sweeps.inside import exit_with_launcher, report_score, reporting_errors, run_held
+from e2enet.sweeps.inside import exit_with_launcher, is_job, report_score, reporting_errors, run_held
 from e2enet.system.ranks import is_rank_zero, quiet_unless_rank_zero
 
 QUESTIONS = ("--help", "-h", "--hydra-help", "--info", "-i")
@@ -60,10 +60,11 @@ def run(config: DictConfig, folder: Path) -> float:
     from e2enet.training.loggers import last_logged
     from e2enet.training.run import run_training
     from e2enet.training.run_folder import how_to_go_on
+    from e2enet.training.stopping import requeued_at_once
 
     keep_freed_memory()
     try:
-        with run_held(folder):
+        with run_held(folder), requeued_at_once():
             result = run_training(config, folder)
             if is_rank_zero():
                 draw_figures(result.folder)
@@ -87,9 +88,12 @@ def main() -> None:
             from e2enet.sweeps.launch import launch_sweep
             from e2enet.training.run_folder import with_own_folder
 
-            choose_source(source_of(arguments))
+            if not is_job():  # a job has the configs of its sweep, which it inherits
+                choose_source(source_of(arguments))
             arguments, printed = read_arguments(arguments), _has(arguments, PRINTING)
             check_command_line(arguments, printed=printed)
+            if is_multirun(arguments) and printed:
+                raise InputError("--cfg prints the config of one run: leave out -m")
             if is_multirun(arguments):
                 sys.exit(launch_sweep(arguments, train))
             arguments = arguments if printed else with_own_folder(arguments)

@@ -33,12 +33,14 @@ OWN = ("e2enet.", "torch.")
 class Conflict:
     """A contradiction between values: `find` gets the values of `paths`, in this order; it returns a message or None.
 
-    It is called only if each of these values is valid by itself; with `always`, in any case.
+    It is called only if each of these values is valid by itself; with `always`, in any case. With `machine`, it depends
+    on the machine, and says nothing about a run on another one.
     """
 
     paths: tuple[str, ...]
     find: Callable[..., str | None]
     always: bool = False
+    machine: bool = False
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib import metadata
 from typing import NamedTuple
 
@@ -87,10 +88,17 @@ def read_arguments(arguments: Sequence[str]) -> list[str]:
     return [*flags, *(as_text(text, SCHEMA.test_of) for text in with_names_of_today(overrides))]
 
 
-def config_problems(config: DictConfig) -> list[str]:
-    """Return the problems of a composed config, a line each."""
-    problems = config_check.config_problems(config, SCHEMA)
-    return [*problems, *_unusable_parts(config, problems)] or pretraining_problems(config, config_problems)
+def config_problems(config: DictConfig, *, elsewhere: bool = False) -> list[str]:
+    """Return the problems of a composed config, a line each; with `elsewhere`, without those of this machine."""
+    kept = tuple(conflict for conflict in SCHEMA.conflicts if not (elsewhere and conflict.machine))
+    problems = config_check.config_problems(config, replace(SCHEMA, conflicts=kept))
+    problems += _unusable_parts(config, problems)
+    return problems or pretraining_problems(config, partial(config_problems, elsewhere=elsewhere))
+
+
+def runs_elsewhere(config: DictConfig) -> bool:
+    """Whether a sweep's launcher runs the jobs on other machines; each of them checks its config again there."""
+    return str(OmegaConf.select(config, "hydra.launcher._target_")).endswith(".SlurmLauncher")
 
 
 def _unusable_parts(config: DictConfig, problems: Sequence[str]) -> Iterator[str]:
@@ -180,7 +188,8 @@ def _job_problems(job: Sequence[str], swept: Sequence[str], multirun: bool, sche
     if config.get("resume") is not None and not multirun:
         # The run uses the stored config, not the defaults of this command line.
         config = resumed_config(config, job)
-    problems = [*config_problems(config), *idle_mask_settings(config, job, more, swept)]
+    known = config_problems(config, elsewhere=multirun and runs_elsewhere(config))
+    problems = [*known, *idle_mask_settings(config, job, more, swept)]
     yield from (f"row {row}: {problem}" if more else problem for problem in problems)
     yield from _multirun_problems(config) if multirun else _process_problems(config)
 
@@ -219,6 +228,12 @@ def _lacks(plugin: Plugin) -> str | None:
 
 
 def _multirun_problems(config: DictConfig) -> Iterator[str]:
+    choices = OmegaConf.select(config, "hydra.runtime.choices") or {}
+    if choices.get(EXPERIMENTS) is not None and choices.get("hydra/sweeper") != "basic":
+        yield (
+            f"{EXPERIMENTS}={choices[EXPERIMENTS]}: a search (hydra/sweeper={choices['hydra/sweeper']}) tries many "
+            "settings, and a row of an experiment has one; give the row's overrides without the experiment"
+        )
     if config.get("resume") is not None:
         yield "resume: continues one run; start it without -m (a sweep goes on by its own command line)"
     nodes = OmegaConf.select(config, "trainer.num_nodes")

@@ -12,23 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
 
 from e2enet.common.config_check import Conflict
 from e2enet.common.errors import InputError, first_line
 from e2enet.common.signatures import resolve_target
 from e2enet.common.steps import order_problem
 from e2enet.configuration.dsff_conflicts import DSFF_CONFLICTS
+from e2enet.configuration.score_conflicts import SCORE_CONFLICTS
 from e2enet.configuration.trials import network_problem, trainer_problem
 from e2enet.data.augmentation.trial import recipe_problem
 from e2enet.data.config_rules import folder_conflict
+from e2enet.data.planning.planner import PAPER_STRIDES
 from e2enet.inference.checkpoint import read_hyper_parameters
 from e2enet.network.baselines import missing_package
 from e2enet.network.build import CHANNELS, OFFERED, is_e2enet, network_class
 from e2enet.network.engine.select import COMPILED, ONLY_GROUPS, RECOMPUTED
 from e2enet.runs.ablations import ablation_problems
 from e2enet.training.loggers import is_wandb
-from e2enet.training.module import PATCHES, SCORES, WHOLE_CASES
 
 # Lightning logger -> packages, of which it needs one.
 LOGGER_PACKAGES = {
@@ -63,7 +63,10 @@ def _inner_kernel_and_fusion(inner_kernel_size: Sequence[int] | None, fusion: st
     return None
 
 
-def _patch_and_strides(patch_size: Sequence[int] | None, strides: Sequence[Sequence[int]] | None) -> str | None:
+def _patch_and_strides(
+    patch_size: Sequence[int] | None, strides: Sequence[Sequence[int]] | None, kind: str
+) -> str | None:
+    strides = strides or (PAPER_STRIDES if kind == "paper" else None)
     if patch_size is None or not strides:
         return None
     totals = [math.prod(stride[axis] for stride in strides) for axis in range(3)]
@@ -219,23 +222,6 @@ def _averages(callbacks: Mapping[str, Mapping[str, Any] | None] | None, masks: b
     return None
 
 
-def _early_stopping(
-    callbacks: Mapping[str, Mapping[str, Any] | None] | None, validate_every: int, validate_full: int | None
-) -> str | None:
-    every = {SCORES[PATCHES]: ("validate_every", validate_every), SCORES[WHOLE_CASES]: ("validate_full", validate_full)}
-    for name, section in (callbacks or {}).items():
-        target = None if section is None else resolve_target(str(section["_target_"]))
-        if section is None or not (isinstance(target, type) and issubclass(target, EarlyStopping)):
-            continue
-        key, period = every.get(str(section.get("monitor")), ("", 1))
-        if period != 1:
-            return (
-                f"callbacks.{name}: it reads {section['monitor']} after every epoch, and training.{key}={period} "
-                f"measures it less often; expected training.{key}=1"
-            )
-    return None
-
-
 def _trainer(trainer: Mapping[str, Any], masks: bool) -> str | None:
     if masks and any(kind in str(trainer["strategy"]).lower() for kind in SHARDING):
         return (
@@ -270,15 +256,15 @@ CONFLICTS: tuple[Conflict, ...] = (
     Conflict(("logger",), _login),
     Conflict(("logger",), _packages),
     Conflict(("callbacks", "dsff.enabled"), _averages),
-    Conflict(("callbacks", "training.validate_every", "training.validate_full"), _early_stopping),
+    *SCORE_CONFLICTS,
     Conflict(("network.shift_size", "network.kernel_size", "network.inner_kernel_size"), _shift_and_kernel),
     Conflict(("network.inner_kernel_size", "network.fusion"), _inner_kernel_and_fusion),
-    Conflict(("plan.patch_size", "plan.strides"), _patch_and_strides),
+    Conflict(("plan.patch_size", "plan.strides", "plan.kind"), _patch_and_strides),
     Conflict(("network", "dsff.enabled", "plan.strides", "plan.patch_size"), _network),
     *DSFF_CONFLICTS,
-    Conflict(("training.precision", "trainer.accelerator"), _precision_and_device),
-    Conflict(("trainer.accelerator",), _device_exists),
-    Conflict(("trainer", "dsff.enabled"), _trainer),
+    Conflict(("training.precision", "trainer.accelerator"), _precision_and_device, machine=True),
+    Conflict(("trainer.accelerator",), _device_exists, machine=True),
+    Conflict(("trainer", "dsff.enabled"), _trainer, machine=True),
     Conflict(("training.checkpoint_activations", "network"), _checkpoint_activations),
     Conflict(
         (
@@ -290,6 +276,7 @@ CONFLICTS: tuple[Conflict, ...] = (
             "training.checkpoint_activations",
         ),
         _own_engine,
+        machine=True,
     ),
     Conflict(("training.accumulate", "training.steps_per_epoch"), _accumulate_and_epoch),
     Conflict(("initial_weights", "pretraining", "resume"), _initial_weights),

@@ -35,6 +35,7 @@ WITHOUT_EFFECT = (
     "final.compact",
     "trainer.accelerator",
     "trainer.strategy",
+    "trainer.deterministic",
     "trainer.enable_progress_bar",
     "trainer.probe",
     "trainer.log_every_n_steps",
@@ -64,6 +65,9 @@ def _without(section: Mapping[str, Any], paths: tuple[str, ...], prefix: str = "
     kept: dict[str, Any] = {}
     for key, value in section.items():
         path = f"{prefix}{key}"
+        if path == "trainer.deterministic":
+            kept[str(key)] = "warn"  # without effect, but the default of earlier versions counted: their jobs are found
+            continue
         if path in paths or value is None:
             continue
         if (path, value) == ("training.precision", "auto"):

@@ -15,7 +15,7 @@ from e2enet.common.configs import EXPERIMENTS, compose_config, make_paths_absolu
 from e2enet.common.console import say
 from e2enet.common.errors import InputError, raise_problems
 from e2enet.common.overrides import force_added, is_override, parse_override, quoted
-from e2enet.configuration.check import HEADING, config_problems
+from e2enet.configuration.check import HEADING, config_problems, runs_elsewhere
 from e2enet.runs.rows import ComposedJob, compose_job
 
 # The folder of a job and its lines in tables name these anyway.
@@ -55,14 +55,15 @@ def plan_sweep(arguments: Sequence[str]) -> PlannedSweep:
     forced = [text if text.partition("=")[0] in swept else force_added([text])[0] for text in overrides]
     jobs: tuple[ComposedJob, ...] = ()
     if str(master.hydra.sweeper._target_).endswith(f".{BasicSweeper.__name__}"):
-        jobs = _compose_all([*(f"{key}={value}" for key, value in swept.items()), *forced])
+        texts = [*(f"{key}={value}" for key, value in swept.items()), *forced]
+        jobs = _compose_all(texts, elsewhere=runs_elsewhere(master))
     name, folder = _name_and_folder(master, jobs, {override.key_or_group for override in parsed})
     flags = [text for text in arguments if text not in overrides]
     # One literal folder for all jobs and launchers.
     return PlannedSweep(folder, name, jobs, (*flags, *forced, f"hydra.sweep.dir={quoted(str(folder))}"))
 
 
-def _compose_all(texts: Sequence[str]) -> tuple[ComposedJob, ...]:
+def _compose_all(texts: Sequence[str], *, elsewhere: bool) -> tuple[ComposedJob, ...]:
     """Compose and check every combination."""
     parsed = OverridesParser.create().parse_overrides(list(texts))
     combinations = [
@@ -74,8 +75,8 @@ def _compose_all(texts: Sequence[str]) -> tuple[ComposedJob, ...]:
     jobs = [compose_job(combination) for combination in combinations]
     problems: dict[str, None] = {}
     for job in jobs:
-        row = job.config.get("row")
-        problems |= dict.fromkeys(f"row {row}: {text}" if row else text for text in config_problems(job.config))
+        row, found = job.config.get("row"), config_problems(job.config, elsewhere=elsewhere)
+        problems |= dict.fromkeys(f"row {row}: {text}" if row else text for text in found)
     raise_problems(list(problems), HEADING)
     values: dict[str, set[str]] = defaultdict(set)
     for text in (text for job in jobs for text in job.overrides):

@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
 from e2enet.common.console import say
+from e2enet.common.errors import InputError
 from e2enet.data.formats.scheme import LabelScheme
 from e2enet.data.planning.plan import Plan
 from e2enet.inference.overlay import save_overlay
@@ -93,6 +94,28 @@ class TrainLossLogger(pl.Callback):
 def _guard(module: pl.LightningModule) -> NonFiniteGuard:
     assert isinstance(module, SegmentationModule)
     return module.guard
+
+
+class SearchedScore(pl.Callback):
+    """Ends a run after its first validation if `optimized_metric` names a score of it that there is not.
+
+    Other values may be logged later or more rarely. They are looked up when the run has ended.
+
+    Args:
+        name: of the value, as in metrics.csv.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Raise InputError that lists the scores of the same kind."""
+        assert isinstance(pl_module, SegmentationModule)
+        kind = f"{self.name.partition('/')[0]}/"
+        measured = any(score.startswith(kind) for score in pl_module.scores)
+        if measured and trainer.is_global_zero and self.name not in trainer.callback_metrics:
+            names = sorted(name for name in trainer.callback_metrics if name.startswith(kind))
+            raise InputError(f"optimized_metric={self.name}: is not measured; expected {' | '.join(names)}")
 
 
 class EpochPrinter(pl.Callback):

@@ -42,6 +42,7 @@ OWN: dict[str, Any] = {
     "resume": None,
     "ablation": None,
     "row": None,
+    "optimized_metric": None,
     "final.predict": False,  # only its weights are used; metrics.csv has its validation
     "final.compact": False,
 }

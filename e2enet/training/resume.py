@@ -44,6 +44,7 @@ CHANGEABLE = (
     "callbacks",
     "paths",
     "final",
+    "optimized_metric",
     "data.num_workers",
     "data.prepare_workers",
     "data.augment_on",

@@ -100,7 +100,7 @@ def run_training(
     def claim_folder() -> None:
         claim()
         if checkpoint is not None:
-            length = int(run_length(parts.training, "step"))
+            length = run_length(parts.training, "step")
             make_way(run_folder, checkpoint, later, length=length, predict=parts.final.predict)
         write_claim(run_folder, parts.config, data.run_split)
 

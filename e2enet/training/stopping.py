@@ -11,12 +11,16 @@ import os
 import signal
 import subprocess
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
 
 from e2enet.common.console import say
+from e2enet.common.errors import ExitCode
+from e2enet.system.ranks import is_rank_zero
 
 # Environment variables in which schedulers count the restarts of a job's command line.
 RESTART_COUNTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
@@ -55,6 +59,32 @@ class StopSignals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
+
+
+@contextmanager
+def requeued_at_once() -> Iterator[None]:
+    """Answer SIGUSR1 in a SLURM job at once: queue the job again and exit as a run stopped by SIGTERM does.
+
+    It is for what comes before and after training: preparation and prediction go on from the files that are there.
+    Within training, `StopSignals` takes its place. A signal that is ignored stays ignored.
+    """
+    listens = threading.current_thread() is threading.main_thread() and "SLURM_JOB_ID" in os.environ
+    if not listens or signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN:
+        yield
+        return
+    before = signal.signal(signal.SIGUSR1, _requeue_and_exit)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def _requeue_and_exit(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # once is enough
+    if is_rank_zero():
+        say("stopped by SIGUSR1 outside of training")
+        requeue()
+    raise SystemExit(ExitCode.TERMINATED)
 
 
 def requeue() -> None:

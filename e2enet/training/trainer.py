@@ -19,7 +19,7 @@ from e2enet.common.signatures import build_nested, build_part
 from e2enet.runs.folders import COST_FILE
 from e2enet.system.determinism import set_torch_flags
 from e2enet.system.ranks import planned_processes
-from e2enet.training.callbacks import CostFile, EpochPrinter, TrainLossLogger
+from e2enet.training.callbacks import CostFile, EpochPrinter, SearchedScore, TrainLossLogger
 from e2enet.training.checkpoints import (
     BEST,
     LAST,
@@ -70,6 +70,7 @@ def build_trainer(
         # Lightning's own timer stops within an epoch, whose rest a resumed run would leave out.
         callbacks.append(Timer(build_nested(longest), interval="epoch"))
     callbacks += build_callbacks(parts.callbacks, module, run_folder, training["validate_full"])
+    callbacks += [SearchedScore(searched)] if (searched := parts.config.get("optimized_metric")) else []
     callbacks += _checkpoints(training, run_folder / "checkpoints", identity)
     plugins = options.pop("plugins", None) or []
     trainer = pl.Trainer(

@@ -226,3 +226,15 @@ def test_searched_from_the_command_line(mine: Path, tmp_path: Path) -> None:
     rate = OmegaConf.load(folder / "config.yaml").optimizer.lr
     assert found.best_value == last_logged(folder, "mine/steps") == 2
     assert found.best_params == {"optimizer.lr": rate} and 0.0003 <= rate <= 0.03
+
+
+def test_a_job_pretrains_on_own_data(mine: Path, tmp_path: Path) -> None:
+    """The job's command line names no `--config-dir`: it inherits the folder from its sweep."""
+    command = [sys.executable, str(ROOT / "train.py"), "-m", "--config-dir", str(mine / "conf"), *QUICK, "data=mine"]
+    command += ["pretraining=['data=mine','data.phantom_seed=1']", *paths(tmp_path), "name=own", "seed=0"]
+    environment = {"PYTHONPATH": f"{mine}:{ROOT}", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0 and "1 finished" in done.stdout, done.stdout + done.stderr
+    assert len([*(tmp_path / "runs" / "own").glob("*/pretraining/finished.json")]) == 1

@@ -267,6 +267,22 @@ def test_a_choice_that_changes_what_may_change_is_taken(stored: DictConfig, tmp_
     assert config.network == stored.network and config.training == stored.training
 
 
+def test_a_wrong_score_for_a_search_ends_the_run_at_once_and_may_be_corrected(
+    stored: DictConfig, tmp_path: Path
+) -> None:
+    config = stored.copy()
+    config.training.epochs, config.training.steps_per_epoch, config.training.validate_full = 5, 1, 2
+    config.training.checkpoint_every = 1
+    config.optimized_metric, config.run_folder = "val_full/dicee", str(tmp_path)
+    expected = r"optimized_metric=val_full/dicee: is not measured; expected val_full/dice \| val_full/dice_cone_down"
+    with pytest.raises(InputError, match=expected):
+        run_training(config, tmp_path)
+    found = find_checkpoint(tmp_path)
+    assert found is not None and found.state.step == 2  # the first epoch that validates whole cases
+    given = [f"resume={tmp_path}", "optimized_metric=val_full/dice", "training.epochs=3"]
+    assert run_training(resumed_config(compose_config(given), given), tmp_path).folder == tmp_path
+
+
 def test_a_finished_run_that_predicts_again_is_unfinished_until_then(
     stored: DictConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,16 +9,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
 import torch
 
+from e2enet.commands.train import run
 from e2enet.common.configs import ROOT, compose_config
 from e2enet.training.module import SegmentationModule
 from e2enet.training.resume import find_checkpoint, resumed_config
 from e2enet.training.run import run_training
-from e2enet.training.stopping import StopSignals, is_restarted, requeue
+from e2enet.training.stopping import StopSignals, is_restarted, requeue, requeued_at_once
 from tests.training.conftest import SMALL_RUN, differences, numbers
 
 SCONTROL = """#!/bin/sh
@@ -121,6 +123,46 @@ def test_slurm_announces_the_end_and_the_job_goes_on_in_its_next_one(
     assert "epoch 1/2" not in result.stdout and numbers(folder) == numbers(whole)
 
 
+@pytest.mark.parametrize("place", ["preparation", "prediction"])
+def test_slurm_announces_the_end_outside_of_training(
+    place: str,
+    overrides: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    program, log, folder = tmp_path / "scontrol", tmp_path / "scontrol.log", tmp_path / "run"
+    program.write_text(SCONTROL.format(log=log, code=0))
+    program.chmod(stat.S_IRWXU)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+
+    def unheard(number: int, frame: FrameType | None) -> None:
+        raise AssertionError("not listened to")
+
+    before = signal.signal(signal.SIGUSR1, unheard)
+
+    def announced(*arguments: Any, **options: Any) -> None:
+        signal.raise_signal(signal.SIGUSR1)
+        raise AssertionError("goes on")
+
+    target = {"preparation": "e2enet.data.datamodule.SegmentationDataModule.prepare_data"}
+    monkeypatch.setattr(target.get(place, "e2enet.training.final.predict_cases"), announced)
+    short = ["training.epochs=1", "training.steps_per_epoch=1", "final.predict=true", f"run_folder={folder}"]
+    try:
+        with pytest.raises(SystemExit) as caught:
+            run(compose_config([*overrides, *short]), folder)
+        assert caught.value.code == 143 and signal.getsignal(signal.SIGUSR1) is unheard
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert log.read_text().split() == ["requeue", "7"]
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "stopped by SIGUSR1 outside of training",
+        "SLURM job 7 is queued again",
+    ]
+
+
 def test_what_a_launcher_ignores_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     before = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)}
@@ -130,6 +172,8 @@ def test_what_a_launcher_ignores_stays_ignored(monkeypatch: pytest.MonkeyPatch) 
         stop.listen()
         signal.raise_signal(signal.SIGUSR1)
         assert stop.received is None
+        with requeued_at_once():
+            signal.raise_signal(signal.SIGUSR1)
         signal.raise_signal(signal.SIGTERM)
         assert stop.received == signal.SIGTERM
         stop.leave()
