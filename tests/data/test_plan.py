@@ -14,7 +14,7 @@ from e2enet.data.planning.case_fingerprint import CaseFingerprint
 from e2enet.data.planning.fingerprint import Fingerprint
 from e2enet.data.planning.plan import Plan, resampled_shape
 from e2enet.data.planning.planner import make_plan, target_spacing
-from e2enet.data.planning.topology import feature_map_size, total_stride
+from e2enet.data.planning.topology import feature_map_size, pooling_strides, tiny_stride, total_stride
 
 INTENSITIES = {"mean": 100.0, "std": 20.0, "percentile_00_5": -50.0, "percentile_99_5": 200.0}
 
@@ -102,6 +102,13 @@ def test_the_rounding_of_headers_decides_nothing() -> None:
         assert target_spacing(Fingerprint(2, 2, cases, (INTENSITIES,))) == (3.0, 1.0, 1.0)
         assert resampled_shape((5, 3, 301), (1.5 + noise,) * 3, (1, 1, 1)) == (8, 4, 452)
     assert resampled_shape((5, 5, 5), (1.501, 1.499, 1.5), (1, 1, 1)) == (8, 7, 8)
+
+
+@pytest.mark.parametrize("noise", [-4e-8, 0.0, 4e-8])
+def test_the_rounding_of_headers_does_not_choose_strides(noise: float) -> None:
+    assert pooling_strides((2 + noise, 1, 1), (32, 32, 32))[0] == (1, 2, 2)
+    assert pooling_strides((1.640625 + noise, 0.8203125, 0.8203125), (32, 32, 32))[0] == (1, 2, 2)
+    assert tiny_stride((2 + noise, 1, 1), (4, 4, 4)) == (1, 2, 2)
 
 
 def test_median_shape_is_at_the_target_spacing() -> None:

@@ -12,10 +12,12 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from e2enet.common.errors import InputError
+from e2enet.data.formats.grid import SPACING_ROUNDING
 
 Triple = tuple[int, int, int]
 Strides = tuple[Triple, ...]
 
+TWICE = 2 * (1 - SPACING_ROUNDING)  # a ratio of spacings; the rounding of headers decides nothing
 MIN_EDGE = 4  # voxels: no axis is halved below it
 BASE_FEATURES, MAX_FEATURES = 32, 320  # of nnU-Net's reference network, whatever network is trained
 REFERENCE_SIZE = 560_000_000  # feature-map values that nnU-Net fits in REFERENCE_GB at batch size 2
@@ -36,7 +38,7 @@ def pooling_strides(spacing: Sequence[float], patch_size: Sequence[float]) -> St
     while True:
         large = [axis for axis in range(3) if size[axis] >= 2 * MIN_EDGE]
         finest = min((mm[axis] for axis in large), default=0.0)
-        halved = [axis for axis in large if mm[axis] / finest < 2]
+        halved = [axis for axis in large if mm[axis] / finest < TWICE]
         if not halved or (len(halved) == 1 and size[halved[0]] < 3 * MIN_EDGE):
             return tuple(strides)
         stride = _triple(2 if axis in halved else 1 for axis in range(3))
@@ -53,7 +55,7 @@ def tiny_stride(spacing: Sequence[float], patch_size: Sequence[float]) -> Triple
     """
     large = [axis for axis in range(3) if patch_size[axis] > 1] or [0, 1, 2]
     finest = min(spacing[axis] for axis in large)
-    return _triple(2 if axis in large and spacing[axis] / finest < 2 else 1 for axis in range(3))
+    return _triple(2 if axis in large and spacing[axis] / finest < TWICE else 1 for axis in range(3))
 
 
 def total_stride(strides: Sequence[Sequence[int]]) -> Triple:
