@@ -90,7 +90,8 @@ def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(loop_cache, "code_key", lambda folder, package: "0123")
     monkeypatch.setattr(loop_cache, "_signature", lambda: loop_cache._IMPORTED)
     monkeypatch.setattr(numba.config, "CACHE_DIR", "")
-    monkeypatch.setattr(loop_cache, "cache_folder", loop_cache.cache_folder.__wrapped__)  # not cached
+    for name in ("cache_folder", "loops_key"):
+        monkeypatch.setattr(loop_cache, name, getattr(loop_cache, name).__wrapped__)  # not cached
     (tmp_path / "room").mkdir()
     return tmp_path / "room"
 
