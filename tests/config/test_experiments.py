@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -82,6 +83,11 @@ def test_every_row_runs_small_where_asked_to(name: str, row: str) -> None:
     assert name == "datasets" or (name, row) == ("transfer", "both") or config.data.name == "phantom"
 
 
+@cache
+def presets_of_dense_fusion() -> list[str]:
+    return [name for name in group_options("training") if not compose_config([f"training={name}"]).dsff.enabled]
+
+
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name not in OPEN_TO_DENSE])
 def test_rows_keep_their_masks_under_every_preset(name: str) -> None:
     """`training=laptop` has dense fusion: without their masks, rows would be one job under several labels."""
@@ -91,8 +97,9 @@ def test_rows_keep_their_masks_under_every_preset(name: str) -> None:
             row: as_plain(compose_config([f"experiments={name}", f"training={preset}", *force_added(overrides)]))
             for row, overrides in rows.items()
         }
-        for preset in group_options("training")
+        for preset in ("paper", *presets_of_dense_fusion())
     }
+    assert len(configs) > 1
     for own in configs.values():
         for row, overrides in rows.items():
             assert own[row]["dsff"]["enabled"] == configs["paper"][row]["dsff"]["enabled"]
