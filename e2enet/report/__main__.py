@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = _parser().parse_intermixed_args(arguments)  # key=value may stand anywhere
     options = read_options(given.settings)
     compare = tuple(given.compare) if given.compare else None
-    if given.reference or compare:
+    if (given.watch or given.measure) and (given.reference or compare):
         from e2enet.report.write import check_rows
 
         check_rows(given.folder, reference=given.reference, compare=compare)

@@ -70,10 +70,9 @@ def write_report(
 
 def check_rows(folder: Path, *, reference: str | None, compare: tuple[str, str] | None) -> None:
     """Raise InputError as `write_report` would for these rows, before a sweep is watched or measured."""
-    if reference is not None or compare is not None:
-        fast = Options(resamples=1)
-        report = build_report(load_runs(folder), fast, count=lambda overrides, setting: {}, reference=reference)
-        check_compared(report, compare)
+    fast = Options(resamples=1)
+    report = build_report(load_runs(folder), fast, count=lambda overrides, setting: {}, reference=reference)
+    check_compared(report, compare)
 
 
 def write_tables(report: Report, output: Path) -> list[Path]:

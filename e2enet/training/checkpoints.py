@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from e2enet.common.console import say
 from e2enet.common.files import atomic_path, sync_to_disk
-from e2enet.training.dsff_callback import DSFFCallback
+from e2enet.training.dsff_callback import mask_callbacks
 from e2enet.training.loggers import metrics_file
 from e2enet.training.module import PATCHES, SCORES, WHOLE_CASES, SegmentationModule
 from e2enet.training.run_state import RunState, generator_states, set_generator_states
@@ -124,8 +124,7 @@ class BestCheckpoint(Checkpoint):
 
 
 def _is_denser_than_at_the_end(trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return any(isinstance(callback, DSFFCallback) and callback.excess(pl_module) > 0 for callback in callbacks)
+    return any(callback.excess(pl_module) > 0 for callback in mask_callbacks(trainer))
 
 
 class KeptCheckpoints(Checkpoint):

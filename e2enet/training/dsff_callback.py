@@ -11,6 +11,12 @@ from e2enet.network import DSFF, dsff
 from e2enet.system.ranks import is_rank_zero
 
 
+def mask_callbacks(trainer: pl.Trainer) -> list[DSFFCallback]:
+    """Return the trainer's callbacks that hold masks: one in a sparse run, none in a dense one."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, DSFFCallback)]
+
+
 class DSFFCallback(pl.Callback):
     """Masks the fusion layers of a LightningModule during training; checkpoints hold the callback's state.
 

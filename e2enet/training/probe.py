@@ -27,7 +27,7 @@ from e2enet.common.files import read_json, write_json
 from e2enet.network.recompute import run_once
 from e2enet.system.memory import available_memory, forget_peak, is_out_of_memory, limited_memory, resident_peak
 from e2enet.system.workload import gigabytes
-from e2enet.training.dsff_callback import DSFFCallback
+from e2enet.training.dsff_callback import mask_callbacks
 from e2enet.training.module import SegmentationModule
 
 FILE = "probe.json"
@@ -158,7 +158,8 @@ def _seconds_of_step(trainer: pl.Trainer, module: SegmentationModule, batch_size
     label = torch.randint(len(module.scheme.names), (batch_size, *patch_size), generator=generator).to(device)
 
     with trainer.precision_plugin.train_step_context():
-        run, dense = module.training_pass(network), module.dense_pass(network)
+        run = module.training_pass(network)
+        dense = module.dense_pass(network) if _grows_by_gradient(trainer) else None
 
     def forward_and_backward(run: Callable[[Tensor], Any] = run) -> Tensor:
         optimizer.zero_grad()
@@ -176,14 +177,13 @@ def _seconds_of_step(trainer: pl.Trainer, module: SegmentationModule, batch_size
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - start
-    if _grows_by_gradient(trainer):  # in some steps, which may take more memory
+    if dense is not None:  # taken in some steps, which may need more memory
         forward_and_backward(dense)
     return seconds
 
 
 def _grows_by_gradient(trainer: pl.Trainer) -> bool:
-    masks = [callback.dsff for callback in trainer.callbacks if isinstance(callback, DSFFCallback)]  # type: ignore[attr-defined]
-    return any(own.updates and own.growth == "gradient" for own in masks)
+    return any(own.dsff.updates and own.dsff.growth == "gradient" for own in mask_callbacks(trainer))
 
 
 def _in_words(probe: Probe, module: SegmentationModule) -> str:

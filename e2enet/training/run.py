@@ -25,7 +25,7 @@ from e2enet.runs.folders import COST_FILE
 from e2enet.system.ranks import current_team, is_rank_zero
 from e2enet.training.checkpoints import BestCheckpoint
 from e2enet.training.compact import write_compact
-from e2enet.training.dsff_callback import DSFFCallback
+from e2enet.training.dsff_callback import mask_callbacks
 from e2enet.training.engine_choice import choose_engine
 from e2enet.training.final import score_run
 from e2enet.training.initial_weights import check_shapes, load_initial_weights
@@ -191,9 +191,8 @@ def _start_from_other_weights(
 
 def _draw_masks(trainer: pl.Trainer, module: SegmentationModule) -> None:
     """Draw the masks before steps are tried: their time and memory are those of active kernels."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, DSFFCallback):
-            callback.setup(trainer, module, "fit")
+    for callback in mask_callbacks(trainer):
+        callback.setup(trainer, module, "fit")
 
 
 def _tell_early_end(trainer: pl.Trainer) -> None:

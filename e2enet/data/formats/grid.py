@@ -24,6 +24,7 @@ HEADER_DIGITS = 1e-4  # an offset of 0.1 may be stored as 0.10001
 TIE_TOLERANCE = 0.01
 # A fraction of a voxel size. Float32 headers of a turned scan of 3 x 1 x 1 mm give 3.00000007 x 1.00000003 x 1 mm.
 SPACING_ROUNDING = 1e-6
+ANISOTROPY = 3.0  # nnU-Net's threshold: an axis whose voxels exceed others by this factor lies across slices
 AXIS_NAMES = ("right-left", "anterior-posterior", "superior-inferior")  # of RAS
 # The three low bits of a header's xyzt_units. As in ITK, all other codes mean mm.
 MILLIMETRES = {1: 1e3, 2: 1.0, 3: 1e-3}

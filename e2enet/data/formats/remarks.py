@@ -9,14 +9,13 @@ import numpy as np
 
 from e2enet.common.errors import InputError
 from e2enet.data.formats.forms import SpacingConflict
-from e2enet.data.formats.grid import AXIS_NAMES, SPACING_ROUNDING, Geometry
+from e2enet.data.formats.grid import ANISOTROPY, AXIS_NAMES, SPACING_ROUNDING, Geometry
 from e2enet.data.formats.naming import Case
 from e2enet.data.formats.problems import Problem, case_warning
 from e2enet.data.formats.stored import StoredHeader, read_stored_header
 
 # In mm: finer than any CT of a bone, coarser than any slice. Beyond, the header's unit or spacing is probably wrong.
 MIN_SPACING, MAX_SPACING = 0.01, 100.0
-THICK_SLICES = 3.0  # a scan whose coarsest axis exceeds the others by this factor has slices: nnU-Net's threshold
 FEW = 3  # more cases share one line
 NAMED = 5  # cases that a shared line names
 
@@ -50,7 +49,7 @@ def header_warnings(headers: Sequence[tuple[str, StoredHeader]], depth_axis: int
 
 def has_other_slices(own: Geometry, depth_axis: int) -> bool:
     """Whether a scan has thick slices across another RAS axis than the frame's; `own` has its own depth axis."""
-    return own.depth_axis != depth_axis and _thickness(own) > THICK_SLICES * (1 + SPACING_ROUNDING)
+    return own.depth_axis != depth_axis and _thickness(own) > ANISOTROPY * (1 + SPACING_ROUNDING)
 
 
 def _thickness(own: Geometry) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from e2enet.common.errors import InputError, raise_problems
-from e2enet.data.formats.grid import SPACING_ROUNDING
+from e2enet.data.formats.grid import ANISOTROPY, SPACING_ROUNDING
 from e2enet.data.planning.fingerprint import Fingerprint
 from e2enet.data.planning.plan import Plan, floats, integers, resampled_shape
 from e2enet.data.planning.topology import (
@@ -23,7 +23,6 @@ from e2enet.data.planning.topology import (
     total_stride,
 )
 
-ANISOTROPY = 3.0  # nnU-Net's threshold: an axis beyond it in spacing and shape has its own target spacing
 KINDS = ("auto", "paper")
 PAPER_STRIDES: Strides = ((2, 2, 2),) * 5
 PAPER_PATCH: Triple = (128, 128, 128)

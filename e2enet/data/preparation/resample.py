@@ -11,10 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from e2enet.data.formats.grid import SPACING_ROUNDING
+from e2enet.data.formats.grid import ANISOTROPY, SPACING_ROUNDING
 from e2enet.data.preparation.axes import resample_slices, resample_volume
-
-ANISOTROPY = 3.0
 
 
 def separate_axis(old_spacing: Sequence[float], new_spacing: Sequence[float]) -> int | None:

@@ -6,7 +6,7 @@ replaced for a whole class.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -39,7 +39,7 @@ def check_itself(
     """
     size = small_size(network, fewest=fewest)
     device = next(network.parameters()).device
-    x = _noise(network, size)
+    x = noise(network, 1, size)
     before, network.training = network.training, training
     try:
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
@@ -64,35 +64,43 @@ def check_itself(
 def check_gradients(network: E2ENet, run: Callable[[Tensor], Any]) -> None:
     """Compare the gradients of `run` on a small input with the network's, in float32, in the network's mode.
 
-    Those of active kernels are compared, and not those of biases before a norm, which are nothing but rounding.
+    See `comparable_gradients` for what is compared.
 
     Raises:
         InputError: the gradient of a parameter differs by more than GRADIENT_TOLERANCE.
     """
-    names, own = [], []
-    for name, parameter in network.named_parameters():
-        if parameter.requires_grad and not name.endswith(".conv.bias"):
-            names.append(name)
-            own.append(parameter)
-    if not own:
+    trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+    if not trained:
         return
-    masks = {f"{name}.weight": layer.kernel_mask for name, layer in fusion_layers(network).items()}
-    x = _noise(network, small_size(network, deepest=2))  # a norm of one voxel gives its bias, whatever it reads
+    x = noise(network, 1, small_size(network, deepest=2))  # a norm of one voxel gives its bias, whatever it reads
     gradients = []
     for way in (partial(E2ENet.forward, network), run):
         with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
             loss = sum_of_squares(_heads(way(x)))
-        given = zip(names, torch.autograd.grad(loss, own, allow_unused=True, materialize_grads=True), strict=True)
-        gradients.append([one * expand_mask(masks[name], one) if name in masks else one for name, one in given])
+        own = torch.autograd.grad(loss, list(trained.values()), allow_unused=True, materialize_grads=True)
+        gradients.append(comparable_gradients(network, dict(zip(trained, own, strict=True))))
     expected, found = gradients
-    negligible = NEGLIGIBLE * max(float(one.norm()) for one in expected)
-    for name, one, right in zip(names, found, expected, strict=True):
-        difference = relative_difference(one, right, negligible)
+    negligible = NEGLIGIBLE * max((float(one.norm()) for one in expected.values()), default=0.0)
+    for name, right in expected.items():
+        difference = relative_difference(found[name], right, negligible)
         if torch.isfinite(right).all() and not difference <= GRADIENT_TOLERANCE:  # NaN fails too
             raise InputError(
                 f"the engine's gradient of {name} differs from the network's by {difference:.0%} on an input of "
                 f"{tuple(x.shape[2:])}, of which rounding is below {GRADIENT_TOLERANCE:.0%}; {ADVICE}"
             )
+
+
+def comparable_gradients(network: E2ENet, gradients: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    """Return the gradients by parameter's name that two right ways have alike: of inactive kernels 0.
+
+    Left out are parameters without gradient, and biases before a norm, whose gradients are nothing but rounding.
+    """
+    masks = {f"{name}.weight": layer.kernel_mask for name, layer in fusion_layers(network).items()}
+    return {
+        name: own * expand_mask(masks[name], own) if name in masks else own
+        for name, own in gradients.items()
+        if own is not None and not name.endswith(".conv.bias")
+    }
 
 
 def sum_of_squares(heads: Sequence[Tensor]) -> Tensor:
@@ -120,9 +128,10 @@ def small_size(network: E2ENet, deepest: int = 1, fewest: Sequence[int] = (FEWES
     return depth, height, width
 
 
-def _noise(network: E2ENet, size: Sequence[int]) -> Tensor:
-    x = torch.randn(1, network.in_channels, *size, generator=torch.Generator().manual_seed(0))
-    return x.to(next(network.parameters()).device)
+def noise(network: E2ENet, batch_size: int, size: Sequence[int]) -> Tensor:
+    """Return random inputs (B, C, D, H, W) where the network lies, the same each time."""
+    draw = torch.Generator().manual_seed(0)
+    return torch.randn(batch_size, network.in_channels, *size, generator=draw).to(next(network.parameters()).device)
 
 
 def _heads(output: Any) -> list[Tensor]:

@@ -17,7 +17,7 @@ from e2enet.common.errors import first_line
 from e2enet.common.files import write_json
 from e2enet.network.engine.vector_code import processor
 from e2enet.network.loop_cache import loops_key
-from e2enet.system.memory import empty_caches
+from e2enet.system.memory import empty_caches, give_back_freed_memory
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class TimingCache:
                 empty_caches()
         if measured:
             self._write(description, measured)
-            empty_caches()  # trials use other memory sizes than the volumes that follow
+            give_back_freed_memory()  # trials use other memory sizes than the volumes that follow
         known |= measured
         left = [name for name in ways if name in known]
         if not left:

@@ -16,10 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from e2enet.common.errors import first_line
-from e2enet.network.dsff import expand_mask, fusion_layers
 from e2enet.network.e2enet import E2ENet
 from e2enet.network.engine.select import select_training
-from e2enet.network.engine.self_check import NEGLIGIBLE, relative_difference, small_size, sum_of_squares
+from e2enet.network.engine.self_check import (
+    NEGLIGIBLE,
+    comparable_gradients,
+    noise,
+    relative_difference,
+    small_size,
+    sum_of_squares,
+)
 from e2enet.network.fused.grouped import grouped_layers
 from e2enet.network.fused.network import FusedNetwork
 from e2enet.system.determinism import without_tf32
@@ -75,13 +81,13 @@ def choose_way(
     """
     device = next(network.parameters()).device
     # A norm of one voxel gives its bias. That is 0 in a new network, where the activation has no derivative.
-    small = _noise(network, 2, small_size(network, deepest=2))
-    large = _noise(network, batch_size, patch_size)
+    small = noise(network, 2, small_size(network, deepest=2))
+    large = noise(network, batch_size, patch_size)
     own = copy.deepcopy(network)
     expected = _exact_values(own, own, small)
     amp_limit = AMP_TOLERANCE
     if amp_dtype is not None:
-        rounding = relative_difference(torch.cat(_values(own, _step(own, own, small, amp_dtype))), torch.cat(expected))
+        rounding = _amp_difference(own, own, small, amp_dtype, expected)
         amp_limit = max(AMP_TOLERANCE, AMP_ROUNDINGS * rounding)  # the former if torch's gradients are NaN
     trials: dict[str, Trial] = {}
     for way, make in (make_ways(network) if ways is None else ways).items():
@@ -141,7 +147,7 @@ def _try(
     if not wrong <= TOLERANCE:  # NaN too
         return Trial(None, f"a parameter's gradient differs by {wrong:.0%} from torch's, more than {TOLERANCE:.0%}")
     if amp_dtype is not None:
-        wrong = relative_difference(torch.cat(_values(own, _step(own, run, small, amp_dtype))), torch.cat(expected))
+        wrong = _amp_difference(own, run, small, amp_dtype, expected)
         if not wrong <= amp_limit:
             return Trial(None, f"gradients in {amp_dtype} differ by {wrong:.0%}, more than {amp_limit:.0%}")
     seconds = []
@@ -160,9 +166,10 @@ def _exact_values(network: E2ENet, run: Any, x: Tensor) -> list[Tensor]:
         return _values(network, _step(network, run, x, None))
 
 
-def _noise(network: E2ENet, batch_size: int, size: Sequence[int]) -> Tensor:
-    draw = torch.Generator().manual_seed(0)
-    return torch.randn(batch_size, network.in_channels, *size, generator=draw).to(next(network.parameters()).device)
+def _amp_difference(network: E2ENet, run: Any, x: Tensor, amp_dtype: torch.dtype, expected: Sequence[Tensor]) -> float:
+    """Return how far the `_values` of a step with autocast are from those expected, all of them together."""
+    found = _values(network, _step(network, run, x, amp_dtype))
+    return relative_difference(torch.cat(found), torch.cat(list(expected)))
 
 
 def _step(network: E2ENet, run: Any, x: Tensor, dtype: torch.dtype | None) -> list[Tensor]:
@@ -178,12 +185,7 @@ def _step(network: E2ENet, run: Any, x: Tensor, dtype: torch.dtype | None) -> li
 def _values(network: E2ENet, heads: Sequence[Tensor]) -> list[Tensor]:
     """Return the means of each head's logits and each gradient, as vectors on the CPU; parameters lose theirs."""
     means = [head.float().mean((0, 2, 3, 4)) for head in heads]
-    # A bias before a norm has no gradient but rounding.
-    for layer in fusion_layers(network).values():  # by groups, inactive kernels have no gradient
-        if layer.weight.grad is not None:
-            layer.weight.grad.mul_(expand_mask(layer.kernel_mask, layer.weight))
-    gradients = [p.grad.float().flatten() for name, p in network.named_parameters()
-                 if p.grad is not None and not name.endswith(".conv.bias")]  # fmt: skip
-    values = [value.cpu() for value in (*means, *gradients)]
+    gradients = comparable_gradients(network, {name: p.grad for name, p in network.named_parameters()})
+    values = [value.cpu() for value in (*means, *(one.float().flatten() for one in gradients.values()))]
     network.zero_grad()
     return values

@@ -86,8 +86,10 @@ def find_row(rows: Sequence[Row], name: str) -> Row | None:
 
 def check_compared(report: Report, compare: tuple[str, str] | None) -> None:
     """Raise InputError if no section has both rows of `compare`, with scores of validation cases."""
+    if compare is None:
+        return
     rows = [[row for row in own if row.is_validated] for own in _rows(report).values()]
-    if compare is None or any(all(find_row(own, name) for name in compare) for own in rows):
+    if any(all(find_row(own, name) for name in compare) for own in rows):
         return
     known = dict.fromkeys(str(row.line.get("row") or row.label) for own in rows for row in own)
     raise InputError(f"compare {' '.join(compare)}: no section has both rows; expected two of {' | '.join(known)}")

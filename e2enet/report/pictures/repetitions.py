@@ -58,7 +58,7 @@ def draw_repetitions(runs: Runs, rows: Sequence[Row], experiment: str | None) ->
     might be with another seed. All panels have one scale. A row far outside of it has its mean beside an arrow.
     """
     found = run_differences(runs, rows, experiment)
-    panels = sorted({(line.steps, line.against): None for line in found}, key=lambda panel: panel[0])
+    panels = sorted(dict.fromkeys((line.steps, line.against) for line in found), key=lambda panel: panel[0])
     if len({steps for steps, _ in panels}) < 2 and all(len(line.points) < 2 for line in found):
         return None
     labels = list(dict.fromkeys(line.label for line in found))
